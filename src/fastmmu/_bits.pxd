@@ -1,0 +1,51 @@
+# Bits of paging-structure entries and control registers, named as the architecture names them.
+# 64-bit masks carry ULL; enums below are for values that fit an int.
+#
+#   4-level:  63 XD | 62:59 key | 51:12 frame | 8 G | 7 PS/PAT | 6 D | 5 A | 4 PCD | 3 PWT | 2 U/S | 1 R/W | 0 P
+#   EPT:      63 SVE | 51:12 frame | 10 XU | 9 D | 8 A | 7 PS | 6 IPAT | 5:3 MT | 2 X | 1 W | 0 R
+
+from libc.stdint cimport uint64_t
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #define FM_P     0x1ULL
+    #define FM_RW    0x2ULL
+    #define FM_US    0x4ULL
+    #define FM_A     0x20ULL
+    #define FM_D     0x40ULL
+    #define FM_PS    0x80ULL
+    #define FM_G     0x100ULL
+    #define FM_XD    0x8000000000000000ULL
+    #define FM_FRAME 0x000FFFFFFFFFF000ULL
+    #define FM_EPT_R    0x1ULL
+    #define FM_EPT_W    0x2ULL
+    #define FM_EPT_X    0x4ULL
+    #define FM_EPT_IPAT 0x40ULL
+    #define FM_EPT_A    0x100ULL
+    #define FM_EPT_D    0x200ULL
+    #define FM_EPT_XU   0x400ULL
+    #define FM_ONES  0xFFFFFFFFFFFFFFFFULL
+    _Static_assert((FM_P|FM_RW|FM_US|FM_A|FM_D|FM_PS|FM_G|FM_XD) ==
+                   (FM_P+FM_RW+FM_US+FM_A+FM_D+FM_PS+FM_G+FM_XD), "guest entry bits overlap");
+    _Static_assert(((FM_P|FM_RW|FM_US|FM_A|FM_D|FM_PS|FM_G|FM_XD) & FM_FRAME) == 0, "frame overlaps flags");
+    _Static_assert(((FM_EPT_R|FM_EPT_W|FM_EPT_X|FM_EPT_IPAT|FM_EPT_A|FM_EPT_D|FM_EPT_XU) & FM_FRAME) == 0,
+                   "EPT flags overlap the frame");
+    """
+    const uint64_t P "FM_P"
+    const uint64_t RW "FM_RW"
+    const uint64_t US "FM_US"
+    const uint64_t A "FM_A"
+    const uint64_t D "FM_D"
+    const uint64_t PS "FM_PS"
+    const uint64_t G "FM_G"
+    const uint64_t XD "FM_XD"
+    const uint64_t FRAME "FM_FRAME"
+    const uint64_t EPT_R "FM_EPT_R"
+    const uint64_t EPT_W "FM_EPT_W"
+    const uint64_t EPT_X "FM_EPT_X"
+    const uint64_t EPT_IPAT "FM_EPT_IPAT"
+    const uint64_t EPT_A "FM_EPT_A"
+    const uint64_t EPT_D "FM_EPT_D"
+    const uint64_t EPT_XU "FM_EPT_XU"
+    const uint64_t ONES "FM_ONES"

@@ -1,0 +1,81 @@
+"""VM-exit reasons and the bits of the EPT-violation qualification (vmx.md §5, ept.md §4.1)."""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["N_REASONS", "ExitReason", "Qualification"]
+
+N_REASONS = 80
+
+
+class ExitReason(enum.IntEnum):
+    """Basic exit reasons (bits 15:0 of the exit-reason field)."""
+
+    EXCEPTION_NMI = 0
+    EXTERNAL_INTERRUPT = 1
+    TRIPLE_FAULT = 2
+    INTERRUPT_WINDOW = 7
+    NMI_WINDOW = 8
+    TASK_SWITCH = 9
+    CPUID = 10
+    HLT = 12
+    INVD = 13
+    INVLPG = 14
+    RDTSC = 16
+    VMCALL = 18
+    VMLAUNCH = 20
+    VMRESUME = 24
+    CR_ACCESS = 28
+    DR_ACCESS = 29
+    IO_INSTRUCTION = 30
+    RDMSR = 31
+    WRMSR = 32
+    ENTRY_FAILURE_GUEST_STATE = 33
+    ENTRY_FAILURE_MSR = 34
+    MWAIT = 36
+    MONITOR_TRAP = 37
+    MONITOR = 39
+    PAUSE = 40
+    TPR_BELOW_THRESHOLD = 43
+    APIC_ACCESS = 44
+    VIRTUALIZED_EOI = 45
+    GDTR_IDTR = 46
+    LDTR_TR = 47
+    EPT_VIOLATION = 48
+    EPT_MISCONFIG = 49
+    INVEPT = 50
+    RDTSCP = 51
+    PREEMPTION_TIMER = 52
+    INVVPID = 53
+    WBINVD = 54
+    XSETBV = 55
+    APIC_WRITE = 56
+    RDRAND = 57
+    INVPCID = 58
+    VMFUNC = 59
+    ENCLS = 60
+    RDSEED = 61
+    PML_FULL = 62
+    XSAVES = 63
+    XRSTORS = 64
+    SPP_EVENT = 66
+    BUS_LOCK = 74
+    NOTIFY = 75
+
+
+class Qualification(enum.IntFlag):
+    """Exit qualification of an EPT violation (ept.md §4.1)."""
+
+    READ = 1 << 0
+    WRITE = 1 << 1
+    FETCH = 1 << 2
+    ENTRY_R = 1 << 3
+    ENTRY_W = 1 << 4
+    ENTRY_X = 1 << 5
+    ENTRY_XU = 1 << 6
+    GLA_VALID = 1 << 7
+    TRANSLATED = 1 << 8
+    USER_PAGE = 1 << 9
+    WRITABLE_PAGE = 1 << 10
+    NX_PAGE = 1 << 11

@@ -1,0 +1,28 @@
+"""Operations of a trace event: what the program, or the system under it, did.
+
+An event is (op, size, addr). Accesses are the codes below 16 and use `addr` as a linear address and `size`
+in bytes (0 is taken as 1); the system events, on which the schemes differ, use `addr` as said beside each.
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["LAST_ACCESS", "Op"]
+
+
+class Op(enum.IntEnum):
+    """Operation codes; stored as uint8 in every columnar form."""
+
+    READ = 0
+    WRITE = 1
+    MODIFY = 2  # read-modify-write: one access, checked as a write (paging.md §5)
+    FETCH = 3
+    SWITCH = 16  # CR3 switch; addr = process number, an address space of its own
+    INVLPG = 17  # addr = linear address
+    UNMAP = 18  # the guest kernel unmaps the page that holds addr, then INVLPG
+    EXIT = 19  # an instruction that exits unconditionally under VMX; addr = basic exit reason (10 CPUID)
+    INTERRUPT = 20  # external interrupt; addr = vector
+
+
+LAST_ACCESS = Op.FETCH
