@@ -1,0 +1,51 @@
+# fastmmu: `make demo` shows what it does, `make test` shows that it works. Each does all the set-up, once, in .venv.
+
+PYTHON ?= python3
+BIN     = .venv/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
+KERNELS = $(shell find src -name '*.pyx' -o -name '*.pxd')
+export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
+
+.PHONY: help demo test check bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 24
+
+demo: .venv/with-cli ## native, shadow paging, EPT and EPT + VPID compared on the bundled traces
+	$(BIN)/fastmmu compare
+
+test: .venv/with-test ## all tests
+	$(BIN)/python -m pytest
+
+check: .venv/with-check ## style, types, layers, and no Python in the kernels' hot loops
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cython-lint src
+	$(BIN)/python -m pytest -q tests/test_project_layers.py tests/test_project_annotate.py
+
+clean: ## removes everything that make made
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find src -name '*.so' -delete
+	find . -name __pycache__ -type d -exec rm -rf {} +
+
+# ---- set-up: each file in .venv/ stands for a step that is done again only where what it depends on changed --------
+
+.venv/with-cli: .venv/tools $(KERNELS)
+	$(PIP) install --no-build-isolation -e '.[cli]'
+	@touch $@
+
+.venv/with-test: .venv/tools $(KERNELS)
+	$(PIP) install --no-build-isolation -e '.[all]' --group test
+	@touch $@ .venv/with-cli
+
+.venv/with-check: .venv/with-test
+	$(PIP) install --group check
+	@touch $@
+
+.venv/tools: pyproject.toml setup.py
+	@tools/check_tools.sh $(PYTHON)
+	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
+	$(PIP) install --upgrade pip
+	$(PIP) install --group build
+	@touch $@
