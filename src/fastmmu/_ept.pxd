@@ -1,0 +1,148 @@
+# The EPT walk: guest-physical to host-physical (ept.md §2-§4, §7).
+
+from libc.stdint cimport uint16_t, uint64_t
+
+from fastmmu._bits cimport EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, PS
+from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu._types cimport (
+    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL, MAX_STEPS, STEP_EPT, STEP_EPT_AD,
+    Ept, Mem, Steps, Walk,
+)
+
+cdef enum:
+    NEED_R = 1              # the order of the entry's bits and of the qualification's
+    NEED_W = 2
+    NEED_X = 4
+    QUAL_GLA = 1 << 7
+    QUAL_TRANSLATED = 1 << 8
+
+cdef struct EptLeaf:
+    uint64_t hpa
+    uint64_t entries        # AND over the entries used
+    uint64_t leaf
+    int shift
+    int dirty               # leaf D after the walk; 1 where A/D flags are off
+
+
+cdef inline void step(Steps *steps, int kind, int level, int guest_level,
+                      uint64_t hpa, uint64_t gpa, uint64_t entry) noexcept nogil:
+    if steps.n < MAX_STEPS:
+        steps.step[steps.n].hpa = hpa
+        steps.step[steps.n].gpa = gpa
+        steps.step[steps.n].entry = entry
+        steps.step[steps.n].kind = kind
+        steps.step[steps.n].level = level
+        steps.step[steps.n].guest_level = guest_level
+        steps.step[steps.n].pad = 0
+        steps.n += 1
+
+
+cdef inline bint ept_misconfigured(const Ept *e, uint64_t entry, int level, bint leaf) noexcept nogil:
+    # of a present entry, each by its own bits (ept.md §3)
+    if entry & e.rsvd[level][leaf]:
+        return True
+    if not (entry & EPT_R) and (entry & EPT_W or not e.xo):
+        return True
+    cdef uint64_t mt = entry >> 3 & 7
+    return leaf and (mt == 2 or mt == 3 or mt == 7)
+
+
+cdef inline int ept_violation(Walk *w, uint64_t need, uint64_t entries, bint mbec, uint64_t bits) noexcept nogil:
+    w.qual = need | (entries & 7) << 3 | bits
+    if mbec:
+        w.qual |= (entries >> 10 & 1) << 6
+    return FAULT_EPT_VIOLATION
+
+
+cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint user, uint64_t bits,
+                         int guest_level, EptLeaf *out, Walk *w, Steps *steps) noexcept nogil:
+    # need: NEED_* of the access; user: user-mode linear address (MBEC); bits: qualification bits 7..11 of a violation.
+    # Top-down; the first not-present or malformed entry decides, rights are judged at the leaf (ept.md §4).
+    cdef uint64_t table = e.root, entry, ptr, entries = ~(<uint64_t> 0), want, offset
+    cdef uint64_t path[6]
+    cdef uint64_t held[6]
+    cdef uint64_t present = 7 | (EPT_XU if e.mbec else 0)
+    cdef uint64_t denied
+    cdef int level = e.levels, shift, i
+    cdef bint leaf, update
+    cdef uint16_t index
+
+    w.gpa = gpa
+    if level == 4 and gpa >> 48:
+        return ept_violation(w, need, 0, False, bits)
+    while True:
+        shift = 12 + 9 * (level - 1)
+        ptr = table + ((gpa >> shift & 511) << 3)
+        if not mem_holds(m, ptr, 8):
+            w.pa = ptr
+            return FAULT_BUS
+        entry = mem_read64(m, ptr)
+        w.ept_refs += 1
+        if steps != NULL:
+            step(steps, STEP_EPT, level, guest_level, ptr, gpa, entry)
+        if not entry & present:
+            return ept_violation(w, need, 0, False, bits)
+        leaf = level == 1 or entry & PS
+        if ept_misconfigured(e, entry, level, leaf):
+            return FAULT_EPT_MISCONFIG
+        entries &= entry
+        path[level] = ptr
+        held[level] = entry
+        if leaf:
+            break
+        table = entry & e.frame
+        level -= 1
+
+    denied = need & ~entries & 3
+    if need & NEED_X and not entries & (EPT_XU if e.mbec and user else EPT_X):
+        denied |= NEED_X
+    if denied:
+        return ept_violation(w, need, entries, e.mbec, bits)
+
+    if e.ad:
+        want = EPT_A | (EPT_D if need & NEED_W else 0)
+        update = (entry & want) != want
+        for i in range(level + 1, e.levels + 1):
+            update = update or not held[i] & EPT_A
+        if update:
+            if e.pml_index != NULL and e.pml_index[0] > 511:
+                return FAULT_PML_FULL
+            if e.write_ad:
+                for i in range(e.levels, level, -1):
+                    if not held[i] & EPT_A:
+                        ept_set(m, w, steps, path[i], held[i] | EPT_A, i, guest_level, gpa)
+                if (entry & want) != want:
+                    ept_set(m, w, steps, path[level], entry | want, level, guest_level, gpa)
+                    if e.pml_index != NULL and want & ~entry & EPT_D:
+                        index = e.pml_index[0]
+                        if not mem_holds(m, e.pml_base + 8 * index, 8):
+                            w.pa = e.pml_base + 8 * index
+                            return FAULT_BUS
+                        mem_write64(m, e.pml_base + 8 * index, gpa & ~(<uint64_t> 0xFFF))
+                        e.pml_index[0] = index - 1
+            entry |= want
+
+    offset = (<uint64_t> 1 << shift) - 1
+    out.hpa = (entry & e.frame & ~offset) | (gpa & offset)
+    out.entries = entries
+    out.leaf = entry
+    out.shift = shift
+    out.dirty = not e.ad or entry & EPT_D != 0
+    return FAULT_NONE
+
+
+cdef inline void ept_set(Mem *m, Walk *w, Steps *steps, uint64_t ptr, uint64_t entry, int level, int guest_level,
+                         uint64_t gpa) noexcept nogil:
+    mem_write64(m, ptr, entry)
+    w.ad_writes += 1
+    if steps != NULL:
+        step(steps, STEP_EPT_AD, level, guest_level, ptr, gpa, entry)
+
+
+cdef inline void ept_facts(Walk *w, const EptLeaf *leaf) noexcept nogil:
+    # what the final translation says of the page
+    w.ept_shift = leaf.shift
+    w.ept_rights = (leaf.entries & 7) | (leaf.entries >> 10 & 1) << 3
+    w.ept_dirty = leaf.dirty
+    w.ept_mt = leaf.leaf >> 3 & 7
+    w.ept_ipat = leaf.leaf & EPT_IPAT != 0

@@ -1,0 +1,224 @@
+# The guest's own walk, in every paging mode, alone or over EPT (paging.md §2-§6, ept.md §5-§6).
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from fastmmu._bits cimport ONES, A, D, EPT_W, G, P, PS, RW, US, XD
+from fastmmu._ept cimport (
+    NEED_R, NEED_W, NEED_X, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_violation, ept_walk, step,
+)
+from fastmmu._memory cimport mem_holds, mem_read32, mem_read64, mem_write32, mem_write64
+from fastmmu._types cimport (
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_32, MODE_NONE, MODE_PAE,
+    STEP_DATA, STEP_GUEST, STEP_GUEST_AD, Ept, Mem, Paging, Steps, Walk,
+)
+
+cdef enum:
+    PF_P = 1
+    PF_W = 2
+    PF_U = 4
+    PF_RSVD = 8
+    PF_ID = 16
+    PF_PK = 32
+
+cdef struct GuestEntry:         # one entry of a walk, kept until its A and D flags are set
+    uint64_t hpa
+    uint64_t gpa
+    uint64_t value
+    uint64_t ept                # AND of the EPT entries that map the table
+
+
+cdef inline bint canonical(uint64_t la, int bits) noexcept nogil:
+    cdef int64_t top = <int64_t> la >> (bits - 1)
+    return top == 0 or top == -1
+
+
+cdef inline int page_fault(const Paging *g, Walk *w, int acc, uint32_t code) noexcept nogil:
+    if acc == ACC_W or acc == ACC_RW:
+        code |= PF_W
+    if g.user and not g.implicit:
+        code |= PF_U
+    if acc == ACC_X and g.id_bit:
+        code |= PF_ID
+    w.error_code = code
+    return FAULT_PF
+
+
+cdef inline int permission(const Paging *g, Walk *w, int acc, uint32_t *code) noexcept nogil:
+    # paging.md §4.3; nonzero if denied, and then the P and PK bits of the error code
+    cdef bint user = g.user and not g.implicit, write = acc == ACC_W or acc == ACC_RW
+    cdef uint32_t key = (g.pkr_user if w.us else g.pkr_super) >> (2 * w.pkey)
+    cdef bint pk = acc != ACC_X and (key & 1 or (key & 2 and write and (user or g.wp)))
+    cdef bint denied = pk
+    if user and not w.us:
+        denied = True
+        if g.pkr_super:         # a user access to a supervisor page reports no key (paging.md §4.3)
+            pk = False
+    elif acc == ACC_X:
+        denied = w.xd or (g.smep and not user and w.us)
+    else:
+        if write and not w.rw and (user or g.wp):
+            denied = True
+        if not user and w.us and g.smap and (g.implicit or not g.ac):
+            denied = True
+    code[0] = PF_P | (PF_PK if pk else 0)
+    return denied
+
+
+cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestEntry *entry, uint64_t want, int level,
+                          Walk *w, Steps *steps) noexcept nogil:
+    # A (and D) of one guest entry. The update is a write to the guest's table: with EPT A/D flags off only now is
+    # the right to write it needed (ept.md §4, §6).
+    if (entry.value & want) == want:
+        return FAULT_NONE
+    if e != NULL and not e.ad and not entry.ept & EPT_W:
+        w.gpa = entry.gpa
+        return ept_violation(w, NEED_R | NEED_W, entry.ept, e.mbec, QUAL_GLA)
+    entry.value |= want
+    if g.write_ad:
+        if g.entry_shift == 2:
+            mem_write32(m, entry.hpa, <uint32_t> entry.value)
+        else:
+            mem_write64(m, entry.hpa, entry.value)
+        w.ad_writes += 1
+        if steps != NULL:
+            step(steps, STEP_GUEST_AD, level, level, entry.hpa, entry.gpa, entry.value)
+    return FAULT_NONE
+
+
+cdef inline uint64_t leaf_address(const Paging *g, uint64_t entry, uint64_t la, int shift) noexcept nogil:
+    cdef uint64_t offset = (<uint64_t> 1 << shift) - 1
+    if g.mode == MODE_32 and shift == 22:       # PSE-36 (paging.md §3.1)
+        return (entry & 0xFFC00000U) | ((entry >> 13) & ((<uint64_t> 1 << (g.pse36_bits - 32)) - 1)) << 32 | (la & offset)
+    return (entry & g.frame & ~offset) | (la & offset)
+
+
+cdef inline int guest_walk(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w,
+                           Steps *steps) noexcept nogil:
+    # Returns and stores a FaultCode. The order of references and of faults is ept.md §5-§6.
+    w.fault = guest_walk_(m, g, e, la, acc, w, steps)
+    if w.fault != FAULT_NONE:
+        w.pa = ONES
+    return w.fault
+
+
+cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w,
+                            Steps *steps) noexcept nogil:
+    cdef GuestEntry path[6]
+    cdef EptLeaf table_leaf
+    cdef uint64_t table, gpa, hpa, entry = 0, every = ONES, any_ = 0, want
+    cdef uint64_t size = <uint64_t> 1 << g.entry_shift, index_mask = (<uint64_t> 1 << g.index_bits) - 1
+    cdef uint32_t code
+    cdef int level = g.levels, shift = 0, fault, i
+
+    memset(w, 0, sizeof(Walk))
+    if g.mode >= MODE_4:
+        if not canonical(la, g.la_bits):
+            return FAULT_GP
+    else:
+        la &= 0xFFFFFFFFU
+    if g.mode == MODE_NONE:
+        w.us = w.rw = w.dirty = 1
+        return final(m, g, e, la, la, acc, w, steps)
+    table = g.root
+    if g.mode == MODE_PAE:
+        table = g.pdpte[la >> 30 & 3]
+        if not table & P:
+            return page_fault(g, w, acc, 0)
+        table &= g.frame
+
+    while True:
+        shift = 12 + g.index_bits * (level - 1)
+        gpa = table + ((la >> shift & index_mask) << g.entry_shift)
+        hpa = gpa
+        path[level].ept = ONES
+        if e != NULL:
+            fault = ept_walk(m, e, gpa, NEED_R | NEED_W if e.ad else NEED_R, True, QUAL_GLA, level, &table_leaf, w, steps)
+            if fault:
+                return fault
+            hpa = table_leaf.hpa
+            path[level].ept = table_leaf.entries
+        if not mem_holds(m, hpa, size):
+            w.gpa = gpa
+            return FAULT_BUS
+        entry = mem_read64(m, hpa) if g.entry_shift == 3 else mem_read32(m, hpa)
+        w.guest_refs += 1
+        if steps != NULL:
+            step(steps, STEP_GUEST, level, level, hpa, gpa, entry)
+        if not entry & P:
+            w.gpa = gpa
+            return page_fault(g, w, acc, 0)
+        if entry & g.rsvd[level][entry >> 7 & 1]:
+            w.gpa = gpa
+            return page_fault(g, w, acc, PF_P | PF_RSVD)
+        every &= entry
+        any_ |= entry
+        path[level].hpa = hpa
+        path[level].gpa = gpa
+        path[level].value = entry
+        if level == 1 or (entry & PS and g.large_ok[level]):
+            break
+        if not g.lazy_upper_a and not entry & A:
+            fault = set_flags(m, g, e, &path[level], A, level, w, steps)
+            if fault:
+                return fault
+        table = entry & g.frame
+        if g.mode == MODE_32:
+            table &= 0xFFFFF000U
+        level -= 1
+
+    w.us = every & US != 0
+    w.rw = every & RW != 0
+    w.xd = any_ & XD != 0
+    w.guest_shift = shift
+    w.leaf = entry
+    w.global_page = g.pge and entry & G != 0
+    w.pat = (entry >> 3 & 3) | (entry >> (7 if level == 1 else 12) & 1) << 2
+    w.pkey = entry >> 59 & 15 if g.mode >= MODE_4 else 0
+    w.gpa = gpa = leaf_address(g, entry, la, shift)
+    if permission(g, w, acc, &code):
+        return page_fault(g, w, acc, code)
+
+    want = A | (D if acc == ACC_W or acc == ACC_RW else 0)
+    if e != NULL and not e.ad_before_final:
+        fault = final(m, g, e, la, gpa, acc, w, steps)
+        if fault:
+            return fault
+        hpa = w.pa
+    if g.lazy_upper_a:
+        for i in range(g.levels, level, -1):
+            fault = set_flags(m, g, e, &path[i], A, i, w, steps)
+            if fault:
+                return fault
+    fault = set_flags(m, g, e, &path[level], want, level, w, steps)
+    if fault:
+        return fault
+    w.leaf = path[level].value
+    w.dirty = w.leaf & D != 0
+    if e != NULL and not e.ad_before_final:
+        w.gpa = gpa
+        return FAULT_NONE
+    return final(m, g, e, la, gpa, acc, w, steps)
+
+
+cdef inline int final(Mem *m, const Paging *g, const Ept *e, uint64_t la, uint64_t gpa, int acc, Walk *w,
+                      Steps *steps) noexcept nogil:
+    # from the guest-physical address of the data to its host-physical address
+    cdef EptLeaf leaf
+    cdef uint64_t need
+    cdef int fault
+    w.gpa = w.pa = gpa
+    w.ept_rights = 15
+    w.ept_dirty = 1
+    if e != NULL:
+        need = NEED_X if acc == ACC_X else NEED_R if acc == ACC_R else NEED_W if acc == ACC_W else NEED_R | NEED_W
+        fault = ept_walk(m, e, gpa, need, w.us,
+                         QUAL_GLA | QUAL_TRANSLATED | (w.us << 9 | w.rw << 10 | w.xd << 11 if e.adv_info else 0),
+                         0, &leaf, w, steps)
+        if fault:
+            return fault
+        w.pa = leaf.hpa
+        ept_facts(w, &leaf)
+    if steps != NULL:
+        step(steps, STEP_DATA, 0, 0, w.pa, gpa, 0)
+    return FAULT_NONE

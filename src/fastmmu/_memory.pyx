@@ -1,0 +1,114 @@
+"""Host physical memory over one NumPy buffer."""
+
+import mmap
+import sys
+
+import numpy as np
+
+from libc.stdint cimport uint8_t, uintptr_t
+
+from fastmmu.errors import BusError, ConfigError, OutOfMemoryError
+
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
+
+
+cdef class PhysicalMemory:
+    """Host physical memory: `nbytes` bytes from physical address 0, zero at the start.
+
+    ``.u8`` and ``.u64`` are NumPy views of the one buffer (uint8[nbytes], uint64[nbytes // 8], little endian, as
+    x86 lays it out). Pages that nothing touches take no memory of the host, so a large address space is cheap.
+    Table reads of the kernels are checked against this size; what a translation *results* in may lie outside.
+
+    :param nbytes: size in bytes, a positive multiple of 8.
+    :raises ConfigError: the size is no positive multiple of 8.
+    :raises OutOfMemoryError: the operating system refuses the address space.
+    """
+
+    def __init__(self, nbytes):
+        if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
+            raise ConfigError(f"size of memory must be an integer number of bytes, not {nbytes!r}")
+        if nbytes <= 0 or nbytes % 8:
+            raise ConfigError(f"size of memory must be a positive multiple of 8 bytes, not {nbytes}")
+        if nbytes >= 1 << 52:
+            raise ConfigError(f"size of memory {nbytes} exceeds the 52-bit physical address space")
+        try:
+            owner = mmap.mmap(-1, int(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        except (OSError, ValueError, OverflowError) as error:
+            raise OutOfMemoryError(
+                f"the operating system refuses {nbytes} bytes of address space ({error}); ask for less"
+            ) from error
+        if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 1 << 22:
+            try:
+                owner.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:  # a kernel without transparent huge pages; only speed depends on it
+                pass
+        self._owner = owner
+        self._bind(np.frombuffer(owner, dtype=np.uint8))
+
+    @classmethod
+    def from_array(cls, a):
+        """Memory that *is* the given array or buffer: no copy is made, writes go both ways.
+
+        :param a: C-contiguous NumPy array of any dtype, or anything with the buffer protocol (a memory-mapped
+            file, bytes); its bytes are physical memory from address 0. Read-only input gives memory in which
+            walks that would set accessed and dirty flags are refused, and queries work.
+        :raises ConfigError: the array is not contiguous, empty, or not a multiple of 8 bytes long.
+        """
+        try:
+            array = np.asarray(a) if isinstance(a, np.ndarray) else np.frombuffer(a, dtype=np.uint8)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"cannot take {type(a).__name__} as memory: {error}") from error
+        if array.dtype.hasobject:
+            raise ConfigError("an array of Python objects cannot be memory; give integers or bytes")
+        if not array.flags.c_contiguous:
+            raise ConfigError("memory must be C-contiguous; pass np.ascontiguousarray(a) to copy it")
+        flat = array.reshape(-1).view(np.uint8)
+        if flat.nbytes == 0 or flat.nbytes % 8:
+            raise ConfigError(f"memory must be a positive multiple of 8 bytes long, not {flat.nbytes}; pad it")
+        if flat.ctypes.data % 8:
+            raise ConfigError("memory must be aligned to 8 bytes; pass a copy")
+        cdef PhysicalMemory self = cls.__new__(cls)
+        self._owner = a
+        self._bind(flat)
+        return self
+
+    cdef void _bind(self, object u8) except *:
+        self.u8 = u8
+        self.u64 = u8.view("<u8")
+        self.writable = u8.flags.writeable
+        self.mem.base = <uint8_t *> <uintptr_t> u8.ctypes.data
+        self.mem.nbytes = u8.nbytes
+
+    @property
+    def nbytes(self):
+        """Size in bytes."""
+        return self.mem.nbytes
+
+    def __len__(self):
+        return self.mem.nbytes
+
+    def __repr__(self):
+        return f"PhysicalMemory({self.mem.nbytes:#x} bytes{'' if self.writable else ', read-only'})"
+
+    def read64(self, address):
+        """The 64-bit word at a physical address (a multiple of 8).
+
+        :raises BusError: outside memory or not aligned.
+        """
+        self._check(address)
+        return int(self.u64[address >> 3])
+
+    def write64(self, address, value):
+        """Store a 64-bit word at a physical address (a multiple of 8).
+
+        :raises BusError: outside memory or not aligned.
+        """
+        self._check(address)
+        self.u64[address >> 3] = value
+
+    def _check(self, address):
+        if address % 8 or not 0 <= address <= self.mem.nbytes - 8:
+            raise BusError(
+                f"no 64-bit word at physical address {address:#x}: memory holds {self.mem.nbytes:#x} bytes, "
+                "words lie at multiples of 8"
+            )

@@ -1,0 +1,292 @@
+"""Guest state and EPT pointer: registers as the programmer knows them, checked once."""
+
+import enum
+
+import numpy as np
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
+
+from fastmmu._bits cimport FRAME, PS, XD
+from fastmmu._types cimport (
+    ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept, Paging,
+)
+from fastmmu.errors import StateError
+
+_PE, _WP, _PG = 1 << 0, 1 << 16, 1 << 31
+_PSE, _PAE, _PGE, _LA57, _PCIDE = 1 << 4, 1 << 5, 1 << 7, 1 << 12, 1 << 17
+_SMEP, _SMAP, _PKE, _PKS = 1 << 20, 1 << 21, 1 << 22, 1 << 24
+_LME, _LMA, _NXE = 1 << 8, 1 << 10, 1 << 11
+
+
+class Mode(enum.IntEnum):
+    """Paging modes (paging.md §1.1)."""
+
+    NONE = MODE_NONE
+    BITS_32 = MODE_32
+    PAE = MODE_PAE
+    LEVEL_4 = MODE_4
+    LEVEL_5 = MODE_5
+
+
+def _integer(name, value, bits):
+    if isinstance(value, bool) and bits == 1:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise StateError(f"{name} must be an integer, not {value!r}")
+    if not 0 <= value < 1 << bits:
+        raise StateError(f"{name}={int(value):#x} does not fit {bits} bits")
+    return int(value)
+
+
+cpdef int access_code(object access) except -1:
+    """Code of an access given as "r", "w", "rw" (read-modify-write) or "x"."""
+    if access == "r":
+        return ACC_R
+    if access == "w":
+        return ACC_W
+    if access == "rw":
+        return ACC_RW
+    if access == "x":
+        return ACC_X
+    raise StateError(f'access must be "r", "w", "rw" or "x", not {access!r}')
+
+
+cdef class GuestState:
+    """The registers that guest paging depends on; immutable, see :meth:`replace`.
+
+    The defaults are those of a 64-bit kernel: long mode with 4-level paging, CR0.WP, EFER.NXE, CPL 0.
+
+    :param cr0, cr3, cr4, efer: control registers (int).
+    :param cpl: current privilege level, 0..3. :param ac: RFLAGS.AC. :param pkru, pkrs: protection-key rights.
+    :param implicit: the access is an implicit supervisor access (descriptor tables).
+    :param maxphyaddr: physical-address width M, 32..52; bits M and above of an entry are reserved.
+    :param page1gb: 1 GB pages exist. :param pse36: width N of PSE-36 addresses, 32 (none)..40.
+    :param pdptes: the four PAE PDPTE registers; with None they are loaded from memory at CR3 by each call.
+    :param upper_a: "eager" or "lazy", when A of upper entries is set in walks that fault (paging.md §6).
+    :raises StateError: a value that does not fit, or a combination that no processor accepts (paging.md §1.2).
+    """
+
+    def __init__(self, *, cr0=0x80050033, cr3=0, cr4=0xA0, efer=0xD01, cpl=0, ac=0, pkru=0, pkrs=0, implicit=False,
+                 maxphyaddr=52, page1gb=True, pse36=None, pdptes=None, upper_a="eager"):
+        maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
+        if not 32 <= maxphyaddr <= 52:
+            raise StateError(f"maxphyaddr={maxphyaddr} is outside 32..52")
+        if pse36 is None:
+            pse36 = min(maxphyaddr, 40)
+        if not 32 <= pse36 <= 40:
+            raise StateError(f"pse36={pse36} is outside 32..40 (32 = no PSE-36)")
+        if upper_a not in ("eager", "lazy"):
+            raise StateError(f'upper_a must be "eager" or "lazy", not {upper_a!r}')
+        if pdptes is not None:
+            pdptes = tuple(_integer("a PDPTE", entry, 64) for entry in pdptes)
+            if len(pdptes) != 4:
+                raise StateError(f"there are four PDPTE registers, not {len(pdptes)}")
+        self.registers = {
+            "cr0": _integer("cr0", cr0, 64), "cr3": _integer("cr3", cr3, 64), "cr4": _integer("cr4", cr4, 64),
+            "efer": _integer("efer", efer, 64), "cpl": _integer("cpl", cpl, 2), "ac": _integer("ac", ac, 1),
+            "pkru": _integer("pkru", pkru, 32), "pkrs": _integer("pkrs", pkrs, 32), "implicit": bool(implicit),
+            "maxphyaddr": maxphyaddr, "page1gb": bool(page1gb), "pse36": int(pse36), "pdptes": pdptes,
+            "upper_a": upper_a,
+        }
+        self._derive()
+
+    def _derive(self):
+        cdef Paging *g = &self.paging
+        r = self.registers
+        cdef uint64_t cr0 = r["cr0"], cr3 = r["cr3"], cr4 = r["cr4"], efer = r["efer"]
+        cdef int m = r["maxphyaddr"], level
+        memset(g, 0, sizeof(Paging))
+        if cr0 & _PG and not cr0 & _PE:
+            raise StateError(f"cr0={cr0:#x}: PG=1 needs PE=1")
+        lma = bool(cr0 & _PG and efer & _LMA)
+        if cr0 & _PG and bool(efer & _LME) != bool(efer & _LMA):
+            raise StateError(f"efer={efer:#x}: with paging on, LMA must equal LME; set or clear both bits 8 and 10")
+        if lma and not cr4 & _PAE:
+            raise StateError(f"cr4={cr4:#x}: long mode needs CR4.PAE (bit 5)")
+        if cr4 & _PCIDE and not lma:
+            raise StateError(f"cr4={cr4:#x}: CR4.PCIDE (bit 17) needs long mode")
+        if lma and cr3 & ~(<uint64_t> 1 << 63 if cr4 & _PCIDE else 0) >> m:
+            raise StateError(f"cr3={cr3:#x} has bits at or above MAXPHYADDR={m}")
+        g.cr3 = cr3
+        g.frame = FRAME & ((<uint64_t> 1 << m) - 1)
+        g.nxe = efer & _NXE != 0 and (lma or cr4 & _PAE != 0)
+        g.lma = lma
+        g.wp = cr0 & _WP != 0
+        g.smep = cr4 & _SMEP != 0
+        g.smap = cr4 & _SMAP != 0
+        g.pge = cr4 & _PGE != 0
+        g.ac = r["ac"]
+        g.user = r["cpl"] == 3
+        g.implicit = r["implicit"]
+        g.id_bit = g.smep or (cr4 & _PAE != 0 and efer & _NXE != 0)
+        g.pkr_user = r["pkru"] if lma and cr4 & _PKE else 0
+        g.pkr_super = r["pkrs"] if lma and cr4 & _PKS else 0
+        g.pcid = cr3 & 0xFFF if cr4 & _PCIDE else 0
+        g.lazy_upper_a = r["upper_a"] == "lazy"
+        g.pse36_bits = r["pse36"]
+        g.entry_shift = 3
+        g.index_bits = 9
+        g.root = cr3 & g.frame
+        if not cr0 & _PG:
+            g.mode = MODE_NONE
+            g.la_bits = 32
+        elif lma:
+            g.mode = MODE_5 if cr4 & _LA57 else MODE_4
+            g.levels = 5 if cr4 & _LA57 else 4
+            g.la_bits = 57 if cr4 & _LA57 else 48
+            g.large_ok[2] = 1
+            g.large_ok[3] = r["page1gb"]
+            self._reserved_8_bytes(FRAME & ~g.frame, g.levels)
+        elif cr4 & _PAE:
+            g.mode = MODE_PAE
+            g.levels = 2
+            g.la_bits = 32
+            g.large_ok[2] = 1
+            self._reserved_8_bytes(~((<uint64_t> 1 << m) - 1) & ~XD, 2)
+            if r["pdptes"] is not None:
+                self._load_pdptes(r["pdptes"])
+        else:
+            g.mode = MODE_32
+            g.levels = 2
+            g.la_bits = 32
+            g.entry_shift = 2
+            g.index_bits = 10
+            g.root = cr3 & 0xFFFFF000U
+            if cr4 & _PSE:
+                g.large_ok[2] = 1
+                g.rsvd[2][1] = 0x3FE000 & ~(((<uint64_t> 1 << (g.pse36_bits - 32)) - 1) << 13)
+
+    def _reserved_8_bytes(self, high, int levels):
+        # rsvd(e, level) of paging.md §3.4, one mask for PS=0 and one for PS=1
+        cdef Paging *g = &self.paging
+        cdef uint64_t base = high
+        cdef int level
+        if not g.nxe:
+            base |= XD
+        for level in range(1, levels + 1):
+            g.rsvd[level][0] = g.rsvd[level][1] = base
+        for level in range(2, levels + 1):
+            if not g.large_ok[level]:
+                g.rsvd[level][1] |= PS
+        g.rsvd[2][1] |= 0x1FE000
+        if g.large_ok[3]:
+            g.rsvd[3][1] |= 0x3FFFE000
+
+    def _load_pdptes(self, pdptes):
+        cdef uint64_t reserved = 0x1E6 | ~((<uint64_t> 1 << <int> self.registers["maxphyaddr"]) - 1)
+        for i, entry in enumerate(pdptes):
+            if entry & 1 and entry & reserved:
+                raise StateError(f"PDPTE{i}={entry:#x} has reserved bits {entry & reserved:#x} (paging.md §3.2)")
+            self.paging.pdpte[i] = entry
+
+    def replace(self, **changes):
+        """A new state with some registers changed; the names are those of the constructor."""
+        return GuestState(**{**self.registers, **changes})
+
+    def __getattr__(self, name):
+        try:
+            return self.registers[name]
+        except KeyError:
+            raise AttributeError(f"GuestState has no register {name!r}") from None
+
+    @property
+    def mode(self):
+        """Paging mode in force, a :class:`Mode`."""
+        return Mode(self.paging.mode)
+
+    def __eq__(self, other):
+        return isinstance(other, GuestState) and self.registers == other.registers
+
+    def __hash__(self):
+        return hash(tuple(self.registers.values()))
+
+    def __reduce__(self):
+        return _restore, (GuestState, self.registers)
+
+    def __repr__(self):
+        values = ", ".join(
+            f"{k}={v:#x}" if type(v) is int and v > 9 else f"{k}={v!r}" for k, v in self.registers.items()
+        )
+        return f"GuestState({values})"
+
+
+def _restore(cls, arguments):
+    return cls(**arguments)
+
+
+cdef class Eptp:
+    """An EPT pointer with the capabilities that decide what it means (ept.md §1); immutable.
+
+    :param value: EPTP as in the VMCS: root table | A/D (bit 6) | walk length - 1 (5:3) | memory type (2:0);
+        a 4-level write-back table at ``root`` is ``root | 0x1E``.
+    :param execute_only: execute-only translations are supported. :param mbec: mode-based execute control is on.
+    :param advanced_info: qualification bits 9..11 are reported.
+    :param ad_before_final: guest A/D flags are set before the final address is translated (ept.md §6).
+    :raises StateError: an EPTP that VM entry would refuse, naming the field.
+    """
+
+    def __init__(self, value, *, maxphyaddr=52, execute_only=True, mbec=False, page1gb=True, advanced_info=True,
+                 ad_before_final=True):
+        value = _integer("eptp", value, 64)
+        maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
+        why = eptp_fault(value, maxphyaddr)
+        if why:
+            raise StateError(f"eptp={value:#x}: {why}")
+        self.value = value
+        self.options = {
+            "maxphyaddr": maxphyaddr, "execute_only": bool(execute_only), "mbec": bool(mbec),
+            "page1gb": bool(page1gb), "advanced_info": bool(advanced_info), "ad_before_final": bool(ad_before_final),
+        }
+        cdef Ept *e = &self.ept
+        cdef int level
+        cdef uint64_t bits = value
+        memset(e, 0, sizeof(Ept))
+        e.frame = FRAME & ((<uint64_t> 1 << <int> maxphyaddr) - 1)
+        e.root = bits & e.frame
+        e.levels = (bits >> 3 & 7) + 1
+        e.ad = bits >> 6 & 1
+        e.mbec = bool(mbec)
+        e.xo = bool(execute_only)
+        e.adv_info = bool(advanced_info)
+        e.ad_before_final = bool(ad_before_final)
+        e.large_ok[2] = 1
+        e.large_ok[3] = bool(page1gb)
+        for level in range(1, 6):               # ept.md §3 rule 3
+            e.rsvd[level][0] = FRAME & ~e.frame | (0x78 if level > 1 else 0)
+            e.rsvd[level][1] = FRAME & ~e.frame
+            if level > 1 and not e.large_ok[level]:
+                e.rsvd[level][1] |= 0x78 | PS
+        e.rsvd[2][1] |= 0x1FF000
+        if e.large_ok[3]:
+            e.rsvd[3][1] |= 0x3FFFF000
+
+    def __repr__(self):
+        return f"Eptp({self.value:#x})"
+
+    def __eq__(self, other):
+        return isinstance(other, Eptp) and (self.value, self.options) == (other.value, other.options)
+
+    def __hash__(self):
+        return hash((self.value, tuple(self.options.values())))
+
+
+def eptp_fault(value, maxphyaddr=52, ad_supported=True):
+    """Why VM entry and INVEPT refuse an EPTP, as a sentence with the remedy; "" if they accept it (ept.md §1)."""
+    if value & 7 not in (0, 6):
+        return f"memory type {value & 7} (bits 2:0) is neither 0 (UC) nor 6 (WB); a 4-level WB pointer is root | 0x1e"
+    if value >> 3 & 7 not in (3, 4):
+        return f"page-walk length - 1 is {value >> 3 & 7} (bits 5:3), must be 3 or 4; a 4-level WB pointer is root | 0x1e"
+    if value & 0x40 and not ad_supported:
+        return "accessed and dirty flags (bit 6) are not supported"
+    if value & 0xF80:
+        return f"bits 11:7 are reserved, have {value >> 7 & 31:#x}"
+    if value >> maxphyaddr:
+        return f"bits at or above MAXPHYADDR={maxphyaddr} are set"
+    return ""
+
+
+cdef Eptp as_eptp(object eptp):
+    if isinstance(eptp, Eptp):
+        return eptp
+    return Eptp(eptp)

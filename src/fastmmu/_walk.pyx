@@ -1,0 +1,182 @@
+"""One walk at a time, with every memory reference that it makes."""
+
+import numpy as np
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memcpy, memset
+
+from fastmmu._bits cimport P
+from fastmmu._ept cimport NEED_R, EptLeaf, ept_walk
+from fastmmu._guest cimport guest_walk
+from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read64
+from fastmmu._state cimport Eptp, GuestState, access_code, as_eptp
+from fastmmu._types cimport (
+    FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MAX_STEPS, MODE_PAE, Ept, Mem, Paging, Step, Steps, Walk,
+)
+from fastmmu.dtypes import STEP_DTYPE, Fault
+from fastmmu.errors import BusError, StateError
+from fastmmu.exits import Qualification
+
+
+cdef int walk_silent(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w) noexcept nogil:
+    if e == NULL:
+        return guest_walk(m, g, NULL, la, acc, w, NULL)
+    return guest_walk(m, g, e, la, acc, w, NULL)
+
+
+cdef int walk_steps(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w, Steps *steps) noexcept nogil:
+    return guest_walk(m, g, e, la, acc, w, steps)
+
+
+cdef int load_pdptes(Mem *m, Paging *g, const Ept *e, Walk *w) noexcept nogil:
+    # the four PAE PDPTE registers from CR3[31:5], as MOV to CR3 loads them (paging.md §3.2)
+    cdef EptLeaf leaf
+    cdef uint64_t hpa = g.cr3 & 0xFFFFFFE0U, entry
+    cdef uint64_t reserved = 0x1E6 | ~(g.frame | 0xFFF)
+    cdef uint64_t loaded[4]
+    cdef int i, fault
+    memset(w, 0, sizeof(Walk))
+    if e != NULL:
+        fault = ept_walk(m, e, hpa, NEED_R, True, 0, 0, &leaf, w, NULL)
+        if fault:
+            return fault
+        hpa = leaf.hpa
+    if not mem_holds(m, hpa, 32):
+        w.pa = hpa
+        return FAULT_BUS
+    for i in range(4):
+        entry = mem_read64(m, hpa + 8 * i)
+        if entry & P and entry & reserved:
+            return FAULT_GP
+        loaded[i] = entry
+    memcpy(g.pdpte, loaded, sizeof(loaded))
+    return FAULT_NONE
+
+
+cdef class WalkResult:
+    """What one access came to, and each memory reference on the way.
+
+    ``.pa``: host-physical address (int; all ones where it did not translate). ``.fault``: a
+    :class:`~fastmmu.dtypes.Fault`. ``.steps``: record array of dtype ``STEP_DTYPE`` in the order of the references.
+    ``.gpa``: guest-physical address of the data, or of the reference that failed.
+    """
+
+    cdef Walk walk
+    cdef readonly object steps
+    cdef readonly object la
+    cdef readonly object access
+
+    @property
+    def pa(self):
+        return self.walk.pa
+
+    @property
+    def gpa(self):
+        return self.walk.gpa
+
+    @property
+    def fault(self):
+        return Fault(self.walk.fault)
+
+    @property
+    def error_code(self):
+        """#PF error code (paging.md §5), None for any other outcome."""
+        return self.walk.error_code if self.walk.fault == FAULT_PF else None
+
+    @property
+    def qualification(self):
+        """Exit qualification of an EPT violation (ept.md §4.1), None for any other outcome."""
+        return Qualification(self.walk.qual) if self.walk.fault == Fault.EPT_VIOLATION else None
+
+    @property
+    def page_size(self):
+        """Bytes of the page by the guest's tables; None where it did not translate or paging is off."""
+        return 1 << self.walk.guest_shift if self.walk.guest_shift and not self.walk.fault else None
+
+    @property
+    def ept_page_size(self):
+        """Bytes of the page by the EPT; None without EPT or where it did not translate."""
+        return 1 << self.walk.ept_shift if self.walk.ept_shift and not self.walk.fault else None
+
+    @property
+    def guest_refs(self):
+        """Guest paging-structure entries read."""
+        return self.walk.guest_refs
+
+    @property
+    def ept_refs(self):
+        """EPT entries read."""
+        return self.walk.ept_refs
+
+    @property
+    def rights(self):
+        """(user, writable, execute-disable) of the linear address by the guest's tables."""
+        return bool(self.walk.us), bool(self.walk.rw), bool(self.walk.xd)
+
+    def __repr__(self):
+        if self.walk.fault == FAULT_NONE:
+            return f"<walk {self.la:#x} -> {self.walk.pa:#x}, {len(self.steps)} steps>"
+        return f"<walk {self.la:#x}: {self.fault.name}, {len(self.steps)} steps>"
+
+
+def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="r", eptp=None, set_ad=False):
+    """Translate one linear address and report every memory reference.
+
+    :param mem: host physical memory. :param state: registers. :param va: linear address (int, 64 bits).
+    :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch).
+    :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
+    :param set_ad: False: a query, with the outcome that the access would have and memory left as it is. True: an
+        access, which sets accessed and dirty flags in memory (paging.md §6, ept.md §7).
+    :returns: :class:`WalkResult` with ``.pa``, ``.fault``, ``.steps``.
+    :raises StateError: an address, access or EPTP that is none. :raises BusError: a root table outside memory.
+    """
+    cdef WalkResult result = WalkResult.__new__(WalkResult)
+    cdef Paging paging
+    cdef Ept ept
+    cdef Steps steps
+    cdef const Ept *e = NULL
+    cdef int acc = access_code(access)
+    cdef uint64_t la = linear_address(va)
+    cdef int fault = prepare(mem, state, eptp, set_ad, &paging, &ept, &result.walk)
+    if eptp is not None:
+        e = &ept
+    steps.n = 0
+    if not fault:
+        with nogil:
+            walk_steps(&mem.mem, &paging, e, la, acc, &result.walk, &steps)
+    result.la = int(la)
+    result.access = access
+    result.steps = np.frombuffer((<char *> steps.step)[:steps.n * sizeof(Step)], dtype=STEP_DTYPE).view(np.recarray)
+    return result
+
+
+cdef uint64_t linear_address(va) except? 0:
+    if isinstance(va, bool) or not isinstance(va, (int, np.integer)) or not 0 <= va < 1 << 64:
+        raise StateError(f"a linear address is an integer of 64 bits, not {va!r}")
+    return <uint64_t> int(va)
+
+
+cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, Paging *paging, Ept *ept, Walk *w) except -1:
+    """Copies of the derived registers, checked against memory; a fault code where loading PDPTEs fails."""
+    cdef Eptp pointer
+    cdef Ept *e = NULL
+    cdef int fault = 0
+    if set_ad and not mem.writable:
+        raise StateError("set_ad=True needs writable memory; this memory is read-only, pass a copy or set_ad=False")
+    paging[0] = state.paging
+    paging.write_ad = bool(set_ad)
+    if eptp is not None:
+        pointer = as_eptp(eptp)
+        ept[0] = pointer.ept
+        ept.write_ad = bool(set_ad)
+        e = ept
+        if not mem_holds(&mem.mem, ept.root, 4096):
+            raise BusError(f"eptp={pointer.value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
+    elif paging.levels and paging.mode != MODE_PAE and not mem_holds(&mem.mem, paging.root, 4096):
+        raise BusError(f"cr3={state.cr3:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
+    if paging.mode == MODE_PAE and state.pdptes is None:
+        fault = load_pdptes(&mem.mem, paging, e, w)
+        w.fault = fault
+        if fault:
+            w.pa = ~(<uint64_t> 0)
+    return fault
