@@ -1,0 +1,1 @@
+"""The machine: configuration, VM entry and exit, policy, results."""

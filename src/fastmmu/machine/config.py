@@ -1,0 +1,90 @@
+"""What is simulated: one scheme, one TLB, one guest."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from fastmmu.errors import ConfigError
+
+__all__ = ["Config", "parse_bytes"]
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def parse_bytes(text: int | str) -> int:
+    """Bytes from a number or a text such as ``"64G"`` (binary units k, m, g, t).
+
+    :raises ConfigError: anything else.
+    """
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    match = re.fullmatch(r"(\d+)\s*([kmgt]?)i?b?", str(text).strip().lower())
+    if not match:
+        raise ConfigError(f"{text!r} is no size; write bytes or a number with k, m, g or t, as in 64G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    mmu: Literal["native", "shadow", "ept"] = "native"
+    vpid: bool = False
+    pages: Literal["4k", "2m", "thp"] = "4k"
+    host_pages: Literal["4k", "2m"] | None = None
+    premapped: bool = False
+    tlb: str = "skylake"
+    l1d: str | None = None
+    l1i: str | None = None
+    stlb: str | None = None
+    replacement: Literal["lru", "plru"] = "lru"
+    pcid: bool = False
+    memory: int | str = "64G"
+    exit_every: Annotated[int, msgspec.Meta(ge=0)] = 0
+    thp_threshold: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
+
+
+class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One configuration of the simulator; immutable, ``config.replace(vpid=True)`` gives a changed copy.
+
+    :param mmu: ``"native"`` (no VMM), ``"shadow"`` (shadow paging) or ``"ept"``.
+    :param vpid: the guest's translations are tagged with a VPID, so that VM entry and exit flush nothing.
+    :param pages: ``"4k"``; ``"2m"``: every user page is 2 MB; ``"thp"``: 4 KB pages that the guest kernel collapses
+        into a 2 MB page once `thp_threshold` of its 512 pages have been touched.
+    :param host_pages: the VMM's backing of guest memory, ``"4k"`` or ``"2m"``; None: 4k for 4k, else 2m.
+    :param premapped: all tables stand before the first access: no faults, no kernel accesses, no exits to build.
+    :param tlb: preset of the TLB geometry (tlb.md §9). :param l1d, l1i, stlb: "entries/ways" of the 4 KB arrays, in
+        place of the preset's. :param replacement: ``"lru"`` or ``"plru"``, at both levels.
+    :param pcid: the guest kernel gives each process a PCID and loads CR3 without flushing.
+    :param memory: guest memory, bytes or text such as "64G"; only address space, nothing is allocated for it.
+    :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
+    :raises ConfigError: a value outside these.
+    """
+
+    def __post_init__(self) -> None:
+        try:
+            msgspec.convert(msgspec.structs.asdict(self), _Fields)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
+        if not 1 << 26 <= parse_bytes(self.memory) <= 1 << 45:
+            raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with some fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+    @property
+    def name(self) -> str:
+        """Name of the scheme in tables: native, shadow, shadow+VPID, EPT, EPT+VPID."""
+        scheme = "EPT" if self.mmu == "ept" else self.mmu
+        return f"{scheme}+VPID" if self.vpid and self.mmu != "native" else scheme
+
+    @property
+    def memory_bytes(self) -> int:
+        """Guest memory in bytes, a multiple of 2 MB."""
+        return parse_bytes(self.memory) & ~0x1FFFFF
+
+    @property
+    def backing(self) -> str:
+        """Page size with which the VMM maps guest memory: "4k" or "2m"."""
+        return self.host_pages or ("4k" if self.pages == "4k" else "2m")
