@@ -21,7 +21,7 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint src
+	PATH="$(BIN):$$PATH" cython-lint src
 	$(BIN)/python -m pytest -q tests/test_project_layers.py tests/test_project_annotate.py
 
 clean: ## removes everything that make made

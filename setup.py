@@ -69,8 +69,9 @@ class BuildKernels(build_ext):
         stamp.write_text(SETTINGS)
 
 
-setup(
-    ext_modules=kernels(),
-    cmdclass={"build_ext": BuildKernels},
-    options={"build_ext": {"parallel": int(os.environ.get("FASTMMU_JOBS", "1"))}},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=kernels(),
+        cmdclass={"build_ext": BuildKernels},
+        options={"build_ext": {"parallel": int(os.environ.get("FASTMMU_JOBS", "1"))}},
+    )
