@@ -1,0 +1,265 @@
+"""What a run costs in processor cycles: `costs.toml` and the sum over the counters."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Annotated, Any
+
+import msgspec
+
+from fastmmu.errors import ConfigError
+from fastmmu.exits import ExitReason
+from fastmmu.machine.config import Config
+
+__all__ = ["DEFAULT_COSTS", "CostModel", "cycles", "exits_by_class"]
+
+Cycles = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+DEFAULT_COSTS = "costs.toml"
+
+CLASSES = {
+    "exception_nmi": ("pf_fixed", "pf_guest", "pf_emulate", "dirty", "mmio", "pf_spurious"),
+    "ept_violation": ("ept_build", "dirty", "mmio", "pf_emulate", "ept_spurious"),
+    "ept_misconfig": ("mmio",),
+}
+"""Exit reasons that the VMM tells apart further: reason -> class counters (kvm_policy.md §2.1, §3.2)."""
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Access(_Part, frozen=True, kw_only=True):
+    trace: Cycles
+    kernel: Cycles
+
+
+class Tlb(_Part, frozen=True, kw_only=True):
+    stlb_hit: Cycles
+
+
+class Memory(_Part, frozen=True, kw_only=True):
+    l1d: Cycles
+    l2: Cycles
+    l3: Cycles
+    dram: Cycles
+
+
+class Shares(_Part, frozen=True, kw_only=True):
+    l1d: Share
+    l2: Share
+    l3: Share
+    dram: Share
+
+    def mean(self, memory: Memory) -> float:
+        return self.l1d * memory.l1d + self.l2 * memory.l2 + self.l3 * memory.l3 + self.dram * memory.dram
+
+
+class WalkCosts(_Part, frozen=True, kw_only=True):
+    guest: Shares
+    ept: Shares
+    ad_write: Cycles
+
+
+class Guest(_Part, frozen=True, kw_only=True):
+    page_fault: Cycles
+    context_switch: Cycles
+    invlpg: Cycles
+    interrupt: Cycles
+
+
+class Exit(_Part, frozen=True, kw_only=True):
+    generation: str
+    vmreads: Cycles
+    vmwrites: Cycles
+    path: Cycles
+
+
+class Flush(_Part, frozen=True, kw_only=True):
+    invvpid: Cycles
+    invept: Cycles
+
+
+class Generation(_Part, frozen=True, kw_only=True):
+    round_trip: Cycles
+    vmread: Cycles
+    vmwrite: Cycles
+
+
+class CostModel(_Part, frozen=True, kw_only=True):
+    """The parameters of `costs.toml`, by its sections; each is documented there. All times are in cycles.
+
+    ``CostModel.load()`` gives the defaults, ``CostModel.load(path)`` the defaults changed by a file.
+    """
+
+    access: Access
+    tlb: Tlb
+    memory: Memory
+    walk: WalkCosts
+    guest: Guest
+    exit: Exit
+    dispatch: dict[str, Cycles]
+    flush: Flush
+    generation: dict[str, Generation]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None, *, generation: str | None = None) -> CostModel:
+        """The model of a TOML file laid over the defaults; None: the defaults.
+
+        :param generation: processor whose VM exits to take, in place of the file's ``exit.generation``.
+        :raises ConfigError: no TOML, an unknown key, a value out of range; names file, key and remedy.
+        :raises OSError: the file cannot be read.
+        """
+        defaults = tomllib.loads((files("fastmmu") / DEFAULT_COSTS).read_text(encoding="utf-8"))
+        name = DEFAULT_COSTS
+        values = defaults
+        if path is not None:
+            name = os.fspath(path)
+            values = _overlay(defaults, _read(name), name)
+        if generation is not None:
+            values = {**values, "exit": {**values["exit"], "generation": generation}}
+        _check_numbers(values, name)
+        try:
+            processors = {key: _processor(value, key) for key, value in values["generation"].items()}
+            model = msgspec.convert({**values, "generation": processors}, cls)
+        except msgspec.ValidationError as error:
+            what, _, key = str(error).partition(" - at `$.")
+            key = f"{key.rstrip('`')}: " if key else ""
+            raise ConfigError(
+                f"{name}: {key}{what}; every key stands with its unit in fastmmu's {DEFAULT_COSTS}"
+            ) from error
+        return _checked(model, name)
+
+    def transition(self) -> float:
+        """Cycles of any exit before the VMM looks at its reason: round trip, VMREADs and VMWRITEs, common path."""
+        processor = self.generation[self.exit.generation]
+        fields = self.exit.vmreads * processor.vmread + self.exit.vmwrites * processor.vmwrite
+        return processor.round_trip + fields + self.exit.path
+
+    def exit_cost(self, kind: str) -> float:
+        """Cycles of one exit of a kind: a class such as "ept_build" or an exit reason such as "cpuid"."""
+        return self.transition() + self.dispatch.get(kind, self.dispatch["other"])
+
+
+def _read(name: str) -> dict[str, Any]:
+    try:
+        with open(name, "rb") as file:
+            return tomllib.load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: no TOML: {error}; copy fastmmu's {DEFAULT_COSTS} and change that") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: no text in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _check_numbers(values: Mapping[str, Any], name: str, at: str = "") -> None:
+    for key, value in values.items():
+        where = f"{at}{key}"
+        if isinstance(value, dict):
+            _check_numbers(value, name, f"{where}.")
+        elif where != "exit.generation":
+            top = 1 if at in ("walk.guest.", "walk.ept.") else math.inf
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 <= value <= top or not math.isfinite(value):
+                what = "a share, 0..1" if top == 1 else "a number >= 0"
+                raise ConfigError(f"{name}: {where} = {value!r}; give {what}")
+
+
+def _processor(value: Any, key: str) -> Generation:
+    try:
+        return msgspec.convert(value, Generation)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"generation.{key}: {error}") from error
+
+
+def _overlay(base: Mapping[str, Any], over: Mapping[str, Any], name: str, at: str = "") -> dict[str, Any]:
+    """`over` on `base`, by section; a key that `base` has not is an error, but for processors and exit reasons."""
+    merged = dict(base)
+    for key, value in over.items():
+        where = f"{at}{key}"
+        if at == "generation.":
+            merged[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
+        elif at == "dispatch." and key.upper() in ExitReason.__members__:
+            merged[key] = value
+        elif key not in base:
+            close = difflib.get_close_matches(key, base, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(base)}"
+            raise ConfigError(f"{name}: unknown key {where}; {hint}")
+        elif isinstance(base[key], dict):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{name}: {where} is a section, not {value!r}; write [{where}] and its keys below it")
+            merged[key] = _overlay(base[key], value, name, f"{where}.")
+        else:
+            merged[key] = value
+    return merged
+
+
+def _checked(model: CostModel, name: str) -> CostModel:
+    if model.exit.generation not in model.generation:
+        raise ConfigError(
+            f"{name}: exit.generation: no processor {model.exit.generation!r}; there are {', '.join(model.generation)}"
+        )
+    for side in ("guest", "ept"):
+        shares: Shares = getattr(model.walk, side)
+        total = shares.l1d + shares.l2 + shares.l3 + shares.dram
+        if abs(total - 1) > 1e-6:
+            raise ConfigError(f"{name}: walk.{side}: the shares l1d, l2, l3, dram sum to {total:g}; make them sum to 1")
+    return model
+
+
+def exits_by_class(counters: Mapping[str, Any]) -> dict[str, int]:
+    """VM exits told apart as finely as the counters allow: class or exit reason -> number, none of them 0.
+
+    A reason with class counters (:data:`CLASSES`) is split into them; what they leave over stands under the reason.
+    The numbers sum to those of ``exits_by_reason``.
+    """
+    found: dict[str, int] = {}
+    left = {name: int(counters.get(name, 0)) for classes in CLASSES.values() for name in classes}
+    for reason, number in counters.get("exits_by_reason", {}).items():
+        rest = int(number)
+        for name in CLASSES.get(reason, ()):
+            part = min(left[name], rest)
+            left[name] -= part
+            rest -= part
+            if part:
+                found[name] = found.get(name, 0) + part
+        if rest:
+            found[reason] = found.get(reason, 0) + rest
+    return found
+
+
+def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dict[str, float]:
+    """Modelled cycles of a run by cause; their sum is its cycles. Causes that cost nothing are left out.
+
+    Causes: ``accesses``, ``kernel``, ``stlb``, ``guest_walk``, ``ept_walk``, ``ad_writes``, ``guest_faults``,
+    ``context_switches``, ``invlpgs``, ``interrupts``, ``flushes``, and ``exit:KIND`` for each kind of
+    :func:`exits_by_class`.
+
+    :param counters: those of :class:`~fastmmu.machine.result.Result`; a missing one counts as 0.
+    """
+    n = {name: value for name, value in counters.items() if not isinstance(value, dict)}
+
+    def of(name: str) -> int:
+        return int(n.get(name, 0))
+
+    found = {
+        "accesses": of("accesses") * costs.access.trace,
+        "kernel": of("kernel_accesses") * costs.access.kernel,
+        "stlb": of("stlb_hits") * costs.tlb.stlb_hit,
+        "guest_walk": of("guest_walk_refs") * costs.walk.guest.mean(costs.memory),
+        "ept_walk": of("ept_walk_refs") * costs.walk.ept.mean(costs.memory),
+        "ad_writes": of("ad_writes") * costs.walk.ad_write,
+        "guest_faults": of("guest_faults") * costs.guest.page_fault,
+        "context_switches": of("cr3_switches") * costs.guest.context_switch,
+        "invlpgs": (of("invlpgs") + of("unmaps")) * costs.guest.invlpg,
+        "interrupts": of("interrupts") * costs.guest.interrupt,
+    }
+    if config.mmu != "native":
+        for kind, number in exits_by_class(counters).items():
+            found[f"exit:{kind}"] = number * costs.exit_cost(kind)
+        found["flushes"] = of("invvpid") * costs.flush.invvpid + of("invept") * costs.flush.invept
+    return {cause: float(value) for cause, value in found.items() if value}

@@ -1,0 +1,127 @@
+"""The cost model: its file, its errors, and the sum over the counters."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastmmu.errors import ConfigError
+from fastmmu.exits import ExitReason
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CLASSES, CostModel, cycles, exits_by_class
+
+
+@pytest.fixture
+def costs() -> CostModel:
+    return CostModel.load()
+
+
+def test_defaults_of_the_spec(costs: CostModel) -> None:
+    trips = {name: processor.round_trip for name, processor in costs.generation.items()}
+    assert trips["prescott"] == 3963
+    assert trips["merom"] == 1579
+    assert trips["penryn"] == 1266
+    assert trips["nehalem"] == 1009
+    assert trips["westmere"] == 761
+    assert trips["sandybridge"] == 784
+    lightest = {name: CostModel.load(generation=name).exit_cost("cpuid") for name in costs.generation}
+    assert lightest["skylake"] == 1200  # including KVM's light path (vmx.md §7)
+    assert lightest["skylake-mitigated"] == 2000
+    assert lightest["icelake"] == 1300
+    memory = costs.memory
+    assert (costs.tlb.stlb_hit, memory.l1d, memory.l2, memory.l3, memory.dram) == (7, 4, 14, 44, 200)  # tlb.md §9
+
+
+def test_every_value_says_where_it_comes_from() -> None:
+    lines = (files("fastmmu") / "costs.toml").read_text().splitlines()
+    values = [line for line in lines if "=" in line.split("#")[0]]
+    assert len(values) > 70
+    assert [line for line in values if not line.partition("#")[2].strip()] == []
+
+
+def test_a_file_changes_only_what_it_names(tmp_path: Path, costs: CostModel) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[exit]\ngeneration = "mine"\n[generation.mine]\nround_trip = 1\nvmread = 2\nvmwrite = 3\n[dispatch]\nwbinvd = 9'
+    )
+    mine = CostModel.load(path)
+    assert mine.exit_cost("wbinvd") == 1 + 5 * 2 + 1 * 3 + 450 + 9
+    assert (mine.guest, mine.walk, mine.generation["merom"]) == (costs.guest, costs.walk, costs.generation["merom"])
+    assert CostModel.load(path, generation="merom").exit.generation == "merom"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[exit]\npath = -1", "exit.path = -1; give a number >= 0"),
+        ("[exit]\npaht = 1", "unknown key exit.paht; did you mean path?"),
+        ("[exits]\npath = 1", "unknown key exits; did you mean exit?"),
+        ("exit = 3", "exit is a section, not 3"),
+        ("[walk.guest]\nl1d = 0.9", "walk.guest: the shares l1d, l2, l3, dram sum to 1.1; make them sum to 1"),
+        ("[walk.ept]\nl1d = 1.5", "walk.ept.l1d = 1.5; give a share, 0..1"),
+        ("[memory]\nl2 = 'near'", "memory.l2 = 'near'; give a number >= 0"),
+        ("[memory]\nl2 = true", "memory.l2 = True; give a number >= 0"),
+        ("[memory]\ndram = nan", "memory.dram = nan"),
+        ("[memory]\ndram = inf", "memory.dram = inf"),
+        ("[exit]\ngeneration = 'i486'", "no processor 'i486'; there are prescott, merom"),
+        ("[exit]\ngeneration = 5", "exit.generation"),
+        ("[generation.x]\nround_trip = 3", "generation.x: Object missing required field `vmread`"),
+        ("[generation.x]\nround_trip = -3", "generation.x.round_trip = -3"),
+        ("[dispatch]\nfoo = 1", "unknown key dispatch.foo; known here: pf_fixed"),
+        ("[memory\n", "no TOML: Expected ']'"),
+    ],
+)
+def test_errors_name_file_key_and_remedy(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        CostModel.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert says in str(caught.value)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"binary: no text in UTF-8 .* at byte 0"):
+        CostModel.load(tmp_path / "binary")
+    with pytest.raises(FileNotFoundError):
+        CostModel.load(tmp_path / "absent")
+
+
+def test_the_sum_by_hand(costs: CostModel) -> None:
+    counters = {
+        "accesses": 1000, "kernel_accesses": 50, "stlb_hits": 10, "guest_walk_refs": 100, "ept_walk_refs": 200,
+        "ad_writes": 3, "guest_faults": 2, "cr3_switches": 1, "invlpgs": 1, "unmaps": 1, "interrupts": 1,
+        "invvpid": 2, "invept": 1, "vm_exits": 9, "pf_fixed": 4, "pf_guest": 2,
+        "exits_by_reason": {"exception_nmi": 7, "cpuid": 2},
+    }  # fmt: skip
+    parts = cycles(counters, Config(mmu="shadow"), costs)
+    assert parts == pytest.approx({
+        "accesses": 1000, "kernel": 50, "stlb": 70, "guest_walk": 100 * (3.2 + 1.68 + 3.08 + 2), "ept_walk": 200 * 4.8,
+        "ad_writes": 300, "guest_faults": 2000, "context_switches": 2000, "invlpgs": 300, "interrupts": 1500,
+        "exit:pf_fixed": 4 * (1200 + 2500), "exit:pf_guest": 2 * (1200 + 1200), "exit:exception_nmi": 1200 + 1200,
+        "exit:cpuid": 2 * 1200, "flushes": 450,
+    })  # fmt: skip
+
+
+def test_native_has_no_exits(costs: CostModel) -> None:
+    counters = {"accesses": 7, "exits_by_reason": {"cpuid": 2}, "invvpid": 1}
+    assert cycles(counters, Config(mmu="native"), costs) == {"accesses": 7.0}
+
+
+REASONS = st.sampled_from([reason.name.lower() for reason in ExitReason])
+NUMBERS = st.integers(0, 1 << 40)
+CLASS_NAMES = sorted({name for classes in CLASSES.values() for name in classes})
+
+
+@given(st.dictionaries(REASONS, NUMBERS), st.dictionaries(st.sampled_from(CLASS_NAMES), NUMBERS))
+def test_classes_partition_the_exits(reasons: dict[str, int], classes: dict[str, int]) -> None:
+    found = exits_by_class({**classes, "exits_by_reason": reasons})
+    assert sum(found.values()) == sum(reasons.values())
+    assert all(found.values())
+    parts = cycles({**classes, "exits_by_reason": reasons}, Config(mmu="ept"), CostModel.load())
+    assert {cause.removeprefix("exit:") for cause in parts} == set(found)
