@@ -32,20 +32,24 @@ clean: ## removes everything that make made
 # ---- set-up: each file in .venv/ stands for a step that is done again only where what it depends on changed --------
 
 .venv/with-cli: .venv/tools $(KERNELS)
-	$(PIP) install --no-build-isolation -e '.[cli]'
+	@echo "fastmmu: compiling the kernels, installing into .venv (a minute or two the first time)"
+	@$(PIP) install --no-build-isolation -e '.[cli]'
 	@touch $@
 
 .venv/with-test: .venv/tools $(KERNELS)
-	$(PIP) install --no-build-isolation -e '.[all]' --group test
+	@echo "fastmmu: compiling the kernels, installing into .venv with all extras (a minute or two the first time)"
+	@$(PIP) install --no-build-isolation -e '.[all]' --group test
 	@touch $@ .venv/with-cli
 
 .venv/with-check: .venv/with-test
-	$(PIP) install --group check
+	@echo "fastmmu: installing the checkers into .venv"
+	@$(PIP) install --group check
 	@touch $@
 
 .venv/tools: pyproject.toml setup.py
 	@tools/check_tools.sh $(PYTHON)
-	@test -x $(BIN)/python || { echo "making .venv"; $(PYTHON) -m venv .venv; }
-	$(PIP) install --upgrade pip
-	$(PIP) install --group build
+	@echo "fastmmu: setting up .venv"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(PIP) install --upgrade pip
+	@$(PIP) install --group build
 	@touch $@

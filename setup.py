@@ -1,8 +1,8 @@
 """Builds the Cython kernels: every src/fastmmu/**/*.pyx becomes an extension module. Metadata is in pyproject.toml.
 
-Environment: FASTMMU_NATIVE=1 compiles for this processor only; FASTMMU_CFLAGS replaces -O3 (for a debugger: "-O0 -g");
-FASTMMU_ANNOTATE=1 writes Cython's annotated HTML beside the generated C in build/cython; FASTMMU_JOBS=N compiles N
-extensions at a time. A change of any of the flags rebuilds.
+Environment: FASTMMU_NATIVE=1 compiles for this processor only; FASTMMU_CFLAGS replaces "-O3 -g0" (for a debugger:
+"-O0 -g"); FASTMMU_ANNOTATE=1 writes Cython's annotated HTML beside the generated C in build/cython; FASTMMU_JOBS=N
+compiles N extensions at a time. A change of any of the flags rebuilds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DIRECTIVES = {
 }
 
 
-FLAGS = os.environ.get("FASTMMU_CFLAGS", "-O3").split()
+FLAGS = os.environ.get("FASTMMU_CFLAGS", "-O3 -g0").split()
 if os.environ.get("FASTMMU_NATIVE") == "1":
     FLAGS.append("-march=native")
 SETTINGS = repr((Cython.__version__, DIRECTIVES, FLAGS))
