@@ -1,0 +1,312 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Valgrind lackey text (--tool=lackey --trace-mem=yes) to event columns and back.
+
+    I  04001000,3        FETCH         " L 1ffeffe8a0,16\\n"
+     L 1ffeffe8a0,16     READ           --|--------|-|
+     S 04a5c040,4        WRITE          |  |        | from the newline backwards, up to three digits
+     M 0021f0c4,4        MODIFY         |  sixteen digits at once, shifted right by those past the comma
+                                        compared as one word
+
+A line that the fast path does not recognize whole goes to the slow path, which holds the grammar:
+
+    spaces* [ILSM] spaces+ hex{1,16} "," decimal{1,3}=1..255 spaces* CR? LF
+
+Blank lines and Valgrind's own lines (== -- **) are skipped.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcpy
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    /* Little-endian loads, so that the first character is the lowest byte on every host. */
+    static inline uint64_t fm_load64(const uint8_t *p) {
+        uint64_t w; memcpy(&w, p, 8);
+    #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        w = __builtin_bswap64(w);
+    #endif
+        return w;
+    }
+    #if defined(_MSC_VER) && !defined(__clang__)
+    #include <intrin.h>
+    static inline unsigned fm_ctz64(uint64_t w) { unsigned long i; _BitScanForward64(&i, w); return (unsigned)i; }
+    static inline uint64_t fm_bswap64(uint64_t w) { return _byteswap_uint64(w); }
+    #define fm_unlikely(x) (x)
+    #else
+    #define fm_ctz64(w) ((unsigned)__builtin_ctzll(w))
+    #define fm_bswap64(w) __builtin_bswap64(w)
+    #define fm_unlikely(x) __builtin_expect(!!(x), 0)
+    #endif
+
+    #define FM_LANES(c) (0x0101010101010101ULL * (uint8_t)(c))
+
+    /* 0x80 in the lowest zero byte of w, nothing below it (what lies above is not to be used). */
+    static inline uint64_t fm_zero_byte(uint64_t w) { return (w - FM_LANES(0x01)) & ~w & FM_LANES(0x80); }
+
+    /* 0x80 in every byte of w that is no hexadecimal digit. */
+    static inline uint64_t fm_not_hex(uint64_t w) {
+        uint64_t c = w & FM_LANES(0x7f), lower = c | FM_LANES(0x20);
+        uint64_t digit = (c + FM_LANES(0x80 - '0')) & ~(c + FM_LANES(0x7f - '9'));
+        uint64_t letter = (lower + FM_LANES(0x80 - 'a')) & ~(lower + FM_LANES(0x7f - 'f'));
+        return (w | ~(digit | letter)) & FM_LANES(0x80);
+    }
+
+    /* Eight hexadecimal digits, most significant first in memory, to their 32-bit value. */
+    static inline uint64_t fm_hex8(uint64_t w) {
+        uint64_t n = (w & FM_LANES(0x0f)) + ((w >> 6) & FM_LANES(0x01)) * 9;
+        n = fm_bswap64(n);
+        n = (n | (n >> 4)) & 0x00FF00FF00FF00FFULL;
+        n = (n | (n >> 8)) & 0x0000FFFF0000FFFFULL;
+        return (n | (n >> 16)) & 0xFFFFFFFFULL;
+    }
+
+    /* The four legal beginnings, found by the low four bits of their letter: I=9 L=12 M=13 S=3. */
+    #define FM_HEAD(a, b, c) ((uint32_t)(a) | (uint32_t)(b) << 8 | (uint32_t)(c) << 16)
+    static const uint32_t fm_head[16] = {
+        [0] = 0xFFFFFFFFu, [9] = FM_HEAD('I', ' ', ' '), [12] = FM_HEAD(' ', 'L', ' '),
+        [13] = FM_HEAD(' ', 'M', ' '), [3] = FM_HEAD(' ', 'S', ' ')};
+    static const uint8_t fm_head_op[16] = {[9] = 3, [12] = 0, [13] = 2, [3] = 1};
+    static const char fm_hex[17] = "0123456789abcdef";
+    static const char fm_head_text[4][4] = {" L ", " S ", " M ", "I  "};
+    """
+    uint64_t load64 "fm_load64"(const uint8_t *p) noexcept nogil
+    unsigned ctz64 "fm_ctz64"(uint64_t w) noexcept nogil
+    bint unlikely "fm_unlikely"(bint x) noexcept nogil
+    uint64_t LANES "FM_LANES"(int c) noexcept nogil
+    uint64_t zero_byte "fm_zero_byte"(uint64_t w) noexcept nogil
+    uint64_t not_hex "fm_not_hex"(uint64_t w) noexcept nogil
+    uint64_t hex8 "fm_hex8"(uint64_t w) noexcept nogil
+    const uint32_t *HEAD "fm_head"
+    const uint8_t *HEAD_OP "fm_head_op"
+    const char *HEX "fm_hex"
+    const char (*HEAD_TEXT "fm_head_text")[4]
+
+cdef enum:
+    FAST_BYTES = 32             # what fast_line may read; the last of it is at p + 27
+    MAX_LINE = 24               # bytes of the longest line that is written: 3 + 16 + 1 + 3 + 1
+
+cdef enum LineKind:             # errors are below 0; trace/lackey.py words them
+    LINE_EVENT = 0
+    LINE_SKIP = 1
+    BAD_LINE = -1
+    BAD_ADDRESS = -2
+    BAD_WIDTH = -3
+    BAD_SIZE = -4
+
+cdef struct Event:
+    uint64_t addr
+    uint8_t op
+    uint8_t size
+
+
+cdef inline int hex_digit(uint8_t c) noexcept nogil:
+    if 48 <= c <= 57:
+        return c - 48
+    c |= 0x20
+    if 97 <= c <= 102:
+        return c - 87
+    return -1
+
+
+cdef int parse_line(const uint8_t *p, const uint8_t *end, Event *event) noexcept nogil:
+    """One line without its newline: the whole grammar."""
+    cdef uint64_t addr = 0
+    cdef uint32_t size = 0
+    cdef int digits = 0, value
+    if end > p and (end - 1)[0] == c'\r':
+        end -= 1
+    if end - p >= 2 and p[0] == p[1] and (p[0] == c'=' or p[0] == c'-' or p[0] == c'*'):
+        return LINE_SKIP
+    while end > p and (end - 1)[0] == c' ':
+        end -= 1
+    while p < end and p[0] == c' ':
+        p += 1
+    if p == end:
+        return LINE_SKIP
+    if p[0] == c'L':
+        event.op = 0
+    elif p[0] == c'S':
+        event.op = 1
+    elif p[0] == c'M':
+        event.op = 2
+    elif p[0] == c'I':
+        event.op = 3
+    else:
+        return BAD_LINE
+    p += 1
+    if p == end or p[0] != c' ':
+        return BAD_LINE
+    while p < end and p[0] == c' ':
+        p += 1
+    while p < end and p[0] != c',':
+        value = hex_digit(p[0])
+        if value < 0:
+            return BAD_ADDRESS
+        addr = addr << 4 | <uint64_t>value
+        digits += 1
+        if digits > 16:
+            return BAD_WIDTH
+        p += 1
+    if digits == 0:
+        return BAD_ADDRESS
+    if p == end or end - p < 2:
+        return BAD_SIZE
+    p += 1
+    if end - p > 3:
+        return BAD_SIZE
+    while p < end:
+        if p[0] < 48 or p[0] > 57:
+            return BAD_SIZE
+        size = size * 10 + (p[0] - 48)
+        p += 1
+    if size < 1 or size > 255:
+        return BAD_SIZE
+    event.addr = addr
+    event.size = <uint8_t>size
+    return LINE_EVENT
+
+
+cdef inline const uint8_t *fast_line(const uint8_t *p, Event *event) noexcept nogil:
+    """The line at p as Valgrind prints it: the event and the next line. NULL: something else, see parse_line.
+
+    FAST_BYTES must be readable at p.
+    """
+    cdef uint64_t upper = load64(p + 3), lower = load64(p + 11)
+    cdef uint32_t head = <uint32_t>load64(p) & 0xFFFFFF
+    cdef uint32_t letter = ((head >> 8) ^ head) & 0x0f
+    cdef uint64_t comma = zero_byte(lower ^ LANES(c','))
+    cdef uint64_t newline
+    cdef uint32_t tail, digits, size
+    cdef unsigned beyond, width
+    # Addresses are padded to 8 digits: the comma is in the second word unless there are 16.
+    if unlikely(comma == 0 or head != HEAD[letter]):
+        return NULL
+    beyond = ctz64(comma) - 7                           # 8 x (digits beyond the eighth), 0 to 56
+    tail = <uint32_t>load64(p + 12 + (beyond >> 3))     # size, newline
+    newline = zero_byte(tail ^ LANES(c'\n')) & 0x80808000ULL
+    if unlikely((not_hex(upper) | not_hex(lower) & ((<uint64_t>1 << beyond) - 1)) != 0 or newline == 0):
+        return NULL
+    width = ctz64(newline) - 7                          # 8 x (digits of the size), 8 to 24
+    digits = (tail << (32 - width) | <uint32_t>0x30303030 >> width) ^ <uint32_t>0x30303030
+    size = (digits >> 24) + (digits >> 16 & 0xff) * 10 + (digits >> 8 & 0xff) * 100
+    if unlikely(((digits + <uint32_t>0x76767676 | digits) & <uint32_t>0x80808080) != 0 or size - 1 > 254):
+        return NULL
+    event.addr = (hex8(upper) << 32 | hex8(lower)) >> (32 - (beyond >> 1))
+    event.op = HEAD_OP[letter]
+    event.size = <uint8_t>size
+    return p + 13 + ((beyond + width) >> 3)
+
+
+cdef int parse_lines(const uint8_t **at, const uint8_t *end, bint last, uint8_t *op, uint8_t *size, uint64_t *addr,
+                     Py_ssize_t *n, Py_ssize_t room, Py_ssize_t *lines) noexcept nogil:
+    """Lines from *at until `room` events, an error or the last complete line; *at, *n, *lines move along."""
+    cdef const uint8_t *p = at[0]
+    cdef const uint8_t *after
+    cdef const uint8_t *newline
+    cdef Py_ssize_t i = n[0], seen = lines[0]
+    cdef Event event
+    cdef int kind = LINE_EVENT
+    event.addr = 0
+    event.op = event.size = 0
+    while i < room and p < end:
+        after = fast_line(p, &event) if end - p >= FAST_BYTES else NULL
+        if unlikely(after == NULL):
+            newline = <const uint8_t *>memchr(p, c'\n', end - p)
+            if newline == NULL and not last:
+                break
+            kind = parse_line(p, newline if newline != NULL else end, &event)
+            if kind < 0:
+                break
+            after = newline + 1 if newline != NULL else end
+            if kind == LINE_SKIP:
+                p = after
+                seen += 1
+                continue
+        op[i] = event.op
+        size[i] = event.size
+        addr[i] = event.addr
+        i += 1
+        seen += 1
+        p = after
+    at[0] = p
+    n[0] = i
+    lines[0] = seen
+    return kind if kind < 0 else 0
+
+
+def parse(const uint8_t[::1] text, Py_ssize_t start, Py_ssize_t stop, bint last,
+          uint8_t[::1] op, uint8_t[::1] size, uint64_t[::1] addr, Py_ssize_t n):
+    """Parse the lines of text[start:stop] into the columns from row n on.
+
+    Ends at the end of the columns, at a bad line, or at an incomplete line (which, with `last`, is a line).
+    Returns (where the next line starts, rows filled, lines passed, error): error is 0, or the negative kind of
+    the bad line at the position returned.
+    """
+    cdef Py_ssize_t room = addr.shape[0], lines = 0
+    cdef const uint8_t *p
+    cdef const uint8_t *base
+    cdef int error
+    if not 0 <= start <= stop <= text.shape[0]:
+        raise ValueError(f"text[{start}:{stop}] lies outside a buffer of {text.shape[0]} bytes")
+    if op.shape[0] != room or size.shape[0] != room or not 0 <= n <= room:
+        raise ValueError("op, size and addr must be equally long, and n a row of them")
+    if start == stop or n == room:
+        return start, n, 0, 0
+    base = &text[0]
+    p = base + start
+    with nogil:
+        error = parse_lines(&p, base + stop, last, &op[0], &size[0], &addr[0], &n, room, &lines)
+    return p - base, n, lines, error
+
+
+cdef Py_ssize_t print_lines(const uint8_t *op, const uint8_t *size, const uint64_t *addr, Py_ssize_t n,
+                            char *out) noexcept nogil:
+    cdef char *q = out
+    cdef Py_ssize_t i
+    cdef uint64_t value
+    cdef int nibbles, shift, width
+    for i in range(n):
+        if op[i] > 3 or size[i] == 0:
+            return -1 - i
+        memcpy(q, HEAD_TEXT[op[i]], 3)
+        q += 3
+        value = addr[i]
+        nibbles = 8
+        while nibbles < 16 and value >> (4 * nibbles) != 0:
+            nibbles += 1
+        shift = 4 * nibbles
+        while shift > 0:
+            shift -= 4
+            q[0] = HEX[value >> shift & 15]
+            q += 1
+        q[0] = c','
+        q += 1
+        width = 1 + (size[i] >= 10) + (size[i] >= 100)
+        value = size[i]
+        for shift in range(width - 1, -1, -1):
+            q[shift] = <char>(48 + value % 10)
+            value = value // 10
+        q[width] = c'\n'
+        q += width + 1
+    return q - out
+
+
+def format(const uint8_t[::1] op, const uint8_t[::1] size, const uint64_t[::1] addr):
+    """The events as lackey prints them: bytes. Raises IndexError(row) at one that is no access of 1 to 255 bytes."""
+    cdef Py_ssize_t n = addr.shape[0], used
+    cdef bytearray out
+    cdef char *q
+    if op.shape[0] != n or size.shape[0] != n:
+        raise ValueError("op, size and addr must be equally long")
+    if n == 0:
+        return b""
+    out = bytearray(n * MAX_LINE)
+    q = out
+    with nogil:
+        used = print_lines(&op[0], &size[0], &addr[0], n, q)
+    if used < 0:
+        raise IndexError(-1 - used)
+    del out[used:]
+    return out

@@ -1,0 +1,125 @@
+"""What a trace is: a re-iterable stream of events of any length."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu.errors import TraceError
+from fastmmu.trace.events import CHUNK, Batch, batch_of, check_events, first_outside
+
+__all__ = ["ArrayTrace", "Trace", "check_chunk"]
+
+
+class Trace(ABC):
+    """A stream of events, read anew by each call of :meth:`batches`.
+
+    Memory does not grow with the length of the trace. Of iterations that run at the same time, :meth:`progress`
+    reports the one started last.
+
+    Attributes: ``name`` for tables, ``format`` ("lackey", "npy", ...), ``path`` of the file or None, ``total``
+    number of events or None where it is not known beforehand.
+    """
+
+    name: str
+    format: str
+    path: str | None = None
+    total: int | None = None
+
+    @abstractmethod
+    def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
+        """All events in order, in batches of 1 to `chunk` events.
+
+        Raises TraceError (file and line or byte offset) where the trace is malformed.
+        """
+
+    def progress(self) -> float | None:
+        """Fraction read by the latest iteration, 0 to 1; None where unknown. For files: of the compressed bytes."""
+        return None
+
+    def data_only(self) -> Trace:
+        """This trace without instruction fetches."""
+        from fastmmu.trace.combine import DataOnly
+
+        return DataOnly(self)
+
+    def head(self, n: int) -> Trace:
+        """The first `n` events."""
+        from fastmmu.trace.combine import Head
+
+        return Head(self, n)
+
+    @staticmethod
+    def from_arrays(
+        addr: npt.ArrayLike, op: npt.ArrayLike | None = None, size: npt.ArrayLike | None = None, name: str = "arrays"
+    ) -> Trace:
+        """A trace over arrays in memory (not copied where they have the right dtype and are contiguous).
+
+        addr: (n,) integers 0 .. 2**64-1; op: (n,) codes of fastmmu.Op, default all reads; size: (n,) bytes 0 .. 255,
+        default 1. Raises TraceError for wrong shapes, dtypes or values.
+        """
+        return ArrayTrace(addr, op, size, name)
+
+    def __repr__(self) -> str:
+        events = "" if self.total is None else f", {self.total} events"
+        return f"<Trace {self.name!r}: {self.format}{events}>"
+
+
+class ArrayTrace(Trace):
+    """A trace that lies in memory."""
+
+    format = "arrays"
+
+    def __init__(self, addr: npt.ArrayLike, op: npt.ArrayLike | None, size: npt.ArrayLike | None, name: str) -> None:
+        columns = _column(addr, "addr", np.uint64)
+        self._batch = batch_of(
+            columns,
+            None if op is None else _column(op, "op", np.uint8, len(columns)),
+            None if size is None else _column(size, "size", np.uint8, len(columns)),
+        )
+        check_events(self._batch, first=0, path=None)
+        self.name = name
+        self.total = len(self._batch)
+        self._done = 0
+
+    def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
+        check_chunk(chunk)
+        return self._slices(chunk)
+
+    def _slices(self, chunk: int) -> Iterator[Batch]:
+        self._done = 0
+        for start in range(0, len(self._batch), chunk):
+            batch = self._batch[start : start + chunk]
+            self._done = start + len(batch)
+            yield batch
+
+    def progress(self) -> float | None:
+        return self._done / len(self._batch) if len(self._batch) else None
+
+
+def check_chunk(chunk: int) -> None:
+    """Raise TraceError unless `chunk` is a usable batch length."""
+    if chunk < 1:
+        raise TraceError(f"chunk={chunk}: a batch holds at least 1 event")
+
+
+def _column(values: npt.ArrayLike, what: str, dtype: type[np.unsignedinteger], n: int = -1) -> npt.NDArray[Any]:
+    """`values` as a contiguous (n,) array of `dtype`, refused where that would change a value."""
+    try:
+        array = np.asarray(values)
+    except (OverflowError, ValueError) as error:
+        raise TraceError(f"{what} is not an array of integers: {error}") from error
+    if array.ndim != 1:
+        raise TraceError(f"{what} has {array.ndim} dimensions; give one")
+    if n not in (-1, len(array)):
+        raise TraceError(f"{what} has {len(array)} elements where addr has {n}")
+    if array.dtype.kind not in "ui" and len(array):
+        raise TraceError(f"{what} has dtype {array.dtype}; give integers")
+    bad = first_outside(array, dtype)
+    if bad is not None:
+        raise TraceError(f"{what} {array[bad]} is outside 0 to {np.iinfo(dtype).max}", where=f"event {bad}")
+    return np.ascontiguousarray(array, dtype=dtype)

@@ -1,0 +1,206 @@
+"""Traces made of traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fastmmu.errors import TraceError
+from fastmmu.exits import N_REASONS, ExitReason
+from fastmmu.ops import LAST_ACCESS, Op
+from fastmmu.trace.base import Trace, check_chunk
+from fastmmu.trace.events import CHUNK, Batch, empty_batch
+
+__all__ = ["DataOnly", "Head", "Interleaved", "WithExits", "exits_every", "interleave"]
+
+
+def interleave(traces: Sequence[Trace], switch_every: int) -> Trace:
+    """The traces as processes of one processor that take turns, each for `switch_every` accesses.
+
+    A SWITCH event with the number of the process (its place in `traces`) stands before every slice, also where the
+    same process goes on because it is the only one left. Ends when all have ended.
+    """
+    return Interleaved(traces, switch_every)
+
+
+def exits_every(trace: Trace, n: int, reason: int = ExitReason.CPUID) -> Trace:
+    """`trace` with an EXIT event (basic exit reason `reason`) after each `n` accesses."""
+    return WithExits(trace, n, reason)
+
+
+class _Derived(Trace):
+    """A trace made of one other."""
+
+    def __init__(self, inner: Trace) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.format = inner.format
+        self.path = inner.path
+
+    def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
+        check_chunk(chunk)
+        return self._pass(chunk)
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def progress(self) -> float | None:
+        return self.inner.progress()
+
+
+class DataOnly(_Derived):
+    """Without instruction fetches."""
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        for batch in self.inner.batches(chunk):
+            kept = batch.op != Op.FETCH
+            if kept.all():
+                yield batch
+            elif kept.any():
+                yield batch.take(kept)
+
+
+class Head(_Derived):
+    """The first n events."""
+
+    def __init__(self, inner: Trace, n: int) -> None:
+        if n < 0:
+            raise TraceError(f"head({n}): give 0 events or more")
+        super().__init__(inner)
+        self._n = n
+        self._done = 0
+        self.total = None if inner.total is None else min(n, inner.total)
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        self._done = 0
+        if self._n == 0:
+            return
+        for batch in self.inner.batches(min(chunk, self._n)):
+            part = batch[: self._n - self._done]
+            self._done += len(part)
+            yield part
+            if self._done == self._n:
+                return
+
+    def progress(self) -> float | None:
+        of_head = self._done / self._n if self._n else 1.0
+        return max(of_head, self.inner.progress() or 0.0)
+
+
+class WithExits(_Derived):
+    """With an EXIT after each n accesses."""
+
+    def __init__(self, inner: Trace, n: int, reason: int) -> None:
+        if n < 1:
+            raise TraceError(f"an exit after each {n} accesses: give 1 or more")
+        if not 0 <= reason < N_REASONS:
+            raise TraceError(f"exit reason {reason} is not between 0 and {N_REASONS - 1}")
+        super().__init__(inner)
+        self._n = n
+        self._reason = reason
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        due = self._n  # accesses until the next exit
+        for batch in self.inner.batches(chunk):
+            is_access = batch.op <= LAST_ACCESS
+            places = None if is_access.all() else np.flatnonzero(is_access)
+            count = len(batch) if places is None else len(places)
+            nth = np.arange(due - 1, count, self._n)  # the accesses of this batch that an exit follows
+            due += len(nth) * self._n - count
+            if not len(nth):
+                yield batch
+                continue
+            after = (nth if places is None else places[nth]) + 1  # row before which each exit is put
+            out = Batch(
+                np.insert(batch.op, after, np.uint8(Op.EXIT)),
+                np.insert(batch.size, after, np.uint8(0)),
+                np.insert(batch.addr, after, np.uint64(self._reason)),
+            )
+            for first in range(0, len(out), chunk):
+                yield out[first : first + chunk]
+
+
+class Interleaved(Trace):
+    """Several processes in turn."""
+
+    format = "interleaved"
+
+    def __init__(self, traces: Sequence[Trace], switch_every: int) -> None:
+        if not traces:
+            raise TraceError("interleave needs at least one trace")
+        if switch_every < 1:
+            raise TraceError(f"a switch after each {switch_every} accesses: give 1 or more")
+        self._traces = list(traces)
+        self._slice = switch_every
+        self.name = "+".join(trace.name for trace in traces)
+
+    def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
+        check_chunk(chunk)
+        return self._pass(chunk)
+
+    def progress(self) -> float | None:
+        known = [fraction for trace in self._traces if (fraction := trace.progress()) is not None]
+        return sum(known) / len(self._traces) if known else None
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        running = [_Cursor(trace, process, chunk) for process, trace in enumerate(self._traces)]
+        out = empty_batch(chunk)
+        n = 0
+        while running := [cursor for cursor in running if cursor.ready()]:
+            for cursor in running:
+                if not cursor.ready():
+                    continue
+                out.op[n], out.size[n], out.addr[n] = Op.SWITCH, 0, cursor.process
+                n += 1
+                left = self._slice
+                while left > 0 and cursor.ready():
+                    if n == chunk:
+                        yield out
+                        out, n = empty_batch(chunk), 0
+                    part, accesses = cursor.take(left, chunk - n)
+                    end = n + len(part)
+                    out.op[n:end], out.size[n:end], out.addr[n:end] = part.op, part.size, part.addr
+                    left -= accesses
+                    n = end
+                if n == chunk:
+                    yield out
+                    out, n = empty_batch(chunk), 0
+        if n:
+            yield out[:n]
+
+
+class _Cursor:
+    """A place in one trace."""
+
+    def __init__(self, trace: Trace, process: int, chunk: int) -> None:
+        self.process = process
+        self._name = trace.name
+        self._batches = trace.batches(chunk)
+        self._batch = empty_batch(0)
+        self._at = 0
+        self._only_accesses = True
+
+    def ready(self) -> bool:
+        """Whether an event is left."""
+        while self._at == len(self._batch):
+            batch = next(self._batches, None)
+            if batch is None:
+                return False
+            self._batch, self._at = batch, 0
+            self._only_accesses = bool((batch.op <= LAST_ACCESS).all())
+            if not self._only_accesses and (batch.op == Op.SWITCH).any():
+                raise TraceError(f"{self._name} holds CR3 switches itself; only traces of one process interleave")
+        return True
+
+    def take(self, accesses: int, room: int) -> tuple[Batch, int]:
+        """The next events, at most `room` and up to `accesses` accesses, and how many of them are accesses."""
+        part = self._batch[self._at : self._at + min(room, accesses)]
+        count = len(part)
+        if not self._only_accesses:
+            part = self._batch[self._at : self._at + room]
+            counts = np.cumsum(part.op <= LAST_ACCESS)
+            part = part[: int(np.searchsorted(counts, accesses)) + 1]
+            count = int(counts[len(part) - 1])
+        self._at += len(part)
+        return part, count

@@ -1,0 +1,126 @@
+"""Batches of events: the form in which traces go to the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu.errors import TraceError
+from fastmmu.exits import N_REASONS
+from fastmmu.ops import LAST_ACCESS, Op
+
+__all__ = [
+    "CHUNK",
+    "EVENT_DTYPE",
+    "U8",
+    "U64",
+    "Batch",
+    "batch_of",
+    "check_events",
+    "concatenate",
+    "empty_batch",
+    "first_outside",
+]
+
+U8: TypeAlias = npt.NDArray[np.uint8]
+U64: TypeAlias = npt.NDArray[np.uint64]
+
+CHUNK = 1 << 18
+"""Events of a batch unless the caller says otherwise."""
+
+EVENT_DTYPE = np.dtype([("op", "u1"), ("size", "u1"), ("addr", "<u8")])
+"""One event in a .npy file of whole events: 10 bytes, packed."""
+
+_IS_OP = np.zeros(256, dtype=np.bool_)
+_IS_OP[[int(op) for op in Op]] = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Consecutive events as three equally long, C-contiguous, possibly read-only columns.
+
+    ``op`` uint8, codes of :class:`fastmmu.ops.Op`; ``size`` uint8, bytes; ``addr`` uint64, linear address or what
+    the system event says. ``len()`` is the number of events.
+    """
+
+    op: U8
+    size: U8
+    addr: U64
+
+    def __len__(self) -> int:
+        return len(self.addr)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """The same events as views; the slice may not skip or reverse."""
+        return Batch(self.op[rows], self.size[rows], self.addr[rows])
+
+    def take(self, rows: npt.NDArray[np.bool_]) -> Batch:
+        """Copies of the events where `rows` (bool, one per event) is true."""
+        return Batch(self.op[rows], self.size[rows], self.addr[rows])
+
+    @property
+    def accesses(self) -> int:
+        """Number of reads, writes, modifies and fetches."""
+        return int(np.count_nonzero(self.op <= LAST_ACCESS))
+
+
+def empty_batch(n: int) -> Batch:
+    """Room for `n` events, contents undefined."""
+    return Batch(np.empty(n, np.uint8), np.empty(n, np.uint8), np.empty(n, np.uint64))
+
+
+def batch_of(addr: U64, op: U8 | None = None, size: U8 | None = None) -> Batch:
+    """Columns to a batch; without `op` all are reads, without `size` accesses are 1 byte and system events 0."""
+    if op is None:
+        op = np.zeros(len(addr), np.uint8)
+    if size is None:
+        size = (op <= LAST_ACCESS).astype(np.uint8)
+    return Batch(np.ascontiguousarray(op), np.ascontiguousarray(size), np.ascontiguousarray(addr))
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """One batch that holds the events of all of them, in order."""
+    if not batches:
+        return empty_batch(0)
+    return Batch(
+        np.concatenate([batch.op for batch in batches]),
+        np.concatenate([batch.size for batch in batches]),
+        np.concatenate([batch.addr for batch in batches]),
+    )
+
+
+def first_outside(values: npt.NDArray[Any], dtype: type[np.unsignedinteger]) -> int | None:
+    """Index of the first of `values` (integers) that `dtype` cannot hold, or None."""
+    if not len(values) or values.dtype == dtype:
+        return None
+    low, high = int(values.min()), int(values.max())
+    limit = int(np.iinfo(dtype).max)
+    if low >= 0 and high <= limit:
+        return None
+    return int(((values < 0) | (values > limit)).argmax())
+
+
+def check_events(batch: Batch, *, first: int, path: str | None) -> None:
+    """Raise TraceError at an operation that does not exist, or one whose operand does not.
+
+    `first` is the position of the batch's first event in the trace, for the message.
+    """
+    op, addr = batch.op, batch.addr
+    if not len(op) or int(op.max()) <= LAST_ACCESS:
+        return
+    bad = ~_IS_OP[op]
+    if bad.any():
+        at = int(bad.argmax())
+        known = ", ".join(f"{int(known)} {known.name}" for known in Op)
+        raise TraceError(
+            f"operation {op[at]} does not exist; there are {known}", path=path, where=f"event {first + at}"
+        )
+    for code, limit, what in ((Op.EXIT, N_REASONS, "exit reason"), (Op.INTERRUPT, 256, "interrupt vector")):
+        bad = (op == code) & (addr >= limit)
+        if bad.any():
+            at = int(bad.argmax())
+            raise TraceError(f"{what} {addr[at]} is not below {limit}", path=path, where=f"event {first + at}")

@@ -1,0 +1,44 @@
+"""What all readers of files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from fastmmu.errors import TraceError
+from fastmmu.trace.base import Trace, check_chunk
+from fastmmu.trace.events import CHUNK, Batch
+from fastmmu.trace.source import ByteSource
+
+__all__ = ["FileTrace"]
+
+
+class FileTrace(Trace):
+    """A trace in a file: subclasses turn one ByteSource into batches."""
+
+    path: str
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.name = PurePath(path).name
+        self._source: ByteSource | None = None
+
+    def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
+        check_chunk(chunk)
+        return self._pass(chunk)
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        with ByteSource(self.path) as source:
+            self._source = source
+            found = False
+            for batch in self._decode(source, chunk):
+                found = True
+                yield batch
+            if not found:
+                raise TraceError("the file holds no events", path=self.path)
+
+    def _decode(self, source: ByteSource, chunk: int) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def progress(self) -> float | None:
+        return None if self._source is None else self._source.fraction

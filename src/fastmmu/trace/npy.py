@@ -1,0 +1,126 @@
+"""NumPy's .npy: a plain array of linear addresses, each a 1-byte read, or a structured one of whole events."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy_format
+
+from fastmmu.errors import TraceError
+from fastmmu.trace.events import EVENT_DTYPE, Batch, batch_of, check_events, first_outside
+from fastmmu.trace.filetrace import FileTrace
+from fastmmu.trace.source import ByteSource
+
+__all__ = ["NpyTrace", "npy_header"]
+
+_MAX_HEADER = 10_000  # bytes, as numpy.load
+_MAX_RECORD = 64  # bytes; a record of op, size and addr has at most 24
+
+
+class NpyTrace(FileTrace):
+    """(n,) integers = linear addresses read, or (n,) records with op, size (optional) and addr.
+
+    The data is streamed, so a trace larger than memory is fine and a file that shrinks meanwhile is an error.
+    """
+
+    format = "npy"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        with ByteSource(path) as source:
+            dtype, self.total = self._header(source)
+            expected = source.offset + self.total * dtype.itemsize
+            if source.codec is None and source.size != expected:
+                raise TraceError(
+                    f"the header promises {expected} bytes, the file has {source.size}",
+                    path=path,
+                    where=f"byte {min(expected, source.size)}",
+                )
+
+    def _header(self, source: ByteSource) -> tuple[np.dtype[Any], int]:
+        """dtype and length, checked; the source stands at the data afterwards."""
+        intro = source.read(8)
+        wide = 2 if intro[6:7] == b"\x01" else 4
+        intro += source.read(wide)
+        length = int.from_bytes(intro[8:], "little")
+        if intro[:6] != b"\x93NUMPY" or len(intro) < 8 + wide or length > _MAX_HEADER:
+            raise TraceError("not a .npy file", path=self.path, where="byte 0")
+        header = io.BytesIO(intro + source.read(length))
+        try:
+            version = npy_format.read_magic(header)
+            read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+            shape, _, dtype = read(header)
+        except (ValueError, TypeError, SyntaxError, UnicodeError, RecursionError, MemoryError) as error:
+            raise TraceError(f"the .npy header is malformed: {error}", path=self.path, where="byte 0") from error
+        return self._checked(shape, dtype)
+
+    def _checked(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.dtype[Any], int]:
+        if len(shape) != 1:
+            raise TraceError(f"the array has shape {shape}; a trace is one-dimensional", path=self.path)
+        if shape[0] < 1:
+            raise TraceError("the array is empty", path=self.path)
+        if dtype.names is None:
+            if dtype.kind not in "ui":
+                raise TraceError(f"the array has dtype {dtype}; give integer addresses", path=self.path)
+        else:
+            fields = {name: dtype[name] for name in dtype.names}
+            good = {"op", "addr"} <= set(fields) <= {"op", "size", "addr"}
+            if not good or any(field.kind not in "ui" or field.shape for field in fields.values()):
+                raise TraceError(
+                    f"the records have the fields {dtype.descr}; give integers op, size and addr", path=self.path
+                )
+            if dtype.itemsize > _MAX_RECORD:
+                raise TraceError(f"a record has {dtype.itemsize} bytes, more than {_MAX_RECORD}", path=self.path)
+        return dtype, shape[0]
+
+    def _decode(self, source: ByteSource, chunk: int) -> Iterator[Batch]:
+        dtype, total = self._header(source)
+        start = source.offset
+        for first in range(0, total, chunk):
+            rows = np.empty(min(chunk, total - first), dtype)
+            got = source.fill(rows.view(np.uint8).data)
+            if got < rows.nbytes:
+                raise TraceError(
+                    f"the data ends early: the header promises {start + total * dtype.itemsize} bytes",
+                    path=self.path,
+                    where=f"byte {source.offset}",
+                )
+            batch = self._batch(rows, first, start + first * dtype.itemsize)
+            check_events(batch, first=first, path=self.path)
+            yield batch
+        if source.read(1):
+            raise TraceError(
+                "there is data beyond what the header promises", path=self.path, where=f"byte {source.offset - 1}"
+            )
+
+    def _batch(self, rows: npt.NDArray[Any], first: int, offset: int) -> Batch:
+        if rows.dtype.names is None:
+            return batch_of(self._column(rows, "address", np.uint64, offset))
+        op = self._column(rows["op"], "op", np.uint8, offset)
+        size = self._column(rows["size"], "size", np.uint8, offset) if "size" in rows.dtype.names else None
+        return batch_of(self._column(rows["addr"], "address", np.uint64, offset), op, size)
+
+    def _column(
+        self, values: npt.NDArray[Any], what: str, to: type[np.unsignedinteger], offset: int
+    ) -> npt.NDArray[Any]:
+        """`values` as `to`, refused where that would change one; `offset` is where they begin in the file."""
+        bad = first_outside(values, to)
+        if bad is not None:
+            raise TraceError(
+                f"{what} {values[bad]} is outside 0 to {np.iinfo(to).max}",
+                path=self.path,
+                where=f"byte {offset + bad * values.strides[0]}",
+            )
+        return np.ascontiguousarray(values, dtype=to)
+
+
+def npy_header(n: int) -> bytes:
+    """Header of a .npy file of `n` events of EVENT_DTYPE."""
+    out = io.BytesIO()
+    fields = {"descr": npy_format.dtype_to_descr(EVENT_DTYPE), "fortran_order": False, "shape": (n,)}
+    npy_format.write_array_header_1_0(out, fields)
+    return out.getvalue()

@@ -1,0 +1,158 @@
+"""The bytes of a trace file, decompressed on the way; every failure is a TraceError that names the file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from types import TracebackType
+
+from fastmmu.errors import TraceError
+from fastmmu.trace.codecs import CorruptData, Decompressor, codec_of_bytes, codec_of_name, decompressor
+
+__all__ = ["ByteSource"]
+
+_READ = 1 << 18  # compressed bytes read at a time
+_OUTPUT = 1 << 20  # decompressed bytes asked for at a time
+
+
+class ByteSource:
+    """A regular file opened for one pass.
+
+    ``codec`` is None, "gz", "xz" or "zst" (by suffix, else by content), ``size`` the bytes of the file, ``taken``
+    those read of it, ``offset`` the (decompressed) bytes handed out. Concatenated streams are one, as for gzip, xz
+    and zstd themselves.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.offset = 0
+        self.taken = 0
+        self.size = _regular_size(path)
+        if self.size == 0:
+            raise TraceError("the file is empty", path=path)
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+            head = self._file.read(8)
+            self._file.seek(0)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        self.codec = codec_of_name(path)
+        found = codec_of_bytes(head)
+        if self.codec is None:
+            self.codec = found
+        elif found != self.codec:
+            self.close()
+            raise TraceError(f"the name ends in .{self.codec}, the content is none", path=path, where="byte 0")
+        self._inner: Decompressor | None = decompressor(self.codec) if self.codec else None
+        self._input = b""  # read, but not yet given to a decompressor
+        self._output = b""
+        self._output_at = 0
+
+    def __enter__(self) -> ByteSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; again is no error."""
+        self._file.close()
+
+    @property
+    def fraction(self) -> float:
+        """Part of the file that was read, 0 to 1."""
+        return min(1.0, self.taken / self.size)
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill `view` from its start; fewer bytes, at least 1, where that is cheap to have; 0 at the end."""
+        if self.codec is None:
+            try:
+                n = self._file.readinto(view) or 0
+            except OSError as error:
+                raise _unreadable(self.path, error) from error
+            self.taken += n
+        else:
+            if self._output_at == len(self._output):
+                self._output = self._more()
+                self._output_at = 0
+            n = min(len(view), len(self._output) - self._output_at)
+            view[:n] = memoryview(self._output)[self._output_at : self._output_at + n]
+            self._output_at += n
+        self.offset += n
+        return n
+
+    def fill(self, view: memoryview) -> int:
+        """Fill `view`; fewer bytes only at the end."""
+        done = 0
+        while done < len(view):
+            n = self.readinto(view[done:])
+            if n == 0:
+                break
+            done += n
+        return done
+
+    def read(self, n: int) -> bytes:
+        """`n` bytes, fewer at the end."""
+        data = bytearray(n)
+        return bytes(data[: self.fill(memoryview(data))])
+
+    def _read_file(self) -> bytes:
+        try:
+            data = self._file.read(_READ) or b""
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        self.taken += len(data)
+        return data
+
+    def _more(self) -> bytes:
+        """The next decompressed bytes, b"" at the end of the last stream."""
+        assert self.codec is not None
+        while True:
+            if self._inner is None:
+                self._input = self._input or self._read_file()
+                if not self._input:
+                    return b""
+                if self.codec != "zst":  # gzip and xz allow zeros between and after streams
+                    self._input = self._input.lstrip(b"\0")
+                    if not self._input:
+                        continue
+                self._inner = decompressor(self.codec)
+            ended = False
+            if not self._input and self._inner.needs_input:
+                self._input = self._read_file()
+                ended = not self._input
+            data, self._input = self._input, b""
+            try:
+                out = self._inner.decompress(data, _OUTPUT)
+            except CorruptData as error:
+                where = f"near byte {self.taken} of the compressed file"
+                raise TraceError(f"the .{self.codec} data is corrupt: {error}", path=self.path, where=where) from error
+            if self._inner.eof:
+                self._input = self._inner.unused_data
+                self._inner = None
+            if out:
+                return out
+            if ended and self._inner is not None:
+                raise TraceError(
+                    f"the .{self.codec} data ends early, after {self.offset} decompressed bytes; the file is truncated",
+                    path=self.path,
+                    where=f"byte {self.taken} of the compressed file",
+                )
+
+
+def _regular_size(path: str) -> int:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise TraceError("this is a directory; name a trace file in it", path=path)
+    if not stat.S_ISREG(status.st_mode):
+        raise TraceError("this is no regular file, and a trace is read more than once; save it to a file", path=path)
+    return status.st_size
+
+
+def _unreadable(path: str, error: OSError | ValueError) -> TraceError:
+    return TraceError(f"cannot be read: {getattr(error, 'strerror', None) or error}", path=path)
