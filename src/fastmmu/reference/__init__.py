@@ -1,0 +1,87 @@
+"""Executable specification of translation, in plain Python: guest paging, EPT, nested walks, memory types, enumeration.
+
+Written from the rules of the architecture, for reading and for checking the kernels against; it imports the vocabulary
+(ops, exits, errors, dtypes) and no kernel. Nothing here is fast.
+
+    State ─┐                 ┌─ guest    formats and permissions of guest entries
+    Ept  ──┼── walk / load_pdptes ┤
+    Memory ┘        │        └─ ept ── spp   one guest-physical translation, A/D flags, log
+                    └── Outcome: what it ended in, its steps, its changes to memory
+
+`nonroot` has #VE and VMFUNC, `memtype` the effective memory type, `mappings` lists a whole address space.
+"""
+
+from __future__ import annotations
+
+from .ept import Ept, EptCap, GpaReference, eptp_valid, translate_gpa
+from .mappings import Mapping, mappings
+from .memory import ArrayMemory, Memory, SparseMemory
+from .memtype import MemType, Mtrrs
+from .nonroot import (
+    EptpSwitched,
+    InvalidOpcode,
+    VirtualizationException,
+    VmfuncExit,
+    convertible,
+    deliver_ve,
+    vmfunc,
+)
+from .outcome import (
+    SPP_STEP,
+    Bus,
+    Change,
+    EptMisconfig,
+    EptViolation,
+    GeneralProtection,
+    GpaMapped,
+    Mapped,
+    Outcome,
+    PageFault,
+    PdptesLoaded,
+    PmlFull,
+    SppEvent,
+    Step,
+)
+from .state import Mode, State
+from .walk import access_of, load_pdptes, walk
+
+__all__ = [
+    "SPP_STEP",
+    "ArrayMemory",
+    "Bus",
+    "Change",
+    "Ept",
+    "EptCap",
+    "EptMisconfig",
+    "EptViolation",
+    "EptpSwitched",
+    "GeneralProtection",
+    "GpaMapped",
+    "GpaReference",
+    "InvalidOpcode",
+    "Mapped",
+    "Mapping",
+    "MemType",
+    "Memory",
+    "Mode",
+    "Mtrrs",
+    "Outcome",
+    "PageFault",
+    "PdptesLoaded",
+    "PmlFull",
+    "SparseMemory",
+    "SppEvent",
+    "State",
+    "Step",
+    "VirtualizationException",
+    "VmfuncExit",
+    "access_of",
+    "convertible",
+    "deliver_ve",
+    "eptp_valid",
+    "load_pdptes",
+    "mappings",
+    "translate_gpa",
+    "vmfunc",
+    "walk",
+]

@@ -1,0 +1,213 @@
+"""The walk of a linear address, with or without EPT, and the load of the PDPTE registers (paging.md §4, ept.md §5-§6).
+
+Order of a two-dimensional walk, and thereby who wins when several things are wrong:
+
+    canonical -> for each level: EPT of the entry's gpa, read, P, reserved, [eager A]
+              -> guest permissions -> guest A and D -> EPT of the final gpa -> the access
+
+`Ept.guest_ad_before_final_ept` exchanges the two last but one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..dtypes import StepKind
+from ..errors import StateError
+from ..ops import Op
+from . import guest
+from .ept import WRITE, Ept, GpaLeaf, GpaReference, translate, update_violation
+from .memory import Memory
+from .memtype import ept_access_type, guest_access_type
+from .outcome import GeneralProtection, Mapped, Outcome, PageFault, PdptesLoaded
+from .run import Ended, Run, conclude
+from .state import Mode, State, bits
+
+__all__ = ["access_of", "load_pdptes", "walk"]
+
+_NAMES = {"r": Op.READ, "w": Op.WRITE, "rw": Op.MODIFY, "x": Op.FETCH}
+
+
+def access_of(access: str | Op) -> Op:
+    """``"r"``, ``"w"``, ``"rw"``, ``"x"`` or the operation itself."""
+    if isinstance(access, Op) and access in _NAMES.values():
+        return access
+    if isinstance(access, str) and access in _NAMES:
+        return _NAMES[access]
+    raise StateError(f"access {access!r}: use 'r', 'w', 'rw' or 'x'")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A guest entry that was used: where it is, in both address spaces, and how EPT maps its page."""
+
+    gpa: int
+    hpa: int
+    value: int
+    level: int
+    ept_leaf: GpaLeaf | None
+
+
+class _Walk:
+    """One walk; the methods are its phases, in order."""
+
+    def __init__(self, run: Run, state: State, la: int, access: Op, ept: Ept | None) -> None:
+        self.run, self.state, self.access, self.ept = run, state, access, ept
+        self.la = state.linear(la)
+        self.rights = guest.Rights()
+        self.used: list[_Entry] = []
+
+    def fault(self, *, present: bool, reserved: bool = False, key: bool = False) -> Ended:
+        code = guest.page_fault_code(self.state, self.access, present=present, reserved=reserved, key=key)
+        return Ended(PageFault(error_code=code, cr2=self.la))
+
+    def outcome(self) -> Outcome:
+        if not self.state.canonical(self.la):
+            raise Ended(GeneralProtection(reason=f"linear address {self.la:#x} is not canonical"))
+        if self.state.mode is Mode.NONE:
+            return self.mapped(self.la, None, *self.final(self.la))
+        self.descend()
+        leaf = self.used[-1]
+        refused, key = guest.denied(self.state, self.access, self.rights, leaf.value)
+        if refused:
+            raise self.fault(present=True, key=key)
+        offset = bits(guest.page_shift(self.state, leaf.level) - 1, 0)
+        gpa = guest.frame_of(self.state, leaf.value, leaf.level) | self.la & offset
+        if self.ept is not None and not self.ept.guest_ad_before_final_ept:
+            final = self.final(gpa)
+            return self.mapped(gpa, self.update_guest_flags(), *final)
+        updated = self.update_guest_flags()
+        return self.mapped(gpa, updated, *self.final(gpa))
+
+    def top_table(self) -> int:
+        """Guest-physical address of the first table read from memory."""
+        if self.state.mode is not Mode.PAE:
+            return guest.root_table(self.state)
+        register = self.state.pdpte[self.la >> 30]
+        if not register & guest.PRESENT:
+            raise self.fault(present=False)
+        return register & self.state.frame
+
+    def descend(self) -> None:
+        """From the root to the leaf: each entry present and well-formed, rights gathered."""
+        table = self.top_table()
+        size = guest.entry_size(self.state)
+        for level in range(self.state.levels, 0, -1):
+            gpa = table + size * guest.index_of(self.state, self.la, level)
+            ept_leaf = None
+            if self.ept is not None:
+                ept_leaf = translate(self.run, self.ept, gpa, GpaReference.of_structure(self.ept, self.la, level))
+            hpa = gpa if ept_leaf is None else ept_leaf.hpa
+            value = self.run.read(hpa, size, gpa=gpa, kind=StepKind.GUEST, level=level, guest_level=level)
+            if not value & guest.PRESENT:
+                raise self.fault(present=False)
+            if value & guest.reserved_bits(self.state, value, level):
+                raise self.fault(present=True, reserved=True)
+            self.rights.add(self.state, value)
+            self.used.append(_Entry(gpa, hpa, value, level, ept_leaf))
+            if guest.is_leaf(self.state, value, level):
+                return
+            if self.state.upper_a == "eager":
+                self.set_flags(self.used[-1], guest.ACCESSED)
+            table = guest.table_of(self.state, value)
+
+    def set_flags(self, entry: _Entry, flags: int) -> int:
+        """Set A (and D) of a guest entry; without EPT A/D flags that takes EPT write permission of its own."""
+        size = guest.entry_size(self.state)
+        if self.run.lacks(entry.hpa, size, flags) and self.ept and entry.ept_leaf and not self.ept.ad:
+            why = GpaReference.of_structure(self.ept, self.la, entry.level)
+            if not entry.ept_leaf.rights & WRITE:
+                raise Ended(update_violation(self.ept, entry.gpa, why, entry.ept_leaf))
+        return self.run.set_bits(
+            entry.hpa,
+            size,
+            flags,
+            gpa=entry.gpa,
+            kind=StepKind.GUEST_AD,
+            level=entry.level,
+            guest_level=entry.level,
+        )
+
+    def update_guest_flags(self) -> int:
+        """A in the upper entries that still lack it, top-down, then A and D in the leaf. Returns the leaf."""
+        for entry in self.used[:-1]:
+            self.set_flags(entry, guest.ACCESSED)
+        dirty = guest.DIRTY if guest.is_write(self.access) else 0
+        return self.set_flags(self.used[-1], guest.ACCESSED | dirty)
+
+    def final(self, gpa: int) -> tuple[int, GpaLeaf | None]:
+        """Host-physical address of the access; EPT leaf that maps it."""
+        if self.ept is None:
+            return gpa, None
+        why = GpaReference.of_access(self.access, self.la, us=self.rights.us, rw=self.rights.rw, xd=self.rights.xd)
+        ept_leaf = translate(self.run, self.ept, gpa, why)
+        return ept_leaf.hpa, ept_leaf
+
+    def mapped(self, gpa: int, leaf: int | None, hpa: int, ept_leaf: GpaLeaf | None) -> Mapped:
+        """`leaf` is the guest leaf as it stands now; None with paging off."""
+        state, level = self.state, self.used[-1].level if self.used else 0
+        index = None if leaf is None else guest.pat_index(leaf, level)
+        self.run.data(hpa, gpa)
+        if ept_leaf is None:
+            kind = guest_access_type(state.pat, state.mtrrs, hpa, index=index, cd=state.cd)
+        else:
+            kind = ept_access_type(state.pat, ept_leaf.mt, ept_leaf.ipat, index=index, cd=state.cd)
+        return Mapped(
+            pa=hpa,
+            gpa=gpa,
+            guest_size=0 if leaf is None else 1 << guest.page_shift(state, level),
+            us=self.rights.us,
+            rw=self.rights.rw,
+            xd=self.rights.xd,
+            leaf=leaf or 0,
+            dirty=1 if leaf is None else leaf >> 6 & 1,
+            global_page=0 if leaf is None else leaf >> 8 & int(state.pge),
+            pkey=0 if leaf is None else guest.protection_key(state, leaf),
+            pat=index or 0,
+            ept_size=0 if ept_leaf is None else ept_leaf.size,
+            ept_rights=0 if ept_leaf is None else ept_leaf.packed_rights,
+            ept_mt=0 if ept_leaf is None else ept_leaf.mt,
+            ept_ipat=0 if ept_leaf is None else ept_leaf.ipat,
+            ept_dirty=1 if ept_leaf is None else ept_leaf.dirty,
+            memory_type=int(kind),
+        )
+
+
+def walk(
+    mem: Memory, state: State, la: int, access: str | Op, *, ept: Ept | None = None, write: bool = True
+) -> Outcome:
+    """Translate linear address `la` for an access of kind r, w, rw or x.
+
+    With `write` the walk sets accessed and dirty flags (guest and EPT) and appends to the page-modification log, as
+    the access would. Without, it is a query: the same outcome, with the same steps and changes listed, and memory
+    untouched. Returns one of the classes of :mod:`fastmmu.reference.outcome`.
+
+    Where a guest A or D flag has to be set in a page that EPT maps read-only (EPT A/D off) the violation reports
+    bits 0 and 1 of the qualification; bit 0 is a don't-care of the architecture (ept.md §4 [C]).
+    """
+    run = Run(mem, ept.pml if ept else None)
+    body = _Walk(run, state, la, access_of(access), ept)
+    return conclude(run, body.outcome, write=write)
+
+
+def load_pdptes(mem: Memory, cr3: int, *, maxphyaddr: int = 52, ept: Ept | None = None, write: bool = True) -> Outcome:
+    """Load the four PDPTE registers from CR3[31:5] (paging.md §3.2): PdptesLoaded, or #GP, or an EPT exit.
+
+    Under EPT the load is a plain read of one guest-physical address: qualification bits 7 and 8 are 0 and no EPT
+    dirty flag is set, EPT A/D or not.
+    """
+    run = Run(mem, ept.pml if ept else None)
+    gpa = cr3 & bits(31, 5)
+
+    def body() -> Outcome:
+        hpa = gpa if ept is None else translate(run, ept, gpa, GpaReference(rd=True, guest_level=3)).hpa
+        values = [
+            run.read(hpa + 8 * i, 8, gpa=gpa + 8 * i, kind=StepKind.GUEST, level=3, guest_level=3) for i in range(4)
+        ]
+        reserved = 0x1E6 | bits(63, maxphyaddr)
+        for i, value in enumerate(values):
+            if value & guest.PRESENT and value & reserved:
+                raise Ended(GeneralProtection(reason=f"PDPTE{i} {value:#x} is present and has a reserved bit"))
+        return PdptesLoaded(pdpte=(values[0], values[1], values[2], values[3]))
+
+    return conclude(run, body, write=write)

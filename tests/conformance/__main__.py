@@ -1,0 +1,46 @@
+"""`python -m tests.conformance`: every vector of every set through an implementation; fails on any mismatch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from . import vectors
+from .spec import SpecAdapter
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
+    parser.add_argument("--spec", action="store_true", help="the executable specification (slow)")
+    parser.add_argument("--data", type=Path, help="directory of the sets (default: FASTMMU_VECTORS, else the sample)")
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th vector")
+    parser.add_argument("--only", default="", help="sets whose name contains this")
+    options = parser.parse_args(argv)
+    directory = options.data or vectors.data_directory()
+    if options.data is None and not vectors.sets(directory):
+        print(f"no vectors in {directory}: the sample in the project is used; FASTMMU_VECTORS names another directory")
+        directory = vectors.sample_directory()
+    paths = [path for path in vectors.sets(directory) if options.only in path.name]
+    if not paths:
+        print(f"no set to run in {directory}", file=sys.stderr)
+        return 2
+    mismatches = 0
+    for adapter in [SpecAdapter()]:
+        lacking = f" (does not report {', '.join(sorted(adapter.unreported))})" if adapter.unreported else ""
+        print(f"{adapter.name}{lacking}:")
+        for path in paths:
+            begin = time.perf_counter()
+            report = vectors.run_set(adapter, path, stride=options.stride)
+            print(f"{report.line()} [{time.perf_counter() - begin:.1f} s]", flush=True)
+            for example in report.examples:
+                print(f"    {example}")
+            mismatches += report.mismatches
+    for mask in vectors.MASKS:
+        print(f"mask {mask.name}: {mask.why}")
+    return 1 if mismatches else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
