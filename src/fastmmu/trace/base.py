@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.errors import TraceError
+from fastmmu.ops import Op
 from fastmmu.trace.events import CHUNK, Batch, batch_of, check_events, first_outside
 
-__all__ = ["ArrayTrace", "Trace", "check_chunk"]
+__all__ = ["ArrayTrace", "DataOnly", "Derived", "Head", "Trace", "check_chunk"]
 
 
 class Trace(ABC):
@@ -43,14 +44,10 @@ class Trace(ABC):
 
     def data_only(self) -> Trace:
         """This trace without instruction fetches."""
-        from fastmmu.trace.combine import DataOnly
-
         return DataOnly(self)
 
     def head(self, n: int) -> Trace:
         """The first `n` events."""
-        from fastmmu.trace.combine import Head
-
         return Head(self, n)
 
     @staticmethod
@@ -99,6 +96,65 @@ class ArrayTrace(Trace):
 
     def progress(self) -> float | None:
         return self._done / len(self._batch) if len(self._batch) else None
+
+
+class Derived(Trace):
+    """A trace made of one other."""
+
+    def __init__(self, inner: Trace) -> None:
+        self.inner = inner
+        self.name = inner.name
+        self.format = inner.format
+        self.path = inner.path
+
+    def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
+        check_chunk(chunk)
+        return self._pass(chunk)
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        raise NotImplementedError
+
+    def progress(self) -> float | None:
+        return self.inner.progress()
+
+
+class DataOnly(Derived):
+    """Without instruction fetches."""
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        for batch in self.inner.batches(chunk):
+            kept = batch.op != Op.FETCH
+            if kept.all():
+                yield batch
+            elif kept.any():
+                yield batch.take(kept)
+
+
+class Head(Derived):
+    """The first n events."""
+
+    def __init__(self, inner: Trace, n: int) -> None:
+        if n < 0:
+            raise TraceError(f"head({n}): give 0 events or more")
+        super().__init__(inner)
+        self._n = n
+        self._done = 0
+        self.total = None if inner.total is None else min(n, inner.total)
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        self._done = 0
+        if self._n == 0:
+            return
+        for batch in self.inner.batches(min(chunk, self._n)):
+            part = batch[: self._n - self._done]
+            self._done += len(part)
+            yield part
+            if self._done == self._n:
+                return
+
+    def progress(self) -> float | None:
+        of_head = self._done / self._n if self._n else 1.0
+        return max(of_head, self.inner.progress() or 0.0)
 
 
 def check_chunk(chunk: int) -> None:

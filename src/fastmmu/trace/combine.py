@@ -9,10 +9,10 @@ import numpy as np
 from fastmmu.errors import TraceError
 from fastmmu.exits import N_REASONS, ExitReason
 from fastmmu.ops import LAST_ACCESS, Op
-from fastmmu.trace.base import Trace, check_chunk
+from fastmmu.trace.base import Derived, Trace, check_chunk
 from fastmmu.trace.events import CHUNK, Batch, empty_batch
 
-__all__ = ["DataOnly", "Head", "Interleaved", "WithExits", "exits_every", "interleave"]
+__all__ = ["Interleaved", "WithExits", "exits_every", "interleave"]
 
 
 def interleave(traces: Sequence[Trace], switch_every: int) -> Trace:
@@ -29,66 +29,7 @@ def exits_every(trace: Trace, n: int, reason: int = ExitReason.CPUID) -> Trace:
     return WithExits(trace, n, reason)
 
 
-class _Derived(Trace):
-    """A trace made of one other."""
-
-    def __init__(self, inner: Trace) -> None:
-        self.inner = inner
-        self.name = inner.name
-        self.format = inner.format
-        self.path = inner.path
-
-    def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
-        check_chunk(chunk)
-        return self._pass(chunk)
-
-    def _pass(self, chunk: int) -> Iterator[Batch]:
-        raise NotImplementedError
-
-    def progress(self) -> float | None:
-        return self.inner.progress()
-
-
-class DataOnly(_Derived):
-    """Without instruction fetches."""
-
-    def _pass(self, chunk: int) -> Iterator[Batch]:
-        for batch in self.inner.batches(chunk):
-            kept = batch.op != Op.FETCH
-            if kept.all():
-                yield batch
-            elif kept.any():
-                yield batch.take(kept)
-
-
-class Head(_Derived):
-    """The first n events."""
-
-    def __init__(self, inner: Trace, n: int) -> None:
-        if n < 0:
-            raise TraceError(f"head({n}): give 0 events or more")
-        super().__init__(inner)
-        self._n = n
-        self._done = 0
-        self.total = None if inner.total is None else min(n, inner.total)
-
-    def _pass(self, chunk: int) -> Iterator[Batch]:
-        self._done = 0
-        if self._n == 0:
-            return
-        for batch in self.inner.batches(min(chunk, self._n)):
-            part = batch[: self._n - self._done]
-            self._done += len(part)
-            yield part
-            if self._done == self._n:
-                return
-
-    def progress(self) -> float | None:
-        of_head = self._done / self._n if self._n else 1.0
-        return max(of_head, self.inner.progress() or 0.0)
-
-
-class WithExits(_Derived):
+class WithExits(Derived):
     """With an EXIT after each n accesses."""
 
     def __init__(self, inner: Trace, n: int, reason: int) -> None:
