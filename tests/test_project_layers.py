@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "vocabulary": "_bits _types dtypes errors exits ops",
     "memory": "_memory",
-    "translation": "_state _guest _ept _walk _translate _leaves _tlb _invalidate geometry",
+    "translation": "_state _guest _ept _walk _translate _leaves _tlb _invalidate _tlb_py geometry",
     "mmu": "_mmu _dirty",
     "machine": "_vcpu machine.*",
     "use": "_lackey trace.* image.* study.* report.* cli.*",

@@ -1,0 +1,1 @@
+# Kernel only: nothing here is for Python. See _invalidate.pxd and _tlb_py.

@@ -1,0 +1,291 @@
+"""Geometry of TLBs: how many entries, in how many ways, for which page sizes (tlb.md §9).
+
+``geometry("skylake", l1d="64/4", stlb="1536/12")`` gives a preset with some arrays replaced. An array is written
+"entries/ways", or "entries/fa" (also "entries fa") where it is fully associative.
+
+=============  ==========================================================================================
+preset         first level (I; D), second level; paging-structure caches PML4E/PDPTE/PDE
+=============  ==========================================================================================
+core2          I 128/4 + 2M 8 fa; D 16/4 + 2M 16/4; data only: 256/4 + 2M 32/4; 0/4/16
+nehalem        I 128/4 + 2M 7 fa; D 64/4 + 2M 32/4; 512/4 (4K only); 2/4/32
+sandybridge    I 128/4 + 2M 8 fa; D 64/4 + 2M 32/4 + 1G 4 fa; 512/4 (4K only); 2/4/32
+haswell        as sandybridge, 1G 4/4; 1024/8 (4K, 2M); 2/4/32
+broadwell      as haswell; 1536/6 (4K, 2M) + 1G 16/4; 2/4/32
+skylake        I 128/8 + 2M 8 fa; D 64/4 + 2M 32/4 + 1G 4/4; 1536/12 (4K, 2M) + 1G 16/4; 2/4/32
+icelake        I 128/8 + 2M 16 fa; loads 64/4 + 2M 32/4 + 1G 8 fa, stores 16 fa (all); 2048/16, of whose ways
+               2M may hold 8 and 1G may hold 8; 2/4/32
+zen1           I 64 fa (all) + 512/8; D 64 fa (all) + 1536/12; 1G cached as 2M in the second level; 64 fa
+zen2, zen3     I 64 fa (all) + 512/8; D 64 fa (all) + 2048/16; 1G as 2M; 64 fa
+zen4           I 64 fa (all) + 512/8; D 72 fa (all) + 3072/24; 1G as 2M; 64 fa
+=============  ==========================================================================================
+
+Sources: the vendors' optimization manuals as quoted in public, WikiChip, CPUID leaf 2 descriptors. Unverified: every
+size of a paging-structure cache (the vendors publish none; Intel's are estimates of the literature), the same sizes
+taken for the walks of EPT tables, guest-physical mappings sharing the second level on Intel and 64 entries of their
+own on AMD, core2's and nehalem's large-page arrays, the page sizes of AMD's second level for instructions. True LRU
+is a choice, too; real second levels approximate it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Literal
+
+import msgspec
+
+from fastmmu.errors import ConfigError
+
+__all__ = ["PRESETS", "Array", "Geometry", "geometry", "parse_array"]
+
+PAGES = ("4k", "2m", "1g")
+TABLES = ("pde", "pdpte", "pml4e", "pml5e")
+MAX_ENTRIES = 1 << 22
+MAX_PLRU_WAYS = 64
+
+Policy = Literal["lru", "plru"]
+
+
+class Array(msgspec.Struct, frozen=True):
+    """One set-associative array.
+
+    :param sizes: what it holds, of "4k", "2m", "1g" (TLB) or "pde", "pdpte", "pml4e", "pml5e" (paging-structure cache).
+    :param quota: per size, the most ways of a set that this size may hold; None: all.
+    """
+
+    entries: int
+    ways: int
+    sizes: tuple[str, ...] = ("4k",)
+    quota: tuple[int, ...] | None = None
+
+    @property
+    def sets(self) -> int:
+        """Number of sets, a power of two."""
+        return self.entries // self.ways
+
+    def __str__(self) -> str:
+        return f"{self.entries}/{self.ways if self.sets > 1 else 'fa'}"
+
+
+class Geometry(msgspec.Struct, frozen=True, kw_only=True):
+    """The arrays of one physical CPU.
+
+    A first level that lacks a page size caches such pages in pieces of the next smaller size it has; a second level
+    that lacks it does not cache them, or in pieces where `smash` is set.
+
+    :param l1i, l1d, l1s: first level of fetches, loads, stores; `l1s` empty: stores use `l1d`.
+    :param l2, l2i: second level, and that of fetches where they have their own; empty: none.
+    :param l2_fetches: fetches use `l2` where there is no `l2i`.
+    :param psc, epsc: paging-structure caches of guest (or native) tables and of EPT tables.
+    :param gpm: guest-physical mappings live in the second level ("shared"), in an array of their own, or nowhere.
+    :param replacement: policy of first and second level; that of the other arrays is LRU.
+    """
+
+    name: str
+    l1i: tuple[Array, ...]
+    l1d: tuple[Array, ...]
+    l1s: tuple[Array, ...] = ()
+    l2: tuple[Array, ...] = ()
+    l2i: tuple[Array, ...] = ()
+    l2_fetches: bool = True
+    smash: bool = False
+    psc: tuple[Array, ...] = ()
+    epsc: tuple[Array, ...] = ()
+    gpm: Literal["shared", "off"] | Array = "off"
+    replacement: tuple[Policy, Policy] = ("lru", "lru")
+
+    def __post_init__(self) -> None:
+        for level, units in enumerate(((self.l1i, self.l1d, self.l1s), (self.l2, self.l2i))):
+            for arrays in units:
+                _check_unit(self.name, arrays, self.replacement[level], first=level == 0)
+        for arrays in (self.psc, self.epsc):
+            _check_unit(self.name, arrays, "lru", first=False, sizes=TABLES)
+        if isinstance(self.gpm, Array):
+            _check_unit(self.name, (self.gpm,), "lru", first=False)
+        if not self.l1i or not self.l1d:
+            raise ConfigError(f"TLB {self.name!r}: a first level without arrays; give l1i and l1d one of 4k each")
+
+
+def _check_unit(
+    name: str, arrays: tuple[Array, ...], policy: str, *, first: bool, sizes: tuple[str, ...] = PAGES
+) -> None:
+    held = [size for array in arrays for size in array.sizes]
+    for size in held:
+        if size not in sizes:
+            raise ConfigError(f"TLB {name!r}: no array can hold {size!r}; choose from {', '.join(sizes)}")
+    if len(set(held)) != len(held):
+        raise ConfigError(
+            f"TLB {name!r}: two arrays of one unit hold the same page size ({', '.join(held)}); merge them"
+        )
+    if first and held and "4k" not in held:
+        raise ConfigError(f"TLB {name!r}: a first level must hold 4k pages, not only {', '.join(held)}; add an array")
+    for array in arrays:
+        _check(f"TLB {name!r}", array.entries, array.ways)
+        if array.quota is not None and (
+            len(array.quota) != len(array.sizes) or not all(1 <= most <= array.ways for most in array.quota)
+        ):
+            raise ConfigError(f"TLB {name!r}: quota {array.quota} of {array}; give 1..{array.ways} for each size")
+        if policy not in ("lru", "plru"):
+            raise ConfigError(f"replacement {policy!r}: choose lru or plru")
+        if policy == "plru" and array.ways > MAX_PLRU_WAYS:
+            raise ConfigError(
+                f"TLB {name!r}: plru of {array.ways} ways; use lru, or at most {MAX_PLRU_WAYS} ways "
+                f"({array.entries // MAX_PLRU_WAYS * MAX_PLRU_WAYS or MAX_PLRU_WAYS}/{MAX_PLRU_WAYS})"
+            )
+
+
+def _check(what: str, entries: int, ways: int) -> None:
+    if entries <= 0 or ways <= 0:
+        raise ConfigError(f"{what}: {entries}/{ways} has no entries; both numbers must be at least 1, as in 64/4")
+    if entries > MAX_ENTRIES:
+        raise ConfigError(f"{what}: {entries} entries are more than {MAX_ENTRIES}; give fewer")
+    sets, rest = divmod(entries, ways)
+    if rest or sets & (sets - 1) or not sets:
+        low = 1 << max(sets.bit_length() - 1, 0)
+        near = [f"{low * ways}/{ways}"]
+        if sets and 2 * low * ways <= MAX_ENTRIES:
+            near.append(f"{2 * low * ways}/{ways}")
+        why = f"{entries} entries are no multiple of {ways} ways" if rest else f"{sets} sets, which is no power of two"
+        raise ConfigError(f"{what}: {entries}/{ways}: {why}; nearest: {' or '.join(near)}")
+
+
+def parse_array(text: str, *, what: str = "geometry", sizes: tuple[str, ...] = ("4k",)) -> Array:
+    """The array written "entries/ways", "entries/fa" or "entries fa".
+
+    :param what: name of the option, for messages.
+    :raises ConfigError: anything else; zero or negative numbers; a number of sets that is no power of two.
+    """
+    match = re.fullmatch(r"([+-]?\d+)\s*(?:[/,]\s*([+-]?\d+)(?:[\s-]*ways?)?|[/\s]?\s*(fa))", str(text).strip().lower())
+    if not match:
+        raise ConfigError(f"{what}: {text!r} is no geometry; write entries/ways, as in 64/4, or 64/fa")
+    entries = int(match[1])
+    ways = entries if match[3] else int(match[2])
+    _check(what, entries, ways)
+    return Array(entries, ways, sizes)
+
+
+def _a(text: str, *sizes: str, quota: tuple[int, ...] | None = None) -> Array:
+    array = parse_array(text, sizes=sizes or ("4k",))
+    return msgspec.structs.replace(array, quota=quota)
+
+
+def _intel_psc(pml4e: int, pdpte: int, pde: int) -> tuple[Array, ...]:
+    sizes = (("pml4e", pml4e), ("pdpte", pdpte), ("pde", pde))
+    return tuple(Array(entries, entries, (name,)) for name, entries in sizes if entries)
+
+
+def _intel(
+    name: str, l1i: tuple[Array, ...], l1d: tuple[Array, ...], *l2: Array, l1s: tuple[Array, ...] = ()
+) -> Geometry:
+    psc = _intel_psc(2, 4, 32)
+    return Geometry(name=name, l1i=l1i, l1d=l1d, l1s=l1s, l2=l2, psc=psc, epsc=psc, gpm="shared")
+
+
+def _amd(name: str, l1d: str, l2: str) -> Geometry:
+    psc = (_a("64/fa", *TABLES),)
+    return Geometry(
+        name=name,
+        l1i=(_a("64/fa", *PAGES),),
+        l1d=(_a(l1d, *PAGES),),
+        l2=(_a(l2, "4k", "2m"),),
+        l2i=(_a("512/8", "4k", "2m"),),
+        smash=True,
+        psc=psc,
+        epsc=psc,
+        gpm=_a("64/fa", *PAGES),
+    )
+
+
+_D = (_a("64/4"), _a("32/4", "2m"))
+
+PRESETS: dict[str, Geometry] = {
+    g.name: g
+    for g in (
+        Geometry(
+            name="core2",  # neither EPT nor VPID: no cache of guest-physical mappings
+            l1i=(_a("128/4"), _a("8/fa", "2m")),
+            l1d=(_a("16/4"), _a("16/4", "2m")),
+            l2=(_a("256/4"), _a("32/4", "2m")),
+            l2_fetches=False,
+            psc=_intel_psc(0, 4, 16),
+        ),
+        _intel("nehalem", (_a("128/4"), _a("7/fa", "2m")), _D, _a("512/4")),
+        _intel("sandybridge", (_a("128/4"), _a("8/fa", "2m")), (*_D, _a("4/fa", "1g")), _a("512/4")),
+        _intel("haswell", (_a("128/4"), _a("8/fa", "2m")), (*_D, _a("4/4", "1g")), _a("1024/8", "4k", "2m")),
+        _intel(
+            "broadwell",
+            (_a("128/4"), _a("8/fa", "2m")),
+            (*_D, _a("4/4", "1g")),
+            _a("1536/6", "4k", "2m"),
+            _a("16/4", "1g"),
+        ),
+        _intel(
+            "skylake",
+            (_a("128/8"), _a("8/fa", "2m")),
+            (*_D, _a("4/4", "1g")),
+            _a("1536/12", "4k", "2m"),
+            _a("16/4", "1g"),
+        ),
+        _intel(
+            "icelake",
+            (_a("128/8"), _a("16/fa", "2m")),
+            (*_D, _a("8/fa", "1g")),
+            _a("2048/16", *PAGES, quota=(16, 8, 8)),
+            l1s=(_a("16/fa", *PAGES),),
+        ),
+        _amd("zen1", "64/fa", "1536/12"),
+        _amd("zen2", "64/fa", "2048/16"),
+        _amd("zen3", "64/fa", "2048/16"),
+        _amd("zen4", "72/fa", "3072/24"),
+    )
+}
+
+
+def _replaced(arrays: tuple[Array, ...], text: str, what: str) -> tuple[Array, ...]:
+    # The array of 4K pages; one that holds other sizes too goes on holding them.
+    new = parse_array(text, what=what)
+    old = next((array for array in arrays if "4k" in array.sizes), None)
+    if old is None:
+        return (new, *arrays)
+    return tuple(msgspec.structs.replace(new, sizes=array.sizes) if array is old else array for array in arrays)
+
+
+def geometry(
+    preset: str | Geometry = "skylake",
+    *,
+    l1d: str | None = None,
+    l1i: str | None = None,
+    stlb: str | None = None,
+    replacement: str | tuple[str, str] | None = None,
+) -> Geometry:
+    """A preset with some of its arrays replaced.
+
+    :param preset: name from :data:`PRESETS`, or a geometry.
+    :param l1d, l1i, stlb: "entries/ways" of the array that holds 4K pages; it goes on holding whatever else the
+        preset's does. ``stlb="none"``: no second level.
+    :param replacement: "lru" or "plru" for both levels, or one for each, as ("lru", "plru") or "lru,plru".
+    :raises ConfigError: an unknown preset, an impossible array, an unknown policy.
+    """
+    if isinstance(preset, Geometry):
+        found = preset
+    elif str(preset).lower() in PRESETS:
+        found = PRESETS[str(preset).lower()]
+    else:
+        near = difflib.get_close_matches(str(preset).lower(), PRESETS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"TLB preset {preset!r} is unknown; {hint}choose from {', '.join(PRESETS)}")
+    changes: dict[str, object] = {}
+    if l1d is not None:
+        changes["l1d"] = _replaced(found.l1d, l1d, "l1d")
+    if l1i is not None:
+        changes["l1i"] = _replaced(found.l1i, l1i, "l1i")
+    if stlb is not None and str(stlb).strip().lower() in ("none", "0"):
+        changes |= {"l2": (), "l2i": (), "gpm": "off" if found.gpm == "shared" else found.gpm}
+    elif stlb is not None:
+        changes["l2"] = _replaced(found.l2, stlb, "stlb")
+    if replacement is not None:
+        both = replacement.replace(" ", "").split(",") if isinstance(replacement, str) else list(replacement)
+        if len(both) not in (1, 2) or any(policy not in ("lru", "plru") for policy in both):
+            raise ConfigError(f"replacement {replacement!r}: choose lru or plru, or one for each level as in lru,plru")
+        changes["replacement"] = (both[0], both[-1])
+    return msgspec.structs.replace(found, **changes) if changes else found
