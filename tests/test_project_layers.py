@@ -17,8 +17,8 @@ LAYERS = {
     "vocabulary": "_bits _types dtypes errors exits ops",
     "memory": "_memory",
     "translation": "_state _guest _ept _walk _translate _leaves _tlb _invalidate _tlb_py geometry",
-    "mmu": "_mmu _dirty",
-    "machine": "_vcpu machine.*",
+    "mmu": "_mmu _shadow _dirty",
+    "machine": "_vcpu _kvm _guest_kernel _machine machine.*",
     "use": "_lackey trace.* image.* study.* report.* cli.*",
     "package": "__init__",
     "reference": "reference.*",
@@ -60,12 +60,12 @@ def may_import(layer: str, other: str) -> bool:
     return other in ORDER and ORDER.index(other) <= ORDER.index(layer)
 
 
-def imported(path: Path, module: str, known: set[str]) -> Iterator[tuple[int, str]]:
-    """(line, module below fastmmu) of each import and cimport in a source."""
+def imported(path: Path, module: str, known: set[str], types: bool = True) -> Iterator[tuple[int, str]]:
+    """(line, module below fastmmu) of each import and cimport in a source; `types`: also those for type checkers."""
     package = ["fastmmu"] if module == "__init__" else ["fastmmu", *module.split(".")]
     if path.stem != "__init__":
         package.pop()
-    for line, dots, base, names in statements(path):
+    for line, dots, base, names in statements(path, types):
         if dots:
             base = ".".join(package[: len(package) - dots + 1] + ([base] if base else []))
         if base != "fastmmu" and not base.startswith("fastmmu."):
@@ -77,11 +77,15 @@ def imported(path: Path, module: str, known: set[str]) -> Iterator[tuple[int, st
             yield line, base or "__init__"
 
 
-def statements(path: Path) -> Iterator[tuple[int, int, str, list[str]]]:
+def statements(path: Path, types: bool) -> Iterator[tuple[int, int, str, list[str]]]:
     """(line, leading dots, module, imported names; none for a plain import)."""
     text = path.read_text(encoding="utf-8")
     if path.suffix in (".py", ".pyi"):
-        for node in ast.walk(ast.parse(text)):
+        tree = ast.parse(text)
+        unread: set[ast.AST] = set() if types else set(ast.walk(tree)) if path.suffix == ".pyi" else type_checking(tree)
+        for node in ast.walk(tree):
+            if node in unread:
+                continue
             if isinstance(node, ast.Import):
                 yield from ((node.lineno, 0, alias.name, []) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
@@ -95,6 +99,17 @@ def statements(path: Path) -> Iterator[tuple[int, int, str, list[str]]]:
     for m in re.finditer(r"^[ \t]*c?import[ \t]+(.*)", text, re.M):
         for part in m[1].split(","):
             yield text.count("\n", 0, m.start()) + 1, 0, part.split()[0], []
+
+
+def type_checking(tree: ast.AST) -> set[ast.AST]:
+    """What stands under `if TYPE_CHECKING:`."""
+    return {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
 
 
 def violations(src: Path) -> list[str]:
@@ -114,13 +129,16 @@ def violations(src: Path) -> list[str]:
 
 
 def cycle(src: Path) -> list[str]:
-    """Modules that import each other in a circle; [] where there is none. A package may gather from its modules."""
+    """Modules that import each other in a circle; [] where there is none.
+
+    A package may gather from its modules, and imports for type checkers alone are no imports.
+    """
     found = modules(src)
     graph = {
         module: {
             target
             for path in paths
-            for _, target in imported(path, module, set(found))
+            for _, target in imported(path, module, set(found), types=False)
             if target != "__init__" and target != module and not module.startswith(target + ".")
         }
         for module, paths in found.items()
@@ -202,5 +220,8 @@ def test_a_cycle_is_found(tmp_path: Path) -> None:
         "_walk.pyx": "from fastmmu._tlb cimport b\n",
         "_tlb.pyx": "from fastmmu._ept cimport c\n",
         "_ept.pyx": "def f():\n    from fastmmu._tlb import d\n",
+        "_guest.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from fastmmu._ept import e\n",
     }
     assert cycle(tree(tmp_path, files)) == ["_ept", "_tlb", "_ept"]
+    files["_ept.pyx"] = "from fastmmu._guest import f"
+    assert cycle(tree(tmp_path, files)) == []
