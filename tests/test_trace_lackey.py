@@ -18,7 +18,7 @@ from fastmmu.trace.events import concatenate
 from fastmmu.trace.lackey import LackeyTrace
 
 EVENT = re.compile(rb" *([ILSM]) +([0-9a-fA-F]{1,16}),([0-9]{1,3}) *\r?")
-SKIP = re.compile(rb"(==|--|\*\*).*| *\r?", re.DOTALL)
+SKIP = re.compile(rb"(==|--|\*\*).*|\r?", re.DOTALL)
 OPS = {b"I": Op.FETCH, b"L": Op.READ, b"S": Op.WRITE, b"M": Op.MODIFY}
 
 Event = tuple[int, int, int]

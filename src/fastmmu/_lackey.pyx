@@ -11,7 +11,7 @@ A line that the fast path does not recognize whole goes to the slow path, which 
 
     spaces* [ILSM] spaces+ hex{1,16} "," decimal{1,3}=1..255 spaces* CR? LF
 
-Blank lines and Valgrind's own lines (== -- **) are skipped.
+Empty lines and Valgrind's own lines (== -- **) are skipped.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -117,6 +117,8 @@ cdef int parse_line(const uint8_t *p, const uint8_t *end, Event *event) noexcept
     cdef int digits = 0, value
     if end > p and (end - 1)[0] == c'\r':
         end -= 1
+    if p == end:
+        return LINE_SKIP
     if end - p >= 2 and p[0] == p[1] and (p[0] == c'=' or p[0] == c'-' or p[0] == c'*'):
         return LINE_SKIP
     while end > p and (end - 1)[0] == c' ':
@@ -124,7 +126,7 @@ cdef int parse_line(const uint8_t *p, const uint8_t *end, Event *event) noexcept
     while p < end and p[0] == c' ':
         p += 1
     if p == end:
-        return LINE_SKIP
+        return BAD_LINE
     if p[0] == c'L':
         event.op = 0
     elif p[0] == c'S':

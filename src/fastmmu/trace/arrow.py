@@ -44,25 +44,28 @@ class ArrowTrace(FileTrace):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         with ByteSource(path) as source:
-            reader = self._open(source)
-            self.total = self._promised(reader.schema.metadata or {})
+            self._open(source)
 
     def _open(self, source: ByteSource) -> Any:
-        """A stream reader whose schema is right."""
+        """A stream reader whose schema is right; sets `total`."""
         pa = _pyarrow()
         if source.read(8) != MAGIC + b"\0\0":
             raise TraceError("not an Arrow IPC file", path=self.path, where="byte 0")
         try:
             reader = pa.ipc.open_stream(pa.PythonFile(_Readable(source), mode="r"))
+            self._check_columns(reader.schema)
+            self.total = self._promised(reader.schema.metadata or {})
         except Exception as error:
             raise self._broken(error, source) from error
-        wanted = dict(zip(_COLUMNS, (pa.uint8(), pa.uint8(), pa.uint64()), strict=True))
-        for column, dtype in wanted.items():
-            found = reader.schema.get_all_field_indices(column)
-            if len(found) != 1 or reader.schema.field(found[0]).type != dtype:
-                have = ", ".join(f"{field.name}: {field.type}" for field in reader.schema)
-                raise TraceError(f"there is no one column {column} of type {dtype} in ({have})", path=self.path)
         return reader
+
+    def _check_columns(self, schema: Any) -> None:
+        pa = _pyarrow()
+        for column, dtype in zip(_COLUMNS, (pa.uint8(), pa.uint8(), pa.uint64()), strict=True):
+            found = schema.get_all_field_indices(column)
+            if len(found) != 1 or schema.field(found[0]).type != dtype:
+                have = ", ".join(f"{field.name}: {field.type}" for field in schema)
+                raise TraceError(f"there is no one column {column} of type {dtype} in ({have})", path=self.path)
 
     def _promised(self, metadata: dict[bytes, bytes]) -> int | None:
         version = metadata.get(b"fastmmu.trace", _VERSION)

@@ -12,10 +12,7 @@ from typing import IO, Any, Protocol
 
 from fastmmu.errors import MissingExtraError
 
-__all__ = ["SUFFIXES", "CorruptData", "Decompressor", "codec_of_bytes", "codec_of_name", "compressing", "decompressor"]
-
-SUFFIXES = {".gz": "gz", ".xz": "xz", ".zst": "zst"}
-"""File suffix → codec."""
+__all__ = ["CorruptData", "Decompressor", "codec_of_bytes", "compressing", "decompressor"]
 
 
 class CorruptData(Exception):
@@ -39,11 +36,6 @@ class Decompressor(Protocol):
     @property
     def unused_data(self) -> bytes:
         """Input beyond the end of the stream."""
-
-
-def codec_of_name(name: str) -> str | None:
-    """Codec that the suffix of a file name stands for, or None."""
-    return next((codec for suffix, codec in SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
 def codec_of_bytes(head: bytes) -> str | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import PurePath
 
 from fastmmu.errors import TraceError
 from fastmmu.trace.base import Trace, check_chunk
 from fastmmu.trace.events import CHUNK, Batch
+from fastmmu.trace.names import trace_name
 from fastmmu.trace.source import ByteSource
 
 __all__ = ["FileTrace"]
@@ -20,7 +20,7 @@ class FileTrace(Trace):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.name = PurePath(path).name
+        self.name = trace_name(path)
         self._source: ByteSource | None = None
 
     def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:

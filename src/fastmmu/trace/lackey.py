@@ -5,7 +5,7 @@
      S 1ffefff8,8       store
      M 0421c7cc,4       modify: a load and a store of the same place by one instruction
 
-Valgrind's own lines (== -- **) and blank lines are skipped.
+Valgrind's own lines (== -- **) and empty lines are skipped.
 """
 
 from __future__ import annotations

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import PurePath
 
 from fastmmu.errors import TraceError
 from fastmmu.trace.arrow import MAGIC, ArrowTrace
 from fastmmu.trace.base import Trace
 from fastmmu.trace.champsim import ChampsimTrace, looks_like_champsim
-from fastmmu.trace.codecs import SUFFIXES
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.lackey import LackeyTrace
+from fastmmu.trace.names import format_of_name
 from fastmmu.trace.npy import NpyTrace
 from fastmmu.trace.source import ByteSource
 
-__all__ = ["FORMATS", "format_of_name", "read_trace"]
+__all__ = ["FORMATS", "read_trace"]
 
 FORMATS: dict[str, type[FileTrace]] = {
     "lackey": LackeyTrace,
@@ -26,13 +25,6 @@ FORMATS: dict[str, type[FileTrace]] = {
 }
 """Name of a format → its reader."""
 
-_SUFFIXES = {
-    ".lackey": "lackey",
-    ".champsim": "champsim",
-    ".champsimtrace": "champsim",
-    ".npy": "npy",
-    ".arrow": "arrow",
-}
 _HEAD = 4096
 _LACKEY = re.compile(rb"\s*(==|--|\*\*|[ILSM] +[0-9a-fA-F]{1,16},[0-9])")
 
@@ -59,14 +51,6 @@ def read_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace
             f"neither the name nor the content tells the format; pass one of {', '.join(FORMATS)}", path=name
         )
     return FORMATS[found](name)
-
-
-def format_of_name(path: str) -> str | None:
-    """Format that the suffix before any .gz, .xz or .zst stands for, or None."""
-    name = PurePath(path.lower())
-    if name.suffix in SUFFIXES:
-        name = name.with_suffix("")
-    return _SUFFIXES.get(name.suffix)
 
 
 def _format_of_bytes(head: bytes) -> str | None:

@@ -7,7 +7,8 @@ import stat
 from types import TracebackType
 
 from fastmmu.errors import TraceError
-from fastmmu.trace.codecs import CorruptData, Decompressor, codec_of_bytes, codec_of_name, decompressor
+from fastmmu.trace.codecs import CorruptData, Decompressor, codec_of_bytes, decompressor
+from fastmmu.trace.names import codec_of_name
 
 __all__ = ["ByteSource"]
 
@@ -94,9 +95,15 @@ class ByteSource:
         return done
 
     def read(self, n: int) -> bytes:
-        """`n` bytes, fewer at the end."""
-        data = bytearray(n)
-        return bytes(data[: self.fill(memoryview(data))])
+        """`n` bytes, fewer at the end; memory is taken as the file gives, however large `n`."""
+        data = bytearray()
+        while len(data) < n:
+            piece = bytearray(min(n - len(data), _OUTPUT))
+            got = self.fill(memoryview(piece))
+            data += memoryview(piece)[:got]
+            if got < len(piece):
+                break
+        return bytes(data)
 
     def _read_file(self) -> bytes:
         try:

@@ -15,10 +15,10 @@ from fastmmu import _lackey
 from fastmmu.errors import TraceError
 from fastmmu.trace.arrow import write_arrow
 from fastmmu.trace.base import Trace
-from fastmmu.trace.codecs import codec_of_name, compressing
+from fastmmu.trace.codecs import compressing
 from fastmmu.trace.events import CHUNK, EVENT_DTYPE
+from fastmmu.trace.names import codec_of_name, format_of_name
 from fastmmu.trace.npy import npy_header
-from fastmmu.trace.read import format_of_name
 
 __all__ = ["write_trace"]
 

@@ -1,0 +1,37 @@
+"""What the name of a file says: t.lackey.xz is lackey text compressed by xz, and the trace is called t."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+__all__ = ["codec_of_name", "format_of_name", "trace_name"]
+
+CODECS = {".gz": "gz", ".xz": "xz", ".zst": "zst"}
+FORMATS = {
+    ".lackey": "lackey",
+    ".champsim": "champsim",
+    ".champsimtrace": "champsim",
+    ".npy": "npy",
+    ".arrow": "arrow",
+}
+
+
+def codec_of_name(path: str) -> str | None:
+    """Compression that the last suffix stands for, or None."""
+    return CODECS.get(PurePath(path).suffix.lower())
+
+
+def format_of_name(path: str) -> str | None:
+    """Format that the suffix before any of a compression stands for, or None."""
+    return FORMATS.get(_uncompressed(path).suffix.lower())
+
+
+def trace_name(path: str) -> str:
+    """The name without the suffixes that are known."""
+    name = _uncompressed(path)
+    return name.stem if name.suffix.lower() in FORMATS else name.name
+
+
+def _uncompressed(path: str) -> PurePath:
+    name = PurePath(path)
+    return name.with_suffix("") if codec_of_name(path) else name
