@@ -6,7 +6,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 KERNELS = $(shell find src -name '*.pyx' -o -name '*.pxd')
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check conformance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 24
@@ -23,6 +23,9 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 	$(BIN)/mypy
 	PATH="$(BIN):$$PATH" cython-lint src
 	$(BIN)/python -m pytest -q tests/test_project_layers.py tests/test_project_annotate.py
+
+conformance: .venv/with-test ## every recorded vector (FASTMMU_VECTORS, else a sample) through every implementation
+	$(BIN)/python -m tests.conformance
 
 clean: ## removes everything that make made
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

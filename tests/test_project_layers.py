@@ -18,7 +18,7 @@ LAYERS = {
     "memory": "_memory",
     "translation": "_state _guest _ept _walk _translate _leaves _tlb _invalidate _tlb_py geometry",
     "mmu": "_mmu _shadow _dirty",
-    "machine": "_vcpu _kvm _guest_kernel _machine machine.*",
+    "machine": "_vcpu _events _kvm _guest_kernel _machine machine.*",
     "use": "_lackey trace.* image.* study.* report.* cli.*",
     "package": "__init__",
     "reference": "reference.*",
