@@ -2,4 +2,69 @@
 
 from __future__ import annotations
 
+from fastmmu._machine import Access, Machine
+from fastmmu._memory import PhysicalMemory
+from fastmmu._state import Eptp, GuestState
+from fastmmu._tlb_py import TLB
+from fastmmu._walk import WalkResult, walk
+from fastmmu.dtypes import Fault, StepKind
+from fastmmu.errors import (
+    BusError,
+    ConfigError,
+    FastmmuError,
+    MissingExtraError,
+    OutOfMemoryError,
+    PolicyError,
+    StateError,
+    TraceError,
+)
+from fastmmu.exits import ExitReason, Qualification
+from fastmmu.geometry import Geometry, geometry
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CostModel
+from fastmmu.machine.policy import Action, Exit, Policy
+from fastmmu.machine.result import Result
+from fastmmu.machine.simulate import Simulation, simulate
+from fastmmu.ops import Op
+from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "TLB",
+    "Access",
+    "Action",
+    "Batch",
+    "BusError",
+    "Config",
+    "ConfigError",
+    "CostModel",
+    "Eptp",
+    "Exit",
+    "ExitReason",
+    "FastmmuError",
+    "Fault",
+    "Geometry",
+    "GuestState",
+    "Machine",
+    "MissingExtraError",
+    "Op",
+    "OutOfMemoryError",
+    "PhysicalMemory",
+    "Policy",
+    "PolicyError",
+    "Qualification",
+    "Result",
+    "Simulation",
+    "StateError",
+    "StepKind",
+    "Trace",
+    "TraceError",
+    "WalkResult",
+    "geometry",
+    "interleave",
+    "read_trace",
+    "simulate",
+    "walk",
+    "write_trace",
+]

@@ -64,7 +64,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
     cdef uint64_t present = 7 | (EPT_XU if e.mbec else 0)
     cdef uint64_t denied
     cdef int level = e.levels, shift, i
-    cdef bint leaf, update
+    cdef bint leaf
     cdef uint16_t index
 
     w.gpa = gpa
@@ -101,10 +101,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
 
     if e.ad:
         want = EPT_A | (EPT_D if need & NEED_W else 0)
-        update = (entry & want) != want
-        for i in range(level + 1, e.levels + 1):
-            update = update or not held[i] & EPT_A
-        if update:
+        if not entries & EPT_A or (entry & want) != want:
             if e.pml_index != NULL and e.pml_index[0] > 511:
                 return FAULT_PML_FULL
             if e.write_ad:

@@ -89,7 +89,8 @@ cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestEntry *ent
 cdef inline uint64_t leaf_address(const Paging *g, uint64_t entry, uint64_t la, int shift) noexcept nogil:
     cdef uint64_t offset = (<uint64_t> 1 << shift) - 1
     if g.mode == MODE_32 and shift == 22:       # PSE-36 (paging.md §3.1)
-        return (entry & 0xFFC00000U) | ((entry >> 13) & ((<uint64_t> 1 << (g.pse36_bits - 32)) - 1)) << 32 | (la & offset)
+        entry = (entry & 0xFFC00000U) | ((entry >> 13) & ((<uint64_t> 1 << (g.pse36_bits - 32)) - 1)) << 32
+        return entry | (la & offset)
     return (entry & g.frame & ~offset) | (la & offset)
 
 
@@ -133,7 +134,8 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
         hpa = gpa
         path[level].ept = ONES
         if e != NULL:
-            fault = ept_walk(m, e, gpa, NEED_R | NEED_W if e.ad else NEED_R, True, QUAL_GLA, level, &table_leaf, w, steps)
+            fault = ept_walk(m, e, gpa, NEED_R | NEED_W if e.ad else NEED_R, True, QUAL_GLA, level, &table_leaf, w,
+                             steps)
             if fault:
                 return fault
             hpa = table_leaf.hpa

@@ -1,8 +1,8 @@
-from typing_extensions import Buffer
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import Buffer
 
 class PhysicalMemory:
     u8: npt.NDArray[np.uint8]

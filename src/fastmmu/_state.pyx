@@ -95,7 +95,7 @@ cdef class GuestState:
         cdef Paging *g = &self.paging
         r = self.registers
         cdef uint64_t cr0 = r["cr0"], cr3 = r["cr3"], cr4 = r["cr4"], efer = r["efer"]
-        cdef int m = r["maxphyaddr"], level
+        cdef int m = r["maxphyaddr"]
         memset(g, 0, sizeof(Paging))
         if cr0 & _PG and not cr0 & _PE:
             raise StateError(f"cr0={cr0:#x}: PG=1 needs PE=1")
@@ -106,7 +106,7 @@ cdef class GuestState:
             raise StateError(f"cr4={cr4:#x}: long mode needs CR4.PAE (bit 5)")
         if cr4 & _PCIDE and not lma:
             raise StateError(f"cr4={cr4:#x}: CR4.PCIDE (bit 17) needs long mode")
-        if lma and cr3 & ~(<uint64_t> 1 << 63 if cr4 & _PCIDE else 0) >> m:
+        if lma and (cr3 & ~(<uint64_t> 1 << 63 if cr4 & _PCIDE else 0)) >> m:
             raise StateError(f"cr3={cr3:#x} has bits at or above MAXPHYADDR={m}")
         g.cr3 = cr3
         g.frame = FRAME & ((<uint64_t> 1 << m) - 1)
@@ -122,7 +122,8 @@ cdef class GuestState:
         g.id_bit = g.smep or (cr4 & _PAE != 0 and efer & _NXE != 0)
         g.pkr_user = r["pkru"] if lma and cr4 & _PKE else 0
         g.pkr_super = r["pkrs"] if lma and cr4 & _PKS else 0
-        g.pcid = cr3 & 0xFFF if cr4 & _PCIDE else 0
+        g.pcid_on = cr4 & _PCIDE != 0
+        g.pcid = cr3 & 0xFFF if g.pcid_on else 0
         g.lazy_upper_a = r["upper_a"] == "lazy"
         g.pse36_bits = r["pse36"]
         g.entry_shift = 3
@@ -276,7 +277,7 @@ def eptp_fault(value, maxphyaddr=52, ad_supported=True):
     if value & 7 not in (0, 6):
         return f"memory type {value & 7} (bits 2:0) is neither 0 (UC) nor 6 (WB); a 4-level WB pointer is root | 0x1e"
     if value >> 3 & 7 not in (3, 4):
-        return f"page-walk length - 1 is {value >> 3 & 7} (bits 5:3), must be 3 or 4; a 4-level WB pointer is root | 0x1e"
+        return f"walk length - 1 is {value >> 3 & 7} (bits 5:3), must be 3 or 4; a 4-level WB pointer is root | 0x1e"
     if value & 0x40 and not ad_supported:
         return "accessed and dirty flags (bit 6) are not supported"
     if value & 0xF80:

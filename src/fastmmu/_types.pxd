@@ -53,6 +53,7 @@ cdef struct Paging:             # derived once from CR0, CR3, CR4, EFER, CPL, AC
     uint8_t user                # CPL = 3
     uint8_t implicit            # implicit supervisor access (descriptor tables) at any CPL
     uint8_t wp, nxe, smep, smap, ac, pge, lma
+    uint8_t pcid_on             # CR4.PCIDE
     uint8_t id_bit              # error code reports I/D for fetches
     uint8_t lazy_upper_a        # knob upper_a = lazy (paging.md §6)
     uint8_t write_ad            # 1: an access, sets A and D; 0: a query, memory stays as it is

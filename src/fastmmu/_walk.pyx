@@ -11,7 +11,7 @@ from fastmmu._guest cimport guest_walk
 from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read64
 from fastmmu._state cimport Eptp, GuestState, access_code, as_eptp
 from fastmmu._types cimport (
-    FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MAX_STEPS, MODE_PAE, Ept, Mem, Paging, Step, Steps, Walk,
+    FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_PAE, Ept, Mem, Paging, Step, Steps, Walk,
 )
 from fastmmu.dtypes import STEP_DTYPE, Fault
 from fastmmu.errors import BusError, StateError

@@ -1,0 +1,158 @@
+"""The event loop: a trace on a virtual CPU, with the guest kernel under it.
+
+    trace ──► run_events ──► first-level TLB ──miss──► vcpu_slow ──► walk
+                  │                                      │ exit
+                  ├── #PF ──► guest kernel               └──► handler: KVM's, or a Python policy's
+                  └── system events ──► guest kernel, VM exits
+"""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastmmu._guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
+from fastmmu._kvm cimport Kvm, kvm_premap
+from fastmmu._tlb cimport tlb_l1, tlb_pa
+from fastmmu._types cimport FAULT_PF, Walk
+from fastmmu._vcpu cimport (
+    ABORT_ADDRESS, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
+    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_invlpg, vcpu_slow,
+)
+
+cdef enum:                      # fastmmu.ops.Op
+    OP_MAX_ACCESS = 3
+    OP_SWITCH = 16
+    OP_INVLPG = 17
+    OP_UNMAP = 18
+    OP_EXIT = 19
+    OP_INTERRUPT = 20
+
+cdef enum:
+    EXIT_EXTERNAL_INTERRUPT = 1
+    EXIT_CPUID = 10
+
+cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
+
+
+cdef int fault_in(Run *m, uint64_t la, int acc, int outcome, uint64_t *hpa) noexcept nogil:
+    # what the guest kernel does about a fault of the program, and the access again
+    cdef int tries = 0
+    while outcome == DONE_PF:
+        if m.kernel == NULL or tries > 4:
+            return vcpu_abort(m.v, ABORT_GUEST_FAULT, la)
+        if kernel_page_fault(m.kernel, m.v.cr2, m.v.error_code):
+            return vcpu_abort(m.v, ABORT_GUEST_FAULT, la)
+        tries += 1
+        m.v.c.retries += 1
+        outcome = vcpu_access(m.v, la, acc, True, hpa)
+    if outcome == DONE_GP:
+        return vcpu_abort(m.v, ABORT_ADDRESS, la)
+    return outcome
+
+
+cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
+    if op == OP_SWITCH:
+        return kernel_switch(m.kernel, addr)
+    if op == OP_INVLPG:
+        return vcpu_invlpg(m.v, addr)
+    if op == OP_UNMAP:
+        # premapped tables stand from the first access to the last
+        return DONE_OK if m.v.premap != NULL else kernel_unmap(m.kernel, addr)
+    if op == OP_EXIT:
+        return exit_instruction(m, addr)
+    if op == OP_INTERRUPT:
+        m.v.c.interrupts += 1
+        if m.v.guest and m.v.vmcs.external_interrupt_exiting:
+            m.v.vmcs.qualification = 0
+            if vcpu_exit(m.v, EXIT_EXTERNAL_INTERRUPT) == ACT_ABORT:
+                return DONE_ABORT
+        return DONE_OK
+    return vcpu_abort(m.v, ABORT_OP, op)
+
+
+cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
+    # an instruction that exits unconditionally; without a VMM it is just executed
+    m.v.c.exit_instructions += 1
+    if m.v.guest:
+        m.v.vmcs.qualification = 0
+        if reason >= 80 or vcpu_exit(m.v, reason) == ACT_ABORT:
+            return vcpu_abort(m.v, ABORT_OP, reason)
+    return DONE_OK
+
+
+cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
+                         uint64_t *out) noexcept nogil:
+    # events done; fewer than n where m.v.abort says why. out: guest-physical address of each access, or NULL.
+    # Counts of operations and of first-level lookups are added afterwards: they would cost a store each.
+    cdef Vcpu *v = m.v
+    cdef uint64_t i, la, value, hpa = 0, until_exit = m.until_exit
+    cdef int outcome, o
+    cdef uint64_t *need = v.need[1]
+    for i in range(n):
+        o = op[i]
+        la = addr[i]
+        if o > OP_MAX_ACCESS:
+            if system_event(m, o, la):
+                break
+            if out != NULL:
+                out[i] = NO_ADDRESS
+            continue
+        if la >> 47:
+            vcpu_abort(v, ABORT_ADDRESS, la)
+            break
+        value = tlb_l1(v.tlb, o, la)
+        if not value or need[o] & ~value:
+            outcome = vcpu_slow(v, la, o, True, value, &hpa)
+            if outcome > DONE_EMULATED:
+                outcome = fault_in(m, la, o, outcome, &hpa)
+                if outcome > DONE_EMULATED:
+                    break
+            if out != NULL:
+                out[i] = hpa - m.guest_base if outcome == DONE_OK else NO_ADDRESS
+        elif out != NULL:
+            out[i] = tlb_pa(value, la) - m.guest_base
+        if (la & 0xFFF) + size[i] > 0x1000:
+            v.c.page_crossings += 1
+            la = (la | 0xFFF) + 1
+            if la >> 47:
+                vcpu_abort(v, ABORT_ADDRESS, la)
+                break
+            outcome = vcpu_access(v, la, o, True, &hpa)
+            if outcome > DONE_EMULATED and fault_in(m, la, o, outcome, &hpa) > DONE_EMULATED:
+                break
+        if until_exit:
+            until_exit -= 1
+            if not until_exit:
+                until_exit = m.exit_every
+                if exit_instruction(m, EXIT_CPUID):
+                    break
+    else:
+        i = n
+    m.until_exit = until_exit
+    count_accesses(m, op, i)
+    return i
+
+
+cdef void count_accesses(Run *m, const uint8_t *op, uint64_t n) noexcept nogil:
+    cdef uint64_t i, k, found
+    for k in range(4):
+        found = 0
+        for i in range(n):
+            found += op[i] == k
+        m.v.c.ops[k] += found
+        m.v.tlb.c.lookups[m.v.tlb.port[k].l1.id] += found
+
+
+cdef int premap(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil:
+    # map what a premapped run finds in place, without a trace of it in the counters
+    cdef Run *m = <Run *> v.run
+    cdef int action = ACT_INJECT_PF, outcome
+    if m.v.guest:
+        action = kvm_premap(<Kvm *> v.owner, v, la, w)
+    elif fault != FAULT_PF:
+        vcpu_abort(v, ABORT_BUS, w.gpa)
+        return ACT_ABORT
+    if action == ACT_INJECT_PF:
+        m.kernel.silent = True
+        outcome = kernel_page_fault(m.kernel, la, w.error_code & ~1U)
+        m.kernel.silent = False
+        return ACT_ABORT if outcome else ACT_RETRY
+    return action

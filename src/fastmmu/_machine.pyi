@@ -1,0 +1,46 @@
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu._memory import PhysicalMemory
+from fastmmu._state import GuestState
+from fastmmu._tlb_py import TLB
+from fastmmu.machine.config import Config
+from fastmmu.machine.policy import Action, Policy
+
+class Access(NamedTuple):
+    gpa: int | None
+    error_code: int | None
+    cr2: int | None
+
+class Machine:
+    config: Config
+    memory: PhysicalMemory
+    tlb: TLB
+    policy: Policy | None
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        policy: Policy | None = None,
+        guest_kernel: bool = True,
+        state: GuestState | None = None,
+    ) -> None: ...
+    def run(
+        self,
+        op: npt.NDArray[np.uint8],
+        size: npt.NDArray[np.uint8],
+        addr: npt.NDArray[np.uint64],
+        out: npt.NDArray[np.uint64] | None = None,
+        first: int = 0,
+    ) -> int: ...
+    def default(self) -> Action: ...
+    def inject_page_fault(self, la: int, error_code: int) -> Action: ...
+    @property
+    def guest_memory(self) -> PhysicalMemory: ...
+    def access(self, la: int, access: str = "r", *, user: bool = False) -> Access: ...
+    def store(self, la: int, value: int) -> Access: ...
+    def mov_cr3(self, value: int) -> None: ...
+    def invlpg(self, la: int) -> None: ...
+    def counters(self) -> dict[str, Any]: ...

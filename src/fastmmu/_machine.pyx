@@ -1,0 +1,319 @@
+"""The machine as a Python object."""
+
+from typing import NamedTuple
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastmmu._events cimport premap, run_events
+from fastmmu._guest_kernel cimport PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init
+from fastmmu._kvm cimport kvm_default, kvm_handle, kvm_load_root
+from fastmmu._memory cimport PhysicalMemory
+from fastmmu._mmu cimport FORMAT_EPT, FORMAT_PAGING, Slot, mmu_free, mmu_init, mmu_set_root
+from fastmmu._state cimport Eptp, GuestState, access_code
+from fastmmu._tlb cimport L1D, L1I, L1S, L2, L2I
+from fastmmu._tlb_py cimport TLB
+from fastmmu._vcpu cimport (
+    ABORT_ADDRESS, ABORT_BUS, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_NONE,
+    ABORT_OP, ABORT_PYTHON, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
+    DONE_EMULATED, DONE_OK, DONE_PF, Counters, Vcpu, vcpu_abort, vcpu_access, vcpu_derive, vcpu_enter, vcpu_invlpg,
+    vcpu_mov_cr3, vcpu_store,
+)
+from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
+from fastmmu.exits import ExitReason
+from fastmmu.geometry import geometry
+from fastmmu.machine.config import Config
+from fastmmu.machine.policy import Action, Exit, overridden
+
+
+cdef int surface(void *machine, Vcpu *v) noexcept with gil:
+    # a VM exit that a Python policy handles
+    cdef Machine m = <Machine> machine
+    try:
+        reason = ExitReason(v.vmcs.exit_reason)
+        action = m.handlers[reason](m, Exit(reason, v.vmcs.qualification, v.vmcs.guest_physical, v.vmcs.guest_linear,
+                                            v.vmcs.exit_error_code, v.vmcs.operand))
+        if action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF):
+            raise PolicyError(
+                f"the handler of {reason.name} returned {action!r}; return a fastmmu.Action, such as machine.default()"
+            )
+        return <int> int(action)
+    except BaseException as error:
+        m.raised = error
+        vcpu_abort(v, ABORT_PYTHON, 0)
+        return ACT_ABORT
+
+
+class Access(NamedTuple):
+    """What one access of a bare guest came to.
+
+    gpa: guest-physical address, None where it faulted or the VMM emulated it. error_code, cr2: of the #PF, or None.
+    """
+
+    gpa: int | None
+    error_code: int | None
+    cr2: int | None
+
+
+cdef class Machine:
+    """A physical CPU with its TLB, host memory, a VMM in one of the schemes, and a guest.
+
+    With the guest kernel it runs traces of user addresses (:meth:`run`). Without it (``guest_kernel=False``) the guest
+    is bare: its tables are what the caller writes into ``guest_memory``, and the methods :meth:`access`,
+    :meth:`store`, :meth:`mov_cr3`, :meth:`invlpg` are its instructions.
+
+    :param config: :class:`Config`. :param policy: :class:`Policy` whose overridden methods handle their exits.
+    :param state: registers of a bare guest (4-level paging); default: long mode, CPL by access.
+    :raises ConfigError: an impossible geometry or mode. :raises OutOfMemoryError: the host refuses the memory.
+    """
+
+    def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None):
+        cdef uint64_t pool_end = 0, guest_bytes
+        config = Config() if config is None else config
+        self.config = config
+        self.loop.exit_every = self.loop.until_exit = config.exit_every
+        self.loop.v = &self.v
+        self.v.run = &self.loop
+        self.tlb = TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb,
+                                replacement=config.replacement))
+        guest_bytes = config.memory_bytes
+        if config.mmu != "native":
+            pool_end = ((guest_bytes >> 5) + (1 << 26)) & ~(<uint64_t> 0x1FFFFF)
+        self.memory = PhysicalMemory(guest_bytes + pool_end)
+        self.loop.guest_base = pool_end
+        self.guest.base = self.memory.mem.base + pool_end
+        self.guest.nbytes = guest_bytes
+        self.v.mem = &self.memory.mem
+        self.v.tlb = self.tlb.t
+        self.v.owner = &self.kvm
+        self.v.handler = kvm_handle
+        self.kvm.machine = <void *> self
+        self.kvm.surface = surface
+        if state is None:
+            state = GuestState(cr4=0xA0 | (1 << 17 if config.pcid else 0), cr3=0, maxphyaddr=46)
+        self.v.hw = state.paging
+        self.v.hw.write_ad = 1
+        if guest_kernel:
+            self._boot()
+            state = state.replace(cr3=self.kernel.root[0] | (1 if config.pcid else 0))
+            self.v.hw = state.paging
+            self.v.hw.write_ad = 1
+        elif self.v.hw.levels != 4:
+            raise ConfigError(f"the machine runs guests with 4-level paging, not mode {state.mode.name}")
+        if config.mmu != "native":
+            self._build_vmm(pool_end, state)
+        self.policy = policy
+        self.handlers = {reason: getattr(policy, name) for reason, name in overridden(policy).items()}
+        for reason in self.handlers:
+            self.kvm.surfaced[<int> reason] = 1
+        if config.premapped:
+            if not guest_kernel:
+                raise ConfigError("premapped=True maps what the guest kernel would; a bare guest has no kernel")
+            self.v.premap = premap
+        vcpu_derive(&self.v)
+        if self.v.guest:
+            vcpu_enter(&self.v)
+
+    cdef _boot(self):
+        cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
+        if self.config.premapped and pages == PAGES_THP:
+            pages = PAGES_2M                    # what is mapped beforehand is collapsed beforehand
+        if kernel_init(&self.kernel, &self.v, &self.guest, pages, self.config.thp_threshold, self.config.pcid):
+            raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
+        self.loop.kernel = &self.kernel
+        if kernel_boot(&self.kernel):
+            self._raise(0)
+
+    cdef _build_vmm(self, uint64_t pool_end, state):
+        cdef Slot slot
+        cdef bint shadow = self.config.mmu == "shadow"
+        cdef Eptp eptp
+        cdef GuestState hardware
+        slot.base_gfn = 0
+        slot.npages = self.guest.nbytes >> 12
+        slot.hpa = self.loop.guest_base
+        # the first page of host memory stays unused, so that no root is 0
+        if mmu_init(&self.kvm.mmu, &self.memory.mem, slot, FORMAT_PAGING if shadow else FORMAT_EPT,
+                    2 if self.config.backing == "2m" else 1, True, 4096, pool_end):
+            raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
+        self.kvm.shadow = shadow
+        self.v.guest = True
+        self.v.vmcs.enable_vpid = self.config.vpid
+        self.v.vmcs.vpid = 1 if self.config.vpid else 0
+        self.v.vmcs.external_interrupt_exiting = 1
+        if shadow:
+            self.v.vmcs.pf_exiting = self.v.vmcs.cr3_load_exiting = self.v.vmcs.invlpg_exiting = 1
+            self.kvm.guest = self.v.hw
+            # CR0.WP, NXE on and PCIDE, PGE, keys off, whatever the guest has (kvm_policy.md §2)
+            hardware = state.replace(cr0=state.cr0 | 1 << 16, efer=state.efer | 1 << 11, cr3=0,
+                                     cr4=state.cr4 & ~(1 << 7 | 1 << 17 | 1 << 22 | 1 << 24))
+            self.v.hw = hardware.paging
+            self.v.hw.write_ad = 1
+            if kvm_load_root(&self.kvm, &self.v, state.cr3):
+                self._raise(0)
+            return
+        if mmu_set_root(&self.kvm.mmu, 0, True):
+            raise OutOfMemoryError("no table page for the root of the EPT")
+        eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.root].hpa | 0x5E, maxphyaddr=46)
+        self.v.ept = eptp.ept
+        self.v.ept.write_ad = 1
+        self.v.vmcs.enable_ept = 1
+        self.v.vmcs.eptp = eptp.value
+
+    def __dealloc__(self):
+        kernel_free(&self.kernel)
+        mmu_free(&self.kvm.mmu)
+
+    # ---- running ------------------------------------------------------------------------------------------
+
+    def run(self, const uint8_t[::1] op not None, const uint8_t[::1] size not None, const uint64_t[::1] addr not None,
+            uint64_t[::1] out=None, uint64_t first=0):
+        """Run events; all arrays have one length.
+
+        :param op, size, addr: as in :class:`fastmmu.trace.Batch`.
+        :param out: receives the guest-physical address of each access (all ones for the other events).
+        :param first: number of the first event, for messages.
+        :returns: number of events done, the length of the arrays.
+        :raises TraceError: an event that is none, naming its index. :raises OutOfMemoryError: guest memory used up.
+        """
+        cdef uint64_t n = addr.shape[0], done = 0
+        cdef uint64_t *to = NULL
+        if (<uint64_t> op.shape[0] != n or <uint64_t> size.shape[0] != n
+                or (out is not None and <uint64_t> out.shape[0] != n)):
+            raise TraceError(f"op, size and addr have different lengths: {op.shape[0]}, {size.shape[0]}, {n}")
+        if self.loop.kernel == NULL:
+            raise ConfigError("a bare guest has no kernel to run a trace on; make the Machine with guest_kernel=True")
+        if n == 0:
+            return 0
+        if out is not None:
+            to = &out[0]
+        with nogil:
+            done = run_events(&self.loop, &op[0], &size[0], &addr[0], n, to)
+        if self.v.abort:
+            self._raise(first + done)
+        return done
+
+    cdef _raise(self, uint64_t n):
+        cdef int why = self.v.abort
+        address = self.v.abort_address
+        self.v.abort = ABORT_NONE
+        if why == ABORT_PYTHON:
+            raised, self.raised = self.raised, None
+            raise raised
+        if why == ABORT_ADDRESS:
+            raise TraceError(f"event {n}: {address:#x} is not an address of a user program, which end at "
+                             "0x800000000000; select or mask the addresses of the program")
+        if why == ABORT_OP:
+            raise TraceError(f"event {n}: unknown operation or exit reason {address}; see fastmmu.Op and ExitReason")
+        if why == ABORT_GUEST_MEMORY:
+            raise OutOfMemoryError(f"event {n}: guest memory of {address:#x} bytes is used up; raise Config(memory=)")
+        if why == ABORT_TABLES or why == ABORT_HOST_MEMORY:
+            raise OutOfMemoryError(f"event {n}: no room for the VMM's tables; raise Config(memory=)")
+        if why == ABORT_BUS:
+            raise BusError(f"event {n}: a paging structure for {address:#x} lies outside memory")
+        if why == ABORT_NO_PROGRESS:
+            raise PolicyError(f"event {n}: the access to {address:#x} exits again and again; its handler must map the "
+                              "page or return Action.EMULATED")
+        if why == ABORT_MISCONFIG:
+            raise PolicyError(f"event {n}: EPT misconfiguration at guest-physical {address:#x}")
+        raise FastmmuError(f"event {n}: the guest kernel has no answer to the fault at {address:#x} (code {why})")
+
+    # ---- what a policy may do -----------------------------------------------------------------------------
+
+    def default(self):
+        """Handle the exit under way as KVM does; returns the :class:`Action`. For use in a policy's handler."""
+        cdef int action
+        with nogil:
+            action = kvm_default(&self.kvm, &self.v)
+        if action == ACT_ABORT:
+            self._raise(0)
+        return Action(action)
+
+    def inject_page_fault(self, uint64_t la, unsigned int error_code):
+        """Make the exit under way end in a #PF for the guest; returns the :class:`Action` to return."""
+        self.v.cr2 = la
+        self.v.error_code = error_code
+        return Action.INJECT_PAGE_FAULT
+
+    # ---- a bare guest ---------------------------------------------------------------------------------------
+
+    @property
+    def guest_memory(self):
+        """Guest-physical memory as a :class:`PhysicalMemory` of its own, without a copy."""
+        base = self.loop.guest_base
+        return PhysicalMemory.from_array(self.memory.u8[base:base + self.guest.nbytes])
+
+    def access(self, uint64_t la, access="r", *, bint user=False):
+        """One access of a bare guest: :class:`Access`, with the guest-physical address or the #PF."""
+        cdef uint64_t hpa = 0
+        cdef int acc = access_code(access), outcome
+        with nogil:
+            outcome = vcpu_access(&self.v, la, acc, user, &hpa)
+        return self._outcome(la, outcome, hpa)
+
+    def store(self, uint64_t la, uint64_t value):
+        """A 64-bit store by the guest's supervisor: :class:`Access`. Page tables are edited this way."""
+        cdef int outcome
+        if la & 7:
+            raise StateError(f"a store of 8 bytes at {la:#x} is not aligned; use a multiple of 8")
+        with nogil:
+            outcome = vcpu_store(&self.v, la, value)
+        return self._outcome(la, outcome, self.loop.guest_base)
+
+    cdef _outcome(self, la, int outcome, uint64_t hpa):
+        if outcome == DONE_OK:
+            return Access(int(hpa - self.loop.guest_base), None, None)
+        if outcome == DONE_EMULATED:
+            return Access(None, None, None)
+        if outcome == DONE_PF:
+            return Access(None, self.v.error_code, self.v.cr2)
+        if outcome == DONE_ABORT:
+            self._raise(0)
+        raise StateError(f"linear address {la:#x} is not canonical")
+
+    def mov_cr3(self, uint64_t value):
+        """MOV to CR3 by the guest; bit 63 keeps the PCID's translations (CR4.PCIDE = 1)."""
+        cdef int outcome
+        with nogil:
+            outcome = vcpu_mov_cr3(&self.v, value)
+        if outcome != DONE_OK:
+            self._raise(0)
+
+    def invlpg(self, uint64_t la):
+        """INVLPG by the guest."""
+        cdef int outcome
+        with nogil:
+            outcome = vcpu_invlpg(&self.v, la)
+        if outcome != DONE_OK:
+            self._raise(0)
+
+    # ---- results --------------------------------------------------------------------------------------------
+
+    def counters(self):
+        """All counters as a dict of int; see :class:`fastmmu.machine.result.Result`."""
+        cdef Counters *c = &self.v.c
+        t = self.v.tlb.c
+        l1i = t.lookups[L1I] - t.misses[L1I]
+        l1d = t.lookups[L1D] + t.lookups[L1S] - t.misses[L1D] - t.misses[L1S]
+        return {
+            "accesses": c.ops[0] + c.ops[1] + c.ops[2] + c.ops[3],
+            "reads": c.ops[0], "writes": c.ops[1], "modifies": c.ops[2], "fetches": c.ops[3],
+            "page_crossings": c.page_crossings, "kernel_accesses": c.kernel_accesses, "retries": c.retries,
+            "l1d_hits": l1d, "l1i_hits": l1i,
+            "l1d_misses": t.misses[L1D] + t.misses[L1S], "l1i_misses": t.misses[L1I],
+            "stlb_hits": sum(t.hits[L2]) + sum(t.hits[L2I]), "tlb_misses": c.tlb_misses,
+            "walks": c.walks, "guest_walk_refs": c.guest_walk_refs, "ept_walk_refs": c.ept_walk_refs,
+            "ad_writes": c.ad_writes, "guest_faults": c.guest_faults, "pages_touched": c.pages_touched,
+            "collapses": c.collapses, "vm_exits": c.vm_exits,
+            "exits_by_reason": {
+                reason.name.lower(): c.exits[<int> reason] for reason in ExitReason if c.exits[<int> reason]
+            },
+            "pf_fixed": c.pf_fixed, "pf_guest": c.pf_guest, "pf_emulate": c.pf_emulate, "pf_spurious": c.pf_spurious,
+            "ept_build": c.ept_build, "ept_spurious": c.ept_spurious, "mmio": c.mmio,
+            "invvpid": c.invvpid, "invept": c.invept, "cr3_switches": c.cr3_switches, "invlpgs": c.invlpgs,
+            "unmaps": c.unmaps, "interrupts": c.interrupts, "exit_instructions": c.exit_instructions,
+            "vmm_tables": self.kvm.mmu.counters.tables_made - self.kvm.mmu.counters.tables_zapped,
+            "vmm_tables_made": self.kvm.mmu.counters.tables_made,
+            "vmm_entries_filled": self.kvm.mmu.counters.entries_filled,
+            "vmm_entries_zapped": self.kvm.mmu.counters.entries_zapped,
+            "vmm_write_protected": self.kvm.mmu.counters.write_protected,
+        }

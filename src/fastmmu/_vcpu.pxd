@@ -1,0 +1,119 @@
+# The virtual CPU: TLB, walk, faults and VM exits of one access. It knows no policy: what an exit means is decided by
+# the function in `handler`.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastmmu._tlb cimport Tlb
+from fastmmu._types cimport Ept, Mem, Paging, Walk
+
+cdef enum Outcome:              # of an access
+    DONE_OK = 0                 # hpa holds the address
+    DONE_EMULATED = 1           # the VMM completed it
+    DONE_PF = 2                 # #PF for the guest: cr2, error_code
+    DONE_GP = 3                 # non-canonical
+    DONE_ABORT = 4              # the simulation cannot go on: Vcpu.abort says why
+
+cdef enum Action:               # what a handler tells the processor to do
+    ACT_RETRY = 0               # run the instruction again
+    ACT_EMULATED = 1            # the VMM did it
+    ACT_INJECT_PF = 2           # deliver a #PF: cr2, error_code
+    ACT_ABORT = 3
+
+cdef enum Abort:
+    ABORT_NONE = 0
+    ABORT_BUS = 1               # a table lies outside memory
+    ABORT_NO_PROGRESS = 2       # the same access exits again and again
+    ABORT_GUEST_MEMORY = 3      # guest memory used up
+    ABORT_TABLES = 4            # the VMM's table pages used up
+    ABORT_ADDRESS = 5           # not an address of the lower half
+    ABORT_PYTHON = 6            # a Python handler raised
+    ABORT_MISCONFIG = 7
+    ABORT_GUEST_FAULT = 8       # a fault that the guest kernel has no answer to
+    ABORT_OP = 9                # an event of an unknown operation
+    ABORT_HOST_MEMORY = 10
+
+cdef struct Vmcs:
+    # controls (vmx.md §2) as far as this machine uses them
+    uint8_t enable_ept
+    uint8_t enable_vpid
+    uint8_t cr3_load_exiting
+    uint8_t invlpg_exiting
+    uint8_t pf_exiting          # exception bitmap bit 14, mask = match = 0
+    uint8_t external_interrupt_exiting
+    uint16_t vpid
+    uint64_t eptp
+    # exit information (vmx.md §5)
+    uint32_t exit_reason
+    uint32_t exit_error_code    # of a #PF
+    uint64_t qualification
+    uint64_t guest_physical
+    uint64_t guest_linear
+    uint64_t operand            # source of the instruction that exited (MOV to CR3)
+
+cdef struct Counters:           # Python name of each: fastmmu.machine.counters
+    uint64_t ops[4]             # accesses of the trace by operation
+    uint64_t kernel_accesses
+    uint64_t page_crossings
+    uint64_t retries
+    uint64_t tlb_misses
+    uint64_t walks
+    uint64_t guest_walk_refs
+    uint64_t ept_walk_refs
+    uint64_t ad_writes
+    uint64_t guest_faults
+    uint64_t vm_exits
+    uint64_t cr3_switches
+    uint64_t invlpgs
+    uint64_t unmaps
+    uint64_t interrupts
+    uint64_t exit_instructions
+    uint64_t pages_touched
+    uint64_t collapses
+    uint64_t pf_fixed
+    uint64_t pf_guest
+    uint64_t pf_emulate
+    uint64_t pf_spurious
+    uint64_t ept_build
+    uint64_t ept_spurious
+    uint64_t mmio
+    uint64_t invvpid
+    uint64_t invept
+    uint64_t exits[80]
+
+ctypedef int (*ExitHandler)(Vcpu *v) noexcept nogil
+ctypedef int (*Premap)(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil
+
+cdef struct Vcpu:
+    Mem *mem                    # host physical memory
+    Tlb *tlb                    # of the physical CPU that it runs on
+    Paging hw                   # what the processor walks by: the guest's registers, or the VMM's under shadow paging
+    Ept ept
+    bint guest                  # in VMX non-root operation: exits exist
+    bint ept_on
+    uint64_t need[2][4]         # [user][Access]: rights that an access needs of a TLB entry
+    uint64_t cr2
+    uint32_t error_code
+    uint32_t abort              # Abort
+    uint64_t abort_address
+    uint32_t store_bytes        # of the store under way: 0 unknown, 8 a word, 4096 a cleared page
+    uint64_t store_value
+    Vmcs vmcs
+    ExitHandler handler
+    Premap premap               # not NULL: what is missing is mapped unseen, as if it had been there from the start
+    void *owner                 # of handler
+    void *run                   # of premap
+    Counters c
+
+cdef enum:
+    MAX_RETRIES = 64
+
+cdef void vcpu_derive(Vcpu *v) noexcept nogil
+cdef void vcpu_enter(Vcpu *v) noexcept nogil
+cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uint64_t *hpa) noexcept nogil
+cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, bint user, uint64_t *hpa) noexcept nogil
+cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
+cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
+cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value) noexcept nogil
+cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil
+cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil
+cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil

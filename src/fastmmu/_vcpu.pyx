@@ -1,0 +1,214 @@
+"""One access of a virtual CPU: TLB, walk, fault, VM exit and entry."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu._bits cimport FRAME
+from fastmmu._invalidate cimport (
+    inv_ept_violation, inv_invlpg, inv_mov_cr3, inv_page_fault, inv_transition,
+)
+from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu._tlb cimport (
+    F_D, F_EW, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill, tlb_switch,
+    tlb_value_of_walk,
+)
+from fastmmu._types cimport (
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, Ept, Walk,
+)
+from fastmmu._walk cimport walk_silent
+
+cdef enum:                      # basic exit reasons (vmx.md §5)
+    EXIT_EXCEPTION = 0
+    EXIT_INVLPG = 14
+    EXIT_CR_ACCESS = 28
+    EXIT_EPT_VIOLATION = 48
+    EXIT_EPT_MISCONFIG = 49
+
+cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
+
+
+cdef void vcpu_derive(Vcpu *v) noexcept nogil:
+    # rights that each kind of access needs, from the registers in force (tlb.md §1.1 R5)
+    cdef uint64_t write = F_R | F_EW | F_D
+    cdef uint64_t no_user = F_S if v.hw.smap and not v.hw.ac else 0
+    cdef int r = ACC_R, w = ACC_W, rw = ACC_RW, x = ACC_X
+    v.need[1][r] = F_U | F_R
+    v.need[1][w] = v.need[1][rw] = F_U | F_W | write
+    v.need[1][x] = F_U | F_X
+    v.need[0][r] = F_R | no_user
+    v.need[0][w] = v.need[0][rw] = write | (F_W if v.hw.wp else 0) | no_user
+    v.need[0][x] = F_X | (F_S if v.hw.smep else 0)
+    tlb_switch(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v))
+
+
+cdef inline uint32_t vpid_in_force(const Vcpu *v) noexcept nogil:
+    return v.vmcs.vpid if v.guest and v.vmcs.enable_vpid else 0
+
+
+cdef inline uint64_t eptrta_in_force(const Vcpu *v) noexcept nogil:
+    return v.vmcs.eptp & FRAME if v.ept_on else NO_EPT
+
+
+cdef void vcpu_enter(Vcpu *v) noexcept nogil:
+    # VM entry (vmx.md §4.1): EPT becomes active; without VPID nothing cached survives (tlb.md §5)
+    v.ept_on = v.vmcs.enable_ept
+    inv_transition(v.tlb, v.vmcs.enable_vpid)
+    vcpu_derive(v)
+
+
+cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
+    # VM exit, the VMM's handler, VM entry
+    cdef int action
+    v.vmcs.exit_reason = reason
+    v.c.vm_exits += 1
+    v.c.exits[reason] += 1
+    inv_transition(v.tlb, v.vmcs.enable_vpid)
+    v.ept_on = False
+    action = v.handler(v)
+    if action != ACT_ABORT:
+        vcpu_enter(v)
+    return action
+
+
+cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil:
+    if not v.abort:
+        v.abort = why
+        v.abort_address = address
+    return DONE_ABORT
+
+
+cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, bint user, uint64_t *hpa) noexcept nogil:
+    cdef uint64_t value
+    v.tlb.c.lookups[v.tlb.port[acc].l1.id] += 1
+    value = tlb_l1(v.tlb, acc, la)
+    if value and not v.need[user][acc] & ~value:
+        hpa[0] = tlb_pa(value, la)
+        return DONE_OK
+    return vcpu_slow(v, la, acc, user, value, hpa)
+
+
+cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uint64_t *hpa) noexcept nogil:
+    # after the first level missed (value 0) or denied; the lookup in it has been counted
+    cdef Walk w
+    cdef const Ept *e
+    cdef uint64_t need = v.need[user][acc]
+    cdef int fault, action, tries = 0
+    while True:
+        if not value:
+            value = tlb_l2(v.tlb, acc, la)
+            if not value:
+                v.c.tlb_misses += 1
+        if value and not need & ~value:
+            hpa[0] = tlb_pa(value, la)
+            return DONE_OK
+        # cached rights deny: memory decides (tlb.md §1.1)
+        e = &v.ept if v.ept_on else NULL
+        v.hw.user = user
+        fault = walk_silent(v.mem, &v.hw, e, la, acc, &w)
+        while fault and v.premap != NULL:
+            tries += 1
+            if tries > MAX_RETRIES:
+                return vcpu_abort(v, ABORT_NO_PROGRESS, la)
+            if v.premap(v, la, fault, &w) == ACT_ABORT:
+                return DONE_ABORT
+            fault = walk_silent(v.mem, &v.hw, e, la, acc, &w)
+        v.c.walks += 1
+        v.c.guest_walk_refs += w.guest_refs
+        v.c.ept_walk_refs += w.ept_refs
+        v.c.ad_writes += w.ad_writes
+        if fault == FAULT_NONE:
+            if value:
+                tlb_refill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
+            else:
+                tlb_fill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
+            hpa[0] = w.pa
+            return DONE_OK
+        if fault == FAULT_PF:
+            inv_page_fault(v.tlb, vpid_in_force(v), v.hw.pcid, la)
+            v.error_code = w.error_code
+            if not (v.guest and v.vmcs.pf_exiting):
+                v.cr2 = la
+                v.c.guest_faults += 1
+                return DONE_PF
+            v.vmcs.qualification = la
+            v.vmcs.exit_error_code = w.error_code
+            action = vcpu_exit(v, EXIT_EXCEPTION)
+        elif fault == FAULT_EPT_VIOLATION:
+            inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, w.qual >> 8 & 1, la)
+            v.vmcs.qualification = w.qual
+            v.vmcs.guest_physical = w.gpa
+            v.vmcs.guest_linear = la
+            action = vcpu_exit(v, EXIT_EPT_VIOLATION)
+        elif fault == FAULT_EPT_MISCONFIG:
+            v.vmcs.qualification = 0
+            v.vmcs.guest_physical = w.gpa
+            action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
+        elif fault == FAULT_GP:
+            return DONE_GP
+        else:
+            return vcpu_abort(v, ABORT_BUS, la)
+
+        if action == ACT_EMULATED:
+            return DONE_EMULATED
+        if action == ACT_INJECT_PF:
+            v.c.guest_faults += 1
+            return DONE_PF
+        if action == ACT_ABORT:
+            return vcpu_abort(v, ABORT_NO_PROGRESS, la)
+        tries += 1
+        if tries > MAX_RETRIES:
+            return vcpu_abort(v, ABORT_NO_PROGRESS, la)
+        v.c.retries += 1
+        v.tlb.c.lookups[v.tlb.port[acc].l1.id] += 1
+        value = tlb_l1(v.tlb, acc, la)
+
+
+cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil:
+    # an aligned 64-bit load by the supervisor
+    cdef uint64_t hpa = 0
+    cdef int outcome
+    v.c.kernel_accesses += 1
+    value[0] = 0
+    outcome = vcpu_access(v, la, ACC_R, False, &hpa)
+    if outcome == DONE_OK and mem_holds(v.mem, hpa, 8):
+        value[0] = mem_read64(v.mem, hpa)
+    return outcome
+
+
+cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value) noexcept nogil:
+    # an aligned 64-bit store by the supervisor; the VMM sees the value if it has to emulate it
+    cdef uint64_t hpa = 0
+    cdef int outcome
+    v.c.kernel_accesses += 1
+    v.store_bytes = 8
+    v.store_value = value
+    outcome = vcpu_access(v, la, ACC_W, False, &hpa)
+    v.store_bytes = 0
+    if outcome == DONE_OK and mem_holds(v.mem, hpa, 8):
+        mem_write64(v.mem, hpa, value)
+    return outcome
+
+
+cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
+    # bit 63: keep the translations of the new PCID (paging.md §7, vmx.md §6)
+    v.c.cr3_switches += 1
+    if v.guest and v.vmcs.cr3_load_exiting:
+        v.vmcs.operand = value
+        v.vmcs.qualification = 3            # MOV to CR3 from RAX
+        return DONE_ABORT if vcpu_exit(v, EXIT_CR_ACCESS) == ACT_ABORT else DONE_OK
+    v.hw.cr3 = value & ~CR3_NO_FLUSH
+    v.hw.root = value & v.hw.frame
+    if v.hw.pcid_on:
+        v.hw.pcid = value & 0xFFF
+    if not (v.hw.pcid_on and value & CR3_NO_FLUSH):
+        inv_mov_cr3(v.tlb, vpid_in_force(v), v.hw.pcid)
+    vcpu_derive(v)
+    return DONE_OK
+
+
+cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil:
+    v.c.invlpgs += 1
+    if v.guest and v.vmcs.invlpg_exiting:
+        v.vmcs.qualification = la
+        return DONE_ABORT if vcpu_exit(v, EXIT_INVLPG) == ACT_ABORT else DONE_OK
+    inv_invlpg(v.tlb, vpid_in_force(v), v.hw.pcid, la)
+    return DONE_OK

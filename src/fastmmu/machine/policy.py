@@ -1,0 +1,92 @@
+"""Policy in Python: take over any VM exit by overriding one method."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastmmu.exits import ExitReason
+
+if TYPE_CHECKING:
+    from fastmmu._machine import Machine
+
+__all__ = ["Action", "Exit", "Policy", "overridden"]
+
+
+class Action(enum.IntEnum):
+    """What the processor does after a VM exit was handled."""
+
+    RETRY = 0  # run the instruction again: the handler has made it possible
+    EMULATED = 1  # go on behind the instruction: the handler has done its work
+    INJECT_PAGE_FAULT = 2  # deliver a #PF to the guest, see Machine.inject_page_fault
+
+
+class Exit(NamedTuple):
+    """The exit-information fields of the VMCS (vmx.md §5); those unrelated to the reason are 0."""
+
+    reason: ExitReason
+    qualification: int
+    guest_physical: int
+    guest_linear: int
+    error_code: int  # of a #PF
+    operand: int  # source operand of MOV to CR3
+
+
+class Policy:
+    """Handlers of VM exits. A subclass overrides those that it wants; the rest stay in the kernel layer.
+
+    A handler gets the :class:`~fastmmu.Machine` and the :class:`Exit` and returns an :class:`Action`. What KVM would
+    do is ``machine.default()``, so a handler can look, call it, and pass its action on::
+
+        class Count(fastmmu.Policy):
+            def __init__(self):
+                self.gpas = []
+
+            def on_ept_violation(self, machine, exit):
+                self.gpas.append(exit.guest_physical)
+                return machine.default()
+
+    The name of a handler is ``on_`` and the exit reason in lower case, for every member of
+    :class:`~fastmmu.ExitReason`; those below are the reasons that this machine produces by itself. An exception in a
+    handler stops the run and comes out of it unchanged.
+    """
+
+    def on_exception_nmi(self, machine: Machine, exit: Exit) -> Action:
+        """#PF under shadow paging: qualification = linear address, error_code = its error code."""
+        return machine.default()
+
+    def on_external_interrupt(self, machine: Machine, exit: Exit) -> Action:
+        """An interrupt arrived while the guest ran."""
+        return machine.default()
+
+    def on_cpuid(self, machine: Machine, exit: Exit) -> Action:
+        """CPUID, which always exits; the reason of periodic exits, too."""
+        return machine.default()
+
+    def on_invlpg(self, machine: Machine, exit: Exit) -> Action:
+        """INVLPG under shadow paging: qualification = linear address."""
+        return machine.default()
+
+    def on_cr_access(self, machine: Machine, exit: Exit) -> Action:
+        """MOV to CR3 under shadow paging: operand = the new value."""
+        return machine.default()
+
+    def on_ept_violation(self, machine: Machine, exit: Exit) -> Action:
+        """No EPT entry allows the access: guest_physical, qualification (ept.md §4.1)."""
+        return machine.default()
+
+    def on_ept_misconfig(self, machine: Machine, exit: Exit) -> Action:
+        """An EPT entry that is malformed: guest_physical."""
+        return machine.default()
+
+
+def overridden(policy: Policy | None) -> dict[int, str]:
+    """Exit reasons that a policy takes over, with the names of its methods."""
+    if policy is None:
+        return {}
+    names = {int(reason): f"on_{reason.name.lower()}" for reason in ExitReason}
+    return {
+        reason: name
+        for reason, name in names.items()
+        if getattr(type(policy), name, None) is not getattr(Policy, name, None)
+    }

@@ -1,0 +1,142 @@
+"""A trace through a machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu._machine import Machine
+from fastmmu.errors import ConfigError, FastmmuError, TraceError
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.policy import Policy
+from fastmmu.machine.result import Result
+
+__all__ = ["Simulation", "simulate"]
+
+
+class Events(Protocol):
+    """Columns of consecutive events, see :class:`fastmmu.trace.Batch`."""
+
+    @property
+    def op(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def size(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def addr(self) -> npt.NDArray[np.uint64]: ...
+
+
+class Source(Protocol):
+    """What gives events in batches, see :class:`fastmmu.trace.Trace`."""
+
+    @property
+    def name(self) -> str: ...
+    def batches(self) -> Iterator[Events]: ...
+
+
+class Simulation:
+    """One run, fed batch by batch; :meth:`result` may be asked for at any time.
+
+    :param config: what is simulated. :param policy: overrides handlers of VM exits. :param costs: cost model.
+    """
+
+    def __init__(
+        self, config: Config | None = None, *, policy: Policy | None = None, costs: CostModel | None = None
+    ) -> None:
+        self.config = config or Config()
+        self.costs = costs or CostModel.load()
+        self.machine = Machine(self.config, policy=policy)
+        self.events = 0
+        self.seconds = 0.0
+
+    def feed(self, batch: Events, out: npt.NDArray[np.uint64] | None = None) -> None:
+        """Run the events of a batch.
+
+        :param out: receives the guest-physical address of each access, all ones for other events.
+        :raises TraceError: an event that is none; ``where`` counts from the first event of the run.
+        """
+        started = time.perf_counter()
+        try:
+            self.machine.run(batch.op, batch.size, batch.addr, out, self.events)
+        finally:
+            self.seconds += time.perf_counter() - started
+        self.events += len(batch.addr)
+
+    def result(self, *, trace: str = "", complete: bool = True) -> Result:
+        """Counters and modelled cycles until now."""
+        counters = self.machine.counters()
+        by_cause = cycles(counters, self.config, self.costs)
+        return Result(
+            config=self.config,
+            counters=counters,
+            cycles=float(sum(by_cause.values())),
+            cycles_by=by_cause,
+            seconds=self.seconds,
+            trace=trace,
+            complete=complete,
+        )
+
+
+def simulate(
+    trace: Source | npt.ArrayLike,
+    config: Config | None = None,
+    *,
+    policy: Policy | None = None,
+    costs: CostModel | None = None,
+    progress: Callable[[int], None] | None = None,
+    keep_partial: bool = False,
+) -> Result:
+    """Run a whole trace.
+
+    >>> result = fastmmu.simulate(fastmmu.read_trace("ls.lackey.xz"), fastmmu.Config(mmu="ept", vpid=True))
+    >>> result.counters["tlb_misses"], result.cycles
+
+    :param trace: what :func:`fastmmu.read_trace` gives, or a 1-D array of linear addresses, each a read.
+    :param progress: called after each batch with the number of events done.
+    :param keep_partial: Ctrl-C gives the result until then, with ``complete=False``, instead of an exception.
+    :raises TraceError: the trace is malformed. :raises OutOfMemoryError: guest memory is used up.
+    """
+    if isinstance(trace, str) or hasattr(trace, "__fspath__"):
+        raise ConfigError(f"simulate takes a trace, not a path; pass fastmmu.read_trace({str(trace)!r})")
+    simulation = Simulation(config, policy=policy, costs=costs)
+    complete = True
+    try:
+        for batch in _batches(trace):
+            simulation.feed(batch)
+            if progress is not None:
+                progress(simulation.events)
+    except KeyboardInterrupt:
+        if not keep_partial:
+            raise
+        complete = False
+    except FastmmuError as error:
+        path = getattr(trace, "path", None)
+        if isinstance(error, TraceError) and path and not error.path:
+            raise TraceError(str(error), path=str(path)) from error
+        raise
+    return simulation.result(trace=str(getattr(trace, "name", "array")), complete=complete)
+
+
+class _Columns:
+    def __init__(self, addr: npt.NDArray[np.uint64]) -> None:
+        self.addr = addr
+        self.op = np.zeros(len(addr), np.uint8)
+        self.size = np.ones(len(addr), np.uint8)
+
+
+def _batches(trace: Any) -> Iterator[Events]:
+    if hasattr(trace, "batches"):
+        yield from trace.batches()
+        return
+    array = np.asarray(trace)
+    if array.ndim != 1 or array.dtype.kind not in "ui":
+        raise TraceError(
+            f"a trace is what read_trace gives or a 1-D array of integers, not {type(trace).__name__} "
+            f"of shape {array.shape} and dtype {array.dtype}"
+        )
+    for start in range(0, len(array), 1 << 18):
+        yield _Columns(np.ascontiguousarray(array[start : start + (1 << 18)], dtype=np.uint64))
