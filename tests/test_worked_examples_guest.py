@@ -194,7 +194,7 @@ def test_a15_priority(adapter: Adapter) -> None:
 def test_a16_accessed_and_dirty(adapter: Adapter, upper_a: str) -> None:
     clear = {0x1000: 0x2007, 0x2008: 0x3007, 0x3008: 0x4007}
     upper = {0x1000: 0x2027, 0x2008: 0x3027, 0x3008: 0x4027}
-    options = {"cpl": U, "upper_a": upper_a}
+    options: dict[str, Any] = {"cpl": U, "upper_a": upper_a}
     written = walk(adapter, {**clear, 0x4008: 0x9007}, LA4, "w", **options)
     assert written["ch"] == {**upper, 0x4008: 0x9067}
     assert len([s for s in written["steps"] if s[0] == StepKind.GUEST_AD]) == 4

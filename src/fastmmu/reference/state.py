@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from ..errors import StateError
-from .memtype import PAT_RESET, Mtrrs
+from .memtype import PAT_RESET, MemType, Mtrrs
 
 __all__ = ["Mode", "State", "bits"]
 
@@ -62,6 +62,8 @@ class State:
             raise StateError(f"MAXPHYADDR {self.maxphyaddr} is outside 32..52")
         if not 0 <= self.cpl <= 3:
             raise StateError(f"CPL {self.cpl} is outside 0..3")
+        if unknown := [byte for byte in self.pat.to_bytes(8, "little") if byte not in tuple(MemType)]:
+            raise StateError(f"IA32_PAT={self.pat:#x}: {unknown[0]:#x} is not a memory type (WRMSR refuses it)")
         if self.upper_a not in ("eager", "lazy"):
             raise StateError(f"upper_a={self.upper_a!r}: use 'eager' or 'lazy'")
         if self.mode is Mode.PAE and (bad := [f"{e:#x}" for e in self.pdpte if e & 1 and e & self.pdpte_reserved]):
