@@ -45,12 +45,11 @@ def test_every_value_says_where_it_comes_from() -> None:
 
 def test_a_file_changes_only_what_it_names(tmp_path: Path, costs: CostModel) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(
-        '[exit]\ngeneration = "mine"\n[generation.mine]\nround_trip = 1\nvmread = 2\nvmwrite = 3\n[dispatch]\nwbinvd = 9'
-    )
-    mine = CostModel.load(path)
-    assert mine.exit_cost("wbinvd") == 1 + 5 * 2 + 1 * 3 + 450 + 9
-    assert (mine.guest, mine.walk, mine.generation["merom"]) == (costs.guest, costs.walk, costs.generation["merom"])
+    mine = "[generation.mine]\nround_trip = 1\nvmread = 2\nvmwrite = 3\n[dispatch]\nwbinvd = 9\n"
+    path.write_text(f'[exit]\ngeneration = "mine"\n{mine}')
+    model = CostModel.load(path)
+    assert model.exit_cost("wbinvd") == 1 + 5 * 2 + 1 * 3 + 450 + 9
+    assert (model.guest, model.walk, model.generation["merom"]) == (costs.guest, costs.walk, costs.generation["merom"])
     assert CostModel.load(path, generation="merom").exit.generation == "merom"
 
 
@@ -109,8 +108,9 @@ def test_the_sum_by_hand(costs: CostModel) -> None:
 
 
 def test_native_has_no_exits(costs: CostModel) -> None:
-    counters = {"accesses": 7, "exits_by_reason": {"cpuid": 2}, "invvpid": 1}
-    assert cycles(counters, Config(mmu="native"), costs) == {"accesses": 7.0}
+    counters = {"accesses": 7, "exits_by_reason": {"cpuid": 2}, "invvpid": 1, "exit_instructions": 2}
+    assert cycles(counters, Config(mmu="native"), costs) == {"accesses": 7.0, "exit_instructions": 200.0}
+    assert "exit_instructions" not in cycles(counters, Config(mmu="ept"), costs)
 
 
 REASONS = st.sampled_from([reason.name.lower() for reason in ExitReason])

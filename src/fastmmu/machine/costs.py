@@ -69,6 +69,7 @@ class WalkCosts(_Part, frozen=True, kw_only=True):
 class Guest(_Part, frozen=True, kw_only=True):
     page_fault: Cycles
     context_switch: Cycles
+    exit_instruction: Cycles
     invlpg: Cycles
     interrupt: Cycles
 
@@ -236,8 +237,8 @@ def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dic
     """Modelled cycles of a run by cause; their sum is its cycles. Causes that cost nothing are left out.
 
     Causes: ``accesses``, ``kernel``, ``stlb``, ``guest_walk``, ``ept_walk``, ``ad_writes``, ``guest_faults``,
-    ``context_switches``, ``invlpgs``, ``interrupts``, ``flushes``, and ``exit:KIND`` for each kind of
-    :func:`exits_by_class`.
+    ``context_switches``, ``invlpgs``, ``interrupts``, ``exit_instructions``, ``flushes``, and ``exit:KIND`` for each
+    kind of :func:`exits_by_class`.
 
     :param counters: those of :class:`~fastmmu.machine.result.Result`; a missing one counts as 0.
     """
@@ -258,7 +259,9 @@ def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dic
         "invlpgs": (of("invlpgs") + of("unmaps")) * costs.guest.invlpg,
         "interrupts": of("interrupts") * costs.guest.interrupt,
     }
-    if config.mmu != "native":
+    if config.mmu == "native":
+        found["exit_instructions"] = of("exit_instructions") * costs.guest.exit_instruction
+    else:
         for kind, number in exits_by_class(counters).items():
             found[f"exit:{kind}"] = number * costs.exit_cost(kind)
         found["flushes"] = of("invvpid") * costs.flush.invvpid + of("invept") * costs.flush.invept

@@ -1,0 +1,94 @@
+"""`fastmmu compare`: one trace under several schemes, a table of results."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from fastmmu.cli import options as shared
+from fastmmu.cli import terminal
+
+__all__ = ["add", "handle"]
+
+SCHEMES = ("native", "shadow", "shadow+vpid", "ept", "ept+vpid")
+PAGES = ("4k", "2m", "thp")
+
+_DESCRIPTION = """\
+Simulates each trace natively, under shadow paging and under EPT, without and with VPID, and prints one table a trace:
+TLB misses, page walks and their memory references, guest page faults, VM exits by reason, the modelled cycles of an
+access and the slowdown over the native run with the same pages; under it, which causes cost what.
+
+Several traces are several tables. With --switch-every they are the processes of one guest, and one table.
+"""
+
+_EPILOG = """\
+examples:
+  fastmmu compare
+  fastmmu compare app.lackey.xz --schemes native,ept,ept+vpid --pages 4k,2m,thp
+  fastmmu compare a.lackey b.lackey --switch-every 20000 --exit-every 5000
+  fastmmu compare app.arrow --limit 10M --tlb haswell --stlb 1024/8 --csv results.csv
+  fastmmu compare app.arrow --generation prescott        what it would have cost in 2005
+
+columns:
+  TLB misses      of the first level, and of both: the latter are walked
+  walk refs       entries read by the walks: of the guest's tables (under shadow paging: of the shadow tables),
+                  and of the EPT
+  guest faults    page faults that the guest's kernel handles
+  VM exits        in all, and by reason: #PF, CR3 (writes), INVLPG, EPT (violations), CPUID, ...
+  cycles/access   modelled, see the comments in fastmmu's costs.toml; --costs replaces values
+  fastmmu speed   accesses that the simulator itself does a second
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="native, shadow and EPT side by side, a row a scheme",
+        usage="fastmmu compare [options] [TRACE ...]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--schemes",
+        type=shared.words(SCHEMES),
+        default=list(SCHEMES),
+        metavar="LIST",
+        help=f"rows, out of {','.join(SCHEMES)}; default: all",
+    )
+    parser.add_argument(
+        "--pages",
+        type=shared.words(PAGES),
+        default=["4k"],
+        metavar="LIST",
+        help="guest pages: 4k (the default), 2m, thp (4 KB, collapsed into 2 MB where dense); each with every scheme",
+    )
+    shared.add_traces(parser, shared.RUNS)
+    shared.add_config(parser)
+    shared.add_files(parser)
+    parser.set_defaults(handler=handle)
+
+
+def handle(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from fastmmu.cli.simulation import Session, label
+    from fastmmu.report import comparison
+    from fastmmu.study import configurations
+
+    configs = configurations(options.schemes, options.pages, **shared.config_fields(options))
+    session = Session(shared.cost_model(options), options.quiet)
+    shared.check_files(options)
+    chosen = shared.traces(options)
+    for trace in chosen:
+        results = session.run(trace, configs, runs=len(chosen) * len(configs))
+        not_run = [label(config, configs) for config in configs[len(results) :]]
+        if not shared.to_stdout(options):
+            text = comparison(results, width=terminal.width(), colour=terminal.colour(), not_run=not_run)
+            terminal.say(text + "\n")
+        if session.interrupted:
+            break
+    shared.write_files(options, session.results)
+    if not shared.to_stdout(options):
+        terminal.say(session.footer() + (", interrupted" if session.interrupted else ""))
+    return 130 if session.interrupted else 0

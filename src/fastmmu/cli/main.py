@@ -1,0 +1,81 @@
+"""Entry point: parse, dispatch, and every error as one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import fastmmu
+from fastmmu.cli import compare, run, trace, walk
+from fastmmu.errors import FastmmuError
+
+__all__ = ["main"]
+
+ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+_EPILOG = """\
+examples:
+  fastmmu compare                            the bundled traces under every scheme
+  fastmmu compare app.lackey.xz --pages 4k,thp
+  fastmmu compare a.arrow b.arrow --switch-every 50000 --exit-every 10000
+  fastmmu run app.npy --mmu ept --vpid --tlb haswell --json -
+  fastmmu walk                               a nested walk of 24 references, drawn
+  fastmmu trace info app.lackey.gz
+
+`fastmmu COMMAND --help` has the options and examples of each.
+Exit codes: 0 done, 2 an error (one line on stderr), 130 interrupted (what was finished is printed and written).
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, like every other error."""
+        self.exit(ERROR, f"fastmmu: error: {message}; see {self.prog} --help\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; each command sets `handler`."""
+    top = _Parser(
+        prog="fastmmu",
+        usage="fastmmu COMMAND [options]",
+        description="Simulates x86 memory virtualization: what a program's memory accesses cost natively,\n"
+        "under shadow paging and under EPT, with and without VPID.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"fastmmu {fastmmu.__version__}")
+    commands = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
+    for module in (compare, run, walk, trace):
+        module.add(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    try:
+        options = parser().parse_args(argv)
+        code: int = options.handler(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("fastmmu: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has what it wanted: nothing to say, and nothing to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (FastmmuError, OSError) as error:
+        print(f"fastmmu: error: {describe(error)}", file=sys.stderr)
+        return ERROR
+    return code
+
+
+def describe(error: Exception) -> str:
+    """An error as one line."""
+    if isinstance(error, OSError) and not isinstance(error, FastmmuError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,212 @@
+"""Options that the commands share, and what they make: traces, a configuration, a cost model, files of results."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastmmu.errors import ConfigError, TraceError
+from fastmmu.report import files
+
+if TYPE_CHECKING:
+    from fastmmu.machine.costs import CostModel
+    from fastmmu.machine.result import Result
+    from fastmmu.trace import Trace
+
+__all__ = [
+    "RUNS",
+    "add_config",
+    "add_files",
+    "add_traces",
+    "check_files",
+    "config_fields",
+    "cost_model",
+    "count",
+    "hexadecimal",
+    "named_trace",
+    "to_stdout",
+    "traces",
+    "words",
+    "write_files",
+]
+
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
+_CONFIG = ("host_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "pcid", "memory", "exit_every",
+           "thp_threshold")  # fmt: skip
+
+
+# ---- types of arguments -------------------------------------------------------------------------------------------
+
+
+def count(least: int) -> Callable[[str], int]:
+    """A type for argparse: an integer, also as 10_000, 50k, 2M (decimal units), not below `least`."""
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"([\d_]+)([kmg]?)", text.strip().lower())
+        value = int(match[1]) * _UNITS[match[2]] if match and match[1].strip("_") else -1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number >= {least}; write 50000, 50_000 or 50k")
+        return value
+
+    return parse
+
+
+def hexadecimal(text: str) -> int:
+    """A type for argparse: a register or address, hexadecimal with or without 0x; underscores are ignored."""
+    digits = text.strip().lower().replace("_", "").removeprefix("0x")
+    if not re.fullmatch(r"[0-9a-f]{1,16}", digits):
+        raise argparse.ArgumentTypeError(f"{text!r} is no hexadecimal number of up to 64 bits")
+    return int(digits, 16)
+
+
+def words(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A type for argparse: a comma-separated list out of `known`, each once."""
+
+    def parse(text: str) -> list[str]:
+        found = list(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
+        for word in found:
+            if word not in known:
+                raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
+        if not found:
+            raise argparse.ArgumentTypeError(f"name at least one of {', '.join(known)}")
+        return found
+
+    return parse
+
+
+# ---- traces -------------------------------------------------------------------------------------------------------
+
+
+RUNS = "Without --switch-every each is a run of its own. Default: the bundled traces"
+
+
+def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") -> None:
+    """TRACE… and what is made of them; `more` ends the help."""
+    parser.add_argument(
+        "traces",
+        nargs=nargs,
+        metavar="TRACE",
+        help="Valgrind lackey text, ChampSim, .npy or .arrow, also .gz, .xz, .zst; or the name of a bundled trace. "
+        + more,
+    )
+    group = parser.add_argument_group("the trace")
+    group.add_argument("--format", choices=("lackey", "champsim", "npy", "arrow"), help="default: by name or content")
+    group.add_argument("--data-only", action="store_true", help="leave out instruction fetches")
+    group.add_argument("--limit", type=count(1), metavar="N", help="only the first N events of each trace")
+    group.add_argument(
+        "--switch-every",
+        type=count(1),
+        metavar="N",
+        help="the traces are processes of one guest, which switches between them every N accesses",
+    )
+
+
+def named_trace(name: str, format: str | None = None) -> Trace:
+    """A trace by its file, or a bundled one by its name."""
+    from pathlib import Path
+
+    from fastmmu.trace import bundled, read_trace
+
+    if not Path(name).exists() and name in bundled():
+        return read_trace(bundled()[name])
+    try:
+        return read_trace(name, format)
+    except TraceError as error:
+        if Path(name).exists() or "/" in name or not bundled():
+            raise
+        raise TraceError(f"{error}; the bundled traces are {', '.join(bundled())}") from error
+
+
+def traces(options: argparse.Namespace) -> list[Trace]:
+    """The traces to run, each by itself."""
+    from fastmmu.trace import bundled, interleave
+
+    names = options.traces or list(bundled())
+    if not names:
+        raise TraceError("no trace is named, and this installation has no bundled ones; name a file")
+    found = [named_trace(name, options.format) for name in names]
+    if options.data_only:
+        found = [trace.data_only() for trace in found]
+    if options.limit is not None:
+        found = [trace.head(options.limit) for trace in found]
+    return found if options.switch_every is None else [interleave(found, options.switch_every)]
+
+
+# ---- configuration ------------------------------------------------------------------------------------------------
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The fields of Config that are no part of the scheme, and the cost model."""
+    guest = parser.add_argument_group("the guest and its memory")
+    guest.add_argument("--premapped", action="store_true", help="all tables stand beforehand: no faults, no kernel")
+    guest.add_argument("--pcid", action="store_true", help="the guest kernel uses PCIDs: CR3 loads flush nothing")
+    guest.add_argument("--exit-every", type=count(0), metavar="N", help="a CPUID exit after each N accesses")
+    guest.add_argument("--memory", metavar="SIZE", help="guest memory, as in 64G (the default)")
+    guest.add_argument(
+        "--host-pages", choices=("4k", "2m"), help="how the VMM maps it; default: 4k for --pages 4k, else 2m"
+    )
+    guest.add_argument("--thp-threshold", type=count(1), metavar="N", help="pages touched that make a 2 MB page (64)")
+    tlb = parser.add_argument_group("the TLB")
+    tlb.add_argument("--tlb", metavar="PRESET", help="skylake (the default), haswell, nehalem, zen2, ...")
+    tlb.add_argument("--l1d", metavar="E/W", help="entries/ways of the 4 KB array for data, as in 64/4")
+    tlb.add_argument("--l1i", metavar="E/W", help="the same for instructions")
+    tlb.add_argument("--stlb", metavar="E/W", help="the same of the second level")
+    tlb.add_argument("--replacement", choices=("lru", "plru"), help="true LRU (the default) or tree-PLRU")
+    model = parser.add_argument_group("the cost model")
+    model.add_argument("--costs", metavar="FILE", help="TOML with the values that differ from fastmmu's costs.toml")
+    model.add_argument("--generation", metavar="NAME", help="processor whose VM exits count: prescott ... icelake, zen")
+
+
+def config_fields(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of Config that were given."""
+    given = {name: getattr(options, name) for name in _CONFIG}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
+
+
+def cost_model(options: argparse.Namespace) -> CostModel:
+    """The cost model that was asked for."""
+    from fastmmu.machine.costs import CostModel
+
+    return CostModel.load(options.costs, generation=options.generation)
+
+
+# ---- results ------------------------------------------------------------------------------------------------------
+
+
+def add_files(parser: argparse.ArgumentParser) -> None:
+    """--json, --csv, --parquet, --quiet."""
+    group = parser.add_argument_group("results")
+    group.add_argument("--json", metavar="FILE", help="everything, nested; - writes to standard output, and no table")
+    group.add_argument("--csv", metavar="FILE", help="a row a run; - writes to standard output, and no table")
+    group.add_argument("--parquet", metavar="FILE", help="a row a run (needs fastmmu[arrow])")
+    group.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+
+
+def to_stdout(options: argparse.Namespace) -> bool:
+    """Whether standard output is for data, so that no table is printed."""
+    return "-" in (options.json, options.csv)
+
+
+def check_files(options: argparse.Namespace) -> None:
+    """Refuse before the run what could not be written after it."""
+    if options.json == options.csv == "-":
+        raise ConfigError("--json - and --csv - cannot both go to standard output; name a file for one")
+    if options.parquet == "-":
+        raise ConfigError("--parquet - : a Parquet file is binary; name a file")
+    for format in files.FORMATS:
+        path = getattr(options, format)
+        if path not in (None, "-"):
+            files.check_target(path, format)
+
+
+def write_files(options: argparse.Namespace, results: Sequence[Result]) -> None:
+    """Write the results where the options say."""
+    for format in files.FORMATS:
+        path = getattr(options, format)
+        if path == "-":
+            sys.stdout.write(files.encode(results, format).decode())
+        elif path is not None:
+            files.save(results, path, format)

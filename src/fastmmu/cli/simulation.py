@@ -1,0 +1,70 @@
+"""Simulations in a row, on a terminal: progress, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from fastmmu.cli.progress import progress
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CostModel
+from fastmmu.machine.result import Result
+from fastmmu.study.compare import each
+from fastmmu.trace import Trace
+
+__all__ = ["Session", "label"]
+
+MB = 1 << 20
+
+
+def label(config: Config, configs: Sequence[Config]) -> str:
+    """Name of a configuration among others: with its pages where these differ."""
+    several = len({other.pages for other in configs}) > 1
+    return f"{config.name} {config.pages}" if several else config.name
+
+
+@dataclass
+class Session:
+    """All runs of one command: their results, and whether they were interrupted."""
+
+    costs: CostModel
+    quiet: bool = False
+    results: list[Result] = field(default_factory=list)
+    interrupted: bool = False
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self, trace: Trace, configs: Sequence[Config], *, runs: int) -> list[Result]:
+        """The results of a trace under each configuration; after Ctrl-C those until then, the last perhaps partial.
+
+        `runs` is the number of runs of the whole command, for the progress.
+        """
+        found: list[Result] = []
+        with progress(quiet=self.quiet) as report, self._interruptible():
+
+            def done(config: Config, events: int) -> None:
+                part = events / trace.total if trace.total else trace.progress()
+                report(f"[{len(self.results) + 1}/{runs}] {trace.name}: {label(config, configs)}", part, events)
+
+            for result in each(trace, configs, costs=self.costs, progress=done, keep_partial=True):
+                found.append(result)
+                self.results.append(result)
+                self.interrupted = not result.complete
+        return found
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def footer(self) -> str:
+        """What the runs took: wall time and peak memory of the process."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        n = len(self.results)
+        seconds = time.monotonic() - self.started
+        return f"{n} run{'' if n == 1 else 's'} in {seconds:.1f} s, peak memory {peak / MB:.0f} MB"

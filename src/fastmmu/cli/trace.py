@@ -1,0 +1,107 @@
+"""`fastmmu trace info` and `fastmmu trace convert`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from fastmmu.cli import options as shared
+from fastmmu.cli import terminal
+from fastmmu.cli.progress import progress
+
+if TYPE_CHECKING:
+    from fastmmu.study import Survey
+    from fastmmu.trace import Trace
+
+__all__ = ["add", "convert", "info"]
+
+_INFO = """\
+examples:
+  fastmmu trace info                   the bundled traces
+  fastmmu trace info app.lackey.xz big.champsim.zst
+  fastmmu trace info addresses.npy --limit 1M
+"""
+
+_CONVERT = """\
+examples:
+  fastmmu trace convert app.lackey.xz app.arrow
+  fastmmu trace convert app.lackey app.npy --data-only --limit 10M
+  fastmmu trace convert a.lackey b.lackey both.arrow --switch-every 20000
+
+The format of OUT is that of its name: .arrow (fastmmu's own, columns op, size, addr), .npy or .lackey, with .gz, .xz
+or .zst behind to compress it as a whole. OUT appears only when it is complete.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the commands to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "trace", help="what a trace holds, and conversion", description="Looks at traces and converts them."
+    )
+    inner = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    raw = argparse.RawDescriptionHelpFormatter
+    look = inner.add_parser(
+        "info",
+        help="operations, pages and addresses of a trace",
+        usage="fastmmu trace info [options] [TRACE ...]",
+        description="Counts what traces hold, in one pass over each.",
+        epilog=_INFO,
+        formatter_class=raw,
+    )
+    shared.add_traces(look, "Default: the bundled traces")
+    look.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    look.set_defaults(handler=info)
+    change = inner.add_parser(
+        "convert",
+        help="a trace in another format",
+        usage="fastmmu trace convert [options] TRACE ... OUT",
+        description="Writes a trace in another format.",
+        epilog=_CONVERT,
+        formatter_class=raw,
+    )
+    shared.add_traces(change, "Several need --switch-every", nargs="+")
+    change.add_argument("out", metavar="OUT", help="file to write")
+    change.add_argument(
+        "--exit-every", type=shared.count(1), metavar="N", help="add a CPUID exit after each N accesses"
+    )
+    change.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    change.set_defaults(handler=convert)
+
+
+def info(options: argparse.Namespace) -> int:
+    """Run `trace info`; returns the exit code."""
+    from fastmmu.study import survey
+
+    for i, trace in enumerate(shared.traces(options)):
+        with progress(quiet=options.quiet) as report:
+            found = survey(trace, progress=lambda n, t=trace: report(t.name, t.progress(), n))  # type: ignore[misc]
+        terminal.say(("\n" if i else "") + "\n".join(_survey(trace, found)))
+    return 0
+
+
+def _survey(trace: Trace, found: Survey) -> list[str]:
+    lines = [f"{trace.name}: {trace.format}" + (f", {trace.path}" if trace.path else "")]
+    lines.append(f"  {'events':12}{found.events:>16,}")
+    lines.append(f"  {'accesses':12}{found.accesses:>16,}")
+    lines += [f"    {op.name.lower():10}{n:>16,}" for op, n in found.by_op.items()]
+    lines.append(f"  {'4 KB pages':12}{found.pages_4k:>16,}   ({found.pages_4k * 4 / 1024:,.1f} MB)")
+    lines.append(f"  {'2 MB pages':12}{found.pages_2m:>16,}")
+    if found.processes > 1:
+        lines.append(f"  {'processes':12}{found.processes:>16,}")
+    if found.lowest is not None and found.highest is not None:
+        lines.append(f"  addresses    {found.lowest:#x} .. {found.highest:#x}")
+    return lines
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Run `trace convert`; returns the exit code."""
+    from fastmmu.errors import ConfigError
+    from fastmmu.trace import exits_every, write_trace
+
+    found = shared.traces(options)
+    if len(found) != 1:
+        raise ConfigError(f"one trace is converted at a time, not {len(found)}; with --switch-every N they become one")
+    trace = found[0] if options.exit_every is None else exits_every(found[0], options.exit_every)
+    with progress(quiet=options.quiet):
+        write_trace(trace, options.out)
+    return 0

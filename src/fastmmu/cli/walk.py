@@ -1,0 +1,172 @@
+"""`fastmmu walk`: one address, drawn step by step."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+from typing import TYPE_CHECKING, Any
+
+from fastmmu.cli import options as shared
+from fastmmu.cli import terminal
+from fastmmu.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastmmu._memory import PhysicalMemory
+    from fastmmu._state import GuestState
+    from fastmmu.report.outcome import Walk
+
+__all__ = ["EXAMPLE", "add", "example_memory", "handle"]
+
+EXAMPLE = {"eptp": 0x2_0000_001E, "cr3": 0x1000, "va": 0x0080_4020_1ABC}
+"""Registers and address of the demonstration: index 1 at each guest level, 4 x 4 levels."""
+
+_EXAMPLE_TABLES = {
+    0x2_0000_0000: 0x2_0000_1007,  # EPT: one table a level
+    0x2_0000_1000: 0x2_0000_2007,
+    0x2_0000_2000: 0x2_0000_3007,
+    0x2_0000_3008: 0x1_0000_1037,  # guest-physical 1000..4000: the guest's tables
+    0x2_0000_3010: 0x1_0000_2037,
+    0x2_0000_3018: 0x1_0000_3037,
+    0x2_0000_3020: 0x1_0000_4037,
+    0x2_0000_3048: 0x1_0000_9037,  # guest-physical 9000: the data
+    0x1_0000_1008: 0x2067,
+    0x1_0000_2008: 0x3067,
+    0x1_0000_3008: 0x4067,
+    0x1_0000_4008: 0x9067,
+}
+_EXAMPLE_BYTES = 0x2_0000_4000
+
+_EPILOG = """\
+examples:
+  fastmmu walk                                        the demonstration: 4 x 4 levels, 24 references
+  fastmmu walk --access w --eptp 20000005e --set-ad   the same as a write, with accessed and dirty flags in the EPT
+  fastmmu walk --va 8040202abc                        its next page: a page fault
+  fastmmu walk --memory guest.raw --cr3 1c0a000 --va ffffffff81000000
+  fastmmu walk --memory host.raw --cr3 1000 --eptp 7f00005e --va 400000 --user --access x
+
+Addresses and registers are hexadecimal, with or without 0x; underscores are ignored. Without --set-ad the walk is a
+query: it has the outcome that the access would have, and memory stays as it is. A file is never written to.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "walk",
+        help="one address, its page walk drawn step by step",
+        usage="fastmmu walk [options]",
+        description="Translates one linear address and draws each memory reference of the walk: rows are the guest's\n"
+        "levels, columns those of the EPT. Without --memory it shows a worked example.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    register = shared.hexadecimal
+    parser.add_argument("--memory", metavar="FILE", help="raw image of host physical memory from address 0")
+    parser.add_argument("--va", type=register, metavar="ADDRESS", help="linear address to translate")
+    parser.add_argument("--access", choices=("r", "w", "rw", "x"), default="r", help="read (the default), write, "
+                        "read-modify-write, fetch")  # fmt: skip
+    parser.add_argument("--set-ad", action="store_true", help="set accessed and dirty flags, in memory only")
+    parser.add_argument("--steps", action="store_true", help="a line a reference instead of the picture")
+    parser.add_argument("--json", metavar="FILE", help="write the steps as JSON; - is standard output, and no picture")
+    state = parser.add_argument_group("registers (hexadecimal)")
+    state.add_argument("--cr3", type=register, metavar="CR3", help="root of the guest's tables")
+    state.add_argument(
+        "--eptp", type=register, metavar="EPTP", help="EPT pointer, as in the VMCS: root | 1e; none: no EPT"
+    )
+    state.add_argument("--cr0", type=register, metavar="CR0", help="default: 80050033, paging and WP on")
+    state.add_argument("--cr4", type=register, metavar="CR4", help="default: a0, PAE and PGE on")
+    state.add_argument("--efer", type=register, metavar="EFER", help="default: d01, long mode and NX on")
+    state.add_argument("--pkru", type=register, metavar="PKRU", help="default: 0")
+    state.add_argument("--user", action="store_true", help="access by user mode (CPL 3) and not by the kernel")
+    state.add_argument("--ac", action="store_true", help="RFLAGS.AC is set")
+    state.add_argument(
+        "--maxphyaddr", type=int, metavar="M", help="physical-address width in bits, 32..52 (decimal; 52)"
+    )
+    parser.set_defaults(handler=handle)
+
+
+def example_memory() -> PhysicalMemory:
+    """Memory of the demonstration: 4-level guest tables under a 4-level EPT. Only the pages written take memory."""
+    from fastmmu._memory import PhysicalMemory
+
+    memory = PhysicalMemory(_EXAMPLE_BYTES)
+    for address, entry in _EXAMPLE_TABLES.items():
+        memory.write64(address, entry)
+    return memory
+
+
+def _image(path: str, *, copy_on_write: bool) -> PhysicalMemory:
+    from fastmmu._memory import PhysicalMemory
+
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise ConfigError(f"{path}: holds 0 bytes; give a raw image of physical memory")
+        access = mmap.ACCESS_COPY if copy_on_write else mmap.ACCESS_READ
+        view = mmap.mmap(file.fileno(), 0, access=access)
+    try:
+        return PhysicalMemory.from_array(view)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _state(options: argparse.Namespace, cr3: int) -> GuestState:
+    from fastmmu._state import GuestState
+
+    given = {name: getattr(options, name) for name in ("cr0", "cr4", "efer", "pkru", "maxphyaddr")}
+    registers = {name: value for name, value in given.items() if value is not None}
+    return GuestState(cr3=cr3, cpl=3 if options.user else 0, ac=int(options.ac), **registers)
+
+
+def handle(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from fastmmu._walk import walk
+
+    values: dict[str, int | None] = {name: getattr(options, name) for name in EXAMPLE}
+    if options.memory is None:
+        values = {name: EXAMPLE[name] if value is None else value for name, value in values.items()}
+        memory = example_memory()
+    else:
+        missing = [f"--{name}" for name in ("cr3", "va") if values[name] is None]
+        if missing:
+            raise ConfigError(f"--memory needs {' and '.join(missing)} too: where the tables start, what to translate")
+        memory = _image(options.memory, copy_on_write=options.set_ad)
+    cr3, va, eptp = values["cr3"], values["va"], values["eptp"]
+    assert cr3 is not None
+    assert va is not None
+    state = _state(options, cr3)
+    result = walk(memory, state, va, access=options.access, eptp=eptp, set_ad=options.set_ad)
+    if options.json is not None:
+        _write_json(options.json, result)
+    if options.json != "-":
+        _show(options, state, result, eptp)
+    return 0
+
+
+def _show(options: argparse.Namespace, state: GuestState, result: Walk, eptp: int | None) -> None:
+    from fastmmu.report import walkview
+
+    colour = terminal.colour()
+    for line in walkview.heading(result, state, eptp):
+        terminal.say(line)
+    lines = walkview.steps(result, colour=colour) if options.steps else walkview.picture(result)
+    if not options.steps and max(map(len, lines), default=0) > terminal.width():
+        terminal.say(f"(the picture needs {max(map(len, lines))} columns; a line a reference instead)\n")
+        lines = walkview.steps(result, colour=colour)
+    elif not options.steps:
+        lines = walkview.picture(result, colour=colour)
+    terminal.say("\n".join(["", *lines, ""]))
+    terminal.say("\n".join(walkview.outcome(result, state, ept=eptp is not None)))
+
+
+def _write_json(path: str, result: Walk) -> None:
+    from fastmmu.report import walkview
+    from fastmmu.report.files import write_whole
+
+    text = json.dumps(walkview.as_dict(result), indent=2) + "\n"
+    if path == "-":
+        terminal.say(text.rstrip("\n"))
+    else:
+        write_whole(path, text.encode())

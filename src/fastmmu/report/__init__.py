@@ -1,0 +1,18 @@
+"""Results and walks for people and files.
+
+    Result ─┬─ rows ──── CSV, JSON, Parquet   (files)
+            ├─ compare ─ one table, a row a scheme, and why   (table, why)
+            └─ single ── all counters of one run
+    steps of a walk ──── walkview   (words)
+
+Imports results and the cost model, never a kernel.
+"""
+
+from __future__ import annotations
+
+from fastmmu.report.compare import comparison
+from fastmmu.report.files import save
+from fastmmu.report.rows import rows, slowdowns
+from fastmmu.report.single import single
+
+__all__ = ["comparison", "rows", "save", "single", "slowdowns"]

@@ -1,0 +1,141 @@
+"""Several runs of one trace side by side: a row a scheme, and under it what costs what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastmmu.machine.result import Result
+from fastmmu.report.rows import slowdowns
+from fastmmu.report.table import Cell, Column, number, paint, render, width_of
+from fastmmu.report.why import why
+from fastmmu.report.words import reason_title, settings
+
+__all__ = ["comparison"]
+
+_COUNTS = (
+    (Column("accesses"), "accesses"),
+    (Column("L1", "TLB misses"), "l1_misses"),
+    (Column("L2", "TLB misses"), "tlb_misses"),
+    (Column("walks"), "walks"),
+    (Column("guest", "walk refs"), "guest_walk_refs"),
+    (Column("EPT", "walk refs"), "ept_walk_refs"),
+    (Column("faults", "guest"), "guest_faults"),
+    (Column("exits", "VM"), "vm_exits"),
+)
+
+
+def comparison(
+    results: Sequence[Result], *, width: int = 120, colour: bool = False, not_run: Sequence[str] = ()
+) -> str:
+    """The table as text, for runs of one trace.
+
+    :param results: in the order of the rows. :param width: characters of a line; where the exits by reason do not
+        fit, they stand in a table of their own. :param colour: with ANSI escapes.
+    :param not_run: names of rows that were to follow when the run was interrupted.
+    """
+    if not results:
+        return f"Interrupted before anything was finished; not run: {', '.join(not_run)}."
+    lines = _heading(results, colour)
+    for columns in _layout(results, width):
+        lines += [*_lines(results, columns, colour), ""]
+    lines.pop()
+    if not all(result.complete for result in results):
+        lines.append("* interrupted: figures of the part that was simulated")
+    if not_run:
+        lines.append(f"Not run: {', '.join(not_run)}")
+    return "\n".join([*lines, "", *why(results, width=width, colour=colour)])
+
+
+_Columns = list[tuple[Column, list[Cell]]]
+
+
+def _heading(results: Sequence[Result], colour: bool) -> list[str]:
+    first = results[0]
+    trace = paint(first.trace or "trace", "bold", colour)
+    counters = first.counters
+    touched = f", {counters['pages_touched']:,} pages touched" if counters.get("pages_touched") else ""
+    return [f"{trace}: {counters['accesses']:,} accesses{touched}; {settings(first)}", ""]
+
+
+def _layout(results: Sequence[Result], width: int) -> list[_Columns]:
+    """The columns of one table if they fit the width, else of two."""
+    labels, counts, exits = _labels(results), _count_columns(results), _exit_columns(results)
+    translation, faults, modelled = counts[:-2], counts[-2:], _model_columns(results)
+    layouts = [
+        [[*labels, *counts, *exits, *modelled]],
+        [[*labels, *counts, *modelled], [*labels, counts[-1], *exits]] if exits else [[*labels, *counts, *modelled]],
+        [[*labels, *translation], [*labels, *faults, *exits, *modelled]],
+    ]
+    for layout in layouts:
+        if all(width_of([c for c, _ in columns], _table(results, columns)) <= width for columns in layout):
+            return layout
+    return layouts[-1]
+
+
+def _table(results: Sequence[Result], columns: _Columns) -> list[list[Cell] | None]:
+    rows: list[list[Cell] | None] = []
+    for i, result in enumerate(results):
+        if i and result.config.pages != results[i - 1].config.pages:
+            rows.append(None)
+        rows.append([cells[i] for _, cells in columns])
+    return rows
+
+
+def _lines(results: Sequence[Result], columns: _Columns, colour: bool) -> list[str]:
+    return render([column for column, _ in columns], _table(results, columns), colour=colour)
+
+
+def _labels(results: Sequence[Result]) -> _Columns:
+    names = [Cell(f"{r.config.name}{'' if r.complete else ' *'}", "bold") for r in results]
+    columns = [(Column("scheme", align="<"), names)]
+    if len({result.config.pages for result in results}) > 1:
+        columns.append((Column("pages"), [Cell(result.config.pages) for result in results]))
+    return columns
+
+
+def _count_columns(results: Sequence[Result]) -> _Columns:
+    return [(column, [_count(_counter(result, name)) for result in results]) for column, name in _COUNTS]
+
+
+def _counter(result: Result, name: str) -> int:
+    counters = result.counters
+    if name == "l1_misses":
+        return int(counters["l1d_misses"]) + int(counters["l1i_misses"])
+    return int(counters[name])
+
+
+def _count(n: int) -> Cell:
+    return Cell(number(n), "" if n else "dim")
+
+
+def _exit_columns(results: Sequence[Result]) -> _Columns:
+    """One column a reason that occurs, the most frequent first."""
+    total: dict[str, int] = {}
+    for result in results:
+        for reason, n in result.counters["exits_by_reason"].items():
+            total[reason] = total.get(reason, 0) + n
+    reasons = [reason for reason in sorted(total, key=lambda reason: -total[reason]) if total[reason]]
+    return [
+        (
+            Column(reason_title(reason), "by reason"),
+            [_count(result.counters["exits_by_reason"].get(reason, 0)) for result in results],
+        )
+        for reason in reasons
+    ]
+
+
+def _model_columns(results: Sequence[Result]) -> _Columns:
+    cycles = [Cell(f"{result.cycles_per_access:.2f}", "bold") for result in results]
+    columns = [(Column("access", "cycles/"), cycles)]
+    ratios = slowdowns(results)
+    if any(ratio is not None for ratio in ratios):
+        columns.append((Column("down", "slow-"), [_ratio(ratio) for ratio in ratios]))
+    speeds = [Cell(f"{result.accesses_per_second / 1e6:.1f}M/s", "dim") for result in results]
+    return [*columns, (Column("speed", "fastmmu"), speeds)]
+
+
+def _ratio(ratio: float | None) -> Cell:
+    if ratio is None:
+        return Cell("?", "dim")
+    style = "green" if ratio < 1.1 else "yellow" if ratio < 1.5 else "red"
+    return Cell(f"{ratio:.2f}×", style)

@@ -1,0 +1,127 @@
+"""Results in files: JSON, CSV, Parquet. A file appears under its name only when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastmmu.errors import ConfigError, MissingExtraError
+from fastmmu.machine.result import Result
+from fastmmu.report.rows import rows, slowdowns
+
+__all__ = ["FORMATS", "check_target", "encode", "save", "write_whole"]
+
+FORMATS = ("json", "csv", "parquet")
+
+
+def save(results: Sequence[Result], path: str | os.PathLike[str], format: str | None = None) -> None:
+    """Write results to a file, in place of one that is there.
+
+    :param format: "json" (everything, nested), "csv" or "parquet" (a row a run, see :func:`rows`); None: by suffix.
+    :raises ConfigError: the format is none of these. :raises MissingExtraError: Parquet without pyarrow.
+    :raises OSError: the file cannot be written; one that is there stays as it was.
+    """
+    chosen = format or Path(path).suffix.removeprefix(".")
+    write_whole(path, encode(results, chosen))
+
+
+def encode(results: Sequence[Result], format: str) -> bytes:
+    """Results as the bytes of a file, see :func:`save`."""
+    if format == "json":
+        return _json(results).encode()
+    if format == "csv":
+        return _csv(rows(results)).encode()
+    if format == "parquet":
+        return _parquet(rows(results))
+    raise ConfigError(f"no format {format!r} of results; there are {', '.join(FORMATS)}")
+
+
+def check_target(path: str | os.PathLike[str], format: str) -> None:
+    """Find out before a long run, and not after it, that a file cannot be written.
+
+    :raises OSError: what writing it would raise. :raises MissingExtraError: Parquet without pyarrow.
+    """
+    if format == "parquet":
+        _pyarrow()
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(21, "is a directory; name a file in it", str(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(2, f"there is no directory {target.parent}; make it first", str(path))
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise PermissionError(13, "no permission to write", str(path))
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file that is complete or is not there; a link is followed, a device or pipe is written to."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        target.write_bytes(data)
+        return
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+        if target.exists():
+            part.chmod(target.stat().st_mode & 0o7777)
+        os.replace(part, target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError):
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _json(results: Sequence[Result]) -> str:
+    from fastmmu import __version__
+
+    every = [
+        {**result.to_dict(), "slowdown": slowdown} for result, slowdown in zip(results, slowdowns(results), strict=True)
+    ]
+    return json.dumps({"fastmmu": __version__, "results": every}, indent=2) + "\n"
+
+
+def _csv(table: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    if table:
+        writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    return text.getvalue()
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError("a Parquet file", "arrow") from error
+    return pyarrow
+
+
+def _parquet(table: Sequence[dict[str, Any]]) -> bytes:
+    pyarrow = _pyarrow()
+    columns = {key: [row[key] for row in table] for key in table[0]} if table else {}
+    types = {key: _arrow_type(pyarrow, key, column) for key, column in columns.items()}
+    data_table = pyarrow.table({key: pyarrow.array(column, types[key]) for key, column in columns.items()})
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(data_table, sink)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _arrow_type(pyarrow: Any, key: str, column: Sequence[Any]) -> Any:
+    """The same type whatever the values of this table are, so that files of several runs go together."""
+    kinds = {type(value) for value in column if value is not None}
+    if key == "slowdown" or float in kinds:
+        return pyarrow.float64()
+    if bool in kinds:
+        return pyarrow.bool_()
+    return pyarrow.int64() if int in kinds else pyarrow.string()

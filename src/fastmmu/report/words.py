@@ -1,0 +1,75 @@
+"""Names of causes and exit reasons for people."""
+
+from __future__ import annotations
+
+from fastmmu.machine.result import Result
+
+__all__ = ["cause_name", "reason_title", "settings"]
+
+_REASONS = {
+    "exception_nmi": "#PF",
+    "cr_access": "CR3",
+    "invlpg": "INVLPG",
+    "ept_violation": "EPT",
+    "ept_misconfig": "misconf",
+    "cpuid": "CPUID",
+    "external_interrupt": "intr",
+    "io_instruction": "I/O",
+    "hlt": "HLT",
+}
+_CAUSES = {
+    "accesses": "accesses",
+    "kernel": "guest kernel's accesses",
+    "stlb": "second-level TLB hits",
+    "guest_walk": "references to guest tables",
+    "ept_walk": "references to the EPT",
+    "ad_writes": "accessed and dirty flags",
+    "guest_faults": "guest page faults",
+    "context_switches": "context switches",
+    "exit_instructions": "instructions that exit under VMX",
+    "invlpgs": "guest INVLPG",
+    "interrupts": "guest interrupts",
+    "flushes": "INVVPID and INVEPT",
+    "exit:pf_fixed": "shadow fills",
+    "exit:pf_guest": "page faults reflected",
+    "exit:pf_emulate": "page-table writes emulated",
+    "exit:pf_spurious": "spurious page faults",
+    "exit:ept_build": "EPT violations",
+    "exit:ept_violation": "EPT violations",
+    "exit:ept_spurious": "spurious EPT violations",
+    "exit:ept_misconfig": "EPT misconfigurations",
+    "exit:dirty": "dirty-log faults",
+    "exit:mmio": "MMIO",
+    "exit:cr_access": "CR3 exits",
+    "exit:invlpg": "INVLPG exits",
+    "exit:exception_nmi": "other exceptions",
+    "exit:cpuid": "CPUID exits",
+    "exit:external_interrupt": "interrupt exits",
+}
+
+
+def reason_title(reason: str) -> str:
+    """Heading of an exit reason: short, as the field calls it."""
+    return _REASONS.get(reason, reason.replace("_", " "))
+
+
+def cause_name(cause: str, *, mmu: str) -> str:
+    """What a key of ``Result.cycles_by`` stands for."""
+    if cause == "guest_walk" and mmu == "shadow":
+        return "references to shadow tables"
+    return _CAUSES.get(cause) or f"{cause.removeprefix('exit:').replace('_', ' ')} exits"
+
+
+def settings(result: Result) -> str:
+    """What a run's configuration says beside the scheme, in one line."""
+    config = result.config
+    given = [f"{key} {value}" for key in ("l1d", "l1i", "stlb") if (value := getattr(config, key))]
+    parts = [f"TLB {config.tlb}" + (f" with {', '.join(given)}" if given else "")]
+    parts.append({"lru": "true LRU", "plru": "tree-PLRU"}[config.replacement])
+    if config.premapped:
+        parts.append("premapped")
+    if config.pcid:
+        parts.append("PCIDs")
+    if config.exit_every:
+        parts.append(f"an exit every {config.exit_every:,} accesses")
+    return ", ".join(parts)

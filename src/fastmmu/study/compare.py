@@ -1,0 +1,96 @@
+"""One trace under several schemes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from fastmmu.errors import ConfigError
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CostModel
+from fastmmu.machine.result import Result
+from fastmmu.machine.simulate import simulate
+from fastmmu.trace import Trace, read_trace
+
+__all__ = ["SCHEMES", "compare", "configurations", "each"]
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "native": {"mmu": "native"},
+    "shadow": {"mmu": "shadow"},
+    "shadow+vpid": {"mmu": "shadow", "vpid": True},
+    "ept": {"mmu": "ept"},
+    "ept+vpid": {"mmu": "ept", "vpid": True},
+}
+"""Name of a scheme → the fields of :class:`Config` that make it."""
+
+Progress = Callable[[Config, int], None]
+"""Called now and then with the configuration that runs and the number of events done."""
+
+
+def configurations(
+    schemes: Iterable[str] = tuple(SCHEMES), pages: Iterable[str] = ("4k",), **config: Any
+) -> list[Config]:
+    """The configurations of a comparison: each scheme with each page size, in the order of the table.
+
+    :raises ConfigError: an unknown scheme, or a field of `config` with a bad value.
+    """
+    chosen = [scheme.strip().lower() for scheme in schemes]
+    for scheme in chosen:
+        if scheme not in SCHEMES:
+            raise ConfigError(f"no scheme {scheme!r}; there are {', '.join(SCHEMES)}")
+    for field in ("mmu", "vpid"):
+        if field in config:
+            raise ConfigError(f"{field} is what a comparison varies; choose schemes= from {', '.join(SCHEMES)}")
+    try:
+        base = Config(**config)
+    except TypeError as error:  # an unknown field
+        raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
+    return [base.replace(pages=page, **SCHEMES[scheme]) for page in pages for scheme in chosen]
+
+
+def each(
+    trace: Trace,
+    configs: Sequence[Config],
+    *,
+    costs: CostModel | None = None,
+    progress: Progress | None = None,
+    keep_partial: bool = False,
+) -> Iterator[Result]:
+    """The results of a trace under each configuration, one after the other, as they are finished.
+
+    :param keep_partial: Ctrl-C ends with the result until then, which has ``complete=False``, and no exception.
+    """
+    for config in configs:
+        done = None if progress is None else _of(config, progress)
+        result = simulate(trace, config, costs=costs, progress=done, keep_partial=keep_partial)
+        yield result
+        if not result.complete:
+            return
+
+
+def _of(config: Config, progress: Progress) -> Callable[[int], None]:
+    return lambda events: progress(config, events)
+
+
+def compare(
+    trace: Trace | str | os.PathLike[str],
+    schemes: Iterable[str] = tuple(SCHEMES),
+    pages: Iterable[str] = ("4k",),
+    *,
+    costs: CostModel | None = None,
+    progress: Progress | None = None,
+    **config: Any,
+) -> list[Result]:
+    """Simulate a trace under several schemes.
+
+    >>> results = fastmmu.compare("sort.lackey.xz", schemes=("native", "ept+vpid"), pages=("4k", "thp"))
+    >>> print(fastmmu.report.comparison(results))
+
+    :param trace: a trace or the path of one. :param schemes: names out of :data:`SCHEMES`; default all.
+    :param pages: "4k", "2m", "thp"; each is run under each scheme. :param config: other fields of :class:`Config`.
+    :returns: a result each, pages outermost, in the order given.
+    :raises ConfigError: an unknown scheme or field. :raises TraceError: the trace cannot be read.
+    """
+    source = trace if isinstance(trace, Trace) else read_trace(trace)
+    return list(each(source, configurations(schemes, pages, **config), costs=costs, progress=progress))
