@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Every module has its place here; "name.*" stands for a package and all in it. A module may import from its own
 # layer and from those above it in this table. "package" is fastmmu/__init__.py, which only gathers names.
 LAYERS = {
-    "vocabulary": "_bits _types dtypes errors exits ops",
+    "vocabulary": "_bits _types _vmx dtypes errors exits ops",
     "memory": "_memory",
     "translation": "_state _guest _ept _walk _translate _leaves _tlb _invalidate _tlb_py geometry",
     "mmu": "_mmu _shadow _dirty",

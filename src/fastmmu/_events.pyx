@@ -16,6 +16,7 @@ from fastmmu._vcpu cimport (
     ABORT_ADDRESS, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
     DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_invlpg, vcpu_slow,
 )
+from fastmmu._vmx cimport EXIT_CPUID, EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT
 
 cdef enum:                      # fastmmu.ops.Op
     OP_MAX_ACCESS = 3
@@ -24,10 +25,6 @@ cdef enum:                      # fastmmu.ops.Op
     OP_UNMAP = 18
     OP_EXIT = 19
     OP_INTERRUPT = 20
-
-cdef enum:
-    EXIT_EXTERNAL_INTERRUPT = 1
-    EXIT_CPUID = 10
 
 cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
 
@@ -60,8 +57,8 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
         return exit_instruction(m, addr)
     if op == OP_INTERRUPT:
         m.v.c.interrupts += 1
-        if m.v.guest and m.v.vmcs.external_interrupt_exiting:
-            m.v.vmcs.qualification = 0
+        if m.v.guest and m.v.vmcs.pin_based & PIN_EXTERNAL_INTERRUPT:
+            m.v.vmcs.exit_qualification = 0
             if vcpu_exit(m.v, EXIT_EXTERNAL_INTERRUPT) == ACT_ABORT:
                 return DONE_ABORT
         return DONE_OK
@@ -72,7 +69,7 @@ cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
     # an instruction that exits unconditionally; without a VMM it is just executed
     m.v.c.exit_instructions += 1
     if m.v.guest:
-        m.v.vmcs.qualification = 0
+        m.v.vmcs.exit_qualification = 0
         if reason >= 80 or vcpu_exit(m.v, reason) == ACT_ABORT:
             return vcpu_abort(m.v, ABORT_OP, reason)
     return DONE_OK

@@ -22,13 +22,10 @@ from fastmmu._types cimport ACC_R, ACC_W, ACC_X, FAULT_EPT_VIOLATION, FAULT_PF, 
 from fastmmu._vcpu cimport (
     ABORT_BUS, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort,
 )
-
-cdef enum:                      # basic exit reasons (vmx.md §5)
-    EXIT_EXCEPTION = 0
-    EXIT_INVLPG = 14
-    EXIT_CR_ACCESS = 28
-    EXIT_EPT_VIOLATION = 48
-    EXIT_EPT_MISCONFIG = 49
+from fastmmu._vmx cimport (
+    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, SECONDARY_VPID,
+    secondary_control,
+)
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
 
@@ -50,12 +47,12 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
         return on_mov_cr3(kvm, v)
     if reason == EXIT_INVLPG:
         # synced shadow tables hold nothing stale; only the processor's copies go
-        if v.vmcs.enable_vpid:
+        if secondary_control(&v.vmcs, SECONDARY_VPID):
             v.c.invvpid += 1
-            inv_invvpid(v.tlb, 0, v.vmcs.vpid, v.vmcs.qualification)
+            inv_invvpid(v.tlb, 0, v.vmcs.vpid, v.vmcs.exit_qualification)
         return ACT_EMULATED
     if reason == EXIT_EPT_MISCONFIG:
-        vcpu_abort(v, ABORT_MISCONFIG, v.vmcs.guest_physical)
+        vcpu_abort(v, ABORT_MISCONFIG, v.vmcs.guest_physical_address)
         return ACT_ABORT
     return ACT_EMULATED                         # CPUID, external interrupt and the like: no state of ours changes
 
@@ -68,7 +65,7 @@ cdef void owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
     if not kvm.shadow:
         v.c.invept += 1
         inv_invept(v.tlb, 1, v.vmcs.eptp & FRAME)
-    elif v.vmcs.enable_vpid:
+    elif secondary_control(&v.vmcs, SECONDARY_VPID):
         v.c.invvpid += 1
         inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
 
@@ -111,15 +108,15 @@ cdef inline int access_of(uint64_t error_code) noexcept nogil:
 
 cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef Walk w
-    cdef uint64_t code = v.vmcs.exit_error_code
+    cdef uint64_t code = v.vmcs.exit_interruption_error
     cdef int result, action
     kvm.guest.user = code >> 2 & 1
-    result = shadow_fault(&kvm.mmu, &kvm.guest, v.vmcs.qualification, access_of(code), &w)
+    result = shadow_fault(&kvm.mmu, &kvm.guest, v.vmcs.exit_qualification, access_of(code), &w)
     if result == SHADOW_NO_TABLES:
         return out_of_tables(kvm, v)
     if result == SHADOW_REFLECT:
         v.c.pf_guest += 1
-        v.cr2 = v.vmcs.qualification
+        v.cr2 = v.vmcs.exit_qualification
         v.error_code = w.error_code
         return ACT_INJECT_PF
     if result == SHADOW_BUS:
@@ -165,7 +162,7 @@ cdef int on_mov_cr3(Kvm *kvm, Vcpu *v) noexcept nogil:
 # ---- EPT --------------------------------------------------------------------------------------------------
 
 cdef int on_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
-    cdef int result = mmu_direct(&kvm.mmu, v.vmcs.guest_physical)
+    cdef int result = mmu_direct(&kvm.mmu, v.vmcs.guest_physical_address)
     if result == FILL_NO_TABLES:
         return out_of_tables(kvm, v)
     if result == FILL_NO_SLOT:

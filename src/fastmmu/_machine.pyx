@@ -13,10 +13,14 @@ from fastmmu._state cimport Eptp, GuestState, access_code
 from fastmmu._tlb cimport L1D, L1I, L1S, L2, L2I
 from fastmmu._tlb_py cimport TLB
 from fastmmu._vcpu cimport (
-    ABORT_ADDRESS, ABORT_BUS, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_NONE,
-    ABORT_OP, ABORT_PYTHON, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
+    ABORT_ADDRESS, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_MISCONFIG, ABORT_NO_PROGRESS,
+    ABORT_NONE, ABORT_OP, ABORT_PYTHON, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
     DONE_EMULATED, DONE_OK, DONE_PF, Counters, Vcpu, vcpu_abort, vcpu_access, vcpu_derive, vcpu_enter, vcpu_invlpg,
     vcpu_mov_cr3, vcpu_store,
+)
+from fastmmu._vmx cimport (
+    PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID,
+    VECTOR_PF,
 )
 from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
 from fastmmu.exits import ExitReason
@@ -30,8 +34,9 @@ cdef int surface(void *machine, Vcpu *v) noexcept with gil:
     cdef Machine m = <Machine> machine
     try:
         reason = ExitReason(v.vmcs.exit_reason)
-        action = m.handlers[reason](m, Exit(reason, v.vmcs.qualification, v.vmcs.guest_physical, v.vmcs.guest_linear,
-                                            v.vmcs.exit_error_code, v.vmcs.operand))
+        action = m.handlers[reason](m, Exit(reason, v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
+                                            v.vmcs.guest_linear_address, v.vmcs.exit_interruption_error,
+                                            v.vmcs.operand))
         if action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF):
             raise PolicyError(
                 f"the handler of {reason.name} returned {action!r}; return a fastmmu.Action, such as machine.default()"
@@ -110,8 +115,8 @@ cdef class Machine:
                 raise ConfigError("premapped=True maps what the guest kernel would; a bare guest has no kernel")
             self.v.premap = premap
         vcpu_derive(&self.v)
-        if self.v.guest:
-            vcpu_enter(&self.v)
+        if self.v.guest and vcpu_enter(&self.v):
+            self._raise(0)
 
     cdef _boot(self):
         cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
@@ -137,11 +142,13 @@ cdef class Machine:
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
         self.kvm.shadow = shadow
         self.v.guest = True
-        self.v.vmcs.enable_vpid = self.config.vpid
+        self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
+        self.v.vmcs.primary = PRIMARY_SECONDARY
+        self.v.vmcs.secondary = SECONDARY_VPID if self.config.vpid else 0
         self.v.vmcs.vpid = 1 if self.config.vpid else 0
-        self.v.vmcs.external_interrupt_exiting = 1
-        if shadow:
-            self.v.vmcs.pf_exiting = self.v.vmcs.cr3_load_exiting = self.v.vmcs.invlpg_exiting = 1
+        if shadow:                              # vmx.md §2: with EPT the guest owns all three
+            self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_INVLPG
+            self.v.vmcs.exception_bitmap = 1 << VECTOR_PF
             self.kvm.guest = self.v.hw
             # CR0.WP, NXE on and PCIDE, PGE, keys off, whatever the guest has (kvm_policy.md §2)
             hardware = state.replace(cr0=state.cr0 | 1 << 16, efer=state.efer | 1 << 11, cr3=0,
@@ -156,7 +163,7 @@ cdef class Machine:
         eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.root].hpa | 0x5E, maxphyaddr=46)
         self.v.ept = eptp.ept
         self.v.ept.write_ad = 1
-        self.v.vmcs.enable_ept = 1
+        self.v.vmcs.secondary |= SECONDARY_EPT
         self.v.vmcs.eptp = eptp.value
 
     def __dealloc__(self):
@@ -213,6 +220,9 @@ cdef class Machine:
         if why == ABORT_NO_PROGRESS:
             raise PolicyError(f"event {n}: the access to {address:#x} exits again and again; its handler must map the "
                               "page or return Action.EMULATED")
+        if why == ABORT_ENTRY:
+            raise PolicyError(f"event {n}: VM entry failed with VM-instruction error {address}: the controls of the "
+                              "VMCS contradict each other (vmx.md §3.1)")
         if why == ABORT_MISCONFIG:
             raise PolicyError(f"event {n}: EPT misconfiguration at guest-physical {address:#x}")
         raise FastmmuError(f"event {n}: the guest kernel has no answer to the fault at {address:#x} (code {why})")
@@ -233,6 +243,11 @@ cdef class Machine:
         self.v.cr2 = la
         self.v.error_code = error_code
         return Action.INJECT_PAGE_FAULT
+
+    @property
+    def vmcs(self):
+        """The VMCS as a dict: controls and exit information, by the names of vmx.md §1; empty without a VMM."""
+        return dict(self.v.vmcs) if self.v.guest else {}
 
     # ---- a bare guest ---------------------------------------------------------------------------------------
 

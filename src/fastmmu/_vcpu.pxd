@@ -1,10 +1,11 @@
 # The virtual CPU: TLB, walk, faults and VM exits of one access. It knows no policy: what an exit means is decided by
 # the function in `handler`.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._tlb cimport Tlb
 from fastmmu._types cimport Ept, Mem, Paging, Walk
+from fastmmu._vmx cimport Vmcs
 
 cdef enum Outcome:              # of an access
     DONE_OK = 0                 # hpa holds the address
@@ -31,24 +32,7 @@ cdef enum Abort:
     ABORT_GUEST_FAULT = 8       # a fault that the guest kernel has no answer to
     ABORT_OP = 9                # an event of an unknown operation
     ABORT_HOST_MEMORY = 10
-
-cdef struct Vmcs:
-    # controls (vmx.md §2) as far as this machine uses them
-    uint8_t enable_ept
-    uint8_t enable_vpid
-    uint8_t cr3_load_exiting
-    uint8_t invlpg_exiting
-    uint8_t pf_exiting          # exception bitmap bit 14, mask = match = 0
-    uint8_t external_interrupt_exiting
-    uint16_t vpid
-    uint64_t eptp
-    # exit information (vmx.md §5)
-    uint32_t exit_reason
-    uint32_t exit_error_code    # of a #PF
-    uint64_t qualification
-    uint64_t guest_physical
-    uint64_t guest_linear
-    uint64_t operand            # source of the instruction that exited (MOV to CR3)
+    ABORT_ENTRY = 11            # VM entry failed: invalid control fields
 
 cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t ops[4]             # accesses of the trace by operation
@@ -89,7 +73,8 @@ cdef struct Vcpu:
     Paging hw                   # what the processor walks by: the guest's registers, or the VMM's under shadow paging
     Ept ept
     bint guest                  # in VMX non-root operation: exits exist
-    bint ept_on
+    bint ept_on                 # EPT is in use: entered, and the control is 1
+    bint vpid_on                # the control as of the last VM entry
     uint64_t need[2][4]         # [user][Access]: rights that an access needs of a TLB entry
     uint64_t cr2
     uint32_t error_code
@@ -108,7 +93,7 @@ cdef enum:
     MAX_RETRIES = 64
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil
-cdef void vcpu_enter(Vcpu *v) noexcept nogil
+cdef int vcpu_enter(Vcpu *v) noexcept nogil
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, bint user, uint64_t *hpa) noexcept nogil
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil

@@ -14,14 +14,11 @@ from fastmmu._tlb cimport (
 from fastmmu._types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, Ept, Walk,
 )
+from fastmmu._vmx cimport (
+    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, PRIMARY_CR3_LOAD,
+    PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, page_fault_exits, secondary_control, vm_entry_error,
+)
 from fastmmu._walk cimport walk_silent
-
-cdef enum:                      # basic exit reasons (vmx.md §5)
-    EXIT_EXCEPTION = 0
-    EXIT_INVLPG = 14
-    EXIT_CR_ACCESS = 28
-    EXIT_EPT_VIOLATION = 48
-    EXIT_EPT_MISCONFIG = 49
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
 
@@ -41,18 +38,22 @@ cdef void vcpu_derive(Vcpu *v) noexcept nogil:
 
 
 cdef inline uint32_t vpid_in_force(const Vcpu *v) noexcept nogil:
-    return v.vmcs.vpid if v.guest and v.vmcs.enable_vpid else 0
+    return v.vmcs.vpid if v.vpid_on else 0
 
 
 cdef inline uint64_t eptrta_in_force(const Vcpu *v) noexcept nogil:
     return v.vmcs.eptp & FRAME if v.ept_on else NO_EPT
 
 
-cdef void vcpu_enter(Vcpu *v) noexcept nogil:
-    # VM entry (vmx.md §4.1): EPT becomes active; without VPID nothing cached survives (tlb.md §5)
-    v.ept_on = v.vmcs.enable_ept
-    inv_transition(v.tlb, v.vmcs.enable_vpid)
+cdef int vcpu_enter(Vcpu *v) noexcept nogil:
+    # VM entry (vmx.md §3, §4.1): controls are checked, EPT becomes active; without VPID nothing cached survives
+    if vm_entry_error(&v.vmcs):
+        return vcpu_abort(v, ABORT_ENTRY, vm_entry_error(&v.vmcs))
+    v.ept_on = secondary_control(&v.vmcs, SECONDARY_EPT)
+    v.vpid_on = secondary_control(&v.vmcs, SECONDARY_VPID)
+    inv_transition(v.tlb, v.vpid_on)
     vcpu_derive(v)
+    return DONE_OK
 
 
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
@@ -61,11 +62,11 @@ cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
     v.vmcs.exit_reason = reason
     v.c.vm_exits += 1
     v.c.exits[reason] += 1
-    inv_transition(v.tlb, v.vmcs.enable_vpid)
-    v.ept_on = False
+    inv_transition(v.tlb, v.vpid_on)
+    v.ept_on = v.vpid_on = False
     action = v.handler(v)
-    if action != ACT_ABORT:
-        vcpu_enter(v)
+    if action != ACT_ABORT and vcpu_enter(v):
+        return ACT_ABORT
     return action
 
 
@@ -125,22 +126,22 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uin
         if fault == FAULT_PF:
             inv_page_fault(v.tlb, vpid_in_force(v), v.hw.pcid, la)
             v.error_code = w.error_code
-            if not (v.guest and v.vmcs.pf_exiting):
+            if not (v.guest and page_fault_exits(&v.vmcs, w.error_code)):
                 v.cr2 = la
                 v.c.guest_faults += 1
                 return DONE_PF
-            v.vmcs.qualification = la
-            v.vmcs.exit_error_code = w.error_code
+            v.vmcs.exit_qualification = la
+            v.vmcs.exit_interruption_error = w.error_code
             action = vcpu_exit(v, EXIT_EXCEPTION)
         elif fault == FAULT_EPT_VIOLATION:
             inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, w.qual >> 8 & 1, la)
-            v.vmcs.qualification = w.qual
-            v.vmcs.guest_physical = w.gpa
-            v.vmcs.guest_linear = la
+            v.vmcs.exit_qualification = w.qual
+            v.vmcs.guest_physical_address = w.gpa
+            v.vmcs.guest_linear_address = la
             action = vcpu_exit(v, EXIT_EPT_VIOLATION)
         elif fault == FAULT_EPT_MISCONFIG:
-            v.vmcs.qualification = 0
-            v.vmcs.guest_physical = w.gpa
+            v.vmcs.exit_qualification = 0
+            v.vmcs.guest_physical_address = w.gpa
             action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
         elif fault == FAULT_GP:
             return DONE_GP
@@ -191,9 +192,9 @@ cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value) noexcept nogil:
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
     # bit 63: keep the translations of the new PCID (paging.md §7, vmx.md §6)
     v.c.cr3_switches += 1
-    if v.guest and v.vmcs.cr3_load_exiting:
+    if v.guest and v.vmcs.primary & PRIMARY_CR3_LOAD:
         v.vmcs.operand = value
-        v.vmcs.qualification = 3            # MOV to CR3 from RAX
+        v.vmcs.exit_qualification = 3            # MOV to CR3 from RAX
         return DONE_ABORT if vcpu_exit(v, EXIT_CR_ACCESS) == ACT_ABORT else DONE_OK
     v.hw.cr3 = value & ~CR3_NO_FLUSH
     v.hw.root = value & v.hw.frame
@@ -207,8 +208,8 @@ cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
 
 cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil:
     v.c.invlpgs += 1
-    if v.guest and v.vmcs.invlpg_exiting:
-        v.vmcs.qualification = la
+    if v.guest and v.vmcs.primary & PRIMARY_INVLPG:
+        v.vmcs.exit_qualification = la
         return DONE_ABORT if vcpu_exit(v, EXIT_INVLPG) == ACT_ABORT else DONE_OK
     inv_invlpg(v.tlb, vpid_in_force(v), v.hw.pcid, la)
     return DONE_OK

@@ -1,0 +1,66 @@
+# The VMCS: controls and exit information as far as this machine uses them (vmx.md §1, §2, §6), and what entry checks.
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+cdef extern from *:
+    """
+    #define FM_PIN_EXTERNAL_INTERRUPT  (1u << 0)
+    #define FM_PRIMARY_INVLPG          (1u << 9)
+    #define FM_PRIMARY_CR3_LOAD        (1u << 15)
+    #define FM_PRIMARY_SECONDARY       (1u << 31)
+    #define FM_SECONDARY_EPT           (1u << 1)
+    #define FM_SECONDARY_VPID          (1u << 5)
+    """
+    const uint32_t PIN_EXTERNAL_INTERRUPT "FM_PIN_EXTERNAL_INTERRUPT"
+    const uint32_t PRIMARY_INVLPG "FM_PRIMARY_INVLPG"
+    const uint32_t PRIMARY_CR3_LOAD "FM_PRIMARY_CR3_LOAD"
+    const uint32_t PRIMARY_SECONDARY "FM_PRIMARY_SECONDARY"
+    const uint32_t SECONDARY_EPT "FM_SECONDARY_EPT"
+    const uint32_t SECONDARY_VPID "FM_SECONDARY_VPID"
+
+cdef enum:
+    VECTOR_PF = 14
+    ERROR_CONTROL_FIELDS = 7    # VM-instruction error: entry with invalid control fields
+
+cdef enum ExitReasonCode:       # basic exit reasons that the kernels raise or tell apart (vmx.md §5)
+    EXIT_EXCEPTION = 0
+    EXIT_EXTERNAL_INTERRUPT = 1
+    EXIT_CPUID = 10
+    EXIT_INVLPG = 14
+    EXIT_CR_ACCESS = 28
+    EXIT_EPT_VIOLATION = 48
+    EXIT_EPT_MISCONFIG = 49
+
+cdef struct Vmcs:
+    uint32_t pin_based, primary, secondary
+    uint32_t exception_bitmap, pfec_mask, pfec_match
+    uint16_t vpid
+    uint64_t eptp
+    uint32_t exit_reason
+    uint32_t exit_interruption_error    # of a #PF
+    uint64_t exit_qualification
+    uint64_t guest_physical_address
+    uint64_t guest_linear_address
+    uint64_t operand            # source of MOV to CR3: the register that the qualification names
+
+
+cdef inline bint secondary_control(const Vmcs *vmcs, uint32_t bit) noexcept nogil:
+    # without "activate secondary controls" all of them act as 0
+    return vmcs.primary & PRIMARY_SECONDARY and vmcs.secondary & bit
+
+
+cdef inline bint page_fault_exits(const Vmcs *vmcs, uint32_t code) noexcept nogil:
+    # vmx.md §6: bit 14 of the exception bitmap, turned around where the error code does not match
+    cdef bint bit = vmcs.exception_bitmap >> VECTOR_PF & 1
+    return bit if (code & vmcs.pfec_mask) == vmcs.pfec_match else not bit
+
+
+cdef inline int vm_entry_error(const Vmcs *vmcs) noexcept nogil:
+    # VM-instruction error that the controls give, 0 if none: C11, C12 of vmx.md §3.1 (M = 52)
+    cdef uint64_t eptp = vmcs.eptp
+    if secondary_control(vmcs, SECONDARY_VPID) and vmcs.vpid == 0:
+        return ERROR_CONTROL_FIELDS
+    if secondary_control(vmcs, SECONDARY_EPT):
+        if eptp & 7 not in (0, 6) or eptp >> 3 & 7 not in (3, 4) or eptp & 0xF80 or eptp >> 52:
+            return ERROR_CONTROL_FIELDS
+    return 0
