@@ -26,6 +26,7 @@ from fastmmu.machine.policy import Action, Exit, Policy
 from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import Simulation, simulate
 from fastmmu.ops import Op
+from fastmmu.study.compare import compare
 from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ __all__ = [
     "Trace",
     "TraceError",
     "WalkResult",
+    "compare",
     "geometry",
     "interleave",
     "read_trace",
