@@ -6,6 +6,7 @@ from fastmmu._machine import Access, Machine
 from fastmmu._memory import PhysicalMemory
 from fastmmu._state import Eptp, GuestState
 from fastmmu._tlb_py import TLB
+from fastmmu._translate import Translation, translate
 from fastmmu._walk import WalkResult, walk
 from fastmmu.dtypes import Fault, StepKind
 from fastmmu.errors import (
@@ -61,12 +62,14 @@ __all__ = [
     "StepKind",
     "Trace",
     "TraceError",
+    "Translation",
     "WalkResult",
     "compare",
     "geometry",
     "interleave",
     "read_trace",
     "simulate",
+    "translate",
     "walk",
     "write_trace",
 ]
