@@ -69,6 +69,7 @@ def trace(tmp_path: Path) -> Path:
         ("compare {trace} --parquet -", "a Parquet file is binary; name a file"),
         ("walk --va 12345678901234567", "no hexadecimal number of up to 64 bits"),
         ("walk --va main", "no hexadecimal number"),
+        ("walk --pdptes 1,2", "'1,2' is 2 values; give four"),
         ("walk --eptp 3", "eptp=0x3: memory type 3"),
         ("walk --cr4 0", "long mode needs CR4.PAE"),
         ("walk --maxphyaddr 99", "maxphyaddr=99 is outside 32..52"),

@@ -93,4 +93,7 @@ def test_other_paging_modes(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "32-bit paging" in out
     assert "indices: PDE 1, PTE 3; offset 25" in out
     assert "host-physical ab_c025" in out  # worked example A1
+    pae = run(capsys, *at, "--cr4", "20", "--efer", "0", "--pdptes", "2001,0,0,0")
+    assert "PAE paging" in pae
+    assert "indices: PDPTE register 0, PDE 2, PTE 3; offset 25" in pae
     assert "paging off" in run(capsys, *at, "--cr0", "11", "--cr4", "0", "--efer", "0")
