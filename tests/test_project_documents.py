@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "fastmmu"
@@ -27,3 +32,39 @@ def test_the_readme_links_to_files_that_exist() -> None:
     links = re.findall(r"\]\(([^):#]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Where an example of the README finds its trace."""
+    text = (ROOT / "tests" / "data" / "true.lackey").read_bytes()
+    (tmp_path / "program.lackey.xz").write_bytes(lzma.compress(text))
+    monkeypatch.chdir(tmp_path)
+    return {}
+
+
+def test_readme_walk(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EXAMPLES[0], names)
+    steps = names["fastmmu"].walk(names["mem"], names["state"], 0x400123).steps
+    assert [hex(step.hpa) for step in steps] == ["0x1000", "0x2000", "0x3010", "0x4000", "0x7123"]
+    addresses = np.array([0x400123, 0x500000], np.uint64)
+    assert names["fastmmu"].translate(names["mem"], names["state"], addresses).pa.tolist() == [0x7123, 2**64 - 1]
+    assert str(0x7123) in capsys.readouterr().out
+
+
+def test_readme_simulate(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EXAMPLES[1], names)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["shadow", "ept"]
+    assert names["result"].counters["accesses"] > 100
+
+
+def test_readme_policy(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EXAMPLES[2], names)
+    pages = names["policy"].pages
+    assert len(pages) == len(set(pages)) == names["result"].counters["vm_exits"] > 10
+    assert capsys.readouterr().out == f"{len(pages)} pages, {len(pages)} exits\n"
+    plain = names["fastmmu"].simulate(names["trace"], names["result"].config)
+    assert plain.counters == names["result"].counters
