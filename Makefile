@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN     = .venv/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 KERNELS = $(shell find src -name '*.pyx' -o -name '*.pxd')
+STUBS   = $(subst /,.,$(patsubst src/%.pyi,%,$(shell find src -name '*.pyi')))
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
 .PHONY: help demo test check conformance clean
@@ -22,6 +23,7 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(BIN):$$PATH" cython-lint src
+	$(BIN)/stubtest --concise --ignore-disjoint-bases --allowlist tools/stubs.allow $(STUBS)
 	$(BIN)/python -m pytest -q tests/test_project_layers.py tests/test_project_annotate.py
 
 conformance: .venv/with-test ## every recorded vector (FASTMMU_VECTORS, else a sample) through every implementation

@@ -18,9 +18,28 @@ PACKAGE = ROOT / "src" / "fastmmu"
 def test_each_file_that_the_architecture_names_exists() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     named = set(re.findall(r"`((?:\w+/)*\w+(?:\.(?:pyx|pxd|py|toml)|/))`", text))
-    places = (PACKAGE, ROOT, PACKAGE / "trace")
+    places = (PACKAGE, ROOT, PACKAGE / "trace", PACKAGE / "machine")
     assert len(named) > 20
     assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []
+
+
+def test_each_module_stands_in_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    top = {path.relative_to(PACKAGE) for path in PACKAGE.glob("*.p[xy]*") if path.suffix in (".py", ".pyx")}
+    headers = {path.relative_to(PACKAGE) for path in PACKAGE.glob("*.pxd") if not path.with_suffix(".pyx").exists()}
+    packages = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    names = {str(path) for path in top | headers if path.stem != "__init__"} | packages
+    assert [name for name in sorted(names) if name not in text] == []
+
+
+def test_each_kernel_that_python_sees_has_a_stub() -> None:
+    seen = [
+        path
+        for path in PACKAGE.rglob("*.pyx")
+        if re.search(r"^(?:def|cpdef|class|cdef class)\b", path.read_text(), re.MULTILINE)
+    ]
+    assert len(seen) > 3
+    assert [path.name for path in seen if not path.with_suffix(".pyi").exists()] == []
 
 
 def test_the_group_for_building_is_what_the_build_requires() -> None:
