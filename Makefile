@@ -7,7 +7,7 @@ KERNELS = $(shell find src -name '*.pyx' -o -name '*.pxd')
 STUBS   = $(subst /,.,$(patsubst src/%.pyi,%,$(shell find src -name '*.pyi')))
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test check conformance clean
+.PHONY: help demo test check bench conformance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 24
@@ -25,6 +25,10 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 	PATH="$(BIN):$$PATH" cython-lint src
 	$(BIN)/stubtest --concise --ignore-disjoint-bases --allowlist tools/stubs.allow $(STUBS)
 	$(BIN)/python -m pytest -q tests/test_project_layers.py tests/test_project_annotate.py
+
+bench: .venv/with-test ## speed against the yardstick, a tuned C program (FASTMMU_YARDSTICK names its source)
+	$(BIN)/python bench/simulate.py
+	$(BIN)/python bench/translate.py
 
 conformance: .venv/with-test ## every recorded vector (FASTMMU_VECTORS, else a sample) through every implementation
 	$(BIN)/python -m tests.conformance
