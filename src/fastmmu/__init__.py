@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fastmmu._machine import Access, Machine
 from fastmmu._memory import PhysicalMemory
-from fastmmu._state import Eptp, GuestState
+from fastmmu._memtype import MemoryType, Mtrrs
+from fastmmu._state import Eptp, GuestState, Pml
 from fastmmu._tlb_py import TLB
 from fastmmu._translate import Translation, translate
-from fastmmu._walk import WalkResult, walk
+from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
 from fastmmu.dtypes import Fault, StepKind
 from fastmmu.errors import (
     BusError,
@@ -49,10 +50,13 @@ __all__ = [
     "Geometry",
     "GuestState",
     "Machine",
+    "MemoryType",
     "MissingExtraError",
+    "Mtrrs",
     "Op",
     "OutOfMemoryError",
     "PhysicalMemory",
+    "Pml",
     "Policy",
     "PolicyError",
     "Qualification",
@@ -67,9 +71,11 @@ __all__ = [
     "compare",
     "geometry",
     "interleave",
+    "load_pdpte_registers",
     "read_trace",
     "simulate",
     "translate",
     "walk",
+    "walk_ept",
     "write_trace",
 ]
