@@ -59,8 +59,11 @@ cdef inline uint64_t tlb_value_of_walk(const Walk *w, bint mbec) noexcept nogil:
 
 cdef inline uint64_t tlb_find(Tlb *t, TlbUnit *u, int size, uint64_t la) noexcept nogil:
     cdef TlbArray *a = u.by[size]
+    cdef TlbSet *x = set_of(a, size, la)
     cdef uint64_t page = page_of(a, size, la)
-    return find(a, set_of(a, size, la), page | t.key[K_LOCAL], page | t.key[K_GLOBAL])
+    if x.key == (page | t.key[K_LOCAL]) or x.key == (page | t.key[K_GLOBAL]):
+        return x.value          # the entry used last: the order stays
+    return find(a, x, page | t.key[K_LOCAL], page | t.key[K_GLOBAL])
 
 
 cdef uint64_t tlb_l1_large(Tlb *t, TlbUnit *u, uint64_t la) noexcept nogil
@@ -69,14 +72,14 @@ cdef inline uint64_t tlb_l1(Tlb *t, int acc, uint64_t la) noexcept nogil:
     # Value, or 0; after 0, tlb_l2 must follow (it counts the miss). la is canonical; acc: Access.
     cdef TlbPort *p = &t.port[acc]
     cdef TlbSet *x = <TlbSet *> (p.base + ((la >> 12 & p.mask) << p.log))
-    cdef uint64_t page = (la & TLB_LA) << 6
-    cdef uint64_t value
+    cdef uint64_t page = (la & TLB_LA) << 6, value
     if x.key == (page | t.key[K_LOCAL]) or x.key == (page | t.key[K_GLOBAL]):
         return x.value
-    value = find(p.l1.by[0], x, page | t.key[K_LOCAL], page | t.key[K_GLOBAL])
-    if value == 0 and p.l1.large:
-        return tlb_l1_large(t, p.l1, la)
-    return value
+    if p.l1.live[0]:
+        value = find(p.l1.by[0], x, page | t.key[K_LOCAL], page | t.key[K_GLOBAL])
+        if value:
+            return value
+    return tlb_l1_large(t, p.l1, la) if p.l1.large else 0
 
 
 cdef uint64_t tlb_l2(Tlb *t, int acc, uint64_t la) noexcept nogil
