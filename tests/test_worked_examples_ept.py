@@ -62,7 +62,8 @@ def test_a5_pdpte_load(adapter: Adapter, pdpte: int, k: str) -> None:
     for slot in range(4):
         seen = ask(adapter, PdpteCase(mem={0x1020 + 8 * slot: pdpte}, cr3=0x1020, maxphyaddr=36))
         assert seen["k"] == k
-        assert k == "gp" or seen["pdpte"][slot] == pdpte
+        if k == "ok" and "pdpte" not in adapter.unreported:
+            assert seen["pdpte"][slot] == pdpte
 
 
 def test_b17_pdpte_load_under_ept(adapter: Adapter) -> None:

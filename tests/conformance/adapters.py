@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .cases import Adapter, Case, Observed
+from .kernel import KernelAdapter
 from .spec import SpecAdapter
 
 __all__ = ["adapters", "ask"]
@@ -12,7 +13,7 @@ __all__ = ["adapters", "ask"]
 
 def adapters() -> list[Adapter]:
     """All of them, the specification first."""
-    return [SpecAdapter()]
+    return [SpecAdapter(), KernelAdapter()]
 
 
 def ask(adapter: Adapter, case: Case, *fields: str) -> Observed:
