@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import vectors
 from .cases import Adapter
-from .kernel import KernelAdapter
+from .kernel import BatchAdapter, KernelAdapter
 from .spec import SpecAdapter
 
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"no set to run in {directory}", file=sys.stderr)
         return 2
     chosen: list[Adapter] = [SpecAdapter()] * (options.spec or not options.kernel)
-    chosen += [KernelAdapter()] * (options.kernel or not options.spec)
+    chosen += [KernelAdapter(), BatchAdapter()] * (options.kernel or not options.spec)
     mismatches = 0
     for adapter in chosen:
         lacking = f" (does not report {', '.join(sorted(adapter.unreported))})" if adapter.unreported else ""
