@@ -6,6 +6,7 @@ import gzip
 import itertools
 import lzma
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,13 +19,20 @@ from fastmmu.trace import Batch, Trace, read_trace, write_trace
 from fastmmu.trace.events import concatenate
 
 pyarrow = pytest.importorskip("pyarrow", reason="skipped: the extra arrow is not installed")
-zstd = pytest.importorskip("zstandard", reason="skipped: the extra zstd is not installed")
+if sys.version_info >= (3, 14):
+    from compression.zstd import compress as zst
+else:
+    zstandard = pytest.importorskip("zstandard", reason="skipped: the extra zstd is not installed")
+
+    def zst(data: bytes) -> bytes:
+        return zstandard.ZstdCompressor().compress(data)
+
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda data: data,
     ".gz": gzip.compress,
     ".xz": lzma.compress,
-    ".zst": lambda data: zstd.ZstdCompressor().compress(data),
+    ".zst": zst,
 }
 
 
@@ -238,6 +246,19 @@ def test_spoilt_bytes_never_crash(tmp_path: Path, kind: str) -> None:
     assert outcomes == {str(path)}
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_spoilt_content_is_noticed(tmp_path: Path, suffix: str) -> None:
+    """What write_trace compresses has a checksum."""
+    path = tmp_path / f"t.lackey{suffix}"
+    write_trace(Trace.from_arrays(np.arange(3000) * 7), path)
+    data = bytearray(path.read_bytes())
+    for place in range(len(data) // 4, len(data) - 40, len(data) // 20):
+        data[place] ^= 0x55
+        path.write_bytes(data)
+        refused(path, "corrupt|line|truncated")
+        data[place] ^= 0x55
+
+
 def refused(path: Path, match: str, format: str | None = None) -> None:
     with pytest.raises(TraceError, match=match) as caught:
         events(read_trace(path, format))
@@ -382,13 +403,13 @@ def test_format_and_suffix(tmp_path: Path) -> None:
 def test_without_the_optional_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_trace(sample(5, False), tmp_path / "t.arrow")
     write_trace(sample(5, False), tmp_path / "t.lackey.zst")
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fastmmu\[arrow\]'"):
         read_trace(tmp_path / "t.arrow")
     with pytest.raises(MissingExtraError, match=r"fastmmu\[arrow\]"):
         write_trace(sample(5, False), tmp_path / "u.arrow")
-    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
-    monkeypatch.setattr("sys.version_info", (3, 11))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setattr(sys, "version_info", (3, 13))
     with pytest.raises(MissingExtraError, match=r"pip install 'fastmmu\[zstd\]'"):
         read_trace(tmp_path / "t.lackey.zst")
     with pytest.raises(MissingExtraError, match=r"fastmmu\[zstd\]"):

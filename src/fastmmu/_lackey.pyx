@@ -3,7 +3,7 @@
 
     I  04001000,3        FETCH         " L 1ffeffe8a0,16\\n"
      L 1ffeffe8a0,16     READ           --|--------|-|
-     S 04a5c040,4        WRITE          |  |        | from the newline backwards, up to three digits
+     S 04a5c040,4        WRITE          |  |        | what lies between comma and newline, up to three digits
      M 0021f0c4,4        MODIFY         |  sixteen digits at once, shifted right by those past the comma
                                         compared as one word
 
@@ -84,7 +84,7 @@ cdef extern from *:
     const char (*HEAD_TEXT "fm_head_text")[4]
 
 cdef enum:
-    FAST_BYTES = 32             # what fast_line may read; the last of it is at p + 27
+    FAST_BYTES = 19             # what fast_line reads
     MAX_LINE = 24               # bytes of the longest line that is written: 3 + 16 + 1 + 3 + 1
 
 cdef enum LineKind:             # errors are below 0; trace/lackey.py words them
@@ -173,32 +173,32 @@ cdef int parse_line(const uint8_t *p, const uint8_t *end, Event *event) noexcept
 cdef inline const uint8_t *fast_line(const uint8_t *p, Event *event) noexcept nogil:
     """The line at p as Valgrind prints it: the event and the next line. NULL: something else, see parse_line.
 
-    FAST_BYTES must be readable at p.
+    FAST_BYTES must be readable at p. Where the next line starts depends on one load only, so that the lines overlap
+    in the processor.
     """
     cdef uint64_t upper = load64(p + 3), lower = load64(p + 11)
     cdef uint32_t head = <uint32_t>load64(p) & 0xFFFFFF
     cdef uint32_t letter = ((head >> 8) ^ head) & 0x0f
-    cdef uint64_t comma = zero_byte(lower ^ LANES(c','))
-    cdef uint64_t newline
-    cdef uint32_t tail, digits, size
-    cdef unsigned beyond, width
-    # Addresses are padded to 8 digits: the comma is in the second word unless there are 16.
-    if unlikely(comma == 0 or head != HEAD[letter]):
+    cdef uint64_t comma = zero_byte(lower ^ LANES(c',')), newline = zero_byte(lower ^ LANES(c'\n'))
+    cdef uint32_t digits, size
+    cdef unsigned beyond, end, width
+    # Addresses are padded to 8 digits, so comma and newline are in the second word unless there are more than 12.
+    if unlikely(comma == 0 or newline == 0 or head != HEAD[letter]):
         return NULL
-    beyond = ctz64(comma) - 7                           # 8 x (digits beyond the eighth), 0 to 56
-    tail = <uint32_t>load64(p + 12 + (beyond >> 3))     # size, newline
-    newline = zero_byte(tail ^ LANES(c'\n')) & 0x80808000ULL
-    if unlikely((not_hex(upper) | not_hex(lower) & ((<uint64_t>1 << beyond) - 1)) != 0 or newline == 0):
+    beyond = ctz64(comma) - 7                           # 8 x (digits beyond the eighth)
+    end = ctz64(newline) - 7
+    width = end - beyond - 8                            # 8 x (digits of the size)
+    if unlikely(width - 8 > 16 or (not_hex(upper) | not_hex(lower) & ((<uint64_t>1 << beyond) - 1)) != 0):
         return NULL
-    width = ctz64(newline) - 7                          # 8 x (digits of the size), 8 to 24
-    digits = (tail << (32 - width) | <uint32_t>0x30303030 >> width) ^ <uint32_t>0x30303030
+    digits = <uint32_t>(lower >> (beyond + 8)) << (32 - width) | <uint32_t>0x30303030 >> width
+    digits ^= <uint32_t>0x30303030
     size = (digits >> 24) + (digits >> 16 & 0xff) * 10 + (digits >> 8 & 0xff) * 100
     if unlikely(((digits + <uint32_t>0x76767676 | digits) & <uint32_t>0x80808080) != 0 or size - 1 > 254):
         return NULL
     event.addr = (hex8(upper) << 32 | hex8(lower)) >> (32 - (beyond >> 1))
     event.op = HEAD_OP[letter]
     event.size = <uint8_t>size
-    return p + 13 + ((beyond + width) >> 3)
+    return p + 12 + (end >> 3)
 
 
 cdef int parse_lines(const uint8_t **at, const uint8_t *end, bint last, uint8_t *op, uint8_t *size, uint64_t *addr,

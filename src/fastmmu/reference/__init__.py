@@ -27,6 +27,7 @@ from .nonroot import (
     vmfunc,
 )
 from .outcome import (
+    SPP_STEP,
     Bus,
     Change,
     EptMisconfig,
@@ -45,6 +46,7 @@ from .state import Mode, State
 from .walk import access_of, load_pdptes, walk
 
 __all__ = [
+    "SPP_STEP",
     "ArrayMemory",
     "Bus",
     "Change",

@@ -74,8 +74,10 @@ def compressing(raw: IO[bytes], codec: str | None) -> Iterator[IO[bytes]]:
         out = lzma.LZMAFile(raw, "wb", preset=6)  # noqa: SIM115 - closed below
     else:
         zstd = _zstd()
-        is_standard = hasattr(zstd, "ZstdFile")
-        out = zstd.ZstdFile(raw, "wb") if is_standard else zstd.ZstdCompressor().stream_writer(raw, closefd=False)
+        if hasattr(zstd, "ZstdFile"):
+            out = zstd.ZstdFile(raw, "wb", options={zstd.CompressionParameter.checksum_flag: 1})
+        else:
+            out = zstd.ZstdCompressor(write_checksum=True).stream_writer(raw, closefd=False)
     try:
         yield out
     finally:
