@@ -4,9 +4,11 @@ PYTHON ?= python3
 BIN     = .venv/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 KERNELS = $(shell find src -name '*.pyx' -o -name '*.pxd')
+BENCHES = $(filter-out %/yardstick.py,$(wildcard bench/*.py))
+STUBS   = $(subst /,.,$(patsubst src/%.pyi,%,$(shell find src -name '*.pyi')))
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test check conformance clean
+.PHONY: help demo test check bench conformance clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 24
@@ -22,7 +24,11 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH="$(BIN):$$PATH" cython-lint src
+	$(BIN)/stubtest --concise --ignore-disjoint-bases --allowlist tools/stubs.allow $(STUBS)
 	$(BIN)/python -m pytest -q tests/test_project_layers.py tests/test_project_annotate.py
+
+bench: .venv/with-test ## speed against the yardstick, a tuned C program (FASTMMU_YARDSTICK names its source)
+	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench || exit; done
 
 conformance: .venv/with-test ## every recorded vector (FASTMMU_VECTORS, else a sample) through every implementation
 	$(BIN)/python -m tests.conformance

@@ -26,6 +26,7 @@ __all__ = ["FRAMES", "Scene", "random_scene", "scenes"]
 T = TypeVar("T")
 FRAMES = 96  # 4 KiB frames of host memory
 MEMORY = FRAMES << 12
+SPP_FRAMES = (4, 5, 6, 7)
 HIGH_FRAME = 0xABCDE  # a frame outside memory and below every MAXPHYADDR used here
 ACCESSES = ("r", "w", "rw", "x")
 
@@ -93,6 +94,7 @@ def _ept(pick: Pick, maxphyaddr: int) -> ref.Ept:
         maxphyaddr=maxphyaddr,
         mbec=pick((0, 0, 1)),
         pml=pml,
+        spptp=pick((None, None, SPP_FRAMES[0] << 12)),
         guest_ad_before_final_ept=pick((True, True, False)),
     )
 
@@ -101,7 +103,8 @@ def _ept(pick: Pick, maxphyaddr: int) -> ref.Ept:
 
 
 class _World:
-    """Memory under construction. Frame 0 stays free, 1 is the EPT root, 2 and 3 take the log, the rest is handed out.
+    """Memory under construction. Frame 0 stays free, 1 is the EPT root, 2 and 3 take the log, SPP_FRAMES the tables of
+    sub-page permissions (one a level); the rest is handed out.
 
     A guest page at host frame h gets a guest-physical address that is h modulo 2 MiB (or 1 GiB), so that it can be
     mapped by a 4 KiB leaf or by a large leaf at host address 0.
@@ -111,7 +114,7 @@ class _World:
         self.pick, self.state, self.ept = pick, state, ept
         self.mem: dict[int, int] = {}
         self.defects: list[str] = []
-        self.next_frame = 4
+        self.next_frame = SPP_FRAMES[-1] + 1
         self.entries: list[tuple[str, int, int, int]] = []  # (guest|ept, level, host address, bytes) of each entry
         self.gpa_of: dict[int, int] = {}  # host address of a guest table -> its gpa
         self.tables: dict[int, int] = {}  # host address of a guest entry -> that of the table it points at
@@ -205,6 +208,8 @@ class _World:
             self.entries.append(("ept", level, here, 8))
             if level <= wanted:
                 self.mem[here] = self.ept_leaf(hpa if level == 1 else 0, level, writable)
+                if self.ept.spptp is not None and level == 1:
+                    self.sub_pages(gpa, here)
                 return
             table = self.frame() << 12
             self.mem[here] = table | self.ept_upper(writable)
@@ -218,6 +223,16 @@ class _World:
         flags = self.pick((0x400, 0)) | self.pick((0, 0x100, 0x300)) | self.pick((6, 0, 1, 4, 5)) << 3
         large = 0x80 if level > 1 else self.pick((0, 0x80))
         return hpa | rights | flags | large | self.pick((0, 0x40)) | self.pick((0, 0x800))
+
+    def sub_pages(self, gpa: int, leaf: int) -> None:
+        """Sub-page permissions for a 4 KiB page, in tables that are mostly well-formed."""
+        self.mem[leaf] |= self.pick((1 << 61, 1 << 61, 0))
+        for frame, level in zip(SPP_FRAMES, (4, 3, 2, 1), strict=True):
+            here = frame << 12 | 8 * (gpa >> (12 + 9 * (level - 1)) & 0x1FF)
+            if level > 1:
+                self.mem[here] = (frame + 1) << 12 | self.pick((1, 1, 1, 1, 1, 1, 0, 3, 0x81))
+            else:
+                self.mem[here] = self.pick((0x5555_5555_5555_5555, 1, 0, 1 << 62, 2))
 
     # defects
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,9 @@ from fastmmu.errors import ConfigError
 from fastmmu.exits import ExitReason
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CLASSES, CostModel, cycles, exits_by_class
+from fastmmu.machine.simulate import simulate
+from fastmmu.ops import Op
+from fastmmu.trace import Trace
 
 
 @pytest.fixture
@@ -125,3 +129,16 @@ def test_classes_partition_the_exits(reasons: dict[str, int], classes: dict[str,
     assert all(found.values())
     parts = cycles({**classes, "exits_by_reason": reasons}, Config(mmu="ept"), CostModel.load())
     assert {cause.removeprefix("exit:") for cause in parts} == set(found)
+
+
+@pytest.mark.parametrize("config", [Config(mmu="shadow"), Config(mmu="ept", vpid=True), Config(mmu="ept", pages="thp")])
+def test_every_exit_of_a_run_has_its_class(config: Config) -> None:
+    random = np.random.default_rng(3)
+    addr = random.integers(0, 3000, 4000, dtype=np.uint64) * 4096
+    op = random.choice([Op.READ, Op.WRITE, Op.UNMAP, Op.SWITCH, Op.INTERRUPT], 4000, p=[0.5, 0.4, 0.06, 0.02, 0.02])
+    addr[op == Op.SWITCH] %= 3
+    addr[op == Op.INTERRUPT] %= 256
+    counters = simulate(Trace.from_arrays(addr, op.astype(np.uint8)), config).counters
+    found = exits_by_class(counters)
+    assert sum(found.values()) == counters["vm_exits"] > 50
+    assert not set(CLASSES) & set(found)

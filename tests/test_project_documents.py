@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "fastmmu"
@@ -13,9 +18,28 @@ PACKAGE = ROOT / "src" / "fastmmu"
 def test_each_file_that_the_architecture_names_exists() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     named = set(re.findall(r"`((?:\w+/)*\w+(?:\.(?:pyx|pxd|py|toml)|/))`", text))
-    places = (PACKAGE, ROOT, PACKAGE / "trace")
+    places = (PACKAGE, ROOT, PACKAGE / "trace", PACKAGE / "machine")
     assert len(named) > 20
     assert [name for name in sorted(named) if not any((place / name).exists() for place in places)] == []
+
+
+def test_each_module_stands_in_the_architecture() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    top = {path.relative_to(PACKAGE) for path in PACKAGE.glob("*.p[xy]*") if path.suffix in (".py", ".pyx")}
+    headers = {path.relative_to(PACKAGE) for path in PACKAGE.glob("*.pxd") if not path.with_suffix(".pyx").exists()}
+    packages = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
+    names = {str(path) for path in top | headers if path.stem != "__init__"} | packages
+    assert [name for name in sorted(names) if name not in text] == []
+
+
+def test_each_kernel_that_python_sees_has_a_stub() -> None:
+    seen = [
+        path
+        for path in PACKAGE.rglob("*.pyx")
+        if re.search(r"^(?:def|cpdef|class|cdef class)\b", path.read_text(), re.MULTILINE)
+    ]
+    assert len(seen) > 3
+    assert [path.name for path in seen if not path.with_suffix(".pyi").exists()] == []
 
 
 def test_the_group_for_building_is_what_the_build_requires() -> None:
@@ -27,3 +51,39 @@ def test_the_readme_links_to_files_that_exist() -> None:
     links = re.findall(r"\]\(([^):#]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Where an example of the README finds its trace."""
+    text = (ROOT / "tests" / "data" / "true.lackey").read_bytes()
+    (tmp_path / "program.lackey.xz").write_bytes(lzma.compress(text))
+    monkeypatch.chdir(tmp_path)
+    return {}
+
+
+def test_readme_walk(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EXAMPLES[0], names)
+    steps = names["fastmmu"].walk(names["mem"], names["state"], 0x400123).steps
+    assert [hex(step.hpa) for step in steps] == ["0x1000", "0x2000", "0x3010", "0x4000", "0x7123"]
+    addresses = np.array([0x400123, 0x500000], np.uint64)
+    assert names["fastmmu"].translate(names["mem"], names["state"], addresses).pa.tolist() == [0x7123, 2**64 - 1]
+    assert str(0x7123) in capsys.readouterr().out
+
+
+def test_readme_simulate(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EXAMPLES[1], names)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["shadow", "ept"]
+    assert names["result"].counters["accesses"] > 100
+
+
+def test_readme_policy(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EXAMPLES[2], names)
+    pages = names["policy"].pages
+    assert len(pages) == len(set(pages)) == names["result"].counters["vm_exits"] > 10
+    assert capsys.readouterr().out == f"{len(pages)} pages, {len(pages)} exits\n"
+    plain = names["fastmmu"].simulate(names["trace"], names["result"].config)
+    assert plain.counters == names["result"].counters

@@ -133,6 +133,10 @@ def test_the_installed_wheel_imports_from_any_directory(python: Path, tmp_path: 
     assert f'__version__ = "{version}"' in (ROOT / "src" / "fastmmu" / "__init__.py").read_text()
 
 
+def test_the_installed_command_runs(python: Path, tmp_path: Path) -> None:
+    assert "compare" in run(python.with_name("fastmmu"), "--help", cwd=tmp_path)
+
+
 def test_others_can_cimport_from_the_installed_wheel(python: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs.pyx").write_text(
         "from fastmmu._types cimport Mem\nfrom fastmmu._memory cimport mem_holds\n\n"

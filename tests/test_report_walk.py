@@ -135,6 +135,18 @@ def test_a_non_canonical_address_reads_nothing(memory: PhysicalMemory) -> None:
     assert drawn(memory, 1 << 47) == []
 
 
+def test_a_load_of_the_pdptes_that_fails(memory: PhysicalMemory) -> None:
+    pae = {"cr4": 0x20, "efer": 0}
+    memory.write64(0x1_0000_1000, 0x2021)  # a reserved bit
+    assert "a present PDPTE at CR3 has a reserved bit set" in told(memory, 0x1ABC, **pae)
+    memory.write64(0x2_0000_3008, 0)
+    text = told(memory, 0x1ABC, **pae)
+    assert "exit qualification 1: read no linear address" in text
+    assert "while CR3 was loaded" in text
+    memory.write64(0x2_0000_3008, 2)
+    assert told(memory, 0x1ABC, **pae).endswith("while CR3 was loaded, which reads the PDPTEs")
+
+
 def test_ept_violations_say_what_was_missing(memory: PhysicalMemory) -> None:
     memory.write64(DATA_LEAF, 0x1_0000_9031)
     text = told(memory, access="w")

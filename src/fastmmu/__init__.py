@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastmmu._machine import Access, Machine
 from fastmmu._memory import PhysicalMemory
-from fastmmu._state import Eptp, GuestState
+from fastmmu._memtype import MemoryType, Mtrrs
+from fastmmu._state import Eptp, GuestState, Pml
 from fastmmu._tlb_py import TLB
-from fastmmu._walk import WalkResult, walk
+from fastmmu._translate import Translation, translate
+from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
 from fastmmu.dtypes import Fault, StepKind
 from fastmmu.errors import (
     BusError,
@@ -26,6 +28,7 @@ from fastmmu.machine.policy import Action, Exit, Policy
 from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import Simulation, simulate
 from fastmmu.ops import Op
+from fastmmu.study.compare import compare
 from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
 
 __version__ = "0.1.0"
@@ -47,10 +50,13 @@ __all__ = [
     "Geometry",
     "GuestState",
     "Machine",
+    "MemoryType",
     "MissingExtraError",
+    "Mtrrs",
     "Op",
     "OutOfMemoryError",
     "PhysicalMemory",
+    "Pml",
     "Policy",
     "PolicyError",
     "Qualification",
@@ -60,11 +66,16 @@ __all__ = [
     "StepKind",
     "Trace",
     "TraceError",
+    "Translation",
     "WalkResult",
+    "compare",
     "geometry",
     "interleave",
+    "load_pdpte_registers",
     "read_trace",
     "simulate",
+    "translate",
     "walk",
+    "walk_ept",
     "write_trace",
 ]

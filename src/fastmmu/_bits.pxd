@@ -25,6 +25,9 @@ cdef extern from *:
     #define FM_EPT_A    0x100ULL
     #define FM_EPT_D    0x200ULL
     #define FM_EPT_XU   0x400ULL
+    #define FM_EPT_SPP  0x2000000000000000ULL
+    #define FM_SUPPRESS_VE  0x8000000000000000ULL
+    #define FM_SPP_RESERVED 0xAAAAAAAAAAAAAAAAULL
     #define FM_ONES  0xFFFFFFFFFFFFFFFFULL
     _Static_assert((FM_P|FM_RW|FM_US|FM_A|FM_D|FM_PS|FM_G|FM_XD) ==
                    (FM_P+FM_RW+FM_US+FM_A+FM_D+FM_PS+FM_G+FM_XD), "guest entry bits overlap");
@@ -48,4 +51,7 @@ cdef extern from *:
     const uint64_t EPT_A "FM_EPT_A"
     const uint64_t EPT_D "FM_EPT_D"
     const uint64_t EPT_XU "FM_EPT_XU"
+    const uint64_t EPT_SPP "FM_EPT_SPP"                 # 4 KB leaf: sub-page permissions decide on writes
+    const uint64_t SUPPRESS_VE "FM_SUPPRESS_VE"
+    const uint64_t SPP_RESERVED "FM_SPP_RESERVED"       # odd bits of a sub-page permission entry
     const uint64_t ONES "FM_ONES"

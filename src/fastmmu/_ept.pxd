@@ -2,11 +2,13 @@
 
 from libc.stdint cimport uint16_t, uint64_t
 
-from fastmmu._bits cimport EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, PS
+from fastmmu._bits cimport (
+    EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_SPP, EPT_W, EPT_X, EPT_XU, PS, SPP_RESERVED, SUPPRESS_VE,
+)
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._types cimport (
-    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL, MAX_STEPS, STEP_EPT, STEP_EPT_AD,
-    Ept, Mem, Steps, Walk,
+    ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL, FAULT_SPP,
+    MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, Steps, Walk,
 )
 
 cdef enum:
@@ -15,6 +17,7 @@ cdef enum:
     NEED_X = 4
     QUAL_GLA = 1 << 7
     QUAL_TRANSLATED = 1 << 8
+    QUAL_SPP_MISS = 1 << 11     # of exit 66: an invalid entry; 0: a reserved bit
 
 cdef struct EptLeaf:
     uint64_t hpa
@@ -22,6 +25,11 @@ cdef struct EptLeaf:
     uint64_t leaf
     int shift
     int dirty               # leaf D after the walk; 1 where A/D flags are off
+
+
+cdef inline uint64_t need_of(int acc) noexcept nogil:
+    # of a data access (ept.md §4)
+    return NEED_X if acc == ACC_X else NEED_R if acc == ACC_R else NEED_W if acc == ACC_W else NEED_R | NEED_W
 
 
 cdef inline void step(Steps *steps, int kind, int level, int guest_level,
@@ -68,6 +76,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
     cdef uint16_t index
 
     w.gpa = gpa
+    w.ept_entry = SUPPRESS_VE
     if level == 4 and gpa >> 48:
         return ept_violation(w, need, 0, False, bits)
     while True:
@@ -80,6 +89,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
         w.ept_refs += 1
         if steps != NULL:
             step(steps, STEP_EPT, level, guest_level, ptr, gpa, entry)
+        w.ept_entry = entry
         if not entry & present:
             return ept_violation(w, need, 0, False, bits)
         leaf = level == 1 or entry & PS
@@ -97,7 +107,12 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
     if need & NEED_X and not entries & (EPT_XU if e.mbec and user else EPT_X):
         denied |= NEED_X
     if denied:
-        return ept_violation(w, need, entries, e.mbec, bits)
+        if not (e.spp and denied == NEED_W and level == 1 and entry & EPT_SPP and entries & EPT_R
+                and bits & QUAL_TRANSLATED):
+            return ept_violation(w, need, entries, e.mbec, bits)
+        i = spp_walk(m, e, gpa, w, steps)
+        if i != SPP_WRITABLE:
+            return ept_violation(w, need, entries, e.mbec, bits) if i == FAULT_NONE else i
 
     if e.ad:
         want = EPT_A | (EPT_D if need & NEED_W else 0)
@@ -126,6 +141,36 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
     out.shift = shift
     out.dirty = not e.ad or entry & EPT_D != 0
     return FAULT_NONE
+
+
+cdef enum:
+    SPP_WRITABLE = -1
+
+
+cdef inline int spp_walk(Mem *m, const Ept *e, uint64_t gpa, Walk *w, Steps *steps) noexcept nogil:
+    # may the 128-byte sub-page be written (ept.md §10)? SPP_WRITABLE, FAULT_NONE for no, or the fault
+    cdef uint64_t table = e.spptp & e.frame, entry = 0, ptr
+    cdef int level
+    for level in range(4, 0, -1):
+        ptr = table + ((gpa >> (9 * level + 3) & 511) << 3)
+        if not mem_holds(m, ptr, 8):
+            w.pa = ptr
+            return FAULT_BUS
+        entry = mem_read64(m, ptr)
+        if steps != NULL:
+            step(steps, STEP_SPP, level, 0, ptr, gpa, entry)
+        if level > 1:
+            if not entry & 1:
+                w.qual = QUAL_SPP_MISS
+                return FAULT_SPP
+            if entry & ~(e.frame | 1):
+                w.qual = 0
+                return FAULT_SPP
+            table = entry & e.frame
+    if entry & SPP_RESERVED:
+        w.qual = 0
+        return FAULT_SPP
+    return SPP_WRITABLE if entry >> (2 * (gpa >> 7 & 31)) & 1 else FAULT_NONE
 
 
 cdef inline void ept_set(Mem *m, Walk *w, Steps *steps, uint64_t ptr, uint64_t entry, int level, int guest_level,

@@ -16,7 +16,7 @@ from fastmmu._vcpu cimport (
     ABORT_ADDRESS, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
     DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_invlpg, vcpu_slow,
 )
-from fastmmu._vmx cimport EXIT_CPUID, EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT
+from fastmmu._vmx cimport EXIT_CPUID, EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, clear_exit_information
 
 cdef enum:                      # fastmmu.ops.Op
     OP_MAX_ACCESS = 3
@@ -51,6 +51,7 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
     if op == OP_INVLPG:
         return vcpu_invlpg(m.v, addr)
     if op == OP_UNMAP:
+        m.v.c.unmaps += 1
         # premapped tables stand from the first access to the last
         return DONE_OK if m.v.premap != NULL else kernel_unmap(m.kernel, addr)
     if op == OP_EXIT:
@@ -58,7 +59,7 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
     if op == OP_INTERRUPT:
         m.v.c.interrupts += 1
         if m.v.guest and m.v.vmcs.pin_based & PIN_EXTERNAL_INTERRUPT:
-            m.v.vmcs.exit_qualification = 0
+            clear_exit_information(&m.v.vmcs)
             if vcpu_exit(m.v, EXIT_EXTERNAL_INTERRUPT) == ACT_ABORT:
                 return DONE_ABORT
         return DONE_OK
@@ -67,11 +68,17 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
 
 cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
     # an instruction that exits unconditionally; without a VMM it is just executed
+    cdef int action
+    if reason >= 80:
+        return vcpu_abort(m.v, ABORT_OP, reason)
     m.v.c.exit_instructions += 1
     if m.v.guest:
-        m.v.vmcs.exit_qualification = 0
-        if reason >= 80 or vcpu_exit(m.v, reason) == ACT_ABORT:
-            return vcpu_abort(m.v, ABORT_OP, reason)
+        clear_exit_information(&m.v.vmcs)
+        m.v.event = True
+        action = vcpu_exit(m.v, reason)
+        m.v.event = False
+        if action == ACT_ABORT:
+            return DONE_ABORT
     return DONE_OK
 
 
@@ -80,7 +87,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     # events done; fewer than n where m.v.abort says why. out: guest-physical address of each access, or NULL.
     # Counts of operations and of first-level lookups are added afterwards: they would cost a store each.
     cdef Vcpu *v = m.v
-    cdef uint64_t i, la, value, hpa = 0, until_exit = m.until_exit
+    cdef uint64_t i, la, value, hpa = 0, until_exit = m.until_exit, begun = 0
     cdef int outcome, o
     cdef uint64_t *need = v.need[1]
     for i in range(n):
@@ -101,30 +108,34 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
             if outcome > DONE_EMULATED:
                 outcome = fault_in(m, la, o, outcome, &hpa)
                 if outcome > DONE_EMULATED:
+                    begun = 1
                     break
             if out != NULL:
                 out[i] = hpa - m.guest_base if outcome == DONE_OK else NO_ADDRESS
         elif out != NULL:
             out[i] = tlb_pa(value, la) - m.guest_base
         if (la & 0xFFF) + size[i] > 0x1000:
-            v.c.page_crossings += 1
             la = (la | 0xFFF) + 1
             if la >> 47:
                 vcpu_abort(v, ABORT_ADDRESS, la)
+                begun = 1
                 break
+            v.c.page_crossings += 1
             outcome = vcpu_access(v, la, o, True, &hpa)
             if outcome > DONE_EMULATED and fault_in(m, la, o, outcome, &hpa) > DONE_EMULATED:
+                begun = 1
                 break
         if until_exit:
             until_exit -= 1
             if not until_exit:
                 until_exit = m.exit_every
                 if exit_instruction(m, EXIT_CPUID):
+                    begun = 1
                     break
     else:
         i = n
     m.until_exit = until_exit
-    count_accesses(m, op, i)
+    count_accesses(m, op, i + begun)        # one that was looked up counts, even if it ended the run
     return i
 
 

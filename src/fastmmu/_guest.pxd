@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from fastmmu._bits cimport ONES, A, D, EPT_W, G, P, PS, RW, US, XD
 from fastmmu._ept cimport (
-    NEED_R, NEED_W, NEED_X, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_violation, ept_walk, step,
+    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_violation, ept_walk, need_of, step,
 )
 from fastmmu._memory cimport mem_holds, mem_read32, mem_read64, mem_write32, mem_write64
 from fastmmu._types cimport (
@@ -207,14 +207,12 @@ cdef inline int final(Mem *m, const Paging *g, const Ept *e, uint64_t la, uint64
                       Steps *steps) noexcept nogil:
     # from the guest-physical address of the data to its host-physical address
     cdef EptLeaf leaf
-    cdef uint64_t need
     cdef int fault
     w.gpa = w.pa = gpa
     w.ept_rights = 15
     w.ept_dirty = 1
     if e != NULL:
-        need = NEED_X if acc == ACC_X else NEED_R if acc == ACC_R else NEED_W if acc == ACC_W else NEED_R | NEED_W
-        fault = ept_walk(m, e, gpa, need, w.us,
+        fault = ept_walk(m, e, gpa, need_of(acc), w.us,
                          QUAL_GLA | QUAL_TRANSLATED | (w.us << 9 | w.rw << 10 | w.xd << 11 if e.adv_info else 0),
                          0, &leaf, w, steps)
         if fault:

@@ -35,6 +35,7 @@ cdef struct GuestKernel:
     uint64_t *root              # [process] top table, 0 where there is none yet
     uint32_t n_roots
     uint32_t current            # process that runs
+    uint32_t pcid_owner[4096]   # [PCID] process that used it last: PCIDs are fewer than processes
     uint16_t *count             # [gfn of a page table] pages that it maps
 
 cdef int kernel_init(GuestKernel *k, Vcpu *v, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil

@@ -13,8 +13,8 @@ from fastmmu._bits cimport FRAME, A, D, G, P, PS, RW, US, XD
 from fastmmu._memory cimport mem_read64, mem_write64
 from fastmmu._types cimport ACC_R, ACC_W, Mem
 from fastmmu._vcpu cimport (
-    ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, DONE_ABORT, DONE_EMULATED, DONE_OK, Vcpu,
-    vcpu_abort, vcpu_access, vcpu_invlpg, vcpu_load, vcpu_mov_cr3, vcpu_store,
+    ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_EMULATED,
+    DONE_OK, Vcpu, vcpu_abort, vcpu_access, vcpu_invlpg, vcpu_load, vcpu_mov_cr3, vcpu_store,
 )
 
 cdef enum:
@@ -111,10 +111,11 @@ cdef inline int get(GuestKernel *k, uint64_t gpa, uint64_t *value) noexcept nogi
 
 
 cdef inline int put(GuestKernel *k, uint64_t gpa, uint64_t value) noexcept nogil:
+    cdef uint64_t hpa = 0
     if k.silent:
         mem_write64(&k.guest, gpa, value)
         return DONE_OK
-    return settled(vcpu_store(k.v, DIRECT_MAP + gpa, value))
+    return settled(vcpu_store(k.v, DIRECT_MAP + gpa, value, &hpa))
 
 
 cdef inline int settled(int outcome) noexcept nogil:
@@ -191,18 +192,23 @@ cdef int new_root(GuestKernel *k, uint64_t process) noexcept nogil:
 
 cdef int kernel_switch(GuestKernel *k, uint64_t process) noexcept nogil:
     # the process runs from now on; it is made where the number is new
-    cdef uint64_t cr3
+    cdef uint64_t cr3, pcid = process % 4095 + 1
+    cdef int outcome
     if process >= 1 << 20:
-        return vcpu_abort(k.v, ABORT_ADDRESS, process)
+        return vcpu_abort(k.v, ABORT_PROCESS, process)
     if process >= k.n_roots or not k.root[process]:
         k.silent = k.v.premap != NULL
-        if new_root(k, process):
-            return DONE_ABORT
+        outcome = new_root(k, process)
         k.silent = False
+        if outcome:
+            return outcome
     k.current = process
     cr3 = k.root[process]
     if k.pcid:
-        cr3 |= (process % 4095 + 1) | CR3_NO_FLUSH
+        cr3 |= pcid
+        if k.pcid_owner[pcid] == process:       # else it still tags translations of another process
+            cr3 |= CR3_NO_FLUSH
+        k.pcid_owner[pcid] = process
     return vcpu_mov_cr3(k.v, cr3)
 
 
@@ -295,7 +301,6 @@ cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil:
     # the page that holds la goes; nothing happens where none is mapped
     cdef uint64_t table = k.root[k.current], at, entry = 0
     cdef int level
-    k.v.c.unmaps += 1
     if la >> 47:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
     for level in range(4, 0, -1):

@@ -4,7 +4,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._tlb cimport Tlb
+from fastmmu._tlb_entries cimport Tlb
 
 # ---- tlb.md §3: the VPID in force; mappings of all EPT roots; paging-structure caches alike ------------------
 

@@ -2,10 +2,11 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._tlb cimport (
+from fastmmu._tlb_entries cimport (
     BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID, BY_PAGE_FAULT, BY_RESET,
     BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S,
-    L2, L2I, NO_EPT, PSC, TLB_LA, Tlb, TlbArray, TlbContext, tlb_kill, tlb_remove
+    L2, L2I, NO_EPT, PSC, TLB_LA, Tlb, TlbArray, TlbContext, TlbSet, set_at,
+    set_of, tlb_kill, tlb_remove
 )
 
 cdef enum:
@@ -64,17 +65,16 @@ cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_
     return (((key >> 18 << 12) ^ (la & TLB_LA)) >> shift) == 0
 
 
-cdef uint64_t drop_from(Tlb *t, TlbArray *a, uint32_t s, uint64_t la, const Which *q, int cause) noexcept nogil:
-    # One set. From the last way on: removal moves up only what has been looked at.
-    cdef uint64_t *row = a.row + <uint64_t> s * a.stride
+cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which *q, int cause) noexcept nogil:
+    # One set. From the last way on: LRU_MOVE moves up only what has been looked at.
     cdef uint64_t n = 0, key
     cdef uint32_t w = a.ways
     while w > 0:
         w -= 1
-        key = row[w]
-        if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and covers(a, key, row[a.ways + w], la):
+        key = x.way[w]
+        if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and covers(a, key, x.way[a.pad + w], la):
             if selects(q, &t.ctx[key >> 2 & 0xFFFF]):
-                tlb_remove(t, a, s, w, cause)
+                tlb_remove(t, a, x, w, cause)
                 n += 1
     return n
 
@@ -91,11 +91,11 @@ cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int caus
             continue
         if a.pieces:
             for s in range(a.sets):
-                n += drop_from(t, a, s, la, q, cause)
+                n += drop_from(t, a, set_at(a, s), la, q, cause)
             continue
         for size in range(CLASSES):
             if a.classes >> size & 1:
-                n += drop_from(t, a, la >> (a.shift + 9 * size) & a.mask, la, q, cause)
+                n += drop_from(t, a, set_of(a, size, la), la, q, cause)
     return n
 
 

@@ -8,6 +8,8 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from fastmmu._bits cimport FRAME
+from fastmmu._ept cimport QUAL_TRANSLATED
+from fastmmu._guest cimport canonical
 from fastmmu._invalidate cimport inv_invept, inv_invvpid
 from fastmmu._memory cimport mem_holds, mem_write64
 from fastmmu._mmu cimport (
@@ -39,6 +41,8 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
 
 cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef uint64_t reason = v.vmcs.exit_reason
+    if v.event:
+        return ACT_EMULATED
     if reason == EXIT_EXCEPTION:
         return on_page_fault(kvm, v)
     if reason == EXIT_EPT_VIOLATION:
@@ -47,7 +51,7 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
         return on_mov_cr3(kvm, v)
     if reason == EXIT_INVLPG:
         # synced shadow tables hold nothing stale; only the processor's copies go
-        if secondary_control(&v.vmcs, SECONDARY_VPID):
+        if secondary_control(&v.vmcs, SECONDARY_VPID) and canonical(v.vmcs.exit_qualification, v.hw.la_bits):
             v.c.invvpid += 1
             inv_invvpid(v.tlb, 0, v.vmcs.vpid, v.vmcs.exit_qualification)
         return ACT_EMULATED
@@ -73,6 +77,7 @@ cdef void owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
 cdef int out_of_tables(Kvm *kvm, Vcpu *v) noexcept nogil:
     # start over with empty tables; the access faults them in again
     mmu_zap_all(&kvm.mmu)
+    owed_flush(kvm, v)                          # while the old root is still in force
     if kvm.shadow:
         if kvm_load_root(kvm, v, kvm.guest.cr3):
             return ACT_ABORT
@@ -82,7 +87,6 @@ cdef int out_of_tables(Kvm *kvm, Vcpu *v) noexcept nogil:
     else:
         v.ept.root = kvm.mmu.sp[kvm.mmu.root].hpa
         v.vmcs.eptp = (v.vmcs.eptp & 0xFFF) | v.ept.root
-    owed_flush(kvm, v)
     return ACT_RETRY
 
 
@@ -129,6 +133,7 @@ cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
         v.c.pf_spurious += 1
     else:
         action = ACT_EMULATED
+        v.emulated = w.gpa
         if result == SHADOW_MMIO:
             v.c.mmio += 1
         else:
@@ -166,6 +171,10 @@ cdef int on_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
     if result == FILL_NO_TABLES:
         return out_of_tables(kvm, v)
     if result == FILL_NO_SLOT:
+        if not v.vmcs.exit_qualification & QUAL_TRANSLATED:     # a paging structure of the guest, not its data
+            vcpu_abort(v, ABORT_BUS, v.vmcs.guest_linear_address)
+            return ACT_ABORT
+        v.emulated = v.vmcs.guest_physical_address
         v.c.mmio += 1
         return ACT_EMULATED
     if result == FILL_MAPPED:

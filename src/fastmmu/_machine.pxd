@@ -21,9 +21,12 @@ cdef class Machine:
     cdef Kvm kvm
     cdef GuestKernel kernel
     cdef Run loop
+    cdef bint handling          # a Python handler runs: the guest stands still
     cdef object raised          # exception of a Python handler
     cdef object handlers        # exit reason → bound method of the policy
     cdef _boot(self)
     cdef _build_vmm(self, uint64_t pool_end, state)
     cdef _raise(self, uint64_t n)
     cdef _outcome(self, la, int outcome, uint64_t hpa)
+    cdef _guest_runs(self)
+    cdef _canonical(self, uint64_t la)

@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from fastmmu._bits cimport ONES
 from fastmmu._events cimport premap, run_events
+from fastmmu._guest cimport canonical
 from fastmmu._guest_kernel cimport PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init
 from fastmmu._kvm cimport kvm_default, kvm_handle, kvm_load_root
 from fastmmu._memory cimport PhysicalMemory
@@ -14,24 +16,28 @@ from fastmmu._tlb cimport L1D, L1I, L1S, L2, L2I
 from fastmmu._tlb_py cimport TLB
 from fastmmu._vcpu cimport (
     ABORT_ADDRESS, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_MISCONFIG, ABORT_NO_PROGRESS,
-    ABORT_NONE, ABORT_OP, ABORT_PYTHON, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
-    DONE_EMULATED, DONE_OK, DONE_PF, Counters, Vcpu, vcpu_abort, vcpu_access, vcpu_derive, vcpu_enter, vcpu_invlpg,
-    vcpu_mov_cr3, vcpu_store,
+    ABORT_NONE, ABORT_OP, ABORT_PROCESS, ABORT_PYTHON, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY,
+    DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Counters, Vcpu, vcpu_abort, vcpu_access, vcpu_derive, vcpu_enter,
+    vcpu_invlpg, vcpu_mov_cr3, vcpu_store,
 )
 from fastmmu._vmx cimport (
     PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID,
     VECTOR_PF,
 )
 from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
-from fastmmu.exits import ExitReason
+from fastmmu.exits import N_REASONS, ExitReason
 from fastmmu.geometry import geometry
 from fastmmu.machine.config import Config
 from fastmmu.machine.policy import Action, Exit, overridden
+
+# exit reasons without a name come from EXIT events only
+_REASONS = [{int(r): r.name.lower() for r in ExitReason}.get(i, f"reason_{i}") for i in range(N_REASONS)]
 
 
 cdef int surface(void *machine, Vcpu *v) noexcept with gil:
     # a VM exit that a Python policy handles
     cdef Machine m = <Machine> machine
+    m.handling = True
     try:
         reason = ExitReason(v.vmcs.exit_reason)
         action = m.handlers[reason](m, Exit(reason, v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
@@ -46,12 +52,15 @@ cdef int surface(void *machine, Vcpu *v) noexcept with gil:
         m.raised = error
         vcpu_abort(v, ABORT_PYTHON, 0)
         return ACT_ABORT
+    finally:
+        m.handling = False
 
 
 class Access(NamedTuple):
     """What one access of a bare guest came to.
 
-    gpa: guest-physical address, None where it faulted or the VMM emulated it. error_code, cr2: of the #PF, or None.
+    gpa: guest-physical address, None where it faulted, or where a Python policy completed it. error_code, cr2: of the
+    #PF, or None.
     """
 
     gpa: int | None
@@ -102,6 +111,9 @@ cdef class Machine:
             state = state.replace(cr3=self.kernel.root[0] | (1 if config.pcid else 0))
             self.v.hw = state.paging
             self.v.hw.write_ad = 1
+        elif config.mmu == "shadow" and state.cr4 & (1 << 22 | 1 << 24):
+            raise ConfigError(f"cr4={state.cr4:#x}: shadow paging does not virtualize protection keys, KVM offers none "
+                              "then; clear bits 22 and 24, or use mmu='ept'")
         elif self.v.hw.levels != 4:
             raise ConfigError(f"the machine runs guests with 4-level paging, not mode {state.mode.name}")
         if config.mmu != "native":
@@ -187,6 +199,7 @@ cdef class Machine:
         if (<uint64_t> op.shape[0] != n or <uint64_t> size.shape[0] != n
                 or (out is not None and <uint64_t> out.shape[0] != n)):
             raise TraceError(f"op, size and addr have different lengths: {op.shape[0]}, {size.shape[0]}, {n}")
+        self._guest_runs()
         if self.loop.kernel == NULL:
             raise ConfigError("a bare guest has no kernel to run a trace on; make the Machine with guest_kernel=True")
         if n == 0:
@@ -209,6 +222,8 @@ cdef class Machine:
         if why == ABORT_ADDRESS:
             raise TraceError(f"event {n}: {address:#x} is not an address of a user program, which end at "
                              "0x800000000000; select or mask the addresses of the program")
+        if why == ABORT_PROCESS:
+            raise TraceError(f"event {n}: process number {address} is not below {1 << 20}; number processes from 0")
         if why == ABORT_OP:
             raise TraceError(f"event {n}: unknown operation or exit reason {address}; see fastmmu.Op and ExitReason")
         if why == ABORT_GUEST_MEMORY:
@@ -232,6 +247,8 @@ cdef class Machine:
     def default(self):
         """Handle the exit under way as KVM does; returns the :class:`Action`. For use in a policy's handler."""
         cdef int action
+        if not self.handling:
+            raise PolicyError("no VM exit is under way: Machine.default() is for the handlers of a policy")
         with nogil:
             action = kvm_default(&self.kvm, &self.v)
         if action == ACT_ABORT:
@@ -249,6 +266,11 @@ cdef class Machine:
         """The VMCS as a dict: controls and exit information, by the names of vmx.md §1; empty without a VMM."""
         return dict(self.v.vmcs) if self.v.guest else {}
 
+    @property
+    def hw_cr3(self):
+        """CR3 of the processor while the guest runs: the guest's value; under shadow paging the shadow root, hpa."""
+        return self.v.hw.cr3
+
     # ---- a bare guest ---------------------------------------------------------------------------------------
 
     @property
@@ -261,33 +283,58 @@ cdef class Machine:
         """One access of a bare guest: :class:`Access`, with the guest-physical address or the #PF."""
         cdef uint64_t hpa = 0
         cdef int acc = access_code(access), outcome
+        self._guest_runs()
+        self._canonical(la)
+        self.v.c.ops[acc] += 1
         with nogil:
             outcome = vcpu_access(&self.v, la, acc, user, &hpa)
         return self._outcome(la, outcome, hpa)
 
     def store(self, uint64_t la, uint64_t value):
         """A 64-bit store by the guest's supervisor: :class:`Access`. Page tables are edited this way."""
+        cdef uint64_t hpa = 0
         cdef int outcome
         if la & 7:
             raise StateError(f"a store of 8 bytes at {la:#x} is not aligned; use a multiple of 8")
+        self._guest_runs()
+        self._canonical(la)
         with nogil:
-            outcome = vcpu_store(&self.v, la, value)
-        return self._outcome(la, outcome, self.loop.guest_base)
+            outcome = vcpu_store(&self.v, la, value, &hpa)
+        return self._outcome(la, outcome, hpa)
 
     cdef _outcome(self, la, int outcome, uint64_t hpa):
         if outcome == DONE_OK:
             return Access(int(hpa - self.loop.guest_base), None, None)
         if outcome == DONE_EMULATED:
-            return Access(None, None, None)
+            return Access(None if self.v.emulated == ONES else int(self.v.emulated), None, None)
         if outcome == DONE_PF:
             return Access(None, self.v.error_code, self.v.cr2)
         if outcome == DONE_ABORT:
             self._raise(0)
         raise StateError(f"linear address {la:#x} is not canonical")
 
+    cdef _guest_runs(self):
+        if self.handling:
+            raise PolicyError("the guest stands still while a VM exit is handled: its instructions cannot run in a "
+                              "handler; return an Action first")
+
+    cdef _canonical(self, uint64_t la):
+        # the TLB looks at bits 56:12 only: what is not canonical must not reach it
+        if not canonical(la, self.v.hw.la_bits):
+            raise StateError(f"linear address {la:#x} is not canonical")
+
     def mov_cr3(self, uint64_t value):
-        """MOV to CR3 by the guest; bit 63 keeps the PCID's translations (CR4.PCIDE = 1)."""
+        """MOV to CR3 by the guest; bit 63 keeps the PCID's translations (CR4.PCIDE = 1).
+
+        :raises StateError: reserved bits are set (#GP).
+        """
         cdef int outcome
+        cdef uint64_t valid = self.v.hw.frame | 0xFFF
+        self._guest_runs()
+        if self.kvm.guest.pcid_on if self.kvm.shadow else self.v.hw.pcid_on:
+            valid |= 1ULL << 63
+        if value & ~valid:
+            raise StateError(f"cr3={value:#x} has reserved bits {value & ~valid:#x}")
         with nogil:
             outcome = vcpu_mov_cr3(&self.v, value)
         if outcome != DONE_OK:
@@ -296,6 +343,7 @@ cdef class Machine:
     def invlpg(self, uint64_t la):
         """INVLPG by the guest."""
         cdef int outcome
+        self._guest_runs()
         with nogil:
             outcome = vcpu_invlpg(&self.v, la)
         if outcome != DONE_OK:
@@ -319,9 +367,7 @@ cdef class Machine:
             "walks": c.walks, "guest_walk_refs": c.guest_walk_refs, "ept_walk_refs": c.ept_walk_refs,
             "ad_writes": c.ad_writes, "guest_faults": c.guest_faults, "pages_touched": c.pages_touched,
             "collapses": c.collapses, "vm_exits": c.vm_exits,
-            "exits_by_reason": {
-                reason.name.lower(): c.exits[<int> reason] for reason in ExitReason if c.exits[<int> reason]
-            },
+            "exits_by_reason": {_REASONS[i]: c.exits[i] for i in range(N_REASONS) if c.exits[i]},
             "pf_fixed": c.pf_fixed, "pf_guest": c.pf_guest, "pf_emulate": c.pf_emulate, "pf_spurious": c.pf_spurious,
             "ept_build": c.ept_build, "ept_spurious": c.ept_spurious, "mmio": c.mmio,
             "invvpid": c.invvpid, "invept": c.invept, "cr3_switches": c.cr3_switches, "invlpgs": c.invlpgs,

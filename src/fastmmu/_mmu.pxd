@@ -38,6 +38,7 @@ cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
     uint16_t present
 
 cdef struct MmuCounters:
+    uint64_t changes            # of entries
     uint64_t tables_made        # table pages allocated
     uint64_t tables_zapped
     uint64_t entries_filled     # leaf entries set

@@ -237,6 +237,7 @@ cdef void changed(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexce
             mmu.flush = True
             mmu.counters.entries_zapped += 1
     mem_write64(mmu.mem, at, new)
+    mmu.counters.changes += 1
     if entry_present(mmu, new):
         head = list_of(mmu, sp, new)
         far = head[0]
@@ -339,6 +340,8 @@ cdef int mmu_map_below(Mmu *mmu, uint32_t owner, uint64_t la, uint64_t gpa, int 
 
 cdef int mmu_direct(Mmu *mmu, uint64_t gpa) noexcept nogil:
     # guest-physical = linear: EPT, and the guest that does not page (kvm_policy.md §3.1)
+    if mmu.root == NO_SP:       # the last table page could not be had
+        return FILL_NO_TABLES
     return mmu_map_below(mmu, mmu.root, gpa, gpa, 2, MAY_ALL)
 
 
@@ -370,9 +373,9 @@ cdef void zap(Mmu *mmu, uint32_t i) noexcept nogil:
     cdef uint32_t *link
     cdef uint32_t id
     empty(mmu, i)
-    mmu.counters.tables_zapped += 1
     if i == mmu.root:
         return
+    mmu.counters.tables_zapped += 1
     while sp.parents:
         id = sp.parents - 1
         changed(mmu, id >> 9, id & 511, 0)

@@ -19,7 +19,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, Walk 
     # `guest`: the guest's registers, privilege as of the access; the walk sets the guest's A and D flags
     cdef Steps steps
     cdef uint32_t owner = mmu.root
-    cdef uint64_t entry
+    cdef uint64_t entry, changes = mmu.counters.changes
     cdef bint write = acc == ACC_W or acc == ACC_RW
     cdef int fault, i, access = MAY_ALL, level = 4
     steps.n = 0
@@ -32,6 +32,8 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, Walk 
         return SHADOW_MMIO
     if write and mmu_tracked(mmu, w.gpa >> 12):
         return SHADOW_EMULATE
+    if owner == NO_SP:          # the last table page could not be had
+        return SHADOW_NO_TABLES
 
     for i in range(steps.n):
         if steps.step[i].kind != STEP_GUEST:
@@ -51,8 +53,6 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, Walk 
     if not w.dirty:             # the first write must fault, to set the guest's D
         access &= ~MAY_W
     fault = mmu_map_below(mmu, owner, la, w.gpa, level, access)
-    if fault == FILL_MAPPED:
-        return SHADOW_FIXED
-    if fault == FILL_UNCHANGED:
-        return SHADOW_SPURIOUS
+    if fault == FILL_MAPPED or fault == FILL_UNCHANGED:
+        return SHADOW_FIXED if mmu.counters.changes != changes else SHADOW_SPURIOUS
     return SHADOW_MMIO if fault == FILL_NO_SLOT else SHADOW_NO_TABLES

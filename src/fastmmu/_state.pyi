@@ -2,6 +2,8 @@ import enum
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from fastmmu._memtype import Mtrrs
+
 class Mode(enum.IntEnum):
     NONE = 0
     BITS_32 = 1
@@ -25,6 +27,8 @@ class GuestState:
     pse36: int
     pdptes: tuple[int, int, int, int] | None
     upper_a: str
+    pat: int
+    mtrrs: Mtrrs
     def __init__(
         self,
         *,
@@ -42,13 +46,21 @@ class GuestState:
         pse36: int | None = None,
         pdptes: Sequence[int] | None = None,
         upper_a: Literal["eager", "lazy"] = "eager",
+        pat: int = ...,
+        mtrrs: Mtrrs | None = None,
     ) -> None: ...
     def replace(self, **changes: Any) -> GuestState: ...
     @property
     def mode(self) -> Mode: ...
 
+class Pml:
+    base: int
+    index: int
+    def __init__(self, base: int, index: int = 511) -> None: ...
+
 class Eptp:
     value: int
+    pml: Pml | None
     options: dict[str, Any]
     def __init__(
         self,
@@ -60,6 +72,8 @@ class Eptp:
         page1gb: bool = True,
         advanced_info: bool = True,
         ad_before_final: bool = True,
+        pml: Pml | None = None,
+        spptp: int | None = None,
     ) -> None: ...
 
 def eptp_fault(value: int, maxphyaddr: int = 52, ad_supported: bool = True) -> str: ...

@@ -8,6 +8,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from fastmmu._bits cimport FRAME, PS, XD
+from fastmmu._memtype cimport Mtrrs
 from fastmmu._types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept, Paging,
 )
@@ -16,6 +17,7 @@ from fastmmu.errors import StateError
 _PE, _WP, _PG = 1 << 0, 1 << 16, 1 << 31
 _PSE, _PAE, _PGE, _LA57, _PCIDE = 1 << 4, 1 << 5, 1 << 7, 1 << 12, 1 << 17
 _SMEP, _SMAP, _PKE, _PKS = 1 << 20, 1 << 21, 1 << 22, 1 << 24
+PAT_RESET = 0x0007040600070406
 _LME, _LMA, _NXE = 1 << 8, 1 << 10, 1 << 11
 
 
@@ -64,11 +66,13 @@ cdef class GuestState:
     :param page1gb: 1 GB pages exist. :param pse36: width N of PSE-36 addresses, 32 (none)..40.
     :param pdptes: the four PAE PDPTE registers; with None they are loaded from memory at CR3 by each call.
     :param upper_a: "eager" or "lazy", when A of upper entries is set in walks that fault (paging.md §6).
+    :param pat: IA32_PAT. :param mtrrs: :class:`Mtrrs`, for the memory type without EPT; default: all write-back.
     :raises StateError: a value that does not fit, or a combination that no processor accepts (paging.md §1.2).
     """
 
     def __init__(self, *, cr0=0x80050033, cr3=0, cr4=0xA0, efer=0xD01, cpl=0, ac=0, pkru=0, pkrs=0, implicit=False,
-                 maxphyaddr=52, page1gb=True, pse36=None, pdptes=None, upper_a="eager"):
+                 maxphyaddr=52, page1gb=True, pse36=None, pdptes=None, upper_a="eager",
+                 pat=PAT_RESET, Mtrrs mtrrs=None):
         maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
         if not 32 <= maxphyaddr <= 52:
             raise StateError(f"maxphyaddr={maxphyaddr} is outside 32..52")
@@ -87,8 +91,12 @@ cdef class GuestState:
             "efer": _integer("efer", efer, 64), "cpl": _integer("cpl", cpl, 2), "ac": _integer("ac", ac, 1),
             "pkru": _integer("pkru", pkru, 32), "pkrs": _integer("pkrs", pkrs, 32), "implicit": bool(implicit),
             "maxphyaddr": maxphyaddr, "page1gb": bool(page1gb), "pse36": int(pse36), "pdptes": pdptes,
-            "upper_a": upper_a,
+            "upper_a": upper_a, "pat": _integer("pat", pat, 64), "mtrrs": mtrrs,
         }
+        for index in range(8):
+            if pat >> 8 * index & 0xFF not in (0, 1, 4, 5, 6, 7):
+                raise StateError(f"pat={pat:#x}: entry {index} is no memory type; use 0, 1, 4, 5, 6 or 7")
+        self.mtrrs = Mtrrs() if mtrrs is None else mtrrs
         self._derive()
 
     def _derive(self):
@@ -109,6 +117,8 @@ cdef class GuestState:
         if lma and (cr3 & ~(<uint64_t> 1 << 63 if cr4 & _PCIDE else 0)) >> m:
             raise StateError(f"cr3={cr3:#x} has bits at or above MAXPHYADDR={m}")
         g.cr3 = cr3
+        g.pat = r["pat"]
+        g.cd = cr0 >> 30 & 1
         g.frame = FRAME & ((<uint64_t> 1 << m) - 1)
         g.nxe = efer & _NXE != 0 and (lma or cr4 & _PAE != 0)
         g.lma = lma
@@ -216,6 +226,32 @@ def _restore(cls, arguments):
     return cls(**arguments)
 
 
+cdef class Pml:
+    """The page-modification log of a virtual CPU (ept.md §7): 512 entries, filled downwards.
+
+    :param base: its address, a multiple of 4 KB. :param index: entry that the next address goes to, 0..65535; above 511
+        the log is full. ``.index`` follows the log and may be set.
+    :raises StateError: an address or index that is none.
+    """
+
+    def __init__(self, base, index=511):
+        self.base = _integer("PML address", base, 52)
+        if self.base & 0xFFF:
+            raise StateError(f"PML address {base:#x} is not aligned to 4 KB")
+        self.index = index
+
+    @property
+    def index(self):
+        return self.next
+
+    @index.setter
+    def index(self, value):
+        self.next = _integer("PML index", value, 16)
+
+    def __repr__(self):
+        return f"Pml({self.base:#x}, index={self.next})"
+
+
 cdef class Eptp:
     """An EPT pointer with the capabilities that decide what it means (ept.md §1); immutable.
 
@@ -224,11 +260,13 @@ cdef class Eptp:
     :param execute_only: execute-only translations are supported. :param mbec: mode-based execute control is on.
     :param advanced_info: qualification bits 9..11 are reported.
     :param ad_before_final: guest A/D flags are set before the final address is translated (ept.md §6).
+    :param pml: :class:`Pml`, the page-modification log; None: off. :param spptp: address of the sub-page permission
+        table; None: off.
     :raises StateError: an EPTP that VM entry would refuse, naming the field.
     """
 
     def __init__(self, value, *, maxphyaddr=52, execute_only=True, mbec=False, page1gb=True, advanced_info=True,
-                 ad_before_final=True):
+                 ad_before_final=True, Pml pml=None, spptp=None):
         value = _integer("eptp", value, 64)
         maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
         why = eptp_fault(value, maxphyaddr)
@@ -236,9 +274,11 @@ cdef class Eptp:
             raise StateError(f"eptp={value:#x}: {why}")
         self.value = value
         self.options = {
-            "maxphyaddr": maxphyaddr, "execute_only": bool(execute_only), "mbec": bool(mbec),
-            "page1gb": bool(page1gb), "advanced_info": bool(advanced_info), "ad_before_final": bool(ad_before_final),
+            "maxphyaddr": maxphyaddr, "execute_only": bool(execute_only), "mbec": bool(mbec), "page1gb":
+            bool(page1gb), "advanced_info": bool(advanced_info), "ad_before_final": bool(ad_before_final), "spptp":
+            spptp,
         }
+        self.pml = pml
         cdef Ept *e = &self.ept
         cdef int level
         cdef uint64_t bits = value
@@ -251,6 +291,11 @@ cdef class Eptp:
         e.xo = bool(execute_only)
         e.adv_info = bool(advanced_info)
         e.ad_before_final = bool(ad_before_final)
+        if spptp is not None:
+            e.spp = 1
+            e.spptp = _integer("spptp", spptp, maxphyaddr)
+            if e.spptp & 0xFFF:
+                raise StateError(f"spptp={spptp:#x} is not aligned to 4 KB")
         e.large_ok[2] = 1
         e.large_ok[3] = bool(page1gb)
         for level in range(1, 6):               # ept.md §3 rule 3

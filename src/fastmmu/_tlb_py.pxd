@@ -1,6 +1,6 @@
 # The TLB of a physical CPU as a Python object; kernels use its `t`.
 
-from fastmmu._tlb cimport Tlb
+from fastmmu._tlb_entries cimport Tlb
 
 
 cdef class TLB:

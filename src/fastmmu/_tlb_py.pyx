@@ -8,9 +8,12 @@ from fastmmu._invalidate cimport (
     inv_mov_cr3, inv_page_fault, inv_reset, inv_transition, inv_vmfunc
 )
 from fastmmu._tlb cimport (
+    tlb_add, tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_free, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_new, tlb_psc,
+    tlb_psc_fill, tlb_ready, tlb_refill, tlb_value
+)
+from fastmmu._tlb_entries cimport (
     CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_R, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC, TlbArray,
-    TlbContext, TlbPort, UNITS, tlb_add, tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_free, tlb_gpm, tlb_gpm_fill, tlb_l1,
-    tlb_l2, tlb_new, tlb_psc, tlb_psc_fill, tlb_ready, tlb_refill, tlb_switch, tlb_value
+    TlbContext, TlbPort, UNITS, set_at, tlb_switch, way_at
 )
 from fastmmu._types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 
@@ -232,19 +235,20 @@ cdef class TLB:
         cdef TlbArray *a
         cdef TlbContext *x
         cdef uint64_t key
-        cdef uint32_t i, s, w
+        cdef uint32_t i, s, w, place
         found = []
         for i in range(self.t.arrays):
             a = &self.t.array[i]
             names = TABLES if a.unit >= PSC else PAGES
             for s in range(a.sets):
-                for w in range(a.ways):
-                    key = a.row[s * a.stride + w]
+                for place in range(a.ways):
+                    w = way_at(a, set_at(a, s), place)
+                    key = set_at(a, s).way[w]
                     if self.t.state[key >> 2 & 0xFFFF] == CTX_LIVE:
                         x = &self.t.ctx[key >> 2 & 0xFFFF]
                         root = None if x.eptrta == NO_EPT else x.eptrta
                         found.append((UNIT_NAMES[a.unit], KIND_NAMES[x.kind], x.vpid, x.pcid, root, key >> 18 << 12,
-                                      names[key & 3], a.row[s * a.stride + a.ways + w]))
+                                      names[key & 3], set_at(a, s).way[a.pad + w]))
         return found
 
     def counters(self):

@@ -18,6 +18,7 @@ cdef enum FaultCode:            # fastmmu.dtypes.Fault; 0 = translated
     FAULT_EPT_MISCONFIG = 4     # exit 49: gpa
     FAULT_BUS = 5               # a table entry that lies outside the memory given: hpa
     FAULT_PML_FULL = 6          # exit 62
+    FAULT_SPP = 7               # exit 66, SPP-related event: qual
 
 cdef enum PagingMode:
     MODE_NONE = 0
@@ -40,6 +41,7 @@ cdef struct Paging:             # derived once from CR0, CR3, CR4, EFER, CPL, AC
     uint64_t rsvd[6][2]         # [level][PS]: bits that must be 0 in a present entry
     uint64_t pdpte[4]
     uint64_t cr3
+    uint64_t pat                # IA32_PAT
     uint32_t pkr_user           # PKRU if CR4.PKE in long mode, else 0
     uint32_t pkr_super          # IA32_PKRS if CR4.PKS in long mode, else 0
     uint32_t pcid               # PCID in force
@@ -52,6 +54,7 @@ cdef struct Paging:             # derived once from CR0, CR3, CR4, EFER, CPL, AC
     uint8_t pse36_bits          # N of paging.md §3.1
     uint8_t user                # CPL = 3
     uint8_t implicit            # implicit supervisor access (descriptor tables) at any CPL
+    uint8_t cd                  # CR0.CD: everything is uncacheable
     uint8_t wp, nxe, smep, smap, ac, pge, lma
     uint8_t pcid_on             # CR4.PCIDE
     uint8_t id_bit              # error code reports I/D for fetches
@@ -65,6 +68,8 @@ cdef struct Ept:                # derived once from EPTP and the VMX capabilitie
     uint64_t pml_base
     uint16_t *pml_index         # NULL: PML off
     uint8_t levels              # 4 or 5
+    uint64_t spptp              # sub-page permission table
+    uint8_t spp                 # sub-page write permissions are on
     uint8_t ad                  # EPTP[6]
     uint8_t mbec
     uint8_t xo                  # execute-only allowed
@@ -81,6 +86,7 @@ cdef enum StepKind:
     STEP_GUEST_AD = 2           # a guest entry was written (A or D)
     STEP_EPT_AD = 3             # an EPT entry was written (A or D)
     STEP_DATA = 4               # the final access
+    STEP_SPP = 5                # a sub-page permission table was read
 
 cdef struct Step:
     uint64_t hpa                # host physical address of the reference
@@ -103,6 +109,7 @@ cdef struct Walk:
     uint64_t gpa                # guest-physical address of the data, or of the failing reference
     uint64_t qual               # exit qualification
     uint64_t leaf               # guest leaf entry
+    uint64_t ept_entry          # EPT entry that decided: the leaf, or the one that was not present
     uint32_t error_code         # of FAULT_PF
     uint8_t fault               # FaultCode
     uint8_t guest_shift         # log2 of the guest page size; 0 with paging off

@@ -33,6 +33,7 @@ cdef enum Abort:
     ABORT_OP = 9                # an event of an unknown operation
     ABORT_HOST_MEMORY = 10
     ABORT_ENTRY = 11            # VM entry failed: invalid control fields
+    ABORT_PROCESS = 12          # a process number that is none
 
 cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t ops[4]             # accesses of the trace by operation
@@ -82,6 +83,8 @@ cdef struct Vcpu:
     uint64_t abort_address
     uint32_t store_bytes        # of the store under way: 0 unknown, 8 a word, 4096 a cleared page
     uint64_t store_value
+    uint64_t emulated           # guest-physical address of the access that the VMM completed; all ones: not known
+    bint event                  # the exit under way is an EXIT event: an instruction of which only the exit matters
     Vmcs vmcs
     ExitHandler handler
     Premap premap               # not NULL: what is missing is mapped unseen, as if it had been there from the start
@@ -98,7 +101,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uin
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, bint user, uint64_t *hpa) noexcept nogil
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
-cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value) noexcept nogil
+cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil
 cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil
 cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil

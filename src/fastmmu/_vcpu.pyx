@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._bits cimport FRAME
+from fastmmu._bits cimport FRAME, ONES
+from fastmmu._guest cimport canonical
 from fastmmu._invalidate cimport (
     inv_ept_violation, inv_invlpg, inv_mov_cr3, inv_page_fault, inv_transition,
 )
@@ -16,7 +17,8 @@ from fastmmu._types cimport (
 )
 from fastmmu._vmx cimport (
     EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, PRIMARY_CR3_LOAD,
-    PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, page_fault_exits, secondary_control, vm_entry_error,
+    PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
+    vm_entry_error,
 )
 from fastmmu._walk cimport walk_silent
 
@@ -64,10 +66,10 @@ cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
     v.c.exits[reason] += 1
     inv_transition(v.tlb, v.vpid_on)
     v.ept_on = v.vpid_on = False
+    v.emulated = ONES
     action = v.handler(v)
-    if action != ACT_ABORT and vcpu_enter(v):
-        return ACT_ABORT
-    return action
+    # also where the run ends here: it may go on after the error, and nothing runs with the state of an exit
+    return ACT_ABORT if vcpu_enter(v) else action
 
 
 cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil:
@@ -75,6 +77,16 @@ cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil:
         v.abort = why
         v.abort_address = address
     return DONE_ABORT
+
+
+cdef inline uint64_t value_of(const Vcpu *v, const Walk *w) noexcept nogil:
+    # what the walk leaves in the TLB. PKRU and PKRS do not change while the machine runs, so what the key denies need
+    # not be cached: an access that it denies goes to the walk.
+    cdef uint64_t value = tlb_value_of_walk(w, v.ept.mbec)
+    cdef uint32_t key = (v.hw.pkr_user if w.us else v.hw.pkr_super) >> (2 * w.pkey) & 3
+    if key:
+        value &= ~(F_R if key & 1 else F_W)
+    return value
 
 
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, bint user, uint64_t *hpa) noexcept nogil:
@@ -118,9 +130,9 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uin
         v.c.ad_writes += w.ad_writes
         if fault == FAULT_NONE:
             if value:
-                tlb_refill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
+                tlb_refill(v.tlb, acc, la, value_of(v, &w))
             else:
-                tlb_fill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
+                tlb_fill(v.tlb, acc, la, value_of(v, &w))
             hpa[0] = w.pa
             return DONE_OK
         if fault == FAULT_PF:
@@ -130,17 +142,19 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uin
                 v.cr2 = la
                 v.c.guest_faults += 1
                 return DONE_PF
+            clear_exit_information(&v.vmcs)
             v.vmcs.exit_qualification = la
             v.vmcs.exit_interruption_error = w.error_code
             action = vcpu_exit(v, EXIT_EXCEPTION)
         elif fault == FAULT_EPT_VIOLATION:
             inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, w.qual >> 8 & 1, la)
+            clear_exit_information(&v.vmcs)
             v.vmcs.exit_qualification = w.qual
             v.vmcs.guest_physical_address = w.gpa
             v.vmcs.guest_linear_address = la
             action = vcpu_exit(v, EXIT_EPT_VIOLATION)
         elif fault == FAULT_EPT_MISCONFIG:
-            v.vmcs.exit_qualification = 0
+            clear_exit_information(&v.vmcs)
             v.vmcs.guest_physical_address = w.gpa
             action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
         elif fault == FAULT_GP:
@@ -175,17 +189,16 @@ cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil:
     return outcome
 
 
-cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value) noexcept nogil:
+cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint64_t *hpa) noexcept nogil:
     # an aligned 64-bit store by the supervisor; the VMM sees the value if it has to emulate it
-    cdef uint64_t hpa = 0
     cdef int outcome
     v.c.kernel_accesses += 1
     v.store_bytes = 8
     v.store_value = value
-    outcome = vcpu_access(v, la, ACC_W, False, &hpa)
+    outcome = vcpu_access(v, la, ACC_W, False, hpa)
     v.store_bytes = 0
-    if outcome == DONE_OK and mem_holds(v.mem, hpa, 8):
-        mem_write64(v.mem, hpa, value)
+    if outcome == DONE_OK and mem_holds(v.mem, hpa[0], 8):
+        mem_write64(v.mem, hpa[0], value)
     return outcome
 
 
@@ -193,8 +206,9 @@ cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
     # bit 63: keep the translations of the new PCID (paging.md §7, vmx.md §6)
     v.c.cr3_switches += 1
     if v.guest and v.vmcs.primary & PRIMARY_CR3_LOAD:
+        clear_exit_information(&v.vmcs)
         v.vmcs.operand = value
-        v.vmcs.exit_qualification = 3            # MOV to CR3 from RAX
+        v.vmcs.exit_qualification = 3       # MOV to CR3 from RAX
         return DONE_ABORT if vcpu_exit(v, EXIT_CR_ACCESS) == ACT_ABORT else DONE_OK
     v.hw.cr3 = value & ~CR3_NO_FLUSH
     v.hw.root = value & v.hw.frame
@@ -209,7 +223,9 @@ cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
 cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil:
     v.c.invlpgs += 1
     if v.guest and v.vmcs.primary & PRIMARY_INVLPG:
+        clear_exit_information(&v.vmcs)
         v.vmcs.exit_qualification = la
         return DONE_ABORT if vcpu_exit(v, EXIT_INVLPG) == ACT_ABORT else DONE_OK
-    inv_invlpg(v.tlb, vpid_in_force(v), v.hw.pcid, la)
+    if canonical(la, v.hw.la_bits):         # else it does nothing
+        inv_invlpg(v.tlb, vpid_in_force(v), v.hw.pcid, la)
     return DONE_OK

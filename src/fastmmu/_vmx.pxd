@@ -44,6 +44,12 @@ cdef struct Vmcs:
     uint64_t operand            # source of MOV to CR3: the register that the qualification names
 
 
+cdef inline void clear_exit_information(Vmcs *vmcs) noexcept nogil:
+    # before an exit: fields that its reason does not define read 0 (vmx.md §8)
+    vmcs.exit_interruption_error = 0
+    vmcs.exit_qualification = vmcs.guest_physical_address = vmcs.guest_linear_address = vmcs.operand = 0
+
+
 cdef inline bint secondary_control(const Vmcs *vmcs, uint32_t bit) noexcept nogil:
     # without "activate secondary controls" all of them act as 0
     return vmcs.primary & PRIMARY_SECONDARY and vmcs.secondary & bit

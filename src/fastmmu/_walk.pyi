@@ -3,6 +3,7 @@ from typing import Literal
 import numpy as np
 
 from fastmmu._memory import PhysicalMemory
+from fastmmu._memtype import MemoryType
 from fastmmu._state import Eptp, GuestState
 from fastmmu.dtypes import Fault
 from fastmmu.exits import Qualification
@@ -23,6 +24,18 @@ class WalkResult:
     @property
     def qualification(self) -> Qualification | None: ...
     @property
+    def exit_qualification(self) -> int | None: ...
+    @property
+    def cr2(self) -> int | None: ...
+    @property
+    def gla(self) -> int | None: ...
+    @property
+    def memory_type(self) -> MemoryType | None: ...
+    @property
+    def ept_memory_type(self) -> tuple[MemoryType, bool] | None: ...
+    @property
+    def suppress_ve(self) -> bool: ...
+    @property
     def page_size(self) -> int | None: ...
     @property
     def ept_page_size(self) -> int | None: ...
@@ -42,3 +55,20 @@ def walk(
     eptp: int | Eptp | None = None,
     set_ad: bool = False,
 ) -> WalkResult: ...
+def walk_ept(
+    mem: PhysicalMemory,
+    eptp: int | Eptp,
+    gpa: int,
+    *,
+    access: Literal["r", "w", "rw", "x"] | str = "r",
+    gla: int | None = None,
+    paging_structure: bool = False,
+    user: bool = True,
+    writable: bool = True,
+    nx: bool = False,
+    state: GuestState | None = None,
+    set_ad: bool = False,
+) -> WalkResult: ...
+def load_pdpte_registers(
+    mem: PhysicalMemory, state: GuestState, *, eptp: int | Eptp | None = None
+) -> GuestState | WalkResult: ...

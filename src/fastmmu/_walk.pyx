@@ -6,13 +6,18 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmmu._bits cimport P
-from fastmmu._ept cimport NEED_R, EptLeaf, ept_walk
+from fastmmu._ept cimport (
+    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_walk, need_of, step,
+)
 from fastmmu._guest cimport guest_walk
 from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read64
+from fastmmu._memtype cimport effective_type
 from fastmmu._state cimport Eptp, GuestState, access_code, as_eptp
 from fastmmu._types cimport (
-    FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_PAE, Ept, Mem, Paging, Step, Steps, Walk,
+    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, FAULT_PML_FULL, FAULT_SPP,
+    MODE_PAE, STEP_DATA, Ept, Mem, Paging, Step, Steps, Walk,
 )
+from fastmmu._memtype import MemoryType
 from fastmmu.dtypes import STEP_DTYPE, Fault
 from fastmmu.errors import BusError, StateError
 from fastmmu.exits import Qualification
@@ -65,6 +70,7 @@ cdef class WalkResult:
     cdef readonly object steps
     cdef readonly object la
     cdef readonly object access
+    cdef int mt
 
     @property
     def pa(self):
@@ -84,9 +90,42 @@ cdef class WalkResult:
         return self.walk.error_code if self.walk.fault == FAULT_PF else None
 
     @property
+    def cr2(self):
+        """CR2 as the #PF leaves it: the linear address; None for any other outcome."""
+        return self.la if self.walk.fault == FAULT_PF else None
+
+    @property
     def qualification(self):
         """Exit qualification of an EPT violation (ept.md §4.1), None for any other outcome."""
-        return Qualification(self.walk.qual) if self.walk.fault == Fault.EPT_VIOLATION else None
+        return Qualification(self.walk.qual) if self.walk.fault == FAULT_EPT_VIOLATION else None
+
+    @property
+    def exit_qualification(self):
+        """Exit qualification (int) of any outcome that is a VM exit, None for the others."""
+        return self.walk.qual if self.walk.fault in (
+            FAULT_EPT_VIOLATION, FAULT_EPT_MISCONFIG, FAULT_PML_FULL, FAULT_SPP) else None
+
+    @property
+    def gla(self):
+        """Guest-linear address of an EPT violation, where its qualification says it is valid; else None."""
+        return self.la if self.walk.fault == FAULT_EPT_VIOLATION and self.walk.qual & QUAL_GLA else None
+
+    @property
+    def memory_type(self):
+        """Effective :class:`MemoryType` of the access (paging.md §8, ept.md §8); None where it did not translate."""
+        return None if self.walk.fault else MemoryType(self.mt)
+
+    @property
+    def ept_memory_type(self):
+        """(type, ignore-PAT bit) of the EPT leaf; None without EPT or where it did not translate."""
+        if self.walk.fault or not self.walk.ept_shift:
+            return None
+        return MemoryType(self.walk.ept_mt), bool(self.walk.ept_ipat)
+
+    @property
+    def suppress_ve(self):
+        """Bit 63 of the EPT entry that decided: with it, an EPT violation stays an exit and is no #VE (ept.md §9)."""
+        return bool(self.walk.ept_entry >> 63)
 
     @property
     def page_size(self):
@@ -144,10 +183,82 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     if not fault:
         with nogil:
             walk_steps(&mem.mem, &paging, e, la, acc, &result.walk, &steps)
+    if not result.walk.fault:
+        result.mt = effective_type(&paging, &state.mtrrs.state, &result.walk, e != NULL)
+    return finish(result, la, access, &steps)
+
+
+cdef finish(WalkResult result, uint64_t la, access, const Steps *steps):
     result.la = int(la)
     result.access = access
-    result.steps = np.frombuffer((<char *> steps.step)[:steps.n * sizeof(Step)], dtype=STEP_DTYPE).view(np.recarray)
+    result.steps = np.frombuffer((<const char *> steps.step)[:steps.n * sizeof(Step)],
+                                 dtype=STEP_DTYPE).view(np.recarray)
     return result
+
+
+def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, paging_structure=False, user=True,
+             writable=True, nx=False, GuestState state=None, set_ad=False):
+    """Translate one guest-physical address by the EPT alone.
+
+    :param access: "r", "w", "rw" or "x"; of a paging structure "w" is an update of its A or D flag.
+    :param gla: linear address that the reference serves; None: none (a PDPTE load), qualification bit 7 is 0.
+    :param paging_structure: the reference is to a guest paging structure, not to the data (bit 8 is 0).
+    :param user, writable, nx: rights of the linear address by the guest's tables, for qualification bits 9..11 and
+        for mode-based execute control. :param state: registers, for the memory type.
+    :returns: :class:`WalkResult`; see :func:`walk` for `set_ad` and errors.
+    """
+    cdef WalkResult result = WalkResult.__new__(WalkResult)
+    cdef Paging paging
+    cdef Ept ept
+    cdef Steps steps
+    cdef EptLeaf leaf
+    cdef int acc = access_code(access), fault
+    cdef uint64_t need = need_of(acc)
+    cdef uint64_t target = linear_address(gpa), bits = 0
+    cdef bint us = user
+    state = GuestState(cr0=0x10) if state is None else state
+    prepare(mem, state.replace(cr0=state.cr0 & ~(1 << 31)), eptp, set_ad, &paging, &ept, &result.walk)
+    if gla is not None:
+        bits = QUAL_GLA
+        if not paging_structure:
+            bits |= QUAL_TRANSLATED
+            if ept.adv_info:
+                bits |= bool(user) << 9 | bool(writable) << 10 | bool(nx) << 11
+        if paging_structure:
+            need |= NEED_R
+            if ept.ad:
+                need |= NEED_W
+    steps.n = 0
+    memset(&result.walk, 0, sizeof(Walk))
+    with nogil:
+        fault = ept_walk(&mem.mem, &ept, target, need, us, bits, 0, &leaf, &result.walk, &steps)
+    result.walk.fault = fault
+    result.walk.pa = ~(<uint64_t> 0)
+    if not fault:
+        result.walk.pa = leaf.hpa
+        ept_facts(&result.walk, &leaf)
+        step(&steps, STEP_DATA, 0, 0, leaf.hpa, target, 0)
+        result.mt = effective_type(&paging, &state.mtrrs.state, &result.walk, True)
+    return finish(result, 0 if gla is None else linear_address(gla), access, &steps)
+
+
+def load_pdpte_registers(PhysicalMemory mem not None, GuestState state not None, *, eptp=None):
+    """The PAE PDPTE registers as MOV to CR3 loads them from memory (paging.md §3.2).
+
+    :returns: the state with its ``pdptes`` set, or the :class:`WalkResult` of the load that failed: a
+        GENERAL_PROTECTION fault where a present PDPTE has a reserved bit, an EPT violation with bits 7 and 8 clear.
+    """
+    cdef WalkResult result = WalkResult.__new__(WalkResult)
+    cdef Paging paging
+    cdef Ept ept
+    cdef Steps steps
+    state = state.replace(pdptes=None)
+    if state.paging.mode != MODE_PAE:
+        raise StateError(f"PDPTE registers exist with PAE paging only, not with {state.mode.name}")
+    if prepare(mem, state, eptp, False, &paging, &ept, &result.walk):
+        steps.n = 0
+        return finish(result, 0, "r", &steps)
+    return state.replace(pdptes=tuple(paging.pdpte[i] for i in range(4)))
 
 
 cdef uint64_t linear_address(va) except? 0:
@@ -168,6 +279,9 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, Paging *pag
     if eptp is not None:
         pointer = as_eptp(eptp)
         ept[0] = pointer.ept
+        if pointer.pml is not None and ept.ad:
+            ept.pml_base = pointer.pml.base
+            ept.pml_index = &pointer.pml.next
         ept.write_ad = bool(set_ad)
         e = ept
         if not mem_holds(&mem.mem, ept.root, 4096):

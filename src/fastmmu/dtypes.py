@@ -22,6 +22,7 @@ class Fault(enum.IntEnum):
     EPT_MISCONFIG = 4
     BUS = 5
     PML_FULL = 6
+    SPP_EVENT = 7
 
 
 class StepKind(enum.IntEnum):
@@ -32,6 +33,7 @@ class StepKind(enum.IntEnum):
     GUEST_AD = 2
     EPT_AD = 3
     DATA = 4
+    SPP = 5
 
 
 STEP_DTYPE = np.dtype(

@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 
 from . import vectors
+from .cases import Adapter
+from .kernel import BatchAdapter, KernelAdapter
 from .spec import SpecAdapter
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=__doc__)
-    parser.add_argument("--spec", action="store_true", help="the executable specification (slow)")
+    parser.add_argument("--spec", action="store_true", help="only the executable specification")
+    parser.add_argument("--kernel", action="store_true", help="only the kernels")
     parser.add_argument("--data", type=Path, help="directory of the sets (default: FASTMMU_VECTORS, else the sample)")
     parser.add_argument("--stride", type=int, default=1, help="take every n-th vector")
     parser.add_argument("--only", default="", help="sets whose name contains this")
@@ -26,8 +29,10 @@ def main(argv: list[str] | None = None) -> int:
     if not paths:
         print(f"no set to run in {directory}", file=sys.stderr)
         return 2
+    chosen: list[Adapter] = [SpecAdapter()] * (options.spec or not options.kernel)
+    chosen += [KernelAdapter(), BatchAdapter()] * (options.kernel or not options.spec)
     mismatches = 0
-    for adapter in [SpecAdapter()]:
+    for adapter in chosen:
         lacking = f" (does not report {', '.join(sorted(adapter.unreported))})" if adapter.unreported else ""
         print(f"{adapter.name}{lacking}:")
         for path in paths:

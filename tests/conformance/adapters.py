@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from .cases import Adapter, Case, Observed
+from .kernel import BatchAdapter, KernelAdapter
 from .spec import SpecAdapter
 
 __all__ = ["adapters", "ask"]
 
 
-def adapters() -> list[Adapter]:
-    """All of them, the specification first."""
-    return [SpecAdapter()]
+def adapters(*, batch: bool = False) -> list[Adapter]:
+    """Those that tell everything, the specification first; with `batch`, also the one that tells where and whether."""
+    return [SpecAdapter(), KernelAdapter(), *([BatchAdapter()] if batch else [])]
 
 
 def ask(adapter: Adapter, case: Case, *fields: str) -> Observed:

@@ -19,7 +19,8 @@ Observed = dict[str, Any]
 ok: pa, gpa, gps and eps (page sizes in bytes, 0 = none), us, rw, xd, mt (effective type), emt, ipat; pf: ec, cr2;
 ev: q, gpa and, if qualification bit 7, gla; em: gpa; pml, spp: q; bus: hpa. Always: `ch` (dict of changed qwords),
 `steps` (list of (kind, level, guest level, hpa, gpa, entry)) and, while the log is on, pmli (PML index afterwards).
-An implementation may leave out a field that it does not report; a comparison asks for the fields it needs.
+`unreported`, where present, is a set of fields that this answer does not have although the implementation reports them
+otherwise.
 """
 
 

@@ -204,6 +204,7 @@ def compare(v: Vector, got: Observed, unreported: frozenset[str] = frozenset()) 
     """(differences in words, names of the masks that made a difference)."""
     want, masked = expected(v), []
     got = dict(got)
+    unreported |= got.get("unreported", set())
     if "q" in want and "q" in got and want["k"] == "ev":
         for mask in MASKS:
             if mask.applies(v, want) and (want["q"] ^ got["q"]) & mask.bits:
@@ -231,16 +232,18 @@ class Report:
     mismatches: int = 0
     not_compared: Counter[str] = field(default_factory=Counter)
     masked: Counter[str] = field(default_factory=Counter)
+    unreported: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     def line(self) -> str:
         """``set: N compared, M mismatches, K not compared (why)``, and what was masked."""
         why = f" ({'; '.join(f'{reason}: {n}' for reason, n in sorted(self.not_compared.items()))})"
         masked = "; ".join(f"{name}: {n}" for name, n in sorted(self.masked.items()))
+        fields = "; ".join(f"{name}: {n}" for name, n in sorted(self.unreported.items()))
         return (
             f"{self.name}: {self.compared} compared, {self.mismatches} mismatches, "
             f"{self.not_compared.total()} not compared{why if self.not_compared else ''}"
-            f"{f', masked {masked}' if masked else ''}"
+            f"{f', masked {masked}' if masked else ''}{f', without field {fields}' if fields else ''}"
         )
 
 
@@ -254,6 +257,8 @@ def run_set(adapter: Adapter, path: Path, *, stride: int = 1, examples: int = 5)
         if isinstance(got, str):
             report.not_compared[got] += 1
             continue
+        for key in got.get("unreported", set()) & expected(v).keys():
+            report.unreported[key] += 1
         differences, masked = compare(v, got, adapter.unreported)
         report.compared += 1
         report.masked.update(masked)

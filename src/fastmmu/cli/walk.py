@@ -78,6 +78,12 @@ def add(commands: Any) -> None:
     state.add_argument("--cr0", type=register, metavar="CR0", help="default: 80050033, paging and WP on")
     state.add_argument("--cr4", type=register, metavar="CR4", help="default: a0, PAE and PGE on")
     state.add_argument("--efer", type=register, metavar="EFER", help="default: d01, long mode and NX on")
+    state.add_argument(
+        "--pdptes",
+        type=_four,
+        metavar="A,B,C,D",
+        help="the four PDPTE registers of PAE paging; default: loaded from memory at CR3",
+    )
     state.add_argument("--pkru", type=register, metavar="PKRU", help="default: 0")
     state.add_argument("--user", action="store_true", help="access by user mode (CPL 3) and not by the kernel")
     state.add_argument("--ac", action="store_true", help="RFLAGS.AC is set")
@@ -85,6 +91,13 @@ def add(commands: Any) -> None:
         "--maxphyaddr", type=int, metavar="M", help="physical-address width in bits, 32..52 (decimal; 52)"
     )
     parser.set_defaults(handler=handle)
+
+
+def _four(text: str) -> list[int]:
+    values = [shared.hexadecimal(word) for word in text.split(",")]
+    if len(values) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is {len(values)} values; give four, separated by commas")
+    return values
 
 
 def example_memory() -> PhysicalMemory:
@@ -115,7 +128,7 @@ def _image(path: str, *, copy_on_write: bool) -> PhysicalMemory:
 def _state(options: argparse.Namespace, cr3: int) -> GuestState:
     from fastmmu._state import GuestState
 
-    given = {name: getattr(options, name) for name in ("cr0", "cr4", "efer", "pkru", "maxphyaddr")}
+    given = {name: getattr(options, name) for name in ("cr0", "cr4", "efer", "pdptes", "pkru", "maxphyaddr")}
     registers = {name: value for name, value in given.items() if value is not None}
     return GuestState(cr3=cr3, cpl=3 if options.user else 0, ac=int(options.ac), **registers)
 

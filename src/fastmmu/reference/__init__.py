@@ -27,7 +27,6 @@ from .nonroot import (
     vmfunc,
 )
 from .outcome import (
-    SPP_STEP,
     Bus,
     Change,
     EptMisconfig,
@@ -46,7 +45,6 @@ from .state import Mode, State
 from .walk import access_of, load_pdptes, walk
 
 __all__ = [
-    "SPP_STEP",
     "ArrayMemory",
     "Bus",
     "Change",

@@ -144,7 +144,11 @@ class Rights:
 
 
 def _key_violation(state: State, access: Op, rights: Rights, leaf: int) -> bool:
-    """Protection keys (paging.md §4.2): PKRU guards user addresses, IA32_PKRS supervisor addresses."""
+    """Protection keys (paging.md §4.2): PKRU guards user addresses, IA32_PKRS supervisor addresses.
+
+    The address decides, not the access: a user access to a supervisor page is judged by IA32_PKRS too, and reports PK
+    beside the U/S violation. That corner is the rule taken at its word; no source confirms it (paging.md §4.3).
+    """
     enabled = state.pke if rights.us else state.pks
     if not (state.lma and enabled) or access is Op.FETCH:
         return False

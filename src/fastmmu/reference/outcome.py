@@ -13,7 +13,6 @@ from ..dtypes import Fault, StepKind
 from ..exits import ExitReason
 
 __all__ = [
-    "SPP_STEP",
     "Bus",
     "Change",
     "EptMisconfig",
@@ -29,9 +28,6 @@ __all__ = [
     "Step",
 ]
 
-SPP_STEP = 5
-"""Kind of a step that reads a sub-page permission table; :class:`fastmmu.dtypes.StepKind` has no name for it."""
-
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -40,7 +36,7 @@ class Step:
     hpa: int  # host physical address of the reference
     gpa: int  # its guest-physical address (= hpa without EPT); of an EPT reference: the gpa being translated
     entry: int  # the value read, or written; 0 for the data access
-    kind: int  # StepKind or SPP_STEP
+    kind: int  # StepKind
     level: int  # of this entry, 5..1; 0 for data
     guest_level: int  # guest level being served, 5..1; 0 = the data access
 
@@ -162,7 +158,7 @@ class EptMisconfig(Outcome):
 class SppEvent(Outcome):
     """Exit 66: the sub-page permission table has no valid entry (bit 11 = 1) or a malformed one (bit 11 = 0)."""
 
-    fault = Fault.EPT_VIOLATION
+    fault = Fault.SPP_EVENT
     exit_reason = ExitReason.SPP_EVENT
 
     qualification: int

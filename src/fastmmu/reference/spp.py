@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .outcome import SPP_STEP, SppEvent
+from ..dtypes import StepKind
+from .outcome import SppEvent
 from .run import Ended, Run
 from .state import bits
 
@@ -20,7 +21,7 @@ def sub_page_writable(run: Run, spptp: int, gpa: int, gla: int | None, maxphyadd
     table = spptp & frame
     for level in (4, 3, 2, 1):
         hpa = table + 8 * (gpa >> (12 + 9 * (level - 1)) & 0x1FF)
-        entry = run.read(hpa, 8, gpa=gpa, kind=SPP_STEP, level=level, guest_level=0)
+        entry = run.read(hpa, 8, gpa=gpa, kind=StepKind.SPP, level=level, guest_level=0)
         if level > 1:
             if not entry & 1:
                 raise Ended(SppEvent(qualification=MISS, gpa=gpa, gla=gla))

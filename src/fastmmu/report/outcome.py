@@ -53,6 +53,9 @@ class Registers(Protocol):
     cpl: int
     ac: int
 
+    @property
+    def mode(self) -> Any: ...
+
 
 def outcome(walk: Walk, state: Registers, *, ept: bool) -> list[str]:
     """Sentences: where the address went, or why it did not translate."""
@@ -63,8 +66,8 @@ def outcome(walk: Walk, state: Registers, *, ept: bool) -> list[str]:
         code = walk.error_code
         return [f"#PF, error code {code:04x}: {error_code_words(code)}", *_page_fault(walk, state, code)]
     if walk.fault == Fault.GENERAL_PROTECTION:
-        if len(walk.steps):
-            return ["#GP(0): a present PDPTE has a reserved bit set"]
+        if state.mode.name == "PAE":
+            return ["#GP(0): a present PDPTE at CR3 has a reserved bit set, so that the load of CR3 fails"]
         return [
             f"#GP(0): {address(walk.la)} is not canonical; the upper bits must all equal the highest one translated"
         ]
@@ -74,14 +77,14 @@ def outcome(walk: Walk, state: Registers, *, ept: bool) -> list[str]:
         return [
             f"EPT violation (VM exit 48) at guest-physical address {address(walk.gpa)}",
             f"exit qualification {q:x}: {qualification_words(q)}",
+            *([] if len(walk.steps) else ["while CR3 was loaded, which reads the PDPTEs"]),
         ]
     if walk.fault == Fault.EPT_MISCONFIG:
-        step = walk.steps[-1]
-        why = misconfiguration(int(step["entry"]), int(step["level"]))
-        return [
-            f"EPT misconfiguration (VM exit 49) at guest-physical address {address(walk.gpa)}",
-            f"{entry_name(int(step['level']), of='EPT ')} {int(step['entry']):x}: {why}",
-        ]
+        lines = [f"EPT misconfiguration (VM exit 49) at guest-physical address {address(walk.gpa)}"]
+        if not len(walk.steps):
+            return [*lines, "while CR3 was loaded, which reads the PDPTEs"]
+        entry, level = int(walk.steps[-1]["entry"]), int(walk.steps[-1]["level"])
+        return [*lines, f"{entry_name(level, of='EPT ')} {entry:x}: {misconfiguration(entry, level)}"]
     if walk.fault == Fault.BUS:
         return ["an entry points to a table outside the memory given; nothing was read there"]
     return ["the page-modification log is full (VM exit 62)"]

@@ -22,9 +22,6 @@ class _State(Registers, Protocol):
     cr3: int
     efer: int
 
-    @property
-    def mode(self) -> Any: ...
-
 
 _LEVELS = {"NONE": (0, 0), "BITS_32": (2, 10), "PAE": (2, 9), "LEVEL_4": (4, 9), "LEVEL_5": (5, 9)}
 _MODES = {"NONE": "paging off", "BITS_32": "32-bit paging", "PAE": "PAE paging", "LEVEL_4": "4-level paging",

@@ -85,7 +85,7 @@ def compare(
     """Simulate a trace under several schemes.
 
     >>> results = fastmmu.compare("sort.lackey.xz", schemes=("native", "ept+vpid"), pages=("4k", "thp"))
-    >>> print(fastmmu.report.comparison(results))
+    >>> print(fastmmu.report.comparison(results))  # after import fastmmu.report
 
     :param trace: a trace or the path of one. :param schemes: names out of :data:`SCHEMES`; default all.
     :param pages: "4k", "2m", "thp"; each is run under each scheme. :param config: other fields of :class:`Config`.

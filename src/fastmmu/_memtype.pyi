@@ -1,0 +1,18 @@
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+class MemoryType(enum.IntEnum):
+    UC = 0
+    WC = 1
+    WT = 4
+    WP = 5
+    WB = 6
+    UC_MINUS = 7
+
+class Mtrrs:
+    registers: dict[str, Any]
+    def __init__(
+        self, def_type: int = 0x806, fixed: Sequence[int] | None = None, variable: Iterable[tuple[int, int]] = ()
+    ) -> None: ...
+    def type_at(self, pa: int) -> MemoryType: ...

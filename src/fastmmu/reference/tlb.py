@@ -1,0 +1,392 @@
+"""Executable specification of the tagged TLB: same methods and answers as the kernel's, nothing clever (tlb.md §1).
+
+Every entry carries its own tags and the time of its last use. The invalidations: invalidations.py.
+
+An invalidated entry of a whole context stays behind as a *ghost*: it matches nothing and its way counts as empty, but
+where a walk fetches the same translation again before the way is reused, the walk is charged to that invalidation.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+__all__ = ["Caches", "Entry", "piece", "value"]
+
+PAGES = {"4k": 12, "2m": 21, "1g": 30, "4m": 22}
+TABLES = {"pde": 21, "pdpte": 30, "pml4e": 39, "pml5e": 48}
+SHIFT = PAGES | TABLES
+UNITS = ("l1i", "l1d", "l1s", "l2i", "l2", "gpm", "psc", "epsc")
+MAPPINGS = ("l1i", "l1d", "l1s", "l2i", "l2")
+FLAGS = "usrwexdg"
+CODES = ("4k", "2m", "1g", "4m")
+FRAME = 0x000F_FFFF_FFFF_F000
+LINEAR = (1 << 57) - 1
+
+
+class ArrayLike(Protocol):
+    """What is asked of :class:`fastmmu.geometry.Array`."""
+
+    @property
+    def ways(self) -> int: ...
+    @property
+    def sets(self) -> int: ...
+    @property
+    def sizes(self) -> tuple[str, ...]: ...
+    @property
+    def quota(self) -> tuple[int, ...] | None: ...
+
+
+def value(
+    pa: int, size: str = "4k", *, page: str | None = None, flags: str = "urwexd", key: int = 0, memory_type: int = 0
+) -> int:
+    """The value of an entry; `size` is the entry's, `page` that of the guest's page."""
+    bits = sum(1 << FLAGS.index(flag) for flag in flags)
+    codes = CODES.index(size) << 8 | CODES.index(page or size) << 10
+    return pa & FRAME & -(1 << SHIFT[size]) | bits | codes | key << 52 | memory_type << 56
+
+
+def piece(whole: int, la: int, size: str) -> int:
+    """The part of a larger page's value that maps `la`, as an entry of the given size."""
+    offset = la & ((1 << SHIFT[CODES[whole >> 8 & 3]]) - 1)
+    pa = (whole & FRAME) + offset
+    return pa & FRAME & -(1 << SHIFT[size]) | whole & ~FRAME & ~(3 << 8) | CODES.index(size) << 8
+
+
+@dataclass
+class Entry:
+    kind: str  # local, global, psc, gpm, epsc
+    vpid: int
+    pcid: int
+    eptrta: int | None
+    address: int
+    size: str
+    value: int
+    used: int
+    ghost_of: str | None = None  # the cause that invalidated it
+
+    @property
+    def own(self) -> range:
+        """Addresses that it maps, or that walks use it for."""
+        return range(self.address, self.address + (1 << SHIFT[self.size]))
+
+    @property
+    def page(self) -> range:
+        """The same, or its whole page where it is a piece of one."""
+        shift = SHIFT[self.size]
+        if self.kind in ("local", "global", "gpm"):
+            shift = max(shift, SHIFT[CODES[self.value >> 10 & 3]])
+        base = self.address >> shift << shift
+        return range(base, base + (1 << shift))
+
+
+@dataclass
+class Cache:
+    unit: str
+    sets: int
+    ways: int
+    sizes: tuple[str, ...]
+    quota: dict[str, int]
+    plru: bool
+    rows: list[list[Entry | None]] = field(default_factory=list)
+    right: list[dict[int, bool]] = field(default_factory=list)  # per set: does node n of the tree point right?
+
+    def __post_init__(self) -> None:
+        self.rows = [[None] * self.ways for _ in range(self.sets)]
+        self.right = [{} for _ in range(self.sets)]
+
+    def set_of(self, address: int, size: str) -> int:
+        return (address >> SHIFT[size]) % self.sets
+
+    def touch(self, s: int, way: int, now: int) -> None:
+        entry = self.rows[s][way]
+        assert entry is not None
+        entry.used = now
+        node, low, high = 1, 0, self._leaves()
+        while high - low > 1:  # every node on the way points to the half that was not used
+            middle = (low + high) // 2
+            in_right = way >= middle
+            self.right[s][node] = not in_right
+            node = 2 * node + in_right
+            low, high = (middle, high) if in_right else (low, middle)
+
+    def _leaves(self) -> int:
+        return 1 << (self.ways - 1).bit_length()
+
+    def oldest(self, s: int, ways: Sequence[int]) -> int:
+        """The way to replace among these: least recently used, or where the tree points."""
+        if not self.plru:
+            return min(ways, key=lambda way: entry.used if (entry := self.rows[s][way]) else -1)
+        node, low, high = 1, 0, self._leaves()
+        while high - low > 1:
+            middle = (low + high) // 2
+            right = self.right[s].get(node, False)
+            half = range(middle, high) if right else range(low, middle)
+            if not any(way in half for way in ways):
+                right = not right
+            node = 2 * node + right
+            low, high = (middle, high) if right else (low, middle)
+        return low
+
+    def victim(self, s: int, size: str) -> int:
+        row = self.rows[s]
+        live = [way for way, entry in enumerate(row) if entry is not None and entry.ghost_of is None]
+        same = [way for way in live if (entry := row[way]) is not None and entry.size == size]
+        if self.quota[size] < self.ways and len(same) >= self.quota[size]:
+            return self.oldest(s, same)
+        free = [way for way in range(self.ways) if way not in live]
+        if free:  # ghosts go last and in the order of their use
+            return free[0] if self.plru else self.oldest(s, free)
+        return self.oldest(s, live)
+
+    def all(self) -> Iterator[tuple[int, int, Entry]]:
+        """(set, way, entry) of all live entries."""
+        for s, row in enumerate(self.rows):
+            for way, entry in enumerate(row):
+                if entry is not None and entry.ghost_of is None:
+                    yield s, way, entry
+
+
+class Caches:
+    """All caches of translations of one physical CPU. `geometry`: a :class:`fastmmu.geometry.Geometry`."""
+
+    def __init__(self, geometry: Any) -> None:
+        self.geometry = geometry
+        self.caches: list[Cache] = []
+        self.units: dict[str, dict[str, Cache]] = {unit: {} for unit in UNITS}
+        first, second = geometry.replacement
+        for unit, policy in zip(UNITS, (first, first, first, second, second, "lru", "lru", "lru"), strict=True):
+            arrays = getattr(geometry, unit)
+            if unit == "gpm":
+                arrays = () if isinstance(arrays, str) else (arrays,)
+            for array in arrays:
+                self._add(unit, array, policy == "plru")
+        if geometry.gpm == "shared":
+            self.units["gpm"] = self.units["l2"]
+        self.vpid, self.pcid = 0, 0
+        self.eptrta: int | None = None
+        self.now = 0
+        self.reset_counters()
+
+    def _add(self, unit: str, array: ArrayLike, plru: bool) -> None:
+        quota = dict(zip(array.sizes, array.quota or [array.ways] * len(array.sizes), strict=True))
+        cache = Cache(unit, array.sets, array.ways, array.sizes, quota, plru)
+        self.caches.append(cache)
+        self.units[unit] |= dict.fromkeys(array.sizes, cache)
+
+    # ---- the context in force, lookups, fills ---------------------------------------------------------------
+
+    def switch(self, vpid: int = 0, pcid: int = 0, eptrta: int | None = None) -> None:
+        """Puts a context in force."""
+        self.vpid, self.pcid, self.eptrta = vpid, pcid, eptrta
+
+    def _tags(self, kind: str) -> tuple[int, int, int | None]:
+        if kind in ("gpm", "epsc"):
+            return 0, 0, self.eptrta
+        return self.vpid, 0 if kind == "global" else self.pcid, self.eptrta
+
+    def _matches(self, entry: Entry, kinds: Sequence[str]) -> bool:
+        return entry.kind in kinds and (entry.vpid, entry.pcid, entry.eptrta) == self._tags(entry.kind)
+
+    def _path(self, access: str) -> tuple[str, str | None]:
+        g = self.geometry
+        second = "l2" if g.l2 else None
+        if access == "x":
+            return "l1i", "l2i" if g.l2i else second if g.l2_fetches else None
+        return "l1s" if g.l1s and access in ("w", "rw") else "l1d", second
+
+    def _find(self, unit: str, size: str, address: int, kinds: Sequence[str]) -> int:
+        """Value of the entry hit, which becomes the most recent; 0: none."""
+        cache = self.units[unit].get(size)
+        if cache is None:
+            return 0
+        s = cache.set_of(address, size)
+        hits = [
+            way
+            for row_s, way, entry in cache.all()
+            if row_s == s and entry.size == size and self._matches(entry, kinds)
+            if entry.address == (address & LINEAR) >> SHIFT[size] << SHIFT[size]
+        ]
+        if not hits:
+            return 0
+        rows = cache.rows[s]
+        way = hits[0] if cache.plru else max(hits, key=lambda way: entry.used if (entry := rows[way]) else -1)
+        self.now += 1
+        cache.touch(s, way, self.now)
+        entry = rows[way]
+        assert entry is not None
+        return entry.value
+
+    def _search(self, unit: str, sizes: Sequence[str], address: int, kinds: Sequence[str]) -> tuple[str, int]:
+        self.lookups[unit] += 1
+        for size in sizes:
+            if found := self._find(unit, size, address, kinds):
+                self.hits[unit, size] += 1
+                return size, found
+        self.misses[unit] += 1
+        return "", 0
+
+    def lookup(self, la: int, access: str = "r") -> tuple[int, int]:
+        """(level, value); a second-level hit refills the first."""
+        first, second = self._path(access)
+        _, found = self._search(first, CODES[:3], la, ("local", "global"))
+        if found:
+            return 1, found
+        if second is None:
+            return 0, 0
+        _, found = self._search(second, CODES[:3], la, ("local", "global"))
+        return (2, self._install(first, la, found, "linear", True)) if found else (0, 0)
+
+    def _install(self, unit: str, address: int, new: int, kind: str, in_pieces: bool) -> int:
+        """Caches at the value's size, or at the next smaller one that the unit has; 0: not at all."""
+        if kind == "linear":
+            kind = "global" if new & 1 << FLAGS.index("g") else "local"
+        held = [size for size in CODES[: (new >> 8 & 3) + 1] if size in self.units[unit]]
+        if not held or (held[-1] != CODES[new >> 8 & 3] and not in_pieces):
+            return 0
+        if held[-1] != CODES[new >> 8 & 3]:
+            new = piece(new, address, held[-1])
+        self._insert(unit, held[-1], address, new, kind)
+        return new
+
+    def _insert(self, unit: str, size: str, address: int, new: int, kind: str) -> None:
+        cache = self.units[unit][size]
+        s = cache.set_of(address, size)
+        way = cache.victim(s, size)
+        old = cache.rows[s][way]
+        if old is not None and old.ghost_of is None:
+            self.evictions["gpm" if old.kind == "gpm" else cache.unit] += 1
+        self.now += 1
+        page = (address & LINEAR) >> SHIFT[size] << SHIFT[size]
+        cache.rows[s][way] = Entry(kind, *self._tags(kind), page, size, new, self.now)
+        cache.touch(s, way, self.now)
+        self.fills[unit] += 1
+
+    def fill(self, la: int, new: int, access: str = "r") -> int:
+        """Caches what a walk found, in both levels."""
+        first, second = self._path(access)
+        self._claim_ghost(second or first, la, new)
+        if second:
+            self._install(second, la, new, "linear", self.geometry.smash)
+        return self._install(first, la, new, "linear", True)
+
+    def _claim_ghost(self, unit: str, la: int, new: int) -> None:
+        size = CODES[new >> 8 & 3]
+        kind = "global" if new & 1 << FLAGS.index("g") else "local"
+        cache = self.units[unit].get(size)
+        if cache is None:
+            return
+        row = cache.rows[cache.set_of(la, size)]
+        ghosts = [
+            (way, entry)
+            for way, entry in enumerate(row)
+            if entry is not None and entry.ghost_of is not None and entry.size == size
+            if self._matches(entry, (kind,)) and entry.address == (la & LINEAR) >> SHIFT[size] << SHIFT[size]
+        ]
+        if ghosts:
+            way, ghost = ghosts[0] if cache.plru else max(ghosts, key=lambda found: found[1].used)
+            assert ghost.ghost_of is not None
+            self.refill_misses[ghost.ghost_of] += 1
+            row[way] = None
+
+    def refill(self, la: int, new: int, access: str = "r") -> int:
+        """As fill, after dropping what `la` hits now."""
+        first, second = self._path(access)
+        self.flushes["rewalk"] += 1
+        hits = ("local", "global")
+        self._drop("rewalk", lambda e: self._matches(e, hits) and la & LINEAR in e.own, (first, second or first))
+        return self.fill(la, new, access)
+
+    def gpm(self, gpa: int) -> int:
+        return self._search("gpm", CODES[:3], gpa, ("gpm",))[1]
+
+    def gpm_fill(self, gpa: int, new: int) -> None:
+        self._install("gpm", gpa, new, "gpm", True)
+
+    def _prefix(self, unit: str, address: int, above: int) -> tuple[int, int]:
+        size, found = self._search(unit, tuple(TABLES)[: above - 2], address, (unit,))
+        return (2 + tuple(TABLES).index(size), found) if found else (0, 0)
+
+    def psc(self, la: int, above: int = 6) -> tuple[int, int]:
+        return self._prefix("psc", la, above)
+
+    def epsc(self, gpa: int, above: int = 6) -> tuple[int, int]:
+        return self._prefix("epsc", gpa, above)
+
+    def psc_fill(self, la: int, level: int, new: int, unit: str = "psc") -> None:
+        size = tuple(TABLES)[level - 2]
+        if size in self.units[unit]:
+            self._insert(unit, size, la, new, unit)
+
+    def epsc_fill(self, gpa: int, level: int, new: int) -> None:
+        self.psc_fill(gpa, level, new, "epsc")
+
+    # ---- what invalidations are made of ---------------------------------------------------------------------
+
+    def _count(self, cause: str, cache: Cache, entry: Entry) -> None:
+        self.invalidated[cause, "gpm" if entry.kind == "gpm" else cache.unit] += 1
+
+    def _flush(self, cause: str, which: Callable[[Entry], bool]) -> int:
+        """Whole contexts: their entries become ghosts."""
+        gone = [(cache, entry) for cache in self.caches for _, _, entry in cache.all() if which(entry)]
+        for cache, entry in gone:
+            entry.ghost_of = cause
+            self._count(cause, cache, entry)
+        return len(gone)
+
+    def _drop(self, cause: str, which: Callable[[Entry], bool], units: Sequence[str] = UNITS) -> int:
+        """Single entries."""
+        n = 0
+        for cache in self.caches:
+            for s, way, entry in list(cache.all()) if cache.unit in units else ():
+                if which(entry):
+                    cache.rows[s][way] = None
+                    self._count(cause, cache, entry)
+                    n += 1
+        return n
+
+    # ---- reading out ------------------------------------------------------------------------------------------
+
+    def reset_counters(self) -> None:
+        self.lookups: Counter[str] = Counter()
+        self.hits: Counter[tuple[str, str]] = Counter()
+        self.misses: Counter[str] = Counter()
+        self.fills: Counter[str] = Counter()
+        self.evictions: Counter[str] = Counter()
+        self.flushes: Counter[str] = Counter()
+        self.invalidated: Counter[tuple[str, str]] = Counter()
+        self.refill_misses: Counter[str] = Counter()
+        self.survivals = 0
+
+    def entries(self) -> list[tuple[str, str, int, int, int | None, int, str, int]]:
+        """All live entries, set by set; under LRU the most recent of a set first."""
+        found = []
+        for cache in self.caches:
+            for s in range(cache.sets):
+                row = [entry for row_s, _, entry in cache.all() if row_s == s]
+                if not cache.plru:
+                    row.sort(key=lambda entry: -entry.used)
+                found += [(cache.unit, e.kind, e.vpid, e.pcid, e.eptrta, e.address, e.size, e.value) for e in row]
+        return found
+
+    def counters(self) -> dict[str, Any]:
+        """Everything counted, in the form of the kernel's."""
+        out: dict[str, Any] = {}
+        for unit in UNITS:
+            sizes = TABLES if unit in ("psc", "epsc") else CODES[:3]
+            out[unit] = {
+                "lookups": self.lookups[unit],
+                "hits": {size: self.hits[unit, size] for size in sizes},
+                "misses": self.misses[unit],
+                "fills": self.fills[unit],
+                "evictions": self.evictions[unit],
+            }
+        out["flushes"] = dict(self.flushes)
+        out["invalidated"] = {
+            cause: {u: n for (c, u), n in self.invalidated.items() if c == cause} for cause in self.flushes
+        }
+        out["refill_misses"] = dict(self.refill_misses)
+        out["survivals"] = self.survivals
+        return out

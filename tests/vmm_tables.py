@@ -1,0 +1,64 @@
+"""The tables that the VMM of a Machine built, as they lie in host memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fastmmu import Machine
+
+FRAME = 0x000F_FFFF_FFFF_F000
+
+
+class Leaf(NamedTuple):
+    """A mapping of `size` bytes at `address` (linear under shadow paging, guest-physical under EPT).
+
+    gpa: where it leads. r, w, x, user: rights over all levels (EPT: user is always 1).
+    """
+
+    address: int
+    size: int
+    gpa: int
+    r: int
+    w: int
+    x: int
+    user: int
+
+
+def leaves(machine: Machine) -> Iterator[Leaf]:
+    """Every leaf that can be reached from the root in use; checks that tables and pages lie where they belong.
+
+    A table lies in the VMM's part of host memory, a page in the guest's memory slot (kvm_policy.md §13 P4).
+    """
+    slot = machine.memory.nbytes - machine.config.memory_bytes
+    if machine.config.mmu == "ept":
+        yield from _below(machine, slot, machine.vmcs["eptp"] & FRAME, 4, 0, (1, 1, 1, 1))
+    else:
+        yield from _below(machine, slot, machine.hw_cr3 & FRAME, 4, 0, (1, 1, 1, 1))
+
+
+def _below(
+    machine: Machine, slot: int, table: int, level: int, address: int, rights: tuple[int, int, int, int]
+) -> Iterator[Leaf]:
+    assert 0 < table < slot, f"table {table:#x} of level {level} lies outside the VMM's memory"
+    ept = machine.config.mmu == "ept"
+    shift = 9 * level + 3
+    for index in machine.memory.u64[table >> 3 : (table >> 3) + 512].nonzero()[0].tolist():
+        entry = int(machine.memory.u64[(table >> 3) + index])
+        if not entry & (7 if ept else 1):
+            continue
+        r, w, x, user = rights
+        if ept:
+            below = (r & entry, w & entry >> 1, x & entry >> 2, user)
+        else:
+            below = (r, w & entry >> 1, x & ~entry >> 63, user & entry >> 2)
+        at = address | index << shift
+        if level == 1 or entry & 1 << 7:
+            size = 1 << shift
+            hpa = entry & FRAME & -size
+            assert slot <= hpa <= hpa + size <= machine.memory.nbytes, f"{at:#x} leads to {hpa:#x}, outside the slot"
+            assert size == 4096 or (level == 2 and machine.config.backing == "2m")
+            canonical = at | 0xFFFF << 48 if at >> 47 and not ept else at
+            yield Leaf(canonical, size, hpa - slot, *below)
+        else:
+            yield from _below(machine, slot, entry & FRAME, level - 1, at, below)
