@@ -1,15 +1,16 @@
-"""`fastmmu.translate` against the yardstick's walks, in one run: nanoseconds per address and their ratio.
+"""`fastmmu.translate` against the yardstick's walks: same addresses, same run, nanoseconds per address, median.
+
+    python bench/translate.py [--addresses N] [--runs R] [--pages P ...]
 
 Memories of 512, 65,536 and 2,000,000 pages: sequential linear addresses mapped by 4K pages to shuffled frames, looked
 up in random order. "nested": the same under an EPT of 4K pages that maps the guest's tables to shuffled frames too.
-The two sides take turns; a sample is the best of three passes on either side, the median of the samples counts. Every
-result is compared with the yardstick's. FASTMMU_YARDSTICK names its source (default ../shared/yardstick/yardstick.c).
+The two sides take turns; a run is the best of three passes on either side. Every result is compared with the
+yardstick's. Target: at most 1.5 times the yardstick's scalar walk.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -24,11 +25,12 @@ import numpy.typing as npt
 
 import fastmmu
 
+sys.path.insert(0, str(Path(__file__).parent))
+import yardstick
+
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
-ROOT = Path(__file__).parents[1]
-YARDSTICK = Path(os.environ.get("FASTMMU_YARDSTICK", ROOT / "../shared/yardstick/yardstick.c"))
-PASSES = 3  # a sample is the best of so many
+PASSES = 3  # a run is the best of so many
 GUEST = 0x67  # P, R/W, U/S, A, D
 EPT = 0x37  # R, W, X, write-back
 BASE = 0x7F00_0000_0000 >> 12
@@ -76,7 +78,7 @@ def build(pages: int, nested: bool, rng: np.random.Generator) -> Space:
     return Space(words, cr3, fastmmu.Eptp(root | 0x1E))
 
 
-class Yardstick:
+class Yardwalk:
     """The compiled yardstick on the files of one space."""
 
     def __init__(self, program: Path, space: Space, va: U64, where: Path) -> None:
@@ -88,14 +90,14 @@ class Yardstick:
         passes = PASSES * max(1, 200_000 // len(va))
         self.command = [str(program), name, *files, str(passes), hex(space.eptp.value if space.eptp else 0)]
 
-    def sample(self) -> tuple[float, float]:
+    def run(self) -> tuple[float, float]:
         """ns per address: (scalar, group)."""
         done = subprocess.run(self.command, check=True, capture_output=True, text=True)
         times = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()}
         return times["scalar"], times["group"]
 
 
-def sample(call: Callable[[], object], addresses: int) -> float:
+def run(call: Callable[[], object], addresses: int) -> float:
     """ns per address; short calls are repeated so that a pass takes a while."""
     calls = max(1, 200_000 // addresses)
     best = float("inf")
@@ -107,7 +109,7 @@ def sample(call: Callable[[], object], addresses: int) -> float:
     return best / calls / addresses * 1e9
 
 
-def measure(program: Path, pages: int, addresses: int, nested: bool, samples: int, where: Path) -> list[float]:
+def measure(program: Path, pages: int, addresses: int, nested: bool, runs: int, where: Path) -> list[float]:
     """Medians: yardstick scalar and group, translate with 1 and 2 threads."""
     rng = np.random.default_rng(pages)
     space = build(pages, nested, rng)
@@ -117,11 +119,11 @@ def measure(program: Path, pages: int, addresses: int, nested: bool, samples: in
     mem.u64[:] = space.words
     state = fastmmu.GuestState(cr3=space.cr3)
     out = fastmmu.translate(mem, state, va, eptp=space.eptp)
-    yardstick = Yardstick(program, space, va, where)
+    walk = Yardwalk(program, space, va, where)
     times: list[tuple[float, ...]] = []
-    for _ in range(samples):
+    for _ in range(runs):
         ours = [
-            sample(
+            run(
                 lambda threads=threads: fastmmu.translate(  # type: ignore[misc]
                     mem, state, va, eptp=space.eptp, out=out, threads=threads
                 ),
@@ -129,8 +131,8 @@ def measure(program: Path, pages: int, addresses: int, nested: bool, samples: in
             )
             for threads in (1, 2)
         ]
-        times.append((*yardstick.sample(), *ours))
-    if not np.array_equal(out.pa, np.fromfile(yardstick.out, np.uint64)) or out.fault.any():
+        times.append((*walk.run(), *ours))
+    if not np.array_equal(out.pa, np.fromfile(walk.out, np.uint64)) or out.fault.any():
         sys.exit(f"{pages} pages: the results differ from the yardstick's")
     return [statistics.median(column) for column in zip(*times, strict=True)]
 
@@ -138,21 +140,18 @@ def measure(program: Path, pages: int, addresses: int, nested: bool, samples: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--addresses", type=int, default=2_000_000, help="addresses looked up in one call")
-    parser.add_argument("--samples", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--pages", type=int, nargs="+", default=[512, 65_536, 2_000_000])
     options = parser.parse_args()
-    if not YARDSTICK.exists():
-        sys.exit(f"skipped: no yardstick at {YARDSTICK}; set FASTMMU_YARDSTICK")
     rows = [(pages, options.addresses) for pages in options.pages]
     rows.insert(0, (options.pages[0], options.pages[0]))  # a short call, where the call itself weighs
     print("ns per address     pages  addresses  yardstick:scalar  group  translate  2 threads  translate/scalar")
     with tempfile.TemporaryDirectory(prefix="fastmmu-bench-") as directory:
         where = Path(directory)
-        program = where / "yardstick"
-        subprocess.run(["cc", "-O3", "-march=native", "-o", program, YARDSTICK], check=True)
+        program = yardstick.build(where)
         for nested in (False, True):
             for pages, addresses in rows:
-                scalar, group, one, two = measure(program, pages, addresses, nested, options.samples, where)
+                scalar, group, one, two = measure(program, pages, addresses, nested, options.runs, where)
                 print(
                     f"{'nested' if nested else 'native':14}{pages:10,}{addresses:11,}{scalar:18.2f}{group:7.2f}"
                     f"{one:11.2f}{two:11.2f}{one / scalar:18.2f}",

@@ -35,7 +35,8 @@ class Soup:
     def __init__(self, seed: int, mode: str, ept: bool, clean: bool = False) -> None:
         self.rng = np.random.default_rng(seed)
         self.mode, self.odds = mode, 0.0 if clean else 0.02
-        self.mem = PhysicalMemory(NBYTES)
+        buffer = np.full(FRAMES + 2 << 9, 1 << 12 | 7, np.uint64)  # behind the end of memory: what looks like entries
+        self.mem = PhysicalMemory.from_array(buffer[: NBYTES // 8])
         self.state = self._state()
         self.eptp = self._eptp() if ept else None
         for level in range(1, 6):

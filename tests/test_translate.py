@@ -143,6 +143,19 @@ def test_a_table_outside_memory_is_a_matter_of_its_addresses() -> None:
     assert found.pa.tolist() == [0x9010, 2**64 - 1, 2**64 - 1, 0x9020]
 
 
+def test_an_ept_table_that_lies_in_memory_in_part() -> None:
+    buffer = np.full(6 << 9, 7, np.uint64)  # behind memory: entries that look good
+    mem = PhysicalMemory.from_array(buffer[: (4 << 9) + 1])
+    mem.u64[:] = 0
+    for frame in (1, 2, 3):
+        mem.u64[frame << 9] = frame + 1 << 12 | 7
+    mem.u64[4 << 9] = 0x9000 | 7
+    no_paging = GuestState(cr0=0x31, cr4=0, efer=0)
+    found = fastmmu.translate(mem, no_paging, [0x10, 0x1010, 0x20_0010, 0x20], eptp=0x101E)
+    assert found.fault.tolist() == [0, Fault.BUS, Fault.EPT_VIOLATION, 0]
+    assert found.pa.tolist() == [0x9010, 2**64 - 1, 2**64 - 1, 0x9020]
+
+
 def test_pae_registers_that_cannot_be_loaded() -> None:
     """No PDPTE registers, no translation: a reserved bit in the PDPT is a #GP of every address (paging.md §3.2)."""
     mem = PhysicalMemory(4 << 12)

@@ -12,7 +12,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu._bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD
-from fastmmu._types cimport ACC_RW, ACC_W, ACC_X, FAULT_BUS, MODE_4, Ept, Mem, Paging
+from fastmmu._types cimport ACC_RW, ACC_W, ACC_X, FAULT_BUS, MODE_4, MODE_32, Ept, Mem, Paging
 
 cdef enum:
     LANES = 64
@@ -32,7 +32,7 @@ cdef extern from *:
 
 # What is kept of a region, one word in the format of an entry:
 #   table   PS = 0: the page table's host-physical address; all of the table lies in memory
-#   large   PS = 1, P = 1: the large page's entry, its frame being where the region begins
+#   large   PS = 1, P = 1: serves as PTE of each address; its frame is where the region begins
 #   none    PS = 1, P = 0: no address gets past the upper levels. Bits 23:16 hold the fault code, 0 = it depends on the
 #           address
 # Rights are those of all entries above the PTE together. A and D are set where no update of the PTE can fail; one can
@@ -56,7 +56,7 @@ cdef struct Query:
     uint64_t forbid_any         # bits that all entries must lack
     uint64_t rsvd               # reserved in a PTE
     uint64_t want               # A and D of the PTE, where their update can fail
-    uint64_t frame              # address bits of a PTE
+    uint64_t frame              # address bits
     uint32_t key_deny           # bit 16 * US + key: the protection key forbids the access
     uint64_t ept_need           # bits that all EPT entries must have
 
@@ -86,7 +86,7 @@ cdef inline void query_init(Query *q, Mem *m, const Paging *g, const Ept *e, int
             if denies(g.pkr_user >> (2 * i), write, user or g.wp):
                 q.key_deny |= <uint32_t> 1 << (16 + i)
     q.rsvd = g.rsvd[1][0]
-    q.frame = g.frame
+    q.frame = FRAME if g.mode == MODE_32 else g.frame       # a PSE-36 page has more address bits than a PTE
     if e != NULL:
         if not e.ad:
             q.want = A | (D if write else 0)
@@ -116,45 +116,71 @@ cdef uint64_t ept_region(Query *q, uint64_t gpa) noexcept nogil
 cdef void translate_batch(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *fault, uint64_t n) noexcept nogil
 
 
+cdef inline uint64_t guest_value(Query *q, Region *regions, int bits, uint64_t la, int shift) noexcept nogil:
+    cdef Region *r = slot(regions, bits, la >> shift)
+    if rare(r.tag != ~(la >> shift)):
+        r.value = guest_region(q, la)
+        r.tag = ~(la >> shift)
+    return r.value
+
+
+cdef inline uint64_t ept_value(Query *q, Region *regions, int bits, uint64_t gpa) noexcept nogil:
+    cdef Region *r = slot(regions, bits, gpa >> EPT_REGION_SHIFT)
+    if rare(r.tag != ~(gpa >> EPT_REGION_SHIFT)):
+        r.value = ept_region(q, gpa)
+        r.tag = ~(gpa >> EPT_REGION_SHIFT)
+    return r.value
+
+
 # ---- the stages of a block ---------------------------------------------------------------------------------
 
 cdef inline uint64_t guest_stage(Query *q, const uint64_t *va, uint64_t *gpa, uint64_t *held, uint64_t *odd, int n,
-                                 int entry_shift) noexcept nogil:
+                                 int entry_shift, bint nested) noexcept nogil:
     # gpa[lane], and odd[lane] nonzero where something is amiss; OR of odd. held: what is kept of the lane's region.
-    # entry_shift is a constant at each call.
+    # entry_shift and nested are constants at each call.
     cdef const uint8_t *place[LANES]
     cdef uint64_t pte[LANES]
     cdef uint64_t la_mask = q.la_mask, need = q.need, forbid = q.forbid, forbid_any = q.forbid_any, rsvd = q.rsvd
-    cdef uint64_t want = q.want, frame = q.frame, offset = (<uint64_t> 1 << q.region_shift) - 1
+    cdef uint64_t want = q.want if nested else 0, frame = q.frame, offset = (<uint64_t> 1 << q.region_shift) - 1
     cdef int shift = 21 if entry_shift == 3 else 22, bits = q.region_bits, j
+    cdef Region *regions = q.guest
     cdef uint64_t index_mask = 511 if entry_shift == 3 else 1023
-    cdef uint64_t la, value, entry, large, every, amiss = 0
-    cdef Region *r
+    cdef uint64_t la, value, entry, large, every, index, spread = 0, amiss = 0
     cdef const uint8_t *base = q.m.base
     cdef const uint8_t *at
     for j in range(n):
-        la = va[j] & la_mask
-        r = slot(q.guest, bits, la >> shift)
-        if rare(r.tag != ~(la >> shift)):
-            r.value = guest_region(q, la)
-            r.tag = ~(la >> shift)
-        value = r.value
-        held[j] = value
-        at = base + (value & FRAME) + ((la >> 12 & index_mask) << entry_shift)
-        if value & PS:                  # the region's own word serves as PTE
-            at = <const uint8_t *> &held[j]
-        place[j] = at
-        prefetch(at)
-    for j in range(n):
-        pte[j] = (<const uint64_t *> place[j])[0] if entry_shift == 3 or held[j] & PS else \
-            (<const uint32_t *> place[j])[0]
+        spread |= va[j] ^ va[0]
+    if (spread & la_mask) >> shift:
+        for j in range(n):
+            value = guest_value(q, regions, bits, va[j] & la_mask, shift)
+            held[j] = value
+            at = base + (value & FRAME) + ((va[j] >> 12 & index_mask) << entry_shift)
+            if value & PS:              # the region's own word serves as PTE
+                at = <const uint8_t *> &held[j]
+            place[j] = at
+            prefetch(at)
+        for j in range(n):
+            pte[j] = (<const uint64_t *> place[j])[0] if entry_shift == 3 or held[j] & PS else \
+                (<const uint32_t *> place[j])[0]
+    else:                               # all in one region, as in a pass over a buffer
+        value = guest_value(q, regions, bits, va[0] & la_mask, shift)
+        at = base + (value & FRAME)
+        if value & PS:
+            for j in range(n):
+                pte[j] = value
+        else:
+            for j in range(n):
+                index = va[j] >> 12 & index_mask
+                pte[j] = (<const uint64_t *> at)[index] if entry_shift == 3 else (<const uint32_t *> at)[index]
+        for j in range(n):
+            held[j] = value
     for j in range(n):
         la = va[j] & la_mask
         value = held[j]
         entry = pte[j]
         every = value & entry
         large = 0 - (value >> 7 & 1)
-        gpa[j] = (entry & ((frame & ~large) | (FRAME & ~offset & large))) | (la & (0xFFF | (offset & large)))
+        gpa[j] = (entry & frame) | (la & (0xFFF | (offset & large)))
         odd[j] = ((need & ~every) | (forbid & every) | (forbid_any & (value | entry)) | (rsvd & entry)
                   | (want & ~(value | entry)))
         amiss |= odd[j]
@@ -171,18 +197,13 @@ cdef inline uint64_t ept_stage(Query *q, const uint64_t *gpa, uint64_t *hpa, uin
     cdef const uint8_t *place[LANES]
     cdef uint64_t held[LANES]
     cdef uint64_t need = q.ept_need, rsvd = q.e.rsvd[1][1], frame = q.e.frame
-    cdef uint64_t key, value, entry, large, amiss = 0
+    cdef uint64_t value, entry, large, amiss = 0
     cdef int bits = q.region_bits, j
-    cdef Region *r
+    cdef Region *regions = q.ept
     cdef const uint8_t *base = q.m.base
     cdef const uint8_t *at
     for j in range(n):
-        key = gpa[j] >> EPT_REGION_SHIFT
-        r = slot(q.ept, bits, key)
-        if rare(r.tag != ~key):
-            r.value = ept_region(q, gpa[j])
-            r.tag = ~key
-        value = r.value
+        value = ept_value(q, regions, bits, gpa[j])
         held[j] = value
         at = base + (value & FRAME) + ((gpa[j] >> 12 & 511) << 3)
         if value & PS:
@@ -193,7 +214,7 @@ cdef inline uint64_t ept_stage(Query *q, const uint64_t *gpa, uint64_t *hpa, uin
         value = held[j]
         entry = (<const uint64_t *> place[j])[0]
         large = 0 - (value >> 7 & 1)
-        hpa[j] = (entry & frame & ~(0x1FF000 & large)) | (gpa[j] & (0xFFF | (0x1FFFFF & large)))
+        hpa[j] = (entry & frame) | (gpa[j] & (0xFFF | (0x1FFFFF & large)))
         # memory types 2, 3 and 7 are malformed (ept.md §3)
         odd[j] = (need & ~(value & entry)) | (rsvd & entry) | ((entry >> 4) & (~(entry >> 5) | (entry >> 3)) & 1)
         amiss |= odd[j]

@@ -121,7 +121,7 @@ cdef inline void block(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *faul
     for j in range(n):
         fault[j] = FAULT_NONE
     if entry_shift:
-        amiss = guest_stage(q, va, &gpa[0] if nested else pa, held, odd, n, entry_shift)
+        amiss = guest_stage(q, va, &gpa[0] if nested else pa, held, odd, n, entry_shift, nested)
         if nested and rare(amiss != 0):
             for j in range(n):
                 if odd[j]:
@@ -223,17 +223,18 @@ cdef class _Batch:
         return 0
 
     def run(self, int worker):
-        cdef Query q = self.query
-        cdef uint64_t start
         with nogil:
-            q.guest = self.regions + self.each * worker
-            q.ept = q.guest + (1 << q.region_bits)
-            while True:
-                start = take(&self.next, self.chunk)
-                if start >= self.n:
-                    break
-                translate_batch(&q, <const uint64_t *> self.va.buf + start, <uint64_t *> self.pa.buf + start,
-                                <uint8_t *> self.fault.buf + start, min(self.chunk, self.n - start))
+            self.work(worker)
+
+    cdef void work(self, int worker) noexcept nogil:
+        cdef Query q = self.query
+        cdef uint64_t start = take(&self.next, self.chunk)
+        q.guest = self.regions + self.each * worker
+        q.ept = q.guest + (1 << q.region_bits)
+        while start < self.n:
+            translate_batch(&q, <const uint64_t *> self.va.buf + start, <uint64_t *> self.pa.buf + start,
+                            <uint8_t *> self.fault.buf + start, min(self.chunk, self.n - start))
+            start = take(&self.next, self.chunk)
 
 
 def translate(PhysicalMemory mem not None, GuestState state not None, va, *, access="r", eptp=None, out=None,
@@ -261,7 +262,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     cdef Walk w
     cdef int acc = access_code(access), workers
     addresses = _addresses(va)
-    if isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1:
+    if type(threads) is not int and not isinstance(threads, np.integer) or threads < 1:
         raise ConfigError(f"threads must be a positive integer, not {threads!r}")
     cdef int fault = prepare(mem, state, eptp, False, &batch.paging, &batch.ept, &w)
     if out is None:
@@ -271,7 +272,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     else:
         result = _checked(out, addresses.shape)
     pa = result.pa
-    if not (pa.flags.c_contiguous and pa.flags.aligned):
+    if not simple(pa):
         if np.may_share_memory(pa, mem.u8):
             raise ConfigError(_OVERLAP)
         pa = np.empty(addresses.shape, _U64)
@@ -293,7 +294,8 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     if threads == 1:
         batch.chunk = batch.n
         batch.reserve(1)
-        batch.run(0)
+        with nogil:
+            batch.work(0)
     else:
         batch.chunk = CHUNK
         workers = max(1, min(threads, (batch.n + CHUNK - 1) // CHUNK))
@@ -337,7 +339,7 @@ def _addresses(va):
             why = {"f": "floating point holds only 53 bits of an address", "b": "these are truth values"}
             raise StateError(f"linear addresses of dtype {array.dtype}: {why.get(kind, 'these are no integers')}; "
                              "build them with dtype=np.uint64")
-    if not (array.flags.c_contiguous and array.flags.aligned):
+    if not simple(array):
         array = array.copy(order="C")
     return array
 
@@ -368,6 +370,12 @@ def _checked(out, tuple shape):
     if not (pa.flags.writeable and result.fault.flags.writeable):
         raise ConfigError("out is read-only; give a writable array")
     return result
+
+
+cdef bint simple(array) except -1:
+    # C-contiguous and aligned, in the bits of NPY_ARRAY_CARRAY_RO
+    cdef int flags = array.flags.num
+    return flags & 0x101 == 0x101
 
 
 cdef bint overlap(const Py_buffer *view, const void *start, uint64_t nbytes) noexcept:
