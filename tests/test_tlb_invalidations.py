@@ -176,21 +176,25 @@ def test_every_piece_of_a_large_page_goes(make: type[TLB | Tlb], page: str, size
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda kind: kind.__name__)
-def test_where_a_local_and_a_global_entry_match_the_more_recent_is_hit(make: type[TLB | Tlb]) -> None:
-    """Two PCIDs of which one maps the page global: both entries match in the other."""
+@pytest.mark.parametrize("way_freed", [False, True])
+def test_where_a_local_and_a_global_entry_match_the_more_recent_is_hit(make: type[TLB | Tlb], way_freed: bool) -> None:
+    """Two PCIDs of which one maps the page global: both entries match in the other, wherever in the set they are."""
+    local, shared, other = value(0x1000), value(0x2000, flags="urwexdg"), value(0x3000)
+    first, last, evict = A + 0x10_0000, A + 0x8_0000, A + 0x4000  # the first two: in the same set of the second level
     tlb = make(geometry("skylake", l1d="4/1"))  # direct-mapped: the second level decides
-    evict = A + 0x4000
     tlb.switch(0, 7)
-    tlb.fill(A, value(0x1000))
+    tlb.fill(first, other)
+    tlb.fill(A, local)
+    if way_freed:
+        tlb.invlpg(first, 0, 7)
     tlb.switch(0, 0)
-    tlb.fill(A, value(0x2000, flags="urwexdg"))
-    tlb.fill(A + 0x80_000, value(0x3000))  # the same set of the second level, more recent than both
+    tlb.fill(A, shared)
+    tlb.fill(last, other)
     tlb.switch(0, 7)
-    tlb.fill(evict, value(0x3000))
-    assert tlb.lookup(A) == (2, value(0x2000, flags="urwexdg"))
-    assert [entry[7] for entry in tlb.entries() if entry[0] == "l2" and entry[5] != evict] == [
-        value(0x2000, flags="urwexdg"), value(0x3000), value(0x1000)
-    ]  # fmt: skip
+    tlb.fill(evict, other)
+    assert tlb.lookup(A) == (2, shared)
+    held = [entry[7] for entry in tlb.entries() if entry[0] == "l2" and entry[5] not in (first, evict)]
+    assert held == [shared, other, local]
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda kind: kind.__name__)

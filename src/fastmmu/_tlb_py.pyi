@@ -24,6 +24,23 @@ class TLB:
         key: int = 0,
         memory_type: int = 0,
     ) -> int: ...
+    @staticmethod
+    def value_of_walk(
+        pa: int,
+        *,
+        guest_shift: int = 12,
+        ept_shift: int = 0,
+        us: bool = True,
+        rw: bool = True,
+        xd: bool = False,
+        global_page: bool = False,
+        dirty: bool = True,
+        ept_rights: int = 7,
+        ept_dirty: bool = True,
+        key: int = 0,
+        memory_type: int = 0,
+        mbec: bool = False,
+    ) -> int: ...
     def lookup(self, la: int, access: str = "r") -> tuple[int, int]: ...
     def fill(self, la: int, value: int, access: str = "r") -> int: ...
     def refill(self, la: int, value: int, access: str = "r") -> int: ...

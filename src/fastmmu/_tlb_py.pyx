@@ -9,13 +9,13 @@ from fastmmu._invalidate cimport (
 )
 from fastmmu._tlb cimport (
     tlb_add, tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_free, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_new, tlb_psc,
-    tlb_psc_fill, tlb_ready, tlb_refill, tlb_value
+    tlb_psc_fill, tlb_ready, tlb_refill, tlb_value, tlb_value_of_walk
 )
 from fastmmu._tlb_entries cimport (
     CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_R, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC, TlbArray,
     TlbContext, TlbPort, UNITS, set_at, tlb_switch, way_at
 )
-from fastmmu._types cimport ACC_R, ACC_RW, ACC_W, ACC_X
+from fastmmu._types cimport ACC_R, ACC_RW, ACC_W, ACC_X, Walk
 
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.geometry import PAGES, TABLES, Array
@@ -115,6 +115,22 @@ cdef class TLB:
             bits |= <uint64_t> 1 << "usrwexdg".index(flag)
         page = (*PAGES, "4m").index(size if page is None else page)
         return tlb_value(pa, PAGES.index(size), page, bits) | <uint64_t> key << 52 | <uint64_t> memory_type << 56
+
+    @staticmethod
+    def value_of_walk(uint64_t pa, *, int guest_shift=12, int ept_shift=0, us=True, rw=True, xd=False,
+                      global_page=False, dirty=True, int ept_rights=7, ept_dirty=True, int key=0, int memory_type=0,
+                      mbec=False):
+        """The value under which the outcome of a walk is cached (tlb.md §1.1, R3 and R4).
+
+        :param guest_shift, ept_shift: log2 of the page sizes; 0: paging off, no EPT. :param us, rw, xd, global_page,
+            dirty: of the guest's entries, ANDed or ORed. :param ept_rights: R 1, W 2, X 4, XU 8, ANDed.
+        """
+        cdef Walk w
+        memset(&w, 0, sizeof(w))
+        w.pa, w.guest_shift, w.ept_shift = pa, guest_shift, ept_shift
+        w.us, w.rw, w.xd, w.global_page, w.dirty = us, rw, xd, global_page, dirty
+        w.ept_rights, w.ept_dirty, w.pkey, w.ept_mt = ept_rights, ept_dirty, key, memory_type
+        return tlb_value_of_walk(&w, mbec)
 
     def lookup(self, uint64_t la, access="r"):
         """(level, value): 1 first level, 2 second level, which refills the first; (0, 0): a miss of both."""
