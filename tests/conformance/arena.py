@@ -98,7 +98,7 @@ def lowered(case: MemoryCase, stop: int) -> tuple[MemoryCase, Callable[[Observed
         seen["ch"] = {back.get(hpa, hpa): value ^ delta.get(back.get(hpa, hpa), 0) for hpa, value in seen["ch"].items()}
         if "pa" in seen and pointers:
             seen["pa"] ^= delta[pointers[-1]]
-        return seen
+        return {**seen, "moved": True}
 
     mem = {fold(hpa): value ^ delta.get(hpa, 0) for hpa, value in case.mem.items()}
     if case.ept:

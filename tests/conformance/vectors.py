@@ -233,6 +233,7 @@ class Report:
     not_compared: Counter[str] = field(default_factory=Counter)
     masked: Counter[str] = field(default_factory=Counter)
     unreported: Counter[str] = field(default_factory=Counter)
+    moved: int = 0
     examples: list[str] = field(default_factory=list)
 
     def line(self) -> str:
@@ -244,6 +245,7 @@ class Report:
             f"{self.name}: {self.compared} compared, {self.mismatches} mismatches, "
             f"{self.not_compared.total()} not compared{why if self.not_compared else ''}"
             f"{f', masked {masked}' if masked else ''}{f', without field {fields}' if fields else ''}"
+            f"{f', tables moved {self.moved}' if self.moved else ''}"
         )
 
 
@@ -257,6 +259,7 @@ def run_set(adapter: Adapter, path: Path, *, stride: int = 1, examples: int = 5)
         if isinstance(got, str):
             report.not_compared[got] += 1
             continue
+        report.moved += bool(got.get("moved"))
         for key in got.get("unreported", set()) & expected(v).keys():
             report.unreported[key] += 1
         differences, masked = compare(v, got, adapter.unreported)
