@@ -4,7 +4,7 @@
 
 Memories of 512, 65,536 and 2,000,000 pages: sequential linear addresses mapped by 4K pages to shuffled frames, looked
 up in random order. "nested": the same under an EPT of 4K pages that maps the guest's tables to shuffled frames too.
-The two sides take turns; a run is the best of three passes on either side. Every result is compared with the
+The two sides take turns; a run is the best of some passes on either side. Every result is compared with the
 yardstick's. Target: at most 1.5 times the yardstick's scalar walk.
 """
 
@@ -30,7 +30,7 @@ import yardstick
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
-PASSES = 3  # a run is the best of so many
+LEAST = 600_000  # a run is the best of as many passes as look up so many addresses, at least 3
 GUEST = 0x67  # P, R/W, U/S, A, D
 EPT = 0x37  # R, W, X, write-back
 BASE = 0x7F00_0000_0000 >> 12
@@ -81,13 +81,12 @@ def build(pages: int, nested: bool, rng: np.random.Generator) -> Space:
 class Yardwalk:
     """The compiled yardstick on the files of one space."""
 
-    def __init__(self, program: Path, space: Space, va: U64, where: Path) -> None:
+    def __init__(self, program: Path, space: Space, va: U64, where: Path, passes: int) -> None:
         self.out = where / "out.u64"
         space.words.tofile(where / "mem.u64")
         va.tofile(where / "va.u64")
         name = "walk" if space.eptp is None else "nest"
         files = [str(where / "mem.u64"), hex(space.cr3), str(where / "va.u64"), str(self.out)]
-        passes = PASSES * max(1, 200_000 // len(va))
         self.command = [str(program), name, *files, str(passes), hex(space.eptp.value if space.eptp else 0)]
 
     def run(self) -> tuple[float, float]:
@@ -97,16 +96,14 @@ class Yardwalk:
         return times["scalar"], times["group"]
 
 
-def run(call: Callable[[], object], addresses: int) -> float:
-    """ns per address; short calls are repeated so that a pass takes a while."""
-    calls = max(1, 200_000 // addresses)
+def run(call: Callable[[], object], passes: int, addresses: int) -> float:
+    """ns per address, the best pass."""
     best = float("inf")
-    for _ in range(PASSES):
+    for _ in range(passes):
         start = time.perf_counter()
-        for _ in range(calls):
-            call()
+        call()
         best = min(best, time.perf_counter() - start)
-    return best / calls / addresses * 1e9
+    return best / addresses * 1e9
 
 
 def measure(program: Path, pages: int, addresses: int, nested: bool, runs: int, where: Path) -> list[float]:
@@ -119,7 +116,8 @@ def measure(program: Path, pages: int, addresses: int, nested: bool, runs: int, 
     mem.u64[:] = space.words
     state = fastmmu.GuestState(cr3=space.cr3)
     out = fastmmu.translate(mem, state, va, eptp=space.eptp)
-    walk = Yardwalk(program, space, va, where)
+    passes = max(3, LEAST // addresses)
+    walk = Yardwalk(program, space, va, where, passes)
     times: list[tuple[float, ...]] = []
     for _ in range(runs):
         ours = [
@@ -127,6 +125,7 @@ def measure(program: Path, pages: int, addresses: int, nested: bool, runs: int, 
                 lambda threads=threads: fastmmu.translate(  # type: ignore[misc]
                     mem, state, va, eptp=space.eptp, out=out, threads=threads
                 ),
+                passes,
                 addresses,
             )
             for threads in (1, 2)
