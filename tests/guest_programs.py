@@ -247,8 +247,9 @@ class Cached:
 class Compiler:
     """Runs the program on the specification while it is being written."""
 
-    def __init__(self, regime: Regime, seed: int) -> None:
+    def __init__(self, regime: Regime, seed: int, disciplined: bool) -> None:
         cr3, memory = start(seed)
+        self.disciplined = disciplined
         self.program = Program(regime, cr3, dict(memory))
         self.memory = reference.SparseMemory(memory, nbytes=1 << 26)
         self.cr3 = cr3
@@ -263,7 +264,7 @@ class Compiler:
 
     def access(self, la: int, access: str, user: bool, *, value: int | None, reload: bool) -> None:
         outcome = reference.walk(self.memory, self.state(user), la, access, write=False)
-        if self.cached.stale(la, access, user, outcome):
+        if self.disciplined and self.cached.stale(la, access, user, outcome):
             if reload:
                 self.mov_cr3(self.cr3)
             if self.cached.stale(la, access, user, outcome):
@@ -289,6 +290,13 @@ class Compiler:
     def invlpg(self, la: int) -> None:
         self.cached.invlpg(la)
         self.emit(Invlpg(la))
+
+    def edit_on_path(self, la: int, level: int, how: int, frame: int, *, reload: bool) -> None:
+        """Changes an entry that translates la, and looks what has become of la."""
+        outcome = reference.walk(self.memory, self.state(False), la, "r", write=False)
+        path = [step.gpa for step in outcome.steps if step.kind == StepKind.GUEST]
+        self.edit(path[min(level, len(path) - 1)], how, frame, reload=reload)
+        self.access(la, "r", False, value=None, reload=reload)
 
     def edit(self, gpa: int, how: int, frame: int, *, reload: bool) -> None:
         """Changes an entry through the window, as a kernel would."""
@@ -339,15 +347,20 @@ _any_address = st.one_of(addresses, addresses, addresses, _windows)
 _access = st.tuples(st.just("access"), _any_address, st.sampled_from("rwx") | st.just("rw"), st.booleans())
 _table = st.sampled_from(FRAMES * 3 + WINDOW_TABLES[1:])
 _edit = st.tuples(st.just("edit"), _table, st.integers(0, 3), st.integers(0, N_EDITS - 1), _frame)
+_edit_on_path = st.tuples(st.just("path"), addresses, st.integers(0, 3), st.integers(0, N_EDITS - 1), _frame)
 _poke = st.tuples(st.just("poke"), addresses, st.integers(0, N_EDITS - 1), _frame)
 _cr3 = st.tuples(st.just("cr3"), st.integers(0, 5), _frame)
 _invlpg = st.tuples(st.just("invlpg"), _any_address)
-operations = st.tuples(st.booleans(), st.one_of(_access, _access, _access, _edit, _edit, _poke, _cr3, _invlpg))
+operations = st.tuples(
+    st.booleans(), st.one_of(_access, _access, _access, _edit_on_path, _edit_on_path, _edit, _poke, _cr3, _invlpg)
+)
 
 
-def compile_program(regime: Regime, seed: int, choices: list[tuple[bool, tuple[Any, ...]]]) -> Program:
-    """The program of these choices, with the invalidations that it owes."""
-    compiler = Compiler(regime, seed)
+def compile_program(
+    regime: Regime, seed: int, choices: list[tuple[bool, tuple[Any, ...]]], disciplined: bool = True
+) -> Program:
+    """The program of these choices, with the invalidations that it owes; without them unless `disciplined`."""
+    compiler = Compiler(regime, seed, disciplined)
     roots = [compiler.cr3, *(gpa for gpa in FRAMES if gpa != compiler.cr3 and compiler.memory.read64(gpa))]
     for reload, (kind, *rest) in choices:
         if kind == "access":
@@ -356,6 +369,9 @@ def compile_program(regime: Regime, seed: int, choices: list[tuple[bool, tuple[A
         elif kind == "edit":
             table, index, how, frame = rest
             compiler.edit(table + 8 * index, how, frame, reload=reload)
+        elif kind == "path":
+            la, level, how, frame = rest
+            compiler.edit_on_path(la, level, how, frame, reload=reload)
         elif kind == "poke":
             la, how, frame = rest
             compiler.access(la, "w", False, value=edited(0, how, frame), reload=reload)
@@ -369,30 +385,10 @@ def compile_program(regime: Regime, seed: int, choices: list[tuple[bool, tuple[A
     return compiler.program
 
 
-_operations = st.lists(operations, min_size=1, max_size=60)
+# a list of lists is on average longer than a list, and shrinks as well
+_parts = st.lists(st.lists(operations, min_size=1, max_size=30), min_size=1, max_size=30)
+_operations = _parts.map(lambda parts: [choice for part in parts for choice in part])
 programs = st.builds(compile_program, regimes, st.integers(0, 1 << 20), _operations)
 
 
-def write_program(regime: Regime, seed: int, choices: list[tuple[bool, tuple[Any, ...]]]) -> Program:
-    """The same choices as they come, without a thought for what is cached; outcomes are left open."""
-    cr3, memory = start(seed)
-    program = Program(regime, cr3, memory)
-    for _, (kind, *rest) in choices:
-        if kind == "access":
-            program.instructions.append(Access(*rest))
-        elif kind == "edit":
-            table, index, how, frame = rest
-            entry = edited(memory.get(table + 8 * index, 0), how, frame)
-            program.instructions.append(Store(WINDOW + table + 8 * index, entry))
-        elif kind == "poke":
-            la, how, frame = rest
-            program.instructions.append(Store(la, edited(0, how, frame)))
-        elif kind == "cr3":
-            program.instructions.append(MovCr3(cr3 if rest[0] else rest[1]))
-        else:
-            program.instructions.append(Invlpg(*rest))
-    program.outcomes = [None] * len(program.instructions)
-    return program
-
-
-undisciplined = st.builds(write_program, regimes, st.integers(0, 1 << 20), _operations)
+undisciplined = st.builds(compile_program, regimes, st.integers(0, 1 << 20), _operations, st.just(False))

@@ -1,0 +1,140 @@
+"""The bare guest: what it may not do, and outcomes besides success and #PF."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from event_lists import ALL_SCHEMES
+from fastmmu import BusError, Config, ConfigError, GuestState, Machine, StateError, TraceError, reference
+
+P, RW, US, A, D = 1, 2, 4, 0x20, 0x40
+ALL = P | RW | US | A | D
+ROOT, PDPT, PD, PT, DATA = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000
+MEMORY = 64 << 20
+
+
+@pytest.fixture(params=ALL_SCHEMES, ids=lambda config: config.name)
+def config(request: pytest.FixtureRequest) -> Config:
+    return request.param.replace(memory=MEMORY)
+
+
+def bare(config: Config, pte: int = DATA | ALL, **registers: Any) -> Machine:
+    """A guest whose address 0 is DATA, or what `pte` says."""
+    machine = Machine(config, guest_kernel=False, state=GuestState(**{"cr3": ROOT, **registers}))
+    for table, entry in ((ROOT, PDPT | ALL), (PDPT, PD | ALL), (PD, PT | ALL), (PT, pte)):
+        machine.guest_memory.write64(table, entry)
+    return machine
+
+
+def test_addresses_that_are_not_canonical(config: Config) -> None:
+    """Refused, also where the TLB has an entry that agrees in bits 56:12, and INVLPG of one does nothing."""
+    machine = bare(config)
+    assert machine.access(0, "rw").gpa == DATA
+    misses = machine.counters()["tlb_misses"]
+    for la in (1 << 63, 1 << 57, 1 << 47, 0xFFFF_7FFF_FFFF_F000):
+        for access in (lambda la=la: machine.access(la), lambda la=la: machine.store(la, 0)):
+            with pytest.raises(StateError, match=f"{la:#x} is not canonical"):
+                access()
+        machine.invlpg(la)
+    assert machine.access(0).gpa == DATA
+    if config.vpid or config.mmu != "shadow":  # else the exits of INVLPG have flushed
+        assert machine.counters()["tlb_misses"] == misses
+
+
+def test_wrong_arguments(config: Config) -> None:
+    machine = bare(config)
+    with pytest.raises(StateError, match="0x4 is not aligned"):
+        machine.store(4, 0)
+    with pytest.raises(StateError, match='must be "r", "w", "rw" or "x"'):
+        machine.access(0, "z")
+    with pytest.raises(StateError, match=r"cr3=0x8000000000001000 has reserved bits 0x8000000000000000"):
+        machine.mov_cr3(1 << 63 | ROOT)
+    with pytest.raises(StateError, match="reserved bits"):
+        bare(config, maxphyaddr=40).mov_cr3(1 << 40)
+    with pytest.raises(ConfigError, match="a bare guest has no kernel to run a trace on"):
+        machine.run(np.zeros(1, np.uint8), np.zeros(1, np.uint8), np.zeros(1, np.uint64))
+    with pytest.raises(TraceError, match="different lengths: 1, 2, 1"):
+        machine.run(np.zeros(1, np.uint8), np.zeros(2, np.uint8), np.zeros(1, np.uint64))
+    assert machine.access(0).gpa == DATA
+
+
+def test_what_a_bare_guest_cannot_be(config: Config) -> None:
+    with pytest.raises(ConfigError, match="4-level paging"):
+        Machine(config, guest_kernel=False, state=GuestState(cr4=0x10A0))
+    with pytest.raises(ConfigError, match="no kernel"):
+        Machine(config.replace(premapped=True), guest_kernel=False)
+
+
+def test_tables_outside_memory_are_a_bus_error(config: Config) -> None:
+    """Under every scheme, at whatever level; under EPT it is no MMIO."""
+    for table in (ROOT, PDPT, PD):
+        machine = bare(config)
+        machine.guest_memory.write64(table, MEMORY | ALL)
+        with pytest.raises(BusError, match="lies outside memory"):
+            machine.access(0)
+        machine.guest_memory.write64(table, {ROOT: PDPT, PDPT: PD, PD: PT}[table] | ALL)
+        assert machine.access(0).gpa == DATA
+    machine = bare(config)
+    with pytest.raises(BusError, match="lies outside memory"):
+        (machine.mov_cr3(MEMORY), machine.access(0))
+    machine.mov_cr3(ROOT)
+    assert machine.access(0).gpa == DATA
+
+
+def test_a_root_outside_memory_from_the_start(config: Config) -> None:
+    with pytest.raises(BusError, match="lies outside memory"):
+        bare(config, cr3=MEMORY).access(0)
+
+
+def test_data_outside_memory_is_mmio(config: Config) -> None:
+    """The access has its guest-physical address; the VMM emulates it each time."""
+    machine = bare(config, MEMORY | ALL)
+    for access in ("r", "w", "x"):
+        assert machine.access(0x18, access).gpa == MEMORY | 0x18
+    assert machine.store(0x20, 1).gpa == MEMORY | 0x20
+    assert machine.counters()["mmio"] == (0 if config.mmu == "native" else 4)
+
+
+def test_protection_keys(config: Config) -> None:
+    """A key that denies writes, then one that denies all: with the page cached by an access that it allows."""
+    registers = {"cr4": 0x40_00A0, "pkru": 0b1110 << 2}  # key 1: write disabled; key 2: both
+    if config.mmu == "shadow":
+        with pytest.raises(ConfigError, match="shadow paging does not virtualize protection keys"):
+            bare(config, **registers)
+        return
+    for key, user in ((1, True), (1, False), (2, True), (2, False)):
+        machine = bare(config, DATA | ALL | key << 59, **registers)
+        memory = reference.ArrayMemory(machine.guest_memory.u64)
+        state = reference.State(**registers, cr3=ROOT, cpl=3 if user else 0)
+        for access in ("x", "r", "w", "r", "rw"):
+            came = machine.access(0, access, user=user)
+            outcome = reference.walk(memory, state, 0, access, write=False)
+            if isinstance(outcome, reference.PageFault):
+                assert came == (None, outcome.error_code, 0)
+            else:
+                assert isinstance(outcome, reference.Mapped)
+                assert came.gpa == outcome.gpa
+
+
+def test_protection_keys_without_write_protection(config: Config) -> None:
+    if config.mmu == "shadow":
+        return
+    machine = bare(config, DATA | ALL & ~RW | 1 << 59, cr0=0x8004_0033, cr4=0x40_00A0, pkru=0b10 << 2)
+    assert machine.access(0, "r").gpa == DATA
+    assert machine.access(0, "w").gpa == DATA
+    assert machine.access(0, "w", user=True) == (None, 0x27, 0)
+
+
+def test_counters_of_a_bare_guest(config: Config) -> None:
+    machine = bare(config)
+    for access in ("r", "w", "rw", "x", "r"):
+        machine.access(0, access)
+    machine.store(8, 1)
+    c = machine.counters()
+    assert [c[name] for name in ("reads", "writes", "modifies", "fetches", "kernel_accesses")] == [2, 1, 1, 1, 1]
+    lookups = c["accesses"] + c["kernel_accesses"] + c["retries"]
+    assert c["l1d_hits"] + c["l1i_hits"] + c["stlb_hits"] + c["tlb_misses"] == lookups
+    assert machine.guest_memory.read64(DATA + 8) == 1
