@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastmmu._leaves_py import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
 from fastmmu._machine import Access, Machine
 from fastmmu._memory import PhysicalMemory
 from fastmmu._memtype import MemoryType, Mtrrs
@@ -50,6 +51,7 @@ __all__ = [
     "Geometry",
     "GuestState",
     "Machine",
+    "MappingArray",
     "MemoryType",
     "MissingExtraError",
     "Mtrrs",
@@ -69,9 +71,13 @@ __all__ = [
     "Translation",
     "WalkResult",
     "compare",
+    "ept_mappings",
     "geometry",
     "interleave",
+    "iter_ept_mappings",
+    "iter_mappings",
     "load_pdpte_registers",
+    "mappings",
     "read_trace",
     "simulate",
     "translate",

@@ -6,7 +6,15 @@ import enum
 
 import numpy as np
 
-__all__ = ["ALL_ONES", "STEP_DTYPE", "Fault", "StepKind"]
+__all__ = [
+    "ALL_ONES",
+    "EPT_MAPPING_DTYPE",
+    "MAPPING_DTYPE",
+    "MAPPING_FAULT_DTYPE",
+    "STEP_DTYPE",
+    "Fault",
+    "StepKind",
+]
 
 ALL_ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 """`.pa` where an address did not translate."""
@@ -49,3 +57,72 @@ STEP_DTYPE = np.dtype(
     align=True,
 )
 """One reference of a walk; the C struct `Step` of `_types.pxd`."""
+
+MAPPING_DTYPE = np.dtype(
+    [
+        ("va", "<u8"),  # first linear address, sign-extended in long mode
+        ("pa", "<u8"),  # host-physical address of it
+        ("gpa", "<u8"),  # guest-physical address of it; = pa without EPT
+        ("size", "<u8"),  # bytes: the smaller of guest page and EPT page
+        ("leaf", "<u8"),  # the guest's leaf entry; 0 with paging off
+        ("user", "u1"),  # U/S = 1 at every level; the next three are what guest and EPT both allow
+        ("readable", "u1"),
+        ("writable", "u1"),
+        ("executable", "u1"),
+        ("accessed", "u1"),  # of the guest's leaf, as the next three; 0 with paging off
+        ("dirty", "u1"),
+        ("global_page", "u1"),  # and CR4.PGE is set
+        ("large", "u1"),  # the guest's page is larger than 4 KB
+        ("pat", "u1"),  # index into IA32_PAT
+        ("key", "u1"),  # protection key
+        ("memory_type", "u1"),  # effective, of the first byte; a MemoryType
+        ("ept_rights", "u1"),  # R=1 W=2 X=4 XU=8, ANDed over the EPT levels; 0 without EPT
+        ("guest_shift", "u1"),  # log2 of the guest's page size; 0 with paging off
+        ("ept_shift", "u1"),  # log2 of the EPT page size; 0 without EPT
+        ("ept_accessed", "u1"),  # bits 8 and 9 of the EPT leaf, whether or not EPTP bit 6 gives them a meaning
+        ("ept_dirty", "u1"),
+    ],
+    align=True,
+)
+"""One mapping of a linear address space; the C struct `LeafRow` of `_leaves.pxd`."""
+
+_EPT_FIELDS = {
+    "gpa": ("<u8", "va"),
+    "hpa": ("<u8", "pa"),
+    "size": ("<u8", "size"),
+    "leaf": ("<u8", "leaf"),
+    "user_executable": ("u1", "user"),
+    "readable": ("u1", "readable"),
+    "writable": ("u1", "writable"),
+    "executable": ("u1", "executable"),
+    "accessed": ("u1", "ept_accessed"),
+    "dirty": ("u1", "ept_dirty"),
+    "memory_type": ("u1", "memory_type"),
+    "ipat": ("u1", "pat"),
+}
+_OFFSET = {name: field[1] for name, field in (MAPPING_DTYPE.fields or {}).items()}
+
+EPT_MAPPING_DTYPE = np.dtype(
+    {
+        "names": list(_EPT_FIELDS),
+        "formats": [kind for kind, _ in _EPT_FIELDS.values()],
+        "offsets": [_OFFSET[place] for _, place in _EPT_FIELDS.values()],
+        "itemsize": MAPPING_DTYPE.itemsize,
+    }
+)
+"""One mapping of a guest-physical address space; the same struct. `leaf`: the EPT leaf, `user_executable`: its XU
+under mode-based execute control, rights ANDed over the levels, `memory_type` and `ipat` as in the leaf."""
+
+MAPPING_FAULT_DTYPE = np.dtype(
+    [
+        ("va", "<u8"),  # first address that has no mapping because of this
+        ("size", "<u8"),  # bytes
+        ("hpa", "<u8"),  # where the entry is that stopped the walk; all ones where none was read
+        ("entry", "<u8"),  # its value; 0 outside memory
+        ("fault", "u1"),  # a Fault: PAGE_FAULT for reserved bits, EPT_VIOLATION, EPT_MISCONFIG, BUS
+        ("level", "u1"),  # of that entry
+        ("ept", "u1"),  # 1: it is an entry of the EPT
+    ],
+    align=True,
+)
+"""A place where tables lead nowhere; the C struct `LeafFault` of `_leaves.pxd`."""
