@@ -82,9 +82,7 @@ cdef uint64_t tlb_kill(Tlb *t, uint32_t id, int cause) noexcept nogil:
                 total += n
     unlist(t, id)
     x.cause = cause
-    t.state[id] = CTX_DEAD
-    if x.total == 0:
-        release(t, id)
+    t.state[id] = CTX_DEAD      # it had entries, as every live one; release() follows the last of them
     return total
 
 
