@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import lzma
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "fastmmu"
+README = (ROOT / "README.md").read_text()
 
 
 def test_each_file_that_the_architecture_names_exists() -> None:
@@ -48,12 +51,12 @@ def test_the_group_for_building_is_what_the_build_requires() -> None:
 
 
 def test_the_readme_links_to_files_that_exist() -> None:
-    links = re.findall(r"\]\(([^):#]+)\)", (ROOT / "README.md").read_text())
+    links = re.findall(r"\]\(([^):#]+)\)", README)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
@@ -87,3 +90,19 @@ def test_readme_policy(names: dict[str, Any], capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == f"{len(pages)} pages, {len(pages)} exits\n"
     plain = names["fastmmu"].simulate(names["trace"], names["result"].config)
     assert plain.counters == names["result"].counters
+
+
+def test_the_table_in_the_readme_is_what_compare_prints(tmp_path: Path) -> None:
+    """But for the last column, which is the speed of the simulator itself."""
+    trace = PACKAGE / "traces" / "sqlite.lackey.xz"
+    command = [sys.executable, "-m", "fastmmu.cli", "compare", str(trace)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed, shown = (
+        {re.sub(r" +[\d.]+[kMG]?/s$", "", line.strip()) for line in text.splitlines() if line.strip()}
+        for text in (done.stdout, README.partition("sqlite joining tables")[2].partition("Shadow paging exits")[0])
+    )
+    table = {line for line in shown if not line.startswith("(the last")}
+    assert len(table) > 10
+    missing = table - printed
+    assert missing == set(), "put what `fastmmu compare` now prints into README.md"
