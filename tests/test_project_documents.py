@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import subprocess
 import sys
@@ -96,7 +97,8 @@ def test_the_table_in_the_readme_is_what_compare_prints(tmp_path: Path) -> None:
     """But for the last column, which is the speed of the simulator itself."""
     trace = PACKAGE / "traces" / "sqlite.lackey.xz"
     command = [sys.executable, "-m", "fastmmu.cli", "compare", str(trace)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    environment = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed, shown = (
         {re.sub(r" +[\d.]+[kMG]?/s$", "", line.strip()) for line in text.splitlines() if line.strip()}
