@@ -1,9 +1,9 @@
 """Random programs of a bare guest that edits its own page tables, and what the architecture says they do.
 
-Guest-physical memory of a program holds 16 frames, four in each of the first four 2 MB regions, and every one of them
-may be a table at any level, data, or both: programs use only the entries 0..3 (words 0..3) of a table, and linear
-addresses whose indices are 0..3. So a page table is found at several places, and the frames are reached by 4 KB, 2 MB
-and 1 GB pages. Entry 256 of each frame leads to a window, through which the supervisor sees all frames.
+Guest-physical memory of a program holds nine frames, three in each of the first three 2 MB regions, and every one of
+them may be a table at any level, data, or both: programs use only the entries 0..2 (words 0..2) of a table, and linear
+addresses whose indices are 0..2. So tables are shared, found at several levels, and reached by 4 KB, 2 MB and 1 GB
+pages. Entry 256 of each frame leads to a window, through which the supervisor sees all frames.
 
 :func:`compile_program` runs a program on the executable specification without a TLB. It puts in the invalidations that
 the architecture demands: before an access that some translation cached since (TLB or paging-structure cache) would
@@ -23,9 +23,9 @@ from fastmmu.dtypes import StepKind
 
 P, RW, US, A, D, PS, G, XD = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 63
 FRAME = 0x000F_FFFF_FFFF_F000
-FRAMES = tuple(region << 21 | page << 12 for region in range(4) for page in range(4))
+FRAMES = tuple(region << 21 | page << 12 for region in range(3) for page in range(3))
 WINDOW = 0xFFFF_8000_0000_0000  # linear address at which guest-physical 0 is seen
-WINDOW_TABLES = (0x80_0000, 0x80_1000, 0x80_2000, 0x80_3000, 0x80_4000, 0x80_5000)  # PDPT, PD, four PTs
+WINDOW_TABLES = (0x80_0000, 0x80_1000, 0x80_2000, 0x80_3000, 0x80_4000)  # PDPT, PD, three PTs
 ALL_FRAMES = FRAMES + WINDOW_TABLES
 MAXPHYADDR = 46
 CR0, CR4, EFER = 0x8005_0033, 0xA0, 0xD01
@@ -123,15 +123,15 @@ def start(seed: int) -> tuple[int, dict[int, int]]:
     rng = random.Random(seed)
     frames = list(FRAMES)
     rng.shuffle(frames)
-    level = {4: frames[0:2], 3: frames[2:4], 2: frames[4:6], 1: frames[6:9]}
+    level = {4: frames[0:2], 3: frames[2:3], 2: frames[3:5], 1: frames[5:7]}
     memory: dict[int, int] = {}
     for n in (4, 3, 2, 1):
         for table in level[n]:
-            for i in range(4):
+            for i in range(3):
                 choice = rng.random()
                 if choice < 0.12:
                     continue
-                if i == 3 and n == 4 and choice < 0.7:
+                if i == 2 and n == 4 and choice < 0.7:
                     memory[table + 8 * i] = entry_of(rng, table)  # maps itself
                 elif choice < 0.2 or n == 1:
                     memory[table + 8 * i] = entry_of(rng, rng.choice(frames))
@@ -147,7 +147,7 @@ def start(seed: int) -> tuple[int, dict[int, int]]:
     small = rng.random() < 0.5
     for region, pt in enumerate(pts):
         memory[pd + 8 * region] = pt | P | RW | A if small else region << 21 | P | RW | PS | g
-        for page in range(4):
+        for page in range(3):
             memory[pt + 8 * page] = region << 21 | page << 12 | P | RW | g
     memory[pd + 8 * 4] = 4 << 21 | P | RW | PS | g
     return level[4][0], memory
@@ -292,11 +292,10 @@ class Compiler:
         self.emit(Invlpg(la))
 
     def edit_on_path(self, la: int, level: int, how: int, frame: int, *, reload: bool) -> None:
-        """Changes an entry that translates la, and looks what has become of la."""
+        """Changes an entry that translates la."""
         outcome = reference.walk(self.memory, self.state(False), la, "r", write=False)
         path = [step.gpa for step in outcome.steps if step.kind == StepKind.GUEST]
         self.edit(path[min(level, len(path) - 1)], how, frame, reload=reload)
-        self.access(la, "r", False, value=None, reload=reload)
 
     def edit(self, gpa: int, how: int, frame: int, *, reload: bool) -> None:
         """Changes an entry through the window, as a kernel would."""
@@ -336,18 +335,21 @@ regimes = st.builds(
     pge=st.booleans(),
     upper_a=st.sampled_from(["eager", "lazy"]),
 )
-_index = st.sampled_from([0, 0, 0, 1, 1, 2, 3, 3])
+_index = st.sampled_from([0, 0, 1, 1, 2])
 _frame = st.sampled_from(FRAMES)
 addresses = st.builds(
     lambda i4, i3, i2, i1, word: i4 << 39 | i3 << 30 | i2 << 21 | i1 << 12 | word << 3,
-    _index, _index, _index, _index, st.integers(0, 3),
+    _index, _index, _index, _index, st.integers(0, 2),
 )  # fmt: skip
-_windows = st.builds(lambda frame, word: WINDOW + frame + 8 * word, st.sampled_from(ALL_FRAMES), st.integers(0, 3))
+_windows = st.builds(lambda frame, word: WINDOW + frame + 8 * word, st.sampled_from(ALL_FRAMES), st.integers(0, 2))
 _any_address = st.one_of(addresses, addresses, addresses, _windows)
-_access = st.tuples(st.just("access"), _any_address, st.sampled_from("rwx") | st.just("rw"), st.booleans())
+_kind = st.sampled_from(["r", "w", "x", "rw"])
+_access = st.tuples(st.just("access"), _any_address, _kind, st.booleans())
 _table = st.sampled_from(FRAMES * 3 + WINDOW_TABLES[1:])
-_edit = st.tuples(st.just("edit"), _table, st.integers(0, 3), st.integers(0, N_EDITS - 1), _frame)
-_edit_on_path = st.tuples(st.just("path"), addresses, st.integers(0, 3), st.integers(0, N_EDITS - 1), _frame)
+_edit = st.tuples(st.just("edit"), _table, st.integers(0, 2), st.integers(0, N_EDITS - 1), _frame)
+_edit_on_path = st.tuples(
+    st.just("path"), addresses, st.integers(0, 3), st.integers(0, N_EDITS - 1), _frame, _kind, st.booleans()
+)
 _poke = st.tuples(st.just("poke"), addresses, st.integers(0, N_EDITS - 1), _frame)
 _cr3 = st.tuples(st.just("cr3"), st.integers(0, 5), _frame)
 _invlpg = st.tuples(st.just("invlpg"), _any_address)
@@ -370,8 +372,9 @@ def compile_program(
             table, index, how, frame = rest
             compiler.edit(table + 8 * index, how, frame, reload=reload)
         elif kind == "path":
-            la, level, how, frame = rest
+            la, level, how, frame, access, user = rest
             compiler.edit_on_path(la, level, how, frame, reload=reload)
+            compiler.access(la, access, user, value=None, reload=reload)
         elif kind == "poke":
             la, how, frame = rest
             compiler.access(la, "w", False, value=edited(0, how, frame), reload=reload)

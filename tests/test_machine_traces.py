@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from event_lists import ALL_SCHEMES, events, program, real_trace, run, with_events
 from fastmmu import Config, GuestState, Machine, Op, OutOfMemoryError, Trace, TraceError
@@ -47,6 +51,49 @@ def test_addresses_faults_and_page_tables_are_the_same(trace: Trace, pages: str,
                 assert machine.counters()[name] == native.counters()[name]
     if pages == "thp":
         assert native.counters()["collapses"] > 0
+
+
+_page = st.sampled_from([0x1000_0000 + 4096 * i for i in (0, 1, 2, 511, 512)] + [0x7FFF_FFFF_F000])
+_event = st.one_of(
+    st.tuples(st.sampled_from([Op.READ, Op.WRITE, Op.MODIFY, Op.FETCH]), _page),
+    st.tuples(st.sampled_from([Op.READ, Op.WRITE, Op.MODIFY, Op.FETCH]), _page),
+    st.tuples(st.sampled_from([Op.UNMAP, Op.INVLPG]), _page),
+    st.tuples(st.just(Op.SWITCH), st.sampled_from([0, 1, 2, 4095])),
+    st.sampled_from([(Op.EXIT, 10), (Op.INTERRUPT, 32)]),
+)
+_configs = st.builds(
+    lambda **fields: Config(memory="256M", **fields),
+    pages=st.sampled_from(["4k", "2m", "thp"]),
+    pcid=st.booleans(),
+    thp_threshold=st.integers(1, 4),
+    host_pages=st.sampled_from(["4k", "2m"]),
+)
+
+
+@settings(max_examples=int(os.environ.get("FASTMMU_EXAMPLES", "40")), derandomize="FASTMMU_EXAMPLES" not in os.environ)
+@given(_configs, st.lists(st.lists(_event, min_size=1, max_size=20), min_size=1, max_size=10))
+def test_random_events(config: Config, parts: list[list[tuple[Op, int]]]) -> None:
+    """Every page of every process keeps a frame of its own until it is unmapped or collapsed."""
+    trace = events(*(event for part in parts for event in part))
+    machines = [Machine(config.replace(mmu=scheme.mmu, vpid=scheme.vpid)) for scheme in ALL_SCHEMES]
+    native, *others = (run(machine, trace).tolist() for machine in machines)
+    assert others == [native] * 4
+    for machine in machines[1:]:
+        assert np.array_equal(tables(machine), tables(machines[0]))
+    if config.pages == "thp":
+        return
+    shift, process = 12 if config.pages == "4k" else 21, 0
+    frames: dict[tuple[int, int], int] = {}
+    for (op, addr), gpa in zip((event for part in parts for event in part), native, strict=True):
+        key = (process, addr >> shift)
+        if op == Op.SWITCH:
+            process = addr
+        elif op == Op.UNMAP:
+            frames.pop(key, None)
+        elif op <= Op.FETCH:
+            assert frames.setdefault(key, gpa >> shift) == gpa >> shift
+            assert gpa & 0xFFF == 0
+    assert len(set(frames.values())) == len(frames)
 
 
 def test_a_pcid_given_to_two_processes_mixes_nothing_up() -> None:
