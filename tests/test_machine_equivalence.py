@@ -294,9 +294,9 @@ def test_supervisor_writes_read_only_pages_without_write_protection(config: Conf
 def test_a_large_page_over_a_table_in_use(config: Config) -> None:
     """The page is cut up, and the table found written (kvm_policy.md §4.3)."""
     machine = machine_for(config, Regime(), ROOT, {**PLAIN, PD + 8: ALL | PS})
-    assert machine.access(0x1000).gpa == OTHER
     for gpa in (PT, PD, ROOT, 0x1F_F000):
         assert machine.access(0x20_0000 | gpa, "w", user=True).gpa == gpa
+    assert machine.access(0x1000).gpa == OTHER
     assert machine.store(0x20_0000 | PT + 8, DATA | ALL | XD).gpa == PT + 8
     machine.invlpg(0x1000)
     assert machine.access(0x1000, "r").gpa == DATA
