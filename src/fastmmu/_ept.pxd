@@ -117,7 +117,10 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
     if e.ad:
         want = EPT_A | (EPT_D if need & NEED_W else 0)
         if not entries & EPT_A or (entry & want) != want:
-            if e.pml_index != NULL and e.pml_index[0] > 511:
+            if e.pml_index != NULL and not e.write_ad:
+                if query_log(e, path, held, level, want, w):
+                    return FAULT_PML_FULL
+            elif e.pml_index != NULL and e.pml_index[0] > 511:
                 return FAULT_PML_FULL
             if e.write_ad:
                 for i in range(e.levels, level, -1):
@@ -171,6 +174,32 @@ cdef inline int spp_walk(Mem *m, const Ept *e, uint64_t gpa, Walk *w, Steps *ste
         w.qual = 0
         return FAULT_SPP
     return SPP_WRITABLE if entry >> (2 * (gpa >> 7 & 31)) & 1 else FAULT_NONE
+
+
+cdef inline bint query_log(const Ept *e, const uint64_t *path, const uint64_t *held, int leaf, uint64_t want,
+                           Walk *w) noexcept nogil:
+    # would the page-modification log be full at this point of the access? Memory keeps no trace of a query, so the
+    # flags that the access would have set until here are kept in the walk.
+    cdef uint64_t missing[6]
+    cdef bint update = False
+    cdef int i, k
+    for i in range(leaf, e.levels + 1):
+        missing[i] = (want if i == leaf else EPT_A) & ~held[i]
+        for k in range(w.flagged):
+            if w.flag_at[k] == path[i]:
+                missing[i] &= ~w.flag[k]
+        update = update or missing[i]
+    if not update:
+        return False
+    if <uint16_t> (e.pml_index[0] - w.logged) > 511:
+        return True
+    for i in range(leaf, e.levels + 1):
+        if missing[i] and w.flagged < 40:
+            w.flag_at[w.flagged] = path[i]
+            w.flag[w.flagged] = missing[i]
+            w.flagged += 1
+    w.logged += missing[leaf] & EPT_D != 0
+    return False
 
 
 cdef inline void ept_set(Mem *m, Walk *w, Steps *steps, uint64_t ptr, uint64_t entry, int level, int guest_level,

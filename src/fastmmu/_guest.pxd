@@ -52,8 +52,6 @@ cdef inline int permission(const Paging *g, Walk *w, int acc, uint32_t *code) no
     cdef bint denied = pk
     if user and not w.us:
         denied = True
-        if g.pkr_super:         # a user access to a supervisor page reports no key (paging.md §4.3)
-            pk = False
     elif acc == ACC_X:
         denied = w.xd or (g.smep and not user and w.us)
     else:
@@ -76,6 +74,8 @@ cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestEntry *ent
         return ept_violation(w, NEED_R | NEED_W, entry.ept, e.mbec, QUAL_GLA)
     entry.value |= want
     if g.write_ad:
+        # a locked read-modify-write: the entry may have changed since it was read, being an EPT entry as well
+        entry.value = want | (mem_read32(m, entry.hpa) if g.entry_shift == 2 else mem_read64(m, entry.hpa))
         if g.entry_shift == 2:
             mem_write32(m, entry.hpa, <uint32_t> entry.value)
         else:
@@ -112,7 +112,7 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
     cdef uint32_t code
     cdef int level = g.levels, shift = 0, fault, i
 
-    memset(w, 0, sizeof(Walk))
+    memset(w, 0, sizeof(Walk) - 2 * sizeof(w.flag))     # these stand at the end and are counted
     if g.mode >= MODE_4:
         if not canonical(la, g.la_bits):
             return FAULT_GP
@@ -120,7 +120,7 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
         la &= 0xFFFFFFFFU
     if g.mode == MODE_NONE:
         w.us = w.rw = w.dirty = 1
-        return final(m, g, e, la, la, acc, w, steps)
+        return final(m, g, e, la, la, acc, True, w, steps)
     table = g.root
     if g.mode == MODE_PAE:
         table = g.pdpte[la >> 30 & 3]
@@ -183,10 +183,9 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
 
     want = A | (D if acc == ACC_W or acc == ACC_RW else 0)
     if e != NULL and not e.ad_before_final:
-        fault = final(m, g, e, la, gpa, acc, w, steps)
+        fault = final(m, g, e, la, gpa, acc, False, w, steps)
         if fault:
             return fault
-        hpa = w.pa
     if g.lazy_upper_a:
         for i in range(g.levels, level, -1):
             fault = set_flags(m, g, e, &path[i], A, i, w, steps)
@@ -199,13 +198,15 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
     w.dirty = w.leaf & D != 0
     if e != NULL and not e.ad_before_final:
         w.gpa = gpa
+        if steps != NULL:
+            step(steps, STEP_DATA, 0, 0, w.pa, gpa, 0)
         return FAULT_NONE
-    return final(m, g, e, la, gpa, acc, w, steps)
+    return final(m, g, e, la, gpa, acc, True, w, steps)
 
 
-cdef inline int final(Mem *m, const Paging *g, const Ept *e, uint64_t la, uint64_t gpa, int acc, Walk *w,
-                      Steps *steps) noexcept nogil:
-    # from the guest-physical address of the data to its host-physical address
+cdef inline int final(Mem *m, const Paging *g, const Ept *e, uint64_t la, uint64_t gpa, int acc, bint access,
+                      Walk *w, Steps *steps) noexcept nogil:
+    # from the guest-physical address of the data to its host-physical address; access: it follows at once
     cdef EptLeaf leaf
     cdef int fault
     w.gpa = w.pa = gpa
@@ -219,6 +220,6 @@ cdef inline int final(Mem *m, const Paging *g, const Ept *e, uint64_t la, uint64
             return fault
         w.pa = leaf.hpa
         ept_facts(w, &leaf)
-    if steps != NULL:
+    if access and steps != NULL:
         step(steps, STEP_DATA, 0, 0, w.pa, gpa, 0)
     return FAULT_NONE

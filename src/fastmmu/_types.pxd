@@ -125,3 +125,7 @@ cdef struct Walk:
     uint8_t ept_ipat
     uint16_t guest_refs, ept_refs
     uint16_t ad_writes
+    uint16_t logged             # of a query: entries that the access would have put into the page-modification log
+    uint16_t flagged            # and the EPT entries whose flags it would have set:
+    uint64_t flag_at[40]        # address
+    uint64_t flag[40]           # bits
