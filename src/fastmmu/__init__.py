@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastmmu import image
 from fastmmu._leaves_py import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
 from fastmmu._machine import Access, Machine
 from fastmmu._memory import PhysicalMemory
@@ -73,6 +74,7 @@ __all__ = [
     "compare",
     "ept_mappings",
     "geometry",
+    "image",
     "interleave",
     "iter_ept_mappings",
     "iter_mappings",

@@ -1,4 +1,5 @@
-"""`python -m tests.conformance`: every vector of every set through an implementation; fails on any mismatch."""
+"""`python -m tests.conformance`: every vector and every recorded guest through each implementation; fails on any
+mismatch."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import vectors
+from . import guests, vectors
 from .cases import Adapter
 from .kernel import BatchAdapter, KernelAdapter
 from .spec import SpecAdapter
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--spec", action="store_true", help="only the executable specification")
     parser.add_argument("--kernel", action="store_true", help="only the kernels")
     parser.add_argument("--data", type=Path, help="directory of the sets (default: FASTMMU_VECTORS, else the sample)")
+    parser.add_argument("--guests", type=Path, help="directory of guests (default: FASTMMU_GUESTS, else the sample)")
     parser.add_argument("--stride", type=int, default=1, help="take every n-th vector")
     parser.add_argument("--only", default="", help="sets whose name contains this")
     options = parser.parse_args(argv)
@@ -25,14 +27,15 @@ def main(argv: list[str] | None = None) -> int:
     if options.data is None and not vectors.sets(directory):
         print(f"no vectors in {directory}: the sample in the project is used; FASTMMU_VECTORS names another directory")
         directory = vectors.sample_directory()
+    for named, found in ((options.data, vectors.sets), (options.guests, guests.guests)):
+        if named is not None and not found(named):
+            print(f"no set to run in {named}", file=sys.stderr)
+            return 2
     paths = [path for path in vectors.sets(directory) if options.only in path.name]
-    if not paths:
-        print(f"no set to run in {directory}", file=sys.stderr)
-        return 2
     chosen: list[Adapter] = [SpecAdapter()] * (options.spec or not options.kernel)
     chosen += [KernelAdapter(), BatchAdapter()] * (options.kernel or not options.spec)
     mismatches = 0
-    for adapter in chosen:
+    for adapter in chosen if paths else ():
         lacking = f" (does not report {', '.join(sorted(adapter.unreported))})" if adapter.unreported else ""
         print(f"{adapter.name}{lacking}:")
         for path in paths:
@@ -42,8 +45,15 @@ def main(argv: list[str] | None = None) -> int:
             for example in report.examples:
                 print(f"    {example}")
             mismatches += report.mismatches
-    for mask in vectors.MASKS:
+    for mask in vectors.MASKS if paths else ():
         print(f"mask {mask.name}: {mask.why}")
+    owners = [guests.SPECIFICATION] * (options.spec or not options.kernel)
+    owners += [guests.KERNELS] * (options.kernel or not options.spec)
+    more = guests.run(owners, options.guests, options.only, options.stride)
+    if not paths and more is None:
+        print(f"no set with {options.only!r} in its name", file=sys.stderr)
+        return 2
+    mismatches += more or 0
     return 1 if mismatches else 0
 
 
