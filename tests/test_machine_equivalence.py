@@ -269,15 +269,28 @@ def test_dirty_is_set_again_after_it_was_cleared_and_the_page_invalidated(config
     assert int(words[PT + 8 >> 3]) & (A | D) == A | D
 
 
-def test_a_page_becomes_a_table_after_it_was_written(config: Config) -> None:
-    """No translation that lets the guest write it unseen may be left (kvm_policy.md §2.2)."""
-    machine = machine_for(config, Regime(), ROOT, {**PLAIN, PT + 16: OTHER | ALL, PT + 24: PD | ALL})
-    assert machine.store(0x2000, DATA | ALL).gpa == OTHER
+@pytest.mark.parametrize("window", [0x2000, 0x60_1000], ids=["4k", "2m"])
+def test_a_page_becomes_a_table_after_it_was_written(config: Config, window: int) -> None:
+    """No translation, small or large, that lets the guest write it unseen may be left (kvm_policy.md §2.2)."""
+    memory = {PT + 16: OTHER | ALL, PT + 24: PD | ALL, PD + 24: DATA | ALL | PS}
+    machine = machine_for(config, Regime(), ROOT, {**PLAIN, **memory})
+    assert machine.store(window, DATA | ALL).gpa == OTHER
     assert machine.store(0x3008, OTHER | ALL).gpa == PD + 8
     assert machine.access(0x20_0000).gpa == DATA
-    assert machine.store(0x2000, PT | ALL).gpa == OTHER
+    assert machine.store(window, PT | ALL).gpa == OTHER
     machine.invlpg(0x20_0000)
     assert machine.access(0x20_0000).gpa == PT
+
+
+def test_address_spaces_alternate(config: Config) -> None:
+    """One address, two roots: loaded again, each has its own page."""
+    second, pdpt, pd, pt = (0x40_0000 + 4096 * i for i in range(4))
+    memory = {second: pdpt | ALL, pdpt: pd | ALL, pd: pt | ALL, pt: OTHER | ALL}
+    machine = machine_for(config, Regime(), ROOT, {**PLAIN, **memory})
+    for _ in range(3):
+        for root, frame in ((ROOT, DATA), (second, OTHER)):
+            machine.mov_cr3(root)
+            assert machine.access(0).gpa == frame
 
 
 def test_supervisor_writes_read_only_pages_without_write_protection(config: Config) -> None:
@@ -294,9 +307,10 @@ def test_supervisor_writes_read_only_pages_without_write_protection(config: Conf
 def test_a_large_page_over_a_table_in_use(config: Config) -> None:
     """The page is cut up, and the table found written (kvm_policy.md §4.3)."""
     machine = machine_for(config, Regime(), ROOT, {**PLAIN, PD + 8: ALL | PS})
-    for gpa in (PT, PD, ROOT, 0x1F_F000):
+    for gpa in (PT, PD, ROOT):
         assert machine.access(0x20_0000 | gpa, "w", user=True).gpa == gpa
-    assert machine.access(0x1000).gpa == OTHER
+    assert machine.access(0x1000).gpa == OTHER  # the tables are shadowed now
+    assert machine.access(0x3F_F000, "w", user=True).gpa == 0x1F_F000
     assert machine.store(0x20_0000 | PT + 8, DATA | ALL | XD).gpa == PT + 8
     machine.invlpg(0x1000)
     assert machine.access(0x1000, "r").gpa == DATA
