@@ -19,7 +19,7 @@ trap 'kill -KILL $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
 # ---- the programs ------------------------------------------------------------------------------------------------
 
 # zstd: compresses program text. Each position looks into hash tables of many MB, so the TLB is missed all the time.
-# The run begins with 10 to 50 million events that zero those tables; the window begins behind them.
+# The run begins with up to 150 million events that zero those tables, byte by byte; the window begins behind them.
 make_text() { # bytes
     find "$(python3 -c 'import os; print(os.path.dirname(os.__file__))')" -name '*.py' | LC_ALL=C sort |
         xargs cat >"$work/all"
@@ -45,7 +45,7 @@ select n, count(*), sum(price * n) from sale cross join item on item.id = sale.i
 
 # window SKIP COUNT OUT PROGRAM ARGUMENTS...: events SKIP+1 to SKIP+COUNT of the run, compressed as OUT says
 window() {
-    local skip=$1 count=$2 out=$3 program running compress=(xz -9e -T1)
+    local skip=$1 count=$2 out=$3 program running captured compress=(xz -9e -T1)
     if [ "${out##*.}" = zst ]; then compress=(zstd -q -8); fi
     program=$(command -v "$4")
     shift 4
@@ -59,8 +59,9 @@ window() {
     kill -KILL $running 2>/dev/null || true # the closed pipe does not end Valgrind
     wait $running 2>/dev/null || true
     rm "$work/pipe"
-    if [ "$("${compress[0]}" -dc <"$work/window" | wc -l)" -ne "$count" ]; then
-        echo "capture_traces.sh: the run of $program ended before event $((skip + count))" >&2
+    captured=$("${compress[0]}" -dc <"$work/window" | wc -l)
+    if [ "$captured" -ne "$count" ]; then
+        echo "capture_traces.sh: $captured events of $count: the run of $program ended too early" >&2
         cat "$work/stderr" >&2
         exit 1
     fi
@@ -70,7 +71,7 @@ window() {
 
 if [ "${1:-}" = --big ]; then
     make_text 12000000
-    window 52000000 60000000 "$2" zstd --single-thread -12 -c "$work/text"
+    window 150000000 60000000 "$2" zstd --single-thread -12 -c "$work/text"
     exit
 fi
 
