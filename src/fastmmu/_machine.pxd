@@ -22,6 +22,7 @@ cdef class Machine:
     cdef GuestKernel kernel
     cdef Run loop
     cdef bint handling          # a Python handler runs: the guest stands still
+    cdef bint running           # run() is under way, without the GIL
     cdef object raised          # exception of a Python handler
     cdef object handlers        # exit reason → bound method of the policy
     cdef _boot(self)

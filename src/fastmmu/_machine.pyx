@@ -206,8 +206,10 @@ cdef class Machine:
             return 0
         if out is not None:
             to = &out[0]
+        self.running = True
         with nogil:
             done = run_events(&self.loop, &op[0], &size[0], &addr[0], n, to)
+        self.running = False
         if self.v.abort:
             self._raise(first + done)
         return done
@@ -286,8 +288,7 @@ cdef class Machine:
         self._guest_runs()
         self._canonical(la)
         self.v.c.ops[acc] += 1
-        with nogil:
-            outcome = vcpu_access(&self.v, la, acc, user, &hpa)
+        outcome = vcpu_access(&self.v, la, acc, user, &hpa)
         return self._outcome(la, outcome, hpa)
 
     def store(self, uint64_t la, uint64_t value):
@@ -298,8 +299,7 @@ cdef class Machine:
             raise StateError(f"a store of 8 bytes at {la:#x} is not aligned; use a multiple of 8")
         self._guest_runs()
         self._canonical(la)
-        with nogil:
-            outcome = vcpu_store(&self.v, la, value, &hpa)
+        outcome = vcpu_store(&self.v, la, value, &hpa)
         return self._outcome(la, outcome, hpa)
 
     cdef _outcome(self, la, int outcome, uint64_t hpa):
@@ -317,6 +317,8 @@ cdef class Machine:
         if self.handling:
             raise PolicyError("the guest stands still while a VM exit is handled: its instructions cannot run in a "
                               "handler; return an Action first")
+        if self.running:
+            raise PolicyError("another thread runs this machine; one machine is one CPU, give each thread its own")
 
     cdef _canonical(self, uint64_t la):
         # the TLB looks at bits 56:12 only: what is not canonical must not reach it
@@ -335,8 +337,7 @@ cdef class Machine:
             valid |= 1ULL << 63
         if value & ~valid:
             raise StateError(f"cr3={value:#x} has reserved bits {value & ~valid:#x}")
-        with nogil:
-            outcome = vcpu_mov_cr3(&self.v, value)
+        outcome = vcpu_mov_cr3(&self.v, value)
         if outcome != DONE_OK:
             self._raise(0)
 
@@ -344,8 +345,7 @@ cdef class Machine:
         """INVLPG by the guest."""
         cdef int outcome
         self._guest_runs()
-        with nogil:
-            outcome = vcpu_invlpg(&self.v, la)
+        outcome = vcpu_invlpg(&self.v, la)
         if outcome != DONE_OK:
             self._raise(0)
 
