@@ -113,13 +113,15 @@ def test_many_walks_and_every_outcome(write: bool) -> None:
     assert all(seen[k] > 3 for k in ("ok", "pf", "gp", "ev", "em", "bus", "pml", "spp")), seen
 
 
-@pytest.mark.parametrize("ept", [False, True], ids=["guest", "nested"])
+@pytest.mark.parametrize("nested", [False, True], ids=["guest", "nested"])
 @given(data=st.data(), access=st.sampled_from(ACCESSES))
 @settings(max_examples=40, deadline=None)
-def test_a_batch_goes_where_the_specified_walks_go(ept: bool, data: st.DataObject, access: str) -> None:
-    scene = data.draw(scenes(with_ept=(ept,)))
+def test_a_batch_goes_where_the_specified_walks_go(nested: bool, data: st.DataObject, access: str) -> None:
+    scene = data.draw(scenes(with_ept=(nested,)))
     near = [la ^ bit for la, _ in scene.attempts for bit in (0, 0x1000, 0x20_0000, 8)]
-    cases = [dataclasses.replace(scene.cases(write=False)[0], la=la, access=access) for la in near]
+    # a log that is full stops accesses, not translations
+    ept = scene.ept and dataclasses.replace(scene.ept, pml=None)
+    cases = [dataclasses.replace(scene.cases(write=False)[0], la=la, access=access, ept=ept) for la in near]
     array = np.zeros(cases[0].nbytes // 8, dtype="<u8")
     for hpa, value in scene.mem.items():
         array[hpa >> 3] = value

@@ -159,7 +159,7 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
         if not mem_holds(s.m, s.e.root, 4096):
             raise BusError(f"eptp={(<Eptp> eptp).value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
     else:
-        fault = prepare(mem, state, eptp, False, &s.g, &s.e, &w)
+        fault = prepare(mem, state, eptp, False, False, &s.g, &s.e, &w)
         s.sign = s.g.la_bits - 1 if s.g.mode >= MODE_4 else 0
     s.present_ept = 0x407 if s.e.mbec else 7
     s.kept = <LeafFault *> calloc(KEPT_FAULTS, sizeof(LeafFault))

@@ -62,7 +62,7 @@ cdef struct Query:
 
 
 cdef inline void query_init(Query *q, Mem *m, const Paging *g, const Ept *e, int acc) noexcept nogil:
-    # The rules of paging.md §4.2 as masks: each is about one right. The query keeps the pointers; PML must be off.
+    # The rules of paging.md §4.2 as masks: each is about one right. The query keeps the pointers; its EPT has no PML.
     cdef bint user = g.user and not g.implicit, write = acc == ACC_W or acc == ACC_RW
     cdef int i
     memset(q, 0, sizeof(Query))

@@ -241,8 +241,9 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
               threads=1):
     """Translate many linear addresses: for each the outcome of ``walk(mem, state, address, access=, eptp=)``.
 
-    A query: memory is never written, so read-only and memory-mapped memory works. A PTE or table outside memory gives
-    the fault BUS for the addresses that need it; what an address translates to may lie outside memory.
+    A query: memory is never written, so read-only and memory-mapped memory works, and a page-modification log has no
+    part in it: one that is full stops an access, not a translation. A PTE or table outside memory
+    gives the fault BUS for the addresses that need it; what an address translates to may lie outside memory.
 
     :param mem: host physical memory. :param state: registers.
     :param va: linear addresses, an integer or anything array-like of integers in any shape, strides, byte order or
@@ -264,7 +265,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     addresses = _addresses(va)
     if type(threads) is not int and not isinstance(threads, np.integer) or threads < 1:
         raise ConfigError(f"threads must be a positive integer, not {threads!r}")
-    cdef int fault = prepare(mem, state, eptp, False, &batch.paging, &batch.ept, &w)
+    cdef int fault = prepare(mem, state, eptp, False, False, &batch.paging, &batch.ept, &w)
     if out is None:
         result = Translation.__new__(Translation)
         result.pa = np.empty(addresses.shape, _U64)

@@ -176,7 +176,7 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     cdef const Ept *e = NULL
     cdef int acc = access_code(access)
     cdef uint64_t la = linear_address(va)
-    cdef int fault = prepare(mem, state, eptp, set_ad, &paging, &ept, &result.walk)
+    cdef int fault = prepare(mem, state, eptp, set_ad, True, &paging, &ept, &result.walk)
     if eptp is not None:
         e = &ept
     steps.n = 0
@@ -217,7 +217,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
     cdef uint64_t target = linear_address(gpa), bits = 0
     cdef bint us = user
     state = GuestState(cr0=0x10) if state is None else state
-    prepare(mem, state.replace(cr0=state.cr0 & ~(1 << 31)), eptp, set_ad, &paging, &ept, &result.walk)
+    prepare(mem, state.replace(cr0=state.cr0 & ~(1 << 31)), eptp, set_ad, True, &paging, &ept, &result.walk)
     if gla is not None:
         bits = QUAL_GLA
         if not paging_structure:
@@ -255,7 +255,7 @@ def load_pdpte_registers(PhysicalMemory mem not None, GuestState state not None,
     state = state.replace(pdptes=None)
     if state.paging.mode != MODE_PAE:
         raise StateError(f"PDPTE registers exist with PAE paging only, not with {state.mode.name}")
-    if prepare(mem, state, eptp, False, &paging, &ept, &result.walk):
+    if prepare(mem, state, eptp, False, True, &paging, &ept, &result.walk):
         steps.n = 0
         return finish(result, 0, "r", &steps)
     return state.replace(pdptes=tuple(paging.pdpte[i] for i in range(4)))
@@ -267,8 +267,12 @@ cdef uint64_t linear_address(va) except? 0:
     return <uint64_t> int(va)
 
 
-cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, Paging *paging, Ept *ept, Walk *w) except -1:
-    """Copies of the derived registers, checked against memory; a fault code where loading PDPTEs fails."""
+cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, bint log, Paging *paging,
+                 Ept *ept, Walk *w) except -1:
+    """Copies of the derived registers, checked against memory; a fault code where loading PDPTEs fails.
+
+    log: whether the page-modification log has a part in it. A translation alone neither fills it nor waits for it.
+    """
     cdef Eptp pointer
     cdef Ept *e = NULL
     cdef int fault = 0
@@ -279,7 +283,7 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, Paging *pag
     if eptp is not None:
         pointer = as_eptp(eptp)
         ept[0] = pointer.ept
-        if pointer.pml is not None and ept.ad:
+        if log and pointer.pml is not None and ept.ad:
             ept.pml_base = pointer.pml.base
             ept.pml_index = &pointer.pml.next
         ept.write_ad = bool(set_ad)
