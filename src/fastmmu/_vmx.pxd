@@ -10,6 +10,17 @@ cdef extern from *:
     #define FM_PRIMARY_SECONDARY       (1u << 31)
     #define FM_SECONDARY_EPT           (1u << 1)
     #define FM_SECONDARY_VPID          (1u << 5)
+    #define FM_CAP_WALK_4              (1ULL << 6)
+    #define FM_CAP_WALK_5              (1ULL << 7)
+    #define FM_CAP_TYPE_UC             (1ULL << 8)
+    #define FM_CAP_TYPE_WB             (1ULL << 14)
+    #define FM_CAP_INVEPT              (1ULL << 20)
+    #define FM_CAP_AD                  (1ULL << 21)
+    #define FM_CAP_SHADOW_STACK        (1ULL << 23)
+    #define FM_CAP_INVVPID             (1ULL << 32)
+    /* execute-only, walks, types, 2M and 1G pages, INVEPT and both types, A/D, advanced information, INVVPID and all
+       types; no supervisor shadow stacks */
+    #define FM_CAP_ALL                 0x00000F01067341C1ULL
     """
     const uint32_t PIN_EXTERNAL_INTERRUPT "FM_PIN_EXTERNAL_INTERRUPT"
     const uint32_t PRIMARY_INVLPG "FM_PRIMARY_INVLPG"
@@ -17,6 +28,15 @@ cdef extern from *:
     const uint32_t PRIMARY_SECONDARY "FM_PRIMARY_SECONDARY"
     const uint32_t SECONDARY_EPT "FM_SECONDARY_EPT"
     const uint32_t SECONDARY_VPID "FM_SECONDARY_VPID"
+    const uint64_t CAP_WALK_4 "FM_CAP_WALK_4"           # bits of IA32_VMX_EPT_VPID_CAP (ept.md §1)
+    const uint64_t CAP_WALK_5 "FM_CAP_WALK_5"
+    const uint64_t CAP_TYPE_UC "FM_CAP_TYPE_UC"
+    const uint64_t CAP_TYPE_WB "FM_CAP_TYPE_WB"
+    const uint64_t CAP_INVEPT "FM_CAP_INVEPT"
+    const uint64_t CAP_AD "FM_CAP_AD"
+    const uint64_t CAP_SHADOW_STACK "FM_CAP_SHADOW_STACK"
+    const uint64_t CAP_INVVPID "FM_CAP_INVVPID"
+    const uint64_t CAP_ALL "FM_CAP_ALL"
 
 cdef enum:
     VECTOR_PF = 14
@@ -61,12 +81,20 @@ cdef inline bint page_fault_exits(const Vmcs *vmcs, uint32_t code) noexcept nogi
     return bit if (code & vmcs.pfec_mask) == vmcs.pfec_match else not bit
 
 
+cdef inline bint eptp_valid(uint64_t eptp, uint64_t caps, int maxphyaddr) noexcept nogil:
+    # for VM entry, INVEPT type 1 and VMFUNC 0 (ept.md §1); caps: IA32_VMX_EPT_VPID_CAP
+    cdef uint64_t needs = CAP_TYPE_UC if eptp & 7 == 0 else CAP_TYPE_WB if eptp & 7 == 6 else 0
+    cdef uint64_t walk = CAP_WALK_4 if eptp >> 3 & 7 == 3 else CAP_WALK_5 if eptp >> 3 & 7 == 4 else 0
+    if not needs or not walk or eptp & 0xF00 or eptp >> maxphyaddr:
+        return False
+    needs |= walk | (CAP_AD if eptp & 0x40 else 0) | (CAP_SHADOW_STACK if eptp & 0x80 else 0)
+    return caps & needs == needs
+
+
 cdef inline int vm_entry_error(const Vmcs *vmcs) noexcept nogil:
     # VM-instruction error that the controls give, 0 if none: C11, C12 of vmx.md §3.1 (M = 52)
-    cdef uint64_t eptp = vmcs.eptp
     if secondary_control(vmcs, SECONDARY_VPID) and vmcs.vpid == 0:
         return ERROR_CONTROL_FIELDS
-    if secondary_control(vmcs, SECONDARY_EPT):
-        if eptp & 7 not in (0, 6) or eptp >> 3 & 7 not in (3, 4) or eptp & 0xF80 or eptp >> 52:
-            return ERROR_CONTROL_FIELDS
+    if secondary_control(vmcs, SECONDARY_EPT) and not eptp_valid(vmcs.eptp, CAP_ALL, 52):
+        return ERROR_CONTROL_FIELDS
     return 0

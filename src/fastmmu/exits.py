@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["N_REASONS", "ExitReason", "Qualification"]
+__all__ = ["N_REASONS", "Completion", "ExitReason", "Qualification"]
 
 N_REASONS = 80
 
@@ -62,6 +62,17 @@ class ExitReason(enum.IntEnum):
     SPP_EVENT = 66
     BUS_LOCK = 74
     NOTIFY = 75
+
+
+class Completion(enum.IntEnum):
+    """What an instruction with checked operands ends in (tlb.md §4, §5.1)."""
+
+    DONE = 0
+    INVALID_OPCODE = 1  # #UD
+    VM_EXIT = 2
+    GENERAL_PROTECTION = 3  # #GP(0)
+    VMFAIL_INVALID = 4  # CF: no current VMCS
+    VMFAIL_VALID = 5  # ZF: VM-instruction error 28, invalid operand
 
 
 class Qualification(enum.IntFlag):

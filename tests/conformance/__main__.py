@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import guests, vectors
+from . import guests, tlbs, vectors
 from .cases import Adapter
 from .kernel import BatchAdapter, KernelAdapter
 from .spec import SpecAdapter
@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"no set to run in {named}", file=sys.stderr)
             return 2
     paths = [path for path in vectors.sets(directory) if options.only in path.name]
+    tlb_paths = [path for path in tlbs.sets(directory) if options.only in path.name]
     chosen: list[Adapter] = [SpecAdapter()] * (options.spec or not options.kernel)
     chosen += [KernelAdapter(), BatchAdapter()] * (options.kernel or not options.spec)
     mismatches = 0
@@ -47,10 +48,13 @@ def main(argv: list[str] | None = None) -> int:
             mismatches += report.mismatches
     for mask in vectors.MASKS if paths else ():
         print(f"mask {mask.name}: {mask.why}")
+    tlb_owners = [tlbs.SPECIFICATION] * (options.spec or not options.kernel)
+    tlb_owners += [tlbs.KERNELS] * (options.kernel or not options.spec)
+    mismatches += tlbs.run(tlb_owners, tlb_paths, options.stride)
     owners = [guests.SPECIFICATION] * (options.spec or not options.kernel)
     owners += [guests.KERNELS] * (options.kernel or not options.spec)
     more = guests.run(owners, options.guests, options.only, options.stride)
-    if not paths and more is None:
+    if not paths and not tlb_paths and more is None:
         print(f"no set with {options.only!r} in its name", file=sys.stderr)
         return 2
     mismatches += more or 0

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from pathlib import Path
 
+from .tlbs import sets as tlb_sets
 from .vectors import Vector, outcome_of, read, sample_directory, set_name, sets
 
 
@@ -29,6 +30,9 @@ def ending(v: Vector) -> Hashable:
         v.get("acc"),
         bool(out.get("ch")),
         tuple(v.get("dev", ())),
+        v.get("op"),
+        v.get("must_be_fresh"),
+        *((int(str(v["type"]), 16), v["pcide"]) if "type" in v and int(str(v["type"]), 16) < 4 else ()),
     )
 
 
@@ -49,8 +53,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="the full sets")
     parser.add_argument("--count", type=int, default=250, help="vectors a set")
+    parser.add_argument("--only", default="", help="sets whose name begins with this")
     options = parser.parse_args()
-    for path in sets(options.directory):
+    for path in [*sets(options.directory), *tlb_sets(options.directory)]:
+        if not path.name.startswith(options.only):
+            continue
         lines = "".join(json.dumps(v, separators=(",", ":")) + "\n" for v in sample(list(read(path)), options.count))
         target = sample_directory() / f"{set_name(path)}.jsonl.xz"
         target.write_bytes(lzma.compress(lines.encode(), preset=9 | lzma.PRESET_EXTREME))
