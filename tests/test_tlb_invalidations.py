@@ -13,13 +13,13 @@ from fastmmu._tlb_py import TLB
 from fastmmu.geometry import Geometry, geometry, parse_array
 from fastmmu.reference.invalidations import Tlb
 from fastmmu.reference.tlb import value
+from tlb_modes import KINDS, MODES, make_tlb
 
 A, B = 0x7F00_1234_5000, 0x7F00_1234_6000  # the same 2M region
 G = 0xFFFF_8000_0040_0000  # of a global page, and of a local one in PCID 1
 FAR = 0x1234_5678_9000
 R, S = 0x12_3456_7000, 0x8000  # EPT roots
 GEOMETRY = geometry("skylake", l1d="256/fa", stlb="2048/16")
-KINDS: tuple[type[TLB | Tlb], ...] = (TLB, Tlb)
 
 
 class Entry(NamedTuple):
@@ -115,9 +115,10 @@ ROWS: dict[str, str] = {
 }
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("make", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("row", ROWS)
-def test_what_dies_and_what_survives(row: str, make: type[TLB | Tlb]) -> None:
+def test_what_dies_and_what_survives(row: str, make: type[TLB | Tlb], mode: str) -> None:
     def dies(e: Entry) -> bool:
         def used_for(la: int) -> bool:
             return e.at == (la & ~0x1FFFFF if e.kind == "psc" else la)
@@ -125,7 +126,7 @@ def test_what_dies_and_what_survives(row: str, make: type[TLB | Tlb]) -> None:
         lm_or_cm = e.kind in ("local", "global", "psc")
         return bool(eval(ROWS[row], globals(), {"e": e, "used_for": used_for, "lm_or_cm": lm_or_cm}))
 
-    tlb = make(shape())
+    tlb = make_tlb(make, shape(), mode)
     fill(tlb)
     assert held(tlb, "l2", "gpm", "psc", "epsc") == EVERYTHING
     n = eval(f"tlb.{row}", globals(), {"tlb": tlb})
