@@ -222,7 +222,7 @@ class _World:
         rights = self.pick((7, 7, 3, 5, 1, 4)) if writable is None else 7 if writable else 5
         flags = self.pick((0x400, 0)) | self.pick((0, 0x100, 0x300)) | self.pick((6, 0, 1, 4, 5)) << 3
         large = 0x80 if level > 1 else self.pick((0, 0x80))
-        return hpa | rights | flags | large | self.pick((0, 0x40)) | self.pick((0, 0x800))
+        return hpa | rights | flags | large | self.pick((0, 0x40)) | self.pick((0, 0x800)) | self.pick((0, 0, 1 << 63))
 
     def sub_pages(self, gpa: int, leaf: int) -> None:
         """Sub-page permissions for a 4 KiB page, in tables that are mostly well-formed."""
@@ -279,6 +279,7 @@ GUEST_DEFECTS: dict[str, Any] = {
 
 EPT_DEFECTS: dict[str, Any] = {
     "not present": lambda w, e, level, hpa: e & ~0x407,
+    "not present, suppress #VE": lambda w, e, level, hpa: e & ~0x407 | 1 << 63,
     "only XU": lambda w, e, level, hpa: e & ~7 | 0x400,
     "write only": lambda w, e, level, hpa: e & ~7 | 2,
     "write and execute": lambda w, e, level, hpa: e & ~7 | 6,

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "vocabulary": "_bits _types _vmx dtypes errors exits ops",
     "memory": "_memory",
-    "translation": "_memtype _state _guest _ept _walk _translate _leaves _leaves_py "
+    "translation": "_memtype _state _guest _ept _walk _nonroot _translate _leaves _leaves_py "
     "_tlb_entries _tlb _invalidate _operands _tlb_py geometry",
     "mmu": "_mmu _shadow _dirty",
     "machine": "_vcpu _events _kvm _guest_kernel _machine machine.*",

@@ -7,6 +7,7 @@ from fastmmu._leaves_py import MappingArray, ept_mappings, iter_ept_mappings, it
 from fastmmu._machine import Access, Machine
 from fastmmu._memory import PhysicalMemory
 from fastmmu._memtype import MemoryType, Mtrrs
+from fastmmu._nonroot import VmFunction, deliver_ve, vmfunc
 from fastmmu._state import Eptp, GuestState, Pml
 from fastmmu._tlb_py import TLB
 from fastmmu._translate import Translation, translate
@@ -70,8 +71,10 @@ __all__ = [
     "Trace",
     "TraceError",
     "Translation",
+    "VmFunction",
     "WalkResult",
     "compare",
+    "deliver_ve",
     "ept_mappings",
     "geometry",
     "image",
@@ -83,6 +86,7 @@ __all__ = [
     "read_trace",
     "simulate",
     "translate",
+    "vmfunc",
     "walk",
     "walk_ept",
     "write_trace",

@@ -26,6 +26,7 @@ cdef struct GuestEntry:         # one entry of a walk, kept until its A and D fl
     uint64_t gpa
     uint64_t value
     uint64_t ept                # AND of the EPT entries that map the table
+    uint64_t ept_leaf           # the last of them
 
 
 cdef inline bint canonical(uint64_t la, int bits) noexcept nogil:
@@ -71,6 +72,7 @@ cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestEntry *ent
         return FAULT_NONE
     if e != NULL and not e.ad and not entry.ept & EPT_W:
         w.gpa = entry.gpa
+        w.ept_entry = entry.ept_leaf
         return ept_violation(w, NEED_R | NEED_W, entry.ept, e.mbec, QUAL_GLA)
     entry.value |= want
     if g.write_ad:
@@ -140,6 +142,7 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
                 return fault
             hpa = table_leaf.hpa
             path[level].ept = table_leaf.entries
+            path[level].ept_leaf = table_leaf.leaf
         if not mem_holds(m, hpa, size):
             w.gpa = gpa
             return FAULT_BUS

@@ -24,5 +24,15 @@ cdef class Eptp:
     cdef readonly Pml pml
 
 
+cdef enum EptpDefect:
+    EPTP_VALID = 0
+    EPTP_TYPE = 1
+    EPTP_LENGTH = 2
+    EPTP_AD = 3
+    EPTP_RESERVED = 4
+    EPTP_ADDRESS = 5
+
+
+cdef int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, bint five_levels) noexcept nogil
 cdef Eptp as_eptp(object eptp)
 cpdef int access_code(object access) except -1

@@ -317,17 +317,34 @@ cdef class Eptp:
         return hash((self.value, tuple(self.options.values())))
 
 
-def eptp_fault(value, maxphyaddr=52, ad_supported=True):
-    """Why VM entry and INVEPT refuse an EPTP, as a sentence with the remedy; "" if they accept it (ept.md §1)."""
-    if value & 7 not in (0, 6):
-        return f"memory type {value & 7} (bits 2:0) is neither 0 (UC) nor 6 (WB); a 4-level WB pointer is root | 0x1e"
-    if value >> 3 & 7 not in (3, 4):
-        return f"walk length - 1 is {value >> 3 & 7} (bits 5:3), must be 3 or 4; a 4-level WB pointer is root | 0x1e"
+cdef int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, bint five_levels) noexcept nogil:
+    # what VM entry, INVEPT and VMFUNC refuse an EPTP for (ept.md §1)
+    if value & 7 != 0 and value & 7 != 6:
+        return EPTP_TYPE
+    if value >> 3 & 7 != 3 and not (value >> 3 & 7 == 4 and five_levels):
+        return EPTP_LENGTH
     if value & 0x40 and not ad_supported:
-        return "accessed and dirty flags (bit 6) are not supported"
+        return EPTP_AD
     if value & 0xF80:
-        return f"bits 11:7 are reserved, have {value >> 7 & 31:#x}"
+        return EPTP_RESERVED
     if value >> maxphyaddr:
+        return EPTP_ADDRESS
+    return EPTP_VALID
+
+
+def eptp_fault(value, maxphyaddr=52, ad_supported=True, five_levels=True):
+    """Why VM entry and INVEPT refuse an EPTP, as a sentence with the remedy; "" if they accept it (ept.md §1)."""
+    cdef int defect = eptp_defect(value, maxphyaddr, ad_supported, five_levels)
+    if defect == EPTP_TYPE:
+        return f"memory type {value & 7} (bits 2:0) is neither 0 (UC) nor 6 (WB); a 4-level WB pointer is root | 0x1e"
+    if defect == EPTP_LENGTH:
+        return (f"walk length - 1 is {value >> 3 & 7} (bits 5:3), must be 3{' or 4' if five_levels else ''}; "
+                "a 4-level WB pointer is root | 0x1e")
+    if defect == EPTP_AD:
+        return "accessed and dirty flags (bit 6) are not supported"
+    if defect == EPTP_RESERVED:
+        return f"bits 11:7 are reserved, have {value >> 7 & 31:#x}"
+    if defect == EPTP_ADDRESS:
         return f"bits at or above MAXPHYADDR={maxphyaddr} are set"
     return ""
 

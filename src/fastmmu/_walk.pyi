@@ -70,5 +70,5 @@ def walk_ept(
     set_ad: bool = False,
 ) -> WalkResult: ...
 def load_pdpte_registers(
-    mem: PhysicalMemory, state: GuestState, *, eptp: int | Eptp | None = None
+    mem: PhysicalMemory, state: GuestState, *, eptp: int | Eptp | None = None, set_ad: bool = False
 ) -> GuestState | WalkResult: ...

@@ -5,7 +5,7 @@ import numpy as np
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmmu._bits cimport P
+from fastmmu._bits cimport ONES, P
 from fastmmu._ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_walk, need_of, step,
 )
@@ -15,12 +15,15 @@ from fastmmu._memtype cimport effective_type
 from fastmmu._state cimport Eptp, GuestState, access_code, as_eptp
 from fastmmu._types cimport (
     FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, FAULT_PML_FULL, FAULT_SPP,
-    MODE_PAE, STEP_DATA, Ept, Mem, Paging, Step, Steps, Walk,
+    MODE_4, MODE_PAE, STEP_DATA, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
 )
 from fastmmu._memtype import MemoryType
 from fastmmu.dtypes import STEP_DTYPE, Fault
 from fastmmu.errors import BusError, StateError
 from fastmmu.exits import Qualification
+
+cdef enum:
+    PDPT = 0xFFFFFFE0           # CR3[31:5]
 
 
 cdef int walk_silent(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w) noexcept nogil:
@@ -33,27 +36,29 @@ cdef int walk_steps(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc,
     return guest_walk(m, g, e, la, acc, w, steps)
 
 
-cdef int load_pdptes(Mem *m, Paging *g, const Ept *e, Walk *w) noexcept nogil:
+cdef int load_pdptes(Mem *m, Paging *g, const Ept *e, Walk *w, Steps *steps) noexcept nogil:
     # the four PAE PDPTE registers from CR3[31:5], as MOV to CR3 loads them (paging.md §3.2)
     cdef EptLeaf leaf
-    cdef uint64_t hpa = g.cr3 & 0xFFFFFFE0U, entry
+    cdef uint64_t gpa = g.cr3 & PDPT, hpa = gpa
     cdef uint64_t reserved = 0x1E6 | ~(g.frame | 0xFFF)
     cdef uint64_t loaded[4]
     cdef int i, fault
     memset(w, 0, sizeof(Walk))
     if e != NULL:
-        fault = ept_walk(m, e, hpa, NEED_R, True, 0, 0, &leaf, w, NULL)
+        fault = ept_walk(m, e, gpa, NEED_R, True, 0, 3, &leaf, w, steps)
         if fault:
             return fault
         hpa = leaf.hpa
-    if not mem_holds(m, hpa, 32):
-        w.pa = hpa
-        return FAULT_BUS
+    w.gpa = gpa
     for i in range(4):
-        entry = mem_read64(m, hpa + 8 * i)
-        if entry & P and entry & reserved:
+        if not mem_holds(m, hpa + 8 * i, 8):
+            return FAULT_BUS
+        loaded[i] = mem_read64(m, hpa + 8 * i)
+        if steps != NULL:
+            step(steps, STEP_GUEST, 3, 3, hpa + 8 * i, gpa + 8 * i, loaded[i])
+    for i in range(4):
+        if loaded[i] & P and loaded[i] & reserved:
             return FAULT_GP
-        loaded[i] = entry
     memcpy(g.pdpte, loaded, sizeof(loaded))
     return FAULT_NONE
 
@@ -65,12 +70,6 @@ cdef class WalkResult:
     :class:`~fastmmu.dtypes.Fault`. ``.steps``: record array of dtype ``STEP_DTYPE`` in the order of the references.
     ``.gpa``: guest-physical address of the data, or of the reference that failed.
     """
-
-    cdef Walk walk
-    cdef readonly object steps
-    cdef readonly object la
-    cdef readonly object access
-    cdef int mt
 
     @property
     def pa(self):
@@ -161,7 +160,8 @@ cdef class WalkResult:
 def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="r", eptp=None, set_ad=False):
     """Translate one linear address and report every memory reference.
 
-    :param mem: host physical memory. :param state: registers. :param va: linear address (int, 64 bits).
+    :param mem: host physical memory. :param state: registers. :param va: linear address: an integer of 64 bits, or the
+        negative number that such a one sign-extends.
     :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch).
     :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
     :param set_ad: False: a query, with the outcome that the access would have and memory left as it is. True: an
@@ -179,6 +179,8 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     cdef int fault = prepare(mem, state, eptp, set_ad, True, &paging, &ept, &result.walk)
     if eptp is not None:
         e = &ept
+    if paging.mode < MODE_4:
+        la &= 0xFFFFFFFFU
     steps.n = 0
     if not fault:
         with nogil:
@@ -214,8 +216,11 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
     cdef EptLeaf leaf
     cdef int acc = access_code(access), fault
     cdef uint64_t need = need_of(acc)
-    cdef uint64_t target = linear_address(gpa), bits = 0
+    cdef uint64_t target, bits = 0
     cdef bint us = user
+    if isinstance(gpa, bool) or not isinstance(gpa, (int, np.integer)) or not 0 <= gpa < 1 << 64:
+        raise StateError(f"a guest-physical address is a positive integer of 64 bits, not {gpa!r}")
+    target = <uint64_t> int(gpa)
     state = GuestState(cr0=0x10) if state is None else state
     prepare(mem, state.replace(cr0=state.cr0 & ~(1 << 31)), eptp, set_ad, True, &paging, &ept, &result.walk)
     if gla is not None:
@@ -233,7 +238,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
     with nogil:
         fault = ept_walk(&mem.mem, &ept, target, need, us, bits, 0, &leaf, &result.walk, &steps)
     result.walk.fault = fault
-    result.walk.pa = ~(<uint64_t> 0)
+    result.walk.pa = ONES
     if not fault:
         result.walk.pa = leaf.hpa
         ept_facts(&result.walk, &leaf)
@@ -242,29 +247,42 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
     return finish(result, 0 if gla is None else linear_address(gla), access, &steps)
 
 
-def load_pdpte_registers(PhysicalMemory mem not None, GuestState state not None, *, eptp=None):
+def load_pdpte_registers(PhysicalMemory mem not None, GuestState state not None, *, eptp=None, set_ad=False):
     """The PAE PDPTE registers as MOV to CR3 loads them from memory (paging.md §3.2).
 
+    :param set_ad: under an EPT with accessed flags: False, a query; True, the load sets them, and never a dirty flag.
     :returns: the state with its ``pdptes`` set, or the :class:`WalkResult` of the load that failed: a
         GENERAL_PROTECTION fault where a present PDPTE has a reserved bit, an EPT violation with bits 7 and 8 clear.
+    :raises StateError: the state is not one of PAE paging. :raises BusError: CR3 or an EPT root outside memory.
     """
     cdef WalkResult result = WalkResult.__new__(WalkResult)
     cdef Paging paging
     cdef Ept ept
     cdef Steps steps
-    state = state.replace(pdptes=None)
+    cdef int fault
     if state.paging.mode != MODE_PAE:
         raise StateError(f"PDPTE registers exist with PAE paging only, not with {state.mode.name}")
-    if prepare(mem, state, eptp, False, True, &paging, &ept, &result.walk):
-        steps.n = 0
+    pdpt_within(mem, state, eptp)
+    prepare(mem, state.replace(pdptes=(0, 0, 0, 0)), eptp, set_ad, True, &paging, &ept, &result.walk)
+    steps.n = 0
+    fault = load_pdptes(&mem.mem, &paging, &ept if eptp is not None else NULL, &result.walk, &steps)
+    if fault:
+        result.walk.fault = fault
+        result.walk.pa = ONES
         return finish(result, 0, "r", &steps)
     return state.replace(pdptes=tuple(paging.pdpte[i] for i in range(4)))
 
 
 cdef uint64_t linear_address(va) except? 0:
-    if isinstance(va, bool) or not isinstance(va, (int, np.integer)) or not 0 <= va < 1 << 64:
+    if isinstance(va, bool) or not isinstance(va, (int, np.integer)) or not -(1 << 63) <= va < 1 << 64:
         raise StateError(f"a linear address is an integer of 64 bits, not {va!r}")
-    return <uint64_t> int(va)
+    return <uint64_t> (int(va) & 0xFFFF_FFFF_FFFF_FFFF)
+
+
+cdef int pdpt_within(PhysicalMemory mem, GuestState state, eptp) except -1:
+    if eptp is None and not mem_holds(&mem.mem, state.paging.cr3 & PDPT, 32):
+        raise BusError(f"cr3={state.cr3:#x}: its PDPTEs lie outside memory of {mem.nbytes:#x} bytes")
+    return 0
 
 
 cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, bint log, Paging *paging,
@@ -293,8 +311,9 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, bint log, P
     elif paging.levels and paging.mode != MODE_PAE and not mem_holds(&mem.mem, paging.root, 4096):
         raise BusError(f"cr3={state.cr3:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
     if paging.mode == MODE_PAE and state.pdptes is None:
-        fault = load_pdptes(&mem.mem, paging, e, w)
+        pdpt_within(mem, state, eptp)
+        fault = load_pdptes(&mem.mem, paging, e, w, NULL)
         w.fault = fault
         if fault:
-            w.pa = ~(<uint64_t> 0)
+            w.pa = ONES
     return fault

@@ -4,6 +4,7 @@ mismatch."""
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +13,16 @@ from . import guests, tlbs, vectors
 from .cases import Adapter
 from .kernel import BatchAdapter, KernelAdapter
 from .spec import SpecAdapter
+
+
+def named_by(variable: str) -> Path | None:
+    """The directory that an environment variable names."""
+    return Path(os.environ[variable]) if os.environ.get(variable) else None
+
+
+def any_vectors(directory: Path) -> bool:
+    """Is there anything to compare?"""
+    return bool(vectors.sets(directory) or tlbs.sets(directory))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,14 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stride", type=int, default=1, help="take every n-th vector")
     parser.add_argument("--only", default="", help="sets whose name contains this")
     options = parser.parse_args(argv)
-    directory = options.data or vectors.data_directory()
-    if options.data is None and not vectors.sets(directory):
-        print(f"no vectors in {directory}: the sample in the project is used; FASTMMU_VECTORS names another directory")
-        directory = vectors.sample_directory()
-    for named, found in ((options.data, vectors.sets), (options.guests, guests.guests)):
+    options.data = options.data or named_by("FASTMMU_VECTORS")
+    options.guests = options.guests or named_by("FASTMMU_GUESTS")
+    for named, found in ((options.data, any_vectors), (options.guests, guests.any_data)):
         if named is not None and not found(named):
             print(f"no set to run in {named}", file=sys.stderr)
             return 2
+    directory = options.data or vectors.data_directory()
+    if not any_vectors(directory):
+        print(f"no vectors in {directory}: the sample in the project is used; FASTMMU_VECTORS names another directory")
+        directory = vectors.sample_directory()
     paths = [path for path in vectors.sets(directory) if options.only in path.name]
     tlb_paths = [path for path in tlbs.sets(directory) if options.only in path.name]
     chosen: list[Adapter] = [SpecAdapter()] * (options.spec or not options.kernel)

@@ -17,8 +17,9 @@ Observed = dict[str, Any]
 """What was seen: `k` is ``ok``, ``pf``, ``gp``, ``ev`` (exit 48), ``em`` (49), ``spp`` (66), ``pml`` (62) or ``bus``.
 
 ok: pa, gpa, gps and eps (page sizes in bytes, 0 = none), us, rw, xd, mt (effective type), emt, ipat; pf: ec, cr2;
-ev: q, gpa and, if qualification bit 7, gla; em: gpa; pml, spp: q; bus: hpa. Always: `ch` (dict of changed qwords),
-`steps` (list of (kind, level, guest level, hpa, gpa, entry)) and, while the log is on, pmli (PML index afterwards).
+ev: q, gpa, sve (1: it can't become #VE) and, if qualification bit 7, gla; em: gpa; pml, spp: q; bus: hpa. Always:
+`ch` (dict of changed qwords), `steps` (list of (kind, level, guest level, hpa, gpa, entry)) and, while the log is on,
+pmli (PML index afterwards).
 `unreported`, where present, is a set of fields that this answer does not have although the implementation reports them
 otherwise; `moved` says that the case was asked with its host tables at other addresses, and the answer put back.
 """

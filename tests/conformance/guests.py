@@ -34,6 +34,7 @@ __all__ = [
     "KERNELS",
     "SPECIFICATION",
     "Implementation",
+    "any_data",
     "data_directory",
     "guests",
     "reports",
@@ -65,6 +66,11 @@ def data_directory() -> Path:
 def guests(directory: Path) -> list[Path]:
     """The guests of a directory, in the order of their names."""
     return sorted(path.parent for path in directory.glob("*/meta.json"))
+
+
+def any_data(directory: Path) -> bool:
+    """Is there anything to compare?"""
+    return bool(guests(directory)) or (directory / "permissions.npz").exists()
 
 
 # ---- implementations -----------------------------------------------------------------------------------------------
@@ -358,7 +364,7 @@ def run(chosen: Sequence[Implementation], directory: Path | None = None, only: s
     `directory`: of the guests; None: that of FASTMMU_GUESTS, else the sample.
     """
     where = directory or data_directory()
-    if directory is None and not guests(where):
+    if directory is None and not any_data(where):
         print(f"no guests in {where}: the sample in the project is used; FASTMMU_GUESTS names another directory")
         where = sample_directory()
     mismatches = None

@@ -16,6 +16,7 @@ from fastmmu.exits import Qualification
 
 from .arena import Arena, MemoryCase, lowered
 from .cases import Case, EptpCase, GpaCase, Observed, PdpteCase, WalkCase
+from .spec import SpecAdapter
 
 __all__ = ["WORDS", "BatchAdapter", "KernelAdapter", "kernel_eptp", "kernel_state", "observed"]
 
@@ -78,7 +79,7 @@ def observed(result: fastmmu.WalkResult) -> Observed:
         seen |= {"ec": result.error_code, "cr2": result.cr2}
     elif result.fault is Fault.EPT_VIOLATION:
         assert result.qualification is not None
-        seen |= {"q": int(result.qualification), "gpa": result.gpa}
+        seen |= {"q": int(result.qualification), "gpa": result.gpa, "sve": int(result.suppress_ve)}
         seen |= {"gla": result.gla} if result.qualification & Qualification.GLA_VALID else {}
     elif result.fault is Fault.EPT_MISCONFIG:
         seen["gpa"] = result.gpa
@@ -140,10 +141,10 @@ class KernelAdapter:
     @staticmethod
     def _pdptes(memory: fastmmu.PhysicalMemory, case: PdpteCase, ept: fastmmu.Eptp | None) -> Observed:
         registers = ref.State(cr0=0x8001_0031, cr3=case.cr3, cr4=0x20, efer=0x800, maxphyaddr=case.maxphyaddr)
-        loaded = load_pdpte_registers(memory, kernel_state(registers), eptp=ept)
-        seen = {"k": "ok", "pdpte": loaded.pdptes} if isinstance(loaded, fastmmu.GuestState) else observed(loaded)
-        # This load is a query: it sets no EPT flag and lists no step.
-        return {key: value for key, value in seen.items() if key != "steps"} | {"unreported": {"ch", "steps"}}
+        loaded = load_pdpte_registers(memory, kernel_state(registers), eptp=ept, set_ad=True)
+        if isinstance(loaded, fastmmu.GuestState):
+            return {"k": "ok", "pdpte": loaded.pdptes, "unreported": {"steps"}}
+        return observed(loaded)
 
     def _dense(self, case: MemoryCase) -> Observed:
         array: npt.NDArray[np.uint64] = np.zeros(case.nbytes // 8, dtype="<u8")
@@ -171,10 +172,10 @@ class KernelAdapter:
 
     @staticmethod
     def _eptp(case: EptpCase) -> Observed | str:
-        if case.eptp >> 3 & 7 == 4 and not case.caps & ref.EptCap.WALK5:
-            return "five-level EPT is always supported"
-        supported = bool(case.caps & ref.EptCap.AD)
-        return {"valid": int(not eptp_fault(case.eptp, case.maxphyaddr, supported))}
+        if case.caps | ref.EptCap.AD | ref.EptCap.WALK5 | MODELLED_CAPS != ref.EptCap.ALL | MODELLED_CAPS:
+            return "a fixed EPT capability is absent"
+        ad, five_levels = bool(case.caps & ref.EptCap.AD), bool(case.caps & ref.EptCap.WALK5)
+        return {"valid": int(not eptp_fault(case.eptp, case.maxphyaddr, ad, five_levels))}
 
 
 class BatchAdapter(KernelAdapter):
@@ -182,14 +183,33 @@ class BatchAdapter(KernelAdapter):
 
     name = "batch kernel"
     unreported = frozenset(
-        {"ch", "cr2", "ec", "emt", "eps", "gla", "gpa", "gps", "hpa", "ipat", "mt", "pmli", "q", "rd", "rw", "us", "xd"}
+        {
+            "ch",
+            "cr2",
+            "ec",
+            "emt",
+            "eps",
+            "gla",
+            "gpa",
+            "gps",
+            "hpa",
+            "ipat",
+            "mt",
+            "pmli",
+            "q",
+            "rd",
+            "rw",
+            "sve",
+            "us",
+            "xd",
+        }
     )
 
     def run(self, case: Case) -> Observed | str:
         if not isinstance(case, WalkCase):
             return "not an access to a linear address"
-        if case.ept and case.ept.pml:
-            return "a query does not fill the log"
+        if case.ept and case.ept.pml and SpecAdapter().run(case)["k"] == "pml":  # type: ignore[index]
+            return "a full log stops an access, not a translation"
         return super().run(case)
 
     def _ask(self, memory: fastmmu.PhysicalMemory, case: MemoryCase) -> Observed:

@@ -32,6 +32,7 @@ def observed(outcome: ref.Outcome) -> Observed:
             seen |= {"k": "gp"}
         case ref.EptViolation():
             seen |= {"k": "ev", "q": outcome.qualification, "gpa": outcome.gpa}
+            seen |= {"sve": 1 if outcome.entry is None else outcome.entry >> 63}
             seen |= {} if outcome.gla is None else {"gla": outcome.gla}
         case ref.EptMisconfig():
             seen |= {"k": "em", "gpa": outcome.gpa}

@@ -123,15 +123,15 @@ def _why(v: Vector, ept: ref.Ept) -> ref.GpaReference:
 
 
 def case_of(v: Vector) -> Case:
-    """What the vector asks."""
-    if v["s"] == "b_eptp_valid":
+    """What the vector asks: its fields say which question it is, whatever its set is called."""
+    if "ad_cap" in v:
         caps = ref.EptCap.ALL & ~ref.EptCap.WALK5  # the recorded machine has no 5-level EPT
         return EptpCase(eptp=int(v["eptp"], 16), caps=caps & ~(0 if v["ad_cap"] else ref.EptCap.AD), maxphyaddr=v["w"])
     ept = _ept(v)
-    if v["s"] == "b_ept":
+    if "gpa" in v:
         assert ept is not None
         return GpaCase(mem=_memory(v), ept=ept, gpa=int(v["gpa"], 16), why=_why(v, ept))
-    if v["s"] == "c_pdpte_load":
+    if "la" not in v:
         return PdpteCase(mem=_memory(v), cr3=int(v["cr3"], 16), maxphyaddr=v["w"], ept=ept)
     return WalkCase(mem=_memory(v), state=_state(v), la=int(v["la"], 16), access=v["acc"], ept=ept)
 
@@ -150,7 +150,7 @@ class Mask:
 
 
 def _structure_update_without_ad(v: Vector, want: Observed) -> bool:
-    return bool(v["s"] == "b_ept" and v["walk"] and v["acc"] == "w" and not int(v["eptp"], 16) >> 6 & 1)
+    return bool(v.get("walk") and v["acc"] == "w" and not int(v["eptp"], 16) >> 6 & 1)
 
 
 MASKS = (
