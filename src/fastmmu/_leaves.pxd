@@ -15,7 +15,7 @@ from fastmmu._types cimport MODE_4, Ept, Mem, Paging
 cdef enum:
     CAUSES = 5                  # counts are indexed by FaultCode - 1; the last is FAULT_BUS
     KEPT_FAULTS = 4096          # faults that are described; all are counted
-    REGIONS = 1024              # page tables of the EPT that are held: 2 GB of guest-physical addresses
+    REGIONS = 1 << 15           # page tables of the EPT that are held: 64 GB of guest-physical addresses
 
 cdef struct LeafRow:            # fastmmu.dtypes.MAPPING_DTYPE
     uint64_t va
@@ -61,8 +61,7 @@ cdef struct Barren:             # a table without mappings
 
 cdef struct EptRegion:          # 2 MB of guest-physical addresses that have a page table of the EPT
     uint64_t tag                # ~(gpa >> 21); 0: free
-    uint64_t table
-    uint64_t every
+    uint64_t table              # its address, and in the low bits the rights above it
 
 cdef struct Found:              # where a guest-physical address led
     uint64_t hpa                # of the entry
@@ -106,7 +105,7 @@ cdef struct Leaves:
     Barren *barren              # open addressing; NULL until needed
     uint64_t barren_size        # a power of two
     uint64_t barren_used
-    EptRegion region[REGIONS]
+    EptRegion *region           # REGIONS of them; only those that are used take memory
 
 
 cdef void leaves_types(Leaves *s) noexcept nogil

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from fastmmu._bits cimport EPT_IPAT, EPT_R, EPT_W, ONES, P, PS
+from fastmmu._bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, P, PS
 from fastmmu._ept cimport ept_misconfigured
 from fastmmu._guest cimport leaf_address
 from fastmmu._memory cimport mem_holds, mem_read64
@@ -14,10 +14,14 @@ from fastmmu._types cimport (
 )
 
 cdef extern from *:
+    """
+    #define FM_RARE(x) __builtin_expect(!!(x), 0)
+    """
+    bint rare "FM_RARE"(bint) noexcept nogil
     void prefetch "__builtin_prefetch"(const void *) noexcept nogil
 
 cdef enum:
-    AHEAD = 24                  # entries of a guest page table: what EPT says of them is fetched before it is needed
+    LANES = 32                  # entries of a guest page table, whose EPT entries are fetched together
 
 
 # ---- opening tables ---------------------------------------------------------------------------------------
@@ -60,8 +64,8 @@ cdef inline void ept_find(Leaves *s, uint64_t gpa, Found *f) noexcept nogil:
         f.fault = FAULT_EPT_VIOLATION
         return
     if r.tag == ~(gpa >> 21):
-        table = r.table
-        f.every = r.every
+        table = r.table & FRAME
+        f.every = r.table
         f.level = 1
     while True:
         f.hpa = table + ((gpa >> (9 * f.level + 3) & 511) << 3)
@@ -84,14 +88,7 @@ cdef inline void ept_find(Leaves *s, uint64_t gpa, Found *f) noexcept nogil:
         f.level -= 1
         if f.level == 1 and mem_holds(s.m, table, 4096):
             r.tag = ~(gpa >> 21)
-            r.table = table
-            r.every = f.every
-
-
-cdef inline void ept_ahead(const Leaves *s, uint64_t gpa) noexcept nogil:
-    cdef const EptRegion *r = s.region + (gpa >> 21 & (REGIONS - 1))
-    if r.tag == ~(gpa >> 21):
-        prefetch(s.m.base + r.table + ((gpa >> 12 & 511) << 3))
+            r.table = table | (f.every & (EPT_R | EPT_W | EPT_X | EPT_XU))
 
 
 cdef inline uint64_t found_hpa(const Leaves *s, const Found *f, uint64_t gpa) noexcept nogil:
@@ -240,8 +237,6 @@ cdef inline void scan_guest(Leaves *s, int entry_shift) noexcept nogil:
         every = t.every & entry
         any_ = t.any_ | entry
         if level == 1 or (entry & PS and s.g.large_ok[level]):
-            if level == 1 and i + AHEAD < stop:
-                ept_ahead(s, entry_at(at, i + AHEAD, entry_shift) & s.g.frame)
             s.page.la = base
             s.page.gpa = leaf_address(&s.g, entry, 0, shift)
             s.page.leaf = entry
@@ -314,6 +309,66 @@ cdef inline void scan_pages(Leaves *s, int entry_shift) noexcept nogil:
     s.level = 2
 
 
+cdef inline void scan_pages_nested(Leaves *s, int entry_shift) noexcept nogil:
+    # a page table over EPT, a block of entries at a time, so that the cache misses of a block overlap
+    cdef Table *t = &s.guest[1]
+    cdef const uint8_t *at = s.m.base + t.hpa
+    cdef const uint64_t *place[LANES]
+    cdef uint64_t entry[LANES]
+    cdef uint64_t above[LANES]
+    cdef uint32_t index[LANES]
+    cdef uint32_t i = t.next, stop = min(t.stop, t.held)
+    cdef int n, j
+    cdef EptRegion *r
+    cdef Page page
+    cdef Found f
+    page.shift = 12
+    while s.n < s.room:
+        n = 0
+        while n < LANES and s.n + n < s.room:
+            i = next_present(at, i, stop, P, entry_shift)
+            if i >= stop:
+                break
+            index[n] = i
+            entry[n] = entry_at(at, i, entry_shift)
+            page.gpa = entry[n] & s.g.frame
+            r = s.region + (page.gpa >> 21 & (REGIONS - 1))
+            place[n] = NULL
+            if r.tag == ~(page.gpa >> 21):
+                place[n] = <const uint64_t *> (s.m.base + (r.table & FRAME)) + (page.gpa >> 12 & 511)
+                above[n] = r.table
+                prefetch(place[n])
+            n += 1
+            i += 1
+        t.next = i
+        if not n:
+            break
+        for j in range(n):
+            page.la = t.base + (<uint64_t> index[j] << 12)
+            if rare((entry[j] & s.g.rsvd[1][0]) != 0):
+                leaves_fault(s, page.la, 4096, t.hpa + (<uint64_t> index[j] << entry_shift), entry[j], FAULT_PF, 1,
+                             False)
+                continue
+            page.gpa = entry[j] & s.g.frame
+            page.leaf = entry[j]
+            page.rights = rights_word(s, entry[j], t.every & entry[j], t.any_ | entry[j], 12)
+            page.kind = kind_word(s, entry[j], 1, 12)
+            if place[j] != NULL:
+                f.level = 1
+                f.entry = place[j][0]
+                f.every = above[j] & f.entry
+            if place[j] == NULL or not f.entry & s.present_ept or ept_misconfigured(&s.e, f.entry, 1, True):
+                ept_find(s, page.gpa, &f)
+                if f.fault:
+                    leaves_fault(s, page.la, 4096, f.hpa, f.entry, f.fault, f.level, True)
+                    continue
+            nested_row(s, &page, page.gpa, found_hpa(s, &f, page.gpa), f.entry, f.every, 9 * f.level + 3)
+    if i >= stop:
+        outside(s, t, 12, entry_shift, 1, False)
+        close_table(s, t, barren_key(t.hpa, 1, False))
+        s.level = 2
+
+
 cdef void scan_ept(Leaves *s) noexcept nogil:
     # the same for an EPT table under `page`; absent entries side by side are one fault
     cdef int level = s.ept_level, shift = 9 * level + 3
@@ -377,6 +432,11 @@ cdef void leaves_run(Leaves *s, LeafRow *out, uint64_t room, uint64_t work) noex
                 scan_pages(s, 3)
             else:
                 scan_pages(s, 2)
+        elif s.level == 1 and out != NULL:
+            if s.g.entry_shift == 3:
+                scan_pages_nested(s, 3)
+            else:
+                scan_pages_nested(s, 2)
         elif s.g.entry_shift == 3:
             scan_guest(s, 3)
         else:
@@ -416,5 +476,7 @@ cdef bint leaves_range(Leaves *s, uint64_t first, uint64_t last) noexcept nogil:
 cdef void leaves_free(Leaves *s) noexcept nogil:
     free(s.kept)
     free(s.barren)
+    free(s.region)
+    s.region = NULL
     s.kept = NULL
     s.barren = NULL

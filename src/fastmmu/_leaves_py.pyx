@@ -8,7 +8,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from fastmmu._leaves cimport (
-    CAUSES, KEPT_FAULTS, LeafFault, LeafRow, Leaves, leaves_fault, leaves_free, leaves_range, leaves_run, leaves_types,
+    CAUSES, KEPT_FAULTS, REGIONS, EptRegion, LeafFault, LeafRow, Leaves, leaves_fault, leaves_free, leaves_range,
+    leaves_run, leaves_types,
 )
 from fastmmu._memory cimport PhysicalMemory, mem_holds
 from fastmmu._state cimport Eptp, GuestState, as_eptp
@@ -115,6 +116,7 @@ cdef class MappingIterator:
                 got += copy.n
                 PyErr_CheckSignals()
         finally:
+            copy.region = NULL          # shared: what it holds is so for both
             leaves_free(copy)
             free(copy)
         return min(got, most)
@@ -163,8 +165,10 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
         s.sign = s.g.la_bits - 1 if s.g.mode >= MODE_4 else 0
     s.present_ept = 0x407 if s.e.mbec else 7
     s.kept = <LeafFault *> calloc(KEPT_FAULTS, sizeof(LeafFault))
-    if s.kept == NULL:
-        raise OutOfMemoryError("no memory for the list of faults")
+    if s.nested:
+        s.region = <EptRegion *> calloc(REGIONS, sizeof(EptRegion))
+    if s.kept == NULL or (s.nested and s.region == NULL):
+        raise OutOfMemoryError("no memory for the state of an enumeration")
     leaves_types(s)
     s.done = last < first or not leaves_range(s, first, last)
     if fault and not s.done:                # of the load of the PDPTE registers: there is no address space

@@ -95,10 +95,10 @@ _EPT_FIELDS = {
     "readable": ("u1", "readable"),
     "writable": ("u1", "writable"),
     "executable": ("u1", "executable"),
+    "ipat": ("u1", "pat"),
+    "memory_type": ("u1", "memory_type"),
     "accessed": ("u1", "ept_accessed"),
     "dirty": ("u1", "ept_dirty"),
-    "memory_type": ("u1", "memory_type"),
-    "ipat": ("u1", "pat"),
 }
 _OFFSET = {name: field[1] for name, field in (MAPPING_DTYPE.fields or {}).items()}
 
