@@ -165,7 +165,6 @@ def test_the_load_of_pdptes_is_the_specified_load() -> None:
 def test_addresses_are_64_bits_signed_or_not() -> None:
     """As `translate` takes them; outside long mode bits 31:0 count (paging.md §5)."""
     mem = fastmmu.PhysicalMemory(0x3000)
-    mem.u64[0x1000 // 8 + 511] = 0xFFF_F000_0000_0063
     for state, la in ((fastmmu.GuestState(cr3=0x1000), 2**64 - 8), (fastmmu.GuestState(cr4=0, efer=0), 2**32 - 8)):
         signed, unsigned = (fastmmu.walk(mem, state, va) for va in (-8, la))
         assert (signed.la, signed.fault, signed.cr2) == (unsigned.la, unsigned.fault, unsigned.cr2) == (la, 1, la)
