@@ -101,7 +101,7 @@ def test_the_table_in_the_readme_is_what_compare_prints(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     printed, shown = (
-        {re.sub(r" +[\d.]+[kMG]?/s$", "", line.strip()) for line in text.splitlines() if line.strip()}
+        {" ".join(re.sub(r" +[\d.]+[kMG]?/s$", "", line).split()) for line in text.splitlines() if line.strip("─ ")}
         for text in (done.stdout, README.partition("sqlite joining tables")[2].partition("Shadow paging exits")[0])
     )
     table = {line for line in shown if not line.startswith("(the last")}

@@ -15,10 +15,11 @@ from fastmmu._tlb cimport (
 from fastmmu._types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, Ept, Walk,
 )
+from fastmmu._vmentry cimport MACHINE, invalid_controls
 from fastmmu._vmx cimport (
-    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, PRIMARY_CR3_LOAD,
-    PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
-    vm_entry_error,
+    ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG,
+    PRIMARY_CR3_LOAD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits,
+    secondary_control,
 )
 from fastmmu._walk cimport walk_silent
 
@@ -49,8 +50,8 @@ cdef inline uint64_t eptrta_in_force(const Vcpu *v) noexcept nogil:
 
 cdef int vcpu_enter(Vcpu *v) noexcept nogil:
     # VM entry (vmx.md §3, §4.1): controls are checked, EPT becomes active; without VPID nothing cached survives
-    if vm_entry_error(&v.vmcs):
-        return vcpu_abort(v, ABORT_ENTRY, vm_entry_error(&v.vmcs))
+    if invalid_controls(&v.vmcs, 0, &MACHINE):
+        return vcpu_abort(v, ABORT_ENTRY, ERROR_CONTROL_FIELDS)
     v.ept_on = secondary_control(&v.vmcs, SECONDARY_EPT)
     v.vpid_on = secondary_control(&v.vmcs, SECONDARY_VPID)
     inv_transition(v.tlb, v.vpid_on)

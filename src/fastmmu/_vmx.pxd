@@ -5,11 +5,22 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 cdef extern from *:
     """
     #define FM_PIN_EXTERNAL_INTERRUPT  (1u << 0)
+    #define FM_PIN_POSTED              (1u << 7)
+    #define FM_PRIMARY_INTERRUPT_WINDOW (1u << 2)
     #define FM_PRIMARY_INVLPG          (1u << 9)
     #define FM_PRIMARY_CR3_LOAD        (1u << 15)
+    #define FM_PRIMARY_CR8_LOAD        (1u << 19)
+    #define FM_PRIMARY_CR8_STORE       (1u << 20)
+    #define FM_PRIMARY_TPR_SHADOW      (1u << 21)
     #define FM_PRIMARY_SECONDARY       (1u << 31)
+    #define FM_SECONDARY_APIC_ACCESSES (1u << 0)
     #define FM_SECONDARY_EPT           (1u << 1)
+    #define FM_SECONDARY_X2APIC        (1u << 4)
     #define FM_SECONDARY_VPID          (1u << 5)
+    #define FM_SECONDARY_APIC_REGISTERS (1u << 8)
+    #define FM_SECONDARY_VIRTUAL_INTERRUPTS (1u << 9)
+    #define FM_EXIT_ACK_INTERRUPT      (1u << 15)
+    #define FM_ENTRY_LONG_MODE         (1u << 9)
     #define FM_CAP_WALK_4              (1ULL << 6)
     #define FM_CAP_WALK_5              (1ULL << 7)
     #define FM_CAP_TYPE_UC             (1ULL << 8)
@@ -23,11 +34,22 @@ cdef extern from *:
     #define FM_CAP_ALL                 0x00000F01067341C1ULL
     """
     const uint32_t PIN_EXTERNAL_INTERRUPT "FM_PIN_EXTERNAL_INTERRUPT"
+    const uint32_t PIN_POSTED "FM_PIN_POSTED"
+    const uint32_t PRIMARY_INTERRUPT_WINDOW "FM_PRIMARY_INTERRUPT_WINDOW"
     const uint32_t PRIMARY_INVLPG "FM_PRIMARY_INVLPG"
     const uint32_t PRIMARY_CR3_LOAD "FM_PRIMARY_CR3_LOAD"
+    const uint32_t PRIMARY_CR8_LOAD "FM_PRIMARY_CR8_LOAD"
+    const uint32_t PRIMARY_CR8_STORE "FM_PRIMARY_CR8_STORE"
+    const uint32_t PRIMARY_TPR_SHADOW "FM_PRIMARY_TPR_SHADOW"
     const uint32_t PRIMARY_SECONDARY "FM_PRIMARY_SECONDARY"
+    const uint32_t SECONDARY_APIC_ACCESSES "FM_SECONDARY_APIC_ACCESSES"
     const uint32_t SECONDARY_EPT "FM_SECONDARY_EPT"
+    const uint32_t SECONDARY_X2APIC "FM_SECONDARY_X2APIC"
     const uint32_t SECONDARY_VPID "FM_SECONDARY_VPID"
+    const uint32_t SECONDARY_APIC_REGISTERS "FM_SECONDARY_APIC_REGISTERS"
+    const uint32_t SECONDARY_VIRTUAL_INTERRUPTS "FM_SECONDARY_VIRTUAL_INTERRUPTS"
+    const uint32_t EXIT_ACK_INTERRUPT "FM_EXIT_ACK_INTERRUPT"
+    const uint32_t ENTRY_LONG_MODE "FM_ENTRY_LONG_MODE"
     const uint64_t CAP_WALK_4 "FM_CAP_WALK_4"           # bits of IA32_VMX_EPT_VPID_CAP (ept.md §1)
     const uint64_t CAP_WALK_5 "FM_CAP_WALK_5"
     const uint64_t CAP_TYPE_UC "FM_CAP_TYPE_UC"
@@ -45,17 +67,32 @@ cdef enum:
 cdef enum ExitReasonCode:       # basic exit reasons that the kernels raise or tell apart (vmx.md §5)
     EXIT_EXCEPTION = 0
     EXIT_EXTERNAL_INTERRUPT = 1
+    EXIT_INTERRUPT_WINDOW = 7
     EXIT_CPUID = 10
     EXIT_INVLPG = 14
+    EXIT_VMCALL = 18
     EXIT_CR_ACCESS = 28
+    EXIT_RDMSR = 31
+    EXIT_WRMSR = 32
+    EXIT_ENTRY_STATE = 33
+    EXIT_TPR_THRESHOLD = 43
+    EXIT_APIC_ACCESS = 44
+    EXIT_VIRTUALIZED_EOI = 45
     EXIT_EPT_VIOLATION = 48
     EXIT_EPT_MISCONFIG = 49
+    EXIT_APIC_WRITE = 56
 
 cdef struct Vmcs:
-    uint32_t pin_based, primary, secondary
+    uint32_t pin_based, primary, secondary, tertiary, vm_exit, vm_entry
     uint32_t exception_bitmap, pfec_mask, pfec_match
+    uint32_t cr3_target_count
     uint16_t vpid
     uint64_t eptp
+    uint16_t posted_vector, guest_interrupt_status      # the latter: RVI 7:0, SVI 15:8
+    uint32_t tpr_threshold
+    uint64_t virtual_apic_address, apic_access_address, posted_descriptor_address
+    uint64_t eoi_exit_bitmap[4]
+    uint64_t vm_functions, eptp_list_address, pml_address, ve_information_address, sppt_pointer
     uint32_t exit_reason
     uint32_t exit_interruption_error    # of a #PF
     uint64_t exit_qualification
@@ -89,12 +126,3 @@ cdef inline bint eptp_valid(uint64_t eptp, uint64_t caps, int maxphyaddr) noexce
         return False
     needs |= walk | (CAP_AD if eptp & 0x40 else 0) | (CAP_SHADOW_STACK if eptp & 0x80 else 0)
     return caps & needs == needs
-
-
-cdef inline int vm_entry_error(const Vmcs *vmcs) noexcept nogil:
-    # VM-instruction error that the controls give, 0 if none: C11, C12 of vmx.md §3.1 (M = 52)
-    if secondary_control(vmcs, SECONDARY_VPID) and vmcs.vpid == 0:
-        return ERROR_CONTROL_FIELDS
-    if secondary_control(vmcs, SECONDARY_EPT) and not eptp_valid(vmcs.eptp, CAP_ALL, 52):
-        return ERROR_CONTROL_FIELDS
-    return 0

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import guests, tlbs, vectors
+from . import guests, tlbs, vectors, vmx
 from .cases import Adapter
 from .kernel import BatchAdapter, KernelAdapter
 from .spec import SpecAdapter
@@ -22,7 +22,7 @@ def named_by(variable: str) -> Path | None:
 
 def any_vectors(directory: Path) -> bool:
     """Is there anything to compare?"""
-    return bool(vectors.sets(directory) or tlbs.sets(directory))
+    return bool(vectors.sets(directory) or tlbs.sets(directory) or vmx.sets(directory))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,10 +64,14 @@ def main(argv: list[str] | None = None) -> int:
     tlb_owners = [tlbs.SPECIFICATION] * (options.spec or not options.kernel)
     tlb_owners += [tlbs.KERNELS] * (options.kernel or not options.spec)
     mismatches += tlbs.run(tlb_owners, tlb_paths, options.stride)
+    apic_paths = [path for path in vmx.sets(directory) if options.only in path.name]
+    implementations: list[vmx.Implementation] = [vmx.SPECIFICATION] * (options.spec or not options.kernel)
+    implementations += [vmx.KERNEL] * (options.kernel or not options.spec)
+    mismatches += vmx.run(implementations, apic_paths, options.stride)
     owners = [guests.SPECIFICATION] * (options.spec or not options.kernel)
     owners += [guests.KERNELS] * (options.kernel or not options.spec)
     more = guests.run(owners, options.guests, options.only, options.stride)
-    if not paths and not tlb_paths and more is None:
+    if not (paths or tlb_paths or apic_paths) and more is None:
         print(f"no set with {options.only!r} in its name", file=sys.stderr)
         return 2
     mismatches += more or 0

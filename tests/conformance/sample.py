@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Hashable
 from pathlib import Path
 
+from . import vmx
 from .tlbs import sets as tlb_sets
 from .vectors import Vector, outcome_of, read, sample_directory, set_name, sets
 
@@ -24,10 +25,11 @@ def ending(v: Vector) -> Hashable:
         out.get("k"),
         out.get("valid"),
         out.get("ec"),
-        out.get("q"),
+        out.get("q") if "acc" in v else None,
         out.get("gps"),
         out.get("eps"),
         v.get("acc"),
+        (v.get("op"), out.get("reason"), out.get("when"), out.get("pend")),
         bool(out.get("ch")),
         tuple(v.get("dev", ())),
         v.get("op"),
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=250, help="vectors a set")
     parser.add_argument("--only", default="", help="sets whose name begins with this")
     options = parser.parse_args()
-    for path in [*sets(options.directory), *tlb_sets(options.directory)]:
+    for path in [*sets(options.directory), *tlb_sets(options.directory), *vmx.sets(options.directory)]:
         if not path.name.startswith(options.only):
             continue
         lines = "".join(json.dumps(v, separators=(",", ":")) + "\n" for v in sample(list(read(path)), options.count))

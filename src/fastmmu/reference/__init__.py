@@ -8,11 +8,14 @@ Written from the rules of the architecture, for reading and for checking the ker
     Memory ┘        │        └─ ept ── spp   one guest-physical translation, A/D flags, log
                     └── Outcome: what it ended in, its steps, its changes to memory
 
+`apic` has the local APIC, `vapic` its virtualization, `vmentry` what VM entry checks.
 `nonroot` has #VE and VMFUNC, `memtype` the effective memory type, `mappings` lists a whole address space.
 """
 
 from __future__ import annotations
 
+from . import apic, vapic, vmentry
+from .apic import Ipi, LocalApic
 from .ept import Ept, EptCap, GpaReference, eptp_valid, translate_gpa
 from .mappings import Mapping, mappings
 from .memory import ArrayMemory, Memory, SparseMemory
@@ -42,6 +45,7 @@ from .outcome import (
     Step,
 )
 from .state import Mode, State
+from .vapic import PostedDescriptor, VirtualApic
 from .walk import access_of, load_pdptes, walk
 
 __all__ = [
@@ -57,6 +61,8 @@ __all__ = [
     "GpaMapped",
     "GpaReference",
     "InvalidOpcode",
+    "Ipi",
+    "LocalApic",
     "Mapped",
     "Mapping",
     "MemType",
@@ -67,19 +73,24 @@ __all__ = [
     "PageFault",
     "PdptesLoaded",
     "PmlFull",
+    "PostedDescriptor",
     "SparseMemory",
     "SppEvent",
     "State",
     "Step",
+    "VirtualApic",
     "VirtualizationException",
     "VmfuncExit",
     "access_of",
+    "apic",
     "convertible",
     "deliver_ve",
     "eptp_valid",
     "load_pdptes",
     "mappings",
     "translate_gpa",
+    "vapic",
+    "vmentry",
     "vmfunc",
     "walk",
 ]
