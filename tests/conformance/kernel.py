@@ -64,8 +64,8 @@ def observed(result: fastmmu.WalkResult) -> Observed:
     seen: Observed = {
         "k": WORDS[result.fault],
         "steps": [
-            tuple(int(step[name]) for name in ("kind", "level", "guest_level", "hpa", "gpa", "entry"))
-            for step in result.steps
+            (kind, level, guest_level, hpa, gpa, entry)
+            for hpa, gpa, entry, kind, level, guest_level, _ in result.steps.tolist()
         ],
     }
     if result.fault is Fault.NONE:
@@ -111,7 +111,7 @@ class KernelAdapter:
             seen = observed(fastmmu.walk(memory, state, case.la, access=case.access, eptp=ept, set_ad=case.write))
         elif isinstance(case, GpaCase):
             assert ept is not None
-            seen = observed(self._gpa(memory, case, ept))
+            seen = observed(self.ask_gpa(memory, case, ept))
         else:
             seen = self._pdptes(memory, case, ept)
         if ept is not None and ept.pml is not None:
@@ -119,7 +119,8 @@ class KernelAdapter:
         return seen
 
     @staticmethod
-    def _gpa(memory: fastmmu.PhysicalMemory, case: GpaCase, ept: fastmmu.Eptp) -> fastmmu.WalkResult:
+    def ask_gpa(memory: fastmmu.PhysicalMemory, case: GpaCase, ept: fastmmu.Eptp) -> fastmmu.WalkResult:
+        """The reference as an access."""
         why = case.why
         data = {(True, False, False): "r", (False, True, False): "w", (True, True, False): "rw"}
         # A reference to a paging structure always reads; written, it is an update of its flags.

@@ -18,6 +18,7 @@ from typing import Any
 from fastmmu import reference as ref
 
 from .cases import Adapter, Case, EptpCase, GpaCase, Observed, PdpteCase, WalkCase
+from .differences import differences
 
 __all__ = ["MASKS", "Report", "case_of", "compare", "data_directory", "read", "run_set", "sample_directory", "sets"]
 
@@ -210,17 +211,7 @@ def compare(v: Vector, got: Observed, unreported: frozenset[str] = frozenset()) 
             if mask.applies(v, want) and (want["q"] ^ got["q"]) & mask.bits:
                 masked.append(mask.name)
                 got["q"] = got["q"] & ~mask.bits | want["q"] & mask.bits
-    return [
-        f"{key}: expected {_shown(want[key])}, got {_shown(got.get(key))}"
-        for key in sorted(want.keys() - unreported)
-        if want[key] != got.get(key)
-    ], masked
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{pa:x}: {qword:x}" for pa, qword in sorted(value.items())) + "}"
-    return f"{value:#x}" if isinstance(value, int) else repr(value)
+    return differences(want, got, unreported, ("expected", "got")), masked
 
 
 @dataclass
@@ -262,11 +253,11 @@ def run_set(adapter: Adapter, path: Path, *, stride: int = 1, examples: int = 5)
         report.moved += bool(got.get("moved"))
         for key in got.get("unreported", set()) & expected(v).keys():
             report.unreported[key] += 1
-        differences, masked = compare(v, got, adapter.unreported)
+        wrong, masked = compare(v, got, adapter.unreported)
         report.compared += 1
         report.masked.update(masked)
-        if differences:
+        if wrong:
             report.mismatches += 1
             if len(report.examples) < examples:
-                report.examples.append(f"{report.name} i={v['i']}: {'; '.join(differences)}")
+                report.examples.append(f"{report.name} i={v['i']}: {'; '.join(wrong)}")
     return report

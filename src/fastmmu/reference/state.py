@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import functools
 from dataclasses import dataclass, field
 
 from ..errors import StateError
@@ -129,7 +130,7 @@ class State:
 
     # ---- what follows from them ----
 
-    @property
+    @functools.cached_property
     def mode(self) -> Mode:
         """paging.md §1.1."""
         if not self.pg:
