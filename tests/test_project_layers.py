@@ -20,7 +20,7 @@ LAYERS = {
     "_tlb_entries _tlb _invalidate _operands _tlb_py geometry",
     "mmu": "_mmu _shadow _dirty",
     "machine": "_apic _vapic _vmentry _vcpu _events _kvm _guest_kernel _machine machine.*",
-    "use": "_lackey trace.* image.* study.* report.* cli.*",
+    "use": "_lackey _curve trace.* image.* study.* report.* cli.*",
     "package": "__init__",
     "reference": "reference.*",
     "adapters": "adapters.*",

@@ -29,7 +29,7 @@ from .vectors import Report, Vector, read, set_name
 
 __all__ = ["KERNELS", "SPECIFICATION", "Owner", "run", "run_set", "sets"]
 
-PREFIXES = ("e_inv_operands", "e_tlb")
+PREFIXES = ("e_",)
 SMALL = geometry("skylake", l1d="4/4", stlb="8/4")
 AD, WALK5 = 1 << 21, 1 << 7
 WORDS = {
@@ -175,7 +175,7 @@ def run_set(owner: Owner, path: Path, *, stride: int = 1, examples: int = 5) -> 
     for number, v in enumerate(read(path)):
         if number % stride:
             continue
-        difference = (_compare_operands if v["s"] == "e_inv_operands" else _compare_tlb)(owner, v, report)
+        difference = (_compare_operands if "desc" in v else _compare_tlb)(owner, v, report)
         report.compared += 1
         if difference:
             report.mismatches += 1

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import fastmmu
-from fastmmu.cli import compare, run, trace, walk
+from fastmmu.cli import compare, curve, run, trace, walk
 from fastmmu.errors import FastmmuError
 
 __all__ = ["main"]
@@ -24,6 +24,7 @@ examples:
   fastmmu compare app.lackey.xz --pages 4k,thp
   fastmmu compare a.arrow b.arrow --switch-every 50000 --exit-every 10000
   fastmmu run app.npy --mmu ept --vpid --tlb haswell --json -
+  fastmmu tlb-curve app.lackey.xz            misses of TLBs of every size
   fastmmu walk                               a nested walk of 24 references, drawn
   fastmmu trace info app.lackey.gz
 
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fastmmu {fastmmu.__version__}")
     commands = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
-    for module in (compare, run, walk, trace):
+    for module in (compare, run, curve, walk, trace):
         module.add(commands)
     return top
 

@@ -20,6 +20,7 @@ __all__ = [
     "RUNS",
     "add_config",
     "add_files",
+    "add_tlb",
     "add_traces",
     "check_files",
     "config_fields",
@@ -31,6 +32,7 @@ __all__ = [
     "traces",
     "words",
     "write_files",
+    "write_rows",
 ]
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
@@ -149,15 +151,20 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--host-pages", choices=("4k", "2m"), help="how the VMM maps it; default: 4k for --pages 4k, else 2m"
     )
     guest.add_argument("--thp-threshold", type=count(1), metavar="N", help="pages touched that make a 2 MB page (64)")
+    add_tlb(parser)
+    model = parser.add_argument_group("the cost model")
+    model.add_argument("--costs", metavar="FILE", help="TOML with the values that differ from fastmmu's costs.toml")
+    model.add_argument("--generation", metavar="NAME", help="processor whose VM exits count: prescott ... icelake, zen")
+
+
+def add_tlb(parser: argparse.ArgumentParser) -> None:
+    """--tlb and the sizes of its arrays."""
     tlb = parser.add_argument_group("the TLB")
     tlb.add_argument("--tlb", metavar="PRESET", help="skylake (the default), haswell, nehalem, zen2, ...")
     tlb.add_argument("--l1d", metavar="E/W", help="entries/ways of the 4 KB array for data, as in 64/4")
     tlb.add_argument("--l1i", metavar="E/W", help="the same for instructions")
     tlb.add_argument("--stlb", metavar="E/W", help="the same of the second level")
     tlb.add_argument("--replacement", choices=("lru", "plru"), help="true LRU (the default) or tree-PLRU")
-    model = parser.add_argument_group("the cost model")
-    model.add_argument("--costs", metavar="FILE", help="TOML with the values that differ from fastmmu's costs.toml")
-    model.add_argument("--generation", metavar="NAME", help="processor whose VM exits count: prescott ... icelake, zen")
 
 
 def config_fields(options: argparse.Namespace) -> dict[str, Any]:
@@ -204,9 +211,18 @@ def check_files(options: argparse.Namespace) -> None:
 
 def write_files(options: argparse.Namespace, results: Sequence[Result]) -> None:
     """Write the results where the options say."""
+    _write(options, lambda format: files.encode(results, format))
+
+
+def write_rows(options: argparse.Namespace, table: Sequence[dict[str, Any]], key: str) -> None:
+    """Write flat rows where the options say."""
+    _write(options, lambda format: files.encode_rows(table, format, key))
+
+
+def _write(options: argparse.Namespace, encode: Callable[[str], bytes]) -> None:
     for format in files.FORMATS:
         path = getattr(options, format)
         if path == "-":
-            sys.stdout.write(files.encode(results, format).decode())
+            sys.stdout.write(encode(format).decode())
         elif path is not None:
-            files.save(results, path, format)
+            files.write_whole(path, encode(format))

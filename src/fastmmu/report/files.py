@@ -16,7 +16,7 @@ from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.machine.result import Result
 from fastmmu.report.rows import rows, slowdowns
 
-__all__ = ["FORMATS", "check_target", "encode", "save", "write_whole"]
+__all__ = ["FORMATS", "check_target", "encode", "encode_rows", "save", "write_whole"]
 
 FORMATS = ("json", "csv", "parquet")
 
@@ -36,10 +36,19 @@ def encode(results: Sequence[Result], format: str) -> bytes:
     """Results as the bytes of a file, see :func:`save`."""
     if format == "json":
         return _json(results).encode()
+    return encode_rows(rows(results), format)
+
+
+def encode_rows(table: Sequence[dict[str, Any]], format: str, key: str = "rows") -> bytes:
+    """Flat rows, all with the same keys, as the bytes of a file; JSON has them under `key`."""
+    if format == "json":
+        from fastmmu import __version__
+
+        return (json.dumps({"fastmmu": __version__, key: table}, indent=2) + "\n").encode()
     if format == "csv":
-        return _csv(rows(results)).encode()
+        return _csv(table).encode()
     if format == "parquet":
-        return _parquet(rows(results))
+        return _parquet(table)
     raise ConfigError(f"no format {format!r} of results; there are {', '.join(FORMATS)}")
 
 

@@ -1,0 +1,136 @@
+"""Miss-ratio curves of a TLB for people and files: rows, a table, a picture."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmmu.errors import ConfigError, MissingExtraError
+from fastmmu.report.files import write_whole
+from fastmmu.report.table import Cell, Column, number, render
+
+if TYPE_CHECKING:
+    from fastmmu.study.curve import Curve, Curves
+
+__all__ = ["PICTURES", "TWELVE", "curve_plot", "curve_rows", "curve_table"]
+
+TWELVE = tuple(1 << n for n in range(4, 16))
+"""Sizes of the table: 16 to 32768 entries."""
+FEW = 30  # sampled pages that an estimate needs
+PICTURES = ("png", "svg", "pdf")
+NAMES = {"l1d": "L1D", "l1s": "L1D stores", "l1i": "L1I", "l2": "STLB", "l2i": "L2I"}
+
+
+def _name(curve: Curve) -> str:
+    return f"{NAMES[curve.unit]}, {'fully associative' if curve.sets == 1 else f'{curve.sets} sets'}"
+
+
+def _ratio(count: float, of: int) -> float:
+    return count / of if of else 0.0
+
+
+def curve_rows(found: Curves) -> list[dict[str, Any]]:
+    """One flat dict a curve and size at which it changes.
+
+    Keys: trace, pages, sample (share of the pages), sampled_pages, unit, sets, ways, entries, lookups, misses,
+    miss_ratio (misses per lookup), error (one standard error of miss_ratio; 0: exact).
+    """
+    return [
+        {
+            "trace": found.trace,
+            "pages": found.pages,
+            "sample": curve.sample,
+            "sampled_pages": curve.pages,
+            "unit": curve.unit,
+            "sets": curve.sets,
+            "ways": entries // curve.sets,
+            "entries": entries,
+            "lookups": curve.lookups,
+            "misses": misses,
+            "miss_ratio": _ratio(misses, curve.lookups),
+            "error": _ratio(error, curve.lookups),
+        }
+        for curve in found.curves
+        for entries, misses, error in zip(
+            curve.entries.tolist(), curve.misses.tolist(), curve.error.tolist(), strict=True
+        )
+    ]
+
+
+def curve_table(found: Curves, sizes: Sequence[int] = TWELVE, *, colour: bool = False) -> str:
+    """Misses per thousand lookups, a row a curve, a column a size.
+
+    "·": fewer entries than sets, or more ways than were counted; "?": an estimate from too few pages.
+    """
+    columns = [Column("misses per 1000 lookups", align="<"), Column("pages"), Column("lookups")]
+    columns += [*(Column(str(size)) for size in sizes)]
+    table: list[list[Cell] | None] = []
+    unit = ""
+    for curve in found.curves:
+        if unit not in ("", curve.unit):
+            table.append(None)
+        unit = curve.unit
+        cells = [_cell(curve, size) for size in sizes]
+        share = "" if curve.sample == 1 else f" of {curve.sample:g}"
+        table.append([Cell(_name(curve)), Cell(number(curve.pages) + share), Cell(number(curve.lookups)), *cells])
+    lines = render(columns, table, colour=colour)
+    estimated = "" if found.sample == 1 else ", ± one standard error"
+    seen = f"{found.accesses:,} page lookups of {found.pages} pages"
+    head = [
+        f"{found.trace}: {seen}, {found.flushes:,} flushes, {found.invalidations:,} invalidations",
+        f"first level as {found.geometry}; the second level sees its misses. Entries by column{estimated}",
+        "",
+    ]
+    return "\n".join(head + lines)
+
+
+def _cell(curve: Curve, size: int) -> Cell:
+    if size < curve.sets or (curve.sets > 1 and size > curve.entries[-1]):
+        return Cell("·", "dim")
+    if curve.sample < 1 and curve.pages < FEW:
+        return Cell("?", "dim")
+    misses, error = (1000 * _ratio(count, curve.lookups) for count in curve.at(size))
+    text = f"{misses:.3g}" if misses < 999.5 else f"{misses:.0f}"
+    return Cell(text + (f"±{error:.2g}" if error else ""))
+
+
+def curve_plot(found: Sequence[Curves], path: str | os.PathLike[str]) -> None:
+    """Draw the curves into a file: a row of axes a trace, one each for first and second level.
+
+    :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
+    """
+    format = Path(path).suffix.removeprefix(".").lower()
+    if format not in PICTURES:
+        raise ConfigError(f"--plot {path}: a picture is one of {', '.join(PICTURES)}; name the file so")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("a picture", "plot") from error
+    figure = Figure(figsize=(12, 4.5 * len(found)), layout="constrained")
+    for row, curves in enumerate(found):
+        for column, (title, units) in enumerate((("first level", "l1"), ("second level", "l2"))):
+            axes = figure.add_subplot(len(found), 2, 2 * row + column + 1)
+            for curve in curves.curves:
+                if curve.unit.startswith(units):
+                    _draw(axes, curve)
+            axes.set(xscale="log", yscale="log", xlabel="entries", ylabel="misses per lookup")
+            axes.set_title(f"{curves.trace}, {curves.pages} pages: {title}")
+            axes.grid(True, which="both", alpha=0.2)
+            axes.legend(fontsize="small")
+    sink = io.BytesIO()
+    figure.savefig(sink, format=format)
+    write_whole(path, sink.getvalue())
+
+
+def _draw(axes: Any, curve: Curve) -> None:
+    ratio = curve.misses / max(curve.lookups, 1)
+    fully = curve.sets == 1
+    drawn = axes.step(curve.entries, ratio, where="post", label=_name(curve), lw=2 if fully else 1)
+    if curve.error.any():
+        error = curve.error / max(curve.lookups, 1)
+        axes.fill_between(
+            curve.entries, ratio - error, ratio + error, step="post", alpha=0.3, color=drawn[0].get_color()
+        )
