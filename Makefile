@@ -30,7 +30,7 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 bench: .venv/with-test ## speed against the yardstick, a tuned C program (FASTMMU_YARDSTICK names its source)
 	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench || exit; done
 
-conformance: .venv/with-test ## every recorded vector and guest (FASTMMU_VECTORS, FASTMMU_GUESTS, else samples) through every implementation
+conformance: .venv/with-test ## every recorded vector, guest and system trace (FASTMMU_VECTORS, _GUESTS, _TRACES, else samples) through every implementation
 	$(BIN)/python -m tests.conformance
 
 clean: ## removes everything that make made

@@ -14,12 +14,12 @@ ROOT = Path(__file__).parents[1]
 # Every module has its place here; "name.*" stands for a package and all in it. A module may import from its own
 # layer and from those above it in this table. "package" is fastmmu/__init__.py, which only gathers names.
 LAYERS = {
-    "vocabulary": "_bits _types _vmx dtypes errors exits ops",
+    "vocabulary": "_bits _types _vmx _records dtypes errors exits ops",
     "memory": "_memory",
     "translation": "_memtype _state _guest _ept _walk _nonroot _translate _leaves _leaves_py "
     "_tlb_entries _tlb _invalidate _operands _tlb_py geometry",
     "mmu": "_mmu _shadow _dirty",
-    "machine": "_apic _vapic _vmentry _vcpu _events _kvm _guest_kernel _machine machine.*",
+    "machine": "_apic _vapic _vmentry _vcpu _events _kvm _guest_kernel _machine _replay machine.*",
     "use": "_lackey _curve trace.* image.* study.* report.* cli.*",
     "package": "__init__",
     "reference": "reference.*",

@@ -14,9 +14,10 @@ from fastmmu._tlb cimport tlb_l1, tlb_pa
 from fastmmu._types cimport FAULT_PF, Walk
 from fastmmu._vcpu cimport (
     ABORT_ADDRESS, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
-    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_invlpg, vcpu_slow,
+    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_invlpg,
+    vcpu_slow,
 )
-from fastmmu._vmx cimport EXIT_CPUID, EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, clear_exit_information
+from fastmmu._vmx cimport EXIT_CPUID, clear_exit_information
 
 cdef enum:                      # fastmmu.ops.Op
     OP_MAX_ACCESS = 3
@@ -57,12 +58,7 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
     if op == OP_EXIT:
         return exit_instruction(m, addr)
     if op == OP_INTERRUPT:
-        m.v.c.interrupts += 1
-        if m.v.guest and m.v.vmcs.pin_based & PIN_EXTERNAL_INTERRUPT:
-            clear_exit_information(&m.v.vmcs)
-            if vcpu_exit(m.v, EXIT_EXTERNAL_INTERRUPT) == ACT_ABORT:
-                return DONE_ABORT
-        return DONE_OK
+        return vcpu_interrupt(m.v)
     return vcpu_abort(m.v, ABORT_OP, op)
 
 

@@ -14,7 +14,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._tlb_entries cimport (
     BY_CONTEXTS, BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID,
-    BY_PAGE_FAULT, BY_RESET, BY_REWALK, BY_TRANSITION, BY_VMFUNC, CAUSES, CLASSES, EPSC, F_D, F_EW, F_G, F_R, F_S,
+    BY_PAGE_FAULT, BY_RESET, BY_REWALK, BY_TRANSITION, BY_VMFUNC, CAUSES, CLASSES, EPSC, F_D, F_EW, F_G, F_K, F_R, F_S,
     F_U, F_W, F_X, GPM, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC, TLB_FRAME, TLB_LA, Tlb, TlbCounters, TlbPort, TlbUnit,
     TlbArray, TlbSet, UNITS, K_GLOBAL, K_LOCAL, find, page_of, set_of, tlb_switch
 )
@@ -40,6 +40,8 @@ cdef inline uint64_t tlb_value_of_walk(const Walk *w, bint mbec) noexcept nogil:
     f = (F_U if w.us else F_S) | (F_W if w.rw else 0) | (F_G if w.global_page else 0)
     if w.dirty and w.ept_dirty:
         f |= F_D
+    if w.pkey == 0:
+        f |= F_K
     if w.ept_shift == 0:
         f |= F_R | F_EW | (0 if w.xd else F_X)
     else:

@@ -4,8 +4,8 @@
 # a unit has an array per page size, or one array for several. An entry is a key and a value:
 #
 #   key    62:18  linear address bits 56:12 of the page's first byte | 17:2 context | 1:0 size (0 4K, 1 2M, 2 1G)
-#   value  58:56 memory type | 55:52 protection key | 51:12 frame | 11:10 size of the guest's page | 9:8 size of the
-#          entry | 7 G | 6 D | 5 X | 4 EW | 3 W | 2 R | 1 S | 0 U
+#   value  59 K | 58:56 memory type | 55:52 protection key | 51:12 frame | 11:10 size of the guest's page | 9:8 size of
+#          the entry | 7 G | 6 D | 5 X | 4 EW | 3 W | 2 R | 1 S | 0 U
 #
 # A context stands for (kind, VPID, PCID, EPTRTA), see TlbKind. To flush one is to mark its number dead: O(1). Dead
 # entries match nothing, count as empty ways, and a new number is given out at the next fill.
@@ -13,7 +13,8 @@
 # The rights in a value are those that an access needs, so it is allowed iff (need & ~value) == 0:
 #
 #   user read U|R    user write U|R|W|EW|D    user fetch U|X    supervisor: no U; + S where SMAP or SMEP forbids user
-#   pages; W only with CR0.WP.    R, EW: EPT read, write (set without EPT). X: fetch, guest and EPT. D: no D to set.
+#   pages; W only with CR0.WP; + K where a key register denies something, and then an entry without K is looked at.
+#   R, EW: EPT read, write (set without EPT). X: fetch, guest and EPT. D: no D to set. K: the protection key is 0.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -28,6 +29,7 @@ cdef extern from *:
     #define FM_TLB_EW    0x10ULL
     #define FM_TLB_D     0x40ULL
     #define FM_TLB_G     0x80ULL
+    #define FM_TLB_K     (1ULL << 59)
     #define FM_TLB_FRAME 0x000FFFFFFFFFF000ULL
     #define FM_TLB_LA    0x01FFFFFFFFFFF000ULL
     #define FM_TLB_PAGE  0x7FFFFFFFFFFC0000ULL
@@ -70,6 +72,7 @@ cdef extern from *:
     const uint64_t F_X "FM_TLB_X"
     const uint64_t F_D "FM_TLB_D"
     const uint64_t F_G "FM_TLB_G"
+    const uint64_t F_K "FM_TLB_K"
     const uint64_t TLB_FRAME "FM_TLB_FRAME"
     const uint64_t TLB_LA "FM_TLB_LA"
     const uint64_t TLB_PAGE "FM_TLB_PAGE"

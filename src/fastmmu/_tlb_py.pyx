@@ -12,8 +12,8 @@ from fastmmu._tlb cimport (
     tlb_psc_fill, tlb_ready, tlb_refill, tlb_value, tlb_value_of_walk
 )
 from fastmmu._tlb_entries cimport (
-    CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_R, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC, TlbArray,
-    TlbContext, TlbPort, UNITS, set_at, tlb_switch, way_at
+    CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_K, F_R, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC,
+    TlbArray, TlbContext, TlbPort, UNITS, set_at, tlb_switch, way_at
 )
 from fastmmu._types cimport ACC_R, ACC_RW, ACC_W, ACC_X, Walk
 
@@ -114,6 +114,8 @@ cdef class TLB:
         for flag in flags:
             bits |= <uint64_t> 1 << "usrwexdg".index(flag)
         page = (*PAGES, "4m").index(size if page is None else page)
+        if key == 0:
+            bits |= F_K
         return tlb_value(pa, PAGES.index(size), page, bits) | <uint64_t> key << 52 | <uint64_t> memory_type << 56
 
     @staticmethod

@@ -20,6 +20,11 @@ cdef enum Action:               # what a handler tells the processor to do
     ACT_INJECT_PF = 2           # deliver a #PF: cr2, error_code
     ACT_ABORT = 3
 
+cdef enum Who:                  # by whose rights an access is made; the value of `user` in calls
+    BY_SUPERVISOR = 0           # RFLAGS.AC as it stands
+    BY_USER = 1
+    BY_SYSTEM = 2               # implicit supervisor access to a descriptor table, at any CPL
+
 cdef enum Abort:
     ABORT_NONE = 0
     ABORT_BUS = 1               # a table lies outside memory
@@ -49,6 +54,7 @@ cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t vm_exits
     uint64_t cr3_switches
     uint64_t invlpgs
+    uint64_t invpcids
     uint64_t unmaps
     uint64_t interrupts
     uint64_t exit_instructions
@@ -76,7 +82,7 @@ cdef struct Vcpu:
     bint guest                  # in VMX non-root operation: exits exist
     bint ept_on                 # EPT is in use: entered, and the control is 1
     bint vpid_on                # the control as of the last VM entry
-    uint64_t need[2][4]         # [user][Access]: rights that an access needs of a TLB entry
+    uint64_t need[3][4]         # [Who][Access]: rights that an access needs of a TLB entry
     uint64_t cr2
     uint32_t error_code
     uint32_t abort              # Abort
@@ -97,11 +103,15 @@ cdef enum:
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil
 cdef int vcpu_enter(Vcpu *v) noexcept nogil
-cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uint64_t *hpa) noexcept nogil
-cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, bint user, uint64_t *hpa) noexcept nogil
+cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil
+cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
 cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil
 cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil
+cdef int vcpu_invpcid(Vcpu *v, int type, uint32_t pcid, uint64_t la) noexcept nogil
+cdef int vcpu_interrupt(Vcpu *v) noexcept nogil
+cdef void vcpu_set_ac(Vcpu *v, bint ac) noexcept nogil
+cdef void vcpu_set_pkru(Vcpu *v, uint32_t pkru) noexcept nogil
 cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil

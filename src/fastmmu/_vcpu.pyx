@@ -5,11 +5,11 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu._bits cimport FRAME, ONES
 from fastmmu._guest cimport canonical
 from fastmmu._invalidate cimport (
-    inv_ept_violation, inv_invlpg, inv_mov_cr3, inv_page_fault, inv_transition,
+    inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault, inv_transition,
 )
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._tlb cimport (
-    F_D, F_EW, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill, tlb_switch,
+    F_D, F_EW, F_K, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill, tlb_switch,
     tlb_value_of_walk,
 )
 from fastmmu._types cimport (
@@ -17,9 +17,9 @@ from fastmmu._types cimport (
 )
 from fastmmu._vmentry cimport MACHINE, invalid_controls
 from fastmmu._vmx cimport (
-    ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG,
-    PRIMARY_CR3_LOAD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits,
-    secondary_control,
+    ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION,
+    EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG,
+    SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
 )
 from fastmmu._walk cimport walk_silent
 
@@ -27,17 +27,48 @@ cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
 
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil:
-    # rights that each kind of access needs, from the registers in force (tlb.md §1.1 R5)
-    cdef uint64_t write = F_R | F_EW | F_D
-    cdef uint64_t no_user = F_S if v.hw.smap and not v.hw.ac else 0
-    cdef int r = ACC_R, w = ACC_W, rw = ACC_RW, x = ACC_X
-    v.need[1][r] = F_U | F_R
-    v.need[1][w] = v.need[1][rw] = F_U | F_W | write
-    v.need[1][x] = F_U | F_X
-    v.need[0][r] = F_R | no_user
-    v.need[0][w] = v.need[0][rw] = write | (F_W if v.hw.wp else 0) | no_user
-    v.need[0][x] = F_X | (F_S if v.hw.smep else 0)
+    derive_needs(v)
     tlb_switch(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v))
+
+
+cdef void derive_needs(Vcpu *v) noexcept nogil:
+    # rights that each kind of access needs, from the registers in force (tlb.md §1.1 R5)
+    cdef uint64_t key = F_K if v.hw.pkr_user | v.hw.pkr_super else 0
+    cdef uint64_t write = F_R | F_EW | F_D | key
+    cdef uint64_t no_user = F_S if v.hw.smap else 0, wp = F_W if v.hw.wp else 0
+    cdef int r = ACC_R, w = ACC_W, rw = ACC_RW, x = ACC_X, user = BY_USER, system = BY_SYSTEM, kernel = BY_SUPERVISOR
+    v.need[user][r] = F_U | F_R | key
+    v.need[user][w] = v.need[user][rw] = F_U | F_W | write
+    v.need[user][x] = F_U | F_X
+    v.need[system][r] = F_R | key | no_user
+    v.need[system][w] = v.need[system][rw] = write | wp | no_user
+    v.need[system][x] = v.need[kernel][x] = F_X | (F_S if v.hw.smep else 0)
+    if v.hw.ac:
+        no_user = 0
+    v.need[kernel][r] = F_R | key | no_user
+    v.need[kernel][w] = v.need[kernel][rw] = write | wp | no_user
+
+
+cdef inline bint key_allows(const Vcpu *v, uint64_t value, int acc, int user) noexcept nogil:
+    # paging.md §4.2, of a page that has a protection key; a write needs more than a read only where R/W counts
+    cdef uint32_t key = (v.hw.pkr_user if value & F_U else v.hw.pkr_super) >> (2 * (value >> 52 & 15)) & 3
+    return not (key & 1 or (key & 2 and acc != ACC_R and (user == BY_USER or v.hw.wp)))
+
+
+cdef inline bint allows(const Vcpu *v, uint64_t value, int acc, int user) noexcept nogil:
+    cdef uint64_t lacking = v.need[user][acc] & ~value
+    return lacking == 0 or (lacking == F_K and key_allows(v, value, acc, user))
+
+
+cdef void vcpu_set_ac(Vcpu *v, bint ac) noexcept nogil:
+    v.hw.ac = ac
+    derive_needs(v)
+
+
+cdef void vcpu_set_pkru(Vcpu *v, uint32_t pkru) noexcept nogil:
+    # no cached translation changes: rights are stored without the key's (tlb.md §1.1 R5)
+    v.hw.pkr_user = pkru
+    derive_needs(v)
 
 
 cdef inline uint32_t vpid_in_force(const Vcpu *v) noexcept nogil:
@@ -80,17 +111,7 @@ cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil:
     return DONE_ABORT
 
 
-cdef inline uint64_t value_of(const Vcpu *v, const Walk *w) noexcept nogil:
-    # what the walk leaves in the TLB. PKRU and PKRS do not change while the machine runs, so what the key denies need
-    # not be cached: an access that it denies goes to the walk.
-    cdef uint64_t value = tlb_value_of_walk(w, v.ept.mbec)
-    cdef uint32_t key = (v.hw.pkr_user if w.us else v.hw.pkr_super) >> (2 * w.pkey) & 3
-    if key:
-        value &= ~(F_R if key & 1 else F_W)
-    return value
-
-
-cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, bint user, uint64_t *hpa) noexcept nogil:
+cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil:
     cdef uint64_t value
     v.tlb.c.lookups[v.tlb.port[acc].l1.id] += 1
     value = tlb_l1(v.tlb, acc, la)
@@ -100,23 +121,23 @@ cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, bint user, uint64_t *hpa) no
     return vcpu_slow(v, la, acc, user, value, hpa)
 
 
-cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uint64_t *hpa) noexcept nogil:
+cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil:
     # after the first level missed (value 0) or denied; the lookup in it has been counted
     cdef Walk w
     cdef const Ept *e
-    cdef uint64_t need = v.need[user][acc]
     cdef int fault, action, tries = 0
     while True:
         if not value:
             value = tlb_l2(v.tlb, acc, la)
             if not value:
                 v.c.tlb_misses += 1
-        if value and not need & ~value:
+        if value and allows(v, value, acc, user):
             hpa[0] = tlb_pa(value, la)
             return DONE_OK
         # cached rights deny: memory decides (tlb.md §1.1)
         e = &v.ept if v.ept_on else NULL
-        v.hw.user = user
+        v.hw.user = user == BY_USER
+        v.hw.implicit = user == BY_SYSTEM
         fault = walk_silent(v.mem, &v.hw, e, la, acc, &w)
         while fault and v.premap != NULL:
             tries += 1
@@ -131,9 +152,9 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, bint user, uint64_t value, uin
         v.c.ad_writes += w.ad_writes
         if fault == FAULT_NONE:
             if value:
-                tlb_refill(v.tlb, acc, la, value_of(v, &w))
+                tlb_refill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
             else:
-                tlb_fill(v.tlb, acc, la, value_of(v, &w))
+                tlb_fill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
             hpa[0] = w.pa
             return DONE_OK
         if fault == FAULT_PF:
@@ -229,4 +250,23 @@ cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil:
         return DONE_ABORT if vcpu_exit(v, EXIT_INVLPG) == ACT_ABORT else DONE_OK
     if canonical(la, v.hw.la_bits):         # else it does nothing
         inv_invlpg(v.tlb, vpid_in_force(v), v.hw.pcid, la)
+    return DONE_OK
+
+
+cdef int vcpu_invpcid(Vcpu *v, int type, uint32_t pcid, uint64_t la) noexcept nogil:
+    # type and operand are valid (tlb.md §4)
+    v.c.invpcids += 1
+    if v.guest and v.vmcs.primary & PRIMARY_INVLPG:
+        clear_exit_information(&v.vmcs)
+        return DONE_ABORT if vcpu_exit(v, EXIT_INVPCID) == ACT_ABORT else DONE_OK
+    inv_invpcid(v.tlb, type, vpid_in_force(v), pcid, la)
+    return DONE_OK
+
+
+cdef int vcpu_interrupt(Vcpu *v) noexcept nogil:
+    v.c.interrupts += 1
+    if v.guest and v.vmcs.pin_based & PIN_EXTERNAL_INTERRUPT:
+        clear_exit_information(&v.vmcs)
+        if vcpu_exit(v, EXIT_EXTERNAL_INTERRUPT) == ACT_ABORT:
+            return DONE_ABORT
     return DONE_OK

@@ -81,6 +81,7 @@ cdef enum ExitReasonCode:       # basic exit reasons that the kernels raise or t
     EXIT_EPT_VIOLATION = 48
     EXIT_EPT_MISCONFIG = 49
     EXIT_APIC_WRITE = 56
+    EXIT_INVPCID = 58
 
 cdef struct Vmcs:
     uint32_t pin_based, primary, secondary, tertiary, vm_exit, vm_entry

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["LAST_ACCESS", "Op"]
+__all__ = ["LAST_ACCESS", "Op", "RecordOp"]
 
 
 class Op(enum.IntEnum):
@@ -26,3 +26,24 @@ class Op(enum.IntEnum):
 
 
 LAST_ACCESS = Op.FETCH
+
+
+class RecordOp(enum.IntEnum):
+    """Operation codes of the records of a system trace (:mod:`fastmmu.trace.system`); the accesses are those of Op."""
+
+    READ = 0
+    WRITE = 1
+    MODIFY = 2
+    FETCH = 3
+    CR0 = 16
+    CR3 = 17  # bit 63 as the instruction had it
+    CR4 = 18
+    EFER = 19
+    INVLPG = 20
+    INVPCID = 21
+    EXCEPTION = 22
+    INTERRUPT = 23
+    FAR = 24  # IRET, SYSCALL, SYSRET
+    PKRU = 25
+    MARK = 30  # a phase of the workload begins
+    TABLE = 32  # content of a page table, before the first walk that reads it

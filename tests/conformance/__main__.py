@@ -1,5 +1,5 @@
-"""`python -m tests.conformance`: every vector and every recorded guest through each implementation; fails on any
-mismatch."""
+"""`python -m tests.conformance`: every vector, recorded guest and system trace through each implementation; fails on
+any mismatch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import guests, tlbs, vectors, vmx
+from . import guests, systems, tlbs, vectors, vmx
 from .cases import Adapter
 from .kernel import BatchAdapter, KernelAdapter
 from .spec import SpecAdapter
@@ -31,12 +31,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kernel", action="store_true", help="only the kernels")
     parser.add_argument("--data", type=Path, help="directory of the sets (default: FASTMMU_VECTORS, else the sample)")
     parser.add_argument("--guests", type=Path, help="directory of guests (default: FASTMMU_GUESTS, else the sample)")
+    parser.add_argument(
+        "--traces", type=Path, help="directory of system traces (default: FASTMMU_TRACES, else the sample)"
+    )
     parser.add_argument("--stride", type=int, default=1, help="take every n-th vector")
     parser.add_argument("--only", default="", help="sets whose name contains this")
     options = parser.parse_args(argv)
     options.data = options.data or named_by("FASTMMU_VECTORS")
     options.guests = options.guests or named_by("FASTMMU_GUESTS")
-    for named, found in ((options.data, any_vectors), (options.guests, guests.any_data)):
+    options.traces = options.traces or named_by("FASTMMU_TRACES")
+    sources = ((options.data, any_vectors), (options.guests, guests.any_data), (options.traces, systems.any_data))
+    for named, found in sources:
         if named is not None and not found(named):
             print(f"no set to run in {named}", file=sys.stderr)
             return 2
@@ -71,10 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     owners = [guests.SPECIFICATION] * (options.spec or not options.kernel)
     owners += [guests.KERNELS] * (options.kernel or not options.spec)
     more = guests.run(owners, options.guests, options.only, options.stride)
-    if not (paths or tlb_paths or apic_paths) and more is None:
+    replayed = systems.run(options.traces, options.only) if options.kernel or not options.spec else None
+    if not (paths or tlb_paths or apic_paths) and more is None and replayed is None:
         print(f"no set with {options.only!r} in its name", file=sys.stderr)
         return 2
-    mismatches += more or 0
+    mismatches += (more or 0) + (replayed or 0)
     return 1 if mismatches else 0
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import fastmmu
-from fastmmu.cli import compare, curve, run, trace, walk
+from fastmmu.cli import compare, curve, replay, run, trace, walk
 from fastmmu.errors import FastmmuError
 
 __all__ = ["main"]
@@ -25,11 +25,13 @@ examples:
   fastmmu compare a.arrow b.arrow --switch-every 50000 --exit-every 10000
   fastmmu run app.npy --mmu ept --vpid --tlb haswell --json -
   fastmmu tlb-curve app.lackey.xz            misses of TLBs of every size
+  fastmmu replay linux.rec.zst               a whole Linux, each physical address compared
   fastmmu walk                               a nested walk of 24 references, drawn
   fastmmu trace info app.lackey.gz
 
 `fastmmu COMMAND --help` has the options and examples of each.
-Exit codes: 0 done, 2 an error (one line on stderr), 130 interrupted (what was finished is printed and written).
+Exit codes: 0 done, 1 a replay found mismatches, 2 an error (one line on stderr), 130 interrupted (what was finished is
+printed and written).
 """
 
 
@@ -51,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fastmmu {fastmmu.__version__}")
     commands = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
-    for module in (compare, run, curve, walk, trace):
+    for module in (compare, run, replay, curve, walk, trace):
         module.add(commands)
     return top
 

@@ -20,6 +20,7 @@ __all__ = [
     "RUNS",
     "add_config",
     "add_files",
+    "add_memory",
     "add_tlb",
     "add_traces",
     "check_files",
@@ -91,11 +92,13 @@ def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") 
         "traces",
         nargs=nargs,
         metavar="TRACE",
-        help="Valgrind lackey text, ChampSim, .npy or .arrow, also .gz, .xz, .zst; or the name of a bundled trace. "
-        + more,
+        help="Valgrind lackey text, ChampSim, .npy, .arrow or the .rec of a system trace, also .gz, .xz, .zst; or the "
+        "name of a bundled trace. " + more,
     )
     group = parser.add_argument_group("the trace")
-    group.add_argument("--format", choices=("lackey", "champsim", "npy", "arrow"), help="default: by name or content")
+    group.add_argument(
+        "--format", choices=("lackey", "champsim", "npy", "arrow", "system"), help="default: by name or content"
+    )
     group.add_argument("--data-only", action="store_true", help="leave out instruction fetches")
     group.add_argument("--limit", type=count(1), metavar="N", help="only the first N events of each trace")
     group.add_argument(
@@ -146,15 +149,20 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     guest.add_argument("--premapped", action="store_true", help="all tables stand beforehand: no faults, no kernel")
     guest.add_argument("--pcid", action="store_true", help="the guest kernel uses PCIDs: CR3 loads flush nothing")
     guest.add_argument("--exit-every", type=count(0), metavar="N", help="a CPUID exit after each N accesses")
-    guest.add_argument("--memory", metavar="SIZE", help="guest memory, as in 64G (the default)")
-    guest.add_argument(
-        "--host-pages", choices=("4k", "2m"), help="how the VMM maps it; default: 4k for --pages 4k, else 2m"
-    )
+    add_memory(guest)
     guest.add_argument("--thp-threshold", type=count(1), metavar="N", help="pages touched that make a 2 MB page (64)")
     add_tlb(parser)
     model = parser.add_argument_group("the cost model")
     model.add_argument("--costs", metavar="FILE", help="TOML with the values that differ from fastmmu's costs.toml")
     model.add_argument("--generation", metavar="NAME", help="processor whose VM exits count: prescott ... icelake, zen")
+
+
+def add_memory(group: Any) -> None:
+    """--memory, --host-pages."""
+    group.add_argument("--memory", metavar="SIZE", help="guest memory, as in 64G (the default)")
+    group.add_argument(
+        "--host-pages", choices=("4k", "2m"), help="how the VMM maps it; default: 4k for --pages 4k, else 2m"
+    )
 
 
 def add_tlb(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +177,7 @@ def add_tlb(parser: argparse.ArgumentParser) -> None:
 
 def config_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of Config that were given."""
-    given = {name: getattr(options, name) for name in _CONFIG}
+    given = {name: getattr(options, name, None) for name in _CONFIG}
     return {name: value for name, value in given.items() if value is not None and value is not False}
 
 

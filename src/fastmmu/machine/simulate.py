@@ -14,6 +14,7 @@ from fastmmu.errors import ConfigError, FastmmuError, TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.policy import Policy
+from fastmmu.machine.replay import Replay, SystemSource
 from fastmmu.machine.result import Result
 
 __all__ = ["Simulation", "simulate"]
@@ -68,21 +69,35 @@ class Simulation:
 
     def result(self, *, trace: str = "", complete: bool = True) -> Result:
         """Counters and modelled cycles until now."""
-        counters = self.machine.counters()
-        by_cause = cycles(counters, self.config, self.costs)
-        return Result(
-            config=self.config,
-            counters=counters,
-            cycles=float(sum(by_cause.values())),
-            cycles_by=by_cause,
-            seconds=self.seconds,
-            trace=trace,
-            complete=complete,
-        )
+        return result_of(self.machine, self.config, self.costs, self.seconds, trace, complete)
+
+
+def result_of(
+    machine: Machine,
+    config: Config,
+    costs: CostModel,
+    seconds: float,
+    trace: str,
+    complete: bool,
+    notes: tuple[str, ...] = (),
+) -> Result:
+    """A machine's counters with the cycles that the model makes of them."""
+    counters = machine.counters()
+    by_cause = cycles(counters, config, costs)
+    return Result(
+        config=config,
+        counters=counters,
+        cycles=float(sum(by_cause.values())),
+        cycles_by=by_cause,
+        seconds=seconds,
+        trace=trace,
+        complete=complete,
+        notes=notes,
+    )
 
 
 def simulate(
-    trace: Source | npt.ArrayLike,
+    trace: Source | SystemSource | npt.ArrayLike,
     config: Config | None = None,
     *,
     policy: Policy | None = None,
@@ -95,20 +110,21 @@ def simulate(
     >>> result = fastmmu.simulate(fastmmu.read_trace("ls.lackey.xz"), fastmmu.Config(mmu="ept", vpid=True))
     >>> result.counters["tlb_misses"], result.cycles
 
-    :param trace: what :func:`fastmmu.read_trace` gives, or a 1-D array of linear addresses, each a read.
+    :param trace: what :func:`fastmmu.read_trace` gives, or a 1-D array of linear addresses, each a read. A system trace
+        runs over its own page tables, and a note says whether every physical address was the trace's.
     :param progress: called after each batch with the number of events done.
     :param keep_partial: Ctrl-C gives the result until then, with ``complete=False``, instead of an exception.
     :raises TraceError: the trace is malformed. :raises OutOfMemoryError: guest memory is used up.
     """
     if isinstance(trace, str) or hasattr(trace, "__fspath__"):
         raise ConfigError(f"simulate takes a trace, not a path; pass fastmmu.read_trace({str(trace)!r})")
-    simulation = Simulation(config, policy=policy, costs=costs)
+    run = _Replaying if hasattr(trace, "records") else _Running
+    simulation = run(trace, config, policy, costs)
     complete = True
     try:
-        for batch in _batches(trace):
-            simulation.feed(batch)
+        for done in simulation.steps():
             if progress is not None:
-                progress(simulation.events)
+                progress(done)
     except KeyboardInterrupt:
         if not keep_partial:
             raise
@@ -119,6 +135,39 @@ def simulate(
             raise TraceError(str(error), path=str(path)) from error
         raise
     return simulation.result(trace=str(getattr(trace, "name", "array")), complete=complete)
+
+
+class _Running:
+    """A trace of events, batch by batch."""
+
+    def __init__(self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None) -> None:
+        self.trace = trace
+        self.simulation = Simulation(config, policy=policy, costs=costs)
+
+    def steps(self) -> Iterator[int]:
+        for batch in _batches(self.trace):
+            self.simulation.feed(batch)
+            yield self.simulation.events
+
+    def result(self, *, trace: str, complete: bool) -> Result:
+        return self.simulation.result(trace=trace, complete=complete)
+
+
+class _Replaying:
+    """A system trace, chunk by chunk."""
+
+    def __init__(self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None) -> None:
+        self.config = config or Config()
+        self.costs = costs or CostModel.load()
+        self.replay = Replay(trace, self.config, policy=policy)
+
+    def steps(self) -> Iterator[int]:
+        for _ in self.replay.steps():
+            yield self.replay.records
+
+    def result(self, *, trace: str, complete: bool) -> Result:
+        note = self.replay.result(tables=complete).line()
+        return result_of(self.replay.machine, self.config, self.costs, self.replay.seconds, trace, complete, (note,))
 
 
 class _Columns:

@@ -24,6 +24,7 @@ FLAGS = "usrwexdg"
 CODES = ("4k", "2m", "1g", "4m")
 FRAME = 0x000F_FFFF_FFFF_F000
 LINEAR = (1 << 57) - 1
+NO_KEY = 1 << 59
 
 
 class ArrayLike(Protocol):
@@ -44,6 +45,7 @@ def value(
 ) -> int:
     """The value of an entry; `size` is the entry's, `page` that of the guest's page."""
     bits = sum(1 << FLAGS.index(flag) for flag in flags)
+    bits |= 0 if key else NO_KEY
     codes = CODES.index(size) << 8 | CODES.index(page or size) << 10
     return pa & FRAME & -(1 << SHIFT[size]) | bits | codes | key << 52 | memory_type << 56
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-__all__ = ["codec_of_name", "format_of_name", "trace_name"]
+__all__ = ["codec_of_name", "format_of_name", "trace_name", "uncompressed"]
 
 CODECS = {".gz": "gz", ".xz": "xz", ".zst": "zst"}
 FORMATS = {
@@ -13,6 +13,7 @@ FORMATS = {
     ".champsimtrace": "champsim",
     ".npy": "npy",
     ".arrow": "arrow",
+    ".rec": "system",
 }
 
 
@@ -23,15 +24,16 @@ def codec_of_name(path: str) -> str | None:
 
 def format_of_name(path: str) -> str | None:
     """Format that the suffix before any of a compression stands for, or None."""
-    return FORMATS.get(_uncompressed(path).suffix.lower())
+    return FORMATS.get(uncompressed(path).suffix.lower())
 
 
 def trace_name(path: str) -> str:
     """The name without the suffixes that are known."""
-    name = _uncompressed(path)
+    name = uncompressed(path)
     return name.stem if name.suffix.lower() in FORMATS else name.name
 
 
-def _uncompressed(path: str) -> PurePath:
+def uncompressed(path: str) -> PurePath:
+    """The name without the suffix of a compression."""
     name = PurePath(path)
     return name.with_suffix("") if codec_of_name(path) else name

@@ -14,6 +14,7 @@ from fastmmu.trace.lackey import LackeyTrace
 from fastmmu.trace.names import format_of_name
 from fastmmu.trace.npy import NpyTrace
 from fastmmu.trace.source import ByteSource
+from fastmmu.trace.system import SystemTrace, looks_like_system
 
 __all__ = ["FORMATS", "read_trace"]
 
@@ -22,6 +23,7 @@ FORMATS: dict[str, type[FileTrace]] = {
     "champsim": ChampsimTrace,
     "npy": NpyTrace,
     "arrow": ArrowTrace,
+    "system": SystemTrace,
 }
 """Name of a format → its reader."""
 
@@ -32,8 +34,9 @@ _LACKEY = re.compile(rb"\s*(==|--|\*\*|[ILSM] +[0-9a-fA-F]{1,16},[0-9])")
 def read_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace:
     """Open a trace file; the events are read by :meth:`Trace.batches`.
 
-    format: "lackey" (Valgrind), "champsim" (64-byte records), "npy" (addresses or events) or "arrow" (fastmmu's own);
-    by default found from the suffix, else from the content. Each also compressed: .gz, .xz, .zst.
+    format: "lackey" (Valgrind), "champsim" (64-byte records), "npy" (addresses or events), "arrow" (fastmmu's own)
+    or "system" (a whole machine, see :mod:`fastmmu.trace.system`); by default found from the suffix, else from the
+    content. Each also compressed: .gz, .xz, .zst.
 
     Raises TraceError, here or while reading, for a file that is unreadable, empty, malformed, truncated or of an
     unknown format, MissingExtraError where the format needs a package that is not installed.
@@ -58,6 +61,8 @@ def _format_of_bytes(head: bytes) -> str | None:
         return "npy"
     if head.startswith(MAGIC):
         return "arrow"
+    if looks_like_system(head):
+        return "system"
     if _LACKEY.match(head):
         return "lackey"
     return "champsim" if looks_like_champsim(head) else None

@@ -1,0 +1,97 @@
+"""`fastmmu replay`: a system trace over its own page tables, every physical address compared."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from fastmmu.cli import options as shared
+from fastmmu.cli import terminal
+from fastmmu.cli.progress import progress
+
+if TYPE_CHECKING:
+    from fastmmu.machine.replay import Replay, Replayed
+
+__all__ = ["OMISSIONS", "add", "handle"]
+
+OMISSIONS = ("cr3", "stores")
+
+_DESCRIPTION = """\
+Carries out each record of a system trace: accesses through TLB and walk of the guest's own tables, stores to these
+tables, writes to control registers, invalidations. Compares the physical address of every access, every page fault
+with its error code and, at the end, every entry of every page table with its accessed and dirty flags.
+"""
+
+_EPILOG = """\
+examples:
+  fastmmu replay linux.rec.zst
+  fastmmu replay linux.rec.zst --mmu ept --vpid --tlb haswell
+  fastmmu replay linux.rec.zst --omit stores        what stores to page tables are good for, in mismatches
+
+what --omit takes, a run each:
+  cr3       writes to CR3
+  stores    stores to page tables
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "replay",
+        help="a system trace, with every physical address compared",
+        usage="fastmmu replay [options] TRACE ...",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("traces", nargs="+", metavar="TRACE", help="the .rec of a system trace, also .gz, .xz, .zst")
+    parser.add_argument("--limit", type=shared.count(1), metavar="N", help="only the first N records of each trace")
+    parser.add_argument(
+        "--omit", type=shared.words(OMISSIONS), default=[], metavar="LIST", help="leave out, see below; a run each"
+    )
+    scheme = parser.add_argument_group("the scheme")
+    scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), default="native", help="default: native")
+    scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
+    shared.add_memory(scheme)
+    shared.add_tlb(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    parser.set_defaults(handler=handle)
+
+
+def handle(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from fastmmu.errors import TraceError
+    from fastmmu.machine.config import Config
+    from fastmmu.machine.replay import Replay
+    from fastmmu.trace import read_trace
+    from fastmmu.trace.system import SystemTrace
+
+    config = Config(mmu=options.mmu, vpid=options.vpid, **shared.config_fields(options))
+    wrong = 0
+    for name in options.traces:
+        trace = read_trace(name)
+        if not isinstance(trace, SystemTrace):
+            raise TraceError("replay takes system traces; use `fastmmu run` for one of a program", path=name)
+        if options.limit is not None:
+            trace = trace.head(options.limit)
+        for omission in options.omit or [None]:
+            replay = Replay(trace, config, omit=[omission] if omission else [])
+            with progress(quiet=options.quiet) as report:
+                for _ in replay.steps():
+                    report(trace.name, trace.progress(), replay.records)
+            found = replay.result()
+            terminal.say("\n".join(_lines(trace.name, replay, found, omission)))
+            wrong += found.wrong
+    return 1 if wrong else 0
+
+
+def _lines(name: str, replay: Replay, found: Replayed, omission: str | None) -> list[str]:
+    config = replay.machine.config
+    without = f" without {omission}" if omission else ""
+    speed = found.accesses / found.seconds / 1e6 if found.seconds else 0.0
+    return [
+        f"{name}, {config.name}, TLB {config.tlb}{without}: {found.records:,} records",
+        f"  {found.line()}",
+        f"  {found.seconds:.2f} s, {speed:.1f} million accesses a second",
+        *(f"    {example}" for example in found.examples[:5]),
+    ]

@@ -1,0 +1,189 @@
+"""A system trace through a machine: the guest's own tables, every physical address compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu._machine import Machine
+from fastmmu._replay import KINDS, SystemReplay
+from fastmmu._state import GuestState
+from fastmmu.errors import ConfigError
+from fastmmu.machine.config import Config
+from fastmmu.machine.policy import Policy
+
+__all__ = ["Replay", "Replayed", "SystemSource"]
+
+MAXPHYADDR = 40  # of the processors that the traces' emulator models
+EXAMPLES = 16
+
+
+class Rows(Protocol):
+    """Consecutive records, see :class:`fastmmu.trace.system.Records`."""
+
+    @property
+    def first(self) -> int: ...
+    @property
+    def rows(self) -> npt.NDArray[Any]: ...
+    @property
+    def data(self) -> npt.NDArray[np.uint64]: ...
+    @property
+    def pages(self) -> npt.NDArray[np.uint8]: ...
+
+
+class SystemSource(Protocol):
+    """What gives the records of a whole machine, see :class:`fastmmu.trace.system.SystemTrace`."""
+
+    @property
+    def name(self) -> str: ...
+    def registers(self) -> dict[str, int]: ...
+    def records(self) -> Iterator[Rows]: ...
+    def final_pages(self, n: int) -> Iterator[npt.NDArray[np.uint64]] | None: ...
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay came to.
+
+    ``records``; ``accesses`` and ``page_faults`` compared; ``mismatches`` in all, ``by_kind`` kind -> number (another
+    physical ``address``, ``faulted`` where the trace did not, ``no fault`` where it did, another ``fault``);
+    ``tables``: page tables; ``entries`` of them compared at the end, and ``different`` ones among these, both None
+    where the trace does not say; ``examples`` of what differs, in words; ``seconds`` of the replay itself.
+    """
+
+    records: int
+    accesses: int
+    page_faults: int
+    table_stores: int
+    mismatches: int
+    by_kind: dict[str, int]
+    entries: int | None
+    different: int | None
+    tables: int
+    seconds: float
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> int:
+        """Mismatches and different entries."""
+        return self.mismatches + (self.different or 0)
+
+    def line(self) -> str:
+        """All of it in a line."""
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.by_kind.items() if number)
+        tables = (
+            "the page tables at the end are not compared"
+            if self.entries is None
+            else f"{self.different:,} of {self.entries:,} page-table entries at the end differ"
+        )
+        return (
+            f"{self.accesses:,} physical addresses and {self.page_faults:,} page faults compared: "
+            f"{self.mismatches:,} mismatches{f' ({kinds})' if kinds else ''}; {tables}"
+        )
+
+
+class Replay:
+    """One replay, fed chunk by chunk.
+
+    :param source: the trace. :param config: scheme and TLB; its guest kernel steps aside.
+    :param omit: what to leave out, to see what goes wrong: "cr3" (writes to CR3), "stores" (stores to page tables).
+    :param policy: overrides handlers of VM exits. :param maxphyaddr: physical-address width of the processor.
+    :raises ConfigError: a configuration that a system trace cannot run under. :raises TraceError: a bad trace.
+    """
+
+    def __init__(
+        self,
+        source: SystemSource,
+        config: Config | None = None,
+        *,
+        omit: Sequence[str] = (),
+        policy: Policy | None = None,
+        maxphyaddr: int = MAXPHYADDR,
+    ) -> None:
+        config = config or Config()
+        if config.premapped:
+            raise ConfigError("premapped=True maps what the guest kernel would; a system trace brings its own tables")
+        registers: dict[str, Any] = dict(source.registers())
+        state = GuestState(**registers, maxphyaddr=maxphyaddr, upper_a="lazy")
+        self.source = source
+        self.machine = Machine(config, policy=policy, guest_kernel=False, state=state)
+        self.records = 0
+        self.seconds = 0.0
+        self._replay = SystemReplay(self.machine, state, omit=omit)
+
+    def feed(self, chunk: Rows) -> None:
+        """Carry out the records of a chunk.
+
+        :raises TraceError: a record that is none.
+        """
+        started = time.perf_counter()
+        try:
+            self._replay.run(chunk.rows.view(np.uint8), chunk.data, chunk.pages.reshape(-1), chunk.first)
+        finally:
+            self.seconds += time.perf_counter() - started
+        self.records += len(chunk.rows)
+
+    def steps(self) -> Iterator[Rows]:
+        """All records of the trace; gives each chunk after it was carried out."""
+        for chunk in self.source.records():
+            self.feed(chunk)
+            yield chunk
+
+    def result(self, *, tables: bool = True) -> Replayed:
+        """What was compared until now.
+
+        :param tables: the trace is at its end, and the page tables are compared with what it says of them.
+        """
+        counted = self._replay.counters()
+        examples = [_words(*example) for example in self._replay.examples()]
+        entries, different = self._final(examples) if tables else (None, None)
+        return Replayed(
+            records=self.records,
+            accesses=self.machine.counters()["accesses"],
+            page_faults=counted["page_faults"],
+            table_stores=counted["table_stores"],
+            mismatches=counted["mismatches"],
+            by_kind={kind: counted[kind] for kind in KINDS},
+            entries=entries,
+            different=different,
+            tables=counted["tables"],
+            seconds=self.seconds,
+            examples=examples,
+        )
+
+    def _final(self, examples: list[str]) -> tuple[int | None, int | None]:
+        """Page tables of simulated memory against those of the trace's end: (entries, those that differ)."""
+        tables = self._replay.tables
+        pages = self.source.final_pages(len(tables))
+        if pages is None:
+            return None, None
+        memory = self.machine.guest_memory.u64
+        different = at = 0
+        for some in pages:
+            for expected in some:
+                first = tables[at] >> 3
+                found = memory[first : first + len(expected)]
+                wrong = np.flatnonzero(found != expected)
+                different += len(wrong)
+                at += 1
+                for i in wrong[: max(0, EXAMPLES - len(examples))].tolist():
+                    address = (first + i) << 3
+                    examples.append(f"entry at {address:#x}: {int(expected[i]):#x}, here {int(found[i]):#x}")
+        return at * 512, different
+
+
+def _words(record: int, kind: str, expected: int, got: int) -> str:
+    return (
+        f"record {record}: "
+        + {
+            "address": f"physical {expected:#x}, here {got:#x}",
+            "faulted": f"physical {expected:#x}, here a #PF with error code {got:#x}",
+            "no fault": f"a #PF with error code {expected:#x}, here none",
+            "fault": f"a #PF with error code {expected:#x}, here {got:#x}",
+        }[kind]
+    )
