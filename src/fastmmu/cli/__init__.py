@@ -1,4 +1,4 @@
-"""The command line: `fastmmu compare`, `run`, `walk`, `trace`."""
+"""The command line: a module a command."""
 
 from __future__ import annotations
 

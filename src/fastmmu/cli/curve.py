@@ -64,6 +64,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--most", type=shared.count(1), metavar="N", help="entries of the longest curve (131072)")
     shared.add_tlb(parser)
     shared.add_files(parser)
+    shared.add_quiet(parser)
     parser.add_argument("--plot", metavar="FILE", help="the curves as .png, .svg or .pdf (needs fastmmu[plot])")
     parser.set_defaults(handler=handle)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import fastmmu
-from fastmmu.cli import compare, curve, replay, run, trace, walk
+from fastmmu.cli import compare, curve, maps, replay, run, trace, walk
 from fastmmu.errors import FastmmuError
 
 __all__ = ["main"]
@@ -27,6 +28,7 @@ examples:
   fastmmu tlb-curve app.lackey.xz            misses of TLBs of every size
   fastmmu replay linux.rec.zst               a whole Linux, each physical address compared
   fastmmu walk                               a nested walk of 24 references, drawn
+  fastmmu maps guests/l4_user                every mapping of a recorded guest
   fastmmu trace info app.lackey.gz
 
 `fastmmu COMMAND --help` has the options and examples of each.
@@ -53,15 +55,26 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fastmmu {fastmmu.__version__}")
     commands = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
-    for module in (compare, run, replay, curve, walk, trace):
+    for module in (compare, run, replay, curve, walk, maps, trace):
         module.add(commands)
     return top
+
+
+def _values_joined(argv: Sequence[str]) -> list[str]:
+    """A value such as -64/4 as part of its option, where argparse would take it for one: so our message says why."""
+    words: list[str] = []
+    for word in argv:
+        if re.match(r"-\d", word) and words and re.fullmatch(r"--[a-z0-9-]+", words[-1]):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     try:
-        options = parser().parse_args(argv)
+        options = parser().parse_args(_values_joined(sys.argv[1:] if argv is None else argv))
         code: int = options.handler(options)
         sys.stdout.flush()
     except KeyboardInterrupt:

@@ -21,6 +21,7 @@ __all__ = [
     "add_config",
     "add_files",
     "add_memory",
+    "add_quiet",
     "add_tlb",
     "add_traces",
     "check_files",
@@ -191,13 +192,17 @@ def cost_model(options: argparse.Namespace) -> CostModel:
 # ---- results ------------------------------------------------------------------------------------------------------
 
 
-def add_files(parser: argparse.ArgumentParser) -> None:
-    """--json, --csv, --parquet, --quiet."""
+def add_files(parser: argparse.ArgumentParser, row: str = "a row a run", whole: str = "everything, nested") -> None:
+    """--json, --csv, --parquet."""
     group = parser.add_argument_group("results")
-    group.add_argument("--json", metavar="FILE", help="everything, nested; - writes to standard output, and no table")
-    group.add_argument("--csv", metavar="FILE", help="a row a run; - writes to standard output, and no table")
-    group.add_argument("--parquet", metavar="FILE", help="a row a run (needs fastmmu[arrow])")
-    group.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    group.add_argument("--json", metavar="FILE", help=f"{whole}; - writes to standard output, and no table")
+    group.add_argument("--csv", metavar="FILE", help=f"{row}; - writes to standard output, and no table")
+    group.add_argument("--parquet", metavar="FILE", help=f"{row} (needs fastmmu[arrow])")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """--quiet."""
+    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
 
 
 def to_stdout(options: argparse.Namespace) -> bool:

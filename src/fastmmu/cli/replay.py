@@ -54,7 +54,7 @@ def add(commands: Any) -> None:
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_memory(scheme)
     shared.add_tlb(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    shared.add_quiet(parser)
     parser.set_defaults(handler=handle)
 
 

@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser)
     shared.add_files(parser)
+    shared.add_quiet(parser)
     parser.set_defaults(handler=handle)
 
 

@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
         formatter_class=raw,
     )
     shared.add_traces(look, "Default: the bundled traces")
-    look.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    shared.add_quiet(look)
     look.set_defaults(handler=info)
     change = inner.add_parser(
         "convert",
@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
     change.add_argument(
         "--exit-every", type=shared.count(1), metavar="N", help="add a CPUID exit after each N accesses"
     )
-    change.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+    shared.add_quiet(change)
     change.set_defaults(handler=convert)
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
-import os
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
+from fastmmu.cli import space, terminal
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +41,7 @@ examples:
   fastmmu walk                                        the demonstration: 4 x 4 levels, 24 references
   fastmmu walk --access w --eptp 20000005e --set-ad   the same as a write, with accessed and dirty flags in the EPT
   fastmmu walk --va 8040202abc                        its next page: a page fault
+  fastmmu walk --memory guests/l4_user --va ffffffff81000000         a recorded guest, with its own registers
   fastmmu walk --memory guest.raw --cr3 1c0a000 --va ffffffff81000000
   fastmmu walk --memory host.raw --cr3 1000 --eptp 7f00005e --va 400000 --user --access x
 
@@ -62,42 +61,18 @@ def add(commands: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    register = shared.hexadecimal
-    parser.add_argument("--memory", metavar="FILE", help="raw image of host physical memory from address 0")
-    parser.add_argument("--va", type=register, metavar="ADDRESS", help="linear address to translate")
+    parser.add_argument("--memory", metavar="MEMORY", help=space.MEMORY)
+    parser.add_argument("--va", type=shared.hexadecimal, metavar="ADDRESS", help="linear address to translate")
     parser.add_argument("--access", choices=("r", "w", "rw", "x"), default="r", help="read (the default), write, "
                         "read-modify-write, fetch")  # fmt: skip
     parser.add_argument("--set-ad", action="store_true", help="set accessed and dirty flags, in memory only")
     parser.add_argument("--steps", action="store_true", help="a line a reference instead of the picture")
     parser.add_argument("--json", metavar="FILE", help="write the steps as JSON; - is standard output, and no picture")
-    state = parser.add_argument_group("registers (hexadecimal)")
-    state.add_argument("--cr3", type=register, metavar="CR3", help="root of the guest's tables")
-    state.add_argument(
-        "--eptp", type=register, metavar="EPTP", help="EPT pointer, as in the VMCS: root | 1e; none: no EPT"
-    )
-    state.add_argument("--cr0", type=register, metavar="CR0", help="default: 80050033, paging and WP on")
-    state.add_argument("--cr4", type=register, metavar="CR4", help="default: a0, PAE and PGE on")
-    state.add_argument("--efer", type=register, metavar="EFER", help="default: d01, long mode and NX on")
-    state.add_argument(
-        "--pdptes",
-        type=_four,
-        metavar="A,B,C,D",
-        help="the four PDPTE registers of PAE paging; default: loaded from memory at CR3",
-    )
-    state.add_argument("--pkru", type=register, metavar="PKRU", help="default: 0")
+    state = space.add_registers(parser)
+    state.add_argument("--pkru", type=shared.hexadecimal, metavar="PKRU", help="default: 0")
     state.add_argument("--user", action="store_true", help="access by user mode (CPL 3) and not by the kernel")
     state.add_argument("--ac", action="store_true", help="RFLAGS.AC is set")
-    state.add_argument(
-        "--maxphyaddr", type=int, metavar="M", help="physical-address width in bits, 32..52 (decimal; 52)"
-    )
     parser.set_defaults(handler=handle)
-
-
-def _four(text: str) -> list[int]:
-    values = [shared.hexadecimal(word) for word in text.split(",")]
-    if len(values) != 4:
-        raise argparse.ArgumentTypeError(f"{text!r} is {len(values)} values; give four, separated by commas")
-    return values
 
 
 def example_memory() -> PhysicalMemory:
@@ -110,46 +85,19 @@ def example_memory() -> PhysicalMemory:
     return memory
 
 
-def _image(path: str, *, copy_on_write: bool) -> PhysicalMemory:
-    from fastmmu._memory import PhysicalMemory
-
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            raise ConfigError(f"{path}: holds 0 bytes; give a raw image of physical memory")
-        access = mmap.ACCESS_COPY if copy_on_write else mmap.ACCESS_READ
-        view = mmap.mmap(file.fileno(), 0, access=access)
-    try:
-        return PhysicalMemory.from_array(view)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def _state(options: argparse.Namespace, cr3: int) -> GuestState:
-    from fastmmu._state import GuestState
-
-    given = {name: getattr(options, name) for name in ("cr0", "cr4", "efer", "pdptes", "pkru", "maxphyaddr")}
-    registers = {name: value for name, value in given.items() if value is not None}
-    return GuestState(cr3=cr3, cpl=3 if options.user else 0, ac=int(options.ac), **registers)
-
-
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu._walk import walk
 
-    values: dict[str, int | None] = {name: getattr(options, name) for name in EXAMPLE}
+    eptp, va = options.eptp, options.va
+    who: dict[str, Any] = {"cpl": 3 if options.user else 0, "ac": int(options.ac)}
     if options.memory is None:
-        values = {name: EXAMPLE[name] if value is None else value for name, value in values.items()}
-        memory = example_memory()
+        eptp, va = (EXAMPLE[name] if value is None else value for name, value in (("eptp", eptp), ("va", va)))
+        memory, state = example_memory(), space.state_of(options, {"cr3": EXAMPLE["cr3"]}, **who)
     else:
-        missing = [f"--{name}" for name in ("cr3", "va") if values[name] is None]
-        if missing:
-            raise ConfigError(f"--memory needs {' and '.join(missing)} too: where the tables start, what to translate")
-        memory = _image(options.memory, copy_on_write=options.set_ad)
-    cr3, va, eptp = values["cr3"], values["va"], values["eptp"]
-    assert cr3 is not None
-    assert va is not None
-    state = _state(options, cr3)
+        if va is None:
+            raise ConfigError("--memory needs --va too: what to translate")
+        memory, state = space.memory_and_state(options.memory, options, writable=options.set_ad, **who)
     result = walk(memory, state, va, access=options.access, eptp=eptp, set_ad=options.set_ad)
     if options.json is not None:
         _write_json(options.json, result)

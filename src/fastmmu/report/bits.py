@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastmmu.exits import Qualification
 
 __all__ = [
+    "MEMORY_TYPES",
     "address",
     "entry_name",
     "ept_flags",
@@ -12,12 +13,13 @@ __all__ = [
     "guest_flags",
     "guest_index",
     "qualification_words",
+    "size_name",
 ]
 
 _NAMES = {1: "PTE", 2: "PDE", 3: "PDPTE", 4: "PML4E", 5: "PML5E"}
 _GUEST = ((1, "RW"), (2, "US"), (3, "PWT"), (4, "PCD"), (5, "A"))
 _LEAF = ((6, "D"), (8, "G"))
-_MEMORY_TYPES = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
+MEMORY_TYPES = {0: "UC", 1: "WC", 4: "WT", 5: "WP", 6: "WB"}
 _ERROR_CODE = (
     (1, "W", "write"),
     (2, "U", "user mode"),
@@ -31,6 +33,12 @@ _ERROR_CODE = (
 def address(value: int) -> str:
     """An address in hexadecimal, in groups of four digits from the right: 80_4020_1abc."""
     return f"{value:_x}"
+
+
+def size_name(nbytes: int) -> str:
+    """A number of bytes, 1 KB or more: 4 KB, 2 MB, 1.5 GB."""
+    shift, unit = next((s, u) for s, u in ((40, "TB"), (30, "GB"), (20, "MB"), (10, "KB")) if nbytes >> s or s == 10)
+    return f"{nbytes / (1 << shift):.4g} {unit}"
 
 
 def entry_name(level: int, *, of: str = "") -> str:
@@ -63,7 +71,7 @@ def ept_flags(entry: int, *, leaf: bool) -> str:
         return "not present"
     names = ["".join(letter if entry >> bit & 1 else "-" for bit, letter in enumerate("RWX"))]
     if leaf:
-        names.append(_MEMORY_TYPES.get(entry >> 3 & 7, f"type {entry >> 3 & 7}"))
+        names.append(MEMORY_TYPES.get(entry >> 3 & 7, f"type {entry >> 3 & 7}"))
         names += [name for bit, name in ((6, "IPAT"), (8, "A"), (9, "D")) if entry >> bit & 1]
     elif entry >> 8 & 1:
         names.append("A")

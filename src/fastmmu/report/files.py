@@ -8,15 +8,15 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.machine.result import Result
 from fastmmu.report.rows import rows, slowdowns
 
-__all__ = ["FORMATS", "check_target", "encode", "encode_rows", "save", "write_whole"]
+__all__ = ["FORMATS", "arrow", "check_target", "encode", "encode_rows", "save", "whole_file", "write_whole"]
 
 FORMATS = ("json", "csv", "parquet")
 
@@ -58,7 +58,7 @@ def check_target(path: str | os.PathLike[str], format: str) -> None:
     :raises OSError: what writing it would raise. :raises MissingExtraError: Parquet without pyarrow.
     """
     if format == "parquet":
-        _pyarrow()
+        arrow()
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(21, "is a directory; name a file in it", str(path))
@@ -70,14 +70,22 @@ def check_target(path: str | os.PathLike[str], format: str) -> None:
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file that is complete or is not there; a link is followed, a device or pipe is written to."""
+    with whole_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The same for what is written bit by bit: the file appears when the block ends, and not if it fails."""
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        target.write_bytes(data)
+        with open(target, "wb") as file:
+            yield file
         return
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "xb") as file:
-            file.write(data)
+            yield file
         if target.exists():
             part.chmod(target.stat().st_mode & 0o7777)
         os.replace(part, target)
@@ -107,7 +115,11 @@ def _csv(table: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _pyarrow() -> Any:
+def arrow() -> Any:
+    """The module pyarrow, with its part for Parquet.
+
+    :raises MissingExtraError: it is not installed.
+    """
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -116,7 +128,7 @@ def _pyarrow() -> Any:
 
 
 def _parquet(table: Sequence[dict[str, Any]]) -> bytes:
-    pyarrow = _pyarrow()
+    pyarrow = arrow()
     columns = {key: [row[key] for row in table] for key in table[0]} if table else {}
     types = {key: _arrow_type(pyarrow, key, column) for key, column in columns.items()}
     data_table = pyarrow.table({key: pyarrow.array(column, types[key]) for key, column in columns.items()})

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from fastmmu.dtypes import Fault, StepKind
 from fastmmu.exits import Qualification
-from fastmmu.report.bits import address, entry_name, error_code_words, qualification_words
+from fastmmu.report.bits import address, entry_name, error_code_words, qualification_words, size_name
 
 __all__ = ["Registers", "Walk", "misconfiguration", "outcome"]
 
@@ -96,7 +96,7 @@ def _translated(walk: Walk, ept: bool) -> list[str]:
     refs = f"{walk.guest_refs + walk.ept_refs} references"
     if ept:
         refs += f": {walk.guest_refs} to guest tables, {walk.ept_refs} to the EPT"
-    pages = [f"{_size(size)} page" + by for size, by in _pages(walk, ept) if size]
+    pages = [f"{size_name(size)} page" + by for size, by in _pages(walk, ept) if size]
     rights = "user" if user else "supervisor", "writable" if writable else "read-only"
     kinds = [*rights, "not executable" if execute_disable else "executable"] if walk.page_size else ["paging is off"]
     return [where, refs, ", ".join([*pages, *kinds])]
@@ -106,13 +106,6 @@ def _pages(walk: Walk, ept: bool) -> list[tuple[int | None, str]]:
     if not ept:
         return [(walk.page_size, "")]
     return [(walk.page_size, " in the guest"), (walk.ept_page_size, " in the EPT")]
-
-
-def _size(size: int) -> str:
-    for shift, unit in ((30, "GB"), (20, "MB")):
-        if size >= 1 << shift:
-            return f"{size >> shift} {unit}"
-    return f"{size >> 10} KB"
 
 
 def _page_fault(walk: Walk, state: Registers, code: int) -> list[str]:

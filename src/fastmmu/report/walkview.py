@@ -9,7 +9,7 @@ from fastmmu.report.bits import address, entry_name
 from fastmmu.report.outcome import Registers, Walk, outcome
 from fastmmu.report.picture import picture, steps
 
-__all__ = ["as_dict", "heading", "outcome", "picture", "steps"]
+__all__ = ["MODES", "as_dict", "heading", "outcome", "picture", "registers", "steps"]
 
 _ACCESS = {"r": "read", "w": "write", "rw": "read-modify-write", "x": "instruction fetch"}
 
@@ -24,7 +24,7 @@ class _State(Registers, Protocol):
 
 
 _LEVELS = {"NONE": (0, 0), "BITS_32": (2, 10), "PAE": (2, 9), "LEVEL_4": (4, 9), "LEVEL_5": (5, 9)}
-_MODES = {"NONE": "paging off", "BITS_32": "32-bit paging", "PAE": "PAE paging", "LEVEL_4": "4-level paging",
+MODES = {"NONE": "paging off", "BITS_32": "32-bit paging", "PAE": "PAE paging", "LEVEL_4": "4-level paging",
           "LEVEL_5": "5-level paging"}  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def heading(walk: Walk, state: _State, eptp: int | None) -> list[str]:
     levels, bits = _LEVELS[mode]
     la = int(walk.la)
     who = "user mode" if state.cpl == 3 else "the kernel"
-    lines = [f"linear address {address(la)}, {_ACCESS[walk.access]} by {who}; {_MODES[mode]}"]
+    lines = [f"linear address {address(la)}, {_ACCESS[walk.access]} by {who}; {MODES[mode]}"]
     if levels:
         split = [
             f"{entry_name(level)} {la >> (12 + bits * (level - 1)) & (1 << bits) - 1}" for level in range(levels, 0, -1)
@@ -42,11 +42,16 @@ def heading(walk: Walk, state: _State, eptp: int | None) -> list[str]:
         if mode == "PAE":
             split.insert(0, f"PDPTE register {la >> 30 & 3}")
         lines.append(f"indices: {', '.join(split)}; offset {la & 0xFFF:x}")
-    registers = f"CR0 {state.cr0:x}  CR3 {state.cr3:x}  CR4 {state.cr4:x}  EFER {state.efer:x}"
+    return [*lines, registers(state, eptp)]
+
+
+def registers(state: _State, eptp: int | None) -> str:
+    """The registers that the tables hang on, as one line."""
+    text = f"CR0 {state.cr0:x}  CR3 {state.cr3:x}  CR4 {state.cr4:x}  EFER {state.efer:x}"
     if eptp is not None:
         flags = "with accessed and dirty flags" if eptp & 0x40 else "no accessed and dirty flags"
-        registers += f"  EPTP {eptp:x} ({(eptp >> 3 & 7) + 1} levels, {flags})"
-    return [*lines, registers]
+        text += f"  EPTP {eptp:x} ({(eptp >> 3 & 7) + 1} levels, {flags})"
+    return text
 
 
 def as_dict(walk: Walk) -> dict[str, Any]:

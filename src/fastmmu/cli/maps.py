@@ -1,0 +1,109 @@
+"""`fastmmu maps`: every mapping of an address space."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from fastmmu.cli import options as shared
+from fastmmu.cli import space, terminal
+from fastmmu.report import files
+
+if TYPE_CHECKING:
+    from fastmmu._leaves_py import MappingIterator
+
+__all__ = ["add", "handle"]
+
+_EPILOG = """\
+examples:
+  fastmmu maps guests/l4_user                              a recorded guest, with its own registers
+  fastmmu maps guests/l4_user --start 400000 --stop 800000000000
+  fastmmu maps guest.raw --cr3 1c0a000 --csv pages.csv     a raw image
+  fastmmu maps host.raw --cr3 1000 --eptp 7f00005e --limit 1M --json -
+
+columns:
+  linear addresses   a range of pages side by side that agree in page size, rights and memory type
+  rights             r w x what the guest's tables and the EPT both allow, u user mode, g global
+  type               effective memory type of the first byte
+  physical           where the first page lies; + the pages of the range are not one after the other there
+
+Files hold a row a page, never merged: the fields of fastmmu.dtypes.MAPPING_DTYPE. Rows are in the order of the tables,
+in long mode the kernel's half last, and are written as they are found. Addresses and registers are hexadecimal, with or
+without 0x; underscores are ignored.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "maps",
+        help="every mapping of an address space",
+        usage="fastmmu maps [options] MEMORY",
+        description="Lists every mapping of an address space, in every paging mode and over EPT.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("memory", metavar="MEMORY", help=space.MEMORY)
+    parser.add_argument("--start", type=shared.hexadecimal, metavar="ADDRESS", help="only pages from this address on")
+    parser.add_argument("--stop", type=shared.hexadecimal, metavar="ADDRESS", help="only pages below this address")
+    parser.add_argument("--limit", type=shared.count(0), metavar="N", help="only the first N pages")
+    parser.add_argument("--faults", action="store_true", help="list the places where tables lead nowhere")
+    space.add_registers(parser)
+    shared.add_files(parser, "a row a page", "an object a page")
+    parser.set_defaults(handler=handle)
+
+
+def handle(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from fastmmu._leaves_py import iter_mappings
+    from fastmmu.report import mappings, walkview
+
+    shared.check_files(options)
+    memory, state = space.memory_and_state(options.memory, options)
+    writers = {"json": mappings.write_json, "csv": mappings.write_csv, "parquet": mappings.write_parquet}
+
+    def found() -> MappingIterator:
+        return iter_mappings(
+            memory, state, options.eptp, start=options.start, stop=options.stop, limit=options.limit, chunk=1 << 14
+        )
+
+    for format, write in writers.items():
+        path = getattr(options, format)
+        if path is not None:
+            with _target(path) as file:
+                write(found(), file)
+    if shared.to_stdout(options):
+        return 0
+    ept = options.eptp is not None
+    rows = found()
+    terminal.say(f"{walkview.MODES[state.mode.name]}; {walkview.registers(state, options.eptp)}")
+    count = 0
+
+    def counted() -> Iterator[mappings.Range]:
+        nonlocal count
+        for each in mappings.ranges(rows):
+            count += 1
+            yield each
+
+    for number, text in enumerate(mappings.lines(counted(), ept=ept)):
+        terminal.say(text if number else f"\n{mappings.heading(ept=ept)}\n{text}")
+    terminal.say(f"\n{rows.rows:,} pages in {count:,} ranges")
+    if rows.truncated:
+        terminal.say("there are more: --limit ended the list")
+    for text in mappings.nowhere(rows.skipped, rows.faults, listed=options.faults):
+        terminal.say(text)
+    return 0
+
+
+@contextlib.contextmanager
+def _target(path: str) -> Iterator[BinaryIO]:
+    """A file that appears when it is complete, or standard output."""
+    if path == "-":
+        yield sys.stdout.buffer
+        sys.stdout.flush()
+        return
+    with files.whole_file(path) as file:
+        yield file

@@ -1,0 +1,78 @@
+"""Options that name an address space: memory, from a recorded guest or a raw image, and the registers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmmu.cli import options as shared
+from fastmmu.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastmmu._memory import PhysicalMemory
+    from fastmmu._state import GuestState
+
+__all__ = ["MEMORY", "add_registers", "memory_and_state", "state_of"]
+
+MEMORY = "a recorded guest (a directory with meta.json and mem.npz), or a raw image of host physical memory"
+
+_REGISTERS = ("cr0", "cr3", "cr4", "efer", "pdptes", "pkru", "maxphyaddr")
+
+
+def add_registers(parser: argparse.ArgumentParser) -> Any:
+    """The registers; returns their group."""
+    register = shared.hexadecimal
+    state = parser.add_argument_group("registers (hexadecimal; those of a recorded guest are its own by default)")
+    state.add_argument("--cr3", type=register, metavar="CR3", help="root of the guest's tables")
+    state.add_argument(
+        "--eptp", type=register, metavar="EPTP", help="EPT pointer, as in the VMCS: root | 1e; none: no EPT"
+    )
+    state.add_argument("--cr0", type=register, metavar="CR0", help="default: 80050033, paging and WP on")
+    state.add_argument("--cr4", type=register, metavar="CR4", help="default: a0, PAE and PGE on")
+    state.add_argument("--efer", type=register, metavar="EFER", help="default: d01, long mode and NX on")
+    state.add_argument(
+        "--pdptes",
+        type=_four,
+        metavar="A,B,C,D",
+        help="the four PDPTE registers of PAE paging; default: loaded from memory at CR3",
+    )
+    state.add_argument(
+        "--maxphyaddr", type=int, metavar="M", help="physical-address width in bits, 32..52 (decimal; 52)"
+    )
+    return state
+
+
+def _four(text: str) -> list[int]:
+    values = [shared.hexadecimal(word) for word in text.split(",")]
+    if len(values) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is {len(values)} values; give four, separated by commas")
+    return values
+
+
+def memory_and_state(
+    place: str, options: argparse.Namespace, *, writable: bool = False, **others: Any
+) -> tuple[PhysicalMemory, GuestState]:
+    """Memory and registers of a recorded guest or a raw image, with the registers that the options give.
+
+    `writable`: the memory may be written, and nobody else sees that. `others`: more registers that are given.
+    """
+    from fastmmu.image import open_raw, read_guest
+
+    if Path(place).is_dir():
+        guest = read_guest(place)
+        own = dict(guest.state.registers)
+        if any(getattr(options, name) is not None for name in ("cr0", "cr3", "cr4", "efer")):
+            own["pdptes"] = None  # the recorded ones are those of its own CR3
+        return guest.memory, state_of(options, own, **others)
+    if options.cr3 is None:
+        raise ConfigError(f"{place} is a raw image, which needs --cr3 too: where the tables start")
+    return open_raw(place, writable=writable), state_of(options, {}, **others)
+
+
+def state_of(options: argparse.Namespace, own: dict[str, Any], **others: Any) -> GuestState:
+    """The registers `own`, in their place those that the options give, and `others`."""
+    from fastmmu._state import GuestState
+
+    given = {name: getattr(options, name, None) for name in _REGISTERS}
+    return GuestState(**{**own, **{name: value for name, value in given.items() if value is not None}, **others})
