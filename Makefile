@@ -8,7 +8,7 @@ BENCHES = $(filter-out %/yardstick.py,$(wildcard bench/*.py))
 STUBS   = $(subst /,.,$(patsubst src/%.pyi,%,$(shell find src -name '*.pyi')))
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test check bench conformance clean
+.PHONY: help demo test check bench conformance kvm-agreement clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 24
@@ -32,6 +32,9 @@ bench: .venv/with-test ## speed against the yardstick, a tuned C program (FASTMM
 
 conformance: .venv/with-test ## every recorded vector, guest and system trace (FASTMMU_VECTORS, _GUESTS, _TRACES, else samples) through every implementation
 	$(BIN)/python -m tests.conformance
+
+kvm-agreement: .venv/with-test ## what real KVM did (FASTMMU_KVM_EXITS, else a sample), exit for exit, against this machine
+	$(BIN)/python -m tests.agreement
 
 clean: ## removes everything that make made
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -50,6 +50,7 @@ def eptp_of(ept: ref.Ept | None) -> Eptp | None:
         page1gb=bool(ept.caps & ref.EptCap.PAGE_1G),
         advanced_info=bool(ept.caps & ref.EptCap.ADVANCED_INFO),
         ad_before_final=ept.guest_ad_before_final_ept,
+        guest_ad_checked=ept.guest_ad_checked,
     )
 
 

@@ -96,6 +96,7 @@ def _ept(pick: Pick, maxphyaddr: int) -> ref.Ept:
         pml=pml,
         spptp=pick((None, None, SPP_FRAMES[0] << 12)),
         guest_ad_before_final_ept=pick((True, True, False)),
+        guest_ad_checked=pick((True, True, False)),
     )
 
 

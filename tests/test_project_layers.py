@@ -18,8 +18,8 @@ LAYERS = {
     "memory": "_memory",
     "translation": "_memtype _state _guest _ept _walk _nonroot _translate _leaves _leaves_py "
     "_tlb_entries _tlb _invalidate _operands _tlb_py geometry",
-    "mmu": "_mmu _shadow _dirty",
-    "machine": "_apic _vapic _vmentry _vpid _vcpu _events _kvm _guest_kernel _machine _replay machine.*",
+    "mmu": "_slots _spte _mmu _map _sync _shadow _dirty",
+    "machine": "_apic _vapic _vmentry _vpid _vcpu _events _kvm _vmm _guest_kernel _machine _replay machine.*",
     "use": "_lackey _curve trace.* image.* study.* report.* cli.*",
     "package": "__init__",
     "reference": "reference.*",

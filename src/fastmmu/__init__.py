@@ -11,6 +11,7 @@ from fastmmu._nonroot import VmFunction, deliver_ve, vmfunc
 from fastmmu._state import Eptp, GuestState, Pml
 from fastmmu._tlb_py import TLB
 from fastmmu._translate import Translation, translate
+from fastmmu._vmm import Vmm
 from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
 from fastmmu.dtypes import Fault, StepKind
 from fastmmu.errors import (
@@ -30,6 +31,7 @@ from fastmmu.machine.costs import CostModel
 from fastmmu.machine.policy import Action, Exit, Policy
 from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import Simulation, simulate
+from fastmmu.machine.slots import MemorySlot
 from fastmmu.ops import Op
 from fastmmu.study.compare import compare
 from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
@@ -54,6 +56,7 @@ __all__ = [
     "GuestState",
     "Machine",
     "MappingArray",
+    "MemorySlot",
     "MemoryType",
     "MissingExtraError",
     "Mtrrs",
@@ -72,6 +75,7 @@ __all__ = [
     "TraceError",
     "Translation",
     "VmFunction",
+    "Vmm",
     "WalkResult",
     "compare",
     "deliver_ve",

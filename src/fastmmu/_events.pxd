@@ -16,3 +16,4 @@ cdef struct Run:
 cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
                          uint64_t *out) noexcept nogil
 cdef int premap(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil
+cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil

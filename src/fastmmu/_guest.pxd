@@ -70,7 +70,7 @@ cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestEntry *ent
     # the right to write it needed (ept.md §4, §6).
     if (entry.value & want) == want:
         return FAULT_NONE
-    if e != NULL and not e.ad and not entry.ept & EPT_W:
+    if e != NULL and not e.ad and not entry.ept & EPT_W and not e.ad_unchecked:
         w.gpa = entry.gpa
         w.ept_entry = entry.ept_leaf
         return ept_violation(w, NEED_R | NEED_W, entry.ept, e.mbec, QUAL_GLA)

@@ -16,6 +16,9 @@ cdef struct Kvm:
     Surface surface
     void *machine
 
+cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil
+cdef void kvm_owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil
+cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef int kvm_handle(Vcpu *v) noexcept nogil
 cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogil

@@ -4,36 +4,44 @@ A handler fills, zaps or write-protects through the MMU, pays the invalidation t
 of the slides) and says what the processor does next.
 """
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu._bits cimport FRAME
+from fastmmu._dirty cimport dirty_drain
 from fastmmu._ept cimport QUAL_TRANSLATED
 from fastmmu._guest cimport canonical
 from fastmmu._invalidate cimport inv_invept, inv_invvpid
+from fastmmu._map cimport (
+    FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault,
+    find_entry, map_direct,
+)
 from fastmmu._memory cimport mem_holds, mem_write64
-from fastmmu._mmu cimport (
-    FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, mmu_direct, mmu_guest_wrote, mmu_set_root,
-    mmu_zap_all,
-)
+from fastmmu._mmu cimport mmu_set_root, mmu_zap_all
 from fastmmu._shadow cimport (
-    SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_SPURIOUS,
-    shadow_fault,
+    SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY,
+    SHADOW_SPURIOUS, shadow_fault,
 )
+from fastmmu._slots cimport Slot, mark_dirty, slot_of
+from fastmmu._spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
+from fastmmu._sync cimport guest_wrote, shadow_invlpg, sync_roots
 from fastmmu._types cimport ACC_R, ACC_W, ACC_X, FAULT_EPT_VIOLATION, FAULT_PF, Walk
 from fastmmu._vcpu cimport (
     ABORT_BUS, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort,
 )
 from fastmmu._vmx cimport (
-    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, SECONDARY_VPID,
-    secondary_control,
+    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_PML_FULL,
+    SECONDARY_VPID, secondary_control,
 )
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
+cdef uint64_t RESERVED = 8                      # bit of the error code
 
 
 cdef int kvm_handle(Vcpu *v) noexcept nogil:
     cdef Kvm *kvm = <Kvm *> v.owner
+    if v.ept.pml_index != NULL:
+        kvm_drain(kvm, v)
     if kvm.surfaced[v.vmcs.exit_reason]:
         return kvm.surface(kvm.machine, v)
     return kvm_default(kvm, v)
@@ -48,20 +56,22 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
     if reason == EXIT_EPT_VIOLATION:
         return on_ept_violation(kvm, v)
     if reason == EXIT_CR_ACCESS:
-        return on_mov_cr3(kvm, v)
+        return on_mov_cr(kvm, v)
     if reason == EXIT_INVLPG:
-        # synced shadow tables hold nothing stale; only the processor's copies go
+        shadow_invlpg(&kvm.mmu, &kvm.guest, v.vmcs.exit_qualification)
+        kvm_owed_flush(kvm, v)
         if secondary_control(&v.vmcs, SECONDARY_VPID) and canonical(v.vmcs.exit_qualification, v.hw.la_bits):
             v.c.invvpid += 1
             inv_invvpid(v.tlb, 0, v.vmcs.vpid, v.vmcs.exit_qualification)
         return ACT_EMULATED
     if reason == EXIT_EPT_MISCONFIG:
-        vcpu_abort(v, ABORT_MISCONFIG, v.vmcs.guest_physical_address)
-        return ACT_ABORT
+        return on_ept_misconfig(kvm, v)
+    if reason == EXIT_PML_FULL:                 # the log was read at the exit, like at every other
+        return ACT_RETRY
     return ACT_EMULATED                         # CPUID, external interrupt and the like: no state of ours changes
 
 
-cdef void owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef void kvm_owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
     # the MMU took rights away: cached translations may be stale. Without VPID the transitions flush them.
     if not kvm.mmu.flush:
         return
@@ -74,20 +84,30 @@ cdef void owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
         inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
 
 
+cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # the page-modification log into the dirty log
+    if v.ept.pml_index == NULL or v.vmcs.pml_index == 511:
+        return
+    dirty_drain(&kvm.mmu, v.vmcs.pml_address, v.vmcs.pml_index)
+    v.vmcs.pml_index = 511
+
+
+cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # every table goes, the guest goes on with an empty root
+    mmu_zap_all(&kvm.mmu)
+    kvm_owed_flush(kvm, v)                      # while the old root is still in force
+    if kvm.shadow:
+        return kvm_load_root(kvm, v, kvm.guest.cr3)
+    if mmu_set_root(&kvm.mmu, 0, True):
+        return vcpu_abort(v, ABORT_TABLES, kvm.mmu.pool_end)
+    v.ept.root = kvm.mmu.sp[kvm.mmu.root].hpa
+    v.vmcs.eptp = (v.vmcs.eptp & 0xFFF) | v.ept.root
+    return 0
+
+
 cdef int out_of_tables(Kvm *kvm, Vcpu *v) noexcept nogil:
     # start over with empty tables; the access faults them in again
-    mmu_zap_all(&kvm.mmu)
-    owed_flush(kvm, v)                          # while the old root is still in force
-    if kvm.shadow:
-        if kvm_load_root(kvm, v, kvm.guest.cr3):
-            return ACT_ABORT
-    elif mmu_set_root(&kvm.mmu, 0, True):
-        vcpu_abort(v, ABORT_TABLES, kvm.mmu.pool_end)
-        return ACT_ABORT
-    else:
-        v.ept.root = kvm.mmu.sp[kvm.mmu.root].hpa
-        v.vmcs.eptp = (v.vmcs.eptp & 0xFFF) | v.ept.root
-    return ACT_RETRY
+    return ACT_ABORT if kvm_reload(kvm, v) else ACT_RETRY
 
 
 cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
@@ -101,6 +121,7 @@ cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
     kvm.guest.cr3 = cr3
     kvm.guest.root = cr3 & kvm.guest.frame
     v.hw.root = v.hw.cr3 = kvm.mmu.sp[kvm.mmu.root].hpa
+    sync_roots(&kvm.mmu, &kvm.guest)
     return 0
 
 
@@ -112,16 +133,23 @@ cdef inline int access_of(uint64_t error_code) noexcept nogil:
 
 cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef Walk w
-    cdef uint64_t code = v.vmcs.exit_interruption_error
+    cdef uint64_t code = v.vmcs.exit_interruption_error, la = v.vmcs.exit_qualification
     cdef int result, action
     kvm.guest.user = code >> 2 & 1
-    result = shadow_fault(&kvm.mmu, &kvm.guest, v.vmcs.exit_qualification, access_of(code), &w)
+    if code & RESERVED:                         # the VMM's own mark (kvm_policy.md §4.4)
+        action = known_mmio(kvm, v, la)
+        if action != ACT_RETRY:
+            return action
+    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(code), code & 1, &w)
     if result == SHADOW_NO_TABLES:
         return out_of_tables(kvm, v)
     if result == SHADOW_REFLECT:
         v.c.pf_guest += 1
-        v.cr2 = v.vmcs.exit_qualification
+        v.cr2 = la
         v.error_code = w.error_code
+        if w.error_code & 1 and not w.error_code & RESERVED:
+            shadow_invlpg(&kvm.mmu, &kvm.guest, la)     # like the processor, which drops the translation that denied
+            kvm_owed_flush(kvm, v)
         return ACT_INJECT_PF
     if result == SHADOW_BUS:
         vcpu_abort(v, ABORT_BUS, w.gpa)
@@ -131,7 +159,7 @@ cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
         v.c.pf_fixed += 1
     elif result == SHADOW_SPURIOUS:
         v.c.pf_spurious += 1
-    else:
+    elif result != SHADOW_RETRY:
         action = ACT_EMULATED
         v.emulated = w.gpa
         if result == SHADOW_MMIO:
@@ -139,50 +167,97 @@ cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
         else:
             v.c.pf_emulate += 1
             emulate_store(kvm, v, w.gpa)
-    owed_flush(kvm, v)
+    kvm_owed_flush(kvm, v)
     return action
+
+
+cdef int known_mmio(Kvm *kvm, Vcpu *v, uint64_t la) noexcept nogil:
+    # the address is marked in the tables as one without memory: no walk is needed. ACT_RETRY: it is no such mark, or
+    # one of an older layout
+    cdef uint32_t owner = 0
+    cdef uint64_t index = 0, entry = find_entry(&kvm.mmu, la, &owner, &index)
+    if not spte_is_mmio(kvm.mmu.format, entry) or not spte_mmio_current(entry, kvm.mmu.slots.generation):
+        return ACT_RETRY
+    v.emulated = (entry & FRAME & ~MMIO_RESERVED) | (la & 0xFFF)
+    v.c.mmio += 1
+    return ACT_EMULATED
 
 
 cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
     # the store into a shadowed table, and what it makes of the shadow entries
+    cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
+    if slot != NULL:
+        mark_dirty(slot, gpa >> 12)
     if v.store_bytes == 8:
         if mem_holds(&kvm.mmu.guest, gpa, 8):
             mem_write64(&kvm.mmu.guest, gpa, v.store_value)
-        mmu_guest_wrote(&kvm.mmu, gpa, 8)
+        guest_wrote(&kvm.mmu, gpa, 8)
     else:
         if v.store_bytes == 4096:
             memset(kvm.mmu.guest.base + (gpa & ~(<uint64_t> 0xFFF)), 0, 4096)
-        mmu_guest_wrote(&kvm.mmu, gpa & ~(<uint64_t> 0xFFF), 4096)
+        guest_wrote(&kvm.mmu, gpa & ~(<uint64_t> 0xFFF), 4096)
 
 
-cdef int on_mov_cr3(Kvm *kvm, Vcpu *v) noexcept nogil:
-    if kvm.shadow:
+cdef int on_mov_cr(Kvm *kvm, Vcpu *v) noexcept nogil:
+    if not kvm.shadow:                          # the guest's own register, intercepted all the same
+        return ACT_EMULATED
+    if v.vmcs.exit_qualification & 15 == 3:
         if kvm_load_root(kvm, v, v.vmcs.operand & ~CR3_NO_FLUSH):
             return ACT_ABORT
-        kvm.mmu.flush = True                    # linear mappings are tagged by VPID alone: the old root's must go
-        owed_flush(kvm, v)
+    else:
+        sync_roots(&kvm.mmu, &kvm.guest)
+    kvm.mmu.flush = True                        # linear mappings are tagged by VPID alone: the old root's must go
+    kvm_owed_flush(kvm, v)
     return ACT_EMULATED
 
 
 # ---- EPT --------------------------------------------------------------------------------------------------
 
 cdef int on_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
-    cdef int result = mmu_direct(&kvm.mmu, v.vmcs.guest_physical_address)
+    cdef Fault f
+    cdef uint64_t dirty = kvm.mmu.counters.dirty_faults, code = v.vmcs.exit_qualification
+    cdef int result
+    f.la = f.gpa = v.vmcs.guest_physical_address
+    f.write = code >> 1 & 1
+    f.fetch = code >> 2 & 1
+    f.present = code >> 3 & 7 != 0
+    result = map_direct(&kvm.mmu, &f)
     if result == FILL_NO_TABLES:
         return out_of_tables(kvm, v)
-    if result == FILL_NO_SLOT:
-        if not v.vmcs.exit_qualification & QUAL_TRANSLATED:     # a paging structure of the guest, not its data
+    if result == FILL_NO_SLOT or result == FILL_READ_ONLY:
+        if not code & QUAL_TRANSLATED:          # a paging structure of the guest, not its data
             vcpu_abort(v, ABORT_BUS, v.vmcs.guest_linear_address)
             return ACT_ABORT
-        v.emulated = v.vmcs.guest_physical_address
+        v.emulated = f.gpa
         v.c.mmio += 1
+        kvm_owed_flush(kvm, v)
         return ACT_EMULATED
     if result == FILL_MAPPED:
-        v.c.ept_build += 1
-    else:
+        if kvm.mmu.counters.dirty_faults == dirty:
+            v.c.ept_build += 1
+    elif result != FILL_FAST and result != FILL_RETRY:
         v.c.ept_spurious += 1
-    owed_flush(kvm, v)
+    kvm_owed_flush(kvm, v)
     return ACT_RETRY
+
+
+cdef int on_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil:
+    cdef Fault f
+    cdef int action = known_mmio(kvm, v, v.vmcs.guest_physical_address)
+    if action != ACT_RETRY:
+        return action
+    f.la = f.gpa = v.vmcs.guest_physical_address
+    f.write = f.fetch = f.present = False
+    action = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else FILL_UNCHANGED
+    kvm_owed_flush(kvm, v)
+    if action == FILL_NO_SLOT:                  # marked anew
+        v.emulated = f.gpa
+        v.c.mmio += 1
+        return ACT_EMULATED
+    if action == FILL_UNCHANGED:
+        vcpu_abort(v, ABORT_MISCONFIG, f.gpa)   # nobody made this entry
+        return ACT_ABORT
+    return ACT_RETRY                            # memory by now
 
 
 # ---- premapped runs ---------------------------------------------------------------------------------------
@@ -190,9 +265,12 @@ cdef int on_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
 cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogil:
     # the VMM's part of what a premapped run finds in place: ACT_INJECT_PF where the guest's own table lacks it
     cdef Walk guest
+    cdef Fault f
     cdef int result
     if w.fault == FAULT_EPT_VIOLATION:
-        result = mmu_direct(&kvm.mmu, w.gpa)
+        f.la = f.gpa = w.gpa
+        f.write = f.fetch = f.present = False
+        result = map_direct(&kvm.mmu, &f)
         kvm.mmu.flush = False
         if result == FILL_NO_TABLES:
             return out_of_tables(kvm, v)
@@ -206,7 +284,7 @@ cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogi
     if not kvm.shadow:
         return ACT_INJECT_PF
     kvm.guest.user = w.error_code >> 2 & 1
-    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(w.error_code), &guest)
+    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(w.error_code), w.error_code & 1, &guest)
     kvm.mmu.flush = False
     if result == SHADOW_NO_TABLES:
         return out_of_tables(kvm, v)

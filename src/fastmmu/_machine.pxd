@@ -26,7 +26,13 @@ cdef class Machine:
     cdef object raised          # exception of a Python handler
     cdef object handlers        # exit reason → bound method of the policy
     cdef _boot(self)
-    cdef _build_vmm(self, uint64_t pool_end, state)
+    cdef readonly object state  # GuestState: registers of a bare guest, CR3 aside
+    cdef _place(self, slots, end)
+    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private)
+    cdef _set_policy(self)
+    cdef _hardware(self, state)
+    cdef _gpa(self, uint64_t hpa)
+    cdef _build_vmm(self, uint64_t pool_end, state, placed)
     cdef _raise(self, uint64_t n)
     cdef _outcome(self, la, int outcome, uint64_t hpa)
     cdef _guest_runs(self)

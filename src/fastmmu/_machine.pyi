@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -6,8 +7,10 @@ import numpy.typing as npt
 from fastmmu._memory import PhysicalMemory
 from fastmmu._state import GuestState
 from fastmmu._tlb_py import TLB
+from fastmmu._vmm import Vmm
 from fastmmu.machine.config import Config
 from fastmmu.machine.policy import Action, Policy
+from fastmmu.machine.slots import MemorySlot
 
 class Access(NamedTuple):
     gpa: int | None
@@ -26,6 +29,7 @@ class Machine:
         policy: Policy | None = None,
         guest_kernel: bool = True,
         state: GuestState | None = None,
+        slots: Sequence[MemorySlot] = (),
     ) -> None: ...
     def run(
         self,
@@ -46,5 +50,11 @@ class Machine:
     def access(self, la: int, access: str = "r", *, user: bool = False) -> Access: ...
     def store(self, la: int, value: int) -> Access: ...
     def mov_cr3(self, value: int) -> None: ...
+    state: GuestState
+    def mov_cr4(self, value: int) -> None: ...
+    def mov_from_cr4(self) -> int: ...
+    def exit_instruction(self, reason: int) -> None: ...
+    @property
+    def vmm(self) -> Vmm: ...
     def invlpg(self, la: int) -> None: ...
     def counters(self) -> dict[str, Any]: ...

@@ -5,24 +5,28 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu._bits cimport ONES
-from fastmmu._events cimport premap, run_events
+from fastmmu._events cimport exit_instruction, premap, run_events
 from fastmmu._guest cimport canonical
 from fastmmu._guest_kernel cimport PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init
 from fastmmu._kvm cimport kvm_default, kvm_handle, kvm_load_root
 from fastmmu._memory cimport PhysicalMemory
-from fastmmu._mmu cimport FORMAT_EPT, FORMAT_PAGING, Slot, mmu_free, mmu_init, mmu_set_root
+from fastmmu._mmu cimport Policy, mmu_free, mmu_init, mmu_set_root
+from fastmmu._slots cimport Slot, slots_add, slots_untouched
+from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu._state cimport Eptp, GuestState, access_code
 from fastmmu._tlb cimport L1D, L1I, L1S, L2, L2I
 from fastmmu._tlb_py cimport TLB
+from fastmmu._types cimport Paging
 from fastmmu._vcpu cimport (
     ABORT_ADDRESS, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_MISCONFIG, ABORT_NO_PROGRESS,
     ABORT_NONE, ABORT_OP, ABORT_PROCESS, ABORT_PYTHON, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY,
     DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Counters, Vcpu, vcpu_abort, vcpu_access, vcpu_derive, vcpu_enter,
-    vcpu_invlpg, vcpu_mov_cr3, vcpu_store,
+    vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_store,
 )
+from fastmmu._vmm cimport Vmm
 from fastmmu._vmx cimport (
-    PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID,
-    VECTOR_PF,
+    EXIT_CR_ACCESS, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT,
+    SECONDARY_VPID, VECTOR_PF,
 )
 from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
 from fastmmu.exits import N_REASONS, ExitReason
@@ -32,6 +36,18 @@ from fastmmu.machine.policy import Action, Exit, overridden
 
 # exit reasons without a name come from EXIT events only
 _REASONS = [{int(r): r.name.lower() for r in ExitReason}.get(i, f"reason_{i}") for i in range(N_REASONS)]
+
+
+# Bits of CR4 that change what shadow tables must be, or flush: all but those of the guest alone (PVI, TSD, DE, PCE,
+# OSFXSR, OSXMMEXCPT, FSGSBASE)
+cdef uint64_t CR4_OF_SHADOW = ~(<uint64_t> 0x1070E)
+
+
+cdef inline void keep_cr3(Paging *new, const Paging *old) noexcept nogil:
+    new.cr3 = old.cr3
+    new.root = old.root
+    new.pcid = old.pcid
+    new.write_ad = 1
 
 
 cdef int surface(void *machine, Vcpu *v) noexcept with gil:
@@ -77,11 +93,12 @@ cdef class Machine:
 
     :param config: :class:`Config`. :param policy: :class:`Policy` whose overridden methods handle their exits.
     :param state: registers of a bare guest (4-level paging); default: long mode, CPL by access.
+    :param slots: more guest-physical memory, of :class:`fastmmu.MemorySlot`; the machine's own is slot 0, these follow.
     :raises ConfigError: an impossible geometry or mode. :raises OutOfMemoryError: the host refuses the memory.
     """
 
-    def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None):
-        cdef uint64_t pool_end = 0, guest_bytes
+    def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None, slots=()):
+        cdef uint64_t pool_end = 0, guest_bytes, more
         config = Config() if config is None else config
         self.config = config
         self.loop.exit_every = self.loop.until_exit = config.exit_every
@@ -92,7 +109,8 @@ cdef class Machine:
         guest_bytes = config.memory_bytes
         if config.mmu != "native":
             pool_end = ((guest_bytes >> 5) + (1 << 26)) & ~(<uint64_t> 0x1FFFFF)
-        self.memory = PhysicalMemory(guest_bytes + pool_end)
+        placed, more = self._place(slots, pool_end + guest_bytes)
+        self.memory = PhysicalMemory(more)
         self.loop.guest_base = pool_end
         self.guest.base = self.memory.mem.base + pool_end
         self.guest.nbytes = guest_bytes
@@ -117,7 +135,8 @@ cdef class Machine:
         elif self.v.hw.levels != 4:
             raise ConfigError(f"the machine runs guests with 4-level paging, not mode {state.mode.name}")
         if config.mmu != "native":
-            self._build_vmm(pool_end, state)
+            self._build_vmm(pool_end, state, placed)
+        self.state = state
         self.policy = policy
         self.handlers = {reason: getattr(policy, name) for reason, name in overridden(policy).items()}
         for reason in self.handlers:
@@ -140,43 +159,93 @@ cdef class Machine:
         if kernel_boot(&self.kernel):
             self._raise(0)
 
-    cdef _build_vmm(self, uint64_t pool_end, state):
-        cdef Slot slot
+    cdef _place(self, slots, end):
+        # host-physical addresses of more slots, and the end of memory; equal to the guest's modulo 2 MB
+        placed = []
+        for slot in slots:
+            if self.config.mmu == "native":
+                raise ConfigError('slots are the VMM\'s: use mmu="ept" or mmu="shadow"')
+            if (slot.gpa | slot.size) & 0xFFF or slot.size <= 0 or slot.gpa < 0 or slot.gpa + slot.size > 1 << 46:
+                raise ConfigError(f"{slot}: gpa and size must be multiples of 4096 below {1 << 46:#x}")
+            at = (end + 0x1FFFFF & ~0x1FFFFF) + (slot.gpa & 0x1FFFFF)
+            end = at + slot.size
+            placed.append((slot, at))
+        return placed, (end + 0x1FFFFF & ~0x1FFFFF)
+
+    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private):
+        cdef int n = slots_add(&self.kvm.mmu.slots, gpa >> 12, size >> 12, hpa)
+        cdef Slot *slot
+        if n < 0:
+            raise ConfigError(f"slot at {gpa:#x} of {size:#x} bytes " +
+                              ("overlaps another" if n == -2 else "is one too many; there are at most 32"))
+        slot = &self.kvm.mmu.slots.slot[n]
+        slot.readonly = readonly
+        slot.private = private
+        slot.huge = host == "2m"
+        if host == "untouched" and slots_untouched(&self.kvm.mmu.slots, n):
+            raise OutOfMemoryError(f"no memory for the state of {size >> 12} host pages; make the slot smaller")
+
+    cdef _set_policy(self):
+        cdef Policy *p = &self.kvm.mmu.policy
+        config = self.config
+        p.modern = p.prefetch = p.unsync = p.flooding = config.kvm == "6.1"
+        if config.unsync is not None:
+            p.unsync = config.unsync
+        p.fast = p.modern and config.mmu == "ept"
+        p.mmio_caching = p.modern and config.mmio_caching
+        p.tdp = config.mmu == "ept" and config.tdp_mmu
+        p.eager_split = config.eager_page_split
+        p.nx_huge = config.nx_huge_pages
+        p.pml = config.pml
+
+    cdef _build_vmm(self, uint64_t pool_end, state, placed):
         cdef bint shadow = self.config.mmu == "shadow"
         cdef Eptp eptp
-        cdef GuestState hardware
-        slot.base_gfn = 0
-        slot.npages = self.guest.nbytes >> 12
-        slot.hpa = self.loop.guest_base
-        # the first page of host memory stays unused, so that no root is 0
-        if mmu_init(&self.kvm.mmu, &self.memory.mem, slot, FORMAT_PAGING if shadow else FORMAT_EPT,
-                    2 if self.config.backing == "2m" else 1, True, 4096, pool_end):
+        # the first page of host memory stays unused, so that no root is 0; the second is the page-modification log
+        self.v.vmcs.pml_address = 4096
+        if mmu_init(&self.kvm.mmu, &self.memory.mem, pool_end, self.memory.mem.nbytes - pool_end,
+                    FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, 8192, pool_end):
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
+        self.kvm.mmu.guest = self.guest
+        self._set_policy()
+        self._add_slot(0, self.guest.nbytes, self.loop.guest_base,
+                       self.config.host_pages if self.config.host_pages == "untouched" else self.config.backing, False,
+                       False)
+        for slot, hpa in placed:
+            self._add_slot(slot.gpa, slot.size, hpa, slot.host, slot.readonly, slot.private)
         self.kvm.shadow = shadow
         self.v.guest = True
         self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
         self.v.vmcs.primary = PRIMARY_SECONDARY
         self.v.vmcs.secondary = SECONDARY_VPID if self.config.vpid else 0
         self.v.vmcs.vpid = 1 if self.config.vpid else 0
+        self.v.vmcs.cr4_shadow = state.cr4
+        if self.config.vendor == "amd":
+            self.v.vmcs.cr4_mask = ONES
         if shadow:                              # vmx.md §2: with EPT the guest owns all three
             self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_INVLPG
             self.v.vmcs.exception_bitmap = 1 << VECTOR_PF
+            self.v.vmcs.cr4_mask |= CR4_OF_SHADOW
             self.kvm.guest = self.v.hw
             # CR0.WP, NXE on and PCIDE, PGE, keys off, whatever the guest has (kvm_policy.md §2)
-            hardware = state.replace(cr0=state.cr0 | 1 << 16, efer=state.efer | 1 << 11, cr3=0,
-                                     cr4=state.cr4 & ~(1 << 7 | 1 << 17 | 1 << 22 | 1 << 24))
-            self.v.hw = hardware.paging
+            self.v.hw = (<GuestState> self._hardware(state)).paging
             self.v.hw.write_ad = 1
             if kvm_load_root(&self.kvm, &self.v, state.cr3):
                 self._raise(0)
             return
         if mmu_set_root(&self.kvm.mmu, 0, True):
             raise OutOfMemoryError("no table page for the root of the EPT")
-        eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.root].hpa | 0x5E, maxphyaddr=46)
+        eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.root].hpa | (0x5E if self.config.ept_ad else 0x1E), maxphyaddr=46,
+                    guest_ad_checked=self.config.guest_ad_checked)
         self.v.ept = eptp.ept
         self.v.ept.write_ad = 1
         self.v.vmcs.secondary |= SECONDARY_EPT
         self.v.vmcs.eptp = eptp.value
+
+    cdef _hardware(self, state):
+        # the registers under which the processor walks shadow tables
+        return state.replace(cr0=state.cr0 | 1 << 16, efer=state.efer | 1 << 11, cr3=0,
+                             cr4=state.cr4 & ~(1 << 7 | 1 << 17 | 1 << 22 | 1 << 24))
 
     def __dealloc__(self):
         kernel_free(&self.kernel)
@@ -304,7 +373,7 @@ cdef class Machine:
 
     cdef _outcome(self, la, int outcome, uint64_t hpa):
         if outcome == DONE_OK:
-            return Access(int(hpa - self.loop.guest_base), None, None)
+            return Access(self._gpa(hpa), None, None)
         if outcome == DONE_EMULATED:
             return Access(None if self.v.emulated == ONES else int(self.v.emulated), None, None)
         if outcome == DONE_PF:
@@ -312,6 +381,15 @@ cdef class Machine:
         if outcome == DONE_ABORT:
             self._raise(0)
         raise StateError(f"linear address {la:#x} is not canonical")
+
+    cdef _gpa(self, uint64_t hpa):
+        cdef int i
+        cdef Slot *slot
+        for i in range(self.kvm.mmu.slots.n):
+            slot = &self.kvm.mmu.slots.slot[i]
+            if hpa - slot.hpa < slot.npages << 12:
+                return int((slot.base_gfn << 12) + (hpa - slot.hpa))
+        return int(hpa - self.loop.guest_base)
 
     cdef _guest_runs(self):
         if self.handling:
@@ -340,6 +418,55 @@ cdef class Machine:
         outcome = vcpu_mov_cr3(&self.v, value)
         if outcome != DONE_OK:
             self._raise(0)
+
+    def mov_cr4(self, uint64_t value):
+        """MOV to CR4 by the guest, which stays in 4-level paging.
+
+        :raises StateError: reserved bits, or a paging mode that the machine does not run (#GP).
+        """
+        cdef GuestState state = self.state.replace(cr4=value, cr3=0)
+        cdef Paging was
+        self._guest_runs()
+        if state.paging.levels != 4:
+            raise StateError(f"cr4={value:#x}: the machine runs guests with 4-level paging, not mode {state.mode.name}")
+        if vcpu_mov_cr4(&self.v, self.state.cr4, value) != DONE_OK:
+            self._raise(0)
+        self.state = state
+        self.v.vmcs.cr4_shadow = value
+        if self.kvm.shadow:
+            was = self.kvm.guest
+            self.kvm.guest = state.paging
+            keep_cr3(&self.kvm.guest, &was)
+            state = self._hardware(state)
+        was = self.v.hw
+        self.v.hw = state.paging
+        keep_cr3(&self.v.hw, &was)
+        vcpu_derive(&self.v)
+
+    def mov_from_cr4(self):
+        """The guest reads CR4; AMD's KVM intercepts that."""
+        if self.config.vendor == "amd":
+            self.exit_instruction(EXIT_CR_ACCESS)
+        return int(self.state.cr4)
+
+    def exit_instruction(self, uint64_t reason):
+        """An instruction that exits unconditionally, such as CPUID (10) or OUT (30); `reason`: basic exit reason."""
+        self._guest_runs()
+        if exit_instruction(&self.loop, reason) != DONE_OK:
+            self._raise(0)
+
+    @property
+    def vmm(self):
+        """The VMM's user space, :class:`Vmm`: memory slots and dirty logs; None for a native machine."""
+        cdef Vmm vmm
+        self._guest_runs()
+        if not self.v.guest:
+            return None
+        vmm = Vmm.__new__(Vmm)
+        vmm.machine = self
+        vmm.kvm = &self.kvm
+        vmm.v = &self.v
+        return vmm
 
     def invlpg(self, uint64_t la):
         """INVLPG by the guest."""

@@ -2,40 +2,43 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastmmu._types cimport Mem, Paging
-
-cdef enum MmuFormat:
-    FORMAT_PAGING = 0           # entries that the processor reads as ordinary 4-level paging
-    FORMAT_EPT = 1
-
-cdef enum RoleAccess:           # role.access, and the rights of a mapping
-    MAY_X = 1
-    MAY_W = 2
-    MAY_U = 4
-    MAY_ALL = 7
+from fastmmu._slots cimport Slot, Slots
+from fastmmu._types cimport Mem
 
 cdef enum:
     NO_SP = 0xFFFFFFFFU
-    NO_SPTE = 0xFFFFFFFFU
     ROOT_LEVEL = 4
+    ROOTS = 4                   # roots that are kept: the one in use and three before it (kvm_policy.md §2.4)
 
-cdef struct Slot:               # guest-physical → host-physical
-    uint64_t base_gfn
-    uint64_t npages
-    uint64_t hpa
+cdef struct Policy:             # what KVM does of its own choice, by generation and module parameters
+    bint modern                 # of Linux 6.1: what the bits below do not say
+    bint tdp                    # EPT by the TDP MMU
+    bint prefetch               # neighbours of a fault are mapped with it
+    bint unsync                 # a guest's page table may be written unseen until the next flush point
+    bint flooding               # a table written again and again without being used is forgotten
+    bint fast                   # fast page faults (kvm_policy.md §5)
+    bint mmio_caching           # accesses to no memory are marked in the tables
+    bint eager_split            # large pages are split when logging starts, not when they are written
+    bint nx_huge                # large pages are not executable
+    bint pml                    # writes are logged by the processor
 
 cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
     uint64_t hpa
     uint64_t gfn                # guest table shadowed; of a direct page: first gfn mapped
     uint32_t *next              # [512] links of each entry in the list of what it points to:
     uint32_t *prev              # rmap of a gfn for a leaf, parents of a table otherwise
-    uint32_t chain              # next page with the same gfn
+    uint64_t unsync_child[8]    # bitmap of entries below which there may be an unsync page
+    uint32_t unsync_children    # bits set
+    uint32_t chain              # next page in the hash bucket
     uint32_t parents            # entries that point to this page
     uint8_t level
     uint8_t direct
     uint8_t access
     uint8_t used
+    uint8_t unsync              # the guest may have changed its table since the entries were made
+    uint8_t writes              # emulated in a row, without a fault through this page between
     uint16_t present
+    uint8_t split               # made only because an executable large page is not allowed
 
 cdef struct MmuCounters:
     uint64_t changes            # of entries
@@ -44,13 +47,27 @@ cdef struct MmuCounters:
     uint64_t entries_filled     # leaf entries set
     uint64_t entries_zapped     # present entries cleared or reduced
     uint64_t write_protected    # leaf entries made read-only because their page became a shadowed table
+    uint64_t prefetched         # leaf entries set beside the one that faulted
+    uint64_t fast               # faults fixed by giving back a right
+    uint64_t dirty_faults       # faults that were the first write to a page since its log was read
+    uint64_t swap_ins
+    uint64_t retries            # faults begun again because the host changed its tables meanwhile
+    uint64_t mmio_marked        # entries that mark an address without memory
+    uint64_t unsynced           # times that a page became unsync
+    uint64_t synced             # pages synchronized
+    uint64_t pte_writes         # emulated writes to shadowed tables
+    uint64_t flooded            # pages forgotten because of such writes
+    uint64_t splits             # large pages split
+    uint64_t logged             # pages marked in a dirty log by the VMM or by the page-modification log
+    uint64_t pages[3]           # leaf entries there are, by size: 4K, 2M, 1G
+    uint64_t unsync             # unsync pages there are
 
 cdef struct Mmu:
     Mem *mem                    # host physical memory
-    Mem guest                   # guest-physical memory as a window of it (one slot from gpa 0)
-    Slot slot
-    int format
-    int backing                 # largest level of a direct mapping: 1 = 4K, 2 = 2M
+    Mem guest                   # guest-physical memory as a window of it: slot 0, from gpa 0
+    Slots slots
+    Policy policy
+    int format                  # MmuFormat
     bint ad                     # EPT A/D flags on: mappings are made with A, and D where writable
     uint64_t pool, pool_end     # host-physical addresses of the VMM's table pages: next unused, end
     uint64_t pool_start
@@ -61,34 +78,36 @@ cdef struct Mmu:
     Sp *sp
     uint32_t n_sp, sp_room
     uint32_t free_sp            # list of unused descriptors, through Sp.chain
-    uint32_t *by_gfn            # [gfn] first Sp of the chain
-    uint32_t *rmap              # [gfn] first 4K leaf entry
-    uint32_t *rmap_large        # [gfn >> 9] first 2M leaf entry
-    uint16_t *tables_in         # [gfn >> 9] shadowed tables in this 2M region: no large mapping while there are any
+    uint32_t *bucket            # [gfn & bucket_mask] first Sp of the chain
+    uint64_t bucket_mask
+    uint32_t *rmap              # [host frame] first 4K leaf entry
+    uint32_t *rmap_large        # [host frame >> 9] first 2M leaf entry
+    uint16_t *tables_in         # [host frame >> 9] shadowed tables in this 2M region: no large mapping meanwhile
     uint32_t root               # Sp in use as root
+    uint32_t previous[3]        # roots in use before, latest first
+    uint32_t indirect           # shadowed tables there are
     bint flush                  # an entry lost rights since this was last cleared: cached translations may be stale
     bint out_of_tables
     MmuCounters counters
 
-cdef enum FillResult:
-    FILL_MAPPED = 0             # the entry now allows the access
-    FILL_NO_SLOT = 1            # no memory behind it: MMIO
-    FILL_NO_TABLES = 2          # the pool of table pages is used up
-    FILL_UNCHANGED = 3          # it allowed the access already: spurious
-
-cdef int mmu_init(Mmu *mmu, Mem *mem, Slot slot, int format, int backing, bint ad,
-                  uint64_t pool, uint64_t pool_end) noexcept nogil
+cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format, bint ad, uint64_t pool,
+                  uint64_t pool_end) noexcept nogil
 cdef void mmu_free(Mmu *mmu) noexcept nogil
-cdef uint64_t mmu_hpa(const Mmu *mmu, uint64_t gpa) noexcept nogil
+cdef uint64_t mmu_hpa(Mmu *mmu, uint64_t gpa) noexcept nogil
+cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int access) noexcept nogil
 cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access) noexcept nogil
-cdef uint64_t mmu_leaf(const Mmu *mmu, uint64_t hpa, int level, int access) noexcept nogil
-cdef uint32_t mmu_descend(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t gfn, bint direct,
-                          int access) noexcept nogil
-cdef int mmu_set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t leaf) noexcept nogil
-cdef int mmu_map_below(Mmu *mmu, uint32_t owner, uint64_t la, uint64_t gpa, int largest, int access) noexcept nogil
-cdef int mmu_direct(Mmu *mmu, uint64_t gpa) noexcept nogil
-cdef bint mmu_large_ok(const Mmu *mmu, uint64_t gfn) noexcept nogil
-cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil
+cdef bint mmu_shadowed(const Mmu *mmu, uint64_t gfn) noexcept nogil
 cdef bint mmu_tracked(const Mmu *mmu, uint64_t gfn) noexcept nogil
-cdef void mmu_guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil
+cdef bint mmu_may_write(Mmu *mmu, uint64_t gfn, bint can_unsync, bint prefetch) noexcept nogil
+cdef bint mmu_write_protect(Mmu *mmu, uint64_t gfn, bint tracked) noexcept nogil
+cdef void mmu_zap_gfn(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil
+cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil
+cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil
+cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil
+cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil
+
+
+cdef inline uint64_t mmu_frame(const Mmu *mmu, uint64_t hpa) noexcept nogil:
+    # number of a page that a slot maps, among all of them
+    return hpa - mmu.slots.base >> 12

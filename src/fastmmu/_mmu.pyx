@@ -7,40 +7,38 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
-from fastmmu._bits cimport (
-    EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_W, EPT_X, FRAME, ONES, PS, RW, US, XD, A, D, P,
-)
+from fastmmu._bits cimport EPT_R, EPT_W, EPT_X, FRAME, ONES, PS, RW, US, XD, P
 from fastmmu._memory cimport mem_read64, mem_write64
+from fastmmu._slots cimport Slot, slot_hpa, slot_of, slots_free
+from fastmmu._spte cimport (
+    FORMAT_EPT, FORMAT_PAGING, MAY_ALL, SPTE_MARK, spte_dirty, spte_leaf, spte_may_write, spte_present, spte_table,
+)
 from fastmmu._types cimport Mem
 
-# A leaf entry says in a bit that the processor ignores that it is one (bit 11; ept.md §2, paging.md §3.3).
-cdef uint64_t LEAF_MARK = 1 << 11
-cdef uint64_t EPT_WRITE_BACK = 6 << 3
 
-
-cdef int mmu_init(Mmu *mmu, Mem *mem, Slot slot, int format, int backing, bint ad,
-                  uint64_t pool, uint64_t pool_end) noexcept nogil:
-    # 0, or -1 where the host's memory does not suffice
+cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format, bint ad, uint64_t pool,
+                  uint64_t pool_end) noexcept nogil:
+    # base, nbytes: host memory for slots; 0, or -1 where the host's memory does not suffice
     memset(mmu, 0, sizeof(Mmu))
     mmu.mem = mem
-    mmu.slot = slot
-    mmu.guest.base = mem.base + slot.hpa
-    mmu.guest.nbytes = slot.npages << 12
+    mmu.slots.base = base
+    mmu.slots.frames = nbytes >> 12
     mmu.format = format
-    mmu.backing = backing
     mmu.ad = ad
     mmu.pool = mmu.pool_start = pool
     mmu.pool_end = pool_end
     mmu.free_sp = NO_SP
-    mmu.root = NO_SP
-    cdef uint64_t npages = slot.base_gfn + slot.npages
+    forget_roots(mmu)
+    mmu.bucket_mask = 4095
+    while mmu.bucket_mask < mmu.slots.frames:
+        mmu.bucket_mask = 2 * mmu.bucket_mask + 1
     # calloc: untouched parts take no memory; heads are stored as id + 1, so that zero is "none"
-    mmu.by_gfn = <uint32_t *> calloc(npages + 1, sizeof(uint32_t))
-    mmu.rmap = <uint32_t *> calloc(npages + 1, sizeof(uint32_t))
-    mmu.rmap_large = <uint32_t *> calloc((npages >> 9) + 1, sizeof(uint32_t))
-    mmu.tables_in = <uint16_t *> calloc((npages >> 9) + 1, sizeof(uint16_t))
+    mmu.bucket = <uint32_t *> calloc(mmu.bucket_mask + 1, sizeof(uint32_t))
+    mmu.rmap = <uint32_t *> calloc(mmu.slots.frames + 1, sizeof(uint32_t))
+    mmu.rmap_large = <uint32_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint32_t))
+    mmu.tables_in = <uint16_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint16_t))
     mmu.owner = <uint32_t *> calloc((pool_end - pool >> 12) + 1, sizeof(uint32_t))
-    if (mmu.by_gfn == NULL or mmu.rmap == NULL or mmu.rmap_large == NULL or mmu.tables_in == NULL
+    if (mmu.bucket == NULL or mmu.rmap == NULL or mmu.rmap_large == NULL or mmu.tables_in == NULL
             or mmu.owner == NULL):
         mmu_free(mmu)
         return -1
@@ -53,20 +51,19 @@ cdef void mmu_free(Mmu *mmu) noexcept nogil:
         free(mmu.sp[i].next)
     free(mmu.sp)
     free(mmu.freed)
-    free(mmu.by_gfn)
+    free(mmu.bucket)
     free(mmu.rmap)
     free(mmu.rmap_large)
     free(mmu.tables_in)
     free(mmu.owner)
+    slots_free(&mmu.slots)
     memset(mmu, 0, sizeof(Mmu))
 
 
-cdef uint64_t mmu_hpa(const Mmu *mmu, uint64_t gpa) noexcept nogil:
+cdef uint64_t mmu_hpa(Mmu *mmu, uint64_t gpa) noexcept nogil:
     # host-physical address behind a guest-physical one; all ones where no slot holds it
-    cdef uint64_t gfn = gpa >> 12
-    if gfn - mmu.slot.base_gfn >= mmu.slot.npages:
-        return ONES
-    return mmu.slot.hpa + (gpa - (mmu.slot.base_gfn << 12))
+    cdef Slot *slot = slot_of(&mmu.slots, gpa >> 12)
+    return ONES if slot == NULL else slot_hpa(slot, gpa >> 12) | gpa & 0xFFF
 
 
 # ---- table pages ------------------------------------------------------------------------------------------
@@ -125,16 +122,26 @@ cdef uint32_t new_descriptor(Mmu *mmu) noexcept nogil:
     return i
 
 
-cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access) noexcept nogil:
-    # the table page of (gfn, role), made where there is none; NO_SP where no page is left
-    cdef uint32_t i = mmu.by_gfn[gfn]
-    cdef uint64_t hpa
-    cdef Sp *sp
+cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int access) noexcept nogil:
+    cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
+    cdef const Sp *sp
     while i:
         sp = &mmu.sp[i - 1]
-        if sp.level == level and sp.direct == direct and sp.access == access:
+        if sp.gfn == gfn and sp.level == level and sp.direct == direct and sp.access == access:
             return i - 1
         i = sp.chain
+    return NO_SP
+
+
+cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access) noexcept nogil:
+    # the table page of (gfn, role), made where there is none; NO_SP where no page is left. A guest's table lies in a
+    # slot.
+    cdef uint32_t i = mmu_find(mmu, gfn, level, direct, access)
+    cdef uint64_t hpa
+    cdef uint32_t *links
+    cdef Sp *sp
+    if i != NO_SP:
+        return i
     hpa = new_page(mmu)
     i = NO_SP if hpa == ONES else new_descriptor(mmu)
     if i == NO_SP:
@@ -143,62 +150,146 @@ cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access)
         mmu.out_of_tables = True
         return NO_SP
     sp = &mmu.sp[i]
+    links = sp.next
+    memset(sp, 0, sizeof(Sp))
+    sp.next = links
+    sp.prev = links + 512
     sp.hpa = hpa
     sp.gfn = gfn
     sp.level = level
     sp.direct = direct
     sp.access = access
     sp.used = 1
-    sp.present = 0
-    sp.parents = 0
-    if not direct and not mmu_tracked(mmu, gfn):
-        mmu.tables_in[gfn >> 9] += 1
-        write_protect(mmu, gfn)
-    sp.chain = mmu.by_gfn[gfn]
-    mmu.by_gfn[gfn] = i + 1
+    if not direct:
+        if level > 1:
+            zap_unsync_of(mmu, gfn)
+        if not mmu_shadowed(mmu, gfn):
+            mmu.tables_in[mmu_frame(mmu, mmu_hpa(mmu, gfn << 12)) >> 9] += 1
+        mmu_write_protect(mmu, gfn, True)
+        mmu.indirect += 1
+    sp.chain = mmu.bucket[gfn & mmu.bucket_mask]
+    mmu.bucket[gfn & mmu.bucket_mask] = i + 1
     mmu.owner[hpa - mmu.pool_start >> 12] = i
     mmu.counters.tables_made += 1
     return i
 
 
+cdef void zap_unsync_of(Mmu *mmu, uint64_t gfn) noexcept nogil:
+    # a table of an upper level is write-protected for good: an unsync page of the same table would never be synced
+    cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask], after
+    while i:
+        after = mmu.sp[i - 1].chain
+        if mmu.sp[i - 1].gfn == gfn and mmu.sp[i - 1].unsync:
+            mmu_zap(mmu, i - 1)
+        i = after
+
+
+# ---- which pages the guest may not write unseen -------------------------------------------------------------
+
+cdef bint mmu_shadowed(const Mmu *mmu, uint64_t gfn) noexcept nogil:
+    # the page is a guest table that is shadowed
+    cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
+    while i:
+        if mmu.sp[i - 1].gfn == gfn and not mmu.sp[i - 1].direct:
+            return True
+        i = mmu.sp[i - 1].chain
+    return False
+
+
 cdef bint mmu_tracked(const Mmu *mmu, uint64_t gfn) noexcept nogil:
-    # the page is a guest table that is shadowed: the guest may not write it unseen (kvm_policy.md §2.2)
-    return (gfn - mmu.slot.base_gfn < mmu.slot.npages and mmu.tables_in[gfn >> 9] != 0
-            and shadowed(mmu, gfn))
+    # writes to the page are emulated, always: shadowed above level 1, or at any level without unsync
+    cdef uint32_t i
+    if mmu.indirect == 0:
+        return False
+    i = mmu.bucket[gfn & mmu.bucket_mask]
+    while i:
+        if (mmu.sp[i - 1].gfn == gfn and not mmu.sp[i - 1].direct
+                and (mmu.sp[i - 1].level > 1 or not mmu.policy.unsync)):
+            return True
+        i = mmu.sp[i - 1].chain
+    return False
 
 
-cdef void write_protect(Mmu *mmu, uint64_t gfn) noexcept nogil:
-    # every entry that maps the page becomes read-only; large ones go, and come back as small ones
-    cdef uint32_t id = mmu.rmap[gfn], after
+cdef bint mmu_may_write(Mmu *mmu, uint64_t gfn, bint can_unsync, bint prefetch) noexcept nogil:
+    # whether an entry may map the page writable; shadowed page tables become unsync for that (kvm_policy.md §2.2)
+    cdef uint32_t i
     cdef Sp *sp
-    cdef uint64_t at, entry
+    if mmu.indirect == 0:
+        return True
+    if mmu_tracked(mmu, gfn):
+        return False
+    i = mmu.bucket[gfn & mmu.bucket_mask]
+    while i:
+        sp = &mmu.sp[i - 1]
+        if sp.gfn == gfn and not sp.direct:
+            if not can_unsync or (prefetch and not sp.unsync):
+                return False
+            if not sp.unsync:
+                sp.unsync = 1
+                mmu.counters.unsynced += 1
+                mmu.counters.unsync += 1
+                mark_parents(mmu, sp)
+        i = sp.chain
+    return True
+
+
+cdef void mark_parents(Mmu *mmu, const Sp *sp) noexcept nogil:
+    cdef uint32_t id = sp.parents
+    while id:
+        mark_unsync(mmu, id - 1)
+        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+
+
+cdef void mark_unsync(Mmu *mmu, uint32_t id) noexcept nogil:
+    # below this entry there is an unsync page
+    cdef Sp *sp = &mmu.sp[id >> 9]
+    cdef uint64_t bit = <uint64_t> 1 << (id & 63)
+    if sp.unsync_child[(id & 511) >> 6] & bit:
+        return
+    sp.unsync_child[(id & 511) >> 6] |= bit
+    sp.unsync_children += 1
+    if sp.unsync_children == 1:
+        mark_parents(mmu, sp)
+
+
+cdef bint mmu_write_protect(Mmu *mmu, uint64_t gfn, bint tracked) noexcept nogil:
+    # every entry that maps the page becomes read-only; large ones go, and come back as small ones where a table is
+    # shadowed. tracked: no fault gives the right back before the VMM says so. Returns whether any had the right.
+    cdef Slot *slot = slot_of(&mmu.slots, gfn)
+    cdef uint64_t frame, at, entry, lose
+    cdef uint32_t id
+    cdef Sp *sp
+    cdef bint found = False
+    if slot == NULL:
+        return False
+    frame = mmu_frame(mmu, slot_hpa(slot, gfn))
+    id = mmu.rmap[frame]
     while id:
         sp = &mmu.sp[(id - 1) >> 9]
-        after = sp.next[(id - 1) & 511]
         at = sp.hpa + 8 * ((id - 1) & 511)
         entry = mem_read64(mmu.mem, at)
+        lose = RW | (spte_may_write(mmu.format) if tracked else 0)
         if entry & RW:
-            mem_write64(mmu.mem, at, entry & ~RW)
             mmu.counters.write_protected += 1
-            mmu.flush = True
-        id = after
-    while mmu.rmap_large[gfn >> 9]:
-        id = mmu.rmap_large[gfn >> 9] - 1
-        changed(mmu, id >> 9, id & 511, 0)
+            mmu.flush = found = True
+        if entry & lose:
+            mem_write64(mmu.mem, at, entry & ~lose)
+        id = sp.next[(id - 1) & 511]
+    while tracked and mmu.rmap_large[frame >> 9]:
+        id = mmu.rmap_large[frame >> 9] - 1
+        mmu_change(mmu, id >> 9, id & 511, 0)
+        found = True
+    return found
 
 
 # ---- the one place where an entry changes ------------------------------------------------------------------
 
-cdef inline bint entry_present(const Mmu *mmu, uint64_t entry) noexcept nogil:
-    return entry & (7 if mmu.format == FORMAT_EPT else 1) != 0
-
-
 cdef uint32_t *list_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
-    # head of the list in which an entry is linked: rmap of the gfn mapped, or parents of the table pointed to
-    cdef uint64_t gfn
-    if entry & LEAF_MARK:
-        gfn = ((entry & FRAME) - mmu.slot.hpa >> 12) + mmu.slot.base_gfn
-        return &mmu.rmap[gfn] if sp.level == 1 else &mmu.rmap_large[gfn >> 9]
+    # head of the list in which an entry is linked: rmap of the frame mapped, or parents of the table pointed to
+    cdef uint64_t frame
+    if spte_leaf(entry, sp.level):
+        frame = mmu_frame(mmu, entry & FRAME)
+        return &mmu.rmap[frame] if sp.level == 1 else &mmu.rmap_large[frame >> 9]
     return &mmu.sp[child_of(mmu, entry)].parents
 
 
@@ -210,11 +301,12 @@ cdef inline uint32_t child_of(const Mmu *mmu, uint64_t entry) noexcept nogil:
 cdef inline bint loses(const Mmu *mmu, uint64_t old, uint64_t new) noexcept nogil:
     # a cached translation of the old entry allows what the new one does not; more rights need no flush (ept.md §11)
     cdef uint64_t rights = EPT_R | EPT_W | EPT_X if mmu.format == FORMAT_EPT else P | RW | US
-    cdef uint64_t place = FRAME | LEAF_MARK | PS
-    return old & rights & ~new or (old ^ new) & place or (mmu.format == FORMAT_PAGING and new & ~old & XD)
+    cdef uint64_t place = FRAME | SPTE_MARK | PS
+    return (old & rights & ~new or (old ^ new) & place or (mmu.format == FORMAT_PAGING and new & ~old & XD)
+            or (mmu.policy.modern and old & ~new & spte_dirty(mmu.format)))
 
 
-cdef void changed(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil:
+cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil:
     # every change of an entry passes here: reverse maps, counters and the flush that it owes hang on it
     cdef Sp *sp = &mmu.sp[owner]
     cdef uint64_t at = sp.hpa + 8 * index
@@ -222,7 +314,16 @@ cdef void changed(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexce
     cdef uint32_t id = (owner << 9) + <uint32_t> index + 1
     cdef uint32_t *head
     cdef uint32_t near, far
-    if entry_present(mmu, old):
+    mem_write64(mmu.mem, at, new)
+    mmu.counters.changes += 1
+    if spte_present(old) and loses(mmu, old, new):
+        mmu.flush = True
+        mmu.counters.entries_zapped += 1
+    if spte_present(new) and spte_leaf(new, sp.level):
+        mmu.counters.entries_filled += 1
+    if not (old ^ new) & (FRAME | SPTE_MARK | PS):
+        return
+    if spte_present(old):
         head = list_of(mmu, sp, old)
         near = sp.prev[index]
         far = sp.next[index]
@@ -233,12 +334,9 @@ cdef void changed(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexce
         if far:
             mmu.sp[(far - 1) >> 9].prev[(far - 1) & 511] = near
         sp.present -= 1
-        if loses(mmu, old, new):
-            mmu.flush = True
-            mmu.counters.entries_zapped += 1
-    mem_write64(mmu.mem, at, new)
-    mmu.counters.changes += 1
-    if entry_present(mmu, new):
+        if spte_leaf(old, sp.level):
+            mmu.counters.pages[sp.level - 1] -= 1
+    if spte_present(new):
         head = list_of(mmu, sp, new)
         far = head[0]
         sp.next[index] = far
@@ -247,180 +345,101 @@ cdef void changed(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexce
             mmu.sp[(far - 1) >> 9].prev[(far - 1) & 511] = id
         head[0] = id
         sp.present += 1
-        if new & LEAF_MARK:
-            mmu.counters.entries_filled += 1
+        if spte_leaf(new, sp.level):
+            mmu.counters.pages[sp.level - 1] += 1
 
 
-cdef uint64_t mmu_leaf(const Mmu *mmu, uint64_t hpa, int level, int access) noexcept nogil:
-    # an entry that maps a page (kvm_policy.md §3.3): A at once, D with the right to write
-    cdef uint64_t entry = hpa | LEAF_MARK
-    if level > 1:
-        entry |= PS
-    if mmu.format == FORMAT_EPT:
-        entry |= EPT_R | EPT_WRITE_BACK | EPT_IPAT
-        if access & MAY_W:
-            entry |= EPT_W
-        if access & MAY_X:
-            entry |= EPT_X
-        if mmu.ad:
-            entry |= EPT_A | (EPT_D if access & MAY_W else 0)
-        return entry
-    entry |= P | A
-    if access & MAY_W:
-        entry |= RW | D
-    if access & MAY_U:
-        entry |= US
-    if not access & MAY_X:
-        entry |= XD
-    return entry
-
-
-cdef inline uint64_t table_entry(const Mmu *mmu, uint64_t hpa) noexcept nogil:
-    # an entry that points to a table allows all; rights stand in the leaf
-    if mmu.format == FORMAT_EPT:
-        return hpa | EPT_R | EPT_W | EPT_X | (EPT_A if mmu.ad else 0)
-    return hpa | P | RW | US | A | D
-
-
-# ---- mapping ----------------------------------------------------------------------------------------------
-
-cdef uint32_t mmu_descend(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t gfn, bint direct,
-                          int access) noexcept nogil:
-    # the table page below an entry, linked to it; what stood there for another page or role goes
-    cdef int level = mmu.sp[owner].level - 1
-    cdef uint64_t entry = mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index)
-    cdef uint32_t child
-    cdef Sp *sp
-    if entry_present(mmu, entry) and not entry & LEAF_MARK:
-        child = child_of(mmu, entry)
-        sp = &mmu.sp[child]
-        if sp.gfn == gfn and sp.direct == direct and sp.access == access:
-            return child
-    child = mmu_sp(mmu, gfn, level, direct, access)
-    if child != NO_SP:
-        changed(mmu, owner, index, table_entry(mmu, mmu.sp[child].hpa))
-    return child
-
-
-cdef int mmu_set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t leaf) noexcept nogil:
-    if mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index) == leaf:
-        return FILL_UNCHANGED
-    changed(mmu, owner, index, leaf)
-    return FILL_MAPPED
-
-
-cdef bint mmu_large_ok(const Mmu *mmu, uint64_t gfn) noexcept nogil:
-    # a 2 MB mapping may cover this page (kvm_policy.md §4.3): backing, whole region in the slot, no shadowed table
-    cdef uint64_t base = gfn & ~(<uint64_t> 511)
-    return (mmu.backing >= 2 and base >= mmu.slot.base_gfn
-            and base + 512 <= mmu.slot.base_gfn + mmu.slot.npages
-            and mmu_hpa(mmu, base << 12) & 0x1FFFFF == 0
-            and mmu.tables_in[gfn >> 9] == 0)
-
-
-cdef int mmu_map_below(Mmu *mmu, uint32_t owner, uint64_t la, uint64_t gpa, int largest, int access) noexcept nogil:
-    # maps linear address la (under EPT: gpa itself) to the memory behind gpa, from table page `owner` down through
-    # direct pages; `largest`: level of the guest's own page
-    cdef uint64_t gfn = gpa >> 12
-    cdef int goal = 2 if largest >= 2 and mmu_large_ok(mmu, gfn) else 1, level = mmu.sp[owner].level
-    if mmu_hpa(mmu, gpa) == ONES:
-        return FILL_NO_SLOT
-    while level > goal:
-        owner = mmu_descend(mmu, owner, la >> (9 * level + 3) & 511, gfn & ~((<uint64_t> 1 << 9 * (level - 1)) - 1),
-                            True, access)
-        if owner == NO_SP:
-            return FILL_NO_TABLES
-        level -= 1
-    if goal == 1 and access & MAY_W and mmu_tracked(mmu, gfn):
-        access &= ~MAY_W
-    if goal == 2:
-        gfn &= ~(<uint64_t> 511)
-    return mmu_set_leaf(mmu, owner, la >> (9 * level + 3) & 511, mmu_leaf(mmu, mmu_hpa(mmu, gfn << 12), level, access))
-
-
-cdef int mmu_direct(Mmu *mmu, uint64_t gpa) noexcept nogil:
-    # guest-physical = linear: EPT, and the guest that does not page (kvm_policy.md §3.1)
-    if mmu.root == NO_SP:       # the last table page could not be had
-        return FILL_NO_TABLES
-    return mmu_map_below(mmu, mmu.root, gpa, gpa, 2, MAY_ALL)
-
-
-cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:
-    # 0, or -1 where no table page is left
-    if gfn - mmu.slot.base_gfn >= mmu.slot.npages:
-        return -1
-    cdef uint32_t root = mmu_sp(mmu, gfn, ROOT_LEVEL, direct, MAY_ALL)
-    if root == NO_SP:
-        return -1
-    mmu.root = root
-    return 0
+cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil:
+    mmu_change(mmu, owner, index, spte_table(mmu.format, mmu.sp[child].hpa, mmu.ad))
+    if mmu.sp[child].unsync or mmu.sp[child].unsync_children:
+        mark_unsync(mmu, (owner << 9) + <uint32_t> index)
 
 
 # ---- forgetting -------------------------------------------------------------------------------------------
 
+cdef void mmu_zap_gfn(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+    # the host takes the page away: no entry leads to it afterwards
+    cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
+    cdef uint32_t id
+    while mmu.rmap[frame]:
+        id = mmu.rmap[frame] - 1
+        mmu_change(mmu, id >> 9, id & 511, 0)
+    while mmu.rmap_large[frame >> 9]:
+        id = mmu.rmap_large[frame >> 9] - 1
+        mmu_change(mmu, id >> 9, id & 511, 0)
+
+
 cdef void empty(Mmu *mmu, uint32_t i) noexcept nogil:
     cdef uint64_t index
     for index in range(512):
-        if mmu.sp[i].present == 0:
-            break
-        if entry_present(mmu, mem_read64(mmu.mem, mmu.sp[i].hpa + 8 * index)):
-            changed(mmu, i, index, 0)
+        if mem_read64(mmu.mem, mmu.sp[i].hpa + 8 * index):
+            mmu_change(mmu, i, index, 0)
 
 
-cdef void zap(Mmu *mmu, uint32_t i) noexcept nogil:
-    # the table page goes: its entries, those that point to it, and itself unless it is the root in use
+cdef bint in_use(const Mmu *mmu, uint32_t i) noexcept nogil:
+    return i == mmu.root or i == mmu.previous[0] or i == mmu.previous[1] or i == mmu.previous[2]
+
+
+cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
+    # the table page goes: its entries, those that point to it, and itself unless it is a root that is kept
     cdef Sp *sp = &mmu.sp[i]
     cdef uint32_t *link
     cdef uint32_t id
     empty(mmu, i)
-    if i == mmu.root:
+    if in_use(mmu, i):
         return
     mmu.counters.tables_zapped += 1
     while sp.parents:
         id = sp.parents - 1
-        changed(mmu, id >> 9, id & 511, 0)
-    link = &mmu.by_gfn[sp.gfn]
+        mmu_change(mmu, id >> 9, id & 511, 0)
+    link = &mmu.bucket[sp.gfn & mmu.bucket_mask]
     while link[0] != i + 1:
         link = &mmu.sp[link[0] - 1].chain
     link[0] = sp.chain
     sp.used = 0
-    if not sp.direct and not shadowed(mmu, sp.gfn):
-        mmu.tables_in[sp.gfn >> 9] -= 1
+    if sp.unsync:
+        mmu.counters.unsync -= 1
+    if not sp.direct:
+        mmu.indirect -= 1
+        if not mmu_shadowed(mmu, sp.gfn):
+            mmu.tables_in[mmu_frame(mmu, mmu_hpa(mmu, sp.gfn << 12)) >> 9] -= 1
     give_back(mmu, sp.hpa)
     sp.chain = mmu.free_sp
     mmu.free_sp = i
 
 
-cdef bint shadowed(const Mmu *mmu, uint64_t gfn) noexcept nogil:
-    cdef uint32_t i = mmu.by_gfn[gfn]
-    while i:
-        if not mmu.sp[i - 1].direct:
-            return True
-        i = mmu.sp[i - 1].chain
-    return False
-
-
-cdef void mmu_guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
-    # the guest changed a shadowed table: one aligned word drops its entry, anything else the whole table
-    # (kvm_policy.md §2.2, mmu_pte_write)
-    cdef uint32_t i = mmu.by_gfn[gpa >> 12], after
-    while i:
-        after = mmu.sp[i - 1].chain
-        if not mmu.sp[i - 1].direct:
-            if nbytes == 8 and gpa & 7 == 0:
-                if entry_present(mmu, mem_read64(mmu.mem, mmu.sp[i - 1].hpa + (gpa & 0xFF8))):
-                    changed(mmu, i - 1, (gpa & 0xFFF) >> 3, 0)
-            else:
-                zap(mmu, i - 1)
-        i = after
+cdef void forget_roots(Mmu *mmu) noexcept nogil:
+    mmu.root = mmu.previous[0] = mmu.previous[1] = mmu.previous[2] = NO_SP
 
 
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil:
     # every table page goes; the caller sets a root again before the guest runs
     cdef uint32_t i
-    mmu.root = NO_SP
+    forget_roots(mmu)
     for i in range(mmu.n_sp):
         if mmu.sp[i].used:
-            zap(mmu, i)
+            mmu_zap(mmu, i)
     mmu.out_of_tables = False
     mmu.flush = True
+
+
+cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:
+    # 0; -1 where no table page is left, or where no memory is there for the guest's own root
+    cdef uint32_t root, i
+    if not direct and slot_of(&mmu.slots, gfn) == NULL:
+        return -1
+    root = mmu_sp(mmu, gfn, ROOT_LEVEL, direct, MAY_ALL)
+    if root == NO_SP:
+        return -1
+    if root != mmu.root and mmu.policy.modern:
+        i = 2                                   # those used since it was last used move back by one
+        if root == mmu.previous[0]:
+            i = 0
+        elif root == mmu.previous[1]:
+            i = 1
+        while i:
+            mmu.previous[i] = mmu.previous[i - 1]
+            i -= 1
+        mmu.previous[0] = mmu.root
+    mmu.root = root
+    return 0

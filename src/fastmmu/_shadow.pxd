@@ -13,5 +13,6 @@ cdef enum ShadowResult:
     SHADOW_MMIO = 4             # no memory behind the guest-physical address
     SHADOW_NO_TABLES = 5
     SHADOW_BUS = 6              # a guest entry points outside guest memory
+    SHADOW_RETRY = 7            # the host changed its tables meanwhile
 
-cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, Walk *w) noexcept nogil
+cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, Walk *w) noexcept nogil

@@ -2,36 +2,62 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._bits cimport FRAME, ONES, RW, US, XD
-from fastmmu._mmu cimport (
-    FILL_MAPPED, FILL_NO_SLOT, FILL_UNCHANGED, MAY_ALL, MAY_U, MAY_W, MAY_X, NO_SP, Mmu, mmu_descend, mmu_hpa,
-    mmu_map_below, mmu_tracked,
+from fastmmu._bits cimport FRAME
+from fastmmu._map cimport (
+    FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, Fault, descend, fault_in,
+    map_below,
 )
-from fastmmu._types cimport ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, STEP_GUEST, Paging, Steps, Walk
+from fastmmu._memory cimport mem_read64
+from fastmmu._mmu cimport NO_SP, Mmu, mmu_tracked
+from fastmmu._slots cimport Slot, mark_dirty, slot_of
+from fastmmu._spte cimport MAY_ALL, MAY_U, MAY_W, MAY_X
+from fastmmu._sync cimport clear_writes, prefetch_guest, rights_of, sync_below, sync_page
+from fastmmu._types cimport (
+    ACC_RW, ACC_W, ACC_X, FAULT_NONE, FAULT_PF, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
+)
 from fastmmu._walk cimport walk_steps
 
 
-cdef inline int rights_of(uint64_t entry) noexcept nogil:
-    return (0 if entry & XD else MAY_X) | (MAY_W if entry & RW else 0) | (MAY_U if entry & US else 0)
+cdef void log_flags(Mmu *mmu, const Steps *steps) noexcept nogil:
+    # A and D flags that the walk set are writes to the guest's memory
+    cdef Slot *slot
+    cdef int i
+    for i in range(steps.n):
+        if steps.step[i].kind == STEP_GUEST_AD:
+            slot = slot_of(&mmu.slots, steps.step[i].gpa >> 12)
+            if slot != NULL:
+                mark_dirty(slot, steps.step[i].gpa >> 12)
 
 
-cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, Walk *w) noexcept nogil:
-    # `guest`: the guest's registers, privilege as of the access; the walk sets the guest's A and D flags
+cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, Walk *w) noexcept nogil:
+    # `guest`: the guest's registers, privilege as of the access; the walk sets the guest's A and D flags. `present`: of
+    # the error code
     cdef Steps steps
+    cdef Fault f
     cdef uint32_t owner = mmu.root
-    cdef uint64_t entry, changes = mmu.counters.changes
-    cdef bint write = acc == ACC_W or acc == ACC_RW
+    cdef uint64_t entry, at, linked, changes = mmu.counters.changes
     cdef int fault, i, access = MAY_ALL, level = 4
     steps.n = 0
     fault = walk_steps(&mmu.guest, guest, NULL, la, acc, w, &steps)
+    log_flags(mmu, &steps)
     if fault == FAULT_PF:
         return SHADOW_REFLECT
     if fault != FAULT_NONE:
         return SHADOW_BUS
-    if mmu_hpa(mmu, w.gpa) == ONES:
-        return SHADOW_MMIO
-    if write and mmu_tracked(mmu, w.gpa >> 12):
+    f.la = la
+    f.gpa = w.gpa
+    f.write = acc == ACC_W or acc == ACC_RW
+    f.fetch = acc == ACC_X
+    f.present = present
+    if f.write and mmu_tracked(mmu, w.gpa >> 12) and (present or not mmu.policy.modern):
+        if mmu.policy.flooding:
+            clear_writes(mmu, la)
         return SHADOW_EMULATE
+    fault = fault_in(mmu, &f)
+    if fault == FILL_RETRY:
+        return SHADOW_RETRY
+    if fault == FILL_READ_ONLY or (fault == FILL_NO_SLOT and not mmu.policy.mmio_caching):
+        return SHADOW_MMIO
     if owner == NO_SP:          # the last table page could not be had
         return SHADOW_NO_TABLES
 
@@ -41,18 +67,33 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, Walk 
         level = steps.step[i].level
         entry = steps.step[i].entry
         access &= rights_of(entry)
+        mmu.sp[owner].writes = 0
         if w.guest_shift == 12 + 9 * (level - 1):
             break
-        owner = mmu_descend(mmu, owner, la >> (9 * level + 3) & 511, (entry & FRAME) >> 12, False, access)
+        at = mmu.sp[owner].hpa + 8 * (la >> (9 * level + 3) & 511)
+        linked = mem_read64(mmu.mem, at)
+        owner = descend(mmu, owner, la >> (9 * level + 3) & 511, (entry & FRAME) >> 12, False, access)
         if owner == NO_SP:
             return SHADOW_NO_TABLES
-    if write and not w.rw:      # allowed by CR0.WP = 0 only: writable for the supervisor alone (kvm_policy.md §2.1)
+        if mem_read64(mmu.mem, at) != linked:   # present from now on: a guest need not flush for that
+            if mmu.sp[owner].unsync:
+                sync_page(mmu, guest, owner)
+            sync_below(mmu, guest, owner)
+    if f.write and not w.rw:    # allowed by CR0.WP = 0 only: writable for the supervisor alone (kvm_policy.md §2.1)
         access = (access | MAY_W) & ~MAY_U
         if guest.smep and w.us:
             access &= ~MAY_X
     if not w.dirty:             # the first write must fault, to set the guest's D
         access &= ~MAY_W
-    fault = mmu_map_below(mmu, owner, la, w.gpa, level, access)
-    if fault == FILL_MAPPED or fault == FILL_UNCHANGED:
-        return SHADOW_FIXED if mmu.counters.changes != changes else SHADOW_SPURIOUS
-    return SHADOW_MMIO if fault == FILL_NO_SLOT else SHADOW_NO_TABLES
+    if f.write and f.slot != NULL and f.slot.dirty != NULL:
+        mmu.counters.dirty_faults += 1
+    fault = map_below(mmu, owner, &f, level, access)
+    if fault == FILL_TRACKED:
+        return SHADOW_EMULATE
+    if fault == FILL_NO_SLOT:
+        return SHADOW_MMIO
+    if fault == FILL_NO_TABLES:
+        return SHADOW_NO_TABLES
+    if fault == FILL_MAPPED and level == 1 and mmu.policy.prefetch:
+        prefetch_guest(mmu, guest, owner, la >> 12 & 511)
+    return SHADOW_FIXED if fault == FILL_MAPPED or mmu.counters.changes != changes else SHADOW_SPURIOUS

@@ -72,6 +72,7 @@ class Eptp:
         page1gb: bool = True,
         advanced_info: bool = True,
         ad_before_final: bool = True,
+        guest_ad_checked: bool = True,
         pml: Pml | None = None,
         spptp: int | None = None,
     ) -> None: ...

@@ -260,13 +260,14 @@ cdef class Eptp:
     :param execute_only: execute-only translations are supported. :param mbec: mode-based execute control is on.
     :param advanced_info: qualification bits 9..11 are reported.
     :param ad_before_final: guest A/D flags are set before the final address is translated (ept.md §6).
+    :param guest_ad_checked: with EPT A/D flags off, setting them needs EPT write permission; False: as Bochs.
     :param pml: :class:`Pml`, the page-modification log; None: off. :param spptp: address of the sub-page permission
         table; None: off.
     :raises StateError: an EPTP that VM entry would refuse, naming the field.
     """
 
     def __init__(self, value, *, maxphyaddr=52, execute_only=True, mbec=False, page1gb=True, advanced_info=True,
-                 ad_before_final=True, Pml pml=None, spptp=None):
+                 ad_before_final=True, guest_ad_checked=True, Pml pml=None, spptp=None):
         value = _integer("eptp", value, 64)
         maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
         why = eptp_fault(value, maxphyaddr)
@@ -275,8 +276,8 @@ cdef class Eptp:
         self.value = value
         self.options = {
             "maxphyaddr": maxphyaddr, "execute_only": bool(execute_only), "mbec": bool(mbec), "page1gb":
-            bool(page1gb), "advanced_info": bool(advanced_info), "ad_before_final": bool(ad_before_final), "spptp":
-            spptp,
+            bool(page1gb), "advanced_info": bool(advanced_info), "ad_before_final": bool(ad_before_final),
+            "guest_ad_checked": bool(guest_ad_checked), "spptp": spptp,
         }
         self.pml = pml
         cdef Ept *e = &self.ept
@@ -291,6 +292,7 @@ cdef class Eptp:
         e.xo = bool(execute_only)
         e.adv_info = bool(advanced_info)
         e.ad_before_final = bool(ad_before_final)
+        e.ad_unchecked = not guest_ad_checked
         if spptp is not None:
             e.spp = 1
             e.spptp = _integer("spptp", spptp, maxphyaddr)

@@ -76,6 +76,7 @@ cdef struct Ept:                # derived once from EPTP and the VMX capabilitie
     uint8_t adv_info            # CAP.22: qualification bits 9..11
     uint8_t large_ok[6]
     uint8_t ad_before_final     # knob guest_ad_before_final_ept (ept.md §6)
+    uint8_t ad_unchecked        # knob guest_ad_checked off: A and D of guest entries need no EPT W (ept.md §4)
     uint8_t write_ad
 
 # ---- results ----------------------------------------------------------------------------------------------

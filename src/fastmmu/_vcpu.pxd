@@ -109,6 +109,7 @@ cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
 cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil
+cdef int vcpu_mov_cr4(Vcpu *v, uint64_t old, uint64_t value) noexcept nogil
 cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil
 cdef int vcpu_invpcid(Vcpu *v, int type, uint32_t pcid, uint64_t la) noexcept nogil
 cdef int vcpu_interrupt(Vcpu *v) noexcept nogil

@@ -5,7 +5,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu._bits cimport FRAME, ONES
 from fastmmu._guest cimport canonical
 from fastmmu._invalidate cimport (
-    inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault, inv_transition,
+    inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault,
+    inv_transition,
 )
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._tlb cimport (
@@ -13,17 +14,21 @@ from fastmmu._tlb cimport (
     tlb_value_of_walk,
 )
 from fastmmu._types cimport (
-    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, Ept, Walk,
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
+    FAULT_PML_FULL, Ept, Walk,
 )
 from fastmmu._vmentry cimport MACHINE, invalid_controls
 from fastmmu._vmx cimport (
     ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION,
-    EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG,
-    SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
+    EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD,
+    PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
 )
 from fastmmu._walk cimport walk_silent
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
+cdef uint64_t CR4_PGE = 1 << 7
+cdef uint64_t CR4_PCIDE = 1 << 17
+cdef uint64_t CR4_SMEP = 1 << 20
 
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil:
@@ -179,6 +184,9 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
             clear_exit_information(&v.vmcs)
             v.vmcs.guest_physical_address = w.gpa
             action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
+        elif fault == FAULT_PML_FULL:
+            clear_exit_information(&v.vmcs)
+            action = vcpu_exit(v, EXIT_PML_FULL)
         elif fault == FAULT_GP:
             return DONE_GP
         else:
@@ -239,6 +247,21 @@ cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
     if not (v.hw.pcid_on and value & CR3_NO_FLUSH):
         inv_mov_cr3(v.tlb, vpid_in_force(v), v.hw.pcid)
     vcpu_derive(v)
+    return DONE_OK
+
+
+cdef int vcpu_mov_cr4(Vcpu *v, uint64_t old, uint64_t value) noexcept nogil:
+    # the exit and what becomes stale; the caller derives the new state (tlb.md §3). Bits that cannot change while a
+    # 4-level guest runs are the caller's, too.
+    if v.guest and (value ^ v.vmcs.cr4_shadow) & v.vmcs.cr4_mask:
+        clear_exit_information(&v.vmcs)
+        v.vmcs.operand = value
+        v.vmcs.exit_qualification = 4       # MOV to CR4 from RAX
+        return DONE_ABORT if vcpu_exit(v, EXIT_CR_ACCESS) == ACT_ABORT else DONE_OK
+    if (old ^ value) & CR4_PGE or old & ~value & CR4_PCIDE:
+        inv_cr4_all(v.tlb, vpid_in_force(v))
+    elif value & ~old & CR4_SMEP:
+        inv_cr4_pcid(v.tlb, vpid_in_force(v), v.hw.pcid)
     return DONE_OK
 
 

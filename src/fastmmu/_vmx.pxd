@@ -32,6 +32,7 @@ cdef extern from *:
     /* execute-only, walks, types, 2M and 1G pages, INVEPT and both types, A/D, advanced information, INVVPID and all
        types; no supervisor shadow stacks */
     #define FM_CAP_ALL                 0x00000F01067341C1ULL
+    #define FM_SECONDARY_PML           (1u << 17)
     """
     const uint32_t PIN_EXTERNAL_INTERRUPT "FM_PIN_EXTERNAL_INTERRUPT"
     const uint32_t PIN_POSTED "FM_PIN_POSTED"
@@ -59,6 +60,7 @@ cdef extern from *:
     const uint64_t CAP_SHADOW_STACK "FM_CAP_SHADOW_STACK"
     const uint64_t CAP_INVVPID "FM_CAP_INVVPID"
     const uint64_t CAP_ALL "FM_CAP_ALL"
+    const uint32_t SECONDARY_PML "FM_SECONDARY_PML"
 
 cdef enum:
     VECTOR_PF = 14
@@ -82,6 +84,7 @@ cdef enum ExitReasonCode:       # basic exit reasons that the kernels raise or t
     EXIT_EPT_MISCONFIG = 49
     EXIT_APIC_WRITE = 56
     EXIT_INVPCID = 58
+    EXIT_PML_FULL = 62
 
 cdef struct Vmcs:
     uint32_t pin_based, primary, secondary, tertiary, vm_exit, vm_entry
@@ -94,6 +97,9 @@ cdef struct Vmcs:
     uint64_t virtual_apic_address, apic_access_address, posted_descriptor_address
     uint64_t eoi_exit_bitmap[4]
     uint64_t vm_functions, eptp_list_address, pml_address, ve_information_address, sppt_pointer
+    uint16_t pml_index          # next entry of the page-modification log, counting down
+    uint64_t cr4_mask           # bits of CR4 that the VMM owns
+    uint64_t cr4_shadow         # what the guest reads of them
     uint32_t exit_reason
     uint32_t exit_interruption_error    # of a #PF
     uint64_t exit_qualification

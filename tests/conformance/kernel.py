@@ -54,6 +54,7 @@ def kernel_eptp(ept: ref.Ept) -> fastmmu.Eptp:
         page1gb=bool(ept.caps & ref.EptCap.PAGE_1G),
         advanced_info=bool(ept.caps & ref.EptCap.ADVANCED_INFO),
         ad_before_final=ept.guest_ad_before_final_ept,
+        guest_ad_checked=ept.guest_ad_checked,
         pml=Pml(*ept.pml) if ept.pml else None,
         spptp=ept.spptp,
     )

@@ -31,7 +31,17 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     mmu: Literal["native", "shadow", "ept"] = "native"
     vpid: bool = False
     pages: Literal["4k", "2m", "thp"] = "4k"
-    host_pages: Literal["4k", "2m"] | None = None
+    host_pages: Literal["4k", "2m", "untouched"] | None = None
+    kvm: Literal["slides", "6.1"] = "slides"
+    vendor: Literal["intel", "amd"] = "intel"
+    unsync: bool | None = None
+    ept_ad: bool = True
+    pml: bool = False
+    tdp_mmu: bool = True
+    eager_page_split: bool = True
+    nx_huge_pages: bool = False
+    mmio_caching: bool = True
+    guest_ad_checked: bool = True
     premapped: bool = False
     tlb: str = "skylake"
     l1d: str | None = None
@@ -51,7 +61,17 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param vpid: the guest's translations are tagged with a VPID, so that VM entry and exit flush nothing.
     :param pages: ``"4k"``; ``"2m"``: every user page is 2 MB; ``"thp"``: 4 KB pages that the guest kernel collapses
         into a 2 MB page once `thp_threshold` of its 512 pages have been touched.
-    :param host_pages: the VMM's backing of guest memory, ``"4k"`` or ``"2m"``; None: 4k for 4k, else 2m.
+    :param host_pages: the VMM's backing of guest memory, ``"4k"``, ``"2m"`` or ``"untouched"`` (4k, each page given by
+        the host at its first touch); None: 4k for 4k, else 2m.
+    :param kvm: what KVM does of its own choice (kvm_policy.md): ``"slides"``, shadow tables always in sync and nothing
+        else; ``"6.1"``, of Linux 6.1: unsync page tables, prefetch, write flooding, fast page faults, MMIO marks.
+    :param vendor: ``"amd"``: nested paging as AMD's KVM drives it. The entries are modelled as EPT entries with A/D
+        flags, which act alike; CR4 is intercepted, its reads too; there is no PML.
+    :param unsync: shadowed page tables may go out of sync until the guest flushes; None: as `kvm` says.
+    :param ept_ad, pml: EPT A/D flags, page-modification log (used while a slot is logged; needs `ept_ad`).
+    :param tdp_mmu: EPT by the TDP MMU, else by the older one, which prefetches (with ``kvm="6.1"``).
+    :param guest_ad_checked: see :class:`fastmmu.Eptp`; False: the processor is Bochs'.
+    :param eager_page_split, nx_huge_pages, mmio_caching: KVM's module parameters of these names.
     :param premapped: all tables stand before the first access: no faults, no kernel accesses, no exits to build.
     :param tlb: preset of the TLB geometry (tlb.md §9). :param l1d, l1i, stlb: "entries/ways" of the 4 KB arrays, in
         place of the preset's. :param replacement: ``"lru"`` or ``"plru"``, at both levels.
@@ -68,6 +88,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
         if not 1 << 26 <= parse_bytes(self.memory) <= 1 << 45:
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
+        if self.pml and not (self.mmu == "ept" and self.ept_ad and self.vendor == "intel"):
+            raise ConfigError('Config: pml=True needs mmu="ept", ept_ad=True and vendor="intel": it logs EPT D flags')
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some fields changed."""
@@ -87,4 +109,6 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def backing(self) -> str:
         """Page size with which the VMM maps guest memory: "4k" or "2m"."""
-        return self.host_pages or ("4k" if self.pages == "4k" else "2m")
+        if self.host_pages:
+            return "2m" if self.host_pages == "2m" else "4k"
+        return "4k" if self.pages == "4k" else "2m"

@@ -56,7 +56,7 @@ def eptp_valid(eptp: int, *, caps: int = EptCap.ALL, maxphyaddr: int = 52) -> bo
 
 @dataclass(frozen=True, kw_only=True)
 class Ept:
-    """EPTP, the controls and capabilities that matter to a translation, and the knob of ept.md §6.
+    """EPTP, the controls and capabilities that matter to a translation, and the knobs of ept.md §6 and §4.
 
     `pml` is (base of the log, index) while PML is on; the index afterwards is in the outcome's `pml_index`.
     `spptp` is the sub-page permission table pointer while SPP is on.
@@ -69,6 +69,7 @@ class Ept:
     pml: tuple[int, int] | None = None
     spptp: int | None = None
     guest_ad_before_final_ept: bool = True
+    guest_ad_checked: bool = True
 
     def __post_init__(self) -> None:
         if not eptp_valid(self.eptp, caps=self.caps, maxphyaddr=self.maxphyaddr):

@@ -116,7 +116,7 @@ class _Walk:
         size = guest.entry_size(self.state)
         if self.run.lacks(entry.hpa, size, flags) and self.ept and entry.ept_leaf and not self.ept.ad:
             why = GpaReference.of_structure(self.ept, self.la, entry.level)
-            if not entry.ept_leaf.rights & WRITE:
+            if self.ept.guest_ad_checked and not entry.ept_leaf.rights & WRITE:
                 raise Ended(update_violation(self.ept, entry.gpa, why, entry.ept_leaf))
         return self.run.set_bits(
             entry.hpa,

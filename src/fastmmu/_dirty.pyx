@@ -1,0 +1,164 @@
+"""Dirty logging: which pages the guest has written (kvm_policy.md §4.1, §4.2)."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from fastmmu._bits cimport EPT_D, EPT_X, PS, RW
+from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu._mmu cimport (
+    NO_SP, Mmu, mmu_change, mmu_find, mmu_frame, mmu_sp, mmu_link, mmu_write_protect, mmu_zap,
+)
+from fastmmu._slots cimport Slot, mark_dirty, slot_hpa, slot_huge, slot_of
+from fastmmu._spte cimport FORMAT_EPT, MAY_ALL, spte_present
+
+
+# ---- protecting ---------------------------------------------------------------------------------------------
+
+cdef void protect_large(Mmu *mmu, uint64_t frame) noexcept nogil:
+    # large entries lose the right to write, so that a write finds its way here and splits them
+    cdef uint32_t id = mmu.rmap_large[frame >> 9]
+    cdef uint64_t at, entry
+    while id:
+        at = mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511)
+        entry = mem_read64(mmu.mem, at)
+        if entry & RW:
+            mem_write64(mmu.mem, at, entry & ~RW)
+            mmu.flush = True
+        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+
+
+cdef void clear_dirty(Mmu *mmu, uint64_t head) noexcept nogil:
+    # entries of one page lose D: the processor sets it again, and logs the page
+    cdef uint32_t id = mmu.rmap[head]
+    cdef uint64_t at, entry
+    while id:
+        at = mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511)
+        entry = mem_read64(mmu.mem, at)
+        if entry & EPT_D:
+            mem_write64(mmu.mem, at, entry & ~EPT_D)
+            mmu.flush = True
+        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+
+
+cdef inline bint by_processor(const Mmu *mmu) noexcept nogil:
+    return mmu.policy.pml and mmu.format == FORMAT_EPT and mmu.ad
+
+
+cdef void protect(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+    # the next write to the page is seen
+    if by_processor(mmu):
+        clear_dirty(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)))
+    else:
+        mmu_write_protect(mmu, gfn, False)
+
+
+# ---- large pages --------------------------------------------------------------------------------------------
+
+cdef bint split(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
+    # one large entry becomes 512 small ones with its rights; False where no table page is left
+    cdef uint64_t entry = mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index), i
+    cdef uint64_t gfn = mmu.sp[owner].gfn + (index << 9)
+    cdef uint32_t child = mmu_sp(mmu, gfn, 1, True, mmu.sp[owner].access)
+    if child == NO_SP:
+        return False
+    entry &= ~PS
+    if mmu.policy.nx_huge and mmu.sp[owner].access & 1:
+        entry |= EPT_X
+    for i in range(512):
+        mmu_change(mmu, child, i, entry + (i << 12))
+    mmu_link(mmu, owner, index, child)
+    mmu.counters.splits += 1
+    return True
+
+
+cdef void split_slot(Mmu *mmu, const Slot *slot) noexcept nogil:
+    cdef uint64_t page
+    cdef uint32_t id
+    for page in range(mmu_frame(mmu, slot.hpa) >> 9, (mmu_frame(mmu, slot.hpa) + slot.npages + 511) >> 9):
+        while mmu.rmap_large[page]:
+            id = mmu.rmap_large[page] - 1
+            if not split(mmu, id >> 9, id & 511):
+                return
+
+
+cdef void collapse_slot(Mmu *mmu, Slot *slot) noexcept nogil:
+    # small entries go where a large one could stand; the next access makes it
+    cdef uint64_t gfn, i
+    cdef uint32_t child
+    for gfn in range((slot.base_gfn + 511) & ~(<uint64_t> 511), slot.base_gfn + slot.npages, 512):
+        if not slot_huge(slot, gfn) or mmu.tables_in[mmu_frame(mmu, slot_hpa(slot, gfn)) >> 9]:
+            continue
+        child = mmu_find(mmu, gfn, 1, True, MAY_ALL)
+        if child == NO_SP:
+            continue
+        if mmu.policy.tdp:
+            mmu_zap(mmu, child)
+            continue
+        for i in range(512):
+            if spte_present(mem_read64(mmu.mem, mmu.sp[child].hpa + 8 * i)):
+                mmu_change(mmu, child, i, 0)
+
+
+# ---- the log ------------------------------------------------------------------------------------------------
+
+cdef int dirty_start(Mmu *mmu, int number) noexcept nogil:
+    # every write to the slot is logged from now on; -1 where memory does not suffice
+    cdef Slot *slot = &mmu.slots.slot[number]
+    cdef uint64_t gfn
+    if slot.dirty != NULL:
+        return 0
+    slot.dirty = <uint64_t *> calloc((slot.npages >> 6) + 1, sizeof(uint64_t))
+    if slot.dirty == NULL:
+        return -1
+    mmu.slots.generation += 1
+    if mmu.policy.tdp and mmu.policy.eager_split:
+        split_slot(mmu, slot)
+    for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
+        protect(mmu, slot, gfn)
+        protect_large(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)))
+    mmu.flush = True
+    return 0
+
+
+cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil:
+    # rights that logging took come back one by one, by the faults that miss them
+    cdef Slot *slot = &mmu.slots.slot[number]
+    free(slot.dirty)
+    slot.dirty = NULL
+    mmu.slots.generation += 1
+    collapse_slot(mmu, slot)
+
+
+cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
+    # the bitmap since the last call, one bit a page, and its number of bits; the log begins anew
+    cdef Slot *slot = &mmu.slots.slot[number]
+    cdef uint64_t i, bits, found = 0
+    for i in range((slot.npages + 63) >> 6):
+        bits = out[i] = slot.dirty[i]
+        slot.dirty[i] = 0
+        while bits:
+            protect(mmu, slot, slot.base_gfn + (i << 6) + lowest(bits))
+            bits &= bits - 1
+            found += 1
+    return found
+
+
+cdef inline int lowest(uint64_t bits) noexcept nogil:
+    cdef int n = 0
+    while not bits >> n & 1:
+        n += 1
+    return n
+
+
+cdef void dirty_drain(Mmu *mmu, uint64_t log, uint64_t index) noexcept nogil:
+    # what the processor logged: entries index + 1 to 511, all of them where the index has wrapped (ept.md §7)
+    cdef uint64_t i, gpa
+    cdef Slot *slot
+    for i in range(index + 1 if index < 512 else 0, 512):
+        if not mem_holds(mmu.mem, log + 8 * i, 8):
+            return
+        gpa = mem_read64(mmu.mem, log + 8 * i)
+        slot = slot_of(&mmu.slots, gpa >> 12)
+        if slot != NULL:
+            mark_dirty(slot, gpa >> 12)
+            mmu.counters.logged += 1

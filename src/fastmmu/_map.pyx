@@ -1,0 +1,236 @@
+"""Mappings: the leaf entry for a page, direct mappings and their faults."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu._bits cimport EPT_R, EPT_W, EPT_X, FRAME, PS, RW
+from fastmmu._memory cimport mem_read64
+from fastmmu._mmu cimport NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_may_write, mmu_sp, mmu_zap_gfn
+from fastmmu._slots cimport (
+    HOST_ABSENT, HOST_PRESENT, HOST_SWAPPED, HOST_ZERO, Slot, host_page, mark_dirty, slot_hpa, slot_huge, slot_of,
+)
+from fastmmu._spte cimport (
+    FORMAT_EPT, MAY_ALL, MAY_W, MAY_X, spte_leaf, spte_make, spte_may_write, spte_mmio, spte_present,
+)
+
+cdef enum:
+    PREFETCH = 8                # entries, aligned
+
+
+# ---- the page behind it -------------------------------------------------------------------------------------
+
+cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil:
+    # the host's page for f.gpa: FILL_MAPPED where it is there, and whether it may be written
+    cdef uint64_t gfn = f.gpa >> 12
+    cdef int page
+    f.slot = slot_of(&mmu.slots, gfn)
+    f.host_writable = False
+    if f.slot == NULL:
+        return FILL_NO_SLOT
+    if f.slot.readonly:
+        return FILL_READ_ONLY if f.write else FILL_MAPPED
+    page = host_page(f.slot, gfn)
+    if page == HOST_SWAPPED:
+        mmu.counters.swap_ins += 1
+        page = f.slot.host[gfn - f.slot.base_gfn] = HOST_PRESENT
+    if f.write and page != HOST_PRESENT:
+        f.slot.host[gfn - f.slot.base_gfn] = HOST_PRESENT
+        if page == HOST_ZERO:                   # copied on write: the host unmaps the page of zeros first
+            mmu_zap_gfn(mmu, f.slot, gfn)
+            mmu.counters.retries += 1
+            return FILL_RETRY
+        page = HOST_PRESENT
+    if page == HOST_ABSENT:
+        f.slot.host[gfn - f.slot.base_gfn] = HOST_ZERO
+    f.host_writable = page == HOST_PRESENT
+    return FILL_MAPPED
+
+
+cdef bint page_for_prefetch(const Slot *slot, uint64_t gfn) noexcept nogil:
+    # without waiting for the host: only a page that is there and may be written
+    return not slot.readonly and host_page(slot, gfn) == HOST_PRESENT
+
+
+# ---- one leaf entry -----------------------------------------------------------------------------------------
+
+cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t gfn, int access, bint prefetch,
+                  bint write, bint host_writable, bint can_unsync) noexcept nogil:
+    # maps the page gfn (first of its region) at an entry; without a slot the entry is marked as MMIO
+    cdef const Sp *sp = &mmu.sp[owner]
+    cdef int level = sp.level
+    cdef uint64_t old = mem_read64(mmu.mem, sp.hpa + 8 * index), new
+    cdef bint denied = False, dirty
+    if slot == NULL:
+        mmu.counters.mmio_marked += 1
+        mmu_change(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
+        return FILL_NO_SLOT
+    if level > 1 and mmu.policy.nx_huge:
+        access &= ~MAY_X
+    if not host_writable:
+        access &= ~MAY_W
+    dirty = access & MAY_W != 0
+    if dirty and spte_present(old) and old & RW:
+        dirty = not mmu.policy.modern           # Linux 6.1 leaves D to the processor then
+    elif dirty and not mmu_may_write(mmu, gfn, can_unsync, prefetch):
+        denied = True
+        dirty = False
+        access &= ~MAY_W
+    if mmu.format == FORMAT_EPT and not mmu.ad:
+        new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, False, False, host_writable)
+    else:
+        new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, not prefetch, dirty, host_writable)
+    if access & MAY_W and slot.dirty != NULL:
+        mark_dirty(slot, gfn)
+        mmu.counters.logged += 1
+    if new == old:
+        return FILL_TRACKED if denied and write else FILL_UNCHANGED
+    mmu_change(mmu, owner, index, new)
+    return FILL_TRACKED if denied and write else FILL_MAPPED
+
+
+cdef uint32_t descend(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t gfn, bint direct, int access) noexcept nogil:
+    # the table page below an entry, linked to it; what stood there for another page or role goes
+    cdef int level = mmu.sp[owner].level
+    cdef uint64_t entry = mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index)
+    cdef uint32_t child
+    cdef Sp *sp
+    if spte_present(entry) and not spte_leaf(entry, level):
+        child = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
+        sp = &mmu.sp[child]
+        if sp.gfn == gfn and sp.direct == direct and sp.access == access:
+            return child
+    child = mmu_sp(mmu, gfn, level - 1, direct, access)
+    if child != NO_SP:
+        if spte_present(entry) and spte_leaf(entry, level):
+            mmu.counters.splits += 1
+        mmu_link(mmu, owner, index, child)
+    return child
+
+
+# ---- direct mappings ----------------------------------------------------------------------------------------
+
+cdef bint large_ok(const Mmu *mmu, const Fault *f, uint64_t gfn) noexcept nogil:
+    # a 2 MB mapping may cover this page (kvm_policy.md §4.3)
+    return (slot_huge(f.slot, gfn) and f.slot.dirty == NULL
+            and mmu.tables_in[mmu_frame(mmu, slot_hpa(f.slot, gfn)) >> 9] == 0)
+
+
+cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil:
+    # maps f.la to the memory behind f.gpa, from table page `owner` down through direct pages; `largest`: level of the
+    # guest's own page
+    cdef uint64_t gfn = f.gpa >> 12, index = f.la >> 21 & 511, entry
+    cdef int level = mmu.sp[owner].level, goal = 1, result
+    cdef bint split = False     # it would be large, but code runs there (kvm_policy.md §8)
+    if largest >= 2 and f.slot != NULL and large_ok(mmu, f, gfn):
+        split = f.fetch and mmu.policy.nx_huge
+        goal = 1 if split else 2
+    while level > goal:
+        owner = descend(mmu, owner, f.la >> (9 * level + 3) & 511, gfn & ~((<uint64_t> 1 << 9 * (level - 1)) - 1),
+                        True, access)
+        if owner == NO_SP:
+            return FILL_NO_TABLES
+        level -= 1
+        if level == 1 and split:
+            mmu.sp[owner].split = 1
+        elif level == 2 == goal and mmu.policy.nx_huge:
+            entry = mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index)
+            if spte_present(entry) and not entry & PS:
+                if mmu.sp[mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]].split:
+                    goal = 1
+    index = f.la >> (9 * level + 3) & 511
+    result = set_leaf(mmu, owner, index, f.slot, gfn & ~(<uint64_t> 511) if goal == 2 else gfn, access, False, f.write,
+                      f.host_writable, True)
+    if result != FILL_UNCHANGED and mmu.policy.prefetch and mmu.sp[owner].direct and level == 1:
+        prefetch_direct(mmu, owner, index)
+    return result
+
+
+cdef void prefetch_direct(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
+    # the other entries of the aligned eight, run by run; the first page that is not at hand ends it. Without A flags a
+    # prefetched entry could not be told from one in use (kvm_policy.md §2.1).
+    cdef uint64_t first = index & ~(<uint64_t> PREFETCH - 1), i, start = 512, at = mmu.sp[owner].hpa
+    if mmu.policy.tdp or (mmu.format == FORMAT_EPT and not mmu.ad):
+        return
+    for i in range(first, first + PREFETCH):
+        if i == index or spte_present(mem_read64(mmu.mem, at + 8 * i)):
+            if start < 512 and not prefetch_run(mmu, owner, start, i):
+                return
+            start = 512
+        elif start == 512:
+            start = i
+    if start < 512:
+        prefetch_run(mmu, owner, start, first + PREFETCH)
+
+
+cdef bint prefetch_run(Mmu *mmu, uint32_t owner, uint64_t start, uint64_t end) noexcept nogil:
+    cdef int access = mmu.sp[owner].access
+    cdef uint64_t gfn = mmu.sp[owner].gfn + start, i
+    cdef Slot *slot = slot_of(&mmu.slots, gfn)
+    if slot == NULL or (access & MAY_W and slot.dirty != NULL):
+        return False
+    for i in range(start, end):
+        if gfn - slot.base_gfn >= slot.npages or not page_for_prefetch(slot, gfn):
+            return i > start
+        set_leaf(mmu, owner, i, slot, gfn, access, True, False, True, True)
+        mmu.counters.prefetched += 1
+        gfn += 1
+    return True
+
+
+cdef uint64_t find_entry(const Mmu *mmu, uint64_t la, uint32_t *owner, uint64_t *index) noexcept nogil:
+    # the entry at which a walk of the VMM's tables ends, and where it stands; 0 without a root
+    cdef uint32_t i = mmu.root
+    cdef uint64_t entry = 0
+    cdef int level
+    if i == NO_SP:
+        return 0
+    while True:
+        level = mmu.sp[i].level
+        owner[0] = i
+        index[0] = la >> (9 * level + 3) & 511
+        entry = mem_read64(mmu.mem, mmu.sp[i].hpa + 8 * index[0])
+        if not spte_present(entry) or spte_leaf(entry, level):
+            return entry
+        i = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
+
+
+cdef int fast_fault(Mmu *mmu, const Fault *f) noexcept nogil:
+    # a right given back, without the host and without tables (kvm_policy.md §5); FILL_MAPPED: it is no such fault
+    cdef uint32_t owner = NO_SP
+    cdef uint64_t index = 0, entry = find_entry(mmu, f.gpa, &owner, &index), need
+    cdef Slot *slot
+    if not spte_present(entry):
+        return FILL_MAPPED
+    need = EPT_X if f.fetch else EPT_W if f.write else EPT_R
+    if entry & need:
+        return FILL_UNCHANGED
+    if not f.write or not entry & spte_may_write(mmu.format):
+        return FILL_MAPPED
+    slot = slot_of(&mmu.slots, f.gpa >> 12)
+    if slot == NULL or (mmu.sp[owner].level > 1 and slot.dirty != NULL):
+        return FILL_MAPPED
+    mmu_change(mmu, owner, index, entry | EPT_W)
+    if slot.dirty != NULL:
+        mark_dirty(slot, f.gpa >> 12)
+        mmu.counters.logged += 1
+        mmu.counters.dirty_faults += 1
+    mmu.counters.fast += 1
+    return FILL_FAST
+
+
+cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil:
+    # guest-physical = linear: EPT, and the guest that does not page (kvm_policy.md §3.1)
+    cdef int result
+    if mmu.root == NO_SP:       # the last table page could not be had
+        return FILL_NO_TABLES
+    if mmu.policy.fast and (f.write if f.present else not mmu.ad):
+        result = fast_fault(mmu, f)
+        if result != FILL_MAPPED:
+            return result
+    result = fault_in(mmu, f)
+    if result == FILL_NO_SLOT and mmu.policy.mmio_caching:
+        return map_below(mmu, mmu.root, f, 1, MAY_ALL)
+    if result != FILL_MAPPED:
+        return result
+    if f.write and f.slot.dirty != NULL:
+        mmu.counters.dirty_faults += 1
+    return map_below(mmu, mmu.root, f, 2, MAY_ALL)

@@ -1,0 +1,71 @@
+# Memory slots: guest-physical memory, the host memory behind it, the log of what was written (kvm_policy.md §0, §4).
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    MAX_SLOTS = 32
+
+cdef enum HostPage:             # what the host has behind a page
+    HOST_ABSENT = 0             # nothing yet: never touched
+    HOST_ZERO = 1               # the shared page of zeros, which can only be read
+    HOST_PRESENT = 2
+    HOST_SWAPPED = 3
+
+cdef struct Slot:
+    uint64_t base_gfn
+    uint64_t npages             # 0: deleted
+    uint64_t hpa                # of the first page; equal to its guest-physical address modulo 2 MB
+    uint8_t *host               # [page] HostPage; NULL: every page is present
+    uint64_t *dirty             # [page / 64] bitmap; NULL: nothing is logged
+    bint readonly
+    bint huge                   # the host backs it with 2 MB pages
+    bint private                # made by the VMM itself, such as the APIC-access page
+
+cdef struct Slots:
+    Slot slot[32]
+    int n                       # slots made so far; numbers are not used again
+    int last                    # that was found last
+    uint32_t generation         # of the layout: what was cached of an older one is void
+    uint64_t base               # host-physical address of the first page of any slot
+    uint64_t frames             # host pages from there on
+
+
+cdef inline Slot *slot_of(Slots *s, uint64_t gfn) noexcept nogil:
+    # the slot that holds a page, NULL where none does: MMIO
+    cdef Slot *slot = &s.slot[s.last]
+    cdef int i
+    if gfn - slot.base_gfn < slot.npages:
+        return slot
+    for i in range(s.n):
+        slot = &s.slot[i]
+        if gfn - slot.base_gfn < slot.npages:
+            s.last = i
+            return slot
+    return NULL
+
+
+cdef inline uint64_t slot_hpa(const Slot *slot, uint64_t gfn) noexcept nogil:
+    return slot.hpa + (gfn - slot.base_gfn << 12)
+
+
+cdef inline bint slot_huge(const Slot *slot, uint64_t gfn) noexcept nogil:
+    # the host backs the whole 2 MB around this page with one page, and all of it is in the slot (kvm_policy.md §4.3)
+    cdef uint64_t base = gfn & ~(<uint64_t> 511)
+    return (slot.huge and base >= slot.base_gfn and base + 512 <= slot.base_gfn + slot.npages
+            and slot_hpa(slot, base) & 0x1FFFFF == 0)
+
+
+cdef inline int host_page(const Slot *slot, uint64_t gfn) noexcept nogil:
+    return HOST_PRESENT if slot.host == NULL else slot.host[gfn - slot.base_gfn]
+
+
+cdef inline void mark_dirty(Slot *slot, uint64_t gfn) noexcept nogil:
+    cdef uint64_t page = gfn - slot.base_gfn
+    if slot.dirty != NULL:
+        slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
+
+
+cdef int slots_add(Slots *s, uint64_t base_gfn, uint64_t npages, uint64_t hpa) noexcept nogil
+cdef void slots_delete(Slots *s, int number) noexcept nogil
+cdef int slots_untouched(Slots *s, int number) noexcept nogil
+cdef void slots_free(Slots *s) noexcept nogil

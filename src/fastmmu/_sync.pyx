@@ -1,0 +1,207 @@
+"""Shadow pages and the guest tables behind them: sync, INVLPG, emulated writes, prefetch."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu._bits cimport FRAME, RW, US, XD, A, D, P
+from fastmmu._map cimport page_for_prefetch, set_leaf
+from fastmmu._memory cimport mem_holds, mem_read64
+from fastmmu._mmu cimport NO_SP, Mmu, Sp, mmu_change, mmu_may_write, mmu_write_protect, mmu_zap
+from fastmmu._slots cimport Slot, mark_dirty, slot_hpa, slot_of
+from fastmmu._spte cimport (
+    MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_leaf, spte_make, spte_mmio, spte_present,
+)
+from fastmmu._types cimport Paging
+
+cdef enum:
+    PREFETCH = 8                # entries, aligned
+    FLOOD = 3                   # writes in a row
+
+
+cdef int rights_of(uint64_t entry) noexcept nogil:
+    return (0 if entry & XD else MAY_X) | (MAY_W if entry & RW else 0) | (MAY_U if entry & US else 0)
+
+
+# ---- one entry of a guest's page table ----------------------------------------------------------------------
+
+cdef inline bint usable(const Paging *guest, uint64_t gpte) noexcept nogil:
+    # an entry to map without an access: the guest has used it, and the processor would not object to it
+    return gpte & P and gpte & A and not gpte & guest.rsvd[1][gpte >> 7 & 1]
+
+
+cdef inline int access_of(const Sp *sp, uint64_t gpte) noexcept nogil:
+    # D=0: the first write must fault, to set it
+    cdef int access = sp.access & rights_of(gpte)
+    return access if gpte & D else access & ~MAY_W
+
+
+cdef bint prefetch_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index, bint unlogged) noexcept nogil:
+    # maps what the guest's entry says if that takes no fault; `unlogged`: not where it would mark the page as written
+    cdef Sp *sp = &mmu.sp[owner]
+    cdef uint64_t at = (sp.gfn << 12) + 8 * index, gpte, gfn
+    cdef Slot *slot
+    cdef int access
+    if not mem_holds(&mmu.guest, at, 8):
+        return False
+    gpte = mem_read64(&mmu.guest, at)
+    if not usable(guest, gpte):
+        if mem_read64(mmu.mem, sp.hpa + 8 * index):
+            mmu_change(mmu, owner, index, 0)
+        return False
+    gfn = (gpte & guest.frame) >> 12
+    access = access_of(sp, gpte)
+    slot = slot_of(&mmu.slots, gfn)
+    if slot == NULL or (unlogged and access & MAY_W and slot.dirty != NULL) or not page_for_prefetch(slot, gfn):
+        return False
+    set_leaf(mmu, owner, index, slot, gfn, access, True, False, True, True)
+    mmu.counters.prefetched += 1
+    return True
+
+
+cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index) noexcept nogil:
+    # the other entries of the aligned eight; the first that cannot be mapped ends it
+    cdef uint64_t first = index & ~(<uint64_t> PREFETCH - 1), i
+    for i in range(first, first + PREFETCH):
+        if i == index or spte_present(mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * i)):
+            continue
+        if not prefetch_entry(mmu, guest, owner, i, True):
+            return
+
+
+# ---- unsync pages -------------------------------------------------------------------------------------------
+
+cdef void sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
+    # every entry follows the guest's again: dropped where it is gone or leads elsewhere, else with today's rights
+    cdef Sp *sp = &mmu.sp[owner]
+    cdef uint64_t index, at, entry, gpte, gfn, new
+    cdef Slot *slot
+    cdef int access
+    cdef bint host_writable, dirty
+    for index in range(512):
+        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
+        at = (sp.gfn << 12) + 8 * index
+        if not entry or not mem_holds(&mmu.guest, at, 8):
+            continue
+        gpte = mem_read64(&mmu.guest, at)
+        if not usable(guest, gpte):
+            mmu_change(mmu, owner, index, 0)
+            continue
+        gfn = (gpte & guest.frame) >> 12
+        access = access_of(sp, gpte)
+        slot = slot_of(&mmu.slots, gfn)
+        if spte_is_mmio(mmu.format, entry):
+            if slot == NULL and entry & FRAME & ((<uint64_t> 1 << 51) - 1) == gfn << 12:
+                mmu_change(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
+            else:
+                mmu_change(mmu, owner, index, 0)
+            continue
+        if slot == NULL or entry & FRAME != slot_hpa(slot, gfn):
+            mmu_change(mmu, owner, index, 0)
+            continue
+        host_writable = entry & PT_HOST_WRITE != 0
+        if not host_writable:
+            access &= ~MAY_W
+        dirty = access & MAY_W and not entry & RW
+        if dirty and not mmu_may_write(mmu, gfn, False, True):
+            access &= ~MAY_W
+            dirty = False
+        new = spte_make(mmu.format, entry & FRAME, 1, access, False, dirty, host_writable)
+        if access & MAY_W and slot.dirty != NULL:
+            mark_dirty(slot, gfn)
+        if new != entry:
+            mmu_change(mmu, owner, index, new)
+    mmu.counters.synced += 1
+
+
+cdef void sync_below(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
+    # all unsync pages that can be reached from a table page: write-protected, then synchronized
+    cdef Sp *sp = &mmu.sp[owner]
+    cdef uint64_t index, entry, bit
+    cdef uint32_t child
+    if not sp.unsync_children:
+        return
+    for index in range(512):
+        bit = <uint64_t> 1 << (index & 63)
+        if not sp.unsync_child[index >> 6] & bit:
+            continue
+        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
+        if spte_present(entry) and not spte_leaf(entry, sp.level):
+            child = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
+            if mmu.sp[child].unsync:
+                mmu_write_protect(mmu, mmu.sp[child].gfn, True)
+                mmu.sp[child].unsync = 0
+                mmu.counters.unsync -= 1
+                sync_page(mmu, guest, child)
+            elif mmu.sp[child].level > 1:
+                sync_below(mmu, guest, child)
+        sp.unsync_child[index >> 6] &= ~bit
+        sp.unsync_children -= 1
+
+
+cdef void sync_roots(Mmu *mmu, const Paging *guest) noexcept nogil:
+    # a point at which the guest's TLB would be flushed
+    if mmu.root != NO_SP:
+        sync_below(mmu, guest, mmu.root)
+
+
+cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t la) noexcept nogil:
+    cdef Sp *sp
+    cdef uint64_t index, entry
+    while owner != NO_SP:
+        sp = &mmu.sp[owner]
+        index = la >> (9 * sp.level + 3) & 511
+        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
+        if sp.level == 1:
+            if sp.unsync:
+                if entry:
+                    mmu_change(mmu, owner, index, 0)
+                prefetch_entry(mmu, guest, owner, index, False)
+            return
+        if not sp.unsync_children or not spte_present(entry) or spte_leaf(entry, sp.level):
+            return
+        owner = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
+
+
+cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nogil:
+    # INVLPG, and what a #PF does to the entry that denied: an unsync entry is read again, below every root that is kept
+    cdef int i
+    if not mmu.policy.unsync or mmu.counters.unsync == 0:
+        return
+    invlpg_below(mmu, guest, mmu.root, la)
+    for i in range(3):
+        invlpg_below(mmu, guest, mmu.previous[i], la)
+
+
+# ---- emulated writes ----------------------------------------------------------------------------------------
+
+cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
+    # the guest changed a shadowed table: one aligned word drops its entry, anything else the whole table, and so does
+    # writing without use (kvm_policy.md §2.2, mmu_pte_write)
+    cdef uint64_t gfn = gpa >> 12
+    cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask], after
+    cdef Sp *sp
+    mmu.counters.pte_writes += 1
+    while i:
+        sp = &mmu.sp[i - 1]
+        after = sp.chain
+        if sp.gfn == gfn and not sp.direct:
+            if mmu.policy.flooding and sp.level > 1:
+                sp.writes += 1
+            if nbytes != 8 or gpa & 7 or sp.writes >= FLOOD:
+                mmu.counters.flooded += 1
+                sp.writes = 0
+                mmu_zap(mmu, i - 1)
+            elif mem_read64(mmu.mem, sp.hpa + (gpa & 0xFF8)):
+                mmu_change(mmu, i - 1, (gpa & 0xFFF) >> 3, 0)
+        i = after
+
+
+cdef void clear_writes(Mmu *mmu, uint64_t la) noexcept nogil:
+    # the tables that lead to la are in use
+    cdef uint32_t i = mmu.root
+    cdef uint64_t entry
+    while i != NO_SP:
+        mmu.sp[i].writes = 0
+        entry = mem_read64(mmu.mem, mmu.sp[i].hpa + 8 * (la >> (9 * mmu.sp[i].level + 3) & 511))
+        if not spte_present(entry) or spte_leaf(entry, mmu.sp[i].level):
+            return
+        i = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]

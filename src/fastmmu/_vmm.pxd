@@ -1,0 +1,12 @@
+# What a VMM's user space does while the guest stands still.
+
+from fastmmu._kvm cimport Kvm
+from fastmmu._vcpu cimport Vcpu
+
+
+cdef class Vmm:
+    cdef object machine         # keeps alive what the pointers below point into
+    cdef Kvm *kvm
+    cdef Vcpu *v
+    cdef int slot(self, number) except -1
+    cdef arm(self)

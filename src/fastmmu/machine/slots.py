@@ -1,0 +1,21 @@
+"""Guest-physical memory beside the machine's own."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+__all__ = ["MemorySlot"]
+
+
+class MemorySlot(NamedTuple):
+    """One slot of guest-physical memory (kvm_policy.md §0); an access to no slot is MMIO.
+
+    gpa, size: bytes, multiples of 4096. readonly: the guest's writes go to the device model. host: as
+    ``Config.host_pages``. private: the VMM's own, like the APIC-access page.
+    """
+
+    gpa: int
+    size: int
+    readonly: bool = False
+    host: Literal["4k", "2m", "untouched"] = "4k"
+    private: bool = False

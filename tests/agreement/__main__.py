@@ -1,0 +1,85 @@
+"""`python -m tests.agreement`: every recording of a guest that is described here, in every configuration.
+
+One line a phase: configuration, phase, exits of real KVM by reason, ours, the verdict, the dirty logs. Mechanisms are
+those of the machine; no number is known here. Fails where a phase differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .compare import Verdict, compare, description
+from .recorded import data_directory, recordings, sample_directory
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.agreement", description=__doc__)
+    parser.add_argument("--data", type=Path, help="directory of recordings (default: FASTMMU_KVM_EXITS)")
+    parser.add_argument("--guest", default="", help="only this guest")
+    parser.add_argument("--only", default="", help="configurations whose name contains this")
+    parser.add_argument("--different", action="store_true", help="print only phases that differ")
+    options = parser.parse_args(argv)
+    directory = options.data or data_directory()
+    found = recordings(directory) if directory.is_dir() else []
+    if not found:
+        if options.data:
+            print(f"no recording in {directory}", file=sys.stderr)
+            return 2
+        print(f"no recordings in {directory}: the sample in the project is used; FASTMMU_KVM_EXITS names another")
+        found = recordings(sample_directory())
+    verdicts: list[Verdict] = []
+    failed = 0
+    for recording in found:
+        if options.guest not in ("", recording.guest):
+            continue
+        guest = description(recording.guest)
+        if guest is None:
+            print(f"{recording.path.name}: guest {recording.guest} has no description here; left out")
+            continue
+        for name in recording.results:
+            if options.only not in name:
+                continue
+            print(f"{recording.path.name} {name}")
+            try:
+                done = list(compare(recording, name, guest))
+            except ValueError as error:
+                print(f"    {error}: all its phases count as different")
+                failed += len(recording.results[name])
+                continue
+            for verdict in done:
+                if not (options.different and verdict.equal):
+                    print(line(verdict))
+            verdicts += done
+    equal = sum(verdict.equal for verdict in verdicts)
+    pages = sum(verdict.pages_equal for verdict in verdicts)
+    print(f"pages mapped and unsync at the end of a phase: {pages} of {len(verdicts)} equal")
+    print(f"kvm-agreement: {equal} of {len(verdicts) + failed} phases equal")
+    return 0 if verdicts and equal == len(verdicts) + failed else 1
+
+
+def line(verdict: Verdict) -> str:
+    text = f"    {verdict.phase:>3} {'equal    ' if verdict.equal else 'DIFFERENT'}  KVM {exits(verdict.real)}"
+    text += f"  ours {exits(verdict.ours)}"
+    if verdict.real_dirty is not None or verdict.our_dirty is not None:
+        text += f"  dirty: KVM {log(verdict.real_dirty)} ours {log(verdict.our_dirty)}"
+    if not verdict.pages_equal:
+        text += f"  (pages: KVM {verdict.real_pages} ours {verdict.our_pages})"
+    return text
+
+
+def exits(counted: dict[str, int]) -> str:
+    return " ".join(f"{name}={count}" for name, count in sorted(counted.items())) or "none"
+
+
+def log(dirty: tuple[int, list[list[int]]] | None) -> str:
+    if dirty is None:
+        return "not fetched"
+    count, runs = dirty
+    shown = " ".join(f"{first}+{n}" for first, n in runs[:5])
+    return f"{count} [{shown}{' ...' if len(runs) > 5 else ''}]"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

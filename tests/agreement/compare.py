@@ -1,0 +1,86 @@
+"""A recording against this machine, phase by phase."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .configurations import configuration
+from .guest import Guest, Phase
+from .recorded import Recording
+
+__all__ = ["Verdict", "compare", "description"]
+
+Runs = list[list[int]]
+GAUGES = ("pages_4k", "pages_2m", "pages_1g", "mmu_unsync")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One phase of one configuration. dirty: pages of the log, and runs of [first page, pages]; None: not fetched."""
+
+    configuration: str
+    phase: str
+    real: dict[str, int]
+    ours: dict[str, int]
+    real_dirty: tuple[int, Runs] | None
+    our_dirty: tuple[int, Runs] | None
+    real_pages: tuple[int, ...]  # mapped at the end: 4K, 2M, 1G, unsync; not part of the verdict
+    our_pages: tuple[int, ...]
+
+    @property
+    def equal(self) -> bool:
+        return self.real == self.ours and self.real_dirty == self.our_dirty
+
+    @property
+    def pages_equal(self) -> bool:
+        return self.real_pages == self.our_pages
+
+
+def description(guest: str) -> ModuleType | None:
+    """The module that describes a guest; None where there is none."""
+    name = f"{__package__}.guest_{guest.lower()}"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def compare(recording: Recording, name: str, guest: ModuleType) -> Iterator[Verdict]:
+    """Run the guest in one configuration and set each phase beside the recorded one."""
+    setting = configuration(name, recording.vendor, recording.parameters.get(name), recording.emulator)
+    runner = Guest(guest.LAYOUT, setting.config, setting.slots)
+    guest.run(runner)
+    nothing = Phase({})
+    for number, phase in enumerate(sorted(recording.results[name], key=int)):
+        real = recording.results[name][phase]
+        ours = runner.phases[number] if number < len(runner.phases) else nothing
+        yield Verdict(
+            configuration=name,
+            phase=phase,
+            real=recording.exits(name, phase),
+            ours=recording.ours(ours.exits),
+            real_dirty=_recorded_log(real.get("dirty_log_after_phase")),
+            our_dirty=_log(ours.dirty),
+            real_pages=tuple(real["gauges_after"][gauge] for gauge in GAUGES),
+            our_pages=(*ours.pages, ours.unsync),
+        )
+
+
+def _recorded_log(log: dict[str, Any] | None) -> tuple[int, Runs] | None:
+    return None if log is None else (log["count"], log["gfn_runs"])
+
+
+def _log(log: npt.NDArray[np.bool_] | None) -> tuple[int, Runs] | None:
+    if log is None:
+        return None
+    pages = np.flatnonzero(log)
+    if not len(pages):
+        return 0, []
+    starts = np.flatnonzero(np.diff(pages, prepend=pages[0] - 2) != 1)
+    lengths = np.diff(np.append(starts, len(pages)))
+    return len(pages), [[int(first), int(n)] for first, n in zip(pages[starts], lengths, strict=True)]

@@ -1,0 +1,92 @@
+"""Recordings of what KVM did: one JSON file a processor and guest (README.md beside them)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastmmu.exits import ExitReason
+
+__all__ = ["Recording", "data_directory", "recordings", "sample_directory"]
+
+# AMD's KVM names exits by the SVM exit code. A nested page fault is what EPT tells as violation or misconfiguration.
+AMD = {
+    "npf": "npf",
+    "io": "IO_INSTRUCTION",
+    "PF excp": "EXCEPTION_NMI",
+    "write_cr3": "CR_ACCESS",
+    "read_cr4": "CR_ACCESS",
+    "write_cr4": "CR_ACCESS",
+    "invlpg": "INVLPG",
+    "cpuid": "CPUID",
+}
+NPF = (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIG)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One file. guest: its name, a letter. results: configuration -> phase -> what happened."""
+
+    path: Path
+    vendor: str
+    guest: str
+    phases: dict[str, str]
+    parameters: dict[str, dict[str, str]]
+    emulator: str
+    results: dict[str, dict[str, Any]]
+
+    def exits(self, configuration: str, phase: str) -> dict[str, int]:
+        """By reason, in this program's names; those of the host's own timer are listed apart in the file."""
+        counted: dict[str, int] = {}
+        for name, count in self.results[configuration][phase]["exits"].items():
+            key = AMD.get(name, name) if self.vendor == "amd" else name
+            counted[key] = counted.get(key, 0) + count
+        return counted
+
+    def ours(self, exits: dict[ExitReason, int]) -> dict[str, int]:
+        """Exits of this machine in the same names."""
+        counted: dict[str, int] = {}
+        for reason, count in exits.items():
+            key = "npf" if self.vendor == "amd" and reason in NPF else reason.name
+            counted[key] = counted.get(key, 0) + count
+        return counted
+
+
+def project_root() -> Path:
+    return Path(__file__).parents[2]
+
+
+def sample_directory() -> Path:
+    """The reduced recordings that the project carries."""
+    return project_root() / "tests" / "data" / "kvm_exits"
+
+
+def data_directory() -> Path:
+    """FASTMMU_KVM_EXITS, else ../shared/kvm-exits beside the project."""
+    named = os.environ.get("FASTMMU_KVM_EXITS")
+    return Path(named) if named else project_root().parent / "shared" / "kvm-exits"
+
+
+def recordings(directory: Path) -> list[Recording]:
+    """Every file of the directory that is one, in the order of names."""
+    found = []
+    for path in sorted(directory.glob("*.json")):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or not {"results", "workload_name", "phases"} <= set(content):
+            continue
+        text = json.dumps(content.get("environment", {}))
+        found.append(
+            Recording(
+                path=path,
+                vendor="amd" if "kvm-amd" in text else "intel",
+                guest=content["workload_name"],
+                phases=content["phases"],
+                parameters=content.get("module_parameters", {}),
+                emulator="bochs" if "Bochs" in text else "qemu",
+                results=content["results"],
+            )
+        )
+    return found

@@ -1,0 +1,65 @@
+"""The machine does what real KVM did, exit for exit: recordings of FASTMMU_KVM_EXITS, else the sample."""
+
+from __future__ import annotations
+
+import pytest
+
+from agreement.__main__ import main
+from agreement.compare import compare, description
+from agreement.configurations import configuration
+from agreement.recorded import Recording, data_directory, recordings, sample_directory
+from fastmmu import ConfigError, MemorySlot
+
+
+def _cases() -> list[tuple[Recording, str]]:
+    directory = data_directory()
+    found = recordings(directory if directory.is_dir() else sample_directory())
+    return [(r, name) for r in found if description(r.guest) is not None for name in r.results]
+
+
+@pytest.mark.parametrize(("recording", "name"), [pytest.param(r, n, id=f"{r.path.stem}-{n}") for r, n in _cases()])
+def test_exits_and_dirty_logs_are_those_of_kvm(recording: Recording, name: str) -> None:
+    guest = description(recording.guest)
+    assert guest is not None
+    verdicts = list(compare(recording, name, guest))
+    assert len(verdicts) == len(recording.results[name]) > 0
+    assert [v for v in verdicts if not v.equal] == []
+
+
+def test_another_mechanism_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    # the recording of one configuration against the machine of another: the comparison can fail
+    recording = next(r for r in recordings(sample_directory()) if r.vendor == "intel")
+    guest = description("A")
+    assert guest is not None
+    other = Recording(
+        recording.path,
+        recording.vendor,
+        "A",
+        recording.phases,
+        {},
+        "bochs",
+        {"eptY_noad_4k": recording.results["eptY_4k"]},
+    )
+    different = [v.phase for v in compare(other, "eptY_noad_4k", guest) if not v.equal]
+    assert {"19", "24"} <= set(different)
+    assert not set(different) & {"3", "4", "10", "32"}
+
+
+def test_the_command_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(sample_directory()), "--only", "eptY_4k"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("kvm-agreement: 42 of 42 phases equal\n")
+    assert "PML_FULL=1  ours" in out
+    assert "518 [32+1 256+5 4096+512]" in out
+
+
+def test_names_of_configurations() -> None:
+    assert configuration("eptY_noflex_4k", "intel").slots == ()
+    assert configuration("eptY_4k", "intel").slots == (MemorySlot(0xFEE0_0000, 0x1000, private=True),)
+    assert configuration("eptN_thpB", "intel").config.backing == "2m"
+    assert not configuration("eptY_nopml_4k", "intel").config.pml
+    assert configuration("eptY_4k", "intel", {"kvm_intel.pml": "N"}).config.pml is False
+    with pytest.raises(ValueError, match="xyz"):
+        configuration("eptY_xyz_4k", "intel")
+    with pytest.raises(ConfigError, match="pml"):
+        configuration("eptY_4k", "intel").config.replace(vendor="amd")
