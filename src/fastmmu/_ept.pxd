@@ -45,14 +45,23 @@ cdef inline void step(Steps *steps, int kind, int level, int guest_level,
         steps.n += 1
 
 
+cdef inline uint64_t ept_present(const Ept *e) noexcept nogil:
+    # the bits of which a present entry has one (ept.md §2)
+    return EPT_R | EPT_W | EPT_X | (EPT_XU if e.mbec else 0)
+
+
+cdef inline uint64_t ept_bad_type(uint64_t leaf) noexcept nogil:
+    # nonzero for the memory types 2, 3 and 7, which do not exist (ept.md §3); no branch, for loops over entries
+    return leaf >> 4 & (~(leaf >> 5) | leaf >> 3) & 1
+
+
 cdef inline bint ept_misconfigured(const Ept *e, uint64_t entry, int level, bint leaf) noexcept nogil:
     # of a present entry, each by its own bits (ept.md §3)
     if entry & e.rsvd[level][leaf]:
         return True
     if not (entry & EPT_R) and (entry & EPT_W or not e.xo):
         return True
-    cdef uint64_t mt = entry >> 3 & 7
-    return leaf and (mt == 2 or mt == 3 or mt == 7)
+    return leaf and ept_bad_type(entry)
 
 
 cdef inline int ept_violation(Walk *w, uint64_t need, uint64_t entries, bint mbec, uint64_t bits) noexcept nogil:
@@ -69,7 +78,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
     cdef uint64_t table = e.root, entry, ptr, entries = ~(<uint64_t> 0), want, offset
     cdef uint64_t path[6]
     cdef uint64_t held[6]
-    cdef uint64_t present = 7 | (EPT_XU if e.mbec else 0)
+    cdef uint64_t present = ept_present(e)
     cdef uint64_t denied
     cdef int level = e.levels, shift, i
     cdef bint leaf

@@ -88,6 +88,18 @@ cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestEntry *ent
     return FAULT_NONE
 
 
+cdef inline bint is_leaf(const Paging *g, uint64_t entry, int level) noexcept nogil:
+    return level == 1 or (entry & PS and g.large_ok[level])
+
+
+cdef inline uint32_t pat_index(uint64_t leaf, int level) noexcept nogil:
+    return (leaf >> 3 & 3) | (leaf >> (7 if level == 1 else 12) & 1) << 2
+
+
+cdef inline uint32_t key_of(const Paging *g, uint64_t leaf) noexcept nogil:
+    return leaf >> 59 & 15 if g.mode >= MODE_4 else 0
+
+
 cdef inline uint64_t leaf_address(const Paging *g, uint64_t entry, uint64_t la, int shift) noexcept nogil:
     cdef uint64_t offset = (<uint64_t> 1 << shift) - 1
     if g.mode == MODE_32 and shift == 22:       # PSE-36 (paging.md §3.1)
@@ -161,7 +173,7 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
         path[level].hpa = hpa
         path[level].gpa = gpa
         path[level].value = entry
-        if level == 1 or (entry & PS and g.large_ok[level]):
+        if is_leaf(g, entry, level):
             break
         if not g.lazy_upper_a and not entry & A:
             fault = set_flags(m, g, e, &path[level], A, level, w, steps)
@@ -178,8 +190,8 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
     w.guest_shift = shift
     w.leaf = entry
     w.global_page = g.pge and entry & G != 0
-    w.pat = (entry >> 3 & 3) | (entry >> (7 if level == 1 else 12) & 1) << 2
-    w.pkey = entry >> 59 & 15 if g.mode >= MODE_4 else 0
+    w.pat = pat_index(entry, level)
+    w.pkey = key_of(g, entry)
     w.gpa = gpa = leaf_address(g, entry, la, shift)
     if permission(g, w, acc, &code):
         return page_fault(g, w, acc, code)

@@ -9,8 +9,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastmmu._bits cimport ONES, A, D, G
+from fastmmu._guest cimport key_of, pat_index
 from fastmmu._memtype cimport MtrrState, mtrr_type
-from fastmmu._types cimport MODE_4, Ept, Mem, Paging
+from fastmmu._types cimport Ept, Mem, Paging
 
 cdef enum:
     CAUSES = 5                  # counts are indexed by FaultCode - 1; the last is FAULT_BUS
@@ -154,8 +155,7 @@ cdef inline uint64_t rights_word(const Leaves *s, uint64_t entry, uint64_t every
 
 
 cdef inline uint64_t kind_word(const Leaves *s, uint64_t entry, int level, int shift) noexcept nogil:
-    cdef uint64_t key = entry >> 59 & 15 if s.g.mode >= MODE_4 else 0
-    return (entry >> 3 & 3) | (entry >> (7 if level == 1 else 12) & 1) << 2 | key << 8 | <uint64_t> shift << 32
+    return pat_index(entry, level) | <uint64_t> key_of(&s.g, entry) << 8 | <uint64_t> shift << 32
 
 
 cdef inline uint64_t native_type(const Leaves *s, uint64_t pa, uint64_t pat) noexcept nogil:

@@ -6,7 +6,7 @@ from libc.string cimport memset
 
 from fastmmu._bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, P, PS
 from fastmmu._ept cimport ept_misconfigured
-from fastmmu._guest cimport leaf_address
+from fastmmu._guest cimport is_leaf, leaf_address
 from fastmmu._memory cimport mem_holds, mem_read64
 from fastmmu._memtype cimport MT_UC, MT_WB, combined_type
 from fastmmu._types cimport (
@@ -236,7 +236,7 @@ cdef inline void scan_guest(Leaves *s, int entry_shift) noexcept nogil:
             continue
         every = t.every & entry
         any_ = t.any_ | entry
-        if level == 1 or (entry & PS and s.g.large_ok[level]):
+        if is_leaf(&s.g, entry, level):
             s.page.la = base
             s.page.gpa = leaf_address(&s.g, entry, 0, shift)
             s.page.leaf = entry

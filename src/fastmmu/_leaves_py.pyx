@@ -7,6 +7,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
+from fastmmu._ept cimport ept_present
 from fastmmu._leaves cimport (
     CAUSES, KEPT_FAULTS, REGIONS, EptRegion, LeafFault, LeafRow, Leaves, leaves_fault, leaves_free, leaves_range,
     leaves_run, leaves_types,
@@ -163,7 +164,7 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
     else:
         fault = prepare(mem, state, eptp, False, False, &s.g, &s.e, &w)
         s.sign = s.g.la_bits - 1 if s.g.mode >= MODE_4 else 0
-    s.present_ept = 0x407 if s.e.mbec else 7
+    s.present_ept = ept_present(&s.e)
     s.kept = <LeafFault *> calloc(KEPT_FAULTS, sizeof(LeafFault))
     if s.nested:
         s.region = <EptRegion *> calloc(REGIONS, sizeof(EptRegion))

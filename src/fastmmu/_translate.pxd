@@ -12,6 +12,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu._bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD
+from fastmmu._ept cimport ept_bad_type
 from fastmmu._types cimport ACC_RW, ACC_W, ACC_X, FAULT_BUS, MODE_4, MODE_32, Ept, Mem, Paging
 
 cdef enum:
@@ -215,7 +216,6 @@ cdef inline uint64_t ept_stage(Query *q, const uint64_t *gpa, uint64_t *hpa, uin
         entry = (<const uint64_t *> place[j])[0]
         large = 0 - (value >> 7 & 1)
         hpa[j] = (entry & frame) | (gpa[j] & (0xFFF | (0x1FFFFF & large)))
-        # memory types 2, 3 and 7 are malformed (ept.md §3)
-        odd[j] = (need & ~(value & entry)) | (rsvd & entry) | ((entry >> 4) & (~(entry >> 5) | (entry >> 3)) & 1)
+        odd[j] = (need & ~(value & entry)) | (rsvd & entry) | ept_bad_type(entry)
         amiss |= odd[j]
     return amiss
