@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 
 from agreement.__main__ import main
@@ -45,8 +48,26 @@ def test_another_mechanism_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert not set(different) & {"3", "4", "10", "32"}
 
 
+def test_the_order_of_exits_and_the_interrupts_are_compared() -> None:
+    recording = next(r for r in recordings(sample_directory()) if "eptY_noapicv_4kC" in r.results)
+    guest = description("C")
+    assert guest is not None
+    phases = recording.results["eptY_noapicv_4kC"]
+    changed = json.loads(json.dumps(phases))
+    changed["16"]["exit_sequence"][0], changed["16"]["exit_sequence"][1] = changed["16"]["exit_sequence"][1::-1]
+    changed["24"]["guest_irq_log"].reverse()
+    changed["2"]["exits"]["APIC_ACCESS"] = 1
+    other = dataclasses.replace(recording, results={"eptY_noapicv_4kC": changed})
+    assert [v.phase for v in compare(other, "eptY_noapicv_4kC", guest) if not v.equal] == ["2", "16", "24"]
+    # and the machine of another configuration differs where it should
+    flexpriority = dataclasses.replace(recording, parameters={}, results={"eptY_noflex_4kC": phases})
+    different = [v.phase for v in compare(flexpriority, "eptY_noflex_4kC", guest) if not v.equal]
+    assert {"2", "3", "6", "16"} <= set(different)
+    assert not set(different) & {"4", "5", "7", "13"}
+
+
 def test_the_command_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--data", str(sample_directory()), "--only", "eptY_4k"]) == 0
+    assert main(["--data", str(sample_directory()), "--guest", "A", "--only", "eptY_4k"]) == 0
     out = capsys.readouterr().out
     assert out.endswith("kvm-agreement: 42 of 42 phases equal\n")
     assert "PML_FULL=1  ours" in out

@@ -12,6 +12,8 @@ cdef extern from *:
     #define FM_P     0x1ULL
     #define FM_RW    0x2ULL
     #define FM_US    0x4ULL
+    #define FM_PWT   0x8ULL
+    #define FM_PCD   0x10ULL
     #define FM_A     0x20ULL
     #define FM_D     0x40ULL
     #define FM_PS    0x80ULL
@@ -38,6 +40,8 @@ cdef extern from *:
     const uint64_t P "FM_P"
     const uint64_t RW "FM_RW"
     const uint64_t US "FM_US"
+    const uint64_t PWT "FM_PWT"
+    const uint64_t PCD "FM_PCD"
     const uint64_t A "FM_A"
     const uint64_t D "FM_D"
     const uint64_t PS "FM_PS"

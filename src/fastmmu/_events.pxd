@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu._guest_kernel cimport GuestKernel
+from fastmmu._interrupts cimport Interrupts
 from fastmmu._types cimport Walk
 from fastmmu._vcpu cimport Vcpu
 
@@ -12,6 +13,8 @@ cdef struct Run:
     uint64_t guest_base         # host-physical address of guest-physical 0
     uint64_t exit_every         # accesses between periodic exits; 0: none
     uint64_t until_exit         # accesses until the next
+    Interrupts *irq             # the guest's local APIC; NULL: it has none
+    uint64_t before             # accesses of earlier batches
 
 cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
                          uint64_t *out) noexcept nogil

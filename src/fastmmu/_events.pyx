@@ -9,11 +9,12 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu._guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
+from fastmmu._interrupts cimport irq_event
 from fastmmu._kvm cimport Kvm, kvm_premap
 from fastmmu._tlb cimport tlb_l1, tlb_pa
 from fastmmu._types cimport FAULT_PF, Walk
 from fastmmu._vcpu cimport (
-    ABORT_ADDRESS, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
     DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_invlpg,
     vcpu_slow,
 )
@@ -26,6 +27,8 @@ cdef enum:                      # fastmmu.ops.Op
     OP_UNMAP = 18
     OP_EXIT = 19
     OP_INTERRUPT = 20
+    OP_APIC_FIRST = 21
+    OP_APIC_LAST = 28
 
 cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
 
@@ -47,6 +50,7 @@ cdef int fault_in(Run *m, uint64_t la, int acc, int outcome, uint64_t *hpa) noex
 
 
 cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
+    cdef int outcome
     if op == OP_SWITCH:
         return kernel_switch(m.kernel, addr)
     if op == OP_INVLPG:
@@ -59,7 +63,10 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
         return exit_instruction(m, addr)
     if op == OP_INTERRUPT:
         return vcpu_interrupt(m.v)
-    return vcpu_abort(m.v, ABORT_OP, op)
+    if OP_APIC_FIRST <= op <= OP_APIC_LAST and m.irq != NULL:
+        outcome = irq_event(m.irq, op, addr)
+        return vcpu_abort(m.v, ABORT_APIC, addr) if outcome == DONE_GP or outcome == DONE_PF else outcome
+    return vcpu_abort(m.v, ABORT_APIC if OP_APIC_FIRST <= op <= OP_APIC_LAST else ABORT_OP, op)
 
 
 cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
@@ -83,13 +90,16 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     # events done; fewer than n where m.v.abort says why. out: guest-physical address of each access, or NULL.
     # Counts of operations and of first-level lookups are added afterwards: they would cost a store each.
     cdef Vcpu *v = m.v
-    cdef uint64_t i, la, value, hpa = 0, until_exit = m.until_exit, begun = 0
+    cdef uint64_t i, la, value, hpa = 0, until_exit = m.until_exit, begun = 0, others = 0
     cdef int outcome, o
     cdef uint64_t *need = v.need[1]
     for i in range(n):
         o = op[i]
         la = addr[i]
         if o > OP_MAX_ACCESS:
+            if m.irq != NULL:
+                m.irq.now = m.before + i - others
+            others += 1
             if system_event(m, o, la):
                 break
             if out != NULL:
@@ -131,6 +141,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     else:
         i = n
     m.until_exit = until_exit
+    m.before += i - others
     count_accesses(m, op, i + begun)        # one that was looked up counts, even if it ended the run
     return i
 

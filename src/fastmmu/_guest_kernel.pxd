@@ -31,12 +31,24 @@ cdef struct GuestKernel:
     uint64_t table_next, table_end      # unmovable: page tables
     uint64_t data_next, data_end        # movable: 4 KB pages of programs
     FrameList free_4k, free_2m, free_tables
+    bint apic                   # map the local APIC, a page of its code and the option ROM, as 32-bit Windows has them
+    uint64_t code_gpa, rom_gpa
     uint64_t kernel_pgd         # top table with the kernel half alone
     uint64_t *root              # [process] top table, 0 where there is none yet
     uint32_t n_roots
     uint32_t current            # process that runs
     uint32_t pcid_owner[4096]   # [PCID] process that used it last: PCIDs are fewer than processes
     uint16_t *count             # [gfn of a page table] pages that it maps
+
+cdef extern from *:
+    """
+    #define FM_GUEST_APIC 0xFFFFFFFFFFFE0000ULL
+    #define FM_GUEST_CODE 0xFFFFFFFF80400000ULL
+    #define FM_GUEST_ROM 0xFFFFFFFF800CD000ULL
+    """
+    const uint64_t GUEST_APIC "FM_GUEST_APIC"   # linear addresses
+    const uint64_t GUEST_CODE "FM_GUEST_CODE"
+    const uint64_t GUEST_ROM "FM_GUEST_ROM"
 
 cdef int kernel_init(GuestKernel *k, Vcpu *v, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil
 cdef void kernel_free(GuestKernel *k) noexcept nogil

@@ -9,8 +9,10 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
-from fastmmu._bits cimport FRAME, A, D, G, P, PS, RW, US, XD
+from fastmmu._bits cimport FRAME, PCD, PWT, A, D, G, P, PS, RW, US, XD
+from fastmmu._interrupts cimport APIC_BASE
 from fastmmu._memory cimport mem_read64, mem_write64
+from fastmmu._patch cimport SITE_BYTES, SITES, patch_original
 from fastmmu._types cimport ACC_R, ACC_W, Mem
 from fastmmu._vcpu cimport (
     ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_EMULATED,
@@ -164,10 +166,37 @@ cdef int kernel_boot(GuestKernel *k) noexcept nogil:
             put(k, pdpt + ((gpa >> 30 & 511) << 3), pd | P | RW | A | D)
         put(k, pd + ((gpa >> 21 & 511) << 3), gpa | P | RW | A | D | PS | G | XD)
     k.kernel_pgd = pgd
-    if new_root(k, 0):
+    if (k.apic and map_apic(k)) or new_root(k, 0):
         return DONE_ABORT
     k.silent = False
     return DONE_OK
+
+
+cdef int map_kernel(GuestKernel *k, uint64_t la, uint64_t leaf) noexcept nogil:
+    # a 4 KB page of the kernel half, before the first process
+    cdef uint64_t table = k.kernel_pgd, at, entry
+    cdef int level
+    for level in range(4, 1, -1):
+        at = table + ((la >> (9 * level + 3) & 511) << 3)
+        entry = mem_read64(&k.guest, at)
+        if not entry & P:
+            if new_table(k, &entry):
+                return DONE_ABORT
+            entry |= P | RW | A | D
+            put(k, at, entry)
+        table = entry & FRAME
+    return put(k, table + ((la >> 12 & 511) << 3), leaf | P | RW | A | D | G)
+
+
+cdef int map_apic(GuestKernel *k) noexcept nogil:
+    cdef uint32_t i
+    if new_table(k, &k.code_gpa) or new_table(k, &k.rom_gpa):
+        return DONE_ABORT
+    for i in range(2 * SITES):
+        patch_original(k.guest.base + k.code_gpa + SITE_BYTES * i, i >> 1, i & 1, (GUEST_APIC & 0xFFFFFFFFU) + 0x80)
+    if map_kernel(k, GUEST_APIC, APIC_BASE | PWT | PCD):
+        return DONE_ABORT
+    return map_kernel(k, GUEST_CODE, k.code_gpa) or map_kernel(k, GUEST_ROM, k.rom_gpa)
 
 
 cdef int new_root(GuestKernel *k, uint64_t process) noexcept nogil:

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from fastmmu._interrupts cimport Interrupts
 from fastmmu._mmu cimport Mmu
 from fastmmu._types cimport Paging, Walk
 from fastmmu._vcpu cimport Vcpu
@@ -15,6 +16,7 @@ cdef struct Kvm:
     uint8_t surfaced[80]        # [exit reason] a Python policy handles it
     Surface surface
     void *machine
+    Interrupts *irq             # the guest's local APIC; NULL: it has none
 
 cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef void kvm_owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil

@@ -12,6 +12,7 @@ from fastmmu._dirty cimport dirty_drain
 from fastmmu._ept cimport QUAL_TRANSLATED
 from fastmmu._guest cimport canonical
 from fastmmu._invalidate cimport inv_invept, inv_invvpid
+from fastmmu._kvm_apic cimport kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu._map cimport (
     FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault,
     find_entry, map_direct,
@@ -40,16 +41,23 @@ cdef uint64_t RESERVED = 8                      # bit of the error code
 
 cdef int kvm_handle(Vcpu *v) noexcept nogil:
     cdef Kvm *kvm = <Kvm *> v.owner
+    cdef int action
     if v.ept.pml_index != NULL:
         kvm_drain(kvm, v)
+    if kvm.irq != NULL:
+        kvm_apic_begin(kvm.irq)
     if kvm.surfaced[v.vmcs.exit_reason]:
-        return kvm.surface(kvm.machine, v)
-    return kvm_default(kvm, v)
+        action = kvm.surface(kvm.machine, v)
+    else:
+        action = kvm_default(kvm, v)
+    if kvm.irq != NULL:
+        kvm_apic_end(kvm.irq, action)
+    return action
 
 
 cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef uint64_t reason = v.vmcs.exit_reason
-    if v.event:
+    if v.event or (kvm.irq != NULL and kvm_apic_exit(kvm.irq)):
         return ACT_EMULATED
     if reason == EXIT_EXCEPTION:
         return on_page_fault(kvm, v)

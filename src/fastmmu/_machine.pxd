@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from fastmmu._events cimport Run
 from fastmmu._guest_kernel cimport GuestKernel
+from fastmmu._interrupts cimport Interrupts
 from fastmmu._kvm cimport Kvm
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._tlb_py cimport TLB
@@ -16,11 +17,13 @@ cdef class Machine:
     cdef readonly PhysicalMemory memory
     cdef readonly TLB tlb
     cdef readonly object policy
+    cdef readonly object apic   # GuestApic: the guest's local APIC, or None
     cdef Mem guest              # guest-physical memory as a window of host memory
     cdef Vcpu v
     cdef Kvm kvm
     cdef GuestKernel kernel
     cdef Run loop
+    cdef Interrupts irq         # the interrupt side of the vCPU, where Config.tpr asks for an APIC
     cdef bint handling          # a Python handler runs: the guest stands still
     cdef bint running           # run() is under way, without the GIL
     cdef object raised          # exception of a Python handler
@@ -33,6 +36,7 @@ cdef class Machine:
     cdef _hardware(self, state)
     cdef _gpa(self, uint64_t hpa)
     cdef _build_vmm(self, uint64_t pool_end, state, placed)
+    cdef _build_apic(self)
     cdef _raise(self, uint64_t n)
     cdef _outcome(self, la, int outcome, uint64_t hpa)
     cdef _guest_runs(self)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu._apic_port import GuestApic
 from fastmmu._memory import PhysicalMemory
 from fastmmu._state import GuestState
 from fastmmu._tlb_py import TLB
@@ -22,6 +23,7 @@ class Machine:
     memory: PhysicalMemory
     tlb: TLB
     policy: Policy | None
+    apic: GuestApic | None
     def __init__(
         self,
         config: Config | None = None,
@@ -40,9 +42,10 @@ class Machine:
         first: int = 0,
     ) -> int: ...
     def default(self) -> Action: ...
+    def stopped(self) -> None: ...
     def inject_page_fault(self, la: int, error_code: int) -> Action: ...
     @property
-    def vmcs(self) -> dict[str, int]: ...
+    def vmcs(self) -> dict[str, Any]: ...
     @property
     def hw_cr3(self) -> int: ...
     @property

@@ -4,13 +4,22 @@ from typing import NamedTuple
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from fastmmu._apic_port cimport GuestApic
 from fastmmu._bits cimport ONES
 from fastmmu._events cimport exit_instruction, premap, run_events
 from fastmmu._guest cimport canonical
-from fastmmu._guest_kernel cimport PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init
+from fastmmu._guest_kernel cimport (
+    GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
+)
+from fastmmu._interrupts cimport (
+    APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
+    Interrupts, irq_free, irq_init,
+)
 from fastmmu._kvm cimport kvm_default, kvm_handle, kvm_load_root
+from fastmmu._kvm_apic cimport kvm_apic_init
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._mmu cimport Policy, mmu_free, mmu_init, mmu_set_root
+from fastmmu._patch cimport patch_record
 from fastmmu._slots cimport Slot, slots_add, slots_untouched
 from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu._state cimport Eptp, GuestState, access_code
@@ -18,10 +27,10 @@ from fastmmu._tlb cimport L1D, L1I, L1S, L2, L2I
 from fastmmu._tlb_py cimport TLB
 from fastmmu._types cimport Paging
 from fastmmu._vcpu cimport (
-    ABORT_ADDRESS, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_MISCONFIG, ABORT_NO_PROGRESS,
-    ABORT_NONE, ABORT_OP, ABORT_PROCESS, ABORT_PYTHON, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY,
-    DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Counters, Vcpu, vcpu_abort, vcpu_access, vcpu_derive, vcpu_enter,
-    vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_store,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_MISCONFIG,
+    ABORT_NO_PROGRESS, ABORT_NONE, ABORT_OP, ABORT_PROCESS, ABORT_PYTHON, ABORT_TABLES, ACT_ABORT, ACT_EMULATED,
+    ACT_INJECT_PF, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Counters, Vcpu, vcpu_abort, vcpu_access,
+    vcpu_derive, vcpu_enter, vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_store,
 )
 from fastmmu._vmm cimport Vmm
 from fastmmu._vmx cimport (
@@ -33,9 +42,16 @@ from fastmmu.exits import N_REASONS, ExitReason
 from fastmmu.geometry import geometry
 from fastmmu.machine.config import Config
 from fastmmu.machine.policy import Action, Exit, overridden
+from fastmmu.machine.slots import MemorySlot
 
 # exit reasons without a name come from EXIT events only
 _REASONS = [{int(r): r.name.lower() for r in ExitReason}.get(i, f"reason_{i}") for i in range(N_REASONS)]
+
+cdef enum:                      # host-physical pages of the VMM
+    PML_LOG = 0x1000            # page 0 stays unused, so that no root is 0
+    VIRTUAL_APIC = 0x2000
+    POSTED_DESCRIPTOR = 0x3000
+    VMM_TABLES = 0x4000
 
 
 # Bits of CR4 that change what shadow tables must be, or flush: all but those of the guest alone (PVI, TSD, DE, PCE,
@@ -109,6 +125,9 @@ cdef class Machine:
         guest_bytes = config.memory_bytes
         if config.mmu != "native":
             pool_end = ((guest_bytes >> 5) + (1 << 26)) & ~(<uint64_t> 0x1FFFFF)
+        slots = [*slots]
+        if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
+            slots.append(MemorySlot(APIC_BASE, 0x1000, private=True))
         placed, more = self._place(slots, pool_end + guest_bytes)
         self.memory = PhysicalMemory(more)
         self.loop.guest_base = pool_end
@@ -136,6 +155,8 @@ cdef class Machine:
             raise ConfigError(f"the machine runs guests with 4-level paging, not mode {state.mode.name}")
         if config.mmu != "native":
             self._build_vmm(pool_end, state, placed)
+        if config.tpr is not None:
+            self._build_apic()
         self.state = state
         self.policy = policy
         self.handlers = {reason: getattr(policy, name) for reason, name in overridden(policy).items()}
@@ -156,8 +177,37 @@ cdef class Machine:
         if kernel_init(&self.kernel, &self.v, &self.guest, pages, self.config.thp_threshold, self.config.pcid):
             raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
         self.loop.kernel = &self.kernel
+        self.kernel.apic = self.config.tpr is not None
         if kernel_boot(&self.kernel):
             self._raise(0)
+
+    cdef _build_apic(self):
+        cdef Interrupts *irq = &self.irq
+        config = self.config
+        irq_init(irq, &self.v, self.memory.mem.base + VIRTUAL_APIC if self.v.guest else NULL)
+        irq.apic.id = irq.patch.cpu = config.apic_id
+        irq.way = {
+            "trap": WAY_TRAP, "patch": WAY_PATCH, "flexpriority": WAY_FLEXPRIORITY, "apicv": WAY_APICV,
+        }[config.tpr]
+        irq.rule = RULE_SLIDES if config.tpr_threshold == "slides" else RULE_KVM
+        irq.handler = HANDLER_IRQL if config.guest_handler == "irql" else HANDLER_EOI
+        irq.tpr_shadow = config.tpr_shadow
+        irq.patch.one_vcpu = config.tpr_patch == "one-vcpu"
+        irq.la = APIC_BASE
+        if self.loop.kernel != NULL:
+            irq.la = GUEST_APIC
+            irq.patch.code_la = GUEST_CODE
+            irq.patch.rom_la = GUEST_ROM
+            irq.patch.record_hpa = self.loop.guest_base + self.kernel.rom_gpa + (patch_record(&irq.patch) & 0xFFF)
+        self.loop.irq = irq
+        if self.v.guest:
+            self.kvm.irq = irq
+            self.v.vmcs.virtual_apic_address = VIRTUAL_APIC
+            self.v.vmcs.posted_descriptor_address = POSTED_DESCRIPTOR
+            kvm_apic_init(irq)
+        self.apic = GuestApic.__new__(GuestApic)
+        (<GuestApic> self.apic).machine = self
+        (<GuestApic> self.apic).irq = irq
 
     cdef _place(self, slots, end):
         # host-physical addresses of more slots, and the end of memory; equal to the guest's modulo 2 MB
@@ -201,10 +251,9 @@ cdef class Machine:
     cdef _build_vmm(self, uint64_t pool_end, state, placed):
         cdef bint shadow = self.config.mmu == "shadow"
         cdef Eptp eptp
-        # the first page of host memory stays unused, so that no root is 0; the second is the page-modification log
-        self.v.vmcs.pml_address = 4096
+        self.v.vmcs.pml_address = PML_LOG
         if mmu_init(&self.kvm.mmu, &self.memory.mem, pool_end, self.memory.mem.nbytes - pool_end,
-                    FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, 8192, pool_end):
+                    FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, VMM_TABLES, pool_end):
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
         self.kvm.mmu.guest = self.guest
         self._set_policy()
@@ -213,6 +262,8 @@ cdef class Machine:
                        False)
         for slot, hpa in placed:
             self._add_slot(slot.gpa, slot.size, hpa, slot.host, slot.readonly, slot.private)
+            if slot.gpa == APIC_BASE and slot.private:
+                self.v.vmcs.apic_access_address = hpa
         self.kvm.shadow = shadow
         self.v.guest = True
         self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
@@ -248,6 +299,7 @@ cdef class Machine:
                              cr4=state.cr4 & ~(1 << 7 | 1 << 17 | 1 << 22 | 1 << 24))
 
     def __dealloc__(self):
+        irq_free(&self.irq)
         kernel_free(&self.kernel)
         mmu_free(&self.kvm.mmu)
 
@@ -301,6 +353,9 @@ cdef class Machine:
             raise OutOfMemoryError(f"event {n}: guest memory of {address:#x} bytes is used up; raise Config(memory=)")
         if why == ABORT_TABLES or why == ABORT_HOST_MEMORY:
             raise OutOfMemoryError(f"event {n}: no room for the VMM's tables; raise Config(memory=)")
+        if why == ABORT_APIC:
+            raise TraceError(f"event {n}: the guest has no APIC that takes this (addr {address:#x}); set Config(tpr=), "
+                             "and give registers values that they accept")
         if why == ABORT_BUS:
             raise BusError(f"event {n}: a paging structure for {address:#x} lies outside memory")
         if why == ABORT_NO_PROGRESS:
@@ -312,6 +367,10 @@ cdef class Machine:
         if why == ABORT_MISCONFIG:
             raise PolicyError(f"event {n}: EPT misconfiguration at guest-physical {address:#x}")
         raise FastmmuError(f"event {n}: the guest kernel has no answer to the fault at {address:#x} (code {why})")
+
+    def stopped(self):
+        """Raise what stopped the guest; for the parts of a machine."""
+        self._raise(0)
 
     # ---- what a policy may do -----------------------------------------------------------------------------
 
@@ -476,6 +535,11 @@ cdef class Machine:
         if outcome != DONE_OK:
             self._raise(0)
 
+    def _apic_counters(self):
+        if self.apic is None:
+            return {}
+        return {f"apic_{name}": value for name, value in dict(self.irq.c).items()}
+
     # ---- results --------------------------------------------------------------------------------------------
 
     def counters(self):
@@ -500,6 +564,7 @@ cdef class Machine:
             "invvpid": c.invvpid, "invept": c.invept, "cr3_switches": c.cr3_switches, "invlpgs": c.invlpgs,
             "invpcids": c.invpcids, "unmaps": c.unmaps, "interrupts": c.interrupts,
             "exit_instructions": c.exit_instructions,
+            **self._apic_counters(),
             "vmm_tables": self.kvm.mmu.counters.tables_made - self.kvm.mmu.counters.tables_zapped,
             "vmm_tables_made": self.kvm.mmu.counters.tables_made,
             "vmm_entries_filled": self.kvm.mmu.counters.entries_filled,

@@ -5,6 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._tlb cimport Tlb
 from fastmmu._types cimport Ept, Mem, Paging, Walk
+from fastmmu._vapic cimport Vapic
 from fastmmu._vmx cimport Vmcs
 
 cdef enum Outcome:              # of an access
@@ -39,6 +40,7 @@ cdef enum Abort:
     ABORT_HOST_MEMORY = 10
     ABORT_ENTRY = 11            # VM entry failed: invalid control fields
     ABORT_PROCESS = 12          # a process number that is none
+    ABORT_APIC = 13             # an APIC event that the guest's APIC cannot take
 
 cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t ops[4]             # accesses of the trace by operation
@@ -82,6 +84,8 @@ cdef struct Vcpu:
     bint guest                  # in VMX non-root operation: exits exist
     bint ept_on                 # EPT is in use: entered, and the control is 1
     bint vpid_on                # the control as of the last VM entry
+    Vapic *apic                 # what virtualizes the guest's APIC; NULL: nothing does
+    bint below_threshold        # VM entry found the TPR below the threshold: exit 43 comes next
     uint64_t need[3][4]         # [Who][Access]: rights that an access needs of a TLB entry
     uint64_t cr2
     uint32_t error_code

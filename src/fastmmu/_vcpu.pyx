@@ -1,7 +1,8 @@
 """One access of a virtual CPU: TLB, walk, fault, VM exit and entry."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastmmu._apic cimport APIC_TPR
 from fastmmu._bits cimport FRAME, ONES
 from fastmmu._guest cimport canonical
 from fastmmu._invalidate cimport (
@@ -17,11 +18,13 @@ from fastmmu._types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
     FAULT_PML_FULL, Ept, Walk,
 )
+from fastmmu._vapic cimport vapic_controls, vapic_entered
 from fastmmu._vmentry cimport MACHINE, invalid_controls
 from fastmmu._vmx cimport (
     ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION,
     EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD,
-    PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
+    EXIT_TPR_THRESHOLD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits,
+    secondary_control,
 )
 from fastmmu._walk cimport walk_silent
 
@@ -86,8 +89,12 @@ cdef inline uint64_t eptrta_in_force(const Vcpu *v) noexcept nogil:
 
 cdef int vcpu_enter(Vcpu *v) noexcept nogil:
     # VM entry (vmx.md §3, §4.1): controls are checked, EPT becomes active; without VPID nothing cached survives
-    if invalid_controls(&v.vmcs, 0, &MACHINE):
+    cdef uint8_t vtpr = v.apic.page[<int> APIC_TPR] if v.apic != NULL else 0
+    if invalid_controls(&v.vmcs, vtpr, &MACHINE):
         return vcpu_abort(v, ABORT_ENTRY, ERROR_CONTROL_FIELDS)
+    if v.apic != NULL:
+        vapic_controls(v.apic, &v.vmcs)
+        v.below_threshold = vapic_entered(v.apic)
     v.ept_on = secondary_control(&v.vmcs, SECONDARY_EPT)
     v.vpid_on = secondary_control(&v.vmcs, SECONDARY_VPID)
     inv_transition(v.tlb, v.vpid_on)
@@ -96,7 +103,23 @@ cdef int vcpu_enter(Vcpu *v) noexcept nogil:
 
 
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
-    # VM exit, the VMM's handler, VM entry
+    # VM exit, the VMM's handler, VM entry; and the exits that follow an entry at once (vmx.md §4.3)
+    cdef int action = leave_and_enter(v, reason), tries = 0
+    cdef uint64_t emulated = v.emulated
+    while v.below_threshold and action != ACT_ABORT:
+        v.below_threshold = False
+        tries += 1
+        if tries > MAX_RETRIES:
+            vcpu_abort(v, ABORT_NO_PROGRESS, 0)
+            return ACT_ABORT
+        clear_exit_information(&v.vmcs)
+        if leave_and_enter(v, EXIT_TPR_THRESHOLD) == ACT_ABORT:
+            return ACT_ABORT
+        v.emulated = emulated
+    return action
+
+
+cdef int leave_and_enter(Vcpu *v, uint32_t reason) noexcept nogil:
     cdef int action
     v.vmcs.exit_reason = reason
     v.c.vm_exits += 1
@@ -104,6 +127,8 @@ cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
     inv_transition(v.tlb, v.vpid_on)
     v.ept_on = v.vpid_on = False
     v.emulated = ONES
+    if v.apic != NULL and v.apic.delivery:
+        v.vmcs.guest_interrupt_status = v.apic.rvi | <uint16_t> v.apic.svi << 8
     action = v.handler(v)
     # also where the run ends here: it may go on after the error, and nothing runs with the state of an exit
     return ACT_ABORT if vcpu_enter(v) else action

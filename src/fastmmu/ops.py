@@ -22,7 +22,17 @@ class Op(enum.IntEnum):
     INVLPG = 17  # addr = linear address
     UNMAP = 18  # the guest kernel unmaps the page that holds addr, then INVLPG
     EXIT = 19  # an instruction that exits unconditionally under VMX; addr = basic exit reason (10 CPUID)
-    INTERRUPT = 20  # external interrupt; addr = vector
+    INTERRUPT = 20  # external interrupt of the host; addr = vector
+    # The guest's local APIC, see Config.tpr. Of a register, offset << 32 stands beside the value (bits 31:0), an MSR's
+    # number likewise; bits 63:48 number the instruction in the guest's kernel that makes the access (binary patching).
+    APIC_READ = 21  # a register through its page
+    APIC_WRITE = 22
+    CR8_READ = 23
+    CR8_WRITE = 24  # addr = value
+    MSR_READ = 25  # RDMSR, WRMSR of an x2APIC register or of IA32_APIC_BASE
+    MSR_WRITE = 26
+    INTERRUPT_FLAG = 27  # CLI, STI; addr = 0, 1
+    DEVICE_INTERRUPT = 28  # a device interrupts the guest; addr = vector, bit 8: level-triggered
 
 
 LAST_ACCESS = Op.FETCH

@@ -64,6 +64,10 @@ def line(verdict: Verdict) -> str:
     text += f"  ours {exits(verdict.ours)}"
     if verdict.real_dirty is not None or verdict.our_dirty is not None:
         text += f"  dirty: KVM {log(verdict.real_dirty)} ours {log(verdict.our_dirty)}"
+    if verdict.difference:
+        text += f"  {verdict.difference}"
+    if not verdict.interrupts_equal:
+        text += "  interrupts differ"
     if not verdict.pages_equal:
         text += f"  (pages: KVM {verdict.real_pages} ours {verdict.our_pages})"
     return text

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import sequence
+from .apic import ApicGuest, ApicPhase
 from .configurations import configuration
 from .guest import Guest, Phase
 from .recorded import Recording
@@ -34,10 +36,14 @@ class Verdict:
     our_dirty: tuple[int, Runs] | None
     real_pages: tuple[int, ...]  # mapped at the end: 4K, 2M, 1G, unsync; not part of the verdict
     our_pages: tuple[int, ...]
+    order_equal: bool = True  # exits and injections in the same order, where the guest is one that notes them
+    interrupts_equal: bool = True
+    difference: str = ""
 
     @property
     def equal(self) -> bool:
-        return self.real == self.ours and self.real_dirty == self.our_dirty
+        same = self.real == self.ours and self.real_dirty == self.our_dirty
+        return same and self.order_equal and self.interrupts_equal
 
     @property
     def pages_equal(self) -> bool:
@@ -53,7 +59,10 @@ def description(guest: str) -> ModuleType | None:
 def compare(recording: Recording, name: str, guest: ModuleType) -> Iterator[Verdict]:
     """Run the guest in one configuration and set each phase beside the recorded one."""
     setting = configuration(name, recording.vendor, recording.parameters.get(name), recording.emulator)
-    runner = Guest(guest.LAYOUT, setting.config, setting.slots)
+    if issubclass(guest.Guest, ApicGuest):
+        runner: Guest = guest.Guest(guest.LAYOUT, setting.apic)
+    else:
+        runner = Guest(guest.LAYOUT, setting.config, setting.slots)
     guest.run(runner)
     nothing = Phase({})
     for number, phase in enumerate(sorted(recording.results[name], key=int)):
@@ -66,9 +75,33 @@ def compare(recording: Recording, name: str, guest: ModuleType) -> Iterator[Verd
             ours=recording.ours(ours.exits),
             real_dirty=_recorded_log(real.get("dirty_log_after_phase")),
             our_dirty=_log(ours.dirty),
-            real_pages=tuple(real["gauges_after"][gauge] for gauge in GAUGES),
+            real_pages=_gauges(real, ours),
             our_pages=(*ours.pages, ours.unsync),
+            **_order(recording, name, real, ours, guest.LAYOUT.code),
         )
+
+
+def _gauges(real: dict[str, Any], ours: Phase) -> tuple[int, ...]:
+    """As recorded; a KVM without these statistics leaves them out, then nothing is to be compared."""
+    recorded = real["gauges_after"]
+    return tuple(recorded[gauge] for gauge in GAUGES) if recorded else (*ours.pages, ours.unsync)
+
+
+def _order(recording: Recording, name: str, real: dict[str, Any], ours: Phase, code: int) -> dict[str, Any]:
+    if not isinstance(ours, ApicPhase):
+        return {}
+    theirs, our = sequence.recorded(real), sequence.ours(ours.sequence, recording, name)
+    interrupts = sequence.recorded_interrupts(real)
+    same = sequence.alike(theirs, our, code)
+    return {
+        "order_equal": same,
+        "interrupts_equal": interrupts == ours.interrupts,
+        "difference": "" if same else f"order: KVM {_shown(theirs)} ours {_shown(our)}",
+    }
+
+
+def _shown(entries: list[tuple[str, int]]) -> str:
+    return " ".join(f"{name}:{detail:#x}" for name, detail in entries[:40])
 
 
 def _recorded_log(log: dict[str, Any] | None) -> tuple[int, Runs] | None:

@@ -17,7 +17,7 @@ __all__ = ["Configuration", "configuration"]
 APIC_PAGE = MemorySlot(0xFEE0_0000, 0x1000, private=True)
 BACKINGS = {"4k": "4k", "thp": "2m", "nopre": "untouched"}
 MODULES = ("eptY", "eptN", "tdpY", "tdpN", "shadow")
-OFF = {"noad", "nopml", "novpid", "noapicv", "noflex", "nour", "nxhp"}
+OFF = {"noad", "nopml", "novpid", "noapicv", "noflex", "notprshadow", "nour", "nxhp"}
 
 
 class Configuration(NamedTuple):
@@ -25,6 +25,7 @@ class Configuration(NamedTuple):
 
     config: Config
     slots: tuple[MemorySlot, ...]
+    apic: Config  # the same for a guest whose APIC is simulated
 
 
 def configuration(
@@ -56,7 +57,9 @@ def configuration(
         guest_ad_checked=emulator != "bochs",
         host_pages=BACKINGS[backing.rstrip("BC")],
     )
-    return Configuration(config, (APIC_PAGE,) if on["apicv"] else ())
+    way = "apicv" if on["apicv"] else "flexpriority" if on["flexpriority"] else "trap"
+    apic = config.replace(memory="1G", tpr=way, tpr_shadow="notprshadow" not in rest)
+    return Configuration(config, (APIC_PAGE,) if on["apicv"] else (), apic)
 
 
 def _parameters(modules: str, parts: set[str], vendor: str, given: dict[str, str]) -> dict[str, bool]:
@@ -67,12 +70,14 @@ def _parameters(modules: str, parts: set[str], vendor: str, given: dict[str, str
         "ad": "noad" not in parts,
         "pml": not parts & {"noad", "nopml"},
         "vpid": "novpid" not in parts,
-        "apicv": vendor == "intel" and not parts & {"noapicv", "noflex"},
+        "apicv": vendor == "intel" and not parts & {"noapicv", "noflex", "notprshadow"},
+        "flexpriority": vendor == "intel" and not parts & {"noflex", "notprshadow"},
         "nx_huge_pages": "nxhp" in parts,
         "eager_page_split": True,
         "mmio_caching": True,
     }
     intel = {"ept": "ept", "ad": "eptad", "pml": "pml", "vpid": "vpid", "apicv": "enable_apicv"}
+    intel["flexpriority"] = "flexpriority"
     common = ("tdp_mmu", "nx_huge_pages", "eager_page_split", "mmio_caching")
     for key, parameter in [(k, f"kvm_intel.{v}") for k, v in intel.items()] + [(k, f"kvm.{k}") for k in common]:
         if parameter in given:

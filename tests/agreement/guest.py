@@ -87,7 +87,8 @@ class Guest:
         config = self.config.replace(memory=layout.memory)
         host = config.host_pages or "4k"
         slots = tuple(slot._replace(host=host) for slot in layout.slots) + self.slots
-        self.machine = Machine(config, guest_kernel=False, state=GuestState(**layout.state), slots=slots)
+        state = GuestState(**layout.state)
+        self.machine = Machine(config, guest_kernel=False, state=state, slots=slots, **self.machine_arguments())
         self.memory = self.machine.guest_memory.u64
         for address, word in layout.words.items():
             self.memory[address >> 3] = word
@@ -97,6 +98,10 @@ class Guest:
         self.rsp = layout.stack
         self._faults = 0
         self._before = self._exits()
+
+    def machine_arguments(self) -> dict[str, Any]:
+        """More arguments of the machine."""
+        return {}
 
     # ---- instructions -------------------------------------------------------------------------------------------
 

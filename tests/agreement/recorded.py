@@ -23,6 +23,9 @@ AMD = {
     "invlpg": "INVLPG",
     "cpuid": "CPUID",
 }
+KVM_NAMES = {"WRMSR": "MSR_WRITE", "RDMSR": "MSR_READ", "VIRTUALIZED_EOI": "EOI_INDUCED"}
+"""Names of exit reasons that KVM on Intel has differently."""
+
 NPF = (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIG)
 
 
@@ -50,7 +53,7 @@ class Recording:
         """Exits of this machine in the same names."""
         counted: dict[str, int] = {}
         for reason, count in exits.items():
-            key = "npf" if self.vendor == "amd" and reason in NPF else reason.name
+            key = "npf" if self.vendor == "amd" and reason in NPF else KVM_NAMES.get(reason.name, reason.name)
             counted[key] = counted.get(key, 0) + count
         return counted
 

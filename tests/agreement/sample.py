@@ -12,8 +12,14 @@ from pathlib import Path
 from .compare import description
 from .recorded import recordings, sample_directory
 
-KEEP = {"intel": ("eptY_4k", "eptN_thp", "eptY_nopml_4k", "shadow_nopre"), "amd": ("tdpN_4k", "shadow_4k")}
-COMPARED = ("exits", "dirty_log_after_phase", "gauges_after")
+KEEP = {
+    "intel": (
+        *("eptY_4k", "eptN_thp", "eptY_nopml_4k", "shadow_nopre"),
+        *("eptY_4kC", "shadow_noflex_4kC", "eptY_noapicv_4kC", "eptY_notprshadow_4kC"),
+    ),
+    "amd": ("tdpN_4k", "shadow_4k"),
+}
+COMPARED = ("exits", "dirty_log_after_phase", "gauges_after", "exit_sequence", "guest_irq_log")
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from fastmmu.errors import ConfigError
 
 __all__ = ["Config", "parse_bytes"]
 
+APIC_BASE = 0xFEE0_0000
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -51,6 +52,12 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pcid: bool = False
     memory: int | str = "64G"
     exit_every: Annotated[int, msgspec.Meta(ge=0)] = 0
+    tpr: Literal["trap", "patch", "flexpriority", "apicv"] | None = None
+    tpr_shadow: bool = True
+    tpr_threshold: Literal["kvm", "slides"] = "kvm"
+    tpr_patch: Literal["per-vcpu", "one-vcpu"] = "per-vcpu"
+    guest_handler: Literal["eoi", "irql"] = "eoi"
+    apic_id: Annotated[int, msgspec.Meta(ge=0, le=15)] = 0
     thp_threshold: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
 
 
@@ -78,6 +85,15 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param pcid: the guest kernel gives each process a PCID and loads CR3 without flushing.
     :param memory: guest memory, bytes or text such as "64G"; only address space, nothing is allocated for it.
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
+    :param tpr: the guest has a local APIC, and this handles it: ``"trap"`` emulates each access to its page;
+        ``"patch"`` replaces the instructions that access the TPR, as kvmvapic does; ``"flexpriority"`` is the TPR
+        shadow and the APIC-access page; ``"apicv"`` adds register virtualization, virtual-interrupt delivery and posted
+        interrupts (apic.md §2-§7). None: no APIC, no APIC events. It stands at FEE00000H, above the guest's memory.
+    :param tpr_shadow: the processor has a TPR shadow; without it CR8 and the x2APIC MSRs exit, too.
+    :param tpr_threshold: rule for the threshold, ``"kvm"`` (today's) or ``"slides"`` (the smaller of TPR and IRR).
+    :param tpr_patch: ``"one-vcpu"``: the first version, which has one record for all and patches only for vCPU 0.
+    :param guest_handler: what the guest does when it is interrupted: ``"eoi"``, or ``"irql"``, which raises the TPR
+        before and restores it after. :param apic_id: number of the vCPU.
     :raises ConfigError: a value outside these.
     """
 
@@ -90,6 +106,10 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
         if self.pml and not (self.mmu == "ept" and self.ept_ad and self.vendor == "intel"):
             raise ConfigError('Config: pml=True needs mmu="ept", ept_ad=True and vendor="intel": it logs EPT D flags')
+        if self.tpr is not None and parse_bytes(self.memory) > APIC_BASE:
+            raise ConfigError(f"Config: memory={self.memory!r} covers the APIC at {APIC_BASE:#x}; give at most 3G")
+        if self.tpr in ("flexpriority", "apicv") and not self.tpr_shadow:
+            raise ConfigError(f'Config: tpr="{self.tpr}" needs tpr_shadow=True')
 
     def replace(self, **changes: Any) -> Config:
         """A copy with some fields changed."""

@@ -1,0 +1,95 @@
+"""The local APIC of a machine's guest: what the guest does with it, and the interrupts that arrive."""
+
+from typing import NamedTuple
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastmmu._interrupts cimport irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr
+from fastmmu._vcpu cimport DONE_GP, DONE_OK, DONE_PF
+from fastmmu.errors import StateError
+from fastmmu.exits import N_REASONS, ExitReason
+
+
+class Delivered(NamedTuple):
+    """One interrupt that the guest's handler got: its vector, and the accesses of the trace until then."""
+
+    vector: int
+    at: int
+
+
+cdef class GuestApic:
+    """The local APIC of the guest of a :class:`fastmmu.Machine`, from ``machine.apic``.
+
+    Each method is an instruction of the guest, or an event, and all that follows from it: VM exits, the VMM's handling
+    of them, interrupts delivered at the next instruction boundary and the guest's handler, which ends the interrupt.
+    """
+
+    cdef _done(self, int outcome):
+        if outcome == DONE_OK:
+            return
+        if outcome == DONE_GP:
+            raise StateError("#GP(0): the register refuses the value, or the address is not canonical")
+        if outcome == DONE_PF:
+            v = self.irq.v
+            raise StateError(f"#PF at {v.cr2:#x}, error code {v.error_code:#x}: the guest does not map its APIC there")
+        self.machine.stopped()
+
+    @property
+    def address(self):
+        """Linear address at which the guest sees the page of its APIC; may be set."""
+        return self.irq.la
+
+    @address.setter
+    def address(self, uint64_t la):
+        if la & 0xFFF:
+            raise StateError(f"the APIC's page at {la:#x} is not aligned to 4096")
+        self.irq.la = la
+
+    def read(self, unsigned int offset, unsigned int size=4):
+        """A read of a register through the page; its value."""
+        self._done(irq_mmio(self.irq, offset, size, False, 0))
+        return self.irq.value
+
+    def write(self, unsigned int offset, uint64_t value, unsigned int size=4):
+        """A write of a register through the page."""
+        self._done(irq_mmio(self.irq, offset, size, True, value))
+
+    def read_cr8(self):
+        """MOV from CR8."""
+        self._done(irq_cr8(self.irq, False, 0))
+        return self.irq.value
+
+    def write_cr8(self, uint64_t value):
+        """MOV to CR8. :raises StateError: #GP, bits 63:4 are not 0."""
+        if value >> 4:
+            raise StateError(f"#GP(0): cr8={value:#x} has bits above 3")
+        self._done(irq_cr8(self.irq, True, value))
+
+    def rdmsr(self, unsigned int msr):
+        """RDMSR of 800H to 8FFH or 1BH."""
+        self._done(irq_msr(self.irq, msr, False, 0))
+        return self.irq.value
+
+    def wrmsr(self, unsigned int msr, uint64_t value):
+        """WRMSR of 800H to 8FFH or 1BH (bit 10 of which chooses x2APIC mode)."""
+        self._done(irq_msr(self.irq, msr, True, value))
+
+    def set_interrupts(self, bint on):
+        """CLI, or STI and the instruction after it."""
+        self._done(irq_flag(self.irq, on))
+
+    def interrupt(self, uint8_t vector, *, bint level=False, unsigned int reason=ExitReason.EXTERNAL_INTERRUPT):
+        """A device asks for an interrupt; `reason`: of the VM exit by which the VMM learns of it unless it is posted."""
+        if reason >= N_REASONS:
+            raise StateError(f"exit reason {reason} is none; see fastmmu.ExitReason")
+        self._done(irq_arrive(self.irq, vector, level, reason))
+
+    @property
+    def deliveries(self):
+        """Every interrupt delivered so far, in order, as :class:`Delivered`."""
+        return [Delivered(self.irq.log[i].vector, self.irq.log[i].at) for i in range(self.irq.log_n)]
+
+    @property
+    def page(self):
+        """The registers as 4096 bytes, a copy: of the virtual-APIC page, or of the physical APIC without a VMM."""
+        return bytes(self.irq.apic.page[:4096])

@@ -1,0 +1,9 @@
+# What KVM does at the VM exits that concern the APIC, and before each VM entry.
+
+from fastmmu._interrupts cimport Interrupts
+from fastmmu._vcpu cimport Vcpu
+
+cdef void kvm_apic_init(Interrupts *irq) noexcept nogil
+cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil
+cdef void kvm_apic_begin(Interrupts *irq) noexcept nogil
+cdef void kvm_apic_end(Interrupts *irq, int action) noexcept nogil

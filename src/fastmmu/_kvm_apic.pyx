@@ -1,0 +1,226 @@
+"""KVM's local APIC: emulation of register accesses, injection, the TPR threshold, patching of the guest.
+
+Every exit passes `kvm_apic_begin` before its handler and `kvm_apic_end` after it. Interrupts are looked at only where
+something asked for it (`request_event`), as in KVM.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu._apic cimport (
+    APIC_EOI, APIC_ICR_LOW, APIC_IRR, APIC_ISR, APIC_NONE, APIC_SHORTHAND_SELF, APIC_TMR, APIC_TPR, Ipi,
+    apic_acknowledge, apic_addressed, apic_deliverable, apic_highest, apic_read, apic_update_ppr, apic_word,
+    apic_write,
+)
+from fastmmu._interrupts cimport (
+    APIC_BASE, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept,
+)
+from fastmmu._memory cimport mem_holds, mem_read32, mem_write64
+from fastmmu._patch cimport SITE_BYTES, patch_dword, patch_replace
+from fastmmu._vcpu cimport ACT_EMULATED, Vcpu
+from fastmmu._vmx cimport (
+    EXIT_ACK_INTERRUPT, EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_INTERRUPT_WINDOW, EXIT_RDMSR,
+    EXIT_TPR_THRESHOLD, EXIT_VIRTUALIZED_EOI, EXIT_VMCALL, EXIT_WRMSR, PIN_POSTED, PRIMARY_CR8_LOAD, PRIMARY_CR8_STORE,
+    PRIMARY_INTERRUPT_WINDOW, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS,
+    SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_X2APIC,
+)
+
+cdef enum:
+    MSR_APIC_BASE = 0x1B
+    X2_SELF_IPI = 0x83F
+    NOTIFICATION_VECTOR = 0xF2
+
+
+cdef void kvm_apic_init(Interrupts *irq) noexcept nogil:
+    # controls of the VMCS; its addresses are set by who allocates the pages
+    cdef Vcpu *v = irq.v
+    v.apic = &irq.virt
+    if irq.tpr_shadow:
+        v.vmcs.primary |= PRIMARY_TPR_SHADOW
+    else:
+        v.vmcs.primary |= PRIMARY_CR8_LOAD | PRIMARY_CR8_STORE
+    if irq.way == WAY_APICV:
+        v.vmcs.secondary |= SECONDARY_APIC_REGISTERS | SECONDARY_VIRTUAL_INTERRUPTS
+        v.vmcs.pin_based |= PIN_POSTED
+        v.vmcs.vm_exit |= EXIT_ACK_INTERRUPT
+        v.vmcs.posted_vector = NOTIFICATION_VECTOR
+        irq.posting = True
+    choose_mode(irq)
+    kvm_apic_end(irq, ACT_EMULATED)
+
+
+cdef void choose_mode(Interrupts *irq) noexcept nogil:
+    # xAPIC mode: the page is virtualized; x2APIC mode: the MSRs are
+    cdef Vcpu *v = irq.v
+    v.vmcs.secondary &= ~(SECONDARY_APIC_ACCESSES | SECONDARY_X2APIC)
+    if irq.x2apic:
+        if irq.tpr_shadow:
+            v.vmcs.secondary |= SECONDARY_X2APIC
+    elif irq.way == WAY_FLEXPRIORITY or irq.way == WAY_APICV:
+        v.vmcs.secondary |= SECONDARY_APIC_ACCESSES
+
+
+# ---- registers --------------------------------------------------------------------------------------------
+
+cdef void priority_changed(Interrupts *irq) noexcept nogil:
+    apic_update_ppr(irq.apic.page)
+    if apic_deliverable(irq.apic.page) >= 0:
+        irq.request_event = True
+    else:
+        # a request that an interrupt in service blocks: the threshold must follow the TPR all the same, or VM entry
+        # fails or exits at once for ever
+        update_threshold(irq)
+
+
+cdef void store(Interrupts *irq, uint32_t offset, uint32_t value) noexcept nogil:
+    # a write of a register, emulated
+    cdef Ipi ipi = apic_write(&irq.apic, offset, value)
+    if offset == APIC_TPR:
+        priority_changed(irq)
+    elif offset == APIC_EOI:
+        irq.request_event = True
+    elif ipi.valid and ipi.mode < 2 and apic_addressed(&irq.apic, &ipi):
+        irq_accept(irq, ipi.vector, False)
+
+
+cdef void emulate(Interrupts *irq, uint32_t offset, bint write) noexcept nogil:
+    # the instruction that accessed a register
+    irq.c.emulated += 1
+    if write:
+        store(irq, offset, irq.v.store_value)
+    else:
+        irq.value = apic_read(&irq.apic, offset)
+
+
+cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
+    cdef uint64_t value = irq.v.store_value
+    irq.c.emulated += 1
+    if msr == MSR_APIC_BASE:
+        if write:
+            irq.x2apic = value >> 10 & 1
+            choose_mode(irq)
+        else:
+            irq.value = APIC_BASE | 1 << 11 | <uint64_t> irq.x2apic << 10
+    elif msr == X2_SELF_IPI:
+        if write:
+            store(irq, APIC_ICR_LOW, <uint32_t> APIC_SHORTHAND_SELF << 18 | (value & 0xFF))
+    elif write:
+        store(irq, (msr & 0xFF) << 4, value)
+    else:
+        irq.value = apic_read(&irq.apic, (msr & 0xFF) << 4)
+
+
+cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil:
+    # was it an exit of ours? Then it is handled, and the guest goes on behind the instruction.
+    cdef Vcpu *v = irq.v
+    cdef uint32_t reason = v.vmcs.exit_reason, offset = v.vmcs.exit_qualification & 0xFFF
+    if reason == EXIT_TPR_THRESHOLD:
+        irq.below = True
+        priority_changed(irq)
+    elif reason == EXIT_INTERRUPT_WINDOW:
+        v.vmcs.primary &= ~PRIMARY_INTERRUPT_WINDOW
+        irq.request_event = True
+    elif reason == EXIT_APIC_ACCESS:
+        emulate(irq, offset & 0xFF0, v.vmcs.exit_qualification >> 12 & 15 == 1)
+    elif reason == EXIT_APIC_WRITE:
+        store(irq, offset & 0xFF0, apic_word(irq.apic.page, offset & 0xFF0))
+    elif reason == EXIT_VIRTUALIZED_EOI or reason == EXIT_VMCALL:
+        irq.request_event = True
+    elif reason == EXIT_CR_ACCESS and v.vmcs.exit_qualification & 15 == 8:
+        if v.vmcs.exit_qualification >> 4 & 3:
+            irq.value = irq.apic.page[<int> APIC_TPR] >> 4
+        elif not v.vmcs.operand >> 4:
+            store(irq, APIC_TPR, v.vmcs.operand << 4)
+    elif reason in (EXIT_RDMSR, EXIT_WRMSR) and (v.vmcs.operand >> 8 == 8 or v.vmcs.operand == MSR_APIC_BASE):
+        emulate_msr(irq, v.vmcs.operand, reason == EXIT_WRMSR)
+    else:
+        return False
+    return True
+
+
+# ---- before each VM entry ---------------------------------------------------------------------------------
+
+cdef void update_threshold(Interrupts *irq) noexcept nogil:
+    # apic.md §5
+    cdef int requested = apic_highest(irq.apic.page, APIC_IRR)
+    cdef int tpr = irq.apic.page[<int> APIC_TPR] & 0xF0
+    if irq.way == WAY_APICV or not irq.tpr_shadow:
+        return
+    if requested < 0 or irq.patch.in_use:
+        requested = 0
+    if irq.rule == RULE_SLIDES:
+        irq.v.vmcs.tpr_threshold = min(tpr, requested) >> 4
+    else:
+        irq.v.vmcs.tpr_threshold = 0 if tpr >> 4 < requested >> 4 else requested >> 4
+
+
+cdef void inject(Interrupts *irq) noexcept nogil:
+    cdef Vcpu *v = irq.v
+    cdef int vector = apic_deliverable(irq.apic.page)
+    irq.request_event = False
+    if vector >= 0 and irq.interrupts_on and irq.inject < 0:
+        irq.inject = apic_acknowledge(irq.apic.page)
+    elif vector >= 0:
+        v.vmcs.primary |= PRIMARY_INTERRUPT_WINDOW
+    update_threshold(irq)
+
+
+cdef void virtual_state(Interrupts *irq) noexcept nogil:
+    # the processor delivers: it gets what waits, and which ends of interrupt the VMM wants to see
+    cdef Vcpu *v = irq.v
+    cdef int word, requested = apic_highest(irq.apic.page, APIC_IRR)
+    irq.request_event = False
+    v.vmcs.guest_interrupt_status &= 0xFF00
+    if requested > 0:
+        v.vmcs.guest_interrupt_status |= requested
+    for word in range(4):
+        v.vmcs.eoi_exit_bitmap[word] = (apic_word(irq.apic.page, APIC_TMR + 32 * word)
+                                        | <uint64_t> apic_word(irq.apic.page, APIC_TMR + 32 * word + 16) << 32)
+    v.vmcs.eoi_exit_bitmap[irq.rtc_vector >> 6 & 3] |= 1ULL << (irq.rtc_vector & 63)
+
+
+cdef void kvm_apic_begin(Interrupts *irq) noexcept nogil:
+    # after a VM exit: what the guest left in its record
+    if irq.patch.in_use:
+        irq.apic.page[<int> APIC_TPR] = mem_read32(irq.v.mem, irq.patch.record_hpa)
+    irq.below = False
+    irq.value = 0
+
+
+cdef void kvm_apic_end(Interrupts *irq, int action) noexcept nogil:
+    # after the handler: an access to the page that it emulated, then what the VM entry needs
+    cdef Vcpu *v = irq.v
+    cdef bint had = irq.inject >= 0
+    if action == ACT_EMULATED and v.emulated >> 12 == APIC_BASE >> 12:
+        emulate(irq, v.emulated & 0xFF0, v.store_bytes != 0)
+        if irq.patch.at_site:
+            patch(irq)
+    if irq.arriving >= 0:
+        irq_accept(irq, irq.arriving, irq.arriving_level)
+        irq.arriving = APIC_NONE
+    if irq.way == WAY_APICV:
+        virtual_state(irq)
+    elif irq.request_event:
+        inject(irq)
+    elif irq.rule == RULE_SLIDES:
+        update_threshold(irq)                   # at every entry
+    if irq.below and (irq.inject < 0 or had):
+        irq.c.spurious += 1
+        if not irq.interrupts_on:
+            irq.c.spurious_if += 1
+        elif apic_highest(irq.apic.page, APIC_ISR) >> 4 >= apic_highest(irq.apic.page, APIC_IRR) >> 4:
+            irq.c.spurious_in_service += 1
+    if irq.patch.in_use:
+        mem_write64(v.mem, irq.patch.record_hpa, patch_dword(
+            irq.apic.page[<int> APIC_TPR], apic_highest(irq.apic.page, APIC_ISR),
+            apic_highest(irq.apic.page, APIC_IRR)))
+
+
+cdef void patch(Interrupts *irq) noexcept nogil:
+    # the instruction that accessed the TPR becomes a call. The first version has one record for all vCPUs, so it leaves
+    # guests with more than one alone.
+    cdef uint64_t hpa = irq.patch.ip_hpa
+    if irq.way != WAY_PATCH or (irq.patch.one_vcpu and irq.patch.cpu) or not mem_holds(irq.v.mem, hpa, SITE_BYTES):
+        return
+    if patch_replace(irq.v.mem.base + hpa, irq.patch.ip, irq.patch.rom_la):
+        irq.c.patched += 1
+        irq.patch.in_use = True
