@@ -68,6 +68,15 @@ def hexadecimal(text: str) -> int:
     return int(digits, 16)
 
 
+def _host_pages(text: str) -> str | int:
+    if text in ("4k", "2m"):
+        return text
+    try:
+        return count(0)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 4k nor 2m nor a number of pages") from None
+
+
 def words(known: Sequence[str]) -> Callable[[str], list[str]]:
     """A type for argparse: a comma-separated list out of `known`, each once."""
 
@@ -178,7 +187,11 @@ def add_memory(group: Any) -> None:
     """--memory, --host-pages."""
     group.add_argument("--memory", metavar="SIZE", help="guest memory, as in 64G (the default)")
     group.add_argument(
-        "--host-pages", choices=("4k", "2m"), help="how the VMM maps it; default: 4k for --pages 4k, else 2m"
+        "--host-pages",
+        type=_host_pages,
+        metavar="4k|2m|N",
+        help="how the VMM maps it (default: 4k for --pages 4k, else 2m); or a number: pages of its own that the host "
+        "touches at each VM exit",
     )
 
 
@@ -195,6 +208,8 @@ def add_tlb(parser: argparse.ArgumentParser) -> None:
 def config_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of Config that were given."""
     given = {name: getattr(options, name, None) for name in _CONFIG}
+    if isinstance(given["host_pages"], int):
+        given["exit_pages"] = given.pop("host_pages")
     fields = {name: value for name, value in given.items() if value is not None and value is not False}
     if traffic := _traffic(options):
         from fastmmu.trace.tpr import PROFILES

@@ -6,6 +6,7 @@ from fastmmu.study.compare import SCHEMES, compare, configurations, each
 from fastmmu.study.curve import Curve, Curves, tlb_curve
 from fastmmu.study.survey import Survey, survey
 from fastmmu.study.tpr import WAYS, tpr_study
+from fastmmu.study.vpid import VpidPoint, vpid_experiment
 
 __all__ = [
     "SCHEMES",
@@ -13,10 +14,12 @@ __all__ = [
     "Curve",
     "Curves",
     "Survey",
+    "VpidPoint",
     "compare",
     "configurations",
     "each",
     "survey",
     "tlb_curve",
     "tpr_study",
+    "vpid_experiment",
 ]
