@@ -41,6 +41,10 @@ EPT = [
     LINUX.replace(mmu="ept", pml=True, host_pages="2m"),
     LINUX.replace(mmu="ept", nx_huge_pages=True, host_pages="2m", vpid=False),
 ]
+FEW_TABLES = [
+    LINUX.replace(mmu="shadow", table_pages=16),
+    LINUX.replace(mmu="ept", tdp_mmu=False, table_pages=16),
+]
 LOGGED = [
     *SHADOW[:3],
     *EPT,
@@ -69,11 +73,11 @@ def title(config: Config) -> str:
 def test_a_guest_cannot_tell(program: Program) -> None:
     """P1 to P4, as `test_machine_equivalence` has them for the policy of the slides."""
     want = contents(program.after)
-    for config in SHADOW + EPT:
+    for config in SHADOW + EPT + FEW_TABLES:
         machine = machine_for(config, program.regime, program.cr3, program.before)
         exits = 0
         # more often where the host gives pages at their first touch: a page of zeros, then its own
-        factor = 3 if config.host_pages == "untouched" else 1
+        factor = 3 if config.host_pages == "untouched" or config.table_pages else 1
         for number, (instruction, came) in enumerate(zip(program.instructions, program.outcomes, strict=True)):
             assert execute(machine, instruction) == came, f"{title(config)}, instruction {number}: {program!r}"
             before, exits = exits, machine.counters()["vm_exits"]
@@ -113,11 +117,15 @@ def frames_changed(machine, before) -> set[int]:  # type: ignore[no-untyped-def]
 def test_nothing_written_is_missing_from_the_dirty_log(program: Program, reads: list[int], when: int) -> None:
     """P5: a page whose contents changed, or that an instruction wrote to, since the log was read is in it.
 
-    The log starts amid the program, is read at random, ends and starts again.
+    The log starts amid the program, is read at random, ends and starts again; it is a bitmap, one that is cleared by
+    hand (begun empty or full), or a ring.
     """
-    for config in LOGGED:
+    for number, config in enumerate(LOGGED):
         machine = machine_for(config, program.regime, program.cr3, program.before)
         rng = random.Random(when)
+        manual, initial = (number + when) % 4 in (1, 2), (number + when) % 4 == 2
+        if (number + when) % 4 == 3:
+            machine.vmm.use_dirty_ring(1024)
         logging = False
         written: set[int] = set()
         before = machine.guest_memory.u64[WORDS].copy()
@@ -134,13 +142,18 @@ def test_nothing_written_is_missing_from_the_dirty_log(program: Program, reads: 
             until = next(pauses)
             if logging:
                 log = set(np.flatnonzero(machine.vmm.dirty_log(0)).tolist())
+                if manual:
+                    machine.vmm.clear_dirty_log(0, 0, (64 << 20) >> 12)
                 assert written | frames_changed(machine, before) <= log, f"{title(config)}: {program!r}"
                 if rng.random() < 0.2:
                     machine.vmm.stop_dirty_log(0)
                     logging = False
             else:
-                machine.vmm.start_dirty_log(0)
-                machine.vmm.dirty_log(0)
+                machine.vmm.start_dirty_log(0, manual=manual, initially_set=initial)
+                if rng.random() < 0.5:
+                    machine.vmm.dirty_log(0)
+                    if manual:
+                        machine.vmm.clear_dirty_log(0, 0, (64 << 20) >> 12)
                 logging = True
             written.clear()
             before = machine.guest_memory.u64[WORDS].copy()
@@ -187,3 +200,26 @@ def test_the_same_leaves_after_everything_was_zapped(config: Config) -> None:
     machine.vmm.delete_slot(1)
     assert list(leaves_of(machine)) == []
     assert touch() == first != []
+
+
+# ---- a host short of memory ---------------------------------------------------------------------------------------
+
+
+@examples
+@given(programs, st.lists(st.tuples(st.sampled_from(FRAMES), st.booleans()), min_size=1, max_size=40))
+def test_a_host_that_swaps_changes_nothing(program: Program, taken: list[tuple[int, bool]]) -> None:
+    """Pages go to disk between any two instructions: the same results as with memory for all."""
+    for config in (SHADOW[2], EPT[2], LINUX.replace(mmu="ept", host_pages="untouched", pml=True)):
+        machine = machine_for(config, program.regime, program.cr3, program.before)
+        victims = iter(taken * 1000)
+        gone: set[int] = set()
+        for instruction, came in zip(program.instructions, program.outcomes, strict=True):
+            assert execute(machine, instruction) == came, title(config)
+            frame, ask = next(victims)
+            if ask:
+                machine.vmm.young(0, frame >> 12, clear=True)
+            elif machine.vmm.swap_out(0, frame >> 12):
+                gone.add(frame)
+                assert frame not in {leaf.gpa & -4096 for leaf in leaves(machine)}, "an entry leads to a page on disk"
+        assert differences(machine.guest_memory.u64[WORDS], contents(program.after)) == {}, title(config)
+        assert machine.vmm.counters()["swap_outs"] >= len(gone)

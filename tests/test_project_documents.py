@@ -108,3 +108,18 @@ def test_the_table_in_the_readme_is_what_compare_prints(tmp_path: Path) -> None:
     assert len(table) > 10
     missing = table - printed
     assert missing == set(), "put what `fastmmu compare` now prints into README.md"
+
+
+LINUX = Path(os.environ.get("FASTMMU_TRACES") or ROOT.parent / "shared" / "traces") / "shell.rec.zst"
+
+
+@pytest.mark.skipif("FASTMMU_EXHAUSTIVE" not in os.environ, reason="skipped: FASTMMU_EXHAUSTIVE=1 runs it")
+@pytest.mark.skipif(not LINUX.exists(), reason="skipped: no shell.rec.zst in FASTMMU_TRACES")
+def test_the_linux_of_the_readme_is_what_replay_prints(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastmmu.cli", "replay", str(LINUX), "--schemes"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = README.partition("## A real Linux")[2].partition("Shadow paging that emulates")[0]
+    rows = [" ".join(line.split()) for line in shown.splitlines() if line.startswith("    ") and line.strip(" ─")]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in {" ".join(line.split()) for line in done.stdout.splitlines()}] == []

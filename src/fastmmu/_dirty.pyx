@@ -8,8 +8,11 @@ from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._mmu cimport (
     NO_SP, Mmu, mmu_change, mmu_find, mmu_frame, mmu_sp, mmu_link, mmu_write_protect, mmu_zap,
 )
-from fastmmu._slots cimport Slot, mark_dirty, slot_hpa, slot_huge, slot_of
+from fastmmu._slots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
 from fastmmu._spte cimport FORMAT_EPT, MAY_ALL, spte_present
+
+cdef enum:
+    RESERVED = 512 + 64         # of a ring: what one exit can add, the processor's log and a few writes of the VMM
 
 
 # ---- protecting ---------------------------------------------------------------------------------------------
@@ -71,10 +74,10 @@ cdef bint split(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
     return True
 
 
-cdef void split_slot(Mmu *mmu, const Slot *slot) noexcept nogil:
-    cdef uint64_t page
+cdef void split_range(Mmu *mmu, const Slot *slot, uint64_t first, uint64_t pages) noexcept nogil:
+    cdef uint64_t page, frame = mmu_frame(mmu, slot.hpa) + first
     cdef uint32_t id
-    for page in range(mmu_frame(mmu, slot.hpa) >> 9, (mmu_frame(mmu, slot.hpa) + slot.npages + 511) >> 9):
+    for page in range(frame >> 9, (frame + pages + 511) >> 9):
         while mmu.rmap_large[page]:
             id = mmu.rmap_large[page] - 1
             if not split(mmu, id >> 9, id & 511):
@@ -101,7 +104,7 @@ cdef void collapse_slot(Mmu *mmu, Slot *slot) noexcept nogil:
 
 # ---- the log ------------------------------------------------------------------------------------------------
 
-cdef int dirty_start(Mmu *mmu, int number) noexcept nogil:
+cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept nogil:
     # every write to the slot is logged from now on; -1 where memory does not suffice
     cdef Slot *slot = &mmu.slots.slot[number]
     cdef uint64_t gfn
@@ -110,9 +113,16 @@ cdef int dirty_start(Mmu *mmu, int number) noexcept nogil:
     slot.dirty = <uint64_t *> calloc((slot.npages >> 6) + 1, sizeof(uint64_t))
     if slot.dirty == NULL:
         return -1
+    slot.ring = &mmu.slots.ring if mmu.slots.ring.size else NULL
+    slot.manual = manual
+    slot.initial = manual and initial
     mmu.slots.generation += 1
+    if slot.initial:                            # protected bit by bit, as the log is cleared
+        for gfn in range(slot.npages):
+            slot.dirty[gfn >> 6] |= <uint64_t> 1 << (gfn & 63)
+        return 0
     if mmu.policy.tdp and mmu.policy.eager_split:
-        split_slot(mmu, slot)
+        split_range(mmu, slot, 0, slot.npages)
     for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
         protect(mmu, slot, gfn)
         protect_large(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)))
@@ -125,22 +135,41 @@ cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil:
     cdef Slot *slot = &mmu.slots.slot[number]
     free(slot.dirty)
     slot.dirty = NULL
+    slot.ring = NULL
     mmu.slots.generation += 1
     collapse_slot(mmu, slot)
 
 
 cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
-    # the bitmap since the last call, one bit a page, and its number of bits; the log begins anew
+    # the bitmap, one bit a page, and its number of bits; the log begins anew unless it is cleared by hand
     cdef Slot *slot = &mmu.slots.slot[number]
     cdef uint64_t i, bits, found = 0
+    dirty_collect(mmu)
     for i in range((slot.npages + 63) >> 6):
         bits = out[i] = slot.dirty[i]
-        slot.dirty[i] = 0
+        if not slot.manual:
+            slot.dirty[i] = 0
         while bits:
-            protect(mmu, slot, slot.base_gfn + (i << 6) + lowest(bits))
+            if not slot.manual and slot.ring == NULL:
+                protect(mmu, slot, slot.base_gfn + (i << 6) + lowest(bits))
             bits &= bits - 1
             found += 1
     return found
+
+
+cdef void dirty_clear(Mmu *mmu, int number, uint64_t first, uint64_t pages) noexcept nogil:
+    # of a log that is cleared by hand: these pages are logged anew
+    cdef Slot *slot = &mmu.slots.slot[number]
+    cdef uint64_t page
+    for page in range(first, first + pages):
+        if not slot.dirty[page >> 6] >> (page & 63) & 1:
+            continue
+        slot.dirty[page >> 6] &= ~(<uint64_t> 1 << (page & 63))
+        if slot.initial:
+            if mmu.policy.tdp and mmu.policy.eager_split:
+                split_range(mmu, slot, page, 1)
+            protect_large(mmu, mmu_frame(mmu, slot_hpa(slot, slot.base_gfn + page)))
+        protect(mmu, slot, slot.base_gfn + page)
 
 
 cdef inline int lowest(uint64_t bits) noexcept nogil:
@@ -148,6 +177,21 @@ cdef inline int lowest(uint64_t bits) noexcept nogil:
     while not bits >> n & 1:
         n += 1
     return n
+
+
+cdef void dirty_collect(Mmu *mmu) noexcept nogil:
+    # user space reads the ring into its own bitmap, and what it has read is logged anew
+    cdef Slot *slot
+    cdef uint64_t page
+    cdef uint32_t i
+    for i in range(mmu.slots.ring.used):
+        slot = &mmu.slots.slot[mmu.slots.ring.entry[i] >> 48]
+        page = mmu.slots.ring.entry[i] & ((<uint64_t> 1 << 48) - 1)
+        if slot.dirty == NULL or page >= slot.npages:   # no longer logged, or gone
+            continue
+        slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
+        protect(mmu, slot, slot.base_gfn + page)
+    mmu.slots.ring.used = 0
 
 
 cdef void dirty_drain(Mmu *mmu, uint64_t log, uint64_t index) noexcept nogil:
@@ -162,3 +206,14 @@ cdef void dirty_drain(Mmu *mmu, uint64_t log, uint64_t index) noexcept nogil:
         if slot != NULL:
             mark_dirty(slot, gpa >> 12)
             mmu.counters.logged += 1
+
+
+cdef int dirty_ring(Mmu *mmu, uint32_t size) noexcept nogil:
+    # logs started from now on are rings; -1 where memory does not suffice
+    cdef Ring *ring = &mmu.slots.ring
+    ring.entry = <uint64_t *> calloc(size, sizeof(uint64_t))
+    if ring.entry == NULL:
+        return -1
+    ring.size = size
+    ring.room = size - RESERVED
+    return 0

@@ -1,14 +1,14 @@
 """The default handlers of VM exits, in the kernel layer.
 
 A handler fills, zaps or write-protects through the MMU, pays the invalidation that the change owes (tlb.md §7, column
-that the configuration names) and says what the processor does next.
+of the slides) and says what the processor does next.
 """
 
-from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
 
 from fastmmu._bits cimport FRAME
-from fastmmu._dirty cimport dirty_drain
+from fastmmu._dirty cimport dirty_collect, dirty_drain
 from fastmmu._ept cimport QUAL_TRANSLATED
 from fastmmu._guest cimport canonical
 from fastmmu._invalidate cimport inv_invept, inv_invvpid
@@ -17,7 +17,7 @@ from fastmmu._map cimport (
     FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault,
     find_entry, map_direct,
 )
-from fastmmu._memory cimport mem_holds, mem_write64
+from fastmmu._memory cimport mem_holds
 from fastmmu._mmu cimport mmu_set_root, mmu_zap_all
 from fastmmu._shadow cimport (
     SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY,
@@ -26,13 +26,13 @@ from fastmmu._shadow cimport (
 from fastmmu._slots cimport Slot, mark_dirty, slot_of
 from fastmmu._spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
 from fastmmu._sync cimport guest_wrote, shadow_invlpg, sync_roots
-from fastmmu._types cimport ACC_R, ACC_W, ACC_X, FAULT_EPT_VIOLATION, FAULT_PF, Walk
+from fastmmu._types cimport ACC_R, ACC_W, ACC_X, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk
 from fastmmu._vcpu cimport (
     ABORT_BUS, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort,
 )
 from fastmmu._vmx cimport (
-    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_PML_FULL,
-    SECONDARY_VPID, secondary_control,
+    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_INVPCID,
+    EXIT_PML_FULL, SECONDARY_VPID, secondary_control,
 )
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
@@ -50,6 +50,10 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
         action = kvm.surface(kvm.machine, v)
     else:
         action = kvm_default(kvm, v)
+    if kvm.mmu.slots.ring.used > kvm.mmu.slots.ring.room:
+        kvm.mmu.counters.ring_full += 1         # an exit to user space, which reads the ring
+        dirty_collect(&kvm.mmu)
+        kvm_owed_flush(kvm, v)
     if kvm.irq != NULL:
         kvm_apic_end(kvm.irq, action)
     return action
@@ -72,6 +76,11 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
             v.c.invvpid += 1
             inv_invvpid(v.tlb, 0, v.vmcs.vpid, v.vmcs.exit_qualification)
         return ACT_EMULATED
+    if reason == EXIT_INVPCID:
+        sync_roots(&kvm.mmu, &kvm.guest)
+        kvm.mmu.flush = True
+        kvm_owed_flush(kvm, v)
+        return ACT_EMULATED
     if reason == EXIT_EPT_MISCONFIG:
         return on_ept_misconfig(kvm, v)
     if reason == EXIT_PML_FULL:                 # the log was read at the exit, like at every other
@@ -79,57 +88,17 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
     return ACT_EMULATED                         # CPUID, external interrupt and the like: no state of ours changes
 
 
-cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
-    # tlb.md §7: of its context, or of all of them. Without VPID the transitions flush linear mappings.
-    cdef int every = kvm.mmu.policy.modern
-    if not kvm.shadow:
-        v.c.invept += 1
-        inv_invept(v.tlb, 1 + every, v.vmcs.eptp & FRAME)
-    elif secondary_control(&v.vmcs, SECONDARY_VPID):
-        v.c.invvpid += 1
-        inv_invvpid(v.tlb, 1 + every, v.vmcs.vpid, 0)
-
-
-cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil:
-    # What it cached there before may be stale, and its VPID may have been another's.
-    if kvm.less & LESS_MOVED:
-        return
-    if not kvm.mmu.policy.modern and not kvm.shadow and secondary_control(&v.vmcs, SECONDARY_VPID):
-        v.c.invvpid += 1
-        inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
-    kvm_flush(kvm, v)
-
-
-cdef void flush_current(Vcpu *v) noexcept nogil:
-    # Linear mappings are tagged by VPID alone, the hardware's PCID is 0 whatever the guest's: the old root's must go.
-    if secondary_control(&v.vmcs, SECONDARY_VPID):
-        v.c.invvpid += 1
-        inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
-
-
-cdef void request_flushes(Kvm *kvm) noexcept nogil:
-    # The other vCPUs flush before they enter the guest again; one that is in it is made to exit.
-    cdef uint32_t i
-    cdef Sibling *other
-    kvm.remote_flushes += 1
-    for i in range(kvm.n_siblings):
-        other = &kvm.sibling[i]
-        if i != kvm.running:
-            kvm.flush_requests += 1
-            other.request = True
-            if other.in_guest and not other.kicked:
-                other.kicked = True
-                kvm.ipis += 1
-
-
 cdef void kvm_owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
-    # the MMU took rights away: cached translations may be stale
+    # the MMU took rights away: cached translations may be stale. Without VPID the transitions flush them.
     if not kvm.mmu.flush:
         return
     kvm.mmu.flush = False
-    kvm_flush(kvm, v)
-    if kvm.n_siblings > 1 and not kvm.less & LESS_REMOTE:
-        request_flushes(kvm)
+    if not kvm.shadow:
+        v.c.invept += 1
+        inv_invept(v.tlb, 1, v.vmcs.eptp & FRAME)
+    elif secondary_control(&v.vmcs, SECONDARY_VPID):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
 
 
 cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil:
@@ -158,6 +127,24 @@ cdef int out_of_tables(Kvm *kvm, Vcpu *v) noexcept nogil:
     return ACT_ABORT if kvm_reload(kvm, v) else ACT_RETRY
 
 
+cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hardware) noexcept nogil:
+    # registers of a shadowed guest other than CR3 are new: what they make of its tables has pages of its own
+    cdef uint64_t cr3 = kvm.guest.cr3
+    cdef uint8_t ac = v.hw.ac
+    kvm.guest = guest[0]
+    v.hw = hardware[0]
+    kvm.guest.ac = v.hw.ac = ac
+    kvm.guest.write_ad = v.hw.write_ad = 1
+    kvm.mmu.role = guest.nxe | guest.wp << 1
+    if not guest.wp:
+        kvm.mmu.role |= guest.smep << 2 | guest.smap << 3
+    if kvm_load_root(kvm, v, cr3):
+        return -1
+    kvm.mmu.flush = True
+    kvm_owed_flush(kvm, v)
+    return 0
+
+
 cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
     # the shadow root of a guest CR3, which the hardware uses in its place
     if mmu_set_root(&kvm.mmu, (cr3 & kvm.guest.frame) >> 12, False):
@@ -184,6 +171,8 @@ cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef uint64_t code = v.vmcs.exit_interruption_error, la = v.vmcs.exit_qualification
     cdef int result, action
     kvm.guest.user = code >> 2 & 1
+    kvm.guest.ac = v.hw.ac
+    kvm.guest.implicit = v.hw.implicit
     if code & RESERVED:                         # the VMM's own mark (kvm_policy.md §4.4)
         action = known_mmio(kvm, v, la)
         if action != ACT_RETRY:
@@ -236,10 +225,10 @@ cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
     cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
     if slot != NULL:
         mark_dirty(slot, gpa >> 12)
-    if v.store_bytes == 8:
-        if mem_holds(&kvm.mmu.guest, gpa, 8):
-            mem_write64(&kvm.mmu.guest, gpa, v.store_value)
-        guest_wrote(&kvm.mmu, gpa, 8)
+    if 0 < v.store_bytes <= 8 and (gpa & 0xFFF) + v.store_bytes <= 4096:
+        if mem_holds(&kvm.mmu.guest, gpa, v.store_bytes):
+            memcpy(kvm.mmu.guest.base + gpa, &v.store_value, v.store_bytes)
+        guest_wrote(&kvm.mmu, gpa, v.store_bytes)
     else:
         if v.store_bytes == 4096:
             memset(kvm.mmu.guest.base + (gpa & ~(<uint64_t> 0xFFF)), 0, 4096)
@@ -254,10 +243,8 @@ cdef int on_mov_cr(Kvm *kvm, Vcpu *v) noexcept nogil:
             return ACT_ABORT
     else:
         sync_roots(&kvm.mmu, &kvm.guest)
-    if kvm.mmu.flush:                           # tables had to go, or were brought in sync
-        kvm_owed_flush(kvm, v)
-    else:
-        flush_current(v)
+    kvm.mmu.flush = True                        # linear mappings are tagged by VPID alone: the old root's must go
+    kvm_owed_flush(kvm, v)
     return ACT_EMULATED
 
 
@@ -334,6 +321,7 @@ cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogi
     if not kvm.shadow:
         return ACT_INJECT_PF
     kvm.guest.user = w.error_code >> 2 & 1
+    kvm.guest.ac = v.hw.ac
     result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(w.error_code), w.error_code & 1, &guest)
     kvm.mmu.flush = False
     if result == SHADOW_NO_TABLES:

@@ -3,8 +3,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._bits cimport EPT_R, EPT_W, EPT_X, FRAME, PS, RW
+from fastmmu._host cimport host_give
 from fastmmu._memory cimport mem_read64
-from fastmmu._mmu cimport NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_may_write, mmu_sp, mmu_zap_gfn
+from fastmmu._mmu cimport (
+    NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_make_room, mmu_may_write, mmu_sp, mmu_zap_gfn,
+)
 from fastmmu._slots cimport (
     HOST_ABSENT, HOST_PRESENT, HOST_SWAPPED, HOST_ZERO, Slot, host_page, mark_dirty, slot_hpa, slot_huge, slot_of,
 )
@@ -30,10 +33,11 @@ cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil:
         return FILL_READ_ONLY if f.write else FILL_MAPPED
     page = host_page(f.slot, gfn)
     if page == HOST_SWAPPED:
+        host_give(mmu, f.slot, gfn)
         mmu.counters.swap_ins += 1
-        page = f.slot.host[gfn - f.slot.base_gfn] = HOST_PRESENT
+        page = HOST_PRESENT
     if f.write and page != HOST_PRESENT:
-        f.slot.host[gfn - f.slot.base_gfn] = HOST_PRESENT
+        host_give(mmu, f.slot, gfn)
         if page == HOST_ZERO:                   # copied on write: the host unmaps the page of zeros first
             mmu_zap_gfn(mmu, f.slot, gfn)
             mmu.counters.retries += 1
@@ -220,6 +224,7 @@ cdef int fast_fault(Mmu *mmu, const Fault *f) noexcept nogil:
 cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil:
     # guest-physical = linear: EPT, and the guest that does not page (kvm_policy.md §3.1)
     cdef int result
+    mmu_make_room(mmu)
     if mmu.root == NO_SP:       # the last table page could not be had
         return FILL_NO_TABLES
     if mmu.policy.fast and (f.write if f.present else not mmu.ad):

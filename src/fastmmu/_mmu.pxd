@@ -21,6 +21,7 @@ cdef struct Policy:             # what KVM does of its own choice, by generation
     bint eager_split            # large pages are split when logging starts, not when they are written
     bint nx_huge                # large pages are not executable
     bint pml                    # writes are logged by the processor
+    uint32_t limit              # table pages that there may be; 0: as many as the pool holds
 
 cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
     uint64_t hpa
@@ -34,10 +35,12 @@ cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
     uint8_t level
     uint8_t direct
     uint8_t access
+    uint8_t role                # Mmu.role when it was made
     uint8_t used
     uint8_t unsync              # the guest may have changed its table since the entries were made
     uint8_t writes              # emulated in a row, without a fault through this page between
     uint16_t present
+    uint32_t born               # serial number
     uint8_t split               # made only because an executable large page is not allowed
 
 cdef struct MmuCounters:
@@ -51,6 +54,10 @@ cdef struct MmuCounters:
     uint64_t fast               # faults fixed by giving back a right
     uint64_t dirty_faults       # faults that were the first write to a page since its log was read
     uint64_t swap_ins
+    uint64_t swap_outs
+    uint64_t aged_young         # pages found used since the host asked last
+    uint64_t recycled           # table pages given up because there were too many
+    uint64_t ring_full          # times that the ring of written pages had to be read
     uint64_t retries            # faults begun again because the host changed its tables meanwhile
     uint64_t mmio_marked        # entries that mark an address without memory
     uint64_t unsynced           # times that a page became unsync
@@ -83,6 +90,7 @@ cdef struct Mmu:
     uint32_t *rmap              # [host frame] first 4K leaf entry
     uint32_t *rmap_large        # [host frame >> 9] first 2M leaf entry
     uint16_t *tables_in         # [host frame >> 9] shadowed tables in this 2M region: no large mapping meanwhile
+    uint8_t role                # registers of the guest that make its tables mean something else (kvm_policy.md §1)
     uint32_t root               # Sp in use as root
     uint32_t previous[3]        # roots in use before, latest first
     uint32_t indirect           # shadowed tables there are
@@ -105,6 +113,7 @@ cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noe
 cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil
+cdef void mmu_make_room(Mmu *mmu) noexcept nogil
 cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil
 
 

@@ -15,6 +15,10 @@ from fastmmu._spte cimport (
 )
 from fastmmu._types cimport Mem
 
+cdef enum:
+    MIN_FREE = 5
+    REFILL = 25
+
 
 cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format, bint ad, uint64_t pool,
                   uint64_t pool_end) noexcept nogil:
@@ -127,7 +131,7 @@ cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int
     cdef const Sp *sp
     while i:
         sp = &mmu.sp[i - 1]
-        if sp.gfn == gfn and sp.level == level and sp.direct == direct and sp.access == access:
+        if sp.gfn == gfn and sp.level == level and sp.direct == direct and sp.access == access and sp.role == mmu.role:
             return i - 1
         i = sp.chain
     return NO_SP
@@ -159,6 +163,7 @@ cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access)
     sp.level = level
     sp.direct = direct
     sp.access = access
+    sp.role = mmu.role
     sp.used = 1
     if not direct:
         if level > 1:
@@ -170,6 +175,7 @@ cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access)
     sp.chain = mmu.bucket[gfn & mmu.bucket_mask]
     mmu.bucket[gfn & mmu.bucket_mask] = i + 1
     mmu.owner[hpa - mmu.pool_start >> 12] = i
+    sp.born = <uint32_t> mmu.counters.tables_made
     mmu.counters.tables_made += 1
     return i
 
@@ -421,6 +427,24 @@ cdef void mmu_zap_all(Mmu *mmu) noexcept nogil:
             mmu_zap(mmu, i)
     mmu.out_of_tables = False
     mmu.flush = True
+
+
+cdef void mmu_make_room(Mmu *mmu) noexcept nogil:
+    # before a fault: where few table pages are left of those allowed, the oldest go (kvm_policy.md §2.5)
+    cdef uint64_t live = mmu.counters.tables_made - mmu.counters.tables_zapped
+    cdef uint32_t i, oldest, _
+    cdef uint64_t spare = mmu.policy.limit - live if mmu.policy.limit > live else 0
+    if mmu.policy.limit == 0 or mmu.policy.tdp or spare >= MIN_FREE:
+        return
+    for _ in range(REFILL - <uint32_t> spare):
+        oldest = NO_SP
+        for i in range(mmu.n_sp):
+            if mmu.sp[i].used and not in_use(mmu, i) and (oldest == NO_SP or mmu.sp[i].born < mmu.sp[oldest].born):
+                oldest = i
+        if oldest == NO_SP:
+            return
+        mmu_zap(mmu, oldest)
+        mmu.counters.recycled += 1
 
 
 cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:

@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastmmu._guest cimport canonical
-from fastmmu._invalidate cimport inv_cr4_all, inv_cr4_pcid
+from fastmmu._kvm cimport Kvm
 from fastmmu._machine cimport Machine
 from fastmmu._memory cimport mem_holds
 from fastmmu._records cimport (
@@ -18,16 +18,16 @@ from fastmmu._records cimport (
     REC_INVLPG, REC_INVPCID, REC_PKRU, REC_TABLE, REC_X, record_fault,
 )
 from fastmmu._state cimport GuestState
+from fastmmu._sync cimport guest_wrote
 from fastmmu._tlb cimport tlb_l1, tlb_pa
 from fastmmu._types cimport ACC_R, ACC_W, ACC_X
 from fastmmu._vcpu cimport (
-    BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Vcpu, vcpu_access, vcpu_derive,
-    vcpu_interrupt, vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
+    BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Vcpu, vcpu_access,
+    vcpu_interrupt, vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
 )
 from fastmmu._vmx cimport VECTOR_PF
 from fastmmu.errors import ConfigError, FastmmuError, StateError, TraceError
 
-_PGE, _PCIDE, _SMEP = 1 << 7, 1 << 17, 1 << 20
 
 cdef enum:
     PF_W = 2
@@ -137,6 +137,8 @@ cdef int other(Replay *p, uint64_t record, const Record *r, const uint8_t *pages
         memcpy(p.guest.base + r.val, pages + 4096 * p.page_at, 4096)
         p.page_at += 1
         p.tables += 1
+        if v.guest:             # what the guest wrote before, unseen by the trace
+            guest_wrote(&(<Kvm *> v.owner).mmu, r.val, 4096)
         return STOP_NONE
     if r.flags & REC_INITIAL:
         return STOP_NONE
@@ -263,25 +265,17 @@ cdef class SystemReplay:
         # CR0, CR4, EFER: legal, as it was done; what must be forgotten: tlb.md §3
         cdef Vcpu *v = self.p.v
         cdef GuestState old = self.state, new
-        cdef uint32_t vpid = v.tlb.vpid
         name = {REC_CR0: "cr0", REC_CR4: "cr4", REC_EFER: "efer"}[r.op]
         try:
-            new = old.replace(**{name: r.val, "cr3": v.hw.cr3, "pkru": self.p.pkru})
+            new = old.replace(**{name: r.val, "cr3": 0, "pkru": self.p.pkru})
         except StateError as error:
             raise TraceError(str(error), where=f"record {number}") from error
         if new.paging.levels != 4:
             raise TraceError(f"the guest turns to mode {new.mode.name}; the machine runs 4-level paging",
                              where=f"record {number}")
-        changed = old.cr4 ^ new.cr4
-        if changed & _PGE or changed & ~new.cr4 & _PCIDE:
-            inv_cr4_all(v.tlb, vpid)
-        elif changed & new.cr4 & _SMEP:
-            inv_cr4_pcid(v.tlb, vpid, v.hw.pcid)
-        new.paging.ac = v.hw.ac
-        v.hw = new.paging
-        v.hw.write_ad = 1
+        if (r.op == REC_CR4 and vcpu_mov_cr4(v, old.cr4, new.cr4) != DONE_OK) or self.machine._load_state(new):
+            self.machine._raise(number)
         self._adopt(new)
-        vcpu_derive(v)
 
     cdef _error(self, int stop, uint64_t number, const Record *r):
         where = f"record {number}"

@@ -8,7 +8,7 @@ from fastmmu._map cimport (
     map_below,
 )
 from fastmmu._memory cimport mem_read64
-from fastmmu._mmu cimport NO_SP, Mmu, mmu_tracked
+from fastmmu._mmu cimport NO_SP, Mmu, mmu_make_room, mmu_tracked
 from fastmmu._slots cimport Slot, mark_dirty, slot_of
 from fastmmu._spte cimport MAY_ALL, MAY_U, MAY_W, MAY_X
 from fastmmu._sync cimport clear_writes, prefetch_guest, rights_of, sync_below, sync_page
@@ -53,6 +53,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
         if mmu.policy.flooding:
             clear_writes(mmu, la)
         return SHADOW_EMULATE
+    mmu_make_room(mmu)
     fault = fault_in(mmu, &f)
     if fault == FILL_RETRY:
         return SHADOW_RETRY

@@ -11,12 +11,22 @@ cdef enum HostPage:             # what the host has behind a page
     HOST_PRESENT = 2
     HOST_SWAPPED = 3
 
+cdef struct Ring:               # pages written, in order, for a VMM that reads no bitmap (kvm_policy.md §4.2)
+    uint64_t *entry             # [size] slot number << 48 | page of the slot
+    uint32_t size
+    uint32_t used
+    uint32_t room               # used beyond this: user space must read it before the guest runs on
+
 cdef struct Slot:
     uint64_t base_gfn
     uint64_t npages             # 0: deleted
     uint64_t hpa                # of the first page; equal to its guest-physical address modulo 2 MB
     uint8_t *host               # [page] HostPage; NULL: every page is present
-    uint64_t *dirty             # [page / 64] bitmap; NULL: nothing is logged
+    uint64_t *dirty             # [page / 64] bitmap; NULL: nothing is logged. With a ring it is user space's own
+    Ring *ring                  # not NULL: writes go there
+    bint manual                 # the log is read and cleared by separate calls
+    bint initial                # manual, and begun with every page set and none protected
+    int number
     bint readonly
     bint huge                   # the host backs it with 2 MB pages
     bint private                # made by the VMM itself, such as the APIC-access page
@@ -28,6 +38,10 @@ cdef struct Slots:
     uint32_t generation         # of the layout: what was cached of an older one is void
     uint64_t base               # host-physical address of the first page of any slot
     uint64_t frames             # host pages from there on
+    Ring ring
+    uint64_t limit              # pages of slots with `host` that the host keeps in memory; 0: all
+    uint64_t resident
+    uint64_t hand               # of the clock: frame at which it stands
 
 
 cdef inline Slot *slot_of(Slots *s, uint64_t gfn) noexcept nogil:
@@ -61,7 +75,13 @@ cdef inline int host_page(const Slot *slot, uint64_t gfn) noexcept nogil:
 
 cdef inline void mark_dirty(Slot *slot, uint64_t gfn) noexcept nogil:
     cdef uint64_t page = gfn - slot.base_gfn
-    if slot.dirty != NULL:
+    if slot.ring != NULL:
+        if slot.ring.used < slot.ring.size:
+            slot.ring.entry[slot.ring.used] = <uint64_t> slot.number << 48 | page
+            slot.ring.used += 1
+        else:                   # user space is late: what does not fit goes where it would have put it
+            slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
+    elif slot.dirty != NULL:
         slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
 
 

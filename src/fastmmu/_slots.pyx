@@ -20,6 +20,7 @@ cdef int slots_add(Slots *s, uint64_t base_gfn, uint64_t npages, uint64_t hpa) n
     slot.base_gfn = base_gfn
     slot.npages = npages
     slot.hpa = hpa
+    slot.number = s.n
     s.n += 1
     s.generation += 1
     return s.n - 1
@@ -45,4 +46,5 @@ cdef void slots_free(Slots *s) noexcept nogil:
     for i in range(s.n):
         free(s.slot[i].host)
         free(s.slot[i].dirty)
+    free(s.ring.entry)
     memset(s, 0, sizeof(Slots))

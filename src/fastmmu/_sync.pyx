@@ -174,11 +174,15 @@ cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nog
 # ---- emulated writes ----------------------------------------------------------------------------------------
 
 cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
-    # the guest changed a shadowed table: one aligned word drops its entry, anything else the whole table, and so does
-    # writing without use (kvm_policy.md §2.2, mmu_pte_write)
+    # the guest changed a shadowed table: a store within one entry drops that, anything else the whole table, and so
+    # does writing without use (kvm_policy.md §2.2, mmu_pte_write)
     cdef uint64_t gfn = gpa >> 12
+    cdef bint within = (gpa ^ (gpa + nbytes - 1)) & ~(<uint64_t> 7) == 0
     cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask], after
     cdef Sp *sp
+    if mmu.indirect == 0:
+        return
+    within = within and (nbytes >= 4 or (nbytes == 1 and gpa & 7 == 0))
     mmu.counters.pte_writes += 1
     while i:
         sp = &mmu.sp[i - 1]
@@ -186,7 +190,7 @@ cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
         if sp.gfn == gfn and not sp.direct:
             if mmu.policy.flooding and sp.level > 1:
                 sp.writes += 1
-            if nbytes != 8 or gpa & 7 or sp.writes >= FLOOD:
+            if not within or sp.writes >= FLOOD:
                 mmu.counters.flooded += 1
                 sp.writes = 0
                 mmu_zap(mmu, i - 1)

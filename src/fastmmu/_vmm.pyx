@@ -4,7 +4,8 @@ import numpy as np
 
 from libc.stdint cimport uint64_t
 
-from fastmmu._dirty cimport dirty_get, dirty_start, dirty_stop
+from fastmmu._dirty cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop
+from fastmmu._host cimport host_give, host_take, host_young
 from fastmmu._kvm cimport kvm_drain, kvm_owed_flush, kvm_reload
 from fastmmu._mmu cimport MmuCounters
 from fastmmu._slots cimport HOST_PRESENT, Slot, slots_delete
@@ -40,13 +41,16 @@ cdef class Vmm:
         else:
             self.v.vmcs.secondary &= ~SECONDARY_PML
 
-    def start_dirty_log(self, number):
+    def start_dirty_log(self, number, *, bint manual=False, bint initially_set=False):
         """Log the guest's writes to a slot from now on; nothing happens where it is logged already.
 
+        :param manual: reading the log leaves it; :meth:`clear_dirty_log` does the rest
+            (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2).
+        :param initially_set: and it starts with every page set, so that nothing is protected before it is cleared.
         :raises StateError: no such slot. :raises OutOfMemoryError: no memory for the bitmap.
         """
         cdef int n = self.slot(number)
-        if dirty_start(&self.kvm.mmu, n):
+        if dirty_start(&self.kvm.mmu, n, manual, initially_set):
             raise OutOfMemoryError(f"no memory for the dirty log of slot {number}")
         self.arm()
         kvm_owed_flush(self.kvm, self.v)
@@ -75,6 +79,64 @@ cdef class Vmm:
         kvm_owed_flush(self.kvm, self.v)
         return np.unpackbits(words.view(np.uint8), count=slot.npages, bitorder="little").view(np.bool_)
 
+    def clear_dirty_log(self, number, first, count):
+        """Begin the log anew for `count` pages from page `first` of a slot whose log is ``manual``.
+
+        :raises StateError: no such log, or `first` or `count` is no multiple of 64 (the end of the slot aside).
+        """
+        cdef int n = self.slot(number)
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
+        cdef uint64_t start = first, pages = count
+        if slot.dirty == NULL or not slot.manual:
+            raise StateError(f"slot {number} has no log to clear; start it with manual=True")
+        if (start > slot.npages or pages > slot.npages - start or start & 63
+                or (pages & 63 and start + pages < slot.npages)):
+            raise StateError(f"pages {first} + {count}: multiples of 64 within the slot's {slot.npages} pages")
+        kvm_drain(self.kvm, self.v)
+        dirty_clear(&self.kvm.mmu, n, start, pages)
+        kvm_owed_flush(self.kvm, self.v)
+
+    def use_dirty_ring(self, size):
+        """Log to a ring of `size` entries in place of bitmaps; :meth:`dirty_log` gives what was read from it.
+
+        Before the ring is full an exit to user space reads it (counter ``ring_full``).
+
+        :raises StateError: `size` is no power of two from 1024 to 65536, or a slot is logged already.
+        """
+        cdef int i
+        if size not in (1024, 2048, 4096, 8192, 16384, 32768, 65536):
+            raise StateError(f"a ring of {size} entries: use a power of two from 1024 to 65536")
+        for i in range(self.kvm.mmu.slots.n):
+            if self.kvm.mmu.slots.slot[i].dirty != NULL or self.kvm.mmu.slots.ring.size:
+                raise StateError("the ring is chosen once, before any slot is logged")
+        if dirty_ring(&self.kvm.mmu, size):
+            raise OutOfMemoryError("no memory for the ring")
+
+    def young(self, number, page, *, bint clear=False):
+        """Was a page of a slot used since its A flags were last cleared? The host asks so before it takes a page.
+
+        :param clear: clear them (without A flags in the tables, its entries go instead).
+        """
+        cdef int n = self.slot(number)
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
+        cdef bint found
+        if not 0 <= page < slot.npages:
+            raise StateError(f"slot {number} has {slot.npages} pages, no page {page}")
+        found = host_young(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page, clear)
+        kvm_owed_flush(self.kvm, self.v)
+        return found
+
+    def swap_out(self, number, page):
+        """The host takes a page of an untouched slot to disk; False where it is not there, or is a shadowed table."""
+        cdef int n = self.slot(number)
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
+        cdef bint done
+        if not 0 <= page < slot.npages:
+            raise StateError(f"slot {number} has {slot.npages} pages, no page {page}")
+        done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
+        kvm_owed_flush(self.kvm, self.v)
+        return done
+
     def delete_slot(self, number):
         """Take a slot away. Every table of the VMM goes with it, as in KVM.
 
@@ -98,7 +160,9 @@ cdef class Vmm:
             raise StateError(f"slot {number} has {slot.npages} pages, not {first} + {count}")
         if slot.host != NULL:
             for i in range(start, start + pages):
-                slot.host[i] = HOST_PRESENT
+                if slot.host[i] != HOST_PRESENT:
+                    host_give(&self.kvm.mmu, slot, slot.base_gfn + i)
+        kvm_owed_flush(self.kvm, self.v)
 
     def counters(self):
         """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G."""

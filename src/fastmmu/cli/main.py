@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import fastmmu
-from fastmmu.cli import compare, curve, maps, replay, run, tpr, trace, vpid, walk
+from fastmmu.cli import compare, curve, maps, migrate, replay, run, trace, walk
 from fastmmu.errors import FastmmuError
 
 __all__ = ["main"]
@@ -27,6 +27,7 @@ examples:
   fastmmu run app.npy --mmu ept --vpid --tlb haswell --json -
   fastmmu tlb-curve app.lackey.xz            misses of TLBs of every size
   fastmmu replay linux.rec.zst               a whole Linux, each physical address compared
+  fastmmu migrate app.lackey.xz              live migration, by method of dirty logging
   fastmmu walk                               a nested walk of 24 references, drawn
   fastmmu maps guests/l4_user                every mapping of a recorded guest
   fastmmu trace info app.lackey.gz
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fastmmu {fastmmu.__version__}")
     commands = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
-    for module in (compare, run, replay, curve, vpid, tpr, walk, maps, trace):
+    for module in (compare, run, replay, migrate, curve, walk, maps, trace):
         module.add(commands)
     return top
 

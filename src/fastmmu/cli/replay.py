@@ -11,6 +11,7 @@ from fastmmu.cli.progress import progress
 
 if TYPE_CHECKING:
     from fastmmu.machine.replay import Replay, Replayed
+    from fastmmu.trace.system import SystemTrace
 
 __all__ = ["OMISSIONS", "add", "handle"]
 
@@ -26,6 +27,7 @@ _EPILOG = """\
 examples:
   fastmmu replay linux.rec.zst
   fastmmu replay linux.rec.zst --mmu ept --vpid --tlb haswell
+  fastmmu replay linux.rec.zst --schemes            native, shadow, EPT, each with its variants, and dirty logs
   fastmmu replay linux.rec.zst --omit stores        what stores to page tables are good for, in mismatches
 
 what --omit takes, a run each:
@@ -49,6 +51,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--omit", type=shared.words(OMISSIONS), default=[], metavar="LIST", help="leave out, see below; a run each"
     )
+    parser.add_argument("--schemes", action="store_true", help="in every scheme, with the VM exits side by side")
     scheme = parser.add_argument_group("the scheme")
     scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), default="native", help="default: native")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
@@ -74,6 +77,9 @@ def handle(options: argparse.Namespace) -> int:
             raise TraceError("replay takes system traces; use `fastmmu run` for one of a program", path=name)
         if options.limit is not None:
             trace = trace.head(options.limit)
+        if options.schemes:
+            wrong += _schemes(trace, options)
+            continue
         for omission in options.omit or [None]:
             replay = Replay(trace, config, omit=[omission] if omission else [])
             with progress(quiet=options.quiet) as report:
@@ -83,6 +89,16 @@ def handle(options: argparse.Namespace) -> int:
             terminal.say("\n".join(_lines(trace.name, replay, found, omission)))
             wrong += found.wrong
     return 1 if wrong else 0
+
+
+def _schemes(trace: SystemTrace, options: argparse.Namespace) -> int:
+    from fastmmu.report.schemes import schemes_table
+    from fastmmu.study.schemes import replay_schemes
+
+    with progress(quiet=options.quiet) as report:
+        found = list(replay_schemes(trace, progress=report, **shared.config_fields(options)))
+    terminal.say(f"{trace.name}: {schemes_table(found, colour=terminal.colour())}")
+    return sum(ran.found.wrong for ran in found if ran.found is not None)
 
 
 def _lines(name: str, replay: Replay, found: Replayed, omission: str | None) -> list[str]:

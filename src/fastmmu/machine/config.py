@@ -43,6 +43,8 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     nx_huge_pages: bool = False
     mmio_caching: bool = True
     guest_ad_checked: bool = True
+    host_memory: int | str | None = None
+    table_pages: Annotated[int, msgspec.Meta(ge=0)] = 0
     premapped: bool = False
     tlb: str = "skylake"
     l1d: str | None = None
@@ -52,7 +54,6 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pcid: bool = False
     memory: int | str = "64G"
     exit_every: Annotated[int, msgspec.Meta(ge=0)] = 0
-    exit_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
     tpr: Literal["trap", "patch", "flexpriority", "apicv"] | None = None
     tpr_shadow: bool = True
     tpr_threshold: Literal["kvm", "slides"] = "kvm"
@@ -73,12 +74,15 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         the host at its first touch); None: 4k for 4k, else 2m.
     :param kvm: what KVM does of its own choice (kvm_policy.md): ``"slides"``, shadow tables always in sync and nothing
         else; ``"6.1"``, of Linux 6.1: unsync page tables, prefetch, write flooding, fast page faults, MMIO marks.
-        It is the column of tlb.md §7, too: the slides' KVM flushes single contexts, that of 6.1 all of them.
     :param vendor: ``"amd"``: nested paging as AMD's KVM drives it. The entries are modelled as EPT entries with A/D
         flags, which act alike; CR4 is intercepted, its reads too; there is no PML.
     :param unsync: shadowed page tables may go out of sync until the guest flushes; None: as `kvm` says.
     :param ept_ad, pml: EPT A/D flags, page-modification log (used while a slot is logged; needs `ept_ad`).
     :param tdp_mmu: EPT by the TDP MMU, else by the older one, which prefetches (with ``kvm="6.1"``).
+    :param host_memory: the host's memory for the guest, bytes or text; beyond it, pages that were not used of late go
+        to disk and come back at their next use. The guest's pages are ``"untouched"`` at first, then.
+    :param table_pages: shadow pages (or pages of the older MMU) that there may be, KVM's n_max_mmu_pages, at least
+        16; 0: no limit.
     :param guest_ad_checked: see :class:`fastmmu.Eptp`; False: the processor is Bochs'.
     :param eager_page_split, nx_huge_pages, mmio_caching: KVM's module parameters of these names.
     :param premapped: all tables stand before the first access: no faults, no kernel accesses, no exits to build.
@@ -87,7 +91,6 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param pcid: the guest kernel gives each process a PCID and loads CR3 without flushing.
     :param memory: guest memory, bytes or text such as "64G"; only address space, nothing is allocated for it.
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
-    :param exit_pages: pages of its own that the host reads at each VM exit, under VPID 0.
     :param tpr: the guest has a local APIC, and this handles it: ``"trap"`` emulates each access to its page;
         ``"patch"`` replaces the instructions that access the TPR, as kvmvapic does; ``"flexpriority"`` is the TPR
         shadow and the APIC-access page; ``"apicv"`` adds register virtualization, virtual-interrupt delivery and posted
@@ -107,6 +110,10 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
         if not 1 << 26 <= parse_bytes(self.memory) <= 1 << 45:
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
+        if 0 < self.table_pages < 16:
+            raise ConfigError(
+                f"Config: table_pages={self.table_pages} is too few for the tables of one access; at least 16"
+            )
         if self.pml and not (self.mmu == "ept" and self.ept_ad and self.vendor == "intel"):
             raise ConfigError('Config: pml=True needs mmu="ept", ept_ad=True and vendor="intel": it logs EPT D flags')
         if self.tpr is not None and parse_bytes(self.memory) > APIC_BASE:

@@ -1,0 +1,105 @@
+"""Live migrations for people and files: rows, a table, a picture."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmmu.errors import ConfigError, MissingExtraError
+from fastmmu.report.files import write_whole
+from fastmmu.report.table import Cell, Column, number, render
+
+if TYPE_CHECKING:
+    from fastmmu.study.migrate import Migration
+
+__all__ = ["migration_plot", "migration_rows", "migration_table"]
+
+PICTURES = ("png", "svg", "pdf")
+FEW = 8  # rounds whose pages the table lists
+
+
+def migration_rows(found: Sequence[Migration]) -> list[dict[str, Any]]:
+    """One flat dict a round; the last of a migration, number 0, is the one for which the guest stands still.
+
+    Keys: trace, method, round, pages (sent), seconds, events, exits (of the guest meanwhile), dirtied (pages written
+    meanwhile), converged, slowdown.
+    """
+    table = []
+    for m in found:
+        same = {"trace": m.trace, "method": m.method}
+        whole = {"converged": m.converged, "slowdown": m.slowdown}
+        for i, r in enumerate(m.rounds, 1):
+            said = {"pages": r.pages, "seconds": r.seconds, "events": r.events, "exits": r.exits, "dirtied": r.dirtied}
+            table.append({**same, "round": i, **said, **whole})
+        stop = {"pages": m.last, "seconds": m.downtime, "events": 0, "exits": 0, "dirtied": 0}
+        table.append({**same, "round": 0, **stop, **whole})
+    return table
+
+
+def migration_table(found: Sequence[Migration], *, colour: bool = False) -> str:
+    """A row a method."""
+    columns = [
+        Column("method", align="<"),
+        Column("rounds"),
+        Column("pages", "sent"),
+        Column("ms", "sent"),
+        Column("down ms"),
+        Column("exits", "while it migrates"),
+        Column("without log", "while it migrates"),
+        Column("slowdown"),
+        Column("pages a round, the last while the guest stands still", align="<"),
+    ]
+    rows: list[list[Cell] | None] = []
+    for m in found:
+        pages = [r.pages for r in m.rounds] + [m.last]
+        shown = [number(n) for n in pages]
+        if len(shown) > FEW:
+            shown = [*shown[: FEW - 2], "...", shown[-1]]
+        rows.append(
+            [
+                Cell(m.method),
+                Cell(str(len(m.rounds))),
+                Cell(number(m.pages)),
+                Cell(f"{1e3 * m.seconds:.2f}"),
+                Cell(f"{1e3 * m.downtime:.2f}", "" if m.converged else "red"),
+                Cell(number(m.exits)),
+                Cell(number(m.base_exits)),
+                Cell(f"{m.slowdown:.2f}×"),
+                Cell(" ".join(shown)),
+            ]
+        )
+    plan = found[0].plan
+    head = (
+        f"{found[0].trace}: live migration at {plan.bandwidth / 1e9:g} GB/s, down for at most "
+        f"{1e3 * plan.downtime:g} ms; {plan.ghz:g} GHz"
+    )
+    notes = [f"{m.method}: not converged after {len(m.rounds)} rounds" for m in found if not m.converged]
+    return "\n".join([head, "", *render(columns, rows, colour=colour), *notes, ""])
+
+
+def migration_plot(found: Sequence[Migration], path: str | os.PathLike[str]) -> None:
+    """Draw pages sent, round by round, into a file: a line a method.
+
+    :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
+    """
+    format = Path(path).suffix.removeprefix(".").lower()
+    if format not in PICTURES:
+        raise ConfigError(f"--plot {path}: a picture is one of {', '.join(PICTURES)}; name the file so")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("a picture", "plot") from error
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for m in found:
+        pages = [r.pages for r in m.rounds] + [m.last]
+        axes.plot(range(1, len(pages) + 1), pages, marker="o", label=f"{m.trace}, {m.method}: {m.slowdown:.2f}× slower")
+    axes.set(xlabel="round, the last while the guest stands still", ylabel="pages sent", yscale="log")
+    axes.grid(True, which="both", alpha=0.2)
+    axes.legend(fontsize="small")
+    sink = io.BytesIO()
+    figure.savefig(sink, format=format)
+    write_whole(path, sink.getvalue())

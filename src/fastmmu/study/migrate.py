@@ -1,0 +1,199 @@
+"""Live migration: pre-copy rounds over a trace, by method of dirty logging (kvm_policy.md §4)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastmmu.errors import ConfigError, TraceError
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.simulate import Simulation
+from fastmmu.trace import Batch, Trace
+
+__all__ = ["METHODS", "Migration", "Plan", "Round", "migrate"]
+
+METHODS: dict[str, dict[str, object]] = {
+    "write-protect": {"mmu": "ept", "vpid": True, "kvm": "6.1"},
+    "pml": {"mmu": "ept", "vpid": True, "kvm": "6.1", "pml": True},
+    "ring": {"mmu": "ept", "vpid": True, "kvm": "6.1"},
+    "shadow": {"mmu": "shadow", "vpid": True, "kvm": "6.1"},
+}
+"""Method of logging → the fields of :class:`Config` that make it. ring: a dirty ring filled by write protection."""
+
+SLICE = 2000  # events between two looks at the clock
+RING = 4096
+PAGE = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a migration goes.
+
+    bandwidth: bytes a second. downtime: seconds that the guest may stand still at the end. rounds: at most so many
+    before it stands still all the same. ghz: clock that turns modelled cycles into seconds. warm: share of the trace
+    that runs before the migration begins. The trace begins anew where it ends meanwhile.
+    """
+
+    bandwidth: float = 1.25e9
+    downtime: float = 0.001
+    rounds: int = 30
+    ghz: float = 3.0
+    warm: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("bandwidth", "downtime", "ghz"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"Plan: {name}={getattr(self, name)!r} must be above 0")
+        if self.rounds < 1 or not 0 <= self.warm <= 1:
+            raise ConfigError(f"Plan: rounds={self.rounds!r} must be at least 1, warm={self.warm!r} a share")
+
+
+@dataclass(frozen=True)
+class Round:
+    """Pages sent, seconds that it took, events and VM exits of the guest meanwhile, pages that it wrote."""
+
+    pages: int
+    seconds: float
+    events: int
+    exits: int
+    dirtied: int
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What a migration came to.
+
+    rounds: while the guest runs. last: pages sent while it stands still, for ``downtime`` seconds. converged: these
+    were few enough. exits, cycles: of the guest while it migrated; base_exits, base_cycles: of the same events without
+    a log.
+    """
+
+    trace: str
+    method: str
+    plan: Plan
+    rounds: tuple[Round, ...]
+    last: int
+    converged: bool
+    exits: int
+    cycles: float
+    base_exits: int
+    base_cycles: float
+
+    @property
+    def downtime(self) -> float:
+        """Seconds for which the guest stands still."""
+        return self.last * PAGE / self.plan.bandwidth
+
+    @property
+    def seconds(self) -> float:
+        """From begin to end."""
+        return sum(r.seconds for r in self.rounds) + self.downtime
+
+    @property
+    def pages(self) -> int:
+        """Pages sent in all."""
+        return sum(r.pages for r in self.rounds) + self.last
+
+    @property
+    def slowdown(self) -> float:
+        """Modelled cycles of the guest while it migrated, over those without a log."""
+        return self.cycles / self.base_cycles if self.base_cycles else 1.0
+
+
+class _Guest:
+    """A simulation, its modelled time and its exits."""
+
+    def __init__(self, config: Config, costs: CostModel) -> None:
+        self.run = Simulation(config, costs=costs)
+
+    def feed(self, events: Batch) -> None:
+        self.run.feed(events)
+
+    def cycles(self) -> float:
+        return float(sum(cycles(self.run.machine.counters(), self.run.config, self.run.costs).values()))
+
+    def exits(self) -> int:
+        return int(self.run.machine.counters()["vm_exits"])
+
+
+def migrate(
+    trace: Trace,
+    method: str = "write-protect",
+    plan: Plan | None = None,
+    *,
+    memory: int | str = "1G",
+    costs: CostModel | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Migration:
+    """Migrate the guest that runs a trace.
+
+    The first round sends every page that the program has touched; each further one those written while the last was
+    sent. When the pages written are few enough to be sent within ``plan.downtime``, or after ``plan.rounds``, the guest
+    stops and the rest is sent.
+
+    :param method: of :data:`METHODS`. :param progress: called with the number of events done.
+    :raises ConfigError: an unknown method. :raises TraceError: an empty trace.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"no method {method!r}; there are {', '.join(METHODS)}")
+    plan = plan or Plan()
+    config = Config(memory=memory).replace(**METHODS[method])
+    costs = costs or CostModel.load()
+    total = sum(len(batch.addr) for batch in trace.batches())
+    if not total:
+        raise TraceError(f"{trace.name} holds no events", path=None)
+    logged, plain = _Guest(config, costs), _Guest(config.replace(pml=False), costs)
+    events = _endless(trace)
+    done = 0
+    while done < plan.warm * total:
+        some = next(events)
+        logged.feed(some)
+        plain.feed(some)
+        done += len(some.addr)
+    vmm = logged.run.machine.vmm
+    if method == "ring":
+        vmm.use_dirty_ring(RING)
+    begin, begin_plain = (logged.cycles(), logged.exits()), (plain.cycles(), plain.exits())
+    vmm.start_dirty_log(0)
+    vmm.dirty_log(0)
+    pages = int(logged.run.machine.counters()["pages_touched"])
+    rounds: list[Round] = []
+    while True:
+        seconds = pages * PAGE / plan.bandwidth
+        start, exits, events_before = logged.cycles(), logged.exits(), done
+        while logged.cycles() - start < seconds * plan.ghz * 1e9:
+            some = next(events)
+            logged.feed(some)
+            plain.feed(some)
+            done += len(some.addr)
+            if progress is not None:
+                progress(done)
+        dirtied = int(np.count_nonzero(logged.run.machine.vmm.dirty_log(0)))
+        rounds.append(Round(pages, seconds, done - events_before, logged.exits() - exits, dirtied))
+        pages = dirtied
+        few = pages * PAGE <= plan.downtime * plan.bandwidth
+        if few or len(rounds) == plan.rounds:
+            break
+    return Migration(
+        trace=trace.name,
+        method=method,
+        plan=plan,
+        rounds=tuple(rounds),
+        last=pages,
+        converged=few,
+        exits=logged.exits() - begin[1],
+        cycles=logged.cycles() - begin[0],
+        base_exits=plain.exits() - begin_plain[1],
+        base_cycles=plain.cycles() - begin_plain[0],
+    )
+
+
+def _endless(trace: Trace) -> Iterator[Batch]:
+    """The events of a trace again and again, in slices."""
+    for batch in itertools.chain.from_iterable(trace.batches() for _ in itertools.count()):
+        for at in range(0, len(batch.addr), SLICE):
+            yield batch[at : at + SLICE]

@@ -1,0 +1,168 @@
+"""A host with less memory than its guest uses, dirty logs by hand and in a ring, few shadow pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conformance import systems
+from fastmmu import Config, ConfigError, Machine, StateError, interleave, read_trace, simulate
+from fastmmu.cli import main
+from fastmmu.machine.simulate import Simulation
+from fastmmu.study.migrate import METHODS, Plan, migrate
+from fastmmu.study.schemes import SCHEMES, replay_schemes
+from fastmmu.trace import Trace
+from fastmmu.trace.bundle import bundled
+from fastmmu.trace.system import SystemTrace
+
+LINUX = Config(memory="256M", kvm="6.1", vpid=True)
+SAME = ("accesses", "guest_faults", "pages_touched", "kernel_accesses", "cr3_switches", "invlpgs")
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return read_trace(bundled()["sqlite"]).head(400_000)
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "ept"])
+def test_half_the_memory(trace: Trace, mmu: str) -> None:
+    """The guest sees nothing of it; pages go to disk and come back; those in use are kept."""
+    config = LINUX.replace(mmu=mmu, host_pages="untouched")
+    whole = simulate(trace, config)
+    pages = whole.counters["pages_touched"]
+    run = Simulation(config.replace(host_memory=pages * 4096 // 2))
+    for batch in trace.batches():
+        run.feed(batch)
+    half = run.result()
+    assert {key: half.counters[key] for key in SAME} == {key: whole.counters[key] for key in SAME}
+    counted = run.machine.vmm.counters()
+    assert counted["swap_outs"] > pages / 4
+    assert 0 < counted["swap_ins"] <= counted["swap_outs"]
+    assert half.counters["vm_exits"] > whole.counters["vm_exits"]
+
+
+def test_few_shadow_pages(trace: Trace) -> None:
+    """Six address spaces in shadow pages for two."""
+    trace = interleave([trace.head(40_000)] * 6, 4000)
+    whole = simulate(trace, LINUX.replace(mmu="shadow"))
+    run = Simulation(LINUX.replace(mmu="shadow", table_pages=20))
+    for batch in trace.batches():
+        run.feed(batch)
+    few = run.result()
+    assert {key: few.counters[key] for key in SAME} == {key: whole.counters[key] for key in SAME}
+    assert run.machine.vmm.counters()["recycled"] > 20
+    assert few.counters["vmm_tables"] <= 20 < whole.counters["vmm_tables"]
+    assert few.counters["vm_exits"] > whole.counters["vm_exits"]
+
+
+def test_logs_by_hand_and_in_a_ring(trace: Trace) -> None:
+    """Every kind of log tells the same pages of the same run."""
+    logs = []
+    for kind in ("bitmap", "manual", "initially set", "ring", "pml"):
+        run = Simulation(LINUX.replace(mmu="ept", pml=kind == "pml"))
+        batches = trace.batches()
+        run.feed(next(batches)[:100_000])
+        vmm = run.machine.vmm
+        if kind == "ring":
+            vmm.use_dirty_ring(1024)
+        vmm.start_dirty_log(0, manual=kind in ("manual", "initially set"), initially_set=kind == "initially set")
+        if kind == "initially set":
+            assert vmm.dirty_log(0).all()
+            vmm.clear_dirty_log(0, 0, (256 << 20) >> 12)
+        for batch in batches:
+            run.feed(batch)
+        logs.append(vmm.dirty_log(0))
+        assert vmm.dirty_log(0).any() == (kind in ("manual", "initially set"))
+    assert logs[0].sum() > 50
+    assert all(np.array_equal(log, logs[0]) for log in logs)
+
+
+def test_a_ring_is_read_before_it_is_full() -> None:
+    machine = Machine(LINUX.replace(mmu="ept"), guest_kernel=False)
+    machine.vmm.use_dirty_ring(1024)
+    words = machine.guest_memory.u64
+    words[0x1000 >> 3], words[0x2000 >> 3], words[0x3000 >> 3] = 0x2003, 0x3003, 0x83
+    machine.mov_cr3(0x1000)
+    machine.vmm.start_dirty_log(0)
+    assert machine.vmm.counters()["ring_full"] == 0
+    for page in range(16, 512):
+        machine.store(page << 12, 1)
+    assert machine.vmm.counters()["ring_full"] == 1
+    assert machine.vmm.dirty_log(0)[16:512].all()
+
+
+def test_what_is_refused() -> None:
+    machine = Machine(LINUX.replace(mmu="ept"), guest_kernel=False)
+    vmm = machine.vmm
+    for wrong in (lambda: vmm.dirty_log(0), lambda: vmm.clear_dirty_log(0, 0, 64), lambda: vmm.start_dirty_log(1)):
+        with pytest.raises(StateError):
+            wrong()
+    with pytest.raises(StateError, match="1000 entries"):
+        vmm.use_dirty_ring(1000)
+    vmm.start_dirty_log(0, manual=True)
+    with pytest.raises(StateError, match="multiples of 64"):
+        vmm.clear_dirty_log(0, 1, 64)
+    with pytest.raises(StateError, match="chosen once"):
+        vmm.use_dirty_ring(1024)
+    with pytest.raises(StateError, match="slot 0"):
+        vmm.delete_slot(0)
+    with pytest.raises(StateError, match="no page"):
+        vmm.swap_out(0, 1 << 40)
+    with pytest.raises(ConfigError, match="table_pages"):
+        LINUX.replace(table_pages=15)
+    with pytest.raises(ConfigError, match="pml"):
+        LINUX.replace(mmu="shadow", pml=True)
+
+
+# ---- studies ------------------------------------------------------------------------------------------------------
+
+
+def test_migration(trace: Trace) -> None:
+    found = {
+        method: migrate(trace, method, Plan(bandwidth=1e9, downtime=2e-4, rounds=12, ghz=0.3)) for method in METHODS
+    }
+    for m in found.values():
+        assert m.rounds[0].pages > 100
+        assert all(before.dirtied == after.pages for before, after in zip(m.rounds, m.rounds[1:], strict=False))
+        assert m.last == m.rounds[-1].dirtied
+        assert m.converged == (m.downtime <= 2e-4)
+        assert m.cycles > 0
+    assert found["pml"].exits == found["pml"].base_exits
+    assert found["write-protect"].exits > found["write-protect"].base_exits
+    assert found["pml"].slowdown < found["write-protect"].slowdown
+    # a link too slow to keep up: it stops after the rounds allowed
+    slow = migrate(trace, "pml", Plan(bandwidth=2e8, downtime=1e-6, rounds=2, ghz=0.3))
+    assert len(slow.rounds) == 2
+    assert not slow.converged
+
+
+def test_migrate_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    target = tmp_path / "rounds.csv"
+    name = str(Path(__file__).parent / "data" / "true.lackey")
+    assert main(["migrate", name, "--methods", "pml,shadow", "--csv", str(target), "--memory", "128M"]) == 0
+    out = capsys.readouterr().out
+    assert "live migration at 1.25 GB/s" in out
+    assert [line.split()[0] for line in out.splitlines()[5:7]] == ["pml", "shadow"]
+    assert target.read_text().startswith("trace,method,round,pages,seconds,events,exits,dirtied,converged,slowdown")
+
+
+@pytest.mark.parametrize("path", systems.traces(systems.sample_directory()), ids=lambda path: path.name)
+def test_a_linux_in_every_scheme(path: Path) -> None:
+    """No scheme changes an address, a fault or a page-table entry."""
+    trace = read_trace(path)
+    assert isinstance(trace, SystemTrace)
+    ran = {r.scheme: r for r in replay_schemes(trace, memory="2G")}
+    assert set(ran) == set(SCHEMES)
+    for name, r in ran.items():
+        if r.found is None:
+            assert name.startswith("shadow")
+            assert "protection keys" in r.why
+            continue
+        assert r.found.accesses > 0
+        assert r.found.wrong == 0, (name, r.found.line(), r.found.examples)
+    if ran["shadow, Linux 6.1"].found is not None:
+        lazy, synced = (ran[name].counters["vm_exits"] for name in ("shadow, Linux 6.1", "shadow, always in sync"))
+        assert lazy < synced
+    assert ran["EPT, logged"].logged == ran["EPT, logged by PML"].logged
