@@ -243,7 +243,7 @@ def test_c5_after_a_transition_without_vpid_the_guest_physical_mappings_serve_th
     for _ in ("exit", "entry"):
         tlb.transition(False)
     assert not hits(tlb, 0, 0, R, A)
-    assert [tlb.gpm(gpa) & ~0xFFF for gpa in gpas] == gpas
+    assert [tlb.gpm(gpa) & 0x000F_FFFF_FFFF_F000 for gpa in gpas] == gpas
 
 
 def test_c6_an_ept_right_that_comes_later_needs_no_invept() -> None:

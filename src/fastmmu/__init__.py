@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastmmu import image
+from fastmmu._host import Host
 from fastmmu._leaves_py import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
 from fastmmu._machine import Access, Machine
 from fastmmu._memory import PhysicalMemory
@@ -54,6 +55,7 @@ __all__ = [
     "Fault",
     "Geometry",
     "GuestState",
+    "Host",
     "Machine",
     "MappingArray",
     "MemorySlot",

@@ -79,7 +79,7 @@ cdef class GuestApic:
         self._done(irq_flag(self.irq, on))
 
     def interrupt(self, uint8_t vector, *, bint level=False, unsigned int reason=ExitReason.EXTERNAL_INTERRUPT):
-        """A device asks for an interrupt; `reason`: of the VM exit by which the VMM learns of it unless it is posted."""
+        """A device asks for an interrupt; `reason`: of the exit by which the VMM learns of it unless it is posted."""
         if reason >= N_REASONS:
             raise StateError(f"exit reason {reason} is none; see fastmmu.ExitReason")
         self._done(irq_arrive(self.irq, vector, level, reason))

@@ -100,6 +100,10 @@ cdef inline uint32_t key_of(const Paging *g, uint64_t leaf) noexcept nogil:
     return leaf >> 59 & 15 if g.mode >= MODE_4 else 0
 
 
+cdef inline uint64_t table_address(const Paging *g, uint64_t entry) noexcept nogil:
+    return entry & g.frame & (0xFFFFF000U if g.mode == MODE_32 else ONES)
+
+
 cdef inline uint64_t leaf_address(const Paging *g, uint64_t entry, uint64_t la, int shift) noexcept nogil:
     cdef uint64_t offset = (<uint64_t> 1 << shift) - 1
     if g.mode == MODE_32 and shift == 22:       # PSE-36 (paging.md §3.1)
@@ -179,9 +183,7 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
             fault = set_flags(m, g, e, &path[level], A, level, w, steps)
             if fault:
                 return fault
-        table = entry & g.frame
-        if g.mode == MODE_32:
-            table &= 0xFFFFF000U
+        table = table_address(g, entry)
         level -= 1
 
     w.us = every & US != 0

@@ -1,10 +1,40 @@
-# The host's memory: pages given to the guest and taken back, as Linux does behind an MMU notifier. kvm_policy.md §6.
+# A host: physical CPUs, each with its TLB, and virtual machines whose vCPUs run on them.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._mmu cimport Mmu
-from fastmmu._slots cimport Slot
+from fastmmu._kvm cimport Sibling
+from fastmmu._memory cimport PhysicalMemory
+from fastmmu._tlb cimport TlbCounters
+from fastmmu._types cimport Paging
+from fastmmu._vcpu cimport Vcpu
+from fastmmu._vpid cimport VpidMap
 
-cdef void host_give(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil
-cdef bint host_take(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil
-cdef bint host_young(Mmu *mmu, Slot *slot, uint64_t gfn, bint clear) noexcept nogil
+cdef enum:
+    NOWHERE = 0xFFFFFFFF
+
+cdef struct Seat:               # a vCPU; while its machine holds another one, what the machine has to be given back
+    Vcpu v
+    Paging guest                # under shadow paging: the guest's own registers
+    uint32_t process            # that the guest kernel runs on it
+    uint64_t until_exit
+    uint32_t vm, index          # which vCPU of which machine
+    uint32_t cpu                # physical CPU that it ran on last
+    bint begun
+    TlbCounters counted         # of the TLBs it ran on, its part
+
+cdef class Host:
+    cdef readonly PhysicalMemory memory
+    cdef readonly tuple cpus, machines
+    cdef Seat *seat
+    cdef uint32_t n_seats
+    cdef Sibling **sibling      # [machine]
+    cdef uint32_t *held         # [machine] seat that the machine holds
+    cdef uint32_t *occupant     # [physical CPU] seat in guest mode there
+    cdef uint32_t n_cpus, n_vms
+    cdef VpidMap vpids
+    cdef uint64_t migrations, switches
+    cdef _seats(self, list vpids)
+    cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF
+    cdef void _hold(self, Seat *s)
+    cdef int _enter(self, Seat *s, uint32_t cpu)
+    cdef void _leave(self, uint32_t cpu)

@@ -1,83 +1,284 @@
-"""The host's memory: a limit, and a clock that decides which page goes to disk (kvm_policy.md §6).
-
-A page taken away keeps its contents: what is modelled is that no entry leads to it until it was fetched again.
-"""
+"""The host as a Python object."""
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
-from fastmmu._bits cimport EPT_A, A
-from fastmmu._memory cimport mem_read64, mem_write64
-from fastmmu._mmu cimport Mmu, mmu_change, mmu_frame, mmu_shadowed, mmu_zap_gfn
-from fastmmu._slots cimport HOST_PRESENT, HOST_SWAPPED, Slot, slot_hpa
-from fastmmu._spte cimport FORMAT_EPT
+from fastmmu._guest_kernel cimport kernel_switch
+from fastmmu._kvm cimport LESS_MOVED, LESS_REMOTE, kvm_flush, kvm_load_root, kvm_moved, kvm_owed_flush
+from fastmmu._machine cimport Machine, host_bytes, tlb_of
+from fastmmu._memory cimport PhysicalMemory
+from fastmmu._tlb cimport Tlb, TlbCounters
+from fastmmu._tlb_py cimport TLB
+from fastmmu._vcpu cimport vcpu_derive, vcpu_enter, vcpu_leave
+from fastmmu._vmx cimport EXIT_EXTERNAL_INTERRUPT, SECONDARY_VPID
+from fastmmu._vpid cimport vpid_alloc, vpid_free, vpid_init
 
+from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
+from fastmmu.machine.config import Config
 
-cdef bint host_young(Mmu *mmu, Slot *slot, uint64_t gfn, bint clear) noexcept nogil:
-    # was the page used since it was asked last? Without A flags nobody knows: its entries go, and come back where it is
-    # in use; it counts as used where there were any.
-    cdef uint64_t at, entry, flag = EPT_A if mmu.format == FORMAT_EPT else A
-    cdef uint32_t id = mmu.rmap[mmu_frame(mmu, slot_hpa(slot, gfn))]
-    cdef bint young = False
-    if mmu.format == FORMAT_EPT and not mmu.ad:
-        young = id != 0
-        while clear and id:
-            mmu_change(mmu, (id - 1) >> 9, (id - 1) & 511, 0)
-            id = mmu.rmap[mmu_frame(mmu, slot_hpa(slot, gfn))]
-        return young
-    while id:
-        at = mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511)
-        entry = mem_read64(mmu.mem, at)
-        if entry & flag:
-            young = True
-            if clear:                           # Linux does not flush for it: a page whose translation stays looks old
-                mem_write64(mmu.mem, at, entry & ~flag)
-        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
-    return young
+_LESS = {"moved": LESS_MOVED, "remote": LESS_REMOTE}
 
 
-cdef bint host_take(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
-    # the page goes to disk; a table that is shadowed stays, the VMM reads it
-    if slot.host == NULL or slot.host[gfn - slot.base_gfn] != HOST_PRESENT or mmu_shadowed(mmu, gfn):
-        return False
-    mmu_zap_gfn(mmu, slot, gfn)
-    slot.host[gfn - slot.base_gfn] = HOST_SWAPPED
-    mmu.slots.resident -= 1
-    mmu.counters.swap_outs += 1
-    return True
+cdef void count_since(TlbCounters *total, const TlbCounters *before, const TlbCounters *now) noexcept nogil:
+    # all of its fields are 64-bit counts
+    cdef uint64_t *to = <uint64_t *> total
+    cdef const uint64_t *was = <const uint64_t *> before
+    cdef const uint64_t *done = <const uint64_t *> now
+    cdef size_t i
+    for i in range(sizeof(TlbCounters) // 8):
+        to[i] += done[i] - was[i]
 
 
-cdef bint reclaim(Mmu *mmu) noexcept nogil:
-    # the clock goes round until a page was not used since it came by last; at most twice
-    cdef uint64_t total = 0, place, _
-    cdef Slot *slot
-    cdef int i
-    for i in range(mmu.slots.n):
-        total += mmu.slots.slot[i].npages if mmu.slots.slot[i].host != NULL else 0
-    for _ in range(2 * total + 1):
-        place = mmu.slots.hand
-        mmu.slots.hand = place + 1 if place + 1 < total else 0
-        for i in range(mmu.slots.n):
-            slot = &mmu.slots.slot[i]
-            if slot.host == NULL:
-                continue
-            if place < slot.npages:
-                if slot.host[place] != HOST_PRESENT:
-                    break
-                if host_young(mmu, slot, slot.base_gfn + place, True):
-                    mmu.counters.aged_young += 1
-                    break
-                if host_take(mmu, slot, slot.base_gfn + place):
-                    return True
-                break
-            place -= slot.npages
-    return False
+cdef class Host:
+    """Physical CPUs with a TLB each, and virtual machines whose vCPUs are put on them (tlb.md §6, §7).
 
+    vCPUs are numbered through all machines. VPIDs come from the host's allocator, one a vCPU whose configuration wants
+    one; where it has none left the vCPU runs without. One physical CPU runs at a time: the others stand still, those
+    that hold a vCPU in guest mode, where a remote flush reaches it by an IPI.
 
-cdef void host_give(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
-    # a page of memory for the guest's; another goes first where the limit is reached
-    if mmu.slots.limit:
-        while mmu.slots.resident >= mmu.slots.limit:
-            if not reclaim(mmu):
-                break
-    slot.host[gfn - slot.base_gfn] = HOST_PRESENT
-    mmu.slots.resident += 1
+    :param vms: a :class:`Config` for each machine, or (Config, number of vCPUs); not native. The TLB is the first's.
+    :param cpus: number of physical CPUs.
+    :param guest_kernel, state: as of :class:`Machine`; a machine of several vCPUs has the kernel.
+    :param less: flushes to leave out, of "moved" and "remote", to see what they are for.
+    :raises ConfigError: a native configuration, no machine, no CPU. :raises OutOfMemoryError: too much memory in all.
+    """
+
+    def __cinit__(self):
+        vpid_init(&self.vpids)
+
+    def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, less=()):
+        cdef Machine m
+        cdef uint64_t origin = 0, total = 0
+        cdef uint32_t flags = 0
+        chosen = [vm if isinstance(vm, tuple) else (vm, 1) for vm in vms]
+        if not chosen or not 1 <= cpus <= 4096:
+            raise ConfigError(f"{len(chosen)} machines on {cpus} CPUs; a host has at least one of each")
+        for config, count in chosen:
+            if not isinstance(config, Config) or config.mmu == "native":
+                raise ConfigError(f"{config!r}: a machine of a host is a Config with mmu='shadow' or 'ept'")
+            if config.tpr is not None:
+                raise ConfigError(f"tpr={config.tpr!r}: machines of a host have no local APIC; leave it None")
+            if not 1 <= count <= 1024 or (count > 1 and not guest_kernel):
+                raise ConfigError(f"{count} vCPUs; a machine has 1..1024, a bare guest 1")
+            total += host_bytes(config)
+        for name in less:
+            if name not in _LESS:
+                raise ConfigError(f"no flush {name!r} to leave out; choose from {', '.join(_LESS)}")
+            flags |= <uint32_t> _LESS[name]
+        if total > 1 << 46:
+            raise OutOfMemoryError(f"{total >> 30} GB of host memory are more than 46 bits of address; give the "
+                                   "machines less by Config(memory=)")
+        self.memory = PhysicalMemory(total)
+        self.cpus = tuple([tlb_of(chosen[0][0]) for _ in range(cpus)])
+        self.n_cpus = cpus
+        machines, vpids = [], []
+        for config, count in chosen:
+            own = [vpid_alloc(&self.vpids) if config.vpid else 0 for _ in range(count)]
+            vpids.append(own)
+            place = self.memory, origin, self.cpus[0], own[0]
+            m = Machine(config, guest_kernel=guest_kernel, state=state, place=place)
+            m.kvm.less = flags
+            machines.append(m)
+            origin += host_bytes(config)
+        self.machines = tuple(machines)
+        self._seats(vpids)
+
+    cdef _seats(self, list vpids):
+        cdef uint32_t i, vm = 0, n = 0
+        cdef Seat *s
+        cdef Machine m
+        self.n_vms = len(vpids)
+        self.seat = <Seat *> calloc(sum([len(own) for own in vpids]), sizeof(Seat))
+        self.sibling = <Sibling **> calloc(self.n_vms, sizeof(Sibling *))
+        self.held = <uint32_t *> calloc(self.n_vms, 4)
+        self.occupant = <uint32_t *> calloc(self.n_cpus, 4)
+        if self.seat == NULL or self.sibling == NULL or self.held == NULL or self.occupant == NULL:
+            raise OutOfMemoryError(f"no memory for the vCPUs of {self.n_vms} machines")
+        memset(self.occupant, 0xFF, 4 * self.n_cpus)
+        for vm, own in enumerate(vpids):
+            m = self.machines[vm]
+            self.held[vm] = n
+            self.sibling[vm] = <Sibling *> calloc(len(own), sizeof(Sibling))
+            if self.sibling[vm] == NULL:
+                raise OutOfMemoryError(f"no memory for {len(own)} vCPUs")
+            m.kvm.sibling = self.sibling[vm]
+            m.kvm.n_siblings = len(own)
+            for i, vpid in enumerate(own):
+                s = &self.seat[n]
+                s.v, s.guest, s.until_exit = m.v, m.kvm.guest, m.loop.until_exit
+                s.vm, s.index, s.cpu = vm, i, NOWHERE
+                s.v.vmcs.vpid = vpid
+                s.v.vmcs.secondary &= ~SECONDARY_VPID
+                if vpid:
+                    s.v.vmcs.secondary |= SECONDARY_VPID
+                n += 1
+        self.n_seats = n
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.sibling != NULL:
+            for i in range(self.n_vms):
+                free(self.sibling[i])
+        free(self.sibling)
+        free(self.seat)
+        free(self.held)
+        free(self.occupant)
+
+    cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF:
+        if not 0 <= vcpu < self.n_seats:
+            raise StateError(f"vCPU {vcpu} is outside 0..{self.n_seats - 1}")
+        return vcpu
+
+    # ---- which vCPU is where ------------------------------------------------------------------------------------
+
+    cdef void _hold(self, Seat *s):
+        # the machine holds this vCPU from now on
+        cdef Machine m = self.machines[s.vm]
+        cdef Seat *other = &self.seat[self.held[s.vm]]
+        if other == s:
+            return
+        other.v, other.guest, other.until_exit = m.v, m.kvm.guest, m.loop.until_exit
+        other.process = m.kernel.current
+        m.v, m.kvm.guest, m.loop.until_exit = s.v, s.guest, s.until_exit
+        m.kernel.current = s.process
+        self.held[s.vm] = <uint32_t> (s - self.seat)
+
+    cdef int _enter(self, Seat *s, uint32_t cpu):
+        # In guest mode on this CPU, whose occupant it is: with the flushes that it owes, if it was not, or was kicked.
+        cdef Machine m = self.machines[s.vm]
+        cdef Sibling *me = &m.kvm.sibling[s.index]
+        cdef TLB tlb = self.cpus[cpu]
+        self._hold(s)
+        m.tlb = tlb
+        m.v.tlb = tlb.t
+        m.kvm.running = s.index
+        if me.in_guest and me.kicked:
+            vcpu_leave(&m.v, EXIT_EXTERNAL_INTERRUPT)
+            me.in_guest = False
+        if m.kvm.shadow and (m.kvm.n_siblings > 1 or not me.in_guest):
+            # another vCPU had the MMU's root; to load one may bring tables in sync, which owes a flush
+            if kvm_load_root(&m.kvm, &m.v, m.kvm.guest.cr3):
+                return -1
+            kvm_owed_flush(&m.kvm, &m.v)
+        if me.in_guest:
+            vcpu_derive(&m.v)                   # another machine may have been made meanwhile
+            return 0
+        if s.cpu != cpu:
+            self.migrations += s.cpu != NOWHERE
+            kvm_moved(&m.kvm, &m.v)
+        elif me.request:
+            kvm_flush(&m.kvm, &m.v)
+        me.request = me.kicked = False
+        me.in_guest = True
+        s.cpu = cpu
+        return vcpu_enter(&m.v)
+
+    cdef void _leave(self, uint32_t cpu):
+        # the host's timer takes the CPU from its vCPU
+        cdef Seat *s
+        cdef Machine m
+        cdef TlbCounters before
+        if self.occupant[cpu] == NOWHERE:
+            return
+        s = &self.seat[self.occupant[cpu]]
+        m = self.machines[s.vm]
+        self._hold(s)
+        m.kvm.running = s.index
+        before = m.v.tlb.c
+        vcpu_leave(&m.v, EXIT_EXTERNAL_INTERRUPT)
+        count_since(&s.counted, &before, &m.v.tlb.c)
+        m.kvm.sibling[s.index].in_guest = m.kvm.sibling[s.index].kicked = False
+        self.occupant[cpu] = NOWHERE
+        self.switches += 1
+
+    def place(self, vcpu, uint32_t cpu):
+        """Put a vCPU on a physical CPU: who was there, and where it was, is left by a VM exit.
+
+        :returns: the :class:`Machine`, which now holds this vCPU: a bare guest's instructions run on it.
+        :raises StateError: there is no such vCPU or CPU.
+        """
+        cdef uint32_t number = self._number(vcpu)
+        cdef Seat *s = &self.seat[number]
+        cdef Machine m = self.machines[s.vm]
+        cdef TlbCounters before
+        cdef Tlb *tlb
+        cdef int outcome
+        if cpu >= self.n_cpus:
+            raise StateError(f"CPU {cpu} is outside 0..{self.n_cpus - 1}")
+        m._guest_runs()
+        if self.occupant[cpu] != number:
+            self._leave(cpu)
+            if s.cpu != NOWHERE and self.occupant[s.cpu] == number:
+                self._leave(s.cpu)
+        self.occupant[cpu] = number
+        tlb = (<TLB> self.cpus[cpu]).t
+        before = tlb.c
+        outcome = self._enter(s, cpu)
+        count_since(&s.counted, &before, &tlb.c)
+        if outcome:
+            m._raise(0)
+        return m
+
+    def run(self, vcpu, cpu, op, size, addr, out=None, uint64_t first=0):
+        """Events of a trace on a vCPU placed on a physical CPU; parameters and errors as of :meth:`Machine.run`.
+
+        Each vCPU of a machine begins in an address space of its own: process number = that of the vCPU.
+        """
+        cdef Machine m = self.place(vcpu, cpu)
+        cdef Seat *s = &self.seat[self._number(vcpu)]
+        cdef TlbCounters before = m.v.tlb.c
+        try:
+            if not s.begun:
+                s.begun = True
+                if s.index and kernel_switch(&m.kernel, s.index):
+                    m._raise(first)
+            return m.run(op, size, addr, out, first)
+        finally:
+            count_since(&s.counted, &before, &m.v.tlb.c)
+
+    def remove(self, vcpu):
+        """The vCPU ends: it leaves its CPU and gives back its VPID, which flushes nothing. It must not run again."""
+        cdef uint32_t number = self._number(vcpu)
+        cdef Seat *s = &self.seat[number]
+        cdef Machine m = self.machines[s.vm]
+        if s.cpu != NOWHERE and self.occupant[s.cpu] == number:
+            self._leave(s.cpu)
+        self._hold(s)
+        vpid_free(&self.vpids, m.v.vmcs.vpid)
+        m.v.vmcs.vpid = 0
+        m.v.vmcs.secondary &= ~SECONDARY_VPID
+
+    # ---- results ------------------------------------------------------------------------------------------------
+
+    def vpid(self, vcpu):
+        """VPID of a vCPU; 0: it runs without."""
+        cdef Seat *s = &self.seat[self._number(vcpu)]
+        cdef Machine m = self.machines[s.vm]
+        if self.held[s.vm] == s - self.seat:
+            return m.v.vmcs.vpid
+        return s.v.vmcs.vpid
+
+    def counters(self, vcpu):
+        """Counters of a vCPU, as of :meth:`Machine.counters`; those of the VMM are its machine's."""
+        cdef Seat *s = &self.seat[self._number(vcpu)]
+        cdef Machine m = self.machines[s.vm]
+        cdef bint held = self.held[s.vm] == s - self.seat
+        return m._counters(&m.v.c if held else &s.v.c, &s.counted)
+
+    def totals(self):
+        """dict of int: migrations, switches (of a CPU to another vCPU), vpids (given out), and over all machines
+        remote_flushes, flush_requests, ipis."""
+        cdef Machine m
+        found = {"migrations": self.migrations, "switches": self.switches, "vpids": self.vpids.used,
+                 "remote_flushes": 0, "flush_requests": 0, "ipis": 0}
+        for m in self.machines:
+            found["remote_flushes"] += m.kvm.remote_flushes
+            found["flush_requests"] += m.kvm.flush_requests
+            found["ipis"] += m.kvm.ipis
+        return found
+
+    @property
+    def vcpus(self):
+        """Number of vCPUs in all machines."""
+        return self.n_seats

@@ -9,13 +9,13 @@ Interrupts are taken at instruction boundaries: after each of these operations, 
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastmmu._apic cimport (
     APIC_EOI, APIC_ICR_LOW, APIC_NONE, APIC_SELF_IPI, APIC_TPR, Ipi, apic_acknowledge, apic_addressed, apic_read,
     apic_request, apic_reset, apic_write,
 )
-from fastmmu._memory cimport mem_holds, mem_read32, mem_write32
+from fastmmu._memory cimport mem_holds
 from fastmmu._patch cimport HIGH_HALF, SITE_BYTES, Patch, Site, patch_decode, patch_place, patch_polls, patch_record
 from fastmmu._types cimport ACC_R, ACC_W, ACC_X
 from fastmmu._vapic cimport (
@@ -140,11 +140,12 @@ cdef int page_access(Interrupts *irq, uint64_t la, uint32_t size, bint write, ui
                 outcome = ended(irq, outcome)
             else:
                 outcome = ended(irq, vapic_read(&irq.virt, offset, size, False))
-        elif mem_holds(v.mem, hpa, 4) and size == 4:      # memory like any other
+        elif mem_holds(v.mem, hpa, size) and offset + size <= 0x1000:     # memory like any other
             if write:
-                mem_write32(v.mem, hpa, value)
+                memcpy(v.mem.base + hpa, &value, size)
             else:
-                irq.value = mem_read32(v.mem, hpa)
+                irq.value = 0
+                memcpy(&irq.value, v.mem.base + hpa, size)
     elif outcome == DONE_EMULATED:
         outcome = DONE_OK
     v.store_bytes = 0

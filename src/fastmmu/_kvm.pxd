@@ -1,6 +1,6 @@
 # The VMM: what KVM does at each VM exit, for exits that no Python policy takes over (kvm_policy.md §2-§3).
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu._interrupts cimport Interrupts
 from fastmmu._mmu cimport Mmu
@@ -8,6 +8,15 @@ from fastmmu._types cimport Paging, Walk
 from fastmmu._vcpu cimport Vcpu
 
 ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
+
+cdef enum:                      # flushes that can be left out, to see what they are for
+    LESS_MOVED = 1
+    LESS_REMOTE = 2
+
+cdef struct Sibling:            # a vCPU of the VM, as the others see it
+    bint in_guest               # in guest mode on a physical CPU: an IPI makes it exit
+    bint kicked                 # the IPI is on its way
+    bint request                # it flushes before its next VM entry
 
 cdef struct Kvm:
     Mmu mmu
@@ -17,6 +26,12 @@ cdef struct Kvm:
     Surface surface
     void *machine
     Interrupts *irq             # the guest's local APIC; NULL: it has none
+    uint32_t less               # flushes left out
+    Sibling *sibling            # [n_siblings]; NULL: the VM has one vCPU
+    uint32_t n_siblings, running
+    uint64_t remote_flushes     # changes that other vCPUs had to flush for
+    uint64_t flush_requests     # to another vCPU
+    uint64_t ipis
 
 cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef void kvm_owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil
@@ -24,5 +39,7 @@ cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef int kvm_handle(Vcpu *v) noexcept nogil
 cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogil
+cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil   # all that the vCPU may have cached where it is now
+cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil   # it runs on a physical CPU for the first time, or again
 cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hardware) noexcept nogil
 cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil

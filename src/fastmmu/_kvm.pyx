@@ -1,7 +1,7 @@
 """The default handlers of VM exits, in the kernel layer.
 
 A handler fills, zaps or write-protects through the MMU, pays the invalidation that the change owes (tlb.md §7, column
-of the slides) and says what the processor does next.
+that the configuration names) and says what the processor does next.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -88,17 +88,57 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
     return ACT_EMULATED                         # CPUID, external interrupt and the like: no state of ours changes
 
 
+cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # tlb.md §7: of its context, or of all of them. Without VPID the transitions flush linear mappings.
+    cdef int every = kvm.mmu.policy.modern
+    if not kvm.shadow:
+        v.c.invept += 1
+        inv_invept(v.tlb, 1 + every, v.vmcs.eptp & FRAME)
+    elif secondary_control(&v.vmcs, SECONDARY_VPID):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 1 + every, v.vmcs.vpid, 0)
+
+
+cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # What it cached there before may be stale, and its VPID may have been another's.
+    if kvm.less & LESS_MOVED:
+        return
+    if not kvm.mmu.policy.modern and not kvm.shadow and secondary_control(&v.vmcs, SECONDARY_VPID):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
+    kvm_flush(kvm, v)
+
+
+cdef void flush_current(Vcpu *v) noexcept nogil:
+    # Linear mappings are tagged by VPID alone, the hardware's PCID is 0 whatever the guest's: the old root's must go.
+    if secondary_control(&v.vmcs, SECONDARY_VPID):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
+
+
+cdef void request_flushes(Kvm *kvm) noexcept nogil:
+    # The other vCPUs flush before they enter the guest again; one that is in it is made to exit.
+    cdef uint32_t i
+    cdef Sibling *other
+    kvm.remote_flushes += 1
+    for i in range(kvm.n_siblings):
+        other = &kvm.sibling[i]
+        if i != kvm.running:
+            kvm.flush_requests += 1
+            other.request = True
+            if other.in_guest and not other.kicked:
+                other.kicked = True
+                kvm.ipis += 1
+
+
 cdef void kvm_owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
-    # the MMU took rights away: cached translations may be stale. Without VPID the transitions flush them.
+    # the MMU took rights away: cached translations may be stale
     if not kvm.mmu.flush:
         return
     kvm.mmu.flush = False
-    if not kvm.shadow:
-        v.c.invept += 1
-        inv_invept(v.tlb, 1, v.vmcs.eptp & FRAME)
-    elif secondary_control(&v.vmcs, SECONDARY_VPID):
-        v.c.invvpid += 1
-        inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
+    kvm_flush(kvm, v)
+    if kvm.n_siblings > 1 and not kvm.less & LESS_REMOTE:
+        request_flushes(kvm)
 
 
 cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil:
@@ -243,8 +283,10 @@ cdef int on_mov_cr(Kvm *kvm, Vcpu *v) noexcept nogil:
             return ACT_ABORT
     else:
         sync_roots(&kvm.mmu, &kvm.guest)
-    kvm.mmu.flush = True                        # linear mappings are tagged by VPID alone: the old root's must go
-    kvm_owed_flush(kvm, v)
+    if kvm.mmu.flush:                           # tables had to go, or were brought in sync
+        kvm_owed_flush(kvm, v)
+    else:
+        flush_current(v)
     return ACT_EMULATED
 
 

@@ -83,12 +83,13 @@ cdef void store(Interrupts *irq, uint32_t offset, uint32_t value) noexcept nogil
 
 
 cdef void emulate(Interrupts *irq, uint32_t offset, bint write) noexcept nogil:
-    # the instruction that accessed a register
+    # the instruction that accessed a register. KVM takes writes of 32 bits at a multiple of 16 alone; reads may be of
+    # part of a register.
     irq.c.emulated += 1
-    if write:
+    if not write:
+        irq.value = apic_read(&irq.apic, offset & 0xFF0) >> 8 * (offset & 3)
+    elif irq.v.store_bytes == 4 and not offset & 15:
         store(irq, offset, irq.v.store_value)
-    else:
-        irq.value = apic_read(&irq.apic, offset)
 
 
 cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
@@ -120,7 +121,7 @@ cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil:
         v.vmcs.primary &= ~PRIMARY_INTERRUPT_WINDOW
         irq.request_event = True
     elif reason == EXIT_APIC_ACCESS:
-        emulate(irq, offset & 0xFF0, v.vmcs.exit_qualification >> 12 & 15 == 1)
+        emulate(irq, offset, v.vmcs.exit_qualification >> 12 & 15 == 1)
     elif reason == EXIT_APIC_WRITE:
         store(irq, offset & 0xFF0, apic_word(irq.apic.page, offset & 0xFF0))
     elif reason == EXIT_VIRTUALIZED_EOI or reason == EXIT_VMCALL:
@@ -191,7 +192,7 @@ cdef void kvm_apic_end(Interrupts *irq, int action) noexcept nogil:
     cdef Vcpu *v = irq.v
     cdef bint had = irq.inject >= 0
     if action == ACT_EMULATED and v.emulated >> 12 == APIC_BASE >> 12:
-        emulate(irq, v.emulated & 0xFF0, v.store_bytes != 0)
+        emulate(irq, v.emulated & 0xFFF, v.store_bytes != 0)
         if irq.patch.at_site:
             patch(irq)
     if irq.arriving >= 0:

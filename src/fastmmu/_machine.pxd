@@ -1,6 +1,6 @@
 # One machine: memory, physical CPU, VMM, guest.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._events cimport Run
 from fastmmu._guest_kernel cimport GuestKernel
@@ -8,9 +8,10 @@ from fastmmu._interrupts cimport Interrupts
 from fastmmu._kvm cimport Kvm
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._state cimport GuestState
+from fastmmu._tlb cimport TlbCounters
 from fastmmu._tlb_py cimport TLB
 from fastmmu._types cimport Mem
-from fastmmu._vcpu cimport Vcpu
+from fastmmu._vcpu cimport Counters, Vcpu
 
 
 cdef class Machine:
@@ -19,6 +20,7 @@ cdef class Machine:
     cdef readonly TLB tlb
     cdef readonly object policy
     cdef readonly object apic   # GuestApic: the guest's local APIC, or None
+    cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory
     cdef Mem guest              # guest-physical memory as a window of host memory
     cdef Vcpu v
     cdef Kvm kvm
@@ -37,9 +39,14 @@ cdef class Machine:
     cdef _hardware(self, state)
     cdef int _load_state(self, GuestState state) except -2
     cdef _gpa(self, uint64_t hpa)
-    cdef _build_vmm(self, uint64_t pool_end, state, placed)
+    cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
     cdef _build_apic(self)
+    cdef _counters(self, Counters *c, TlbCounters *t)
     cdef _raise(self, uint64_t n)
     cdef _outcome(self, la, int outcome, uint64_t hpa)
     cdef _guest_runs(self)
     cdef _canonical(self, uint64_t la)
+
+
+cdef uint64_t host_bytes(config) except 0
+cdef TLB tlb_of(config)

@@ -32,6 +32,7 @@ class Machine:
         guest_kernel: bool = True,
         state: GuestState | None = None,
         slots: Sequence[MemorySlot] = (),
+        place: tuple[PhysicalMemory, int, TLB, int] | None = None,
     ) -> None: ...
     def run(
         self,

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu._apic_port cimport GuestApic
 from fastmmu._bits cimport ONES
@@ -23,7 +23,7 @@ from fastmmu._patch cimport patch_record
 from fastmmu._slots cimport Slot, slots_add, slots_untouched
 from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu._state cimport Eptp, GuestState, access_code
-from fastmmu._tlb cimport L1D, L1I, L1S, L2, L2I
+from fastmmu._tlb cimport L1D, L1I, L1S, L2, L2I, TlbCounters
 from fastmmu._tlb_py cimport TLB
 from fastmmu._types cimport Paging
 from fastmmu._vcpu cimport (
@@ -57,6 +57,18 @@ cdef enum:                      # host-physical pages of the VMM
 # Bits of CR4 that change what shadow tables must be, or flush: all but those of the guest alone (PVI, TSD, DE, PCE,
 # OSFXSR, OSXMMEXCPT, FSGSBASE)
 cdef uint64_t CR4_OF_SHADOW = ~(<uint64_t> 0x1070E)
+
+
+cdef uint64_t host_bytes(config) except 0:
+    # host memory that a machine takes: the guest's, and in front of it the VMM's tables
+    cdef uint64_t guest_bytes = config.memory_bytes
+    if config.mmu == "native":
+        return guest_bytes
+    return guest_bytes + (((guest_bytes >> 5) + (1 << 26)) & ~(<uint64_t> 0x1FFFFF))
+
+
+cdef TLB tlb_of(config):
+    return TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb, replacement=config.replacement))
 
 
 cdef int surface(void *machine, Vcpu *v) noexcept with gil:
@@ -103,28 +115,32 @@ cdef class Machine:
     :param config: :class:`Config`. :param policy: :class:`Policy` whose overridden methods handle their exits.
     :param state: registers of a bare guest (4-level paging); default: long mode, CPL by access.
     :param slots: more guest-physical memory, of :class:`fastmmu.MemorySlot`; the machine's own is slot 0, these follow.
+    :param place: for :class:`Host`: memory of the host, where in it, a TLB, the VPID; it does the VM entry.
     :raises ConfigError: an impossible geometry or mode. :raises OutOfMemoryError: the host refuses the memory.
     """
 
-    def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None, slots=()):
-        cdef uint64_t pool_end = 0, guest_bytes, more
+    def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None, slots=(), place=None):
+        cdef uint64_t guest_bytes, more
+        cdef uint32_t vpid
         config = Config() if config is None else config
         self.config = config
         self.loop.exit_every = self.loop.until_exit = config.exit_every
         self.loop.v = &self.v
         self.v.run = &self.loop
-        self.tlb = TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb,
-                                replacement=config.replacement))
         guest_bytes = config.memory_bytes
-        if config.mmu != "native":
-            pool_end = ((guest_bytes >> 5) + (1 << 26)) & ~(<uint64_t> 0x1FFFFF)
         slots = [*slots]
         if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
             slots.append(MemorySlot(APIC_BASE, 0x1000, private=True))
-        placed, more = self._place(slots, pool_end + guest_bytes)
-        self.memory = PhysicalMemory(more)
-        self.loop.guest_base = pool_end
-        self.guest.base = self.memory.mem.base + pool_end
+        vpid = 1 if config.vpid else 0
+        if place is None:
+            self.tlb = tlb_of(config)
+            placed, more = self._place(slots, host_bytes(config))
+            self.memory = PhysicalMemory(more)
+        else:
+            self.memory, self.origin, self.tlb, vpid = place
+            placed, more = (), self.origin + host_bytes(config)
+        self.loop.guest_base = self.origin + host_bytes(config) - guest_bytes
+        self.guest.base = self.memory.mem.base + self.loop.guest_base
         self.guest.nbytes = guest_bytes
         self.v.mem = &self.memory.mem
         self.v.tlb = self.tlb.t
@@ -147,7 +163,7 @@ cdef class Machine:
         elif self.v.hw.levels != 4:
             raise ConfigError(f"the machine runs guests with 4-level paging, not mode {state.mode.name}")
         if config.mmu != "native":
-            self._build_vmm(pool_end, state, placed)
+            self._build_vmm(vpid, state, placed, more)
         if config.tpr is not None:
             self._build_apic()
         self.state = state
@@ -160,7 +176,7 @@ cdef class Machine:
                 raise ConfigError("premapped=True maps what the guest kernel would; a bare guest has no kernel")
             self.v.premap = premap
         vcpu_derive(&self.v)
-        if self.v.guest and vcpu_enter(&self.v):
+        if self.v.guest and place is None and vcpu_enter(&self.v):
             self._raise(0)
 
     cdef _boot(self):
@@ -244,13 +260,14 @@ cdef class Machine:
         if config.host_memory is not None:
             self.kvm.mmu.slots.limit = max(16, parse_bytes(config.host_memory) >> 12)
 
-    cdef _build_vmm(self, uint64_t pool_end, state, placed):
+    cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end):
         cdef bint shadow = self.config.mmu == "shadow"
         cdef Eptp eptp
         cdef GuestState hardware
-        self.v.vmcs.pml_address = PML_LOG
-        if mmu_init(&self.kvm.mmu, &self.memory.mem, pool_end, self.memory.mem.nbytes - pool_end,
-                    FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, VMM_TABLES, pool_end):
+        self.v.vmcs.pml_address = self.origin + PML_LOG
+        if mmu_init(&self.kvm.mmu, &self.memory.mem, self.loop.guest_base, end - self.loop.guest_base,
+                    FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, self.origin + VMM_TABLES,
+                    self.loop.guest_base):
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
         self.kvm.mmu.guest = self.guest
         self._set_policy()
@@ -265,8 +282,9 @@ cdef class Machine:
         self.v.guest = True
         self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
         self.v.vmcs.primary = PRIMARY_SECONDARY
-        self.v.vmcs.secondary = SECONDARY_VPID if self.config.vpid else 0
-        self.v.vmcs.vpid = 1 if self.config.vpid else 0
+        self.v.vmcs.secondary = SECONDARY_VPID if vpid else 0
+        self.v.vmcs.vpid = vpid
+        self.v.host_pages = self.config.exit_pages
         self.v.vmcs.cr4_shadow = state.cr4
         if self.config.vendor == "amd":
             self.v.vmcs.cr4_mask = ONES
@@ -548,8 +566,9 @@ cdef class Machine:
 
     def counters(self):
         """All counters as a dict of int; see :class:`fastmmu.machine.result.Result`."""
-        cdef Counters *c = &self.v.c
-        t = self.v.tlb.c
+        return self._counters(&self.v.c, &self.v.tlb.c)
+
+    cdef _counters(self, Counters *c, TlbCounters *t):
         l1i = t.lookups[L1I] - t.misses[L1I]
         l1d = t.lookups[L1D] + t.lookups[L1S] - t.misses[L1D] - t.misses[L1S]
         return {
@@ -565,7 +584,9 @@ cdef class Machine:
             "exits_by_reason": {_REASONS[i]: c.exits[i] for i in range(N_REASONS) if c.exits[i]},
             "pf_fixed": c.pf_fixed, "pf_guest": c.pf_guest, "pf_emulate": c.pf_emulate, "pf_spurious": c.pf_spurious,
             "ept_build": c.ept_build, "ept_spurious": c.ept_spurious, "mmio": c.mmio,
-            "invvpid": c.invvpid, "invept": c.invept, "cr3_switches": c.cr3_switches, "invlpgs": c.invlpgs,
+            "invvpid": c.invvpid, "invept": c.invept, "host_accesses": c.host_accesses, "host_misses": c.host_misses,
+            "remote_flushes": self.kvm.remote_flushes, "flush_requests": self.kvm.flush_requests,
+            "ipis": self.kvm.ipis, "cr3_switches": c.cr3_switches, "invlpgs": c.invlpgs,
             "invpcids": c.invpcids, "unmaps": c.unmaps, "interrupts": c.interrupts,
             "exit_instructions": c.exit_instructions,
             **self._apic_counters(),

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._bits cimport EPT_R, EPT_W, EPT_X, FRAME, PS, RW
-from fastmmu._host cimport host_give
+from fastmmu._reclaim cimport host_give
 from fastmmu._memory cimport mem_read64
 from fastmmu._mmu cimport (
     NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_make_room, mmu_may_write, mmu_sp, mmu_zap_gfn,

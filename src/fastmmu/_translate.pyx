@@ -11,12 +11,12 @@ from libc.string cimport memset
 
 from fastmmu._bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD
 from fastmmu._ept cimport NEED_R, EptLeaf, ept_walk
-from fastmmu._guest cimport leaf_address
-from fastmmu._memory cimport PhysicalMemory, mem_holds
+from fastmmu._guest cimport canonical, is_leaf, key_of, leaf_address, table_address
+from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read32, mem_read64
 from fastmmu._state cimport GuestState, access_code
 from fastmmu._types cimport (
-    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_NONE, FAULT_PF, MODE_4, MODE_NONE, STEP_EPT, STEP_GUEST, Ept, Paging, Steps,
-    Walk,
+    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_NONE, MODE_PAE, STEP_EPT, STEP_GUEST,
+    Ept, Paging, Steps, Walk,
 )
 from fastmmu._walk cimport prepare, walk_silent, walk_steps
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
@@ -29,6 +29,40 @@ _OVERLAP = "out overlaps the simulated memory, which a query never writes; give 
 
 # ---- regions ----------------------------------------------------------------------------------------------
 
+cdef uint64_t native_region(Query *q, uint64_t la) noexcept nogil:
+    # Without EPT the tables say it themselves; what happens at the PTE is asked for each address.
+    cdef const Paging *g = q.g
+    cdef uint64_t every = ONES, any_ = 0, table = g.root, value = 0, entry, at
+    cdef int level = g.levels, shift
+    if g.mode >= MODE_4 and not canonical(la, g.la_bits):
+        return no_region(FAULT_GP)
+    if g.mode == MODE_PAE:
+        table = g.pdpte[la >> 30 & 3]
+        if not table & P:
+            return no_region(FAULT_PF)
+        table &= g.frame
+    while level > 1 and not value:
+        shift = 12 + g.index_bits * (level - 1)
+        at = table + ((la >> shift & ((<uint64_t> 1 << g.index_bits) - 1)) << g.entry_shift)
+        if not mem_holds(q.m, at, <uint64_t> 1 << g.entry_shift):
+            return no_region(FAULT_BUS)
+        entry = mem_read64(q.m, at) if g.entry_shift == 3 else mem_read32(q.m, at)
+        if not entry & P or entry & g.rsvd[level][entry >> 7 & 1]:
+            return no_region(FAULT_PF)
+        every &= entry
+        any_ |= entry
+        if is_leaf(g, entry, level):
+            value = leaf_address(g, entry, la, shift) >> q.region_shift << q.region_shift
+            value |= PS | P | <uint64_t> key_of(g, entry) << 59
+        table = table_address(g, entry)
+        level -= 1
+    if not value:
+        if not mem_holds(q.m, table, 4096):
+            return no_region(FAULT_BUS)
+        value = table | P
+    return value | (every & (US | RW)) | (any_ & XD) | A | D
+
+
 cdef uint64_t guest_region(Query *q, uint64_t la) noexcept nogil:
     # What one exact walk tells of its region, read off the record of its references: it got to the PTE only if every
     # entry above, and every EPT translation of a table, is in order.
@@ -37,6 +71,8 @@ cdef uint64_t guest_region(Query *q, uint64_t la) noexcept nogil:
     cdef Steps steps
     cdef uint64_t every = ONES, any_ = 0, entry = 0, table = 0, mapping = ONES, value
     cdef int i, level = 0, mapped_level = 0
+    if q.e == NULL:
+        return native_region(q, la)
     steps.n = 0
     walk_steps(q.m, g, q.e, la, q.acc, &w, &steps)
     for i in range(steps.n):
@@ -62,9 +98,7 @@ cdef uint64_t guest_region(Query *q, uint64_t la) noexcept nogil:
         every &= entry
         any_ |= entry
         value = leaf_address(g, entry, la, 12 + g.index_bits * (level - 1)) >> q.region_shift << q.region_shift
-        value |= PS | P | (entry & (A | D))
-        if g.mode >= MODE_4:
-            value |= entry & <uint64_t> 15 << 59
+        value |= PS | P | (entry & (A | D)) | <uint64_t> key_of(g, entry) << 59
     else:
         return no_region(w.fault)
     value |= (every & (US | RW)) | (any_ & XD)
@@ -214,7 +248,7 @@ cdef class _Batch:
     cdef int reserve(self, int threads) except -1:
         cdef Query *q = &self.query
         q.region_bits = MIN_REGION_BITS
-        while q.region_bits < MAX_REGION_BITS and <uint64_t> 4 << q.region_bits < self.n:
+        while q.region_bits < MAX_REGION_BITS and <uint64_t> 1 << q.region_bits < self.n:
             q.region_bits += 1
         self.each = (2 if q.e != NULL else 1) << q.region_bits
         self.regions = <Region *> calloc(self.each * threads, sizeof(Region))

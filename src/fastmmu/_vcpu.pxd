@@ -71,6 +71,8 @@ cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t mmio
     uint64_t invvpid
     uint64_t invept
+    uint64_t host_accesses      # of the host's own pages, at VM exits
+    uint64_t host_misses        # of both levels
     uint64_t exits[80]
 
 ctypedef int (*ExitHandler)(Vcpu *v) noexcept nogil
@@ -97,6 +99,7 @@ cdef struct Vcpu:
     bint event                  # the exit under way is an EXIT event: an instruction of which only the exit matters
     Vmcs vmcs
     ExitHandler handler
+    uint32_t host_pages         # pages of its own that the host touches at each VM exit
     Premap premap               # not NULL: what is missing is mapped unseen, as if it had been there from the start
     void *owner                 # of handler
     void *run                   # of premap
@@ -110,6 +113,7 @@ cdef int vcpu_enter(Vcpu *v) noexcept nogil
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
+cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil   # VM exit alone: no handler, no entry
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
 cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil

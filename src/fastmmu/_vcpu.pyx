@@ -11,8 +11,8 @@ from fastmmu._invalidate cimport (
 )
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._tlb cimport (
-    F_D, F_EW, F_K, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill, tlb_switch,
-    tlb_value_of_walk,
+    F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill, tlb_switch,
+    tlb_value, tlb_value_of_walk,
 )
 from fastmmu._types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
@@ -32,6 +32,7 @@ cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
 cdef uint64_t CR4_PGE = 1 << 7
 cdef uint64_t CR4_PCIDE = 1 << 17
 cdef uint64_t CR4_SMEP = 1 << 20
+cdef uint64_t HOST_PAGES = 0xFFFF888000000000ULL
 
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil:
@@ -102,6 +103,35 @@ cdef int vcpu_enter(Vcpu *v) noexcept nogil:
     return DONE_OK
 
 
+cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
+    v.vmcs.exit_reason = reason
+    v.c.vm_exits += 1
+    v.c.exits[reason] += 1
+    inv_transition(v.tlb, v.vpid_on)
+    v.ept_on = v.vpid_on = False
+    v.emulated = ONES
+    if v.apic != NULL and v.apic.delivery:
+        v.vmcs.guest_interrupt_status = v.apic.rvi | <uint16_t> v.apic.svi << 8
+    if v.host_pages:
+        host_runs(v)
+
+
+cdef void host_runs(Vcpu *v) noexcept nogil:
+    # The host reads pages of its own, global ones, under VPID 0. Its tables are not modelled: a miss is counted and
+    # filled, not walked.
+    cdef uint64_t la, value
+    cdef uint32_t i
+    tlb_switch(v.tlb, 0, 0, NO_EPT)
+    v.c.host_accesses += v.host_pages
+    for i in range(v.host_pages):
+        la = HOST_PAGES + (<uint64_t> i << 12)
+        v.tlb.c.lookups[v.tlb.port[<int> ACC_R].l1.id] += 1
+        value = tlb_l1(v.tlb, ACC_R, la)
+        if not value and not tlb_l2(v.tlb, ACC_R, la):
+            v.c.host_misses += 1
+            tlb_fill(v.tlb, ACC_R, la, tlb_value(<uint64_t> i << 12, 0, 0, F_S | F_R | F_W | F_EW | F_D | F_G | F_K))
+
+
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
     # VM exit, the VMM's handler, VM entry; and the exits that follow an entry at once (vmx.md §4.3)
     cdef int action = leave_and_enter(v, reason), tries = 0
@@ -121,14 +151,7 @@ cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
 
 cdef int leave_and_enter(Vcpu *v, uint32_t reason) noexcept nogil:
     cdef int action
-    v.vmcs.exit_reason = reason
-    v.c.vm_exits += 1
-    v.c.exits[reason] += 1
-    inv_transition(v.tlb, v.vpid_on)
-    v.ept_on = v.vpid_on = False
-    v.emulated = ONES
-    if v.apic != NULL and v.apic.delivery:
-        v.vmcs.guest_interrupt_status = v.apic.rvi | <uint16_t> v.apic.svi << 8
+    vcpu_leave(v, reason)
     action = v.handler(v)
     # also where the run ends here: it may go on after the error, and nothing runs with the state of an exit
     return ACT_ABORT if vcpu_enter(v) else action

@@ -5,7 +5,7 @@ import numpy as np
 from libc.stdint cimport uint64_t
 
 from fastmmu._dirty cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop
-from fastmmu._host cimport host_give, host_take, host_young
+from fastmmu._reclaim cimport host_give, host_take, host_young
 from fastmmu._kvm cimport kvm_drain, kvm_owed_flush, kvm_reload
 from fastmmu._mmu cimport MmuCounters
 from fastmmu._slots cimport HOST_PRESENT, Slot, slots_delete

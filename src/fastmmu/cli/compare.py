@@ -28,13 +28,15 @@ examples:
   fastmmu compare a.lackey b.lackey --switch-every 20000 --exit-every 5000
   fastmmu compare app.arrow --limit 10M --tlb haswell --stlb 1024/8 --csv results.csv
   fastmmu compare app.arrow --generation prescott        what it would have cost in 2005
+  fastmmu compare app.lackey.xz --tpr flexpriority       a guest with an APIC, and Windows XP's traffic to it
 
 columns:
   TLB misses      of the first level, and of both: the latter are walked
   walk refs       entries read by the walks: of the guest's tables (under shadow paging: of the shadow tables),
                   and of the EPT
   guest faults    page faults that the guest's kernel handles
-  VM exits        in all, and by reason: #PF, CR3 (writes), INVLPG, EPT (violations), CPUID, ...
+  VM exits        in all, and by reason: #PF, CR3 (writes), INVLPG, EPT (violations), CPUID, ...; with --tpr also
+                  APIC (accesses), TPR (below the threshold), window, EOI, VMCALL (polls of patched code)
   cycles/access   modelled, see the comments in fastmmu's costs.toml; --costs replaces values
   fastmmu speed   accesses that the simulator itself does a second
 """

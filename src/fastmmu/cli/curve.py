@@ -72,8 +72,8 @@ def add(commands: Any) -> None:
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.geometry import geometry
-    from fastmmu.report import files
     from fastmmu.report.curve import curve_plot, curve_rows, curve_table
+    from fastmmu.report.figure import check_picture
     from fastmmu.study.curve import tlb_curve
 
     given = {"l1_sets": options.l1_sets, "l2_sets": options.l2_sets, "ways": options.ways, "limit": options.most}
@@ -86,7 +86,7 @@ def handle(options: argparse.Namespace) -> int:
     )
     shared.check_files(options)
     if options.plot is not None:
-        files.check_target(options.plot, "picture")
+        check_picture(options.plot)
     curves = []
     for trace in shared.traces(options):
         with progress(quiet=options.quiet) as report:

@@ -39,7 +39,9 @@ __all__ = [
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _CONFIG = ("host_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "pcid", "memory", "exit_every",
-           "thp_threshold")  # fmt: skip
+           "thp_threshold", "tpr")  # fmt: skip
+WAYS = ("trap", "patch", "flexpriority", "apicv")
+TRAFFIC = ("winxp", "win2003", "linux", "none")
 
 
 # ---- types of arguments -------------------------------------------------------------------------------------------
@@ -64,6 +66,15 @@ def hexadecimal(text: str) -> int:
     if not re.fullmatch(r"[0-9a-f]{1,16}", digits):
         raise argparse.ArgumentTypeError(f"{text!r} is no hexadecimal number of up to 64 bits")
     return int(digits, 16)
+
+
+def _host_pages(text: str) -> str | int:
+    if text in ("4k", "2m"):
+        return text
+    try:
+        return count(0)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither 4k nor 2m nor a number of pages") from None
 
 
 def words(known: Sequence[str]) -> Callable[[str], list[str]]:
@@ -138,20 +149,34 @@ def traces(options: argparse.Namespace) -> list[Trace]:
         found = [trace.data_only() for trace in found]
     if options.limit is not None:
         found = [trace.head(options.limit) for trace in found]
-    return found if options.switch_every is None else [interleave(found, options.switch_every)]
+    if options.switch_every is not None:
+        found = [interleave(found, options.switch_every)]
+    traffic = _traffic(options)
+    if traffic not in (None, "none"):
+        from fastmmu.trace.tpr import with_tpr
+
+        found = [with_tpr(trace, str(traffic)) for trace in found]
+    return found
 
 
 # ---- configuration ------------------------------------------------------------------------------------------------
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """The fields of Config that are no part of the scheme, and the cost model."""
+def add_config(parser: argparse.ArgumentParser, *, apic: bool = True) -> None:
+    """The fields of Config that are no part of the scheme, and the cost model; `apic`: also --tpr and --traffic."""
     guest = parser.add_argument_group("the guest and its memory")
     guest.add_argument("--premapped", action="store_true", help="all tables stand beforehand: no faults, no kernel")
     guest.add_argument("--pcid", action="store_true", help="the guest kernel uses PCIDs: CR3 loads flush nothing")
     guest.add_argument("--exit-every", type=count(0), metavar="N", help="a CPUID exit after each N accesses")
     add_memory(guest)
     guest.add_argument("--thp-threshold", type=count(1), metavar="N", help="pages touched that make a 2 MB page (64)")
+    if apic:
+        guest.add_argument("--tpr", choices=WAYS, help="the guest has a local APIC, handled in this way")
+        guest.add_argument(
+            "--traffic",
+            choices=TRAFFIC,
+            help="what it does with it; none: what the trace says; default: winxp",
+        )
     add_tlb(parser)
     model = parser.add_argument_group("the cost model")
     model.add_argument("--costs", metavar="FILE", help="TOML with the values that differ from fastmmu's costs.toml")
@@ -162,7 +187,11 @@ def add_memory(group: Any) -> None:
     """--memory, --host-pages."""
     group.add_argument("--memory", metavar="SIZE", help="guest memory, as in 64G (the default)")
     group.add_argument(
-        "--host-pages", choices=("4k", "2m"), help="how the VMM maps it; default: 4k for --pages 4k, else 2m"
+        "--host-pages",
+        type=_host_pages,
+        metavar="4k|2m|N",
+        help="how the VMM maps it (default: 4k for --pages 4k, else 2m); or a number: pages of its own that the host "
+        "touches at each VM exit",
     )
 
 
@@ -179,7 +208,21 @@ def add_tlb(parser: argparse.ArgumentParser) -> None:
 def config_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of Config that were given."""
     given = {name: getattr(options, name, None) for name in _CONFIG}
-    return {name: value for name, value in given.items() if value is not None and value is not False}
+    if isinstance(given["host_pages"], int):
+        given["exit_pages"] = given.pop("host_pages")
+    fields = {name: value for name, value in given.items() if value is not None and value is not False}
+    if traffic := _traffic(options):
+        from fastmmu.trace.tpr import PROFILES
+
+        handler = PROFILES[traffic].handler if traffic in PROFILES else "eoi"
+        fields = {"memory": "2G", "tpr": "flexpriority", "guest_handler": handler, **fields}
+    return fields
+
+
+def _traffic(options: argparse.Namespace) -> str | None:
+    """The TPR traffic that was asked for, None without an APIC."""
+    chosen: str | None = getattr(options, "traffic", None)
+    return chosen or ("winxp" if getattr(options, "tpr", None) else None)
 
 
 def cost_model(options: argparse.Namespace) -> CostModel:

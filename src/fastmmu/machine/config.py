@@ -54,6 +54,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pcid: bool = False
     memory: int | str = "64G"
     exit_every: Annotated[int, msgspec.Meta(ge=0)] = 0
+    exit_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
     tpr: Literal["trap", "patch", "flexpriority", "apicv"] | None = None
     tpr_shadow: bool = True
     tpr_threshold: Literal["kvm", "slides"] = "kvm"
@@ -74,6 +75,7 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         the host at its first touch); None: 4k for 4k, else 2m.
     :param kvm: what KVM does of its own choice (kvm_policy.md): ``"slides"``, shadow tables always in sync and nothing
         else; ``"6.1"``, of Linux 6.1: unsync page tables, prefetch, write flooding, fast page faults, MMIO marks.
+        It is the column of tlb.md §7, too: the slides' KVM flushes single contexts, that of 6.1 all of them.
     :param vendor: ``"amd"``: nested paging as AMD's KVM drives it. The entries are modelled as EPT entries with A/D
         flags, which act alike; CR4 is intercepted, its reads too; there is no PML.
     :param unsync: shadowed page tables may go out of sync until the guest flushes; None: as `kvm` says.
@@ -91,6 +93,7 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param pcid: the guest kernel gives each process a PCID and loads CR3 without flushing.
     :param memory: guest memory, bytes or text such as "64G"; only address space, nothing is allocated for it.
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
+    :param exit_pages: pages of its own that the host reads at each VM exit, under VPID 0.
     :param tpr: the guest has a local APIC, and this handles it: ``"trap"`` emulates each access to its page;
         ``"patch"`` replaces the instructions that access the TPR, as kvmvapic does; ``"flexpriority"`` is the TPR
         shadow and the APIC-access page; ``"apicv"`` adds register virtualization, virtual-interrupt delivery and posted

@@ -68,7 +68,7 @@ class Policy:
         return machine.default()
 
     def on_cr_access(self, machine: Machine, exit: Exit) -> Action:
-        """MOV to CR3 under shadow paging: operand = the new value."""
+        """MOV to CR3 under shadow paging, MOV to CR8 without a TPR shadow: operand = the new value."""
         return machine.default()
 
     def on_ept_violation(self, machine: Machine, exit: Exit) -> Action:
@@ -77,6 +77,38 @@ class Policy:
 
     def on_ept_misconfig(self, machine: Machine, exit: Exit) -> Action:
         """An EPT entry that is malformed: guest_physical."""
+        return machine.default()
+
+    def on_interrupt_window(self, machine: Machine, exit: Exit) -> Action:
+        """The guest takes interrupts again, and one waits (with ``Config.tpr``, as those below)."""
+        return machine.default()
+
+    def on_tpr_below_threshold(self, machine: Machine, exit: Exit) -> Action:
+        """The guest lowered its TPR below the threshold."""
+        return machine.default()
+
+    def on_apic_access(self, machine: Machine, exit: Exit) -> Action:
+        """An access to the APIC-access page that is not virtualized: qualification = offset and kind (vmx.md §5.1)."""
+        return machine.default()
+
+    def on_apic_write(self, machine: Machine, exit: Exit) -> Action:
+        """A write to the virtual-APIC page that the VMM must complete: qualification = offset."""
+        return machine.default()
+
+    def on_virtualized_eoi(self, machine: Machine, exit: Exit) -> Action:
+        """An end of interrupt that the VMM wants to see: qualification = vector."""
+        return machine.default()
+
+    def on_vmcall(self, machine: Machine, exit: Exit) -> Action:
+        """Patched code polls for an interrupt."""
+        return machine.default()
+
+    def on_rdmsr(self, machine: Machine, exit: Exit) -> Action:
+        """RDMSR of a register of the APIC: operand = number of the MSR."""
+        return machine.default()
+
+    def on_wrmsr(self, machine: Machine, exit: Exit) -> Action:
+        """WRMSR of a register of the APIC: operand = number of the MSR."""
         return machine.default()
 
 

@@ -30,6 +30,14 @@ class Result:
     guest_faults              #PF delivered to the guest
     vm_exits                  VM exits; ``exits_by_reason``: dict of name -> number
     cr3_switches, invlpgs, unmaps, interrupts   events of the trace
+    invvpid, invept           flushes that the VMM made
+    host_accesses             of the host's own pages at VM exits (``exit_pages``), each a lookup; host_misses: of both
+                              levels, filled without a walk
+    remote_flushes            changes that other vCPUs of the machine had to flush for: flush_requests to them, ipis to
+                              those in guest mode
+    apic_…                    with ``Config.tpr``: reads and writes of registers and of the TPR, interrupts requested,
+                              delivered and posted, their latency in accesses (sum, max), threshold exits that could
+                              inject nothing (spurious; by cause), accesses emulated, sites patched, polls
     ========================  ===========================================================================
 
     ``.cycles``: modelled cycles in total; ``.cycles_by``: dict of cause -> cycles. ``.seconds``: wall time of the

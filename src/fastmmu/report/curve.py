@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.errors import ConfigError, MissingExtraError
-from fastmmu.report.files import write_whole
+from fastmmu.report.figure import picture
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
     from fastmmu.study.curve import Curve, Curves
 
-__all__ = ["PICTURES", "TWELVE", "curve_plot", "curve_rows", "curve_table"]
+__all__ = ["TWELVE", "curve_plot", "curve_rows", "curve_table"]
 
 TWELVE = tuple(1 << n for n in range(4, 16))
 """Sizes of the table: 16 to 32768 entries."""
 FEW = 30  # sampled pages that an estimate needs
-PICTURES = ("png", "svg", "pdf")
 NAMES = {"l1d": "L1D", "l1s": "L1D stores", "l1i": "L1I", "l2": "STLB", "l2i": "L2I"}
 
 
@@ -102,27 +98,17 @@ def curve_plot(found: Sequence[Curves], path: str | os.PathLike[str]) -> None:
 
     :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
     """
-    format = Path(path).suffix.removeprefix(".").lower()
-    if format not in PICTURES:
-        raise ConfigError(f"--plot {path}: a picture is one of {', '.join(PICTURES)}; name the file so")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("a picture", "plot") from error
-    figure = Figure(figsize=(12, 4.5 * len(found)), layout="constrained")
-    for row, curves in enumerate(found):
-        for column, (title, units) in enumerate((("first level", "l1"), ("second level", "l2"))):
-            axes = figure.add_subplot(len(found), 2, 2 * row + column + 1)
-            for curve in curves.curves:
-                if curve.unit.startswith(units):
-                    _draw(axes, curve)
-            axes.set(xscale="log", yscale="log", xlabel="entries", ylabel="misses per lookup")
-            axes.set_title(f"{curves.trace}, {curves.pages} pages: {title}")
-            axes.grid(True, which="both", alpha=0.2)
-            axes.legend(fontsize="small")
-    sink = io.BytesIO()
-    figure.savefig(sink, format=format)
-    write_whole(path, sink.getvalue())
+    with picture(path, (12, 4.5 * len(found))) as figure:
+        for row, curves in enumerate(found):
+            for column, (title, units) in enumerate((("first level", "l1"), ("second level", "l2"))):
+                axes = figure.add_subplot(len(found), 2, 2 * row + column + 1)
+                for curve in curves.curves:
+                    if curve.unit.startswith(units):
+                        _draw(axes, curve)
+                axes.set(xscale="log", yscale="log", xlabel="entries", ylabel="misses per lookup")
+                axes.set_title(f"{curves.trace}, {curves.pages} pages: {title}")
+                axes.grid(True, which="both", alpha=0.2)
+                axes.legend(fontsize="small")
 
 
 def _draw(axes: Any, curve: Curve) -> None:

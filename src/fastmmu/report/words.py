@@ -16,6 +16,12 @@ _REASONS = {
     "external_interrupt": "intr",
     "io_instruction": "I/O",
     "hlt": "HLT",
+    "apic_access": "APIC",
+    "apic_write": "APIC write",
+    "tpr_below_threshold": "TPR",
+    "interrupt_window": "window",
+    "virtualized_eoi": "EOI",
+    "vmcall": "VMCALL",
 }
 _CAUSES = {
     "accesses": "accesses",
@@ -45,6 +51,9 @@ _CAUSES = {
     "exit:exception_nmi": "other exceptions",
     "exit:cpuid": "CPUID exits",
     "exit:external_interrupt": "interrupt exits",
+    "exit:apic_access": "APIC accesses emulated",
+    "exit:tpr_below_threshold": "TPR-below-threshold exits",
+    "exit:vmcall": "polls of patched code",
 }
 
 

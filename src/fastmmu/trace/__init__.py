@@ -13,6 +13,7 @@ from fastmmu.trace.bundle import bundled
 from fastmmu.trace.combine import exits_every, interleave
 from fastmmu.trace.events import CHUNK, EVENT_DTYPE, Batch
 from fastmmu.trace.read import FORMATS, read_trace
+from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
 from fastmmu.trace.write import write_trace
 
 __all__ = [
@@ -20,10 +21,13 @@ __all__ = [
     "EVENT_DTYPE",
     "FORMATS",
     "Batch",
+    "TprProfile",
     "Trace",
     "bundled",
     "exits_every",
     "interleave",
     "read_trace",
+    "tpr_profile",
+    "with_tpr",
     "write_trace",
 ]

@@ -1,0 +1,42 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu._machine import Machine
+from fastmmu._memory import PhysicalMemory
+from fastmmu._state import GuestState
+from fastmmu._tlb_py import TLB
+from fastmmu.machine.config import Config
+
+class Host:
+    memory: PhysicalMemory
+    cpus: tuple[TLB, ...]
+    machines: tuple[Machine, ...]
+    def __init__(
+        self,
+        vms: Sequence[Config | tuple[Config, int]],
+        *,
+        cpus: int = 1,
+        guest_kernel: bool = True,
+        state: GuestState | None = None,
+        less: Sequence[str] = (),
+    ) -> None: ...
+    def place(self, vcpu: int, cpu: int) -> Machine: ...
+    def run(
+        self,
+        vcpu: int,
+        cpu: int,
+        op: npt.NDArray[np.uint8],
+        size: npt.NDArray[np.uint8],
+        addr: npt.NDArray[np.uint64],
+        out: npt.NDArray[np.uint64] | None = None,
+        first: int = 0,
+    ) -> int: ...
+    def remove(self, vcpu: int) -> None: ...
+    def vpid(self, vcpu: int) -> int: ...
+    def counters(self, vcpu: int) -> dict[str, Any]: ...
+    def totals(self) -> dict[str, int]: ...
+    @property
+    def vcpus(self) -> int: ...

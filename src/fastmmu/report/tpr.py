@@ -1,0 +1,146 @@
+"""The ways of handling the TPR side by side: rows, a table, a picture."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastmmu.errors import ConfigError, MissingExtraError
+from fastmmu.machine.config import Config
+from fastmmu.machine.result import Result
+from fastmmu.report.files import write_whole
+from fastmmu.report.table import Cell, Column, number, render
+
+__all__ = ["tpr_plot", "tpr_rows", "tpr_table", "way_name"]
+
+PICTURES = ("png", "svg", "pdf")
+EXITS = {
+    "emulated page accesses": ("ept_violation", "ept_misconfig", "exception_nmi"),
+    "APIC access": ("apic_access",),
+    "APIC write": ("apic_write",),
+    "CR8, MSR": ("cr_access", "rdmsr", "wrmsr"),
+    "TPR below threshold": ("tpr_below_threshold",),
+    "polls": ("vmcall",),
+    "interrupt window": ("interrupt_window",),
+    "virtualized EOI": ("virtualized_eoi",),
+    "external interrupt": ("external_interrupt",),
+}
+"""Cause -> exit reasons. Of the first only those that emulated an access to the APIC's page count."""
+
+
+def way_name(config: Config) -> str:
+    """What a row is called."""
+    if config.mmu == "native":
+        return "native"
+    slides = "-slides" if config.tpr == "flexpriority" and config.tpr_threshold == "slides" else ""
+    return f"{config.tpr}{slides}"
+
+
+def _causes(result: Result) -> dict[str, int]:
+    exits = result.counters["exits_by_reason"]
+    found = {cause: sum(exits.get(reason, 0) for reason in reasons) for cause, reasons in EXITS.items()}
+    # what the VMM emulated beside the exits that say so themselves came by the page
+    by_name = found["APIC access"] + found["CR8, MSR"]
+    found["emulated page accesses"] = max(result.counters["apic_emulated"] - by_name, 0)
+    return found
+
+
+def tpr_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One flat dict a way.
+
+    Keys: trace, way, mmu, accesses, tpr_reads, tpr_writes, interrupts, latency (mean accesses from arrival to
+    delivery), latency_max, exits_… by cause, exits (their sum), spurious (threshold exits that could inject nothing),
+    patched, cycles, cycles_per_access, added (cycles per access beyond the native row, where there is one).
+    """
+    native = next((result for result in results if result.config.mmu == "native"), None)
+    rows = []
+    for result in results:
+        counters, causes = result.counters, _causes(result)
+        delivered = counters["apic_delivered"]
+        rows.append(
+            {
+                "trace": result.trace,
+                "way": way_name(result.config),
+                "mmu": result.config.mmu,
+                "accesses": counters["accesses"],
+                "tpr_reads": counters["apic_tpr_reads"],
+                "tpr_writes": counters["apic_tpr_writes"],
+                "interrupts": delivered,
+                "latency": counters["apic_latency"] / delivered if delivered else 0.0,
+                "latency_max": counters["apic_latency_max"],
+                **{f"exits_{cause.replace(', ', '_').replace(' ', '_').lower()}": n for cause, n in causes.items()},
+                "exits": sum(causes.values()),
+                "spurious": counters["apic_spurious"],
+                "patched": counters["apic_patched"],
+                "cycles": result.cycles,
+                "cycles_per_access": result.cycles_per_access,
+                "added": result.cycles_per_access - native.cycles_per_access if native else None,
+            }
+        )
+    return rows
+
+
+def tpr_table(results: Sequence[Result], *, colour: bool = False) -> str:
+    """Exits by cause, spurious ones, interrupts and their latency, cycles; the share of exits that each way saves."""
+    rows = tpr_rows(results)
+    shown = [cause for cause in EXITS if any(_causes(result)[cause] for result in results)]
+    columns = [Column("TPR", align="<"), Column("in all", "exits of the APIC")]
+    columns += [Column(cause, "exits of the APIC") for cause in shown]
+    columns += [Column("spurious"), Column("delivered", "interrupts"), Column("latency", "interrupts")]
+    columns += [Column("access", "cycles/")]
+    table: list[list[Cell] | None] = []
+    for result, row in zip(results, rows, strict=True):
+        causes = _causes(result)
+        cells = [Cell(row["way"], "bold"), Cell(number(row["exits"]))]
+        cells += [Cell(number(causes[cause]), "" if causes[cause] else "dim") for cause in shown]
+        cells += [Cell(number(row["spurious"])), Cell(number(row["interrupts"])), Cell(f"{row['latency']:.2f}")]
+        table.append([*cells, Cell(f"{row['cycles_per_access']:.2f}", "bold")])
+    first = rows[0]
+    head = f"{first['trace']}: {first['accesses']:,} accesses, {first['tpr_writes']:,} writes and "
+    lines = [f"{head}{first['tpr_reads']:,} reads of the TPR; latency in accesses", ""]
+    lines += render(columns, table, colour=colour)
+    trap = next((row for row in rows if row["way"] == "trap"), None)
+    if trap is not None and trap["exits"]:
+        saved = [
+            f"{row['way']} {1 - row['exits'] / trap['exits']:.1%}"
+            for row in rows
+            if row["way"] not in ("trap", "native")
+        ]
+        lines += ["", f"Exits of trapping that the others save: {', '.join(saved)}"] if saved else []
+    return "\n".join(lines)
+
+
+def tpr_plot(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
+    """Draw the exits by cause and the cycles of each way into a file.
+
+    :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
+    """
+    format = Path(path).suffix.removeprefix(".").lower()
+    if format not in PICTURES:
+        raise ConfigError(f"--plot {path}: a picture is one of {', '.join(PICTURES)}; name the file so")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("a picture", "plot") from error
+    rows = tpr_rows(results)
+    names = [row["way"] for row in rows]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    exits, cycles = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    below = [0] * len(rows)
+    for cause in EXITS:
+        heights = [_causes(result)[cause] for result in results]
+        if any(heights):
+            exits.bar(names, heights, bottom=below, label=cause)
+            below = [a + b for a, b in zip(below, heights, strict=True)]
+    exits.set(title=f"{rows[0]['trace']}: exits of the APIC", ylabel="exits")
+    exits.legend(fontsize="small")
+    cycles.bar(names, [row["cycles_per_access"] for row in rows], color="tab:gray")
+    cycles.set(title="modelled cycles of an access", ylabel="cycles")
+    for axes in (exits, cycles):
+        axes.tick_params(axis="x", rotation=20)
+    sink = io.BytesIO()
+    figure.savefig(sink, format=format)
+    write_whole(path, sink.getvalue())

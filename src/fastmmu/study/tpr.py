@@ -1,0 +1,74 @@
+"""One workload with the TPR handled in each way, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fastmmu.errors import ConfigError
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CostModel
+from fastmmu.machine.result import Result
+from fastmmu.machine.simulate import simulate
+from fastmmu.trace import Trace
+from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
+
+__all__ = ["WAYS", "tpr_configurations", "tpr_study"]
+
+WAYS: dict[str, dict[str, Any]] = {
+    "native": {"mmu": "native", "tpr": "trap"},
+    "trap": {"tpr": "trap"},
+    "patch": {"tpr": "patch"},
+    "flexpriority": {"tpr": "flexpriority"},
+    "flexpriority-slides": {"tpr": "flexpriority", "tpr_threshold": "slides"},
+    "apicv": {"tpr": "apicv"},
+}
+"""Name of a way -> the fields of :class:`Config` that make it; all but native under the VMM of the study."""
+
+
+def tpr_configurations(ways: Iterable[str], handler: str, **config: Any) -> list[Config]:
+    """The configurations of a study, in order.
+
+    :raises ConfigError: an unknown way, or a field of `config` with a bad value.
+    """
+    found = []
+    for way in ways:
+        if way not in WAYS:
+            raise ConfigError(f"no way to handle the TPR {way!r}; there are {', '.join(WAYS)}")
+        fields = {"mmu": "ept", "vpid": True, "memory": "2G", "guest_handler": handler, **config, **WAYS[way]}
+        if way == "native":
+            fields["vpid"] = False
+        try:
+            found.append(Config(**fields))
+        except TypeError as error:
+            raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
+    return found
+
+
+def tpr_study(
+    trace: Trace,
+    workload: TprProfile | str = "winxp",
+    ways: Iterable[str] = tuple(WAYS),
+    *,
+    costs: CostModel | None = None,
+    progress: Callable[[Config, int], None] | None = None,
+    **config: Any,
+) -> list[Result]:
+    """Run a trace with the TPR traffic of a workload, each way of handling the TPR in turn.
+
+    >>> results = fastmmu.study.tpr_study(fastmmu.read_trace("app.lackey.xz"), "winxp")
+
+    :param workload: name or :class:`~fastmmu.trace.tpr.TprProfile`. :param ways: names out of :data:`WAYS`.
+    :param config: other fields of :class:`Config`; default ``mmu="ept", vpid=True, memory="2G"``.
+    :returns: a result each, in the order given. :raises ConfigError: an unknown name or field.
+    """
+    profile = tpr_profile(workload) if isinstance(workload, str) else workload
+    source = with_tpr(trace, profile)
+    return [
+        simulate(source, each, costs=costs, progress=_of(each, progress))
+        for each in tpr_configurations(ways, profile.handler, **config)
+    ]
+
+
+def _of(config: Config, progress: Callable[[Config, int], None] | None) -> Callable[[int], None] | None:
+    return None if progress is None else lambda events: progress(config, events)
