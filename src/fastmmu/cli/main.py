@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import fastmmu
-from fastmmu.cli import compare, curve, maps, migrate, replay, run, tpr, trace, vpid, walk
+from fastmmu.cli import compare, curve, host, maps, migrate, replay, run, tpr, trace, vpid, walk
 from fastmmu.errors import FastmmuError
 
 __all__ = ["main"]
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fastmmu {fastmmu.__version__}")
     commands = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
-    for module in (compare, run, replay, migrate, curve, vpid, tpr, walk, maps, trace):
+    for module in (compare, run, host, replay, migrate, curve, vpid, tpr, walk, maps, trace):
         module.add(commands)
     return top
 

@@ -1,0 +1,103 @@
+"""`fastmmu host`: traces as virtual machines on the physical CPUs of one host."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from fastmmu.cli import options as shared
+from fastmmu.cli import terminal
+from fastmmu.cli.progress import progress
+from fastmmu.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastmmu.study.consolidate import Turn
+
+__all__ = ["add", "handle"]
+
+_DESCRIPTION = """\
+Runs each trace in a virtual machine of its own (with --one-machine: each on a vCPU of one machine), on the physical
+CPUs of one host. A TLB belongs to a physical CPU: what a vCPU finds there is what the others left, and where it moves
+the VMM flushes, by the policy that --kvm names.
+"""
+
+_EPILOG = """\
+examples:
+  fastmmu host
+  fastmmu host a.lackey b.lackey c.lackey --cpus 2 --quantum 20k --vpid
+  fastmmu host a.lackey b.lackey --cpus 2 --one-machine --mmu shadow --vpid --kvm 6.1
+  fastmmu host a.lackey b.lackey --cpus 2 --schedule turns.csv
+
+A schedule has a line for each turn: CPU, vCPU, events (lines that begin with # do not count). The run ends with it.
+"""
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "host",
+        help="several virtual machines on several CPUs",
+        usage="fastmmu host [options] [TRACE ...]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    host = parser.add_argument_group("the host")
+    host.add_argument("--cpus", type=shared.count(1), default=1, metavar="N", help="physical CPUs; default: 1")
+    host.add_argument("--quantum", type=shared.count(1), default=50_000, metavar="N", help="events of a turn; 50k")
+    host.add_argument("--schedule", metavar="FILE", help="turns, in place of round robin")
+    host.add_argument("--one-machine", action="store_true", help="the traces run on the vCPUs of one machine")
+    scheme = parser.add_argument_group("the machines")
+    scheme.add_argument("--mmu", choices=("shadow", "ept"), default="ept", help="default: ept")
+    scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
+    scheme.add_argument("--pages", choices=("4k", "2m", "thp"), default="4k", help="guest pages; default: 4k")
+    scheme.add_argument("--kvm", choices=("slides", "6.1"), default="slides", help="whose policy; default: slides")
+    shared.add_traces(parser, "Default: the bundled traces")
+    shared.add_config(parser, apic=False)
+    shared.add_files(parser)
+    shared.add_quiet(parser)
+    parser.set_defaults(handler=handle)
+
+
+def read_schedule(path: str) -> list[Turn]:
+    """The turns of a file.
+
+    :raises ConfigError: a line that is none, with its number. :raises OSError: the file cannot be read.
+    """
+    turns: list[Turn] = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            words = line.split("#")[0].replace(",", " ").split()
+            if not words:
+                continue
+            if len(words) != 3 or not all(word.isdecimal() for word in words):
+                raise ConfigError(f"{path}, line {number}: {line.strip()!r} is no turn; write CPU, vCPU, events")
+            cpu, vcpu, events = map(int, words)
+            turns.append((cpu, vcpu, events))
+    return turns
+
+
+def handle(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from fastmmu.machine.config import Config
+    from fastmmu.report.host import host_table
+    from fastmmu.study.consolidate import consolidate
+
+    fields = shared.config_fields(options) | {"kvm": options.kvm}
+    config = Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)
+    shared.check_files(options)
+    with progress(quiet=options.quiet) as report:
+        found = consolidate(
+            shared.traces(options),
+            config,
+            cpus=options.cpus,
+            quantum=options.quantum,
+            schedule=None if options.schedule is None else read_schedule(options.schedule),
+            one_machine=options.one_machine,
+            costs=shared.cost_model(options),
+            progress=lambda n: report(f"{options.cpus} CPUs", None, n),
+        )
+    if not shared.to_stdout(options):
+        terminal.say(host_table(found, colour=terminal.colour()))
+    shared.write_files(options, found.results)
+    return 0
