@@ -231,6 +231,21 @@ def test_x2apic_mode() -> None:
         assert [each.vector for each in m.apic.deliveries] == [0x61, 0x51]
 
 
+@pytest.mark.parametrize("mmu", ["ept", "shadow"])
+@pytest.mark.parametrize("kvm", ["slides", "6.1"])
+def test_in_a_premapped_run_only_the_apic_exits(mmu: str, kvm: str) -> None:
+    events = program(random.Random(3), 200, flag=False)
+    for tpr in ("trap", "patch", "flexpriority", "apicv"):
+        m = Machine(Config(memory="256M", mmu=mmu, kvm=kvm, tpr=tpr, premapped=True))
+        run(m, events)
+        assert [tuple(each) for each in m.apic.deliveries] == modelled(events, "eoi")
+        counters = m.counters()
+        pages = [
+            counters["exits_by_reason"].get(name, 0) for name in ("ept_violation", "ept_misconfig", "exception_nmi")
+        ]
+        assert sum(pages) == (counters["apic_emulated"] if tpr in ("trap", "patch") else 0)
+
+
 def test_level_triggered_interrupts_end_with_an_exit() -> None:
     m = bare(mmu="ept", tpr="apicv")
     m.apic.write(SVR, 0x1FF)

@@ -35,6 +35,7 @@ from fastmmu.machine.simulate import Simulation, simulate
 from fastmmu.machine.slots import MemorySlot
 from fastmmu.ops import Op
 from fastmmu.study.compare import compare
+from fastmmu.study.tpr import tpr_study
 from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
 
 __version__ = "0.1.0"
@@ -91,6 +92,7 @@ __all__ = [
     "mappings",
     "read_trace",
     "simulate",
+    "tpr_study",
     "translate",
     "vmfunc",
     "walk",

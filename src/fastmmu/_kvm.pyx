@@ -26,7 +26,7 @@ from fastmmu._shadow cimport (
 from fastmmu._slots cimport Slot, mark_dirty, slot_of
 from fastmmu._spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
 from fastmmu._sync cimport guest_wrote, shadow_invlpg, sync_roots
-from fastmmu._types cimport ACC_R, ACC_W, ACC_X, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk
+from fastmmu._types cimport ACC_R, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk
 from fastmmu._vcpu cimport (
     ABORT_BUS, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort,
 )
@@ -342,7 +342,8 @@ cdef int on_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil:
 # ---- premapped runs ---------------------------------------------------------------------------------------
 
 cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogil:
-    # the VMM's part of what a premapped run finds in place: ACT_INJECT_PF where the guest's own table lacks it
+    # the VMM's part of what a premapped run finds in place: ACT_INJECT_PF where the guest's own table lacks it,
+    # ACT_EMULATED where there is nothing to map, so that the access exits as ever: MMIO
     cdef Walk guest
     cdef Fault f
     cdef int result
@@ -353,15 +354,21 @@ cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogi
         kvm.mmu.flush = False
         if result == FILL_NO_TABLES:
             return out_of_tables(kvm, v)
+        if result == FILL_NO_SLOT and w.qual & QUAL_TRANSLATED:
+            return ACT_EMULATED
         if result == FILL_NO_SLOT:
             vcpu_abort(v, ABORT_BUS, w.gpa)
             return ACT_ABORT
         return ACT_RETRY
+    if w.fault == FAULT_EPT_MISCONFIG:
+        return ACT_EMULATED
     if w.fault != FAULT_PF:
         vcpu_abort(v, ABORT_BUS, w.gpa)
         return ACT_ABORT
     if not kvm.shadow:
         return ACT_INJECT_PF
+    if w.error_code & RESERVED:
+        return ACT_EMULATED
     kvm.guest.user = w.error_code >> 2 & 1
     kvm.guest.ac = v.hw.ac
     result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(w.error_code), w.error_code & 1, &guest)
@@ -372,5 +379,7 @@ cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogi
         return ACT_INJECT_PF
     if result == SHADOW_FIXED or result == SHADOW_SPURIOUS:
         return ACT_RETRY
+    if result == SHADOW_MMIO:
+        return ACT_EMULATED
     vcpu_abort(v, ABORT_BUS, guest.gpa)
     return ACT_ABORT

@@ -196,8 +196,11 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
             tries += 1
             if tries > MAX_RETRIES:
                 return vcpu_abort(v, ABORT_NO_PROGRESS, la)
-            if v.premap(v, la, fault, &w) == ACT_ABORT:
+            action = v.premap(v, la, fault, &w)
+            if action == ACT_ABORT:
                 return DONE_ABORT
+            if action == ACT_EMULATED:          # nothing to map
+                break
             fault = walk_silent(v.mem, &v.hw, e, la, acc, &w)
         v.c.walks += 1
         v.c.guest_walk_refs += w.guest_refs

@@ -56,7 +56,7 @@ def tpr_study(
 ) -> list[Result]:
     """Run a trace with the TPR traffic of a workload, each way of handling the TPR in turn.
 
-    >>> results = fastmmu.study.tpr_study(fastmmu.read_trace("app.lackey.xz"), "winxp")
+    >>> results = fastmmu.tpr_study(fastmmu.read_trace("app.lackey.xz"), "winxp")
 
     :param workload: name or :class:`~fastmmu.trace.tpr.TprProfile`. :param ways: names out of :data:`WAYS`.
     :param config: other fields of :class:`Config`; default ``mmu="ept", vpid=True, memory="2G"``.
