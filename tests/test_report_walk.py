@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastmmu._memory import PhysicalMemory
-from fastmmu._state import GuestState
+from fastmmu._state import Eptp, GuestState, Pml
 from fastmmu._walk import walk
 from fastmmu.cli.walk import EXAMPLE, example_memory
 from fastmmu.dtypes import Fault
@@ -223,3 +223,15 @@ def test_the_heading_names_mode_indices_and_registers(memory: PhysicalMemory) ->
     assert lines[0] == "linear address 80_4020_1abc, read by the kernel; 4-level paging"
     assert lines[1] == "indices: PML4E 1, PDPTE 1, PDE 1, PTE 1; offset abc"
     assert "EPTP 20000001e (4 levels, no accessed and dirty flags)" in lines[2]
+
+
+def test_exits_of_the_log_and_of_sub_pages_are_told_apart(memory: PhysicalMemory) -> None:
+    full = Eptp(EPTP | 0x40, pml=Pml(0x2_0000_3000, index=0xFFFF))
+    memory.write64(DATA_LEAF, 1 << 61 | 0x1_0000_9035)  # read-only but for some sub-pages
+    sub_pages = Eptp(EPTP, spptp=0x1_0000_0000)
+    for eptp, access, says in (
+        (full, "r", "log is full (VM exit 62)"),
+        (sub_pages, "w", "9abc are missing or malformed"),
+    ):
+        found = walk(memory, GuestState(cr3=CR3), VA, eptp=eptp, access=access)
+        assert says in walkview.outcome(found, GuestState(cr3=CR3), ept=True)[0]

@@ -87,6 +87,9 @@ def outcome(walk: Walk, state: Registers, *, ept: bool) -> list[str]:
         return [*lines, f"{entry_name(level, of='EPT ')} {entry:x}: {misconfiguration(entry, level)}"]
     if walk.fault == Fault.BUS:
         return ["an entry points to a table outside the memory given; nothing was read there"]
+    if walk.fault == Fault.SPP_EVENT:
+        where = f"of guest-physical address {address(walk.gpa)}"
+        return [f"the sub-page permissions {where} are missing or malformed (VM exit 66)"]
     return ["the page-modification log is full (VM exit 62)"]
 
 
