@@ -29,6 +29,7 @@ from fastmmu.exits import ExitReason, Qualification
 from fastmmu.geometry import Geometry, geometry
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
+from fastmmu.machine.devices import Bus, Device
 from fastmmu.machine.policy import Action, Exit, Policy
 from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import Simulation, simulate
@@ -45,10 +46,12 @@ __all__ = [
     "Access",
     "Action",
     "Batch",
+    "Bus",
     "BusError",
     "Config",
     "ConfigError",
     "CostModel",
+    "Device",
     "Eptp",
     "Exit",
     "ExitReason",

@@ -34,7 +34,8 @@ cdef class Machine:
     cdef _boot(self)
     cdef readonly object state  # GuestState: registers of a bare guest, CR3 aside
     cdef _place(self, slots, end)
-    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private)
+    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
+                   bint device)
     cdef _set_policy(self)
     cdef _hardware(self, state)
     cdef int _load_state(self, GuestState state) except -2

@@ -18,7 +18,7 @@ from fastmmu._interrupts cimport (
 from fastmmu._kvm cimport kvm_default, kvm_handle, kvm_new_role
 from fastmmu._kvm_apic cimport kvm_apic_init
 from fastmmu._memory cimport PhysicalMemory
-from fastmmu._mmu cimport Policy, mmu_free, mmu_init, mmu_set_root
+from fastmmu._mmu cimport Policy, mmu_free, mmu_hpa, mmu_init, mmu_set_root
 from fastmmu._patch cimport patch_record
 from fastmmu._slots cimport Slot, slots_add, slots_untouched
 from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
@@ -231,7 +231,8 @@ cdef class Machine:
             placed.append((slot, at))
         return placed, (end + 0x1FFFFF & ~0x1FFFFF)
 
-    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private):
+    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
+                   bint device):
         cdef int n = slots_add(&self.kvm.mmu.slots, gpa >> 12, size >> 12, hpa)
         cdef Slot *slot
         if n < 0:
@@ -240,6 +241,7 @@ cdef class Machine:
         slot = &self.kvm.mmu.slots.slot[n]
         slot.readonly = readonly
         slot.private = private
+        slot.device = device
         slot.huge = host == "2m"
         if host == "untouched" and slots_untouched(&self.kvm.mmu.slots, n):
             raise OutOfMemoryError(f"no memory for the state of {size >> 12} host pages; make the slot smaller")
@@ -271,11 +273,15 @@ cdef class Machine:
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
         self.kvm.mmu.guest = self.guest
         self._set_policy()
+        self.kvm.mmu.noncoherent = self.config.noncoherent_dma
+        self.kvm.mmu.ignore_cd = self.config.cd_quirk
+        self.kvm.mmu.mtrrs = (<GuestState> state).mtrrs.state
+        self.kvm.mmu.uncached = state.cr0 >> 30 & 1
         self._add_slot(0, self.guest.nbytes, self.loop.guest_base,
                        "untouched" if self.config.host_pages == "untouched" or self.config.host_memory is not None
-                       else self.config.backing, False, False)
+                       else self.config.backing, False, False, False)
         for slot, hpa in placed:
-            self._add_slot(slot.gpa, slot.size, hpa, slot.host, slot.readonly, slot.private)
+            self._add_slot(slot.gpa, slot.size, hpa, slot.host, slot.readonly, slot.private, slot.device)
             if slot.gpa == APIC_BASE and slot.private:
                 self.v.vmcs.apic_access_address = hpa
         self.kvm.shadow = shadow
@@ -404,6 +410,15 @@ cdef class Machine:
         self.v.cr2 = la
         self.v.error_code = error_code
         return Action.INJECT_PAGE_FAULT
+
+    @property
+    def mmio(self):
+        """The access to no memory that the exit under way completed: (guest-physical address, bytes and value stored or
+        None for anything but a store); None where it was none. For a policy, after :meth:`default`."""
+        if not self.handling or self.v.emulated == ONES or mmu_hpa(&self.kvm.mmu, self.v.emulated) != ONES:
+            return None
+        stored = (int(self.v.store_bytes), int(self.v.store_value)) if self.v.store_bytes else None
+        return int(self.v.emulated), stored
 
     @property
     def vmcs(self):

@@ -2,9 +2,10 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._bits cimport EPT_R, EPT_W, EPT_X, FRAME, PS, RW
+from fastmmu._bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, FRAME, PS, RW
 from fastmmu._reclaim cimport host_give
 from fastmmu._memory cimport mem_read64
+from fastmmu._memtype cimport MT_UC, MT_WB, mtrr_type
 from fastmmu._mmu cimport (
     NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_make_room, mmu_may_write, mmu_sp, mmu_zap_gfn,
 )
@@ -54,6 +55,28 @@ cdef bint page_for_prefetch(const Slot *slot, uint64_t gfn) noexcept nogil:
     return not slot.readonly and host_page(slot, gfn) == HOST_PRESENT
 
 
+cdef uint64_t memory_type(const Mmu *mmu, const Slot *slot, uint64_t gfn) noexcept nogil:
+    # bits 6:3 of an EPT entry (kvm_policy.md §7)
+    if slot.device:
+        return MT_UC << 3                       # the guest's PAT decides between UC and WC
+    if not mmu.noncoherent:
+        return MT_WB << 3 | EPT_IPAT
+    if mmu.uncached:
+        return (MT_WB if mmu.ignore_cd else MT_UC) << 3 | EPT_IPAT
+    return <uint64_t> mtrr_type(&mmu.mtrrs, gfn << 12) << 3
+
+
+cdef bint one_type(const Mmu *mmu, const Slot *slot, uint64_t gfn) noexcept nogil:
+    # the guest's MTRRs give the whole 2 MB around the page one type
+    cdef uint64_t first = gfn & ~(<uint64_t> 511), i
+    if mmu.format != FORMAT_EPT or not mmu.noncoherent:
+        return True
+    for i in range(1, 512):
+        if memory_type(mmu, slot, first + i) != memory_type(mmu, slot, first):
+            return False
+    return True
+
+
 # ---- one leaf entry -----------------------------------------------------------------------------------------
 
 cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t gfn, int access, bint prefetch,
@@ -63,6 +86,7 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t
     cdef int level = sp.level
     cdef uint64_t old = mem_read64(mmu.mem, sp.hpa + 8 * index), new
     cdef bint denied = False, dirty
+    cdef uint64_t cache
     if slot == NULL:
         mmu.counters.mmio_marked += 1
         mmu_change(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
@@ -78,10 +102,11 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t
         denied = True
         dirty = False
         access &= ~MAY_W
+    cache = memory_type(mmu, slot, gfn) if mmu.format == FORMAT_EPT else 0
     if mmu.format == FORMAT_EPT and not mmu.ad:
-        new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, False, False, host_writable)
+        new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, False, False, host_writable, cache)
     else:
-        new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, not prefetch, dirty, host_writable)
+        new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, not prefetch, dirty, host_writable, cache)
     if access & MAY_W and slot.dirty != NULL:
         mark_dirty(slot, gfn)
         mmu.counters.logged += 1
@@ -115,7 +140,7 @@ cdef uint32_t descend(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t gfn, bi
 cdef bint large_ok(const Mmu *mmu, const Fault *f, uint64_t gfn) noexcept nogil:
     # a 2 MB mapping may cover this page (kvm_policy.md §4.3)
     return (slot_huge(f.slot, gfn) and f.slot.dirty == NULL
-            and mmu.tables_in[mmu_frame(mmu, slot_hpa(f.slot, gfn)) >> 9] == 0)
+            and mmu.tables_in[mmu_frame(mmu, slot_hpa(f.slot, gfn)) >> 9] == 0 and one_type(mmu, f.slot, gfn))
 
 
 cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil:

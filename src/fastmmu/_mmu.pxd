@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastmmu._memtype cimport MtrrState
 from fastmmu._slots cimport Slot, Slots
 from fastmmu._types cimport Mem
 
@@ -75,6 +76,10 @@ cdef struct Mmu:
     Slots slots
     Policy policy
     int format                  # MmuFormat
+    bint noncoherent            # a device writes memory past the caches: the guest's own memory types count
+    bint uncached               # the guest's CR0.CD
+    bint ignore_cd              # KVM_X86_QUIRK_CD_NW_CLEARED: that changes nothing
+    MtrrState mtrrs             # the guest's
     bint ad                     # EPT A/D flags on: mappings are made with A, and D where writable
     uint64_t pool, pool_end     # host-physical addresses of the VMM's table pages: next unused, end
     uint64_t pool_start

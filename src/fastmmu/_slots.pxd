@@ -30,6 +30,7 @@ cdef struct Slot:
     bint readonly
     bint huge                   # the host backs it with 2 MB pages
     bint private                # made by the VMM itself, such as the APIC-access page
+    bint device                 # the pages are a device's, given to the guest
 
 cdef struct Slots:
     Slot slot[32]

@@ -8,7 +8,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._bits cimport EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_W, EPT_X, FRAME, PS, RW, US, XD, A, D, P
+from fastmmu._bits cimport EPT_A, EPT_D, EPT_R, EPT_W, EPT_X, FRAME, PS, RW, US, XD, A, D, P
 
 cdef extern from *:
     """
@@ -19,7 +19,6 @@ cdef extern from *:
     #define FM_PT_MAY_WRITE    (1ULL << 10)
     #define FM_MMIO_RESERVED   (1ULL << 51)
     #define FM_MMIO_EPT        6ULL
-    #define FM_EPT_WRITE_BACK  (6ULL << 3)
     """
     const uint64_t SPTE_MARK "FM_SPTE_MARK"
     const uint64_t EPT_HOST_WRITE "FM_EPT_HOST_WRITE"
@@ -28,7 +27,6 @@ cdef extern from *:
     const uint64_t PT_MAY_WRITE "FM_PT_MAY_WRITE"
     const uint64_t MMIO_RESERVED "FM_MMIO_RESERVED"
     const uint64_t MMIO_EPT "FM_MMIO_EPT"
-    const uint64_t EPT_WRITE_BACK "FM_EPT_WRITE_BACK"
 
 cdef enum MmuFormat:
     FORMAT_PAGING = 0           # entries that the processor reads as ordinary 4-level paging
@@ -62,13 +60,13 @@ cdef inline uint64_t spte_dirty(int format) noexcept nogil:
 
 
 cdef inline uint64_t spte_make(int format, uint64_t hpa, int level, int access, bint accessed, bint dirty,
-                               bint host_writable) noexcept nogil:
-    # an entry that maps a page; `accessed`, `dirty`: flags that it starts with
+                               bint host_writable, uint64_t memory_type) noexcept nogil:
+    # an entry that maps a page; `accessed`, `dirty`: flags that it starts with; memory_type: bits 6:3 of an EPT entry
     cdef uint64_t entry = hpa | SPTE_MARK
     if level > 1:
         entry |= PS
     if format == FORMAT_EPT:
-        entry |= EPT_R | EPT_WRITE_BACK | EPT_IPAT
+        entry |= EPT_R | memory_type
         if access & MAY_X:
             entry |= EPT_X
         if access & MAY_W:

@@ -104,7 +104,7 @@ cdef void sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
         if dirty and not mmu_may_write(mmu, gfn, False, True):
             access &= ~MAY_W
             dirty = False
-        new = spte_make(mmu.format, entry & FRAME, 1, access, False, dirty, host_writable)
+        new = spte_make(mmu.format, entry & FRAME, 1, access, False, dirty, host_writable, 0)
         if access & MAY_W and slot.dirty != NULL:
             mark_dirty(slot, gfn)
         if new != entry:

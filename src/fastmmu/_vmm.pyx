@@ -7,6 +7,7 @@ from libc.stdint cimport uint64_t
 from fastmmu._dirty cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop
 from fastmmu._reclaim cimport host_give, host_take, host_young
 from fastmmu._kvm cimport kvm_drain, kvm_owed_flush, kvm_reload
+from fastmmu._memtype cimport Mtrrs
 from fastmmu._mmu cimport MmuCounters
 from fastmmu._slots cimport HOST_PRESENT, Slot, slots_delete
 from fastmmu._vmx cimport SECONDARY_PML
@@ -136,6 +137,18 @@ cdef class Vmm:
         done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
         kvm_owed_flush(self.kvm, self.v)
         return done
+
+    def guest_caching(self, Mtrrs mtrrs=None, *, uncached=None):
+        """The guest changes its MTRRs, or CR0.CD: with non-coherent DMA every table of the VMM goes (kvm_policy.md §7).
+
+        :param uncached: CR0.CD; None: as it is.
+        """
+        if mtrrs is not None:
+            self.kvm.mmu.mtrrs = mtrrs.state
+        if uncached is not None:
+            self.kvm.mmu.uncached = bool(uncached)
+        if self.kvm.mmu.noncoherent and kvm_reload(self.kvm, self.v):
+            raise OutOfMemoryError("no table page for a new root")
 
     def delete_slot(self, number):
         """Take a slot away. Every table of the VMM goes with it, as in KVM.

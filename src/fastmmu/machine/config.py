@@ -44,6 +44,8 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     mmio_caching: bool = True
     guest_ad_checked: bool = True
     host_memory: int | str | None = None
+    noncoherent_dma: bool = False
+    cd_quirk: bool = True
     table_pages: Annotated[int, msgspec.Meta(ge=0)] = 0
     premapped: bool = False
     tlb: str = "skylake"
@@ -83,6 +85,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param tdp_mmu: EPT by the TDP MMU, else by the older one, which prefetches (with ``kvm="6.1"``).
     :param host_memory: the host's memory for the guest, bytes or text; beyond it, pages that were not used of late go
         to disk and come back at their next use. The guest's pages are ``"untouched"`` at first, then.
+    :param noncoherent_dma: a device that writes memory past the caches is assigned: EPT takes the guest's MTRRs, and
+        its CR0.CD unless `cd_quirk` (KVM_X86_QUIRK_CD_NW_CLEARED); without one all memory is write-back.
     :param table_pages: shadow pages (or pages of the older MMU) that there may be, KVM's n_max_mmu_pages, at least
         16; 0: no limit.
     :param guest_ad_checked: see :class:`fastmmu.Eptp`; False: the processor is Bochs'.

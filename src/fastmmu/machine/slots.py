@@ -11,7 +11,8 @@ class MemorySlot(NamedTuple):
     """One slot of guest-physical memory (kvm_policy.md §0); an access to no slot is MMIO.
 
     gpa, size: bytes, multiples of 4096. readonly: the guest's writes go to the device model. host: as
-    ``Config.host_pages``. private: the VMM's own, like the APIC-access page.
+    ``Config.host_pages``. private: the VMM's own, like the APIC-access page. device: the pages are a device's, given to
+    the guest: EPT maps them uncacheable, and the guest's PAT may make them write-combining (kvm_policy.md §7).
     """
 
     gpa: int
@@ -19,3 +20,4 @@ class MemorySlot(NamedTuple):
     readonly: bool = False
     host: Literal["4k", "2m", "untouched"] = "4k"
     private: bool = False
+    device: bool = False

@@ -1,0 +1,71 @@
+"""Device models in Python, behind addresses that no memory slot holds (kvm_policy.md §4.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fastmmu.errors import ConfigError
+from fastmmu.machine.policy import Action, Exit, Policy
+
+if TYPE_CHECKING:
+    from fastmmu._machine import Machine
+
+__all__ = ["Bus", "Device"]
+
+
+class Device:
+    """What stands behind a range of guest-physical addresses: a subclass says what reads and writes do.
+
+    size: bytes of the range.
+    """
+
+    size = 4096
+
+    def read(self, offset: int) -> None:
+        """The guest loads from, fetches from or modifies `offset`; the machine knows no registers to load into."""
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """The guest stores the `size` low bytes of `value` at `offset`."""
+
+
+class Bus(Policy):
+    """A policy that gives accesses to no memory to devices::
+
+        machine = Machine(config, guest_kernel=False, policy=Bus({0x1000_0000: MyDevice()}))
+
+    Everything else about the exits is KVM's. Accesses where no device stands do nothing, as before.
+
+    :param devices: guest-physical address → :class:`Device`. :raises ConfigError: two of them overlap.
+    """
+
+    def __init__(self, devices: Mapping[int, Device]) -> None:
+        self.devices = sorted(devices.items(), key=lambda placed: placed[0])
+        for (first, device), (second, _) in zip(self.devices, self.devices[1:], strict=False):
+            if first + device.size > second:
+                raise ConfigError(f"the device at {first:#x} of {device.size:#x} bytes overlaps the one at {second:#x}")
+
+    def on_ept_violation(self, machine: Machine, exit: Exit) -> Action:
+        """The first access to a page."""
+        return self._finish(machine)
+
+    def on_ept_misconfig(self, machine: Machine, exit: Exit) -> Action:
+        """An access to a page that is marked."""
+        return self._finish(machine)
+
+    def on_exception_nmi(self, machine: Machine, exit: Exit) -> Action:
+        """Either, under shadow paging."""
+        return self._finish(machine)
+
+    def _finish(self, machine: Machine) -> Action:
+        action = machine.default()
+        if action is not Action.EMULATED or machine.mmio is None:
+            return action
+        gpa, stored = machine.mmio
+        for base, device in self.devices:
+            if base <= gpa < base + device.size:
+                if stored is None:
+                    device.read(gpa - base)
+                else:
+                    device.write(gpa - base, *stored)
+        return action

@@ -1,0 +1,104 @@
+"""Devices behind MMIO, and memory types as KVM sets them (kvm_policy.md §4.4, §7)."""
+
+from __future__ import annotations
+
+import pytest
+
+import fastmmu
+from fastmmu import Bus, Config, ConfigError, Device, GuestState, Machine, MemorySlot, MemoryType, Mtrrs
+
+LINUX = Config(memory="64M", kvm="6.1", vpid=True)
+DEVICE = 0x1000_0000  # guest-physical, and linear
+FRAME = 0x000F_FFFF_FFFF_F000
+
+
+class Recorder(Device):
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+
+    def read(self, offset: int) -> None:
+        self.asked.append(("read", offset))
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.asked.append(("write", offset, size, value))
+
+
+def flat(
+    config: Config, *, policy: Bus | None = None, slots: tuple[MemorySlot, ...] = (), **registers: object
+) -> Machine:
+    """Linear = guest-physical below 1 GB, in 2 MB pages; PAT entry 1 (PWT) is write-combining for the second half."""
+    state = GuestState(cr0=registers.pop("cr0", 0x8001_0033), cr3=0x1000, cr4=0x20, efer=0x500, maxphyaddr=46,
+                       pat=0x0007_0406_0007_0106, **registers)  # fmt: skip
+    machine = Machine(config, guest_kernel=False, state=state, policy=policy, slots=slots)
+    words = machine.guest_memory.u64
+    words[0x1000 >> 3], words[0x2000 >> 3] = 0x2003, 0x3003
+    for i in range(512):
+        words[(0x3000 >> 3) + i] = i << 21 | 0xE3 | (8 if i >= 256 else 0)
+    return machine
+
+
+@pytest.mark.parametrize("mmu", ["ept", "shadow"])
+@pytest.mark.parametrize("kvm", ["6.1", "slides"])
+def test_a_device_gets_what_the_guest_does(mmu: str, kvm: str) -> None:
+    first, second = Recorder(), Recorder()
+    bus = Bus({DEVICE: first, DEVICE + 0x1000: second})
+    machine = flat(LINUX.replace(mmu=mmu, kvm=kvm), policy=bus)
+    for _ in range(2):
+        machine.access(DEVICE | 8)
+        machine.store(DEVICE | 0x1010, 7)
+        machine.access(DEVICE | 0x5000)  # nobody there
+        machine.store(0x8000, 1)  # memory
+    assert first.asked == [("read", 8)] * 2
+    assert second.asked == [("write", 0x10, 8, 7)] * 2
+    assert machine.counters()["mmio"] == 6
+    marked = machine.counters()["exits_by_reason"].get("ept_misconfig", 0)
+    assert marked == (3 if mmu == "ept" and kvm == "6.1" else 0)
+
+
+def test_devices_that_overlap() -> None:
+    with pytest.raises(ConfigError, match="0x1000"):
+        Bus({0: Device(), 0x800: Device()})
+
+
+def types(machine: Machine, la: int) -> tuple[int, int, MemoryType]:
+    """Type and IPAT of the EPT leaf of a page, and the effective type of an access, by the walk."""
+    machine.access(la)
+    eptp = fastmmu.Eptp(machine.vmcs["eptp"], maxphyaddr=46)
+    walked = fastmmu.walk(machine.memory, shifted(machine), la, eptp=eptp)
+    entry = [int(step.entry) for step in walked.steps if step.kind == fastmmu.StepKind.EPT][-1]
+    return entry >> 3 & 7, entry >> 6 & 1, walked.memory_type
+
+
+def shifted(machine: Machine) -> GuestState:
+    state: GuestState = machine.state
+    return state.replace(cr3=0x1000)
+
+
+def test_without_such_a_device_all_is_write_back() -> None:
+    machine = flat(LINUX.replace(mmu="ept"), mtrrs=Mtrrs(def_type=0x800))
+    assert types(machine, 0x20_0000) == (6, 1, MemoryType.WB)
+
+
+def test_with_noncoherent_dma_the_guests_types_count() -> None:
+    """MTRR type in the leaf, PAT honoured; a region of two types is mapped small."""
+    write_through = ((0x20_0000 | 4, (FRAME & ((1 << 46) - 1) & ~0xFFF) | 0x800),)
+    config = LINUX.replace(mmu="ept", noncoherent_dma=True, host_pages="2m")
+    machine = flat(config, mtrrs=Mtrrs(def_type=0x806, variable=write_through))
+    assert types(machine, 0x20_0000) == (4, 0, MemoryType.WT)
+    assert types(machine, 0x20_1000) == (6, 0, MemoryType.WB)
+    assert types(machine, 0x40_0000) == (6, 0, MemoryType.WB)
+    assert machine.vmm.counters()["pages"][:2] == [2, 2]  # two pages at 200000h, small; 0 and 400000h large
+    machine.vmm.guest_caching(Mtrrs(def_type=0x800))
+    assert types(machine, 0x40_0000) == (0, 0, MemoryType.UC)
+    for quirk, mt in ((True, 6), (False, 0)):
+        machine = flat(config.replace(cd_quirk=quirk), mtrrs=Mtrrs(def_type=0x804))
+        machine.vmm.guest_caching(uncached=True)
+        assert types(machine, 0x20_0000)[:2] == (mt, 1)
+
+
+def test_pages_of_a_device_are_uncacheable_or_write_combining() -> None:
+    slots = (MemorySlot(0x2000_0000, 0x20_0000, device=True),)
+    machine = flat(LINUX.replace(mmu="ept"), slots=slots)
+    assert types(machine, 0x2000_0000) == (0, 0, MemoryType.WC)
