@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from random import Random
 from typing import Any
@@ -166,6 +167,26 @@ def test_vpids_of_a_host() -> None:
     host.place(0, 0)
     host.remove(0)
     assert (host.vpid(0), host.totals()["vpids"]) == (0, 4)
+
+
+@pytest.mark.skipif("FASTMMU_EXHAUSTIVE" not in os.environ, reason="skipped: FASTMMU_EXHAUSTIVE=1 runs it")
+def test_70_000_vcpus_on_one_host() -> None:
+    """65,535 have a VPID, in their order; the others run without, and flush at every exit. Those that end give back."""
+    config = SMALL.replace(vpid=True)
+    host = Host([(config, 1024)] * 69, cpus=2)
+    vpids = [host.vpid(i) for i in range(host.vcpus)]
+    assert vpids == [*range(1, 65536), *[0] * (host.vcpus - 65535)]
+    columns, out = program(1, 2000), {}
+    for vcpu in (0, 65534, 65535, host.vcpus - 1):
+        out[vcpu] = np.zeros(2000, np.uint64)
+        host.run(vcpu, vcpu % 2, *columns, out[vcpu])
+    misses = [host.counters(vcpu)["tlb_misses"] for vcpu in out]
+    assert max(misses[:2]) < min(misses[2:])
+    assert [host.counters(vcpu)["invvpid"] for vcpu in out] == [1, 1, 0, 0]
+    assert np.array_equal(out[0], alone(config, columns)[0])
+    for vcpu in range(0, host.vcpus, 7):
+        host.remove(vcpu)
+    assert host.totals()["vpids"] == 65535 - len(range(0, 65535, 7))
 
 
 @pytest.mark.parametrize("vpid", [False, True])
