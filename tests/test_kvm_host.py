@@ -43,6 +43,23 @@ def test_half_the_memory(trace: Trace, mmu: str) -> None:
     assert half.counters["vm_exits"] > whole.counters["vm_exits"]
 
 
+def test_exits_grow_with_switches_under_shadow_paging_alone(trace: Trace) -> None:
+    """P7: EPT exits at the first touch of a page, however often the guest switches between address spaces."""
+    exits: dict[str, list[int]] = {"ept": [], "shadow": []}
+    for switch_every in (8000, 500):
+        several = interleave([trace.head(40_000)] * 4, switch_every)
+        for mmu, counts in exits.items():
+            counters = simulate(several, LINUX.replace(mmu=mmu)).counters
+            counts.append(counters["vm_exits"])
+            if mmu == "ept":
+                # each page once, and what the kernel keeps beside the program's: tables, its own memory
+                assert counters["pages_touched"] <= counters["ept_build"] < 1.2 * counters["pages_touched"] + 50
+    few, many = exits["ept"]
+    assert abs(many - few) < 0.01 * few
+    few, many = exits["shadow"]
+    assert many > few + 200
+
+
 def test_few_shadow_pages(trace: Trace) -> None:
     """Six address spaces in shadow pages for two."""
     trace = interleave([trace.head(40_000)] * 6, 4000)

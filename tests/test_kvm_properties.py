@@ -56,7 +56,7 @@ LOGGED = [
 ]
 
 examples = settings(
-    max_examples=int(os.environ.get("FASTMMU_EXAMPLES", "40")), derandomize="FASTMMU_EXAMPLES" not in os.environ
+    max_examples=int(os.environ.get("FASTMMU_EXAMPLES", "25")), derandomize="FASTMMU_EXAMPLES" not in os.environ
 )
 
 
