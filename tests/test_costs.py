@@ -64,7 +64,7 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path, costs: CostModel) -> 
         ("[exit]\npaht = 1", "unknown key exit.paht; did you mean path?"),
         ("[exits]\npath = 1", "unknown key exits; did you mean exit?"),
         ("exit = 3", "exit is a section, not 3"),
-        ("[walk.guest]\nl1d = 0.9", "walk.guest: the shares l1d, l2, l3, dram sum to 1.1; make them sum to 1"),
+        ("[walk.guest]\nl1d = 0.9", "walk.guest: the shares l1d, l2, l3, dram sum to 1.65; make them sum to 1"),
         ("[walk.ept]\nl1d = 1.5", "walk.ept.l1d = 1.5; give a share, 0..1"),
         ("[memory]\nl2 = 'near'", "memory.l2 = 'near'; give a number >= 0"),
         ("[memory]\nl2 = true", "memory.l2 = True; give a number >= 0"),
@@ -104,7 +104,7 @@ def test_the_sum_by_hand(costs: CostModel) -> None:
     }  # fmt: skip
     parts = cycles(counters, Config(mmu="shadow"), costs)
     assert parts == pytest.approx({
-        "accesses": 1000, "kernel": 50, "stlb": 70, "guest_walk": 100 * (3.2 + 1.68 + 3.08 + 2), "ept_walk": 200 * 4.8,
+        "accesses": 1000, "kernel": 50, "stlb": 70, "guest_walk": 100 * (1 + 6.3 + 11.44 + 8), "ept_walk": 200 * 11.2,
         "ad_writes": 300, "guest_faults": 2000, "context_switches": 2000, "invlpgs": 300, "interrupts": 1500,
         "exit:pf_fixed": 4 * (1200 + 2500), "exit:pf_guest": 2 * (1200 + 1200), "exit:exception_nmi": 1200 + 1200,
         "exit:cpuid": 2 * 1200, "flushes": 450,

@@ -228,7 +228,8 @@ def test_guest_faults_are_pages_first_touched(config: Config) -> None:
 def test_references_of_a_walk(pages: str, guest: int, ept: int) -> None:
     """Nothing cached of upper levels: 4 or 24 references, 3 or 15 with large pages (ept.md §5)."""
     for config in ALL_SCHEMES:
-        counters = simulate(program(5000), config.replace(pages=pages, premapped=True, memory="1G")).counters
+        config = config.replace(pages=pages, premapped=True, memory="1G", walk_caches=False)
+        counters = simulate(program(5000), config).counters
         assert counters["walks"] == counters["tlb_misses"] > 0
         assert counters["guest_walk_refs"] == guest * counters["walks"]
         assert counters["ept_walk_refs"] == (ept * counters["walks"] if config.mmu == "ept" else 0)

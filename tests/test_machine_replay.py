@@ -12,6 +12,7 @@ from conformance import systems
 from fastmmu import Config, Machine, simulate
 from fastmmu._replay import SystemReplay
 from fastmmu._state import GuestState
+from fastmmu.cli.main import main
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.replay import Replay, Replayed
 from fastmmu.trace import read_trace
@@ -188,6 +189,9 @@ def test_stores_change_what_is_mapped(tmp_path: Path, config: Config) -> None:
     found = replayed(path, config)
     assert found.wrong == 0, found.examples
     assert found.table_stores == 3
+    for omitted in ("invlpg", "invpcid"):
+        late = replayed(path, config.replace(tlb="strict"), omit=[omitted])
+        assert late.by_kind["address"] + late.by_kind["no fault"] == {"invlpg": 1, "invpcid": 2}[omitted], late.examples
     without = replayed(path, config, omit=["stores"])
     assert without.by_kind == {"address": 2, "faulted": 0, "no fault": 1, "fault": 0}
 
@@ -324,3 +328,34 @@ def test_records_given_by_hand_are_checked() -> None:
         replay = SystemReplay(Machine(guest_kernel=False, state=state), state)
         with pytest.raises(TraceError, match=says):
             replay.run(rows, none, none.view(np.uint8))
+
+
+# ---- the command --------------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = trace_of(tmp_path, GOOD, final=FINAL)
+    assert main(["replay", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "t, native, TLB skylake: 26 records" in out
+    assert "8 physical addresses and 8 page faults compared: 0 mismatches; 0 of 2,560 page-table entries" in out
+    assert main(["replay", str(path), "--mmu", "ept", "--vpid", "--find-missing-flushes", "--limit", "24"]) == 0
+    out = capsys.readouterr().out
+    assert "EPT+VPID, TLB strict: 24 records" in out
+    assert "page tables at the end are not compared" in out
+    assert "uses of translations are stale" in out
+    path = trace_of(tmp_path, [*GOOD, read(0x10, 0x18)])
+    assert main(["replay", str(path), "--omit", "invlpg"]) == 1
+    out = capsys.readouterr().out
+    assert "TLB strict without invlpg" in out
+    assert "1 mismatches (1 address)" in out
+    assert "record 26: physical 0x18, here 0x10010" in out
+
+
+def test_the_command_on_what_it_cannot_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "a.npy", np.arange(3))
+    assert main(["replay", str(tmp_path / "a.npy")]) == 2
+    assert "replay takes system traces; use `fastmmu run`" in capsys.readouterr().err
+    path = trace_of(tmp_path, GOOD)
+    assert main(["run", str(path), "--data-only"]) == 2
+    assert "leave --data-only out" in capsys.readouterr().err

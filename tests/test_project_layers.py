@@ -17,9 +17,9 @@ LAYERS = {
     "vocabulary": "_bits _types _vmx _records dtypes errors exits ops",
     "memory": "_memory",
     "translation": "_memtype _state _guest _ept _walk _nonroot _translate _leaves _leaves_py "
-    "_tlb_entries _tlb _invalidate _operands _tlb_py geometry",
+    "_caching _tlb_entries _tlb _invalidate _operands _tlb_py geometry",
     "mmu": "_slots _spte _mmu _reclaim _map _sync _shadow _dirty",
-    "machine": "_apic _vapic _vmentry _vpid _vcpu _patch _interrupts _kvm_apic _apic_port _events _kvm _vmm "
+    "machine": "_apic _vapic _vmentry _vpid _watch _vcpu _patch _interrupts _kvm_apic _apic_port _events _kvm _vmm "
     "_guest_kernel _machine _host _replay machine.*",
     "use": "_lackey _curve trace.* image.* study.* report.* cli.*",
     "package": "__init__",

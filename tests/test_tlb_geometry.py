@@ -48,6 +48,7 @@ for _name, _l1d, _l2 in (
 ):
     TABLE[_name] = {f"{unit} {size}": n for unit, n in (("l1i", "64/fa"), ("l1d", _l1d)) for size in ("4k", "2m", "1g")}
     TABLE[_name] |= {f"{unit} {size}": n for unit, n in (("l2", _l2), ("l2i", "512/8")) for size in ("4k", "2m")}
+TABLE["strict"] = {f"{unit} {size}": "1024/16" for unit in ("l1i", "l1d", "l2") for size in ("4k", "2m", "1g")}  # grows
 
 
 def arrays(g: Geometry) -> dict[str, str]:
@@ -162,11 +163,15 @@ def test_parts_of_a_preset_are_replaced() -> None:
     assert geometry(g) is g
     assert geometry("core2", stlb="512/4").l2[0].entries == 512
     bare = geometry("skylake", stlb="none")
-    assert (bare.l2, bare.gpm) == ((), "off")
+    assert (bare.l2, bare.gpm) == ((), PRESETS["skylake"].gpm)
+    shared = msgspec.structs.replace(PRESETS["skylake"], gpm="shared")
+    assert geometry(shared, stlb="none").gpm == "off"
+    without = geometry("zen2", walk_caches=False)
+    assert (without.psc, without.epsc, without.gpm) == ((), (), "off")
 
 
 @pytest.mark.parametrize("policy", ["lru", "plru"])
-@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"zen4"}))
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"zen4", "strict"}))
 def test_a_unit_holds_as_many_pages_as_it_has_entries(name: str, policy: str) -> None:
     tlb = TLB(geometry(name, replacement=policy))
     pages = range(3000)

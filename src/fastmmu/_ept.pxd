@@ -3,9 +3,11 @@
 from libc.stdint cimport uint16_t, uint64_t
 
 from fastmmu._bits cimport (
-    EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_SPP, EPT_W, EPT_X, EPT_XU, PS, SPP_RESERVED, SUPPRESS_VE,
+    EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_SPP, EPT_W, EPT_X, EPT_XU, FRAME, PS, SPP_RESERVED, SUPPRESS_VE,
 )
+from fastmmu._caching cimport Cached, Mapping, find_ept_table, find_mapping, keep_mapping
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu._tlb cimport tlb_epsc_drop, tlb_epsc_fill, tlb_gpm_drop
 from fastmmu._types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL, FAULT_SPP,
     MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, Steps, Walk,
@@ -71,16 +73,44 @@ cdef inline int ept_violation(Walk *w, uint64_t need, uint64_t entries, bint mbe
     return FAULT_EPT_VIOLATION
 
 
-cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint user, uint64_t bits,
+cdef inline uint64_t ept_denied(const Ept *e, uint64_t need, bint user, uint64_t entries) noexcept nogil:
+    cdef uint64_t denied = need & ~entries & 3
+    if need & NEED_X and not entries & (EPT_XU if e.mbec and user else EPT_X):
+        denied |= NEED_X
+    return denied
+
+
+cdef inline bint from_mapping(const Ept *e, Cached *c, uint64_t gpa, uint64_t need, bint user,
+                              EptLeaf *out) noexcept nogil:
+    # a guest-physical mapping that is cached and suffices; one that does not is dropped
+    cdef Mapping held
+    if not find_mapping(c, gpa, &held):
+        return False
+    if ept_denied(e, need, user, held.rights) or (need & NEED_W and not held.dirty):
+        tlb_gpm_drop(c.tlb, gpa)
+        return False
+    c.used = True
+    out.hpa = held.hpa
+    out.entries = held.rights
+    out.leaf = held.type
+    out.shift = held.shift
+    out.dirty = held.dirty
+    return True
+
+
+cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t need, bint user, uint64_t bits,
                          int guest_level, EptLeaf *out, Walk *w, Steps *steps) noexcept nogil:
     # need: NEED_* of the access; user: user-mode linear address (MBEC); bits: qualification bits 7..11 of a violation.
     # Top-down; the first not-present or malformed entry decides, rights are judged at the leaf (ept.md §4).
-    cdef uint64_t table = e.root, entry, ptr, entries = ~(<uint64_t> 0), want, offset
+    # c: caches, or NULL.
+    cdef Mapping found
+    cdef uint64_t table = e.root, entry, ptr, entries = ~(<uint64_t> 0), want, offset, cached = 0
+    cdef uint64_t upto[6]       # ANDed over the entries down to this level
     cdef uint64_t path[6]
     cdef uint64_t held[6]
     cdef uint64_t present = ept_present(e)
     cdef uint64_t denied
-    cdef int level = e.levels, shift, i
+    cdef int level = e.levels, top, shift, i
     cdef bint leaf
     cdef uint16_t index
 
@@ -88,6 +118,17 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
     w.ept_entry = SUPPRESS_VE
     if level == 4 and gpa >> 48:
         return ept_violation(w, need, 0, False, bits)
+    if c != NULL:
+        if not c.look:
+            tlb_gpm_drop(c.tlb, gpa)
+            tlb_epsc_drop(c.tlb, gpa)
+        elif from_mapping(e, c, gpa, need, user, out):
+            return FAULT_NONE
+        cached = find_ept_table(c, gpa, e.levels, &level)
+        if cached:
+            table = cached & e.frame
+            entries = cached | ~(<uint64_t> 7 | EPT_XU)
+    top = level
     while True:
         shift = 12 + 9 * (level - 1)
         ptr = table + ((gpa >> shift & 511) << 3)
@@ -107,14 +148,13 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
         entries &= entry
         path[level] = ptr
         held[level] = entry
+        upto[level] = entries
         if leaf:
             break
         table = entry & e.frame
         level -= 1
 
-    denied = need & ~entries & 3
-    if need & NEED_X and not entries & (EPT_XU if e.mbec and user else EPT_X):
-        denied |= NEED_X
+    denied = ept_denied(e, need, user, entries)
     if denied:
         if not (e.spp and denied == NEED_W and level == 1 and entry & EPT_SPP and entries & EPT_R
                 and bits & QUAL_TRANSLATED):
@@ -132,7 +172,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
             elif e.pml_index != NULL and e.pml_index[0] > 511:
                 return FAULT_PML_FULL
             if e.write_ad:
-                for i in range(e.levels, level, -1):
+                for i in range(top, level, -1):
                     if not held[i] & EPT_A:
                         ept_set(m, w, steps, path[i], held[i] | EPT_A, i, guest_level, gpa)
                 if (entry & want) != want:
@@ -152,6 +192,15 @@ cdef inline int ept_walk(Mem *m, const Ept *e, uint64_t gpa, uint64_t need, bint
     out.leaf = entry
     out.shift = shift
     out.dirty = not e.ad or entry & EPT_D != 0
+    if c != NULL:
+        for i in range(top, level, -1):
+            tlb_epsc_fill(c.tlb, gpa, i, (held[i] & FRAME) | (upto[i] & present) | <uint64_t> 1 << 63)
+        found.hpa = out.hpa
+        found.rights = entries & present
+        found.type = entry
+        found.shift = shift
+        found.dirty = out.dirty
+        keep_mapping(c, gpa, &found)
     return FAULT_NONE
 
 

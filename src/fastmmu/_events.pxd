@@ -11,6 +11,7 @@ cdef struct Run:
     Vcpu *v
     GuestKernel *kernel         # NULL: a bare guest
     uint64_t guest_base         # host-physical address of guest-physical 0
+    uint64_t first              # number of the first event
     uint64_t exit_every         # accesses between periodic exits; 0: none
     uint64_t until_exit         # accesses until the next
     Interrupts *irq             # the guest's local APIC; NULL: it has none

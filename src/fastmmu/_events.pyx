@@ -100,6 +100,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
             if m.irq != NULL:
                 m.irq.now = m.before + i - others
             others += 1
+            v.now = m.first + i
             if system_event(m, o, la):
                 break
             if out != NULL:
@@ -110,6 +111,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
             break
         value = tlb_l1(v.tlb, o, la)
         if not value or need[o] & ~value:
+            v.now = m.first + i
             outcome = vcpu_slow(v, la, o, True, value, &hpa)
             if outcome > DONE_EMULATED:
                 outcome = fault_in(m, la, o, outcome, &hpa)

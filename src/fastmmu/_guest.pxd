@@ -3,11 +3,13 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu._bits cimport ONES, A, D, EPT_W, G, P, PS, RW, US, XD
+from fastmmu._bits cimport FRAME, ONES, A, D, EPT_W, G, P, PS, RW, US, XD
+from fastmmu._caching cimport TABLE_WRITABLE, Cached, find_table, next_table
 from fastmmu._ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_violation, ept_walk, need_of, step,
 )
 from fastmmu._memory cimport mem_holds, mem_read32, mem_read64, mem_write32, mem_write64
+from fastmmu._tlb cimport tlb_psc_drop, tlb_psc_fill
 from fastmmu._types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_32, MODE_NONE, MODE_PAE,
     STEP_DATA, STEP_GUEST, STEP_GUEST_AD, Ept, Mem, Paging, Steps, Walk,
@@ -26,6 +28,7 @@ cdef struct GuestEntry:         # one entry of a walk, kept until its A and D fl
     uint64_t gpa
     uint64_t value
     uint64_t ept                # AND of the EPT entries that map the table
+    uint64_t link               # of a non-leaf: what is cached of the way down to here
     uint64_t ept_leaf           # the last of them
 
 
@@ -112,23 +115,24 @@ cdef inline uint64_t leaf_address(const Paging *g, uint64_t entry, uint64_t la, 
     return (entry & g.frame & ~offset) | (la & offset)
 
 
-cdef inline int guest_walk(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w,
+cdef inline int guest_walk(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
                            Steps *steps) noexcept nogil:
-    # Returns and stores a FaultCode. The order of references and of faults is ept.md §5-§6.
-    w.fault = guest_walk_(m, g, e, la, acc, w, steps)
+    # Returns and stores a FaultCode. The order of references and of faults is ept.md §5-§6. c: caches, or NULL.
+    w.fault = guest_walk_(m, g, e, c, la, acc, w, steps)
     if w.fault != FAULT_NONE:
         w.pa = ONES
     return w.fault
 
 
-cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w,
+cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
                             Steps *steps) noexcept nogil:
     cdef GuestEntry path[6]
     cdef EptLeaf table_leaf
-    cdef uint64_t table, gpa, hpa, entry = 0, every = ONES, any_ = 0, want
+    cdef uint64_t table, cached = 0, gpa, hpa, entry = 0, every = ONES, any_ = 0, want
     cdef uint64_t size = <uint64_t> 1 << g.entry_shift, index_mask = (<uint64_t> 1 << g.index_bits) - 1
     cdef uint32_t code
-    cdef int level = g.levels, shift = 0, fault, i
+    cdef int level = g.levels, top, shift = 0, fault, i, lazy = 0
+    cdef bint caches = c != NULL and g.index_bits == 9
 
     memset(w, 0, sizeof(Walk) - 2 * sizeof(w.flag))     # these stand at the end and are counted
     if g.mode >= MODE_4:
@@ -138,27 +142,44 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
         la &= 0xFFFFFFFFU
     if g.mode == MODE_NONE:
         w.us = w.rw = w.dirty = 1
-        return final(m, g, e, la, la, acc, True, w, steps)
+        return final(m, g, e, c, la, la, acc, True, w, steps)
     table = g.root
     if g.mode == MODE_PAE:
         table = g.pdpte[la >> 30 & 3]
         if not table & P:
             return page_fault(g, w, acc, 0)
         table &= g.frame
+    if caches:
+        if not c.look:
+            tlb_psc_drop(c.tlb, la)
+        cached = find_table(c, la, g.levels, &level)
+        if cached:
+            table = cached & FRAME
+            every = cached | ~(US | RW)
+            any_ = cached & XD
+    top = level
 
     while True:
         shift = 12 + g.index_bits * (level - 1)
         gpa = table + ((la >> shift & index_mask) << g.entry_shift)
         hpa = gpa
         path[level].ept = ONES
-        if e != NULL:
-            fault = ept_walk(m, e, gpa, NEED_R | NEED_W if e.ad else NEED_R, True, QUAL_GLA, level, &table_leaf, w,
+        path[level].ept_leaf = 0
+        if cached:              # the table's host-physical address; its guest-physical one matters to faults alone
+            path[level].ept = EPT_W if cached & TABLE_WRITABLE else 0
+            cached = 0
+        elif e != NULL:
+            fault = ept_walk(m, e, c, gpa, NEED_R | NEED_W if e.ad else NEED_R, True, QUAL_GLA, level, &table_leaf, w,
                              steps)
             if fault:
                 return fault
             hpa = table_leaf.hpa
             path[level].ept = table_leaf.entries
             path[level].ept_leaf = table_leaf.leaf
+        if caches and level < top:
+            path[level + 1].link = next_table(hpa, every, any_, path[level].ept & EPT_W != 0)
+            if not lazy:
+                tlb_psc_fill(c.tlb, la, level + 1, path[level + 1].link)
         if not mem_holds(m, hpa, size):
             w.gpa = gpa
             return FAULT_BUS
@@ -183,6 +204,8 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
             fault = set_flags(m, g, e, &path[level], A, level, w, steps)
             if fault:
                 return fault
+        if g.lazy_upper_a and not entry & A and not lazy:
+            lazy = level        # from here on nothing may be cached before A is set (tlb.md R2)
         table = table_address(g, entry)
         level -= 1
 
@@ -200,14 +223,16 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
 
     want = A | (D if acc == ACC_W or acc == ACC_RW else 0)
     if e != NULL and not e.ad_before_final:
-        fault = final(m, g, e, la, gpa, acc, False, w, steps)
+        fault = final(m, g, e, c, la, gpa, acc, False, w, steps)
         if fault:
             return fault
     if g.lazy_upper_a:
-        for i in range(g.levels, level, -1):
+        for i in range(top, level, -1):
             fault = set_flags(m, g, e, &path[i], A, i, w, steps)
             if fault:
                 return fault
+            if caches and i <= lazy:
+                tlb_psc_fill(c.tlb, la, i, path[i].link)
     fault = set_flags(m, g, e, &path[level], want, level, w, steps)
     if fault:
         return fault
@@ -218,10 +243,10 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, uint64_t la, 
         if steps != NULL:
             step(steps, STEP_DATA, 0, 0, w.pa, gpa, 0)
         return FAULT_NONE
-    return final(m, g, e, la, gpa, acc, True, w, steps)
+    return final(m, g, e, c, la, gpa, acc, True, w, steps)
 
 
-cdef inline int final(Mem *m, const Paging *g, const Ept *e, uint64_t la, uint64_t gpa, int acc, bint access,
+cdef inline int final(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, uint64_t gpa, int acc, bint access,
                       Walk *w, Steps *steps) noexcept nogil:
     # from the guest-physical address of the data to its host-physical address; access: it follows at once
     cdef EptLeaf leaf
@@ -230,7 +255,7 @@ cdef inline int final(Mem *m, const Paging *g, const Ept *e, uint64_t la, uint64
     w.ept_rights = 15
     w.ept_dirty = 1
     if e != NULL:
-        fault = ept_walk(m, e, gpa, need_of(acc), w.us,
+        fault = ept_walk(m, e, c, gpa, need_of(acc), w.us,
                          QUAL_GLA | QUAL_TRANSLATED | (w.us << 9 | w.rw << 10 | w.xd << 11 if e.adv_info else 0),
                          0, &leaf, w, steps)
         if fault:

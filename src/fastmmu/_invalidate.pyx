@@ -49,6 +49,8 @@ cdef uint64_t flush(Tlb *t, const Which *q, int cause) noexcept nogil:
     cdef uint64_t n = 0
     cdef uint32_t i = t.n_live
     t.c.flushes[cause] += 1
+    if t.omit >> cause & 1:
+        return 0
     while i > 0:                # a killed one is replaced by the last, which has been looked at
         i -= 1
         if selects(q, &t.ctx[t.live_ids[i]]):
@@ -85,6 +87,8 @@ cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int caus
     cdef uint64_t n = 0
     cdef uint32_t i, s
     cdef int size
+    if t.omit >> cause & 1:
+        return 0
     for i in range(t.arrays):
         a = &t.array[i]
         if not units >> a.unit & 1:

@@ -18,10 +18,16 @@ cdef struct Sibling:            # a vCPU of the VM, as the others see it
     bint kicked                 # the IPI is on its way
     bint request                # it flushes before its next VM entry
 
+cdef enum Forgone:              # flushes that a VMM leaves out, to see that they are missed
+    FORGO_TABLES = 1            # after changes of shadow tables or the EPT
+    FORGO_REGISTERS = 2         # after guest CR0, CR3, CR4 under shadow paging
+    FORGO_INVLPG = 4            # INVVPID at guest INVLPG
+
 cdef struct Kvm:
     Mmu mmu
     bint shadow                 # shadow paging; else EPT
     Paging guest                # the guest's own registers, under shadow paging
+    uint32_t forgo              # Forgone: flushes that are left out, to see that they are missed
     uint8_t surfaced[80]        # [exit reason] a Python policy handles it
     Surface surface
     void *machine

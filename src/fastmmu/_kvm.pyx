@@ -72,7 +72,8 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
     if reason == EXIT_INVLPG:
         shadow_invlpg(&kvm.mmu, &kvm.guest, v.vmcs.exit_qualification)
         kvm_owed_flush(kvm, v)
-        if secondary_control(&v.vmcs, SECONDARY_VPID) and canonical(v.vmcs.exit_qualification, v.hw.la_bits):
+        if (not kvm.forgo & FORGO_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
+                and canonical(v.vmcs.exit_qualification, v.hw.la_bits)):
             v.c.invvpid += 1
             inv_invvpid(v.tlb, 0, v.vmcs.vpid, v.vmcs.exit_qualification)
         return ACT_EMULATED
@@ -136,7 +137,8 @@ cdef void kvm_owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
     if not kvm.mmu.flush:
         return
     kvm.mmu.flush = False
-    kvm_flush(kvm, v)
+    if not kvm.forgo & FORGO_TABLES:
+        kvm_flush(kvm, v)
     if kvm.n_siblings > 1 and not kvm.less & LESS_REMOTE:
         request_flushes(kvm)
 
@@ -276,6 +278,7 @@ cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
 
 
 cdef int on_mov_cr(Kvm *kvm, Vcpu *v) noexcept nogil:
+    cdef bint flushes
     if not kvm.shadow:                          # the guest's own register, intercepted all the same
         return ACT_EMULATED
     if v.vmcs.exit_qualification & 15 == 3:
@@ -283,9 +286,10 @@ cdef int on_mov_cr(Kvm *kvm, Vcpu *v) noexcept nogil:
             return ACT_ABORT
     else:
         sync_roots(&kvm.mmu, &kvm.guest)
+    flushes = kvm.mmu.flush and not kvm.forgo & FORGO_TABLES
     if kvm.mmu.flush:                           # tables had to go, or were brought in sync
         kvm_owed_flush(kvm, v)
-    else:
+    if not flushes and not kvm.forgo & FORGO_REGISTERS:
         flush_current(v)
     return ACT_EMULATED
 

@@ -12,6 +12,7 @@ from fastmmu._tlb cimport TlbCounters
 from fastmmu._tlb_py cimport TLB
 from fastmmu._types cimport Mem
 from fastmmu._vcpu cimport Counters, Vcpu
+from fastmmu._watch cimport MissingFlushes
 
 
 cdef class Machine:
@@ -21,6 +22,7 @@ cdef class Machine:
     cdef readonly object policy
     cdef readonly object apic   # GuestApic: the guest's local APIC, or None
     cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory
+    cdef readonly MissingFlushes missing_flushes    # or None
     cdef Mem guest              # guest-physical memory as a window of host memory
     cdef Vcpu v
     cdef Kvm kvm

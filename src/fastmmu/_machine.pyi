@@ -9,6 +9,7 @@ from fastmmu._memory import PhysicalMemory
 from fastmmu._state import GuestState
 from fastmmu._tlb_py import TLB
 from fastmmu._vmm import Vmm
+from fastmmu._watch import MissingFlushes
 from fastmmu.machine.config import Config
 from fastmmu.machine.policy import Action, Policy
 from fastmmu.machine.slots import MemorySlot
@@ -24,6 +25,7 @@ class Machine:
     tlb: TLB
     policy: Policy | None
     apic: GuestApic | None
+    missing_flushes: MissingFlushes | None
     def __init__(
         self,
         config: Config | None = None,

@@ -33,6 +33,7 @@ from fastmmu._vcpu cimport (
     vcpu_derive, vcpu_enter, vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_store,
 )
 from fastmmu._vmm cimport Vmm
+from fastmmu._watch cimport MissingFlushes
 from fastmmu._vmx cimport (
     EXIT_CR_ACCESS, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT,
     SECONDARY_VPID, VECTOR_PF,
@@ -68,7 +69,8 @@ cdef uint64_t host_bytes(config) except 0:
 
 
 cdef TLB tlb_of(config):
-    return TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb, replacement=config.replacement))
+    return TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb, replacement=config.replacement,
+                        walk_caches=config.walk_caches))
 
 
 cdef int surface(void *machine, Vcpu *v) noexcept with gil:
@@ -144,6 +146,9 @@ cdef class Machine:
         self.guest.nbytes = guest_bytes
         self.v.mem = &self.memory.mem
         self.v.tlb = self.tlb.t
+        if config.find_missing_flushes:
+            self.missing_flushes = MissingFlushes(shadow=config.mmu == "shadow")
+            self.v.watch = self.missing_flushes.w
         self.v.owner = &self.kvm
         self.v.handler = kvm_handle
         self.kvm.machine = <void *> self
@@ -348,6 +353,7 @@ cdef class Machine:
         if out is not None:
             to = &out[0]
         self.running = True
+        self.loop.first = first
         with nogil:
             done = run_events(&self.loop, &op[0], &size[0], &addr[0], n, to)
         self.running = False
@@ -485,6 +491,7 @@ cdef class Machine:
                               "handler; return an Action first")
         if self.running:
             raise PolicyError("another thread runs this machine; one machine is one CPU, give each thread its own")
+        self.v.now += 1                         # each call is an event, where nothing else numbers them
 
     cdef _canonical(self, uint64_t la):
         # the TLB looks at bits 56:12 only: what is not canonical must not reach it
@@ -610,4 +617,5 @@ cdef class Machine:
             "vmm_entries_filled": self.kvm.mmu.counters.entries_filled,
             "vmm_entries_zapped": self.kvm.mmu.counters.entries_zapped,
             "vmm_write_protected": self.kvm.mmu.counters.write_protected,
-        }
+        } | ({} if self.missing_flushes is None else {
+            "uses_compared": self.missing_flushes.uses, "stale_uses": self.missing_flushes.found})

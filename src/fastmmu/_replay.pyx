@@ -26,6 +26,7 @@ from fastmmu._vcpu cimport (
     vcpu_interrupt, vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
 )
 from fastmmu._vmx cimport VECTOR_PF
+from fastmmu._watch cimport watch_stored
 from fastmmu.errors import ConfigError, FastmmuError, StateError, TraceError
 
 
@@ -68,6 +69,8 @@ cdef int store(Replay *p, const Record *r, uint64_t value, uint64_t gpa) noexcep
     if not mem_holds(&p.guest, gpa, r.size):
         return STOP_TABLE
     memcpy(p.guest.base + gpa, &value, r.size)
+    if p.v.watch != NULL:
+        watch_stored(p.v.watch, p.guest_base + gpa, p.v.now)
     return STOP_NONE
 
 
@@ -168,6 +171,7 @@ cdef uint64_t replay_records(Replay *p, uint64_t first, const Record *rows, uint
     cdef const Record *r
     for i in range(n):
         r = &rows[i]
+        p.v.now = first + i
         if record_fault(r):
             stop[0] = STOP_RECORD
         elif r.op > REC_X:

@@ -2,12 +2,17 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 from fastmmu._tlb_entries cimport (
     BUCKETS, CTX_DEAD, IDENTITY, K_EPSC, K_GPM, K_PSC, KINDS, LRU_MOVE, LRU_ORDER, MAX_ARRAYS, NO_CONTEXT, PLRU,
-    TLB_PAGE, TlbContext, insert, set_at, tlb_remove, way_at
+    TLB_PAGE, TlbContext, insert, set_at, tlb_remove, use_way, way_at
 )
 from fastmmu._types cimport ACC_R, ACC_X
+
+cdef enum:
+    MOST_SETS = 1 << 20         # of an array that grows
+    MOST_WAYS = 1 << 12
 
 # ---- lookup -----------------------------------------------------------------------------------------------
 
@@ -137,8 +142,9 @@ cdef uint64_t tlb_fill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept no
     return install(t, p.l1, la, value, kind, True)
 
 
-cdef void drop(Tlb *t, TlbUnit *u, uint64_t la) noexcept nogil:
-    # Everything in a unit that la would hit. From the last way on: LRU_MOVE moves up only what has been looked at.
+cdef void drop(Tlb *t, TlbUnit *u, uint64_t la, uint64_t k, uint64_t g) noexcept nogil:
+    # Everything in a unit that la would hit; k, g: contexts. From the last way on: LRU_MOVE moves up only what has been
+    # looked at.
     cdef TlbSet *x
     cdef uint64_t page
     cdef uint32_t w
@@ -150,15 +156,15 @@ cdef void drop(Tlb *t, TlbUnit *u, uint64_t la) noexcept nogil:
             w = u.by[size].ways
             while w > 0:
                 w -= 1
-                if x.way[w] == (page | t.key[K_LOCAL]) or x.way[w] == (page | t.key[K_GLOBAL]):
+                if x.way[w] == (page | k) or x.way[w] == (page | g):
                     tlb_remove(t, u.by[size], x, w, BY_REWALK)
 
 
 cdef uint64_t tlb_refill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept nogil:
     t.c.flushes[BY_REWALK] += 1
-    drop(t, t.port[acc].l1, la)
+    drop(t, t.port[acc].l1, la, t.key[K_LOCAL], t.key[K_GLOBAL])
     if t.port[acc].l2:
-        drop(t, t.port[acc].l2, la)
+        drop(t, t.port[acc].l2, la, t.key[K_LOCAL], t.key[K_GLOBAL])
     return tlb_fill(t, acc, la, value)
 
 
@@ -176,6 +182,18 @@ cdef void tlb_epsc_fill(Tlb *t, uint64_t gpa, int level, uint64_t value) noexcep
         insert(t, t.unit[EPSC].by[level - 2], K_EPSC, level - 2, gpa, value)
 
 
+cdef void tlb_gpm_drop(Tlb *t, uint64_t gpa) noexcept nogil:
+    drop(t, &t.unit[GPM], gpa, t.key[K_GPM], t.key[K_GPM])
+
+
+cdef void tlb_psc_drop(Tlb *t, uint64_t la) noexcept nogil:
+    drop(t, &t.unit[PSC], la, t.key[K_PSC], t.key[K_PSC])
+
+
+cdef void tlb_epsc_drop(Tlb *t, uint64_t gpa) noexcept nogil:
+    drop(t, &t.unit[EPSC], gpa, t.key[K_EPSC], t.key[K_EPSC])
+
+
 # ---- making -----------------------------------------------------------------------------------------------
 
 cdef Tlb *tlb_new(uint32_t max_id) noexcept nogil:
@@ -186,6 +204,7 @@ cdef Tlb *tlb_new(uint32_t max_id) noexcept nogil:
     t.max_id = max_id
     t.next_id = 1
     t.eptrta = NO_EPT
+    t.grow = tlb_grow
     t.ctx = <TlbContext *> calloc(max_id + 1, sizeof(TlbContext))
     t.state = <uint8_t *> calloc(1 << 16, 1)
     t.free_ids = <uint16_t *> calloc(max_id + 1, 2)
@@ -215,13 +234,11 @@ cdef void tlb_free(Tlb *t) noexcept nogil:
     free(t)
 
 
-cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, bint plru) noexcept nogil:
-    # Index of the new array; -1: no memory, or too many.
-    cdef TlbArray *a = &t.array[t.arrays]
+cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t ways, bint plru) noexcept nogil:
+    # -1: no memory
     cdef uint32_t i, w, node, leaves = 1
     cdef int size
-    if t.arrays == MAX_ARRAYS:
-        return -1
+    memset(a, 0, sizeof(TlbArray))
     a.sets = sets
     a.mask = sets - 1
     a.ways = ways
@@ -258,10 +275,69 @@ cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, bi
                 node >>= 1
     for size in range(CLASSES):
         a.quota[size] = ways
+    return 0
+
+
+cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, bint plru, bint grows) noexcept nogil:
+    # Index of the new array; -1: no memory, or too many.
+    cdef TlbArray *a = &t.array[t.arrays]
+    cdef int size
+    if t.arrays == MAX_ARRAYS or make_array(a, unit, classes, sets, ways, plru):
+        return -1
+    a.grows = grows
+    a.plain = a.plain and not grows
+    for size in range(CLASSES):
         if classes >> size & 1:
             t.unit[unit].by[size] = a
     t.arrays += 1
     return t.arrays - 1
+
+
+cdef inline void aim(TlbPort *p) noexcept nogil:
+    p.base = p.l1.by[0].base
+    p.mask = p.l1.by[0].mask
+    p.log = p.l1.by[0].log
+
+
+cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
+    # More room, with everything in its order; where the host has no memory the array stays as it is. More ways where
+    # one set alone is full, else more sets.
+    cdef TlbArray new
+    cdef TlbSet *x
+    cdef TlbSet *to
+    cdef uint64_t used = 0
+    cdef uint32_t s, w, way, place, sets = a.sets, ways = a.ways
+    cdef int i
+    for s in range(a.sets):
+        for w in range(a.ways):
+            used += set_at(a, s).way[w] != 0
+    if 4 * used < <uint64_t> a.sets * a.ways or a.sets >= MOST_SETS:
+        ways *= 2
+    else:
+        sets *= 2
+    if ways > MOST_WAYS or make_array(&new, a.unit, a.classes, sets, ways, False):
+        return
+    new.grows = True
+    new.plain = False
+    new.dead = a.dead
+    new.pieces = a.pieces
+    for s in range(a.sets):
+        x = set_at(a, s)
+        place = a.ways
+        while place > 0:        # from the least recent on
+            place -= 1
+            w = way_at(a, x, place)
+            if x.way[w]:
+                to = set_of(&new, x.way[w] & 3, x.way[w] >> 18 << 12)
+                way = way_at(&new, to, new.ways - 1)
+                to.way[way] = x.way[w]
+                to.way[new.pad + way] = x.way[a.pad + w]
+                use_way(&new, to, way)
+    free(a.memory)
+    a[0] = new
+    for i in range(4):
+        if t.port[i].l1 != NULL and t.port[i].l1.by[0] == a:
+            aim(&t.port[i])
 
 
 cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil:
@@ -276,9 +352,7 @@ cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil:
         p = &t.port[acc]
         p.l1 = &t.unit[L1I] if acc == ACC_X else &t.unit[L1D] if acc == ACC_R else store
         p.l2 = l2i if acc == ACC_X else l2
-        p.base = p.l1.by[0].base
-        p.mask = p.l1.by[0].mask
-        p.log = p.l1.by[0].log
+        aim(p)
     if gpm_in_l2:
         for size in range(CLASSES):
             t.unit[GPM].by[size] = t.unit[L2].by[size]

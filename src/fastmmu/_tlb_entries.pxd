@@ -30,6 +30,7 @@ cdef extern from *:
     #define FM_TLB_D     0x40ULL
     #define FM_TLB_G     0x80ULL
     #define FM_TLB_K     (1ULL << 59)
+    #define FM_TLB_LOOK  (1ULL << 60)
     #define FM_TLB_FRAME 0x000FFFFFFFFFF000ULL
     #define FM_TLB_LA    0x01FFFFFFFFFFF000ULL
     #define FM_TLB_PAGE  0x7FFFFFFFFFFC0000ULL
@@ -73,6 +74,7 @@ cdef extern from *:
     const uint64_t F_D "FM_TLB_D"
     const uint64_t F_G "FM_TLB_G"
     const uint64_t F_K "FM_TLB_K"
+    const uint64_t F_LOOK "FM_TLB_LOOK"     # in no value: an access that needs it is looked at
     const uint64_t TLB_FRAME "FM_TLB_FRAME"
     const uint64_t TLB_LA "FM_TLB_LA"
     const uint64_t TLB_PAGE "FM_TLB_PAGE"
@@ -161,6 +163,7 @@ cdef struct TlbArray:
     uint8_t unit                # TlbUnitId
     uint8_t classes             # bit c: holds class c
     uint8_t shift               # log2 of the page size of class 0; class c: + 9 c
+    uint8_t grows               # a live entry is never replaced: the array gets larger
 
 cdef struct TlbUnit:
     TlbArray *by[4]             # [class]; NULL: not cached at this size
@@ -200,6 +203,8 @@ cdef struct Tlb:
     TlbUnit unit[8]
     TlbArray array[24]
     uint32_t arrays
+    uint32_t omit               # causes, as bits, whose invalidations do nothing: what goes wrong without them?
+    void (*grow)(Tlb *t, TlbArray *a) noexcept nogil    # of the module above
     uint32_t smash              # pages too large for the second level are cached there in pieces
     uint32_t vpid, pcid         # in force
     uint64_t eptrta
@@ -299,6 +304,7 @@ cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, ui
         insert_elsewhere(t, a, kind, size, la, value)
 
 
+cdef void use_way(TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil      # the way is the one used last
 # Empties a way. cause -1: not an invalidation. LRU_MOVE: the ways after it move up.
 cdef void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil
 cdef uint32_t way_at(const TlbArray *a, const TlbSet *x, uint32_t place) noexcept nogil  # LRU: 0 is the most recent

@@ -191,6 +191,13 @@ cdef uint64_t move_first(TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
     return x.value
 
 
+cdef void use_way(TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    if a.policy == LRU_MOVE:
+        move_first(a, x, way)
+    else:
+        touch(a, x, way)
+
+
 cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
     # The rest of find(): LRU_MOVE, PLRU.
     cdef uint32_t j = 0, hits = 0, n = 0
@@ -299,12 +306,13 @@ cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la,
         make_context(t, kind)
     key = page_of(a, size, la) | t.key[kind]
     way = victim(t, a, x, size)
+    if a.grows and x.way[way] and is_live(t, x.way[way]):
+        t.grow(t, a)
+        x = set_of(a, size, la)
+        way = victim(t, a, x, size)
     charge(t, a, kind, key, x.way[way], x.way[a.pad + way])
     a.pieces += can_be_piece(a, value)
     t.c.fills[unit_of(a, kind)] += 1
     x.way[way] = key
     x.way[a.pad + way] = value
-    if a.policy == LRU_MOVE:
-        move_first(a, x, way)
-    else:
-        touch(a, x, way)
+    use_way(a, x, way)

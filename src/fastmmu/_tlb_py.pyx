@@ -85,7 +85,8 @@ cdef class TLB:
         ):
             for array in arrays:
                 classes = [names.index(size) for size in array.sizes]
-                index = tlb_add(self.t, unit, sum(1 << c for c in classes), array.sets, array.ways, policy == "plru")
+                index = tlb_add(self.t, unit, sum(1 << c for c in classes), array.sets, array.ways, policy == "plru",
+                                g.unbounded)
                 if index < 0:
                     raise OutOfMemoryError(f"no memory for the TLB array {array}; give a smaller one")
                 for c, quota in zip(classes, array.quota or ()):
@@ -285,7 +286,7 @@ cdef class TLB:
                 hits["4k"] = c.lookups[u] - c.misses[u] - hits["2m"] - hits["1g"]
             out[name] = {"lookups": c.lookups[u], "hits": hits, "misses": c.misses[u], "fills": c.fills[u],
                          "evictions": c.evictions[u]}
-        causes = [i for i in range(CAUSES) if c.flushes[i]]
+        causes = [i for i in range(CAUSES) if c.flushes[i] or any([c.invalidated[i][u] for u in range(UNITS)])]
         out["flushes"] = {CAUSE_NAMES[i]: c.flushes[i] for i in causes}
         out["invalidated"] = {
             CAUSE_NAMES[i]: {name: c.invalidated[i][u] for u, name in enumerate(UNIT_NAMES) if c.invalidated[i][u]}
@@ -294,6 +295,18 @@ cdef class TLB:
         out["refill_misses"] = {CAUSE_NAMES[i]: c.refill_misses[i] for i in range(CAUSES) if c.refill_misses[i]}
         out["survivals"] = c.survivals
         return out
+
+    @property
+    def omit(self):
+        """Causes, out of CAUSE_NAMES, whose invalidations are counted and do nothing: a set of str."""
+        return {name for i, name in enumerate(CAUSE_NAMES) if self.t.omit >> i & 1}
+
+    @omit.setter
+    def omit(self, causes):
+        unknown = set(causes) - set(CAUSE_NAMES)
+        if unknown:
+            raise ConfigError(f"{sorted(unknown)[0]!r} invalidates nothing; choose from {', '.join(CAUSE_NAMES)}")
+        self.t.omit = sum(1 << i for i, name in enumerate(CAUSE_NAMES) if name in causes)
 
     def reset_counters(self):
         """All counters to 0; the entries stay."""
@@ -316,6 +329,6 @@ cdef class TLB:
                     l1_misses += 1
                     if tlb_l2(self.t, acc, la) == 0:
                         misses += 1
-                        tlb_fill(self.t, acc, la, tlb_value(la, 0, 0, F_U | F_R | F_W | F_EW | F_X | F_D))
+                        tlb_fill(self.t, acc, la, tlb_value(la, 0, 0, F_U | F_R | F_W | F_EW | F_X | F_D | F_K))
         self.t.c.lookups[p.l1.id] += n
         return {"accesses": n, "l1_hits": n - l1_misses, "l2_hits": l1_misses - misses, "misses": misses}

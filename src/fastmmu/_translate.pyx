@@ -117,7 +117,7 @@ cdef uint64_t ept_region(Query *q, uint64_t gpa) noexcept nogil:
     cdef int i, level = 0, fault
     memset(&w, 0, sizeof(w))
     steps.n = 0
-    fault = ept_walk(q.m, e, gpa, NEED_R, True, 0, 0, &leaf, &w, &steps)
+    fault = ept_walk(q.m, e, NULL, gpa, NEED_R, True, 0, 0, &leaf, &w, &steps)
     for i in range(steps.n):
         if level:
             every &= entry

@@ -7,6 +7,7 @@ from fastmmu._tlb cimport Tlb
 from fastmmu._types cimport Ept, Mem, Paging, Walk
 from fastmmu._vapic cimport Vapic
 from fastmmu._vmx cimport Vmcs
+from fastmmu._watch cimport Watch
 
 cdef enum Outcome:              # of an access
     DONE_OK = 0                 # hpa holds the address
@@ -101,6 +102,8 @@ cdef struct Vcpu:
     ExitHandler handler
     uint32_t host_pages         # pages of its own that the host touches at each VM exit
     Premap premap               # not NULL: what is missing is mapped unseen, as if it had been there from the start
+    Watch *watch                # the detector of missing flushes, or NULL
+    uint64_t now                # number of the event under way, where it is on
     void *owner                 # of handler
     void *run                   # of premap
     Counters c

@@ -11,12 +11,12 @@ from fastmmu._invalidate cimport (
 )
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._tlb cimport (
-    F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill, tlb_switch,
-    tlb_value, tlb_value_of_walk,
+    F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
+    tlb_switch, tlb_value, tlb_value_of_walk,
 )
 from fastmmu._types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
-    FAULT_PML_FULL, Ept, Walk,
+    FAULT_PML_FULL, Ept, Steps, Walk,
 )
 from fastmmu._vapic cimport vapic_controls, vapic_entered
 from fastmmu._vmentry cimport MACHINE, invalid_controls
@@ -26,7 +26,8 @@ from fastmmu._vmx cimport (
     EXIT_TPR_THRESHOLD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits,
     secondary_control,
 )
-from fastmmu._walk cimport walk_silent
+from fastmmu._walk cimport walk_cached
+from fastmmu._watch cimport watch_stored, watch_use, watch_walked
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
 cdef uint64_t CR4_PGE = 1 << 7
@@ -42,16 +43,18 @@ cdef void vcpu_derive(Vcpu *v) noexcept nogil:
 
 cdef void derive_needs(Vcpu *v) noexcept nogil:
     # rights that each kind of access needs, from the registers in force (tlb.md §1.1 R5)
-    cdef uint64_t key = F_K if v.hw.pkr_user | v.hw.pkr_super else 0
-    cdef uint64_t write = F_R | F_EW | F_D | key
+    cdef uint64_t key = F_K if v.hw.pkr_user | v.hw.pkr_super else 0, look = F_LOOK if v.watch != NULL else 0
+    cdef uint64_t write
     cdef uint64_t no_user = F_S if v.hw.smap else 0, wp = F_W if v.hw.wp else 0
     cdef int r = ACC_R, w = ACC_W, rw = ACC_RW, x = ACC_X, user = BY_USER, system = BY_SYSTEM, kernel = BY_SUPERVISOR
+    key |= look
+    write = F_R | F_EW | F_D | key
     v.need[user][r] = F_U | F_R | key
     v.need[user][w] = v.need[user][rw] = F_U | F_W | write
-    v.need[user][x] = F_U | F_X
+    v.need[user][x] = F_U | F_X | look
     v.need[system][r] = F_R | key | no_user
     v.need[system][w] = v.need[system][rw] = write | wp | no_user
-    v.need[system][x] = v.need[kernel][x] = F_X | (F_S if v.hw.smep else 0)
+    v.need[system][x] = v.need[kernel][x] = F_X | look | (F_S if v.hw.smep else 0)
     if v.hw.ac:
         no_user = 0
     v.need[kernel][r] = F_R | key | no_user
@@ -65,7 +68,7 @@ cdef inline bint key_allows(const Vcpu *v, uint64_t value, int acc, int user) no
 
 
 cdef inline bint allows(const Vcpu *v, uint64_t value, int acc, int user) noexcept nogil:
-    cdef uint64_t lacking = v.need[user][acc] & ~value
+    cdef uint64_t lacking = v.need[user][acc] & ~value & ~F_LOOK
     return lacking == 0 or (lacking == F_K and key_allows(v, value, acc, user))
 
 
@@ -164,6 +167,12 @@ cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil:
     return DONE_ABORT
 
 
+cdef void look(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t hpa) noexcept nogil:
+    v.hw.user = user == BY_USER
+    v.hw.implicit = user == BY_SYSTEM
+    watch_use(v.watch, v.mem, v.tlb, &v.hw, &v.ept if v.ept_on else NULL, la, acc, value & F_G != 0, hpa, v.now)
+
+
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil:
     cdef uint64_t value
     v.tlb.c.lookups[v.tlb.port[acc].l1.id] += 1
@@ -178,6 +187,8 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
     # after the first level missed (value 0) or denied; the lookup in it has been counted
     cdef Walk w
     cdef const Ept *e
+    cdef Steps steps
+    cdef Steps *into = &steps if v.watch != NULL else NULL
     cdef int fault, action, tries = 0
     while True:
         if not value:
@@ -186,12 +197,15 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
                 v.c.tlb_misses += 1
         if value and allows(v, value, acc, user):
             hpa[0] = tlb_pa(value, la)
+            if v.watch != NULL:
+                look(v, la, acc, user, value, hpa[0])
             return DONE_OK
         # cached rights deny: memory decides (tlb.md §1.1)
         e = &v.ept if v.ept_on else NULL
         v.hw.user = user == BY_USER
         v.hw.implicit = user == BY_SYSTEM
-        fault = walk_silent(v.mem, &v.hw, e, la, acc, &w)
+        steps.n = 0
+        fault = walk_cached(v.mem, &v.hw, e, v.tlb, la, acc, &w, into)
         while fault and v.premap != NULL:
             tries += 1
             if tries > MAX_RETRIES:
@@ -201,7 +215,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
                 return DONE_ABORT
             if action == ACT_EMULATED:          # nothing to map
                 break
-            fault = walk_silent(v.mem, &v.hw, e, la, acc, &w)
+            fault = walk_cached(v.mem, &v.hw, e, v.tlb, la, acc, &w, into)
         v.c.walks += 1
         v.c.guest_walk_refs += w.guest_refs
         v.c.ept_walk_refs += w.ept_refs
@@ -212,6 +226,9 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
             else:
                 tlb_fill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
             hpa[0] = w.pa
+            if v.watch != NULL:
+                watch_walked(v.watch, v.tlb, &v.hw, la, &steps, v.now)
+                look(v, la, acc, user, F_G if w.global_page else 0, w.pa)
             return DONE_OK
         if fault == FAULT_PF:
             inv_page_fault(v.tlb, vpid_in_force(v), v.hw.pcid, la)
@@ -280,6 +297,8 @@ cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint64_t *hpa) noexcep
     v.store_bytes = 0
     if outcome == DONE_OK and mem_holds(v.mem, hpa[0], 8):
         mem_write64(v.mem, hpa[0], value)
+        if v.watch != NULL:
+            watch_stored(v.watch, hpa[0], v.now)
     return outcome
 
 

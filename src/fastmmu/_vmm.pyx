@@ -2,16 +2,18 @@
 
 import numpy as np
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._dirty cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop
 from fastmmu._reclaim cimport host_give, host_take, host_young
-from fastmmu._kvm cimport kvm_drain, kvm_owed_flush, kvm_reload
+from fastmmu._kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, kvm_drain, kvm_owed_flush, kvm_reload
 from fastmmu._memtype cimport Mtrrs
 from fastmmu._mmu cimport MmuCounters
 from fastmmu._slots cimport HOST_PRESENT, Slot, slots_delete
 from fastmmu._vmx cimport SECONDARY_PML
-from fastmmu.errors import OutOfMemoryError, StateError
+from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
+
+_FORGO = {"tables": FORGO_TABLES, "registers": FORGO_REGISTERS, "invlpg": FORGO_INVLPG}
 
 
 cdef class Vmm:
@@ -41,6 +43,19 @@ cdef class Vmm:
             self.v.vmcs.secondary |= SECONDARY_PML
         else:
             self.v.vmcs.secondary &= ~SECONDARY_PML
+
+    @property
+    def forgone(self):
+        """Flushes that this VMM leaves out, to see that they are missed: a set of "tables" (after changes of the shadow
+        tables or the EPT), "registers" (guest CR0, CR3, CR4 under shadow paging), "invlpg"."""
+        return {name for name, bit in _FORGO.items() if self.kvm.forgo & <uint32_t> bit}
+
+    @forgone.setter
+    def forgone(self, names):
+        unknown = set(names) - set(_FORGO)
+        if unknown:
+            raise ConfigError(f"{sorted(unknown)[0]!r} is no flush; choose from {', '.join(_FORGO)}")
+        self.kvm.forgo = sum(_FORGO[name] for name in set(names))
 
     def start_dirty_log(self, number, *, bint manual=False, bint initially_set=False):
         """Log the guest's writes to a slot from now on; nothing happens where it is logged already.

@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._state cimport GuestState
+from fastmmu._tlb cimport Tlb
 from fastmmu._types cimport Ept, Mem, Paging, Steps, Walk
 
 
@@ -16,6 +17,9 @@ cdef class WalkResult:
 
 
 cdef int walk_silent(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w) noexcept nogil
+# An access, which uses and fills the caches of `t`.
+cdef int walk_cached(Mem *m, const Paging *g, const Ept *e, Tlb *t, uint64_t la, int acc, Walk *w,
+                     Steps *steps) noexcept nogil
 cdef int walk_steps(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w, Steps *steps) noexcept nogil
 cdef int load_pdptes(Mem *m, Paging *g, const Ept *e, Walk *w, Steps *steps) noexcept nogil
 cdef int prepare(PhysicalMemory mem, GuestState state, object eptp, object set_ad, bint log, Paging *paging,

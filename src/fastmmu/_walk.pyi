@@ -5,6 +5,7 @@ import numpy as np
 from fastmmu._memory import PhysicalMemory
 from fastmmu._memtype import MemoryType
 from fastmmu._state import Eptp, GuestState
+from fastmmu._tlb_py import TLB
 from fastmmu.dtypes import Fault
 from fastmmu.exits import Qualification
 
@@ -54,6 +55,7 @@ def walk(
     access: Literal["r", "w", "rw", "x"] | str = "r",
     eptp: int | Eptp | None = None,
     set_ad: bool = False,
+    tlb: TLB | None = None,
 ) -> WalkResult: ...
 def walk_ept(
     mem: PhysicalMemory,

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmmu._bits cimport ONES, P
+from fastmmu._caching cimport Cached
 from fastmmu._ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_walk, need_of, step,
 )
@@ -13,6 +14,8 @@ from fastmmu._guest cimport guest_walk
 from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read64
 from fastmmu._memtype cimport effective_type
 from fastmmu._state cimport Eptp, GuestState, access_code, as_eptp
+from fastmmu._tlb cimport Tlb
+from fastmmu._tlb_py cimport TLB
 from fastmmu._types cimport (
     FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, FAULT_PML_FULL, FAULT_SPP,
     MODE_4, MODE_PAE, STEP_DATA, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
@@ -28,12 +31,42 @@ cdef enum:
 
 cdef int walk_silent(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w) noexcept nogil:
     if e == NULL:
-        return guest_walk(m, g, NULL, la, acc, w, NULL)
-    return guest_walk(m, g, e, la, acc, w, NULL)
+        return guest_walk(m, g, NULL, NULL, la, acc, w, NULL)
+    return guest_walk(m, g, e, NULL, la, acc, w, NULL)
+
+
+cdef int with_caches(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
+                     Steps *steps) noexcept nogil:
+    if e == NULL:
+        return guest_walk(m, g, NULL, c, la, acc, w, steps)
+    return guest_walk(m, g, e, c, la, acc, w, steps)
+
+
+cdef int walk_cached(Mem *m, const Paging *g, const Ept *e, Tlb *t, uint64_t la, int acc, Walk *w,
+                     Steps *steps) noexcept nogil:
+    # A walk that fails after it used what was cached is made again from memory (tlb.md §1.1). Its references count
+    # where it succeeds; a processor that fails at once has made those of the first walk alone.
+    cdef Cached c
+    cdef uint32_t guest_refs, ept_refs, ad_writes
+    c.tlb = t
+    c.look = True
+    c.used = False
+    if with_caches(m, g, e, &c, la, acc, w, steps) == FAULT_NONE or not c.used:
+        return w.fault
+    guest_refs = w.guest_refs
+    ept_refs = w.ept_refs
+    ad_writes = w.ad_writes
+    c.look = False
+    if with_caches(m, g, e, &c, la, acc, w, steps):
+        w.guest_refs = w.ept_refs = 0
+    w.guest_refs += guest_refs
+    w.ept_refs += ept_refs
+    w.ad_writes += ad_writes
+    return w.fault
 
 
 cdef int walk_steps(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w, Steps *steps) noexcept nogil:
-    return guest_walk(m, g, e, la, acc, w, steps)
+    return guest_walk(m, g, e, NULL, la, acc, w, steps)
 
 
 cdef int load_pdptes(Mem *m, Paging *g, const Ept *e, Walk *w, Steps *steps) noexcept nogil:
@@ -45,7 +78,7 @@ cdef int load_pdptes(Mem *m, Paging *g, const Ept *e, Walk *w, Steps *steps) noe
     cdef int i, fault
     memset(w, 0, sizeof(Walk))
     if e != NULL:
-        fault = ept_walk(m, e, gpa, NEED_R, True, 0, 3, &leaf, w, steps)
+        fault = ept_walk(m, e, NULL, gpa, NEED_R, True, 0, 3, &leaf, w, steps)
         if fault:
             return fault
         hpa = leaf.hpa
@@ -157,7 +190,8 @@ cdef class WalkResult:
         return f"<walk {self.la:#x}: {self.fault.name}, {len(self.steps)} steps>"
 
 
-def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="r", eptp=None, set_ad=False):
+def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="r", eptp=None, set_ad=False,
+         TLB tlb=None):
     """Translate one linear address and report every memory reference.
 
     :param mem: host physical memory. :param state: registers. :param va: linear address: an integer of 64 bits, or the
@@ -166,6 +200,8 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
     :param set_ad: False: a query, with the outcome that the access would have and memory left as it is. True: an
         access, which sets accessed and dirty flags in memory (paging.md §6, ept.md §7).
+    :param tlb: a :class:`~fastmmu._tlb_py.TLB` whose paging-structure caches and guest-physical mappings the walk uses
+        and fills, in the context that it has in force; needs set_ad=True. None: no caches.
     :returns: :class:`WalkResult` with ``.pa``, ``.fault``, ``.steps``.
     :raises StateError: an address, access or EPTP that is none. :raises BusError: a root table outside memory.
     """
@@ -177,6 +213,11 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     cdef int acc = access_code(access)
     cdef uint64_t la = linear_address(va)
     cdef int fault = prepare(mem, state, eptp, set_ad, True, &paging, &ept, &result.walk)
+    cdef Tlb *caches = NULL
+    if tlb is not None:
+        if not set_ad:
+            raise StateError("a walk that fills caches is an access: pass set_ad=True with tlb=")
+        caches = tlb.t
     if eptp is not None:
         e = &ept
     if paging.mode < MODE_4:
@@ -184,7 +225,10 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     steps.n = 0
     if not fault:
         with nogil:
-            walk_steps(&mem.mem, &paging, e, la, acc, &result.walk, &steps)
+            if caches != NULL:
+                walk_cached(&mem.mem, &paging, e, caches, la, acc, &result.walk, &steps)
+            else:
+                walk_steps(&mem.mem, &paging, e, la, acc, &result.walk, &steps)
     if not result.walk.fault:
         result.mt = effective_type(&paging, &state.mtrrs.state, &result.walk, e != NULL)
     return finish(result, la, access, &steps)
@@ -236,7 +280,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
     steps.n = 0
     memset(&result.walk, 0, sizeof(Walk))
     with nogil:
-        fault = ept_walk(&mem.mem, &ept, target, need, us, bits, 0, &leaf, &result.walk, &steps)
+        fault = ept_walk(&mem.mem, &ept, NULL, target, need, us, bits, 0, &leaf, &result.walk, &steps)
     result.walk.fault = fault
     result.walk.pa = ONES
     if not fault:

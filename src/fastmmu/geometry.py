@@ -17,13 +17,14 @@ icelake        I 128/8 + 2M 16 fa; loads 64/4 + 2M 32/4 + 1G 8 fa, stores 16 fa 
 zen1           I 64 fa (all) + 512/8; D 64 fa (all) + 1536/12; 1G cached as 2M in the second level; 64 fa
 zen2, zen3     I 64 fa (all) + 512/8; D 64 fa (all) + 2048/16; 1G as 2M; 64 fa
 zen4           I 64 fa (all) + 512/8; D 72 fa (all) + 3072/24; 1G as 2M; 64 fa
+strict         no processor: keeps everything that the architecture lets it keep, and forgets what it must
 =============  ==========================================================================================
 
 Sources: the vendors' optimization manuals as quoted in public, WikiChip, CPUID leaf 2 descriptors. Unverified: every
 size of a paging-structure cache (the vendors publish none; Intel's are estimates of the literature), the same sizes
-taken for the walks of EPT tables, guest-physical mappings sharing the second level on Intel and 64 entries of their
-own on AMD, core2's and nehalem's large-page arrays, the page sizes of AMD's second level for instructions. True LRU
-is a choice, too; real second levels approximate it.
+taken for the walks of EPT tables, the 64 entries of guest-physical mappings (``gpm="shared"`` puts them into the
+second level, where they displace others), core2's and nehalem's large-page arrays, the page sizes of AMD's second
+level for instructions. True LRU is a choice, too; real second levels approximate it.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     :param psc, epsc: paging-structure caches of guest (or native) tables and of EPT tables.
     :param gpm: guest-physical mappings live in the second level ("shared"), in an array of their own, or nowhere.
     :param replacement: policy of first and second level; that of the other arrays is LRU.
+    :param unbounded: no entry makes room for another, the arrays grow: entries go by invalidation alone.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     epsc: tuple[Array, ...] = ()
     gpm: Literal["shared", "off"] | Array = "off"
     replacement: tuple[Policy, Policy] = ("lru", "lru")
+    unbounded: bool = False
 
     def __post_init__(self) -> None:
         for level, units in enumerate(((self.l1i, self.l1d, self.l1s), (self.l2, self.l2i))):
@@ -102,6 +105,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
             _check_unit(self.name, arrays, "lru", first=False, sizes=TABLES)
         if isinstance(self.gpm, Array):
             _check_unit(self.name, (self.gpm,), "lru", first=False)
+        if self.unbounded and "plru" in self.replacement:
+            raise ConfigError(f"TLB {self.name!r}: nothing is replaced where arrays grow; leave replacement at lru")
         if not self.l1i or not self.l1d:
             raise ConfigError(f"TLB {self.name!r}: a first level without arrays; give l1i and l1d one of 4k each")
 
@@ -178,7 +183,7 @@ def _intel(
     name: str, l1i: tuple[Array, ...], l1d: tuple[Array, ...], *l2: Array, l1s: tuple[Array, ...] = ()
 ) -> Geometry:
     psc = _intel_psc(2, 4, 32)
-    return Geometry(name=name, l1i=l1i, l1d=l1d, l1s=l1s, l2=l2, psc=psc, epsc=psc, gpm="shared")
+    return Geometry(name=name, l1i=l1i, l1d=l1d, l1s=l1s, l2=l2, psc=psc, epsc=psc, gpm=_a("64/fa", *PAGES))
 
 
 def _amd(name: str, l1d: str, l2: str) -> Geometry:
@@ -237,6 +242,16 @@ PRESETS: dict[str, Geometry] = {
         _amd("zen2", "64/fa", "2048/16"),
         _amd("zen3", "64/fa", "2048/16"),
         _amd("zen4", "72/fa", "3072/24"),
+        Geometry(
+            name="strict",
+            l1i=(_a("1024/16", *PAGES),),
+            l1d=(_a("1024/16", *PAGES),),
+            l2=(_a("1024/16", *PAGES),),
+            psc=(_a("256/16", *TABLES),),
+            epsc=(_a("256/16", *TABLES),),
+            gpm=_a("1024/16", *PAGES),
+            unbounded=True,
+        ),
     )
 }
 
@@ -257,6 +272,7 @@ def geometry(
     l1i: str | None = None,
     stlb: str | None = None,
     replacement: str | tuple[str, str] | None = None,
+    walk_caches: bool = True,
 ) -> Geometry:
     """A preset with some of its arrays replaced.
 
@@ -264,6 +280,7 @@ def geometry(
     :param l1d, l1i, stlb: "entries/ways" of the array that holds 4K pages; it goes on holding whatever else the
         preset's does. ``stlb="none"``: no second level.
     :param replacement: "lru" or "plru" for both levels, or one for each, as ("lru", "plru") or "lru,plru".
+    :param walk_caches: False: no paging-structure caches and no guest-physical mappings, each walk starts at the root.
     :raises ConfigError: an unknown preset, an impossible array, an unknown policy.
     """
     if isinstance(preset, Geometry):
@@ -274,13 +291,13 @@ def geometry(
         near = difflib.get_close_matches(str(preset).lower(), PRESETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"TLB preset {preset!r} is unknown; {hint}choose from {', '.join(PRESETS)}")
-    changes: dict[str, object] = {}
+    changes: dict[str, object] = {} if walk_caches else {"psc": (), "epsc": (), "gpm": "off"}
     if l1d is not None:
         changes["l1d"] = _replaced(found.l1d, l1d, "l1d")
     if l1i is not None:
         changes["l1i"] = _replaced(found.l1i, l1i, "l1i")
     if stlb is not None and str(stlb).strip().lower() in ("none", "0"):
-        changes |= {"l2": (), "l2i": (), "gpm": "off" if found.gpm == "shared" else found.gpm}
+        changes |= {"l2": (), "l2i": (), "gpm": "off" if found.gpm == "shared" or not walk_caches else found.gpm}
     elif stlb is not None:
         changes["l2"] = _replaced(found.l2, stlb, "stlb")
     if replacement is not None:

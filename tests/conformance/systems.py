@@ -3,6 +3,7 @@
     addresses     the physical address of every access
     page_faults   every #PF: that it is one, its error code and CR2
     tables        every entry of every page table at the end, accessed and dirty flags too
+    uses          in strict modes: every use of a cached translation is backed by memory
 
 Nothing is masked. The trace leaves out some fetches of the second page of an instruction that crosses pages, and those
 of the first instructions; a replay does what is recorded, so neither shows.
@@ -26,9 +27,11 @@ __all__ = ["MODES", "any_data", "data_directory", "reports", "run", "sample_dire
 
 MODES = {
     "hardware": Config(),
+    "strict": Config(tlb="strict", find_missing_flushes=True),
     "hardware_ept": Config(mmu="ept", vpid=True),
+    "strict_ept": Config(mmu="ept", vpid=True, tlb="strict", find_missing_flushes=True),
 }
-"""Mode of the TLB, natively and over EPT."""
+"""Mode of the TLB, natively and over EPT. A strict one has every use of a cached translation compared with memory."""
 
 
 def sample_directory() -> Path:
@@ -54,7 +57,7 @@ def any_data(directory: Path) -> bool:
     return bool(traces(directory))
 
 
-def reports(path: Path, mode: str, only: str = "") -> tuple[list[Report], float, int]:
+def reports(path: Path, mode: str) -> tuple[list[Report], float, int]:
     """What a replay came to: reports, seconds of the replay, accesses."""
     trace = read_trace(path)
     if not isinstance(trace, SystemTrace):
@@ -69,7 +72,9 @@ def reports(path: Path, mode: str, only: str = "") -> tuple[list[Report], float,
         Report(f"{trace.name}/{mode}/page_faults", found.page_faults, kinds["no fault"] + kinds["fault"]),
         Report(f"{trace.name}/{mode}/tables", found.entries or 0, found.different or 0),
     ]
-    made[0].examples = found.examples
+    made[0].examples = [*found.examples, *map(str, found.stale)]
+    if found.uses_compared:
+        made.append(Report(f"{trace.name}/{mode}/uses", found.uses_compared, found.stale_uses))
     if found.entries is None:
         made[2].not_compared["the trace does not say how its page tables end"] = found.tables
     return made, found.seconds, found.accesses

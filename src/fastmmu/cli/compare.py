@@ -27,6 +27,7 @@ examples:
   fastmmu compare app.lackey.xz --schemes native,ept,ept+vpid --pages 4k,2m,thp
   fastmmu compare a.lackey b.lackey --switch-every 20000 --exit-every 5000
   fastmmu compare app.arrow --limit 10M --tlb haswell --stlb 1024/8 --csv results.csv
+  fastmmu compare app.arrow --explain                    what each TLB did, and what flushes cost
   fastmmu compare app.arrow --generation prescott        what it would have cost in 2005
   fastmmu compare app.lackey.xz --tpr flexpriority       a guest with an APIC, and Windows XP's traffic to it
 
@@ -66,6 +67,11 @@ def add(commands: Any) -> None:
         metavar="LIST",
         help="guest pages: 4k (the default), 2m, thp (4 KB, collapsed into 2 MB where dense); each with every scheme",
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="also what each TLB did: hits by structure and page size, what each kind of flush took, and its refills",
+    )
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser)
     shared.add_files(parser)
@@ -76,7 +82,7 @@ def add(commands: Any) -> None:
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.cli.simulation import Session, label
-    from fastmmu.report import comparison
+    from fastmmu.report import comparison, explain
     from fastmmu.study import configurations
 
     configs = configurations(options.schemes, options.pages, **shared.config_fields(options))
@@ -89,6 +95,8 @@ def handle(options: argparse.Namespace) -> int:
         if not shared.to_stdout(options):
             text = comparison(results, width=terminal.width(), colour=terminal.colour(), not_run=not_run)
             terminal.say(text + "\n")
+            if options.explain:
+                terminal.say(explain(results, colour=terminal.colour()) + "\n")
         if session.interrupted:
             break
     shared.write_files(options, session.results)

@@ -24,6 +24,7 @@ __all__ = [
     "add_quiet",
     "add_tlb",
     "add_traces",
+    "add_watch",
     "check_files",
     "config_fields",
     "cost_model",
@@ -195,13 +196,25 @@ def add_memory(group: Any) -> None:
     )
 
 
+def add_watch(group: Any) -> None:
+    """--find-missing-flushes."""
+    group.add_argument(
+        "--find-missing-flushes",
+        action="store_true",
+        help="compare every use of a cached translation with memory, with a TLB that keeps all it may (--tlb strict)",
+    )
+
+
 def add_tlb(parser: argparse.ArgumentParser) -> None:
     """--tlb and the sizes of its arrays."""
     tlb = parser.add_argument_group("the TLB")
-    tlb.add_argument("--tlb", metavar="PRESET", help="skylake (the default), haswell, nehalem, zen2, ...")
+    tlb.add_argument(
+        "--tlb", metavar="PRESET", help="skylake (the default), haswell, zen2, ...; strict: as much as any may keep"
+    )
     tlb.add_argument("--l1d", metavar="E/W", help="entries/ways of the 4 KB array for data, as in 64/4")
     tlb.add_argument("--l1i", metavar="E/W", help="the same for instructions")
     tlb.add_argument("--stlb", metavar="E/W", help="the same of the second level")
+    tlb.add_argument("--no-walk-caches", action="store_true", help="each walk starts at the root")
     tlb.add_argument("--replacement", choices=("lru", "plru"), help="true LRU (the default) or tree-PLRU")
 
 
@@ -211,6 +224,10 @@ def config_fields(options: argparse.Namespace) -> dict[str, Any]:
     if isinstance(given["host_pages"], int):
         given["exit_pages"] = given.pop("host_pages")
     fields = {name: value for name, value in given.items() if value is not None and value is not False}
+    if getattr(options, "no_walk_caches", False):
+        fields["walk_caches"] = False
+    if getattr(options, "find_missing_flushes", False):
+        fields |= {"find_missing_flushes": True, "tlb": fields.get("tlb", "strict")}
     if traffic := _traffic(options):
         from fastmmu.trace.tpr import PROFILES
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OMISSIONS", "add", "handle"]
 
-OMISSIONS = ("cr3", "stores")
+OMISSIONS = ("cr3", "stores", "cr3_flush", "invlpg", "invpcid", "page_fault")
 
 _DESCRIPTION = """\
 Carries out each record of a system trace: accesses through TLB and walk of the guest's own tables, stores to these
@@ -28,11 +28,14 @@ examples:
   fastmmu replay linux.rec.zst
   fastmmu replay linux.rec.zst --mmu ept --vpid --tlb haswell
   fastmmu replay linux.rec.zst --schemes            native, shadow, EPT, each with its variants, and dirty logs
-  fastmmu replay linux.rec.zst --omit stores        what stores to page tables are good for, in mismatches
+  fastmmu replay linux.rec.zst --omit invlpg,stores        what these are good for, in mismatches
+  fastmmu replay linux.rec.zst --omit invlpg --find-missing-flushes        and which uses are stale, and why
 
-what --omit takes, a run each:
-  cr3       writes to CR3
-  stores    stores to page tables
+what --omit takes, a run each (with --tlb strict, unless one is named):
+  cr3         writes to CR3
+  stores      stores to page tables
+  cr3_flush   the invalidations of CR3 writes without bit 63
+  invlpg, invpcid, page_fault        the invalidations of these
 """
 
 
@@ -56,6 +59,7 @@ def add(commands: Any) -> None:
     scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), default="native", help="default: native")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_memory(scheme)
+    shared.add_watch(scheme)
     shared.add_tlb(parser)
     shared.add_quiet(parser)
     parser.set_defaults(handler=handle)
@@ -69,7 +73,10 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.trace import read_trace
     from fastmmu.trace.system import SystemTrace
 
-    config = Config(mmu=options.mmu, vpid=options.vpid, **shared.config_fields(options))
+    fields = shared.config_fields(options)
+    if options.omit:
+        fields.setdefault("tlb", "strict")
+    config = Config(mmu=options.mmu, vpid=options.vpid, **fields)
     wrong = 0
     for name in options.traces:
         trace = read_trace(name)
@@ -87,7 +94,7 @@ def handle(options: argparse.Namespace) -> int:
                     report(trace.name, trace.progress(), replay.records)
             found = replay.result()
             terminal.say("\n".join(_lines(trace.name, replay, found, omission)))
-            wrong += found.wrong
+            wrong += found.wrong + found.stale_uses
     return 1 if wrong else 0
 
 
@@ -102,7 +109,7 @@ def _schemes(trace: SystemTrace, options: argparse.Namespace) -> int:
 
 
 def _lines(name: str, replay: Replay, found: Replayed, omission: str | None) -> list[str]:
-    config = replay.machine.config
+    config, watched = replay.machine.config, bool(found.uses_compared)
     without = f" without {omission}" if omission else ""
     speed = found.accesses / found.seconds / 1e6 if found.seconds else 0.0
     return [
@@ -110,4 +117,6 @@ def _lines(name: str, replay: Replay, found: Replayed, omission: str | None) -> 
         f"  {found.line()}",
         f"  {found.seconds:.2f} s, {speed:.1f} million accesses a second",
         *(f"    {example}" for example in found.examples[:5]),
+        *([f"  {found.stale_uses:,} of {found.uses_compared:,} uses of translations are stale"] * watched),
+        *(f"    {stale}" for stale in found.stale[:5]),
     ]

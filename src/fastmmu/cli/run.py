@@ -34,6 +34,7 @@ def add(commands: Any) -> None:
     scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), default="native", help="default: native")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     scheme.add_argument("--pages", choices=("4k", "2m", "thp"), default="4k", help="guest pages; default: 4k")
+    shared.add_watch(scheme)
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser)
     shared.add_files(parser)

@@ -53,6 +53,8 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     l1i: str | None = None
     stlb: str | None = None
     replacement: Literal["lru", "plru"] = "lru"
+    walk_caches: bool = True
+    find_missing_flushes: bool = False
     pcid: bool = False
     memory: int | str = "64G"
     exit_every: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -92,8 +94,12 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param guest_ad_checked: see :class:`fastmmu.Eptp`; False: the processor is Bochs'.
     :param eager_page_split, nx_huge_pages, mmio_caching: KVM's module parameters of these names.
     :param premapped: all tables stand before the first access: no faults, no kernel accesses, no exits to build.
-    :param tlb: preset of the TLB geometry (tlb.md §9). :param l1d, l1i, stlb: "entries/ways" of the 4 KB arrays, in
+    :param tlb: preset of the TLB geometry (tlb.md §9); ``"strict"`` keeps all that the architecture lets a processor
+        keep, and forgets what it must. :param l1d, l1i, stlb: "entries/ways" of the 4 KB arrays, in
         place of the preset's. :param replacement: ``"lru"`` or ``"plru"``, at both levels.
+    :param walk_caches: paging-structure caches and, under EPT, cached guest-physical mappings shorten the walks.
+    :param find_missing_flushes: compare every use of a cached translation with memory; needs ``tlb="strict"``. What is
+        found: ``Machine.missing_flushes``, and the counters ``stale_uses`` and ``uses_compared``.
     :param pcid: the guest kernel gives each process a PCID and loads CR3 without flushing.
     :param memory: guest memory, bytes or text such as "64G"; only address space, nothing is allocated for it.
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
@@ -115,6 +121,11 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             msgspec.convert(msgspec.structs.asdict(self), _Fields)
         except msgspec.ValidationError as error:
             raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
+        if self.find_missing_flushes and self.tlb != "strict":
+            raise ConfigError(
+                f"Config: find_missing_flushes with tlb={self.tlb!r}, which forgets more than it must and hides what "
+                'is missing; use tlb="strict"'
+            )
         if not 1 << 26 <= parse_bytes(self.memory) <= 1 << 45:
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
         if 0 < self.table_pages < 16:

@@ -13,14 +13,24 @@ import numpy.typing as npt
 from fastmmu._machine import Machine
 from fastmmu._replay import KINDS, SystemReplay
 from fastmmu._state import GuestState
+from fastmmu._watch import StaleUse
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.policy import Policy
 
-__all__ = ["Replay", "Replayed", "SystemSource"]
+__all__ = ["OMISSIONS", "Replay", "Replayed", "SystemSource"]
 
 MAXPHYADDR = 40  # of the processors that the traces' emulator models
 EXAMPLES = 16
+RECORDS = ("cr3", "stores")
+INVALIDATIONS = {
+    "cr3_flush": ("cr3",),
+    "invlpg": ("invlpg",),
+    "invpcid": ("invpcid_0", "invpcid_1", "invpcid_2", "invpcid_3"),
+    "page_fault": ("page_fault",),
+}
+OMISSIONS = (*RECORDS, *INVALIDATIONS)
+"""What a replay can leave out: writes to CR3, stores to page tables; and invalidations, by what they come with."""
 
 
 class Rows(Protocol):
@@ -54,6 +64,8 @@ class Replayed:
     physical ``address``, ``faulted`` where the trace did not, ``no fault`` where it did, another ``fault``);
     ``tables``: page tables; ``entries`` of them compared at the end, and ``different`` ones among these, both None
     where the trace does not say; ``examples`` of what differs, in words; ``seconds`` of the replay itself.
+    With ``Config(find_missing_flushes=True)``: ``uses_compared`` with memory, ``stale_uses`` among them, the first of
+    these in ``stale``.
     """
 
     records: int
@@ -67,6 +79,9 @@ class Replayed:
     tables: int
     seconds: float
     examples: list[str] = field(default_factory=list)
+    uses_compared: int = 0
+    stale_uses: int = 0
+    stale: list[StaleUse] = field(default_factory=list)
 
     @property
     def wrong(self) -> int:
@@ -91,7 +106,8 @@ class Replay:
     """One replay, fed chunk by chunk.
 
     :param source: the trace. :param config: scheme and TLB; its guest kernel steps aside.
-    :param omit: what to leave out, to see what goes wrong: "cr3" (writes to CR3), "stores" (stores to page tables).
+    :param omit: what to leave out, to see what goes wrong: "cr3" (writes to CR3), "stores" (stores to page tables), or
+        the invalidations of "cr3_flush" (CR3 writes), "invlpg", "invpcid", "page_fault".
     :param policy: overrides handlers of VM exits. :param maxphyaddr: physical-address width of the processor.
     :raises ConfigError: a configuration that a system trace cannot run under. :raises TraceError: a bad trace.
     """
@@ -114,7 +130,11 @@ class Replay:
         self.machine = Machine(config, policy=policy, guest_kernel=False, state=state)
         self.records = 0
         self.seconds = 0.0
-        self._replay = SystemReplay(self.machine, state, omit=omit)
+        for name in omit:
+            if name not in OMISSIONS:
+                raise ConfigError(f"{name!r} cannot be left out; choose from {', '.join(OMISSIONS)}")
+        self.machine.tlb.omit = {cause for name in omit for cause in INVALIDATIONS.get(name, ())}
+        self._replay = SystemReplay(self.machine, state, omit=[name for name in omit if name in RECORDS])
 
     def feed(self, chunk: Rows) -> None:
         """Carry out the records of a chunk.
@@ -140,6 +160,7 @@ class Replay:
         :param tables: the trace is at its end, and the page tables are compared with what it says of them.
         """
         counted = self._replay.counters()
+        missing = self.machine.missing_flushes
         examples = [_words(*example) for example in self._replay.examples()]
         entries, different = self._final(examples) if tables else (None, None)
         return Replayed(
@@ -154,6 +175,9 @@ class Replay:
             tables=counted["tables"],
             seconds=self.seconds,
             examples=examples,
+            uses_compared=missing.uses if missing else 0,
+            stale_uses=missing.found if missing else 0,
+            stale=missing.examples() if missing else [],
         )
 
     def _final(self, examples: list[str]) -> tuple[int | None, int | None]:

@@ -41,7 +41,8 @@ class Result:
     ========================  ===========================================================================
 
     ``.cycles``: modelled cycles in total; ``.cycles_by``: dict of cause -> cycles. ``.seconds``: wall time of the
-    simulation itself. ``.config``: the :class:`Config`. ``.complete``: False where the run was interrupted.
+    simulation itself. ``.tlb``: what each structure of the TLB did, see :meth:`fastmmu._tlb_py.TLB.counters`.
+    ``.config``: the :class:`Config`. ``.complete``: False where the run was interrupted.
     """
 
     config: Config
@@ -52,6 +53,7 @@ class Result:
     trace: str = ""
     complete: bool = True
     notes: tuple[str, ...] = field(default=())
+    tlb: dict[str, Any] = field(default_factory=dict)
 
     @property
     def cycles_per_access(self) -> float:
@@ -75,6 +77,7 @@ class Result:
             "scheme": self.config.name,
             "complete": self.complete,
             "counters": self.counters,
+            "tlb": self.tlb,
             "cycles": self.cycles,
             "cycles_by": self.cycles_by,
             "cycles_per_access": self.cycles_per_access,

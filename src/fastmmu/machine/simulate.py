@@ -93,6 +93,7 @@ def result_of(
         trace=trace,
         complete=complete,
         notes=notes,
+        tlb=machine.tlb.counters(),
     )
 
 

@@ -9,6 +9,7 @@ is checked, nothing more), the paging-write and guest-paging-verification contro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..dtypes import StepKind
 from ..errors import StateError
@@ -219,19 +220,34 @@ def update_violation(ept: Ept, gpa: int, why: GpaReference, leaf: GpaLeaf) -> Ep
     return violation(ept, gpa, update, leaf.rights, leaf.entry)
 
 
-def _allowed(ept: Ept, why: GpaReference, rights: int) -> bool:
+def allowed(ept: Ept, why: GpaReference, rights: int) -> bool:
+    """May the reference be made with these rights (ept.md §4)?"""
     if why.fe and not rights & (EXECUTE_USER if ept.mbec and why.us else EXECUTE):
         return False
     return not (why.rd and not rights & READ) and not (why.wr and not rights & WRITE)
 
 
-def translate(run: Run, ept: Ept, gpa: int, why: GpaReference) -> GpaLeaf:
+class GpaCaches(Protocol):
+    """Caches of a walk, see :class:`fastmmu.reference.caching.Caching`."""
+
+    def find_mapping(self, ept: Ept, gpa: int, why: GpaReference) -> GpaLeaf | None: ...
+    def find_ept_table(self, ept: Ept, gpa: int) -> tuple[int, int, int] | None: ...
+    def keep_ept_table(self, gpa: int, level: int, entry: int, rights: int) -> None: ...
+    def keep_mapping(self, gpa: int, leaf: GpaLeaf) -> None: ...
+
+
+def translate(run: Run, ept: Ept, gpa: int, why: GpaReference, caches: GpaCaches | None = None) -> GpaLeaf:
     """Translate one guest-physical address; every way it can fail ends the run (ept.md §4)."""
     all_rights = READ | WRITE | EXECUTE | (EXECUTE_USER if ept.mbec else 0)
     if ept.levels == 4 and gpa >> 48:
         raise Ended(violation(ept, gpa, why, 0, None))
-    rights, table, used = all_rights, ept.root, []
-    for level in range(ept.levels, 0, -1):
+    top, table, rights = ept.levels, ept.root, all_rights
+    if caches is not None:
+        if cached := caches.find_mapping(ept, gpa, why):
+            return cached
+        top, table, rights = caches.find_ept_table(ept, gpa) or (top, table, rights)
+    used, passed = [], []
+    for level in range(top, 0, -1):
         hpa = table + 8 * (gpa >> (12 + 9 * (level - 1)) & 0x1FF)
         entry = run.read(hpa, 8, gpa=gpa, kind=StepKind.EPT, level=level, guest_level=why.guest_level)
         rights &= entry
@@ -243,12 +259,18 @@ def translate(run: Run, ept: Ept, gpa: int, why: GpaReference) -> GpaLeaf:
         if is_leaf(entry, level):
             break
         table = entry & ept.frame
+        passed.append((level, entry, rights))
     # `level` and `entry` are now those of the leaf; permission is judged only here.
-    if not _allowed(ept, why, rights) and not _sub_page_allows(run, ept, gpa, why, rights, entry, level):
+    if not allowed(ept, why, rights) and not _sub_page_allows(run, ept, gpa, why, rights, entry, level):
         raise Ended(violation(ept, gpa, why, rights, entry))
     dirty = _set_accessed_dirty(run, ept, gpa, why, used) if ept.ad else 1
     offset = bits(12 + 9 * (level - 1) - 1, 0)
-    return GpaLeaf(entry & ept.frame & ~offset | gpa & offset, level, rights, entry, dirty)
+    leaf = GpaLeaf(entry & ept.frame & ~offset | gpa & offset, level, rights, entry, dirty)
+    if caches is not None:
+        for upper in passed:
+            caches.keep_ept_table(gpa, *upper)
+        caches.keep_mapping(gpa, leaf)
+    return leaf
 
 
 def _sub_page_allows(run: Run, ept: Ept, gpa: int, why: GpaReference, rights: int, leaf: int, level: int) -> bool:

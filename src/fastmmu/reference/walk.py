@@ -16,7 +16,9 @@ from ..dtypes import StepKind
 from ..errors import StateError
 from ..ops import Op
 from . import guest
-from .ept import WRITE, Ept, GpaLeaf, GpaReference, translate, update_violation
+from .caching import Caching
+from .ept import READ, WRITE, Ept, GpaLeaf, GpaReference, translate, update_violation
+from .invalidations import Tlb
 from .memory import Memory
 from .memtype import ept_access_type, guest_access_type
 from .outcome import GeneralProtection, Mapped, Outcome, PageFault, PdptesLoaded
@@ -51,11 +53,14 @@ class _Entry:
 class _Walk:
     """One walk; the methods are its phases, in order."""
 
-    def __init__(self, run: Run, state: State, la: int, access: Op, ept: Ept | None) -> None:
-        self.run, self.state, self.access, self.ept = run, state, access, ept
+    def __init__(
+        self, run: Run, state: State, la: int, access: Op, ept: Ept | None, caches: Caching | None = None
+    ) -> None:
+        self.run, self.state, self.access, self.ept, self.caches = run, state, access, ept, caches
         self.la = state.linear(la)
         self.rights = guest.Rights()
         self.used: list[_Entry] = []
+        self.uncached: list[tuple[int, int, tuple[int, int, int], bool]] = []  # until A is set
 
     def fault(self, *, present: bool, reserved: bool = False, key: bool = False) -> Ended:
         code = guest.page_fault_code(self.state, self.access, present=present, reserved=reserved, key=key)
@@ -92,12 +97,22 @@ class _Walk:
         """From the root to the leaf: each entry present and well-formed, rights gathered."""
         table = self.top_table()
         size = guest.entry_size(self.state)
-        for level in range(self.state.levels, 0, -1):
+        top, cached = self.state.levels, None
+        if self.caches is not None and self.state.mode is not Mode.LEGACY32:
+            cached = self.caches.find_table(self.la, self.state.levels)
+        if cached:
+            top, table, self.rights = cached.level, cached.table, cached.rights
+        for level in range(top, 0, -1):
             gpa = table + size * guest.index_of(self.state, self.la, level)
             ept_leaf = None
-            if self.ept is not None:
-                ept_leaf = translate(self.run, self.ept, gpa, GpaReference.of_structure(self.ept, self.la, level))
+            if cached and level == top:
+                ept_leaf = GpaLeaf(gpa, 1, READ | WRITE * cached.writable, 0, 1)
+            elif self.ept is not None:
+                why = GpaReference.of_structure(self.ept, self.la, level)
+                ept_leaf = translate(self.run, self.ept, gpa, why, self.caches)
             hpa = gpa if ept_leaf is None else ept_leaf.hpa
+            if level < top:
+                self.reached(hpa, level + 1, ept_leaf is not None and bool(ept_leaf.rights & WRITE))
             value = self.run.read(hpa, size, gpa=gpa, kind=StepKind.GUEST, level=level, guest_level=level)
             if not value & guest.PRESENT:
                 raise self.fault(present=False)
@@ -110,6 +125,16 @@ class _Walk:
             if self.state.upper_a == "eager":
                 self.set_flags(self.used[-1], guest.ACCESSED)
             table = guest.table_of(self.state, value)
+
+    def reached(self, hpa: int, level: int, writable: bool) -> None:
+        """The table behind the entry of `level` was found: that is cached, but not before A is set in all of them."""
+        if self.caches is None or self.state.mode is Mode.LEGACY32:
+            return
+        found = level, hpa, (self.rights.us, self.rights.rw, self.rights.xd), writable or self.ept is None
+        if self.uncached or (self.state.upper_a == "lazy" and not self.used[-1].value & guest.ACCESSED):
+            self.uncached.append(found)
+        else:
+            self.caches.keep_table(self.la, *found)
 
     def set_flags(self, entry: _Entry, flags: int) -> int:
         """Set A (and D) of a guest entry; without EPT A/D flags that takes EPT write permission of its own."""
@@ -132,6 +157,8 @@ class _Walk:
         """A in the upper entries that still lack it, top-down, then A and D in the leaf. Returns the leaf."""
         for entry in self.used[:-1]:
             self.set_flags(entry, guest.ACCESSED)
+            if self.caches is not None and self.uncached and self.uncached[0][0] == entry.level:
+                self.caches.keep_table(self.la, *self.uncached.pop(0))
         dirty = guest.DIRTY if guest.is_write(self.access) else 0
         return self.set_flags(self.used[-1], guest.ACCESSED | dirty)
 
@@ -140,7 +167,7 @@ class _Walk:
         if self.ept is None:
             return gpa, None
         why = GpaReference.of_access(self.access, self.la, us=self.rights.us, rw=self.rights.rw, xd=self.rights.xd)
-        ept_leaf = translate(self.run, self.ept, gpa, why)
+        ept_leaf = translate(self.run, self.ept, gpa, why, self.caches)
         return ept_leaf.hpa, ept_leaf
 
     def mapped(self, gpa: int, leaf: int | None, hpa: int, ept_leaf: GpaLeaf | None) -> Mapped:
@@ -174,7 +201,14 @@ class _Walk:
 
 
 def walk(
-    mem: Memory, state: State, la: int, access: str | Op, *, ept: Ept | None = None, write: bool = True
+    mem: Memory,
+    state: State,
+    la: int,
+    access: str | Op,
+    *,
+    ept: Ept | None = None,
+    write: bool = True,
+    tlb: Tlb | None = None,
 ) -> Outcome:
     """Translate linear address `la` for an access of kind r, w, rw or x.
 
@@ -184,10 +218,23 @@ def walk(
 
     Where a guest A or D flag has to be set in a page that EPT maps read-only (EPT A/D off) the violation reports
     bits 0 and 1 of the qualification; bit 0 is a don't-care of the architecture (ept.md §4 [C]).
+
+    `tlb`: its paging-structure caches and guest-physical mappings are used and filled, in its context in force. A walk
+    that fails after it used one is made again without; the steps of both are listed.
     """
     run = Run(mem, ept.pml if ept else None)
-    body = _Walk(run, state, la, access_of(access), ept)
-    return conclude(run, body.outcome, write=write)
+    caches = None if tlb is None else Caching(tlb)
+
+    def body() -> Outcome:
+        try:
+            return _Walk(run, state, la, access_of(access), ept, caches).outcome()
+        except Ended:
+            if caches is None or not caches.used:
+                raise
+        caches.look = False
+        return _Walk(run, state, la, access_of(access), ept, caches).outcome()
+
+    return conclude(run, body, write=write)
 
 
 def load_pdptes(mem: Memory, cr3: int, *, maxphyaddr: int = 52, ept: Ept | None = None, write: bool = True) -> Outcome:

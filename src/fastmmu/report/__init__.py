@@ -2,6 +2,7 @@
 
     Result ─┬─ rows ──── CSV, JSON, Parquet   (files)
             ├─ compare ─ one table, a row a scheme, and why   (table, why)
+            ├─ explain ─ what each TLB did, and what flushes cost
             └─ single ── all counters of one run
     steps of a walk ──── walkview   (words)
 
@@ -11,8 +12,9 @@ Imports results and the cost model, never a kernel.
 from __future__ import annotations
 
 from fastmmu.report.compare import comparison
+from fastmmu.report.explain import explain
 from fastmmu.report.files import save
 from fastmmu.report.rows import rows, slowdowns
 from fastmmu.report.single import single
 
-__all__ = ["comparison", "rows", "save", "single", "slowdowns"]
+__all__ = ["comparison", "explain", "rows", "save", "single", "slowdowns"]
