@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from fastmmu._tlb_py import TLB
 from fastmmu.geometry import Geometry
+from fastmmu.geometry import geometry as _geometry
 from fastmmu.reference.invalidations import Tlb
 
 __all__ = ["KINDS", "MODES", "AnyTlb", "make_tlb"]
 
 AnyTlb = TLB | Tlb
 KINDS: tuple[type[AnyTlb], ...] = (TLB, Tlb)
-MODES = ("hardware",)  # a mode that keeps more must pass the same tests
+MODES = ("hardware", "strict")  # strict keeps all that it may: what dies and what survives is the same
 
 
 def make_tlb(kind: type[AnyTlb], geometry: str | Geometry, mode: str = "hardware") -> AnyTlb:
-    """A TLB of this mode."""
+    """A TLB of this mode: with the arrays of the geometry, or with arrays that grow instead of evicting."""
     assert mode in MODES
-    return kind(geometry)
+    return kind(msgspec.structs.replace(_geometry(geometry), unbounded=mode == "strict"))
