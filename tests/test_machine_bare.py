@@ -68,6 +68,26 @@ def test_what_a_bare_guest_cannot_be(config: Config) -> None:
         Machine(config.replace(premapped=True), guest_kernel=False)
 
 
+def test_vm_entry_checks_the_guest_state(config: Config) -> None:
+    """Bit 63 belongs to the operand of MOV to CR3, no CR3 holds it: G3. Shadow paging enters with a root of its own."""
+    pcide = {"cr4": 0x200A0, "cr3": ROOT | 5}
+    entered = bare(config, **pcide)
+    if config.mmu != "native":
+        assert entered.vmcs["vm_entry"] & 1 << 9  # IA-32e mode guest
+    assert entered.access(0).gpa == DATA
+    if config.mmu != "ept":
+        assert bare(config, **{**pcide, "cr3": 1 << 63 | ROOT | 5}).access(0).gpa == DATA
+        return
+    known = reference.vmentry.EntryFields.__dataclass_fields__
+    fields = {name: value for name, value in entered.vmcs.items() if name in known}
+    fields |= {"guest_cr0": 0x8000_0021, "guest_cr3": 1 << 63 | ROOT | 5, "guest_cr4": 0x2_20A0}
+    failed = reference.vmentry.enter(reference.vmentry.EntryFields(**fields), vtpr=0)
+    assert isinstance(failed, reference.vmentry.EntryExit)
+    found = f"exit reason {failed.reason:#x}, qualification {failed.qualification}: .* cr3=0x8000000000001005"
+    with pytest.raises(StateError, match=found):
+        bare(config, **{**pcide, "cr3": 1 << 63 | ROOT | 5})
+
+
 def test_tables_outside_memory_are_a_bus_error(config: Config) -> None:
     """Under every scheme, at whatever level; under EPT it is no MMIO."""
     for table in (ROOT, PDPT, PD):

@@ -35,8 +35,8 @@ from fastmmu._vcpu cimport (
 from fastmmu._vmm cimport Vmm
 from fastmmu._watch cimport MissingFlushes
 from fastmmu._vmx cimport (
-    EXIT_CR_ACCESS, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT,
-    SECONDARY_VPID, VECTOR_PF,
+    ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG,
+    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, VECTOR_PF,
 )
 from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
 from fastmmu.exits import N_REASONS, ExitReason
@@ -293,6 +293,7 @@ cdef class Machine:
         self.v.guest = True
         self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
         self.v.vmcs.primary = PRIMARY_SECONDARY
+        self.v.vmcs.vm_entry = ENTRY_LONG_MODE
         self.v.vmcs.secondary = SECONDARY_VPID if vpid else 0
         self.v.vmcs.vpid = vpid
         self.v.host_pages = self.config.exit_pages
@@ -387,6 +388,10 @@ cdef class Machine:
         if why == ABORT_NO_PROGRESS:
             raise PolicyError(f"event {n}: the access to {address:#x} exits again and again; its handler must map the "
                               "page or return Action.EMULATED")
+        if why == ABORT_ENTRY and address != ERROR_CONTROL_FIELDS:
+            raise StateError(f"event {n}: VM entry failed with exit reason {address:#x}, qualification "
+                             f"{self.v.vmcs.exit_qualification}: no processor takes such guest state (vmx.md §3.2), "
+                             f"cr3={self.v.hw.cr3:#x}; give the Machine registers without reserved bits")
         if why == ABORT_ENTRY:
             raise PolicyError(f"event {n}: VM entry failed with VM-instruction error {address}: the controls of the "
                               "VMCS contradict each other (vmx.md §3.1)")

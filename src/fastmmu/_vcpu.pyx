@@ -19,12 +19,12 @@ from fastmmu._types cimport (
     FAULT_PML_FULL, Ept, Steps, Walk,
 )
 from fastmmu._vapic cimport vapic_controls, vapic_entered
-from fastmmu._vmentry cimport MACHINE, invalid_controls
+from fastmmu._vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu._vmx cimport (
-    ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION,
-    EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD,
-    EXIT_TPR_THRESHOLD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits,
-    secondary_control,
+    ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, EXIT_ENTRY_STATE, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION,
+    EXIT_EXCEPTION, EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL, EXIT_TPR_THRESHOLD,
+    PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information,
+    page_fault_exits, secondary_control,
 )
 from fastmmu._walk cimport walk_cached
 from fastmmu._watch cimport watch_stored, watch_use, watch_walked
@@ -91,11 +91,24 @@ cdef inline uint64_t eptrta_in_force(const Vcpu *v) noexcept nogil:
     return v.vmcs.eptp & FRAME if v.ept_on else NO_EPT
 
 
+cdef inline bint plain(const Vcpu *v) noexcept nogil:
+    # guest state that passes G1 to G6 at sight: in long mode, no control loads EFER or PAT, no reserved bit in CR3
+    return (v.vmcs.vm_entry == ENTRY_LONG_MODE and v.hw.lma and v.hw.entry_shift == 3
+            and not v.hw.cr3 & ~(v.hw.frame | 0xFFF))
+
+
 cdef int vcpu_enter(Vcpu *v) noexcept nogil:
-    # VM entry (vmx.md §3, §4.1): controls are checked, EPT becomes active; without VPID nothing cached survives
+    # VM entry (vmx.md §3, §4.1): controls and guest state are checked, EPT becomes active; without VPID nothing cached
+    # survives
+    cdef uint64_t qualification
     cdef uint8_t vtpr = v.apic.page[<int> APIC_TPR] if v.apic != NULL else 0
     if invalid_controls(&v.vmcs, vtpr, &MACHINE):
         return vcpu_abort(v, ABORT_ENTRY, ERROR_CONTROL_FIELDS)
+    if not plain(v) and invalid_registers(&v.vmcs, &v.hw, v.mem, &qualification):
+        clear_exit_information(&v.vmcs)
+        v.vmcs.exit_reason = EXIT_ENTRY_STATE | ENTRY_FAILURE
+        v.vmcs.exit_qualification = qualification
+        return vcpu_abort(v, ABORT_ENTRY, v.vmcs.exit_reason)
     if v.apic != NULL:
         vapic_controls(v.apic, &v.vmcs)
         v.below_threshold = vapic_entered(v.apic)

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmmu._types cimport Mem
+from fastmmu._types cimport Mem, Paging
 from fastmmu._vmx cimport Vmcs
 
 cdef struct EntryCaps:          # what the processor allows (capability MSRs); `must`: bits that have to be 1
@@ -17,7 +17,9 @@ cdef struct GuestFields:
     uint64_t pdpte[4]
 
 cdef EntryCaps MACHINE          # the processor that the machine simulates
+cdef uint32_t ENTRY_FAILURE     # in an exit reason: the exit came in place of the entry
 
 cdef uint32_t invalid_controls(const Vmcs *vmcs, uint8_t vtpr, const EntryCaps *caps) noexcept nogil
 cdef int invalid_state(const Vmcs *vmcs, const GuestFields *g, const Mem *mem, const EntryCaps *caps,
                        uint64_t *qualification) noexcept nogil
+cdef int invalid_registers(const Vmcs *vmcs, const Paging *hw, const Mem *mem, uint64_t *qualification) noexcept nogil

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastmmu._apic cimport APIC_TPR
 from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read64
@@ -34,9 +34,10 @@ cdef enum:
     CR4_PAE = 1 << 5
     CR4_PCIDE = 1 << 17
     RFLAGS_VM = 1 << 17
+    EFER_LONG = 0x500           # LME, LMA
 
 cdef uint64_t CR0_PG = 1ULL << 31
-cdef uint64_t ENTRY_FAILURE = 1ULL << 31
+ENTRY_FAILURE = 1U << 31
 
 # every control that vmx.md §2 names, and the default-1 bits
 MACHINE.pin_based = 0xEB
@@ -154,6 +155,23 @@ cdef int invalid_state(const Vmcs *v, const GuestFields *g, const Mem *mem, cons
                 qualification[0] = 2
                 return 6
     return 0
+
+
+cdef int invalid_registers(const Vmcs *v, const Paging *hw, const Mem *mem, uint64_t *qualification) noexcept nogil:
+    # invalid_state() of a guest that the machine runs, which pages. CR0.NE and CR4.VMXE are on whatever the guest
+    # thinks: the VMM owns them.
+    cdef GuestFields g
+    cdef EntryCaps caps = MACHINE
+    while not hw.frame >> (caps.maxphyaddr - 1):
+        caps.maxphyaddr -= 1
+    g.cr0 = MACHINE.cr0_must
+    g.cr3 = hw.cr3
+    g.cr4 = MACHINE.cr4_must | (CR4_PAE if hw.entry_shift == 3 else 0) | (CR4_PCIDE if hw.pcid_on else 0)
+    g.efer = EFER_LONG if hw.lma else 0
+    g.pat = hw.pat
+    g.rflags = 2
+    memcpy(g.pdpte, hw.pdpte, sizeof(g.pdpte))
+    return invalid_state(v, &g, mem, &caps, qualification)
 
 
 # ---- for Python -------------------------------------------------------------------------------------------
