@@ -64,6 +64,8 @@ class Program:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.one = self.rng.choice
+        self.context: tuple[int, int, int | None] = (0, 0, None)
+        self.accessed = 0
 
     def vpid(self) -> int:
         return self.one([0, 1, 1, 2])
@@ -91,9 +93,11 @@ class Program:
         access = self.one("rrwx") if self.rng.random() < 0.9 else "rw"
         match name:
             case "access" | "refill":
-                return self.address(), self.value(), access
+                self.accessed = self.address()
+                return self.accessed, self.value(), access
             case "switch":
-                return self.vpid(), self.pcid(), self.root()
+                self.context = self.vpid(), self.pcid(), self.root()
+                return self.context
             case "gpm_access":
                 return self.address(), self.value()
             case "psc_access" | "epsc_access":
@@ -113,8 +117,11 @@ class Program:
             case "invept":
                 return self.rng.randint(1, 2), self.one([0x1000, 0x12345_6000])
             case "ept_violation":
-                la = self.address() if self.rng.random() < 0.5 else None
-                return self.address(), self.root(), self.vpid(), self.pcid(), la
+                # as a rule in the context in force, at an address that it has used
+                other = self.vpid(), self.pcid(), self.root()
+                vpid, pcid, root = self.context if self.rng.random() < 0.8 else other
+                la = self.one([None, self.address(), self.accessed, self.accessed])
+                return self.address(), root, vpid, pcid, la
         return ()
 
     def operations(self, n: int) -> Iterator[tuple[Any, ...]]:

@@ -58,31 +58,33 @@ cdef uint64_t flush(Tlb *t, const Which *q, int cause) noexcept nogil:
     return n
 
 
-cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_t la) noexcept nogil:
-    # Whether la lies in the page that the entry is, or is a piece of; a paging-structure entry is used for la.
+cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_t la, bint whole) noexcept nogil:
+    # Whether la lies in the page that the entry is, or (whole) is a piece of; a paging-structure entry is used for la.
     cdef int shift = a.shift + 9 * (key & 3)
     cdef int page = value >> 10 & 3
-    if a.unit <= GPM and page > <int> (key & 3):
+    if whole and a.unit <= GPM and page > <int> (key & 3):
         shift = 22 if page == 3 else 12 + 9 * page
     return (((key >> 18 << 12) ^ (la & TLB_LA)) >> shift) == 0
 
 
-cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which *q, int cause) noexcept nogil:
+cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which *q, int cause,
+                        bint whole) noexcept nogil:
     # One set. From the last way on: LRU_MOVE moves up only what has been looked at.
     cdef uint64_t n = 0, key
     cdef uint32_t w = a.ways
     while w > 0:
         w -= 1
         key = x.way[w]
-        if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and covers(a, key, x.way[a.pad + w], la):
+        if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and covers(a, key, x.way[a.pad + w], la, whole):
             if selects(q, &t.ctx[key >> 2 & 0xFFFF]):
                 tlb_remove(t, a, x, w, cause)
                 n += 1
     return n
 
 
-cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int cause) noexcept nogil:
-    # Single entries. All sets where pieces of larger pages are about, else the set of each size.
+cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int cause, bint whole) noexcept nogil:
+    # Single entries; whole: the other pieces of the page of la too. All sets where such pieces are about, else the set
+    # of each size.
     cdef TlbArray *a
     cdef uint64_t n = 0
     cdef uint32_t i, s
@@ -93,13 +95,13 @@ cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int caus
         a = &t.array[i]
         if not units >> a.unit & 1:
             continue
-        if a.pieces:
+        if whole and a.pieces:
             for s in range(a.sets):
-                n += drop_from(t, a, set_at(a, s), la, q, cause)
+                n += drop_from(t, a, set_at(a, s), la, q, cause, True)
             continue
         for size in range(CLASSES):
             if a.classes >> size & 1:
-                n += drop_from(t, a, set_of(a, size, la), la, q, cause)
+                n += drop_from(t, a, set_of(a, size, la), la, q, cause, whole)
     return n
 
 
@@ -142,7 +144,7 @@ cdef uint64_t this_address(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t la, in
     # Global mappings stay; of the paging-structure caches what would be used for la goes.
     cdef Which q = which(LOCAL | CACHES, THIS_VPID | THIS_PCID, vpid, pcid, 0)
     t.c.flushes[cause] += 1
-    return drop(t, LINEAR, la, &q, cause)
+    return drop(t, LINEAR, la, &q, cause, True)
 
 
 cdef uint64_t inv_mov_cr3(Tlb *t, uint32_t vpid, uint32_t pcid) noexcept nogil:
@@ -164,7 +166,7 @@ cdef uint64_t inv_cr4_pcid(Tlb *t, uint32_t vpid, uint32_t pcid) noexcept nogil:
 cdef uint64_t inv_invlpg(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t la) noexcept nogil:
     # Global ones too, and every paging-structure entry of the PCID whatever its address.
     cdef Which q = which(LOCAL | GLOBAL, THIS_VPID | THIS_PCID, vpid, pcid, 0)
-    cdef uint64_t n = drop(t, MAPPINGS, la, &q, BY_INVLPG)
+    cdef uint64_t n = drop(t, MAPPINGS, la, &q, BY_INVLPG, True)
     q.kinds = CACHES
     return n + flush(t, &q, BY_INVLPG)
 
@@ -201,7 +203,7 @@ cdef uint64_t inv_invvpid(Tlb *t, int type, uint32_t vpid, uint64_t la) noexcept
     if type == 0:
         q = which(LOCAL | GLOBAL | CACHES, THIS_VPID, vpid, 0, 0)
         t.c.flushes[BY_INVVPID] += 1
-        return drop(t, LINEAR, la, &q, BY_INVVPID)
+        return drop(t, LINEAR, la, &q, BY_INVVPID, True)
     if type == 1:
         return this_vpid(t, vpid, BY_INVVPID + 1)
     if type == 2:
@@ -222,12 +224,13 @@ cdef uint64_t inv_vmfunc(Tlb *t, bint vpid_enabled) noexcept nogil:
 
 cdef uint64_t inv_ept_violation(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta, uint64_t gpa, bint has_la,
                                 uint64_t la) noexcept nogil:
+    # Addresses, not pages: other pieces of a large page stay.
     cdef Which q = which(GUEST, THIS_ROOT, 0, 0, eptrta)
-    cdef uint64_t n = drop(t, GUEST_PHYSICAL, gpa, &q, BY_EPT_VIOLATION)
+    cdef uint64_t n = drop(t, GUEST_PHYSICAL, gpa, &q, BY_EPT_VIOLATION, False)
     t.c.flushes[BY_EPT_VIOLATION] += 1
     if has_la:
         q = which(LOCAL | CACHES, THIS_VPID | THIS_PCID | THIS_ROOT, vpid, pcid, eptrta)
-        n += drop(t, LINEAR, la, &q, BY_EPT_VIOLATION)
+        n += drop(t, LINEAR, la, &q, BY_EPT_VIOLATION, False)
     return n
 
 

@@ -33,7 +33,13 @@ def _of(vpid: int, pcid: int | None = None, *, globals_too: bool = True) -> Whic
 
 
 def _for(address: int, which: Which) -> Which:
+    """Those of the page that holds the address, all pieces of it."""
     return lambda entry: which(entry) and address & LINEAR in entry.page
+
+
+def _used_for(address: int, which: Which) -> Which:
+    """Those that translate the address, whatever there is of the rest of its page."""
+    return lambda entry: which(entry) and address & LINEAR in entry.own
 
 
 class Tlb(Caches):
@@ -122,12 +128,12 @@ class Tlb(Caches):
         self, gpa: int, eptrta: int | None, *, vpid: int = 0, pcid: int = 0, la: int | None = None
     ) -> int:
         n = self._address(
-            "ept_violation", _for(gpa, lambda entry: entry.kind in ("gpm", "epsc") and entry.eptrta == eptrta)
+            "ept_violation", _used_for(gpa, lambda entry: entry.kind in ("gpm", "epsc") and entry.eptrta == eptrta)
         )
         if la is None:
             return n
         mine = _of(vpid, pcid, globals_too=False)
-        return n + self._drop("ept_violation", _for(la, lambda entry: mine(entry) and entry.eptrta == eptrta))
+        return n + self._drop("ept_violation", _used_for(la, lambda entry: mine(entry) and entry.eptrta == eptrta))
 
     def reset(self) -> int:
         return self._context("reset", lambda entry: True)
