@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmu import Config, ConfigError, GuestState, Machine, StateError, TraceError
+from fastmmu import Action, Config, ConfigError, Exit, GuestState, Machine, Policy, StateError, TraceError
 from fastmmu import _patch as patch
 from fastmmu import reference as ref
 from fastmmu.ops import Op
@@ -153,10 +153,10 @@ def test_masked_by_if_there_is_one_threshold_exit_then_none() -> None:
 # ---- through memory --------------------------------------------------------------------------------------------
 
 
-def bare(**config: Any) -> Machine:
+def bare(policy: Policy | None = None, **config: Any) -> Machine:
     """A guest with 2 MB of memory mapped, and the APIC's page at C000_0000H; not at FEE0_0000H."""
     state = GuestState(cr3=0x1000, cr4=0xA0, maxphyaddr=46)
-    m = Machine(Config(memory="64M", **config), guest_kernel=False, state=state)
+    m = Machine(Config(memory="64M", **config), guest_kernel=False, state=state, policy=policy)
     tables = {0x1000: 0x2003, 0x2000: 0x3003, 0x3000: 0x83, 0x2018: 0x4003, 0x4000: 0x5003, 0x5000: 0xFEE0_001B}
     for address, entry in tables.items():
         m.guest_memory.u64[address >> 3] = entry
@@ -173,6 +173,30 @@ def test_the_page_is_recognised_behind_translation(mmu: str) -> None:
     assert set(m.counters()["exits_by_reason"]) == {{"ept": "ept_violation", "shadow": "exception_nmi"}[mmu]}
     m.apic.write(0x310, 0)
     assert m.counters()["exits_by_reason"]["apic_access"] == 1
+
+
+@pytest.mark.parametrize("mmu", ["ept", "shadow"])
+@pytest.mark.parametrize("tpr", ["flexpriority", "apicv"])
+def test_a_fetch_from_the_page_exits_with_its_offset(mmu: str, tpr: str) -> None:
+    """Offset 80H too, where reads are virtualized; not from memory, nor in x2APIC mode, where the page is memory."""
+    exits = []
+
+    class Seen(Policy):
+        def on_apic_access(self, machine: Machine, exit: Exit) -> Action:
+            exits.append(exit.qualification)
+            return Action.EMULATED
+
+    m = bare(mmu=mmu, tpr=tpr, policy=Seen())
+    virtual = ref.vapic.VirtualApic(virtualize_accesses=True)
+    for offset in (0, TPR, 0xFFF):
+        assert m.access(0xC000_0000 + offset, "x").gpa is None
+        wanted = virtual.fetch(offset)
+        assert isinstance(wanted, ref.vapic.Exit)
+        assert exits.pop() == wanted.qualification
+        assert m.access(offset, "x").gpa == offset
+    m.apic.wrmsr(0x1B, 0xFEE0_0D00)
+    assert m.access(0xC000_0000 + TPR, "x").gpa == 0xFEE0_0000 + TPR
+    assert exits == []
 
 
 @pytest.mark.parametrize("mmu", ["ept", "shadow", "native"])

@@ -25,18 +25,19 @@ from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu._state cimport Eptp, GuestState, access_code
 from fastmmu._tlb cimport L1D, L1I, L1S, L2, L2I, TlbCounters
 from fastmmu._tlb_py cimport TLB
-from fastmmu._types cimport Paging
+from fastmmu._types cimport ACC_X, Paging
+from fastmmu._vapic cimport LINEAR_FETCH, VAPIC_EXIT, Vapic, vapic_other
 from fastmmu._vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_MISCONFIG,
     ABORT_NO_PROGRESS, ABORT_NONE, ABORT_OP, ABORT_PROCESS, ABORT_PYTHON, ABORT_TABLES, ACT_ABORT, ACT_EMULATED,
     ACT_INJECT_PF, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Counters, Vcpu, vcpu_abort, vcpu_access,
-    vcpu_derive, vcpu_enter, vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_store,
+    vcpu_derive, vcpu_enter, vcpu_exit, vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_store,
 )
 from fastmmu._vmm cimport Vmm
 from fastmmu._watch cimport MissingFlushes
 from fastmmu._vmx cimport (
     ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG,
-    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, VECTOR_PF,
+    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, VECTOR_PF, clear_exit_information,
 )
 from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
 from fastmmu.exits import N_REASONS, ExitReason
@@ -71,6 +72,17 @@ cdef uint64_t host_bytes(config) except 0:
 cdef TLB tlb_of(config):
     return TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb, replacement=config.replacement,
                         walk_caches=config.walk_caches))
+
+
+cdef int fetched_from_apic(Vcpu *v, Vapic *virt, uint64_t hpa) noexcept nogil:
+    # a fetch from the APIC-access page is never virtualized (apic.md §4)
+    cdef int action
+    if not v.guest or vapic_other(virt, hpa & 0xFFF, LINEAR_FETCH) != VAPIC_EXIT:
+        return DONE_OK
+    clear_exit_information(&v.vmcs)
+    v.vmcs.exit_qualification = virt.qualification
+    action = vcpu_exit(v, virt.reason)
+    return DONE_ABORT if action == ACT_ABORT else DONE_PF if action == ACT_INJECT_PF else DONE_EMULATED
 
 
 cdef int surface(void *machine, Vcpu *v) noexcept with gil:
@@ -450,13 +462,20 @@ cdef class Machine:
         return PhysicalMemory.from_array(self.memory.u8[base:base + self.guest.nbytes])
 
     def access(self, uint64_t la, access="r", *, bint user=False):
-        """One access of a bare guest: :class:`Access`, with the guest-physical address or the #PF."""
+        """One access of a bare guest: :class:`Access`, with the guest-physical address or the #PF.
+
+        A fetch from the APIC-access page exits. Its registers are read and written through :attr:`apic`, which knows
+        the size of an access.
+        """
         cdef uint64_t hpa = 0
         cdef int acc = access_code(access), outcome
         self._guest_runs()
         self._canonical(la)
         self.v.c.ops[acc] += 1
         outcome = vcpu_access(&self.v, la, acc, user, &hpa)
+        if outcome == DONE_OK and acc == ACC_X and hpa >> 12 == self.v.vmcs.apic_access_address >> 12:
+            with nogil:
+                outcome = fetched_from_apic(&self.v, &self.irq.virt, hpa)
         return self._outcome(la, outcome, hpa)
 
     def store(self, uint64_t la, uint64_t value):
