@@ -129,6 +129,21 @@ def test_a_request_flushes_the_other_vcpu_and_an_ipi_makes_it_exit(kvm: str) -> 
         assert host.cpus[0].counters()["flushes"].get(cause, 0) - flushes == flushed
 
 
+@pytest.mark.parametrize("mmu", ["ept", "shadow"])
+@pytest.mark.parametrize("less", [(), ("remote",)], ids=["flushed", "not flushed"])
+def test_without_the_remote_flush_a_dirty_page_is_lost(mmu: str, less: tuple[str, ...]) -> None:
+    """A log begins while another CPU may write by what it has cached."""
+    host = Host([(SMALL.replace(mmu=mmu, vpid=True, kvm="6.1"), 2)], cpus=2, less=less)
+    store = np.array([Op.WRITE], np.uint8), np.array([8], np.uint8), np.array([1 << 40], np.uint64)
+    gpa = np.zeros(1, np.uint64)
+    for _ in range(2):  # the page is mapped, then cached as writable and dirty
+        host.run(0, 0, *store, gpa)
+    vmm = host.place(1, 1).vmm
+    vmm.start_dirty_log(0)
+    host.run(0, 0, *store, gpa)
+    assert vmm.dirty_log(0)[int(gpa[0]) >> 12] == (not less)
+
+
 # ---- T12 -------------------------------------------------------------------------------------------------------
 
 ROOT, PDPT, PD, PT, OLD, NEW = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000, 0x6000
