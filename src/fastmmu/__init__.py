@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fastmmu import image
 from fastmmu._host import Host
+from fastmmu._instructions import Access
 from fastmmu._leaves_py import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
-from fastmmu._machine import Access, Machine
+from fastmmu._machine import Machine
 from fastmmu._memory import PhysicalMemory
 from fastmmu._memtype import MemoryType, Mtrrs
 from fastmmu._nonroot import VmFunction, deliver_ve, vmfunc

@@ -4,9 +4,10 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from fastmmu._assembly cimport host_bytes, tlb_of
 from fastmmu._guest_kernel cimport kernel_switch
 from fastmmu._kvm cimport LESS_MOVED, LESS_REMOTE, kvm_flush, kvm_load_root, kvm_moved, kvm_owed_flush
-from fastmmu._machine cimport Machine, host_bytes, tlb_of
+from fastmmu._machine cimport Machine
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._tlb cimport Tlb, TlbCounters
 from fastmmu._tlb_py cimport TLB

@@ -1,55 +1,11 @@
-# One machine: memory, physical CPU, VMM, guest.
+# One machine, with its policy and its results.
 
-from libc.stdint cimport uint32_t, uint64_t
-
-from fastmmu._events cimport Run
-from fastmmu._guest_kernel cimport GuestKernel
-from fastmmu._interrupts cimport Interrupts
-from fastmmu._kvm cimport Kvm
-from fastmmu._memory cimport PhysicalMemory
-from fastmmu._state cimport GuestState
+from fastmmu._instructions cimport Instructions
 from fastmmu._tlb cimport TlbCounters
-from fastmmu._tlb_py cimport TLB
-from fastmmu._types cimport Mem
-from fastmmu._vcpu cimport Counters, Vcpu
-from fastmmu._watch cimport MissingFlushes
+from fastmmu._vcpu cimport Counters
 
 
-cdef class Machine:
-    cdef readonly object config
-    cdef readonly PhysicalMemory memory
-    cdef readonly TLB tlb
+cdef class Machine(Instructions):
     cdef readonly object policy
-    cdef readonly object apic   # GuestApic: the guest's local APIC, or None
-    cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory
-    cdef readonly MissingFlushes missing_flushes    # or None
-    cdef Mem guest              # guest-physical memory as a window of host memory
-    cdef Vcpu v
-    cdef Kvm kvm
-    cdef GuestKernel kernel
-    cdef Run loop
-    cdef Interrupts irq         # the interrupt side of the vCPU, where Config.tpr asks for an APIC
-    cdef bint handling          # a Python handler runs: the guest stands still
-    cdef bint running           # run() is under way, without the GIL
-    cdef object raised          # exception of a Python handler
     cdef object handlers        # exit reason → bound method of the policy
-    cdef _boot(self)
-    cdef readonly object state  # GuestState: registers of a bare guest, CR3 aside
-    cdef _place(self, slots, end)
-    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
-                   bint device)
-    cdef _set_policy(self)
-    cdef _hardware(self, state)
-    cdef int _load_state(self, GuestState state) except -2
-    cdef _gpa(self, uint64_t hpa)
-    cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
-    cdef _build_apic(self)
     cdef _counters(self, Counters *c, TlbCounters *t)
-    cdef _raise(self, uint64_t n)
-    cdef _outcome(self, la, int outcome, uint64_t hpa)
-    cdef _guest_runs(self)
-    cdef _canonical(self, uint64_t la)
-
-
-cdef uint64_t host_bytes(config) except 0
-cdef TLB tlb_of(config)

@@ -1,0 +1,46 @@
+# A machine and what it consists of: memory, physical CPU, VMM, guest.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu._events cimport Run
+from fastmmu._guest_kernel cimport GuestKernel
+from fastmmu._interrupts cimport Interrupts
+from fastmmu._kvm cimport Kvm
+from fastmmu._memory cimport PhysicalMemory
+from fastmmu._tlb_py cimport TLB
+from fastmmu._types cimport Mem
+from fastmmu._vcpu cimport Vcpu
+from fastmmu._watch cimport MissingFlushes
+
+
+cdef class Assembly:
+    cdef readonly object config
+    cdef readonly PhysicalMemory memory
+    cdef readonly TLB tlb
+    cdef readonly object apic   # GuestApic: the guest's local APIC, or None
+    cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory
+    cdef readonly MissingFlushes missing_flushes    # or None
+    cdef Mem guest              # guest-physical memory as a window of host memory
+    cdef Vcpu v
+    cdef Kvm kvm
+    cdef GuestKernel kernel
+    cdef Run loop
+    cdef Interrupts irq         # the interrupt side of the vCPU, where Config.tpr asks for an APIC
+    cdef readonly object state  # GuestState: registers of a bare guest, CR3 aside
+    cdef bint handling          # a Python handler runs: the guest stands still
+    cdef bint running           # run() is under way, without the GIL
+    cdef object raised          # exception of a Python handler
+    cdef _boot(self)
+    cdef _build_apic(self)
+    cdef _place(self, slots, end)
+    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
+                   bint device)
+    cdef _set_policy(self)
+    cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
+    cdef _hardware(self, state)
+    cdef _guest_runs(self)
+    cdef _raise(self, uint64_t n)
+
+
+cdef uint64_t host_bytes(config) except 0
+cdef TLB tlb_of(config)

@@ -1,0 +1,278 @@
+"""A machine put together from its configuration: memory, processor, VMM, guest."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu._apic_port cimport GuestApic
+from fastmmu._bits cimport ONES
+from fastmmu._guest_kernel cimport (
+    GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
+)
+from fastmmu._interrupts cimport (
+    APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
+    Interrupts, irq_free, irq_init,
+)
+from fastmmu._kvm cimport kvm_handle, kvm_new_role
+from fastmmu._kvm_apic cimport kvm_apic_init
+from fastmmu._memory cimport PhysicalMemory
+from fastmmu._mmu cimport Policy, mmu_free, mmu_init, mmu_set_root
+from fastmmu._patch cimport patch_record
+from fastmmu._slots cimport Slot, slots_add, slots_untouched
+from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
+from fastmmu._state cimport Eptp, GuestState
+from fastmmu._stops cimport stop
+from fastmmu._tlb_py cimport TLB
+from fastmmu._vcpu cimport ABORT_NONE, ABORT_PYTHON
+from fastmmu._vmx cimport (
+    ENTRY_LONG_MODE, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT,
+    SECONDARY_VPID, VECTOR_PF,
+)
+from fastmmu._watch cimport MissingFlushes
+
+from fastmmu.errors import ConfigError, OutOfMemoryError, PolicyError
+from fastmmu.geometry import geometry
+from fastmmu.machine.config import parse_bytes
+from fastmmu.machine.slots import MemorySlot
+
+cdef enum:                      # host-physical pages of the VMM
+    PML_LOG = 0x1000            # page 0 stays unused, so that no root is 0
+    VIRTUAL_APIC = 0x2000
+    POSTED_DESCRIPTOR = 0x3000
+    VMM_TABLES = 0x4000
+
+# Bits of CR4 that change what shadow tables must be, or flush: all but those of the guest alone (PVI, TSD, DE, PCE,
+# OSFXSR, OSXMMEXCPT, FSGSBASE)
+cdef uint64_t CR4_OF_SHADOW = ~(<uint64_t> 0x1070E)
+
+
+cdef uint64_t host_bytes(config) except 0:
+    # host memory that a machine takes: the guest's, and in front of it the VMM's tables
+    cdef uint64_t guest_bytes = config.memory_bytes
+    if config.mmu == "native":
+        return guest_bytes
+    return guest_bytes + (((guest_bytes >> 5) + (1 << 26)) & ~(<uint64_t> 0x1FFFFF))
+
+
+cdef TLB tlb_of(config):
+    return TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb, replacement=config.replacement,
+                        walk_caches=config.walk_caches))
+
+
+cdef class Assembly:
+    """What a :class:`fastmmu.Machine` consists of."""
+
+    def __init__(self, config, bint guest_kernel, GuestState state, slots, place):
+        cdef uint64_t guest_bytes, more
+        cdef uint32_t vpid
+        self.config = config
+        self.loop.exit_every = self.loop.until_exit = config.exit_every
+        self.loop.v = &self.v
+        self.v.run = &self.loop
+        guest_bytes = config.memory_bytes
+        slots = [*slots]
+        if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
+            slots.append(MemorySlot(APIC_BASE, 0x1000, private=True))
+        vpid = 1 if config.vpid else 0
+        if place is None:
+            self.tlb = tlb_of(config)
+            placed, more = self._place(slots, host_bytes(config))
+            self.memory = PhysicalMemory(more)
+        else:
+            self.memory, self.origin, self.tlb, vpid = place
+            placed, more = (), self.origin + host_bytes(config)
+        self.loop.guest_base = self.origin + host_bytes(config) - guest_bytes
+        self.guest.base = self.memory.mem.base + self.loop.guest_base
+        self.guest.nbytes = guest_bytes
+        self.v.mem = &self.memory.mem
+        self.v.tlb = self.tlb.t
+        if config.find_missing_flushes:
+            self.missing_flushes = MissingFlushes(shadow=config.mmu == "shadow")
+            self.v.watch = self.missing_flushes.w
+        self.v.owner = &self.kvm
+        self.v.handler = kvm_handle
+        if state is None:
+            state = GuestState(cr4=0xA0 | (1 << 17 if config.pcid else 0), cr3=0, maxphyaddr=46)
+        self.v.hw = state.paging
+        self.v.hw.write_ad = 1
+        if guest_kernel:
+            self._boot()
+            state = state.replace(cr3=self.kernel.root[0] | (1 if config.pcid else 0))
+            self.v.hw = state.paging
+            self.v.hw.write_ad = 1
+        elif config.mmu == "shadow" and state.cr4 & (1 << 22 | 1 << 24):
+            raise ConfigError(f"cr4={state.cr4:#x}: shadow paging does not virtualize protection keys, KVM offers none "
+                              "then; clear bits 22 and 24, or use mmu='ept'")
+        elif self.v.hw.levels != 4:
+            raise ConfigError(f"the machine runs guests with 4-level paging, not mode {state.mode.name}")
+        if config.mmu != "native":
+            self._build_vmm(vpid, state, placed, more)
+        if config.tpr is not None:
+            self._build_apic()
+        self.state = state
+
+    cdef _boot(self):
+        cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
+        if self.config.premapped and pages == PAGES_THP:
+            pages = PAGES_2M                    # what is mapped beforehand is collapsed beforehand
+        if kernel_init(&self.kernel, &self.v, &self.guest, pages, self.config.thp_threshold, self.config.pcid):
+            raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
+        self.loop.kernel = &self.kernel
+        self.kernel.apic = self.config.tpr is not None
+        if kernel_boot(&self.kernel):
+            self._raise(0)
+
+    cdef _build_apic(self):
+        cdef Interrupts *irq = &self.irq
+        config = self.config
+        irq_init(irq, &self.v, self.memory.mem.base + VIRTUAL_APIC if self.v.guest else NULL)
+        irq.apic.id = irq.patch.cpu = config.apic_id
+        irq.way = {
+            "trap": WAY_TRAP, "patch": WAY_PATCH, "flexpriority": WAY_FLEXPRIORITY, "apicv": WAY_APICV,
+        }[config.tpr]
+        irq.rule = RULE_SLIDES if config.tpr_threshold == "slides" else RULE_KVM
+        irq.handler = HANDLER_IRQL if config.guest_handler == "irql" else HANDLER_EOI
+        irq.tpr_shadow = config.tpr_shadow
+        irq.patch.one_vcpu = config.tpr_patch == "one-vcpu"
+        irq.la = APIC_BASE
+        if self.loop.kernel != NULL:
+            irq.la = GUEST_APIC
+            irq.patch.code_la = GUEST_CODE
+            irq.patch.rom_la = GUEST_ROM
+            irq.patch.record_hpa = self.loop.guest_base + self.kernel.rom_gpa + (patch_record(&irq.patch) & 0xFFF)
+        self.loop.irq = irq
+        if self.v.guest:
+            self.kvm.irq = irq
+            self.v.vmcs.virtual_apic_address = VIRTUAL_APIC
+            self.v.vmcs.posted_descriptor_address = POSTED_DESCRIPTOR
+            kvm_apic_init(irq)
+        self.apic = GuestApic.__new__(GuestApic)
+        (<GuestApic> self.apic).machine = self
+        (<GuestApic> self.apic).irq = irq
+
+    cdef _place(self, slots, end):
+        # host-physical addresses of more slots, and the end of memory; equal to the guest's modulo 2 MB
+        placed = []
+        for slot in slots:
+            if self.config.mmu == "native":
+                raise ConfigError('slots are the VMM\'s: use mmu="ept" or mmu="shadow"')
+            if (slot.gpa | slot.size) & 0xFFF or slot.size <= 0 or slot.gpa < 0 or slot.gpa + slot.size > 1 << 46:
+                raise ConfigError(f"{slot}: gpa and size must be multiples of 4096 below {1 << 46:#x}")
+            at = (end + 0x1FFFFF & ~0x1FFFFF) + (slot.gpa & 0x1FFFFF)
+            end = at + slot.size
+            placed.append((slot, at))
+        return placed, (end + 0x1FFFFF & ~0x1FFFFF)
+
+    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
+                   bint device):
+        cdef int n = slots_add(&self.kvm.mmu.slots, gpa >> 12, size >> 12, hpa)
+        cdef Slot *slot
+        if n < 0:
+            raise ConfigError(f"slot at {gpa:#x} of {size:#x} bytes " +
+                              ("overlaps another" if n == -2 else "is one too many; there are at most 32"))
+        slot = &self.kvm.mmu.slots.slot[n]
+        slot.readonly = readonly
+        slot.private = private
+        slot.device = device
+        slot.huge = host == "2m"
+        if host == "untouched" and slots_untouched(&self.kvm.mmu.slots, n):
+            raise OutOfMemoryError(f"no memory for the state of {size >> 12} host pages; make the slot smaller")
+
+    cdef _set_policy(self):
+        cdef Policy *p = &self.kvm.mmu.policy
+        config = self.config
+        p.modern = p.prefetch = p.unsync = p.flooding = config.kvm == "6.1"
+        if config.unsync is not None:
+            p.unsync = config.unsync
+        p.fast = p.modern and config.mmu == "ept"
+        p.mmio_caching = p.modern and config.mmio_caching
+        p.tdp = config.mmu == "ept" and config.tdp_mmu
+        p.eager_split = config.eager_page_split
+        p.nx_huge = config.nx_huge_pages
+        p.pml = config.pml
+        p.limit = config.table_pages
+        if config.host_memory is not None:
+            self.kvm.mmu.slots.limit = max(16, parse_bytes(config.host_memory) >> 12)
+
+    cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end):
+        cdef bint shadow = self.config.mmu == "shadow"
+        cdef Eptp eptp
+        cdef GuestState hardware
+        self.v.vmcs.pml_address = self.origin + PML_LOG
+        if mmu_init(&self.kvm.mmu, &self.memory.mem, self.loop.guest_base, end - self.loop.guest_base,
+                    FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, self.origin + VMM_TABLES,
+                    self.loop.guest_base):
+            raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
+        self.kvm.mmu.guest = self.guest
+        self._set_policy()
+        self.kvm.mmu.noncoherent = self.config.noncoherent_dma
+        self.kvm.mmu.ignore_cd = self.config.cd_quirk
+        self.kvm.mmu.mtrrs = (<GuestState> state).mtrrs.state
+        self.kvm.mmu.uncached = state.cr0 >> 30 & 1
+        self._add_slot(0, self.guest.nbytes, self.loop.guest_base,
+                       "untouched" if self.config.host_pages == "untouched" or self.config.host_memory is not None
+                       else self.config.backing, False, False, False)
+        for slot, hpa in placed:
+            self._add_slot(slot.gpa, slot.size, hpa, slot.host, slot.readonly, slot.private, slot.device)
+            if slot.gpa == APIC_BASE and slot.private:
+                self.v.vmcs.apic_access_address = hpa
+        self.kvm.shadow = shadow
+        self.v.guest = True
+        self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
+        self.v.vmcs.primary = PRIMARY_SECONDARY
+        self.v.vmcs.vm_entry = ENTRY_LONG_MODE
+        self.v.vmcs.secondary = SECONDARY_VPID if vpid else 0
+        self.v.vmcs.vpid = vpid
+        self.v.host_pages = self.config.exit_pages
+        self.v.vmcs.cr4_shadow = state.cr4
+        if self.config.vendor == "amd":
+            self.v.vmcs.cr4_mask = ONES
+        if shadow:                              # vmx.md §2: with EPT the guest owns all three
+            self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_INVLPG
+            self.v.vmcs.exception_bitmap = 1 << VECTOR_PF
+            self.v.vmcs.cr4_mask |= CR4_OF_SHADOW
+            self.kvm.guest = self.v.hw
+            # CR0.WP, NXE on and PCIDE, PGE, keys off, whatever the guest has (kvm_policy.md §2)
+            hardware = self._hardware(state)
+            if kvm_new_role(&self.kvm, &self.v, &self.kvm.guest, &hardware.paging):
+                self._raise(0)
+            return
+        if mmu_set_root(&self.kvm.mmu, 0, True):
+            raise OutOfMemoryError("no table page for the root of the EPT")
+        eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.root].hpa | (0x5E if self.config.ept_ad else 0x1E), maxphyaddr=46,
+                    guest_ad_checked=self.config.guest_ad_checked)
+        self.v.ept = eptp.ept
+        self.v.ept.write_ad = 1
+        self.v.vmcs.secondary |= SECONDARY_EPT
+        self.v.vmcs.eptp = eptp.value
+
+    cdef _hardware(self, state):
+        # the registers under which the processor walks shadow tables
+        return state.replace(cr0=state.cr0 | 1 << 16, efer=state.efer | 1 << 11, cr3=0,
+                             cr4=state.cr4 & ~(1 << 7 | 1 << 17 | 1 << 22 | 1 << 24))
+
+    def __dealloc__(self):
+        irq_free(&self.irq)
+        kernel_free(&self.kernel)
+        mmu_free(&self.kvm.mmu)
+
+    # ---- whether the guest may run --------------------------------------------------------------------------
+
+    cdef _guest_runs(self):
+        if self.handling:
+            raise PolicyError("the guest stands still while a VM exit is handled: its instructions cannot run in a "
+                              "handler; return an Action first")
+        if self.running:
+            raise PolicyError("another thread runs this machine; one machine is one CPU, give each thread its own")
+        self.v.now += 1                         # each call is an event, where nothing else numbers them
+
+    cdef _raise(self, uint64_t n):
+        cdef object error
+        if self.v.abort == ABORT_PYTHON:
+            error, self.raised = self.raised, None
+        else:
+            error = stop(&self.v, n)
+        self.v.abort = ABORT_NONE
+        raise error
+
+    def stopped(self):
+        """Raise what stopped the guest; for the parts of a machine."""
+        self._raise(0)

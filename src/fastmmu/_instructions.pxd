@@ -1,0 +1,13 @@
+# What a bare guest does.
+
+from libc.stdint cimport uint64_t
+
+from fastmmu._assembly cimport Assembly
+from fastmmu._state cimport GuestState
+
+
+cdef class Instructions(Assembly):
+    cdef int _load_state(self, GuestState state) except -2
+    cdef _gpa(self, uint64_t hpa)
+    cdef _outcome(self, la, int outcome, uint64_t hpa)
+    cdef _canonical(self, uint64_t la)

@@ -1,0 +1,170 @@
+"""Instructions of a bare guest: accesses, control registers, invalidations."""
+
+from typing import NamedTuple
+
+from libc.stdint cimport uint64_t
+
+from fastmmu._assembly cimport Assembly
+from fastmmu._bits cimport ONES
+from fastmmu._events cimport exit_instruction
+from fastmmu._guest cimport canonical
+from fastmmu._kvm cimport kvm_new_role
+from fastmmu._slots cimport Slot
+from fastmmu._state cimport GuestState, access_code
+from fastmmu._types cimport ACC_X, Paging
+from fastmmu._vapic cimport LINEAR_FETCH, VAPIC_EXIT, Vapic, vapic_other
+from fastmmu._vcpu cimport (
+    ACT_ABORT, ACT_INJECT_PF, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Vcpu, vcpu_access, vcpu_derive, vcpu_exit,
+    vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_store,
+)
+from fastmmu._vmx cimport EXIT_CR_ACCESS, clear_exit_information
+
+from fastmmu.errors import StateError
+
+
+cdef int fetched_from_apic(Vcpu *v, Vapic *virt, uint64_t hpa) noexcept nogil:
+    # a fetch from the APIC-access page is never virtualized (apic.md §4)
+    cdef int action
+    if not v.guest or vapic_other(virt, hpa & 0xFFF, LINEAR_FETCH) != VAPIC_EXIT:
+        return DONE_OK
+    clear_exit_information(&v.vmcs)
+    v.vmcs.exit_qualification = virt.qualification
+    action = vcpu_exit(v, virt.reason)
+    return DONE_ABORT if action == ACT_ABORT else DONE_PF if action == ACT_INJECT_PF else DONE_EMULATED
+
+
+class Access(NamedTuple):
+    """What one access of a bare guest came to.
+
+    gpa: guest-physical address, None where it faulted, or where a Python policy completed it. error_code, cr2: of the
+    #PF, or None.
+    """
+
+    gpa: int | None
+    error_code: int | None
+    cr2: int | None
+
+
+cdef class Instructions(Assembly):
+    """What a bare guest of a :class:`fastmmu.Machine` can do."""
+
+    def access(self, uint64_t la, access="r", *, bint user=False):
+        """One access of a bare guest: :class:`Access`, with the guest-physical address or the #PF.
+
+        A fetch from the APIC-access page exits. Its registers are read and written through :attr:`apic`, which knows
+        the size of an access.
+        """
+        cdef uint64_t hpa = 0
+        cdef int acc = access_code(access), outcome
+        self._guest_runs()
+        self._canonical(la)
+        self.v.c.ops[acc] += 1
+        outcome = vcpu_access(&self.v, la, acc, user, &hpa)
+        if outcome == DONE_OK and acc == ACC_X and hpa >> 12 == self.v.vmcs.apic_access_address >> 12:
+            with nogil:
+                outcome = fetched_from_apic(&self.v, &self.irq.virt, hpa)
+        return self._outcome(la, outcome, hpa)
+
+    def store(self, uint64_t la, uint64_t value):
+        """A 64-bit store by the guest's supervisor: :class:`Access`. Page tables are edited this way."""
+        cdef uint64_t hpa = 0
+        cdef int outcome
+        if la & 7:
+            raise StateError(f"a store of 8 bytes at {la:#x} is not aligned; use a multiple of 8")
+        self._guest_runs()
+        self._canonical(la)
+        outcome = vcpu_store(&self.v, la, value, &hpa)
+        return self._outcome(la, outcome, hpa)
+
+    cdef _outcome(self, la, int outcome, uint64_t hpa):
+        if outcome == DONE_OK:
+            return Access(self._gpa(hpa), None, None)
+        if outcome == DONE_EMULATED:
+            return Access(None if self.v.emulated == ONES else int(self.v.emulated), None, None)
+        if outcome == DONE_PF:
+            return Access(None, self.v.error_code, self.v.cr2)
+        if outcome == DONE_ABORT:
+            self._raise(0)
+        raise StateError(f"linear address {la:#x} is not canonical")
+
+    cdef _gpa(self, uint64_t hpa):
+        cdef int i
+        cdef Slot *slot
+        for i in range(self.kvm.mmu.slots.n):
+            slot = &self.kvm.mmu.slots.slot[i]
+            if hpa - slot.hpa < slot.npages << 12:
+                return int((slot.base_gfn << 12) + (hpa - slot.hpa))
+        return int(hpa - self.loop.guest_base)
+
+    cdef _canonical(self, uint64_t la):
+        # the TLB looks at bits 56:12 only: what is not canonical must not reach it
+        if not canonical(la, self.v.hw.la_bits):
+            raise StateError(f"linear address {la:#x} is not canonical")
+
+    def mov_cr3(self, uint64_t value):
+        """MOV to CR3 by the guest; bit 63 keeps the PCID's translations (CR4.PCIDE = 1).
+
+        :raises StateError: reserved bits are set (#GP).
+        """
+        cdef int outcome
+        cdef uint64_t valid = self.v.hw.frame | 0xFFF
+        self._guest_runs()
+        if self.kvm.guest.pcid_on if self.kvm.shadow else self.v.hw.pcid_on:
+            valid |= 1ULL << 63
+        if value & ~valid:
+            raise StateError(f"cr3={value:#x} has reserved bits {value & ~valid:#x}")
+        outcome = vcpu_mov_cr3(&self.v, value)
+        if outcome != DONE_OK:
+            self._raise(0)
+
+    def mov_cr4(self, uint64_t value):
+        """MOV to CR4 by the guest, which stays in 4-level paging.
+
+        :raises StateError: reserved bits, or a paging mode that the machine does not run (#GP).
+        """
+        cdef GuestState state = self.state.replace(cr4=value, cr3=0)
+        self._guest_runs()
+        if state.paging.levels != 4:
+            raise StateError(f"cr4={value:#x}: the machine runs guests with 4-level paging, not mode {state.mode.name}")
+        if vcpu_mov_cr4(&self.v, self.state.cr4, value) != DONE_OK:
+            self._raise(0)
+        if self._load_state(state):
+            self._raise(0)
+
+    cdef int _load_state(self, GuestState state) except -2:
+        # registers other than CR3 and AC are new; nonzero where no table page is left for a new root
+        cdef GuestState hardware
+        cdef Paging was = self.v.hw
+        self.state = state
+        self.v.vmcs.cr4_shadow = state.cr4
+        if self.kvm.shadow:
+            hardware = self._hardware(state)
+            return kvm_new_role(&self.kvm, &self.v, &state.paging, &hardware.paging)
+        self.v.hw = state.paging
+        self.v.hw.cr3 = was.cr3
+        self.v.hw.root = was.root
+        self.v.hw.pcid = was.pcid
+        self.v.hw.ac = was.ac
+        self.v.hw.write_ad = 1
+        vcpu_derive(&self.v)
+        return 0
+
+    def mov_from_cr4(self):
+        """The guest reads CR4; AMD's KVM intercepts that."""
+        if self.config.vendor == "amd":
+            self.exit_instruction(EXIT_CR_ACCESS)
+        return int(self.state.cr4)
+
+    def exit_instruction(self, uint64_t reason):
+        """An instruction that exits unconditionally, such as CPUID (10) or OUT (30); `reason`: basic exit reason."""
+        self._guest_runs()
+        if exit_instruction(&self.loop, reason) != DONE_OK:
+            self._raise(0)
+
+    def invlpg(self, uint64_t la):
+        """INVLPG by the guest."""
+        cdef int outcome
+        self._guest_runs()
+        outcome = vcpu_invlpg(&self.v, la)
+        if outcome != DONE_OK:
+            self._raise(0)
