@@ -48,6 +48,12 @@ def test_wrong_arguments(config: Config) -> None:
     machine = bare(config)
     with pytest.raises(StateError, match="0x4 is not aligned"):
         machine.store(4, 0)
+    with pytest.raises(StateError, match="0x6 is not aligned; use a multiple of 4"):
+        machine.store(6, 0, 4)
+    with pytest.raises(StateError, match="a store of 2 bytes; use 4 or 8"):
+        machine.store(8, 0, size=2)
+    with pytest.raises(StateError, match="0x100000000 does not fit"):
+        machine.store(8, 1 << 32, 4)
     with pytest.raises(StateError, match='must be "r", "w", "rw" or "x"'):
         machine.access(0, "z")
     with pytest.raises(StateError, match=r"cr3=0x8000000000001000 has reserved bits 0x8000000000000000"):
@@ -59,6 +65,21 @@ def test_wrong_arguments(config: Config) -> None:
     with pytest.raises(TraceError, match="different lengths: 1, 2, 1"):
         machine.run(np.zeros(1, np.uint8), np.zeros(2, np.uint8), np.zeros(1, np.uint64))
     assert machine.access(0).gpa == DATA
+
+
+def test_a_store_of_four_bytes_leaves_the_other_half(config: Config) -> None:
+    """Also one that the VMM emulates: PT shadowed, at 1000H as data."""
+    machine = bare(config)
+    machine.guest_memory.write64(PT + 8, PT | ALL)
+    machine.guest_memory.write64(DATA + 8, 0x1111_2222_3333_4444)
+    assert machine.store(0x8, 0x5555_6666, 4).gpa == DATA + 8
+    assert machine.store(0xC, 0x7777_8888, size=4).gpa == DATA + 12
+    assert machine.guest_memory.read64(DATA + 8) == 0x7777_8888_5555_6666
+    assert machine.store(0x1010, 0x2000 | ALL, 4).gpa == PT + 16
+    assert machine.store(0x1014, 1 << 31, 4).gpa == PT + 20
+    assert machine.guest_memory.read64(PT + 16) == 1 << 63 | 0x2000 | ALL
+    assert machine.access(0x2000).gpa == 0x2000
+    assert machine.access(0x2000, "x").error_code == 0x11
 
 
 def test_what_a_bare_guest_cannot_be(config: Config) -> None:

@@ -117,7 +117,7 @@ cdef inline int put(GuestKernel *k, uint64_t gpa, uint64_t value) noexcept nogil
     if k.silent:
         mem_write64(&k.guest, gpa, value)
         return DONE_OK
-    return settled(vcpu_store(k.v, DIRECT_MAP + gpa, value, &hpa))
+    return settled(vcpu_store(k.v, DIRECT_MAP + gpa, value, 8, &hpa))
 
 
 cdef inline int settled(int outcome) noexcept nogil:

@@ -65,15 +65,22 @@ cdef class Instructions(Assembly):
                 outcome = fetched_from_apic(&self.v, &self.irq.virt, hpa)
         return self._outcome(la, outcome, hpa)
 
-    def store(self, uint64_t la, uint64_t value):
-        """A 64-bit store by the guest's supervisor: :class:`Access`. Page tables are edited this way."""
+    def store(self, uint64_t la, uint64_t value, unsigned int size=8):
+        """A store of `size` bytes, 4 or 8, by the guest's supervisor: :class:`Access`. Page tables are edited this way.
+
+        :raises StateError: another size, an address that is no multiple of it, a value that it does not hold.
+        """
         cdef uint64_t hpa = 0
         cdef int outcome
-        if la & 7:
-            raise StateError(f"a store of 8 bytes at {la:#x} is not aligned; use a multiple of 8")
+        if size != 4 and size != 8:
+            raise StateError(f"a store of {size} bytes; use 4 or 8")
+        if la & (size - 1):
+            raise StateError(f"a store of {size} bytes at {la:#x} is not aligned; use a multiple of {size}")
+        if size == 4 and value >> 32:
+            raise StateError(f"{value:#x} does not fit a store of 4 bytes")
         self._guest_runs()
         self._canonical(la)
-        outcome = vcpu_store(&self.v, la, value, &hpa)
+        outcome = vcpu_store(&self.v, la, value, size, &hpa)
         return self._outcome(la, outcome, hpa)
 
     cdef _outcome(self, la, int outcome, uint64_t hpa):

@@ -195,7 +195,7 @@ cdef int replacement(Interrupts *irq, uint32_t target, bint write, uint64_t valu
     if not write:
         irq.value = old & 0xFF
         return DONE_OK
-    outcome = vcpu_store(v, patch_record(p), (old & ~(<uint64_t> 0xFF)) | (value & 0xFF), &hpa)
+    outcome = vcpu_store(v, patch_record(p), (old & ~(<uint64_t> 0xFF)) | (value & 0xFF), 8, &hpa)
     if outcome:
         return outcome
     if not patch_polls(old, value):

@@ -94,7 +94,7 @@ cdef struct Vcpu:
     uint32_t error_code
     uint32_t abort              # Abort
     uint64_t abort_address
-    uint32_t store_bytes        # of the store under way: 0 unknown, 8 a word, 4096 a cleared page
+    uint32_t store_bytes        # of the store under way: 0 unknown, 4 or 8, 4096 a cleared page
     uint64_t store_value
     uint64_t emulated           # guest-physical address of the access that the VMM completed; all ones: not known
     bint event                  # the exit under way is an EXIT event: an instruction of which only the exit matters
@@ -118,7 +118,7 @@ cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noe
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
 cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil   # VM exit alone: no handler, no entry
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
-cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint64_t *hpa) noexcept nogil
+cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint64_t *hpa) noexcept nogil
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil
 cdef int vcpu_mov_cr4(Vcpu *v, uint64_t old, uint64_t value) noexcept nogil
 cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil

@@ -9,7 +9,7 @@ from fastmmu._invalidate cimport (
     inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault,
     inv_transition,
 )
-from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu._memory cimport mem_holds, mem_read64, mem_write32, mem_write64
 from fastmmu._tlb cimport (
     F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
     tlb_switch, tlb_value, tlb_value_of_walk,
@@ -300,16 +300,19 @@ cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil:
     return outcome
 
 
-cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint64_t *hpa) noexcept nogil:
-    # an aligned 64-bit store by the supervisor; the VMM sees the value if it has to emulate it
+cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint64_t *hpa) noexcept nogil:
+    # an aligned store of 4 or 8 bytes by the supervisor; the VMM sees the value if it has to emulate it
     cdef int outcome
     v.c.kernel_accesses += 1
-    v.store_bytes = 8
+    v.store_bytes = nbytes
     v.store_value = value
     outcome = vcpu_access(v, la, ACC_W, False, hpa)
     v.store_bytes = 0
-    if outcome == DONE_OK and mem_holds(v.mem, hpa[0], 8):
-        mem_write64(v.mem, hpa[0], value)
+    if outcome == DONE_OK and mem_holds(v.mem, hpa[0], nbytes):
+        if nbytes == 4:
+            mem_write32(v.mem, hpa[0], <uint32_t> value)
+        else:
+            mem_write64(v.mem, hpa[0], value)
         if v.watch != NULL:
             watch_stored(v.watch, hpa[0], v.now)
     return outcome
