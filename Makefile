@@ -16,8 +16,8 @@ help: ## this list
 demo: .venv/with-cli ## native, shadow paging, EPT and EPT + VPID compared on the bundled traces
 	$(BIN)/fastmmu compare
 
-test: .venv/with-test ## all tests
-	$(BIN)/python -m pytest
+test: .venv/with-test ## all tests, as many at a time as there are processors
+	$(BIN)/python -m pytest --numprocesses $(FASTMMU_JOBS) --dist loadgroup
 
 check: .venv/with-check ## style, types, layers, and no Python in the kernels' hot loops
 	$(BIN)/ruff check .
