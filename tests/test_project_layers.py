@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "vocabulary": "_bits _types _vmx _records dtypes errors exits ops",
     "memory": "_memory",
-    "translation": "_memtype _state _guest _ept _walk _nonroot _translate _leaves _leaves_py "
+    "translation": "_memtype _state _guest _ept _walk _nonroot _translate _translate_py _leaves _leaves_py "
     "_caching _tlb_entries _tlb _invalidate _operands _tlb_py geometry",
     "mmu": "_slots _spte _mmu _reclaim _map _sync _shadow _dirty",
     "machine": "_apic _vapic _vmentry _vpid _watch _vcpu _patch _interrupts _kvm_apic _apic_port _events _kvm _vmm "

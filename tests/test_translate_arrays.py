@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastmmu
-import fastmmu._translate
+import fastmmu._translate_py
 from fastmmu import BusError, ConfigError, GuestState, PhysicalMemory, StateError
 from soup import Soup
 
@@ -39,7 +39,7 @@ def same(one: fastmmu.Translation, other: fastmmu.Translation) -> bool:
 def test_threads_and_chunks(soup: Soup, threads: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     va = soup.addresses(2003)
     expected = translate(soup, va)
-    monkeypatch.setattr(fastmmu._translate, "CHUNK", chunk)
+    monkeypatch.setattr(fastmmu._translate_py, "CHUNK", chunk)
     assert same(translate(soup, va, threads=threads), expected)
 
 
@@ -47,7 +47,7 @@ def test_the_work_is_shared(soup: Soup, monkeypatch: pytest.MonkeyPatch) -> None
     started = []
     start = threading.Thread.start
     monkeypatch.setattr(threading.Thread, "start", lambda self: started.append(self) or start(self))
-    monkeypatch.setattr(fastmmu._translate, "CHUNK", 100)
+    monkeypatch.setattr(fastmmu._translate_py, "CHUNK", 100)
     va = soup.addresses(1000)
     translate(soup, va, threads=4)
     assert len(started) == 3  # the calling thread is one of the four
@@ -62,7 +62,7 @@ def test_threads_that_the_system_refuses(soup: Soup, monkeypatch: pytest.MonkeyP
 
     va = soup.addresses(1000)
     expected = translate(soup, va)
-    monkeypatch.setattr(fastmmu._translate, "CHUNK", 100)
+    monkeypatch.setattr(fastmmu._translate_py, "CHUNK", 100)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert same(translate(soup, va, threads=4), expected)
 

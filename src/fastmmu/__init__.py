@@ -12,7 +12,7 @@ from fastmmu._memtype import MemoryType, Mtrrs
 from fastmmu._nonroot import VmFunction, deliver_ve, vmfunc
 from fastmmu._state import Eptp, GuestState, Pml
 from fastmmu._tlb_py import TLB
-from fastmmu._translate import Translation, translate
+from fastmmu._translate_py import Translation, translate
 from fastmmu._vmm import Vmm
 from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
 from fastmmu.dtypes import Fault, StepKind
