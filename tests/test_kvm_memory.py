@@ -102,3 +102,52 @@ def test_pages_of_a_device_are_uncacheable_or_write_combining() -> None:
     slots = (MemorySlot(0x2000_0000, 0x20_0000, device=True),)
     machine = flat(LINUX.replace(mmu="ept"), slots=slots)
     assert types(machine, 0x2000_0000) == (0, 0, MemoryType.WC)
+
+
+# ---- large pages that must not be executable (§8) -----------------------------------------------------------------
+
+
+def counted(machine: Machine, *names: str) -> list[int]:
+    counters = machine.vmm.counters()
+    return [counters[name] for name in names]
+
+
+@pytest.mark.parametrize("tdp", [True, False])
+def test_code_in_large_pages(tdp: bool) -> None:
+    """An exec fault has small pages; one period gives one in `ratio` regions back, those split first, till code runs
+    there again."""
+    machine = flat(LINUX.replace(mmu="ept", host_pages="2m", nx_huge_pages=True, tdp_mmu=tdp))
+    regions = [number << 21 for number in range(2, 9)]
+    for la in regions:
+        machine.access(la, "w")
+    (large,) = [counted(machine, "pages")[0][1]]
+    for la in regions:
+        assert machine.access(la | 0x5000, "x").gpa == la | 0x5000
+        machine.access(la | 0x5000, "x")
+    assert counted(machine, "nx_lpage_splits", "nx_recovered") == [7, 0]
+    assert counted(machine, "pages")[0][1] == large - 7
+    exits = machine.counters()["vm_exits"]
+    for la in regions:
+        machine.access(la | 0x5000, "x")
+    assert machine.counters()["vm_exits"] == exits
+    assert machine.vmm.recover_nx(0) == 0
+    assert machine.vmm.recover_nx() == 1
+    assert machine.vmm.recover_nx(3) == 2  # of six
+    assert counted(machine, "nx_lpage_splits", "nx_recovered") == [4, 3]
+    for la in regions:
+        machine.access(la | 0x5000, "r")
+    assert machine.counters()["vm_exits"] == exits + 3  # the first three
+    assert counted(machine, "pages")[0][1] == large - 4
+    machine.access(regions[0] | 0x5000, "x")
+    assert counted(machine, "nx_lpage_splits") == [5]
+    assert machine.vmm.recover_nx(1) == 5
+    assert machine.vmm.recover_nx(1) == 0
+
+
+def test_without_the_workaround_large_pages_are_executable() -> None:
+    machine = flat(LINUX.replace(mmu="ept", host_pages="2m"))
+    machine.access(0x40_0000, "w")
+    exits = machine.counters()["vm_exits"]
+    machine.access(0x40_0000, "x")
+    assert machine.counters()["vm_exits"] == exits
+    assert counted(machine, "nx_lpage_splits") == [0]

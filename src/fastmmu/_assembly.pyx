@@ -14,9 +14,9 @@ from fastmmu._interrupts cimport (
 from fastmmu._kvm cimport kvm_handle, kvm_new_role
 from fastmmu._kvm_apic cimport kvm_apic_init
 from fastmmu._memory cimport PhysicalMemory
-from fastmmu._mmu cimport Policy, mmu_free, mmu_init, mmu_set_root
+from fastmmu._mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init, mmu_set_root
 from fastmmu._patch cimport patch_record
-from fastmmu._slots cimport Slot, slots_add, slots_untouched
+from fastmmu._slots cimport Slot, slots_add, slots_order, slots_untouched
 from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu._state cimport Eptp, GuestState
 from fastmmu._stops cimport stop
@@ -189,7 +189,11 @@ cdef class Assembly:
         p.nx_huge = config.nx_huge_pages
         p.pml = config.pml
         p.limit = config.table_pages
+        p.ageing = {"track": AGE_TRACK, "zap": AGE_ZAP, "old": AGE_OLD, None: AGE_TRACK if p.modern else AGE_ZAP}[
+            config.ageing]
         if config.host_memory is not None:
+            if config.host_reclaim == "lru" and slots_order(&self.kvm.mmu.slots):
+                raise OutOfMemoryError("no memory for the order of use of the host's pages; make the memory smaller")
             self.kvm.mmu.slots.limit = max(16, parse_bytes(config.host_memory) >> 12)
 
     cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end):

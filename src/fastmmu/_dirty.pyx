@@ -6,10 +6,10 @@ from libc.stdlib cimport calloc, free
 from fastmmu._bits cimport EPT_D, EPT_X, PS, RW
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._mmu cimport (
-    NO_SP, Mmu, mmu_change, mmu_find, mmu_frame, mmu_sp, mmu_link, mmu_write_protect, mmu_zap,
+    NO_SP, Mmu, mmu_change, mmu_find, mmu_frame, mmu_sp, mmu_link, mmu_write_protect, mmu_written, mmu_zap,
 )
 from fastmmu._slots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
-from fastmmu._spte cimport FORMAT_EPT, MAY_ALL, spte_present
+from fastmmu._spte cimport FORMAT_EPT, MAY_ALL, MAY_X, spte_present, spte_tracked
 
 cdef enum:
     RESERVED = 512 + 64         # of a ring: what one exit can add, the processor's log and a few writes of the VMM
@@ -39,6 +39,7 @@ cdef void clear_dirty(Mmu *mmu, uint64_t head) noexcept nogil:
         entry = mem_read64(mmu.mem, at)
         if entry & EPT_D:
             mem_write64(mmu.mem, at, entry & ~EPT_D)
+            mmu_written(mmu, entry)
             mmu.flush = True
         id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
 
@@ -65,8 +66,8 @@ cdef bint split(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
     if child == NO_SP:
         return False
     entry &= ~PS
-    if mmu.policy.nx_huge and mmu.sp[owner].access & 1:
-        entry |= EPT_X
+    if mmu.policy.nx_huge and mmu.sp[owner].access & MAY_X:
+        entry |= EPT_X << 54 if not mmu.ad and spte_tracked(entry) else EPT_X
     for i in range(512):
         mmu_change(mmu, child, i, entry + (i << 12))
     mmu_link(mmu, owner, index, child)
@@ -154,6 +155,8 @@ cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
                 protect(mmu, slot, slot.base_gfn + (i << 6) + lowest(bits))
             bits &= bits - 1
             found += 1
+    if found and not slot.manual:               # cached translations may allow more than any entry still does (§6)
+        mmu.flush = True
     return found
 
 
@@ -165,6 +168,7 @@ cdef void dirty_clear(Mmu *mmu, int number, uint64_t first, uint64_t pages) noex
         if not slot.dirty[page >> 6] >> (page & 63) & 1:
             continue
         slot.dirty[page >> 6] &= ~(<uint64_t> 1 << (page & 63))
+        mmu.flush = True
         if slot.initial:
             if mmu.policy.tdp and mmu.policy.eager_split:
                 split_range(mmu, slot, page, 1)
@@ -191,6 +195,7 @@ cdef void dirty_collect(Mmu *mmu) noexcept nogil:
             continue
         slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
         protect(mmu, slot, slot.base_gfn + page)
+        mmu.flush = True
     mmu.slots.ring.used = 0
 
 
@@ -206,6 +211,24 @@ cdef void dirty_drain(Mmu *mmu, uint64_t log, uint64_t index) noexcept nogil:
         if slot != NULL:
             mark_dirty(slot, gpa >> 12)
             mmu.counters.logged += 1
+
+
+cdef void nx_recover(Mmu *mmu, uint32_t ratio) noexcept nogil:
+    # of the table pages in place of large pages that must not be executable one in `ratio` goes, those there longest
+    # first: the next access may find a large page again, until code runs there again (kvm_policy.md §8)
+    cdef uint64_t left = (mmu.counters.nx_lpage_splits + ratio - 1) // ratio
+    cdef uint32_t i, first
+    while left:
+        first = NO_SP
+        for i in range(mmu.n_sp):
+            if mmu.sp[i].used and mmu.sp[i].split and (first == NO_SP or mmu.sp[i].split < mmu.sp[first].split):
+                first = i
+        if first == NO_SP:
+            return
+        mmu_zap(mmu, first)
+        mmu.counters.nx_recovered += 1
+        mmu.flush = True
+        left -= 1
 
 
 cdef int dirty_ring(Mmu *mmu, uint32_t size) noexcept nogil:

@@ -6,7 +6,9 @@ from libc.string cimport memset
 
 from fastmmu._assembly cimport host_bytes, tlb_of
 from fastmmu._guest_kernel cimport kernel_switch
-from fastmmu._kvm cimport LESS_MOVED, LESS_REMOTE, kvm_flush, kvm_load_root, kvm_moved, kvm_owed_flush
+from fastmmu._kvm cimport (
+    LESS_MOVED, LESS_REMOTE, kvm_arm, kvm_drain, kvm_flush, kvm_load_root, kvm_moved, kvm_owed_flush,
+)
 from fastmmu._machine cimport Machine
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._tlb cimport Tlb, TlbCounters
@@ -139,6 +141,7 @@ cdef class Host:
         cdef Seat *other = &self.seat[self.held[s.vm]]
         if other == s:
             return
+        kvm_drain(&m.kvm, &m.v)                 # all write to one page of the log, and each is read to its own index
         other.v, other.guest, other.until_exit = m.v, m.kvm.guest, m.loop.until_exit
         other.process = m.kernel.current
         m.v, m.kvm.guest, m.loop.until_exit = s.v, s.guest, s.until_exit
@@ -156,7 +159,9 @@ cdef class Host:
         m.kvm.running = s.index
         if me.in_guest and me.kicked:
             vcpu_leave(&m.v, EXIT_EXTERNAL_INTERRUPT)
+            kvm_drain(&m.kvm, &m.v)
             me.in_guest = False
+        kvm_arm(&m.kvm, &m.v)
         if m.kvm.shadow and (m.kvm.n_siblings > 1 or not me.in_guest):
             # another vCPU had the MMU's root; to load one may bring tables in sync, which owes a flush
             if kvm_load_root(&m.kvm, &m.v, m.kvm.guest.cr3):
@@ -188,6 +193,7 @@ cdef class Host:
         m.kvm.running = s.index
         before = m.v.tlb.c
         vcpu_leave(&m.v, EXIT_EXTERNAL_INTERRUPT)
+        kvm_drain(&m.kvm, &m.v)
         count_since(&s.counted, &before, &m.v.tlb.c)
         m.kvm.sibling[s.index].in_guest = m.kvm.sibling[s.index].kicked = False
         self.occupant[cpu] = NOWHERE

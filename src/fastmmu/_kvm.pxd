@@ -41,6 +41,7 @@ cdef struct Kvm:
 
 cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef void kvm_owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil
+cdef void kvm_arm(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef int kvm_handle(Vcpu *v) noexcept nogil
 cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil

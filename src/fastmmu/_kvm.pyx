@@ -23,16 +23,18 @@ from fastmmu._shadow cimport (
     SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY,
     SHADOW_SPURIOUS, shadow_fault,
 )
-from fastmmu._slots cimport Slot, mark_dirty, slot_of
+from fastmmu._reclaim cimport host_wrote
+from fastmmu._slots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu._spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
 from fastmmu._sync cimport guest_wrote, shadow_invlpg, sync_roots
 from fastmmu._types cimport ACC_R, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk
 from fastmmu._vcpu cimport (
-    ABORT_BUS, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort,
+    ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, Vcpu,
+    vcpu_abort,
 )
 from fastmmu._vmx cimport (
     EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_INVPCID,
-    EXIT_PML_FULL, SECONDARY_VPID, secondary_control,
+    EXIT_PML_FULL, SECONDARY_PML, SECONDARY_VPID, secondary_control,
 )
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
@@ -151,6 +153,24 @@ cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil:
     v.vmcs.pml_index = 511
 
 
+cdef void kvm_arm(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # the processor logs while any slot is logged; each vCPU has its own index, and its log is read at every exit
+    cdef int i
+    cdef bint logged = False
+    if not kvm.mmu.policy.pml:
+        return
+    for i in range(kvm.mmu.slots.n):
+        logged = logged or kvm.mmu.slots.slot[i].dirty != NULL
+    if logged and v.ept.pml_index == NULL:
+        v.vmcs.pml_index = 511
+    v.ept.pml_index = &v.vmcs.pml_index if logged else NULL
+    v.ept.pml_base = v.vmcs.pml_address
+    if logged:
+        v.vmcs.secondary |= SECONDARY_PML
+    else:
+        v.vmcs.secondary &= ~SECONDARY_PML
+
+
 cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil:
     # every table goes, the guest goes on with an empty root
     mmu_zap_all(&kvm.mmu)
@@ -233,7 +253,7 @@ cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
     if result == SHADOW_BUS:
         vcpu_abort(v, ABORT_BUS, w.gpa)
         return ACT_ABORT
-    action = ACT_RETRY
+    action = retry(kvm, v, w.gpa) if result == SHADOW_RETRY else ACT_RETRY
     if result == SHADOW_FIXED:
         v.c.pf_fixed += 1
     elif result == SHADOW_SPURIOUS:
@@ -248,6 +268,15 @@ cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
             emulate_store(kvm, v, w.gpa)
     kvm_owed_flush(kvm, v)
     return action
+
+
+cdef int retry(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+    # the fault begins anew; where the host is not done yet only its end can let the guest go on
+    cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
+    if slot == NULL or not slot_away(slot, gpa >> 12):
+        return ACT_RETRY
+    vcpu_abort(v, ABORT_AWAY, gpa)
+    return ACT_ABORT
 
 
 cdef int known_mmio(Kvm *kvm, Vcpu *v, uint64_t la) noexcept nogil:
@@ -266,6 +295,7 @@ cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
     # the store into a shadowed table, and what it makes of the shadow entries
     cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
     if slot != NULL:
+        host_wrote(&kvm.mmu, slot, gpa >> 12)
         mark_dirty(slot, gpa >> 12)
     if 0 < v.store_bytes <= 8 and (gpa & 0xFFF) + v.store_bytes <= 4096:
         if mem_holds(&kvm.mmu.guest, gpa, v.store_bytes):
@@ -321,7 +351,7 @@ cdef int on_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
     elif result != FILL_FAST and result != FILL_RETRY:
         v.c.ept_spurious += 1
     kvm_owed_flush(kvm, v)
-    return ACT_RETRY
+    return retry(kvm, v, f.gpa) if result == FILL_RETRY else ACT_RETRY
 
 
 cdef int on_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil:
@@ -340,7 +370,7 @@ cdef int on_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil:
     if action == FILL_UNCHANGED:
         vcpu_abort(v, ABORT_MISCONFIG, f.gpa)   # nobody made this entry
         return ACT_ABORT
-    return ACT_RETRY                            # memory by now
+    return retry(kvm, v, f.gpa) if action == FILL_RETRY else ACT_RETRY  # memory by now
 
 
 # ---- premapped runs ---------------------------------------------------------------------------------------

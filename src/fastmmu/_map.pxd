@@ -11,7 +11,7 @@ cdef enum FillResult:
     FILL_NO_TABLES = 2          # the pool of table pages is used up
     FILL_UNCHANGED = 3          # it allowed the access already: spurious
     FILL_FAST = 4               # a right was given back, nothing was looked up
-    FILL_RETRY = 5              # the host changed its tables meanwhile: run the access again
+    FILL_RETRY = 5              # the host changed its pages meanwhile: run the access again
     FILL_READ_ONLY = 6          # a write to a read-only slot: the device model's
     FILL_TRACKED = 7            # a write to a shadowed table: emulate it
 

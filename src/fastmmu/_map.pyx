@@ -3,17 +3,19 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, FRAME, PS, RW
-from fastmmu._reclaim cimport host_give
 from fastmmu._memory cimport mem_read64
 from fastmmu._memtype cimport MT_UC, MT_WB, mtrr_type
 from fastmmu._mmu cimport (
     NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_make_room, mmu_may_write, mmu_sp, mmu_zap_gfn,
 )
+from fastmmu._reclaim cimport host_fetch, host_give
 from fastmmu._slots cimport (
-    HOST_ABSENT, HOST_PRESENT, HOST_SWAPPED, HOST_ZERO, Slot, host_page, mark_dirty, slot_hpa, slot_huge, slot_of,
+    HOST_ABSENT, HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, HOST_ZERO, Slot, host_page, mark_dirty, slot_away,
+    slot_hpa, slot_huge, slot_of,
 )
 from fastmmu._spte cimport (
-    FORMAT_EPT, MAY_ALL, MAY_W, MAY_X, spte_leaf, spte_make, spte_may_write, spte_mmio, spte_present,
+    FORMAT_EPT, MAY_ALL, MAY_W, MAY_X, spte_leaf, spte_make, spte_may_write, spte_mmio, spte_present, spte_restore,
+    spte_tracked,
 )
 
 cdef enum:
@@ -23,36 +25,42 @@ cdef enum:
 # ---- the page behind it -------------------------------------------------------------------------------------
 
 cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil:
-    # the host's page for f.gpa: FILL_MAPPED where it is there, and whether it may be written
-    cdef uint64_t gfn = f.gpa >> 12
+    # the host's page for f.gpa: FILL_MAPPED where it is there, and whether it may be written. FILL_RETRY where the host
+    # changed what it has behind its pages meanwhile, or is about to: the page found may be another by now
+    cdef uint64_t gfn = f.gpa >> 12, sequence = mmu.slots.sequence
     cdef int page
     f.slot = slot_of(&mmu.slots, gfn)
     f.host_writable = False
     if f.slot == NULL:
         return FILL_NO_SLOT
-    if f.slot.readonly:
-        return FILL_READ_ONLY if f.write else FILL_MAPPED
-    page = host_page(f.slot, gfn)
-    if page == HOST_SWAPPED:
-        host_give(mmu, f.slot, gfn)
-        mmu.counters.swap_ins += 1
-        page = HOST_PRESENT
-    if f.write and page != HOST_PRESENT:
-        host_give(mmu, f.slot, gfn)
-        if page == HOST_ZERO:                   # copied on write: the host unmaps the page of zeros first
-            mmu_zap_gfn(mmu, f.slot, gfn)
-            mmu.counters.retries += 1
-            return FILL_RETRY
-        page = HOST_PRESENT
-    if page == HOST_ABSENT:
-        f.slot.host[gfn - f.slot.base_gfn] = HOST_ZERO
-    f.host_writable = page == HOST_PRESENT
+    if f.slot.readonly and f.write:
+        return FILL_READ_ONLY
+    if not f.slot.readonly:
+        page = host_page(f.slot, gfn)
+        if page == HOST_SWAPPED:
+            host_fetch(mmu, f.slot, gfn)
+            page = HOST_CLEAN
+        if f.write and page == HOST_CLEAN:
+            f.slot.host[gfn - f.slot.base_gfn] = HOST_PRESENT
+            page = HOST_PRESENT
+        if f.write and page != HOST_PRESENT:
+            host_give(mmu, f.slot, gfn)
+            if page == HOST_ZERO or page == HOST_SHARED:    # copied on write: the host unmaps what it was first
+                mmu_zap_gfn(mmu, f.slot, gfn)
+                mmu.slots.sequence += 1
+            page = HOST_PRESENT
+        if page == HOST_ABSENT:
+            f.slot.host[gfn - f.slot.base_gfn] = HOST_ZERO
+        f.host_writable = page == HOST_PRESENT
+    if mmu.slots.sequence != sequence or slot_away(f.slot, gfn):
+        mmu.counters.retries += 1
+        return FILL_RETRY
     return FILL_MAPPED
 
 
 cdef bint page_for_prefetch(const Slot *slot, uint64_t gfn) noexcept nogil:
     # without waiting for the host: only a page that is there and may be written
-    return not slot.readonly and host_page(slot, gfn) == HOST_PRESENT
+    return not slot.readonly and not slot.invalidating and host_page(slot, gfn) == HOST_PRESENT
 
 
 cdef uint64_t memory_type(const Mmu *mmu, const Slot *slot, uint64_t gfn) noexcept nogil:
@@ -159,7 +167,10 @@ cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) 
             return FILL_NO_TABLES
         level -= 1
         if level == 1 and split:
-            mmu.sp[owner].split = 1
+            if not mmu.sp[owner].split:
+                mmu.nx_splits += 1
+                mmu.counters.nx_lpage_splits += 1
+                mmu.sp[owner].split = mmu.nx_splits
         elif level == 2 == goal and mmu.policy.nx_huge:
             entry = mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index)
             if spte_present(entry) and not entry & PS:
@@ -223,22 +234,27 @@ cdef uint64_t find_entry(const Mmu *mmu, uint64_t la, uint32_t *owner, uint64_t 
 
 
 cdef int fast_fault(Mmu *mmu, const Fault *f) noexcept nogil:
-    # a right given back, without the host and without tables (kvm_policy.md §5); FILL_MAPPED: it is no such fault
+    # rights given back, without the host and without tables (kvm_policy.md §5); FILL_MAPPED: it is no such fault
     cdef uint32_t owner = NO_SP
-    cdef uint64_t index = 0, entry = find_entry(mmu, f.gpa, &owner, &index), need
+    cdef uint64_t index = 0, entry = find_entry(mmu, f.gpa, &owner, &index), need, new
     cdef Slot *slot
     if not spte_present(entry):
         return FILL_MAPPED
     need = EPT_X if f.fetch else EPT_W if f.write else EPT_R
     if entry & need:
         return FILL_UNCHANGED
-    if not f.write or not entry & spte_may_write(mmu.format):
-        return FILL_MAPPED
+    new = entry
+    if not mmu.ad and spte_tracked(entry):
+        new = spte_restore(entry)
     slot = slot_of(&mmu.slots, f.gpa >> 12)
-    if slot == NULL or (mmu.sp[owner].level > 1 and slot.dirty != NULL):
+    if f.write and entry & spte_may_write(mmu.format):
+        if slot == NULL or (mmu.sp[owner].level > 1 and slot.dirty != NULL):
+            return FILL_MAPPED
+        new |= EPT_W
+    if not new & need:
         return FILL_MAPPED
-    mmu_change(mmu, owner, index, entry | EPT_W)
-    if slot.dirty != NULL:
+    mmu_change(mmu, owner, index, new)
+    if new & EPT_W and slot.dirty != NULL:
         mark_dirty(slot, f.gpa >> 12)
         mmu.counters.logged += 1
         mmu.counters.dirty_faults += 1

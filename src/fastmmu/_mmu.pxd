@@ -2,14 +2,21 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastmmu._bits cimport EPT_W, FRAME
 from fastmmu._memtype cimport MtrrState
 from fastmmu._slots cimport Slot, Slots
+from fastmmu._spte cimport spte_dirty
 from fastmmu._types cimport Mem
 
 cdef enum:
     NO_SP = 0xFFFFFFFFU
     ROOT_LEVEL = 4
     ROOTS = 4                   # roots that are kept: the one in use and three before it (kvm_policy.md §2.4)
+
+cdef enum Ageing:               # of EPT entries without A flags, where the host asks whether their page is in use
+    AGE_TRACK = 0               # their rights go, and come back with the next access: Linux 6.1
+    AGE_ZAP = 1                 # they go: Linux 2.6.34 to 3.14
+    AGE_OLD = 2                 # nothing, no page looks used: before
 
 cdef struct Policy:             # what KVM does of its own choice, by generation and module parameters
     bint modern                 # of Linux 6.1: what the bits below do not say
@@ -22,6 +29,7 @@ cdef struct Policy:             # what KVM does of its own choice, by generation
     bint eager_split            # large pages are split when logging starts, not when they are written
     bint nx_huge                # large pages are not executable
     bint pml                    # writes are logged by the processor
+    int ageing                  # Ageing
     uint32_t limit              # table pages that there may be; 0: as many as the pool holds
 
 cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
@@ -42,7 +50,7 @@ cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
     uint8_t writes              # emulated in a row, without a fault through this page between
     uint16_t present
     uint32_t born               # serial number
-    uint8_t split               # made only because an executable large page is not allowed
+    uint32_t split              # made only because an executable large page is not allowed: serial number of that, or 0
 
 cdef struct MmuCounters:
     uint64_t changes            # of entries
@@ -56,7 +64,11 @@ cdef struct MmuCounters:
     uint64_t dirty_faults       # faults that were the first write to a page since its log was read
     uint64_t swap_ins
     uint64_t swap_outs
+    uint64_t swap_writes        # of these, pages that had to be written: the copy on disk was not theirs
     uint64_t aged_young         # pages found used since the host asked last
+    uint64_t aged_old           # pages found unused since
+    uint64_t merged             # pages that gave up their own for one shared with equal ones
+    uint64_t copied             # pages that got their own again, at a write
     uint64_t recycled           # table pages given up because there were too many
     uint64_t ring_full          # times that the ring of written pages had to be read
     uint64_t retries            # faults begun again because the host changed its tables meanwhile
@@ -69,6 +81,10 @@ cdef struct MmuCounters:
     uint64_t logged             # pages marked in a dirty log by the VMM or by the page-modification log
     uint64_t pages[3]           # leaf entries there are, by size: 4K, 2M, 1G
     uint64_t unsync             # unsync pages there are
+    uint64_t pde_zapped         # entries above page tables zapped by emulated writes of other than 0
+    uint64_t nx_lpage_splits    # table pages there are in place of large ones that must not be executable
+    uint64_t nx_recovered       # of them, those given up so that a large page may come back
+    uint64_t max_mmu_rmap_size  # most leaf entries of one page at any time; of the TDP MMU 0, which has no reverse maps
 
 cdef struct Mmu:
     Mem *mem                    # host physical memory
@@ -94,6 +110,9 @@ cdef struct Mmu:
     uint64_t bucket_mask
     uint32_t *rmap              # [host frame] first 4K leaf entry
     uint32_t *rmap_large        # [host frame >> 9] first 2M leaf entry
+    uint32_t *rmap_n            # [host frame] 4K leaf entries
+    uint32_t *rmap_large_n      # [host frame >> 9] 2M leaf entries
+    uint32_t nx_splits          # Sp.split of the last
     uint16_t *tables_in         # [host frame >> 9] shadowed tables in this 2M region: no large mapping meanwhile
     uint8_t role                # registers of the guest that make its tables mean something else (kvm_policy.md §1)
     uint32_t root               # Sp in use as root
@@ -125,3 +144,14 @@ cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil
 cdef inline uint64_t mmu_frame(const Mmu *mmu, uint64_t hpa) noexcept nogil:
     # number of a page that a slot maps, among all of them
     return hpa - mmu.slots.base >> 12
+
+
+cdef inline void mmu_written(Mmu *mmu, uint64_t hpa) noexcept nogil:
+    # the page of a slot was written: what the host has of it on disk is not what it holds
+    cdef uint64_t frame = mmu_frame(mmu, hpa & FRAME)
+    mmu.slots.written[frame >> 6] |= <uint64_t> 1 << (frame & 63)
+
+
+cdef inline uint64_t mmu_dirty_flag(const Mmu *mmu) noexcept nogil:
+    # what says of a leaf entry that its page may have been written
+    return spte_dirty(mmu.format) if mmu.ad else EPT_W

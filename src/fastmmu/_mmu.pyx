@@ -41,9 +41,12 @@ cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format
     mmu.rmap = <uint32_t *> calloc(mmu.slots.frames + 1, sizeof(uint32_t))
     mmu.rmap_large = <uint32_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint32_t))
     mmu.tables_in = <uint16_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint16_t))
+    mmu.rmap_n = <uint32_t *> calloc(mmu.slots.frames + 1, sizeof(uint32_t))
+    mmu.rmap_large_n = <uint32_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint32_t))
+    mmu.slots.written = <uint64_t *> calloc((mmu.slots.frames >> 6) + 1, sizeof(uint64_t))
     mmu.owner = <uint32_t *> calloc((pool_end - pool >> 12) + 1, sizeof(uint32_t))
     if (mmu.bucket == NULL or mmu.rmap == NULL or mmu.rmap_large == NULL or mmu.tables_in == NULL
-            or mmu.owner == NULL):
+            or mmu.owner == NULL or mmu.rmap_n == NULL or mmu.rmap_large_n == NULL or mmu.slots.written == NULL):
         mmu_free(mmu)
         return -1
     return 0
@@ -58,6 +61,8 @@ cdef void mmu_free(Mmu *mmu) noexcept nogil:
     free(mmu.bucket)
     free(mmu.rmap)
     free(mmu.rmap_large)
+    free(mmu.rmap_n)
+    free(mmu.rmap_large_n)
     free(mmu.tables_in)
     free(mmu.owner)
     slots_free(&mmu.slots)
@@ -278,6 +283,8 @@ cdef bint mmu_write_protect(Mmu *mmu, uint64_t gfn, bint tracked) noexcept nogil
         if entry & RW:
             mmu.counters.write_protected += 1
             mmu.flush = found = True
+            if not mmu.ad:
+                mmu_written(mmu, entry)
         if entry & lose:
             mem_write64(mmu.mem, at, entry & ~lose)
         id = sp.next[(id - 1) & 511]
@@ -297,6 +304,12 @@ cdef uint32_t *list_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
         frame = mmu_frame(mmu, entry & FRAME)
         return &mmu.rmap[frame] if sp.level == 1 else &mmu.rmap_large[frame >> 9]
     return &mmu.sp[child_of(mmu, entry)].parents
+
+
+cdef inline uint32_t *count_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
+    # of the page that a leaf entry maps: leaf entries there are
+    cdef uint64_t frame = mmu_frame(mmu, entry & FRAME)
+    return &mmu.rmap_n[frame] if sp.level == 1 else &mmu.rmap_large_n[frame >> 9]
 
 
 cdef inline uint32_t child_of(const Mmu *mmu, uint64_t entry) noexcept nogil:
@@ -319,12 +332,16 @@ cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noe
     cdef uint64_t old = mem_read64(mmu.mem, at)
     cdef uint32_t id = (owner << 9) + <uint32_t> index + 1
     cdef uint32_t *head
+    cdef uint32_t *count
     cdef uint32_t near, far
+    cdef uint64_t dirty = mmu_dirty_flag(mmu)
     mem_write64(mmu.mem, at, new)
     mmu.counters.changes += 1
     if spte_present(old) and loses(mmu, old, new):
         mmu.flush = True
         mmu.counters.entries_zapped += 1
+        if sp.level == 1 and old & dirty and (not new & dirty or (old ^ new) & FRAME):
+            mmu_written(mmu, old)
     if spte_present(new) and spte_leaf(new, sp.level):
         mmu.counters.entries_filled += 1
     if not (old ^ new) & (FRAME | SPTE_MARK | PS):
@@ -342,6 +359,7 @@ cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noe
         sp.present -= 1
         if spte_leaf(old, sp.level):
             mmu.counters.pages[sp.level - 1] -= 1
+            count_of(mmu, sp, old)[0] -= 1
     if spte_present(new):
         head = list_of(mmu, sp, new)
         far = head[0]
@@ -353,6 +371,10 @@ cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noe
         sp.present += 1
         if spte_leaf(new, sp.level):
             mmu.counters.pages[sp.level - 1] += 1
+            count = count_of(mmu, sp, new)
+            count[0] += 1
+            if count[0] > mmu.counters.max_mmu_rmap_size and not mmu.policy.tdp:
+                mmu.counters.max_mmu_rmap_size = count[0]
 
 
 cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil:
@@ -403,6 +425,8 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
         link = &mmu.sp[link[0] - 1].chain
     link[0] = sp.chain
     sp.used = 0
+    if sp.split:
+        mmu.counters.nx_lpage_splits -= 1
     if sp.unsync:
         mmu.counters.unsync -= 1
     if not sp.direct:

@@ -7,4 +7,5 @@ from fastmmu._slots cimport Slot
 
 cdef void host_give(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil
 cdef bint host_take(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil
-cdef bint host_young(Mmu *mmu, Slot *slot, uint64_t gfn, bint clear) noexcept nogil
+cdef void host_fetch(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil
+cdef void host_wrote(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil

@@ -9,6 +9,7 @@ from fastmmu._map cimport (
 )
 from fastmmu._memory cimport mem_read64
 from fastmmu._mmu cimport NO_SP, Mmu, mmu_make_room, mmu_tracked
+from fastmmu._reclaim cimport host_wrote
 from fastmmu._slots cimport Slot, mark_dirty, slot_of
 from fastmmu._spte cimport MAY_ALL, MAY_U, MAY_W, MAY_X
 from fastmmu._sync cimport clear_writes, prefetch_guest, rights_of, sync_below, sync_page
@@ -26,6 +27,7 @@ cdef void log_flags(Mmu *mmu, const Steps *steps) noexcept nogil:
         if steps.step[i].kind == STEP_GUEST_AD:
             slot = slot_of(&mmu.slots, steps.step[i].gpa >> 12)
             if slot != NULL:
+                host_wrote(mmu, slot, steps.step[i].gpa >> 12)
                 mark_dirty(slot, steps.step[i].gpa >> 12)
 
 

@@ -10,6 +10,8 @@ cdef enum HostPage:             # what the host has behind a page
     HOST_ZERO = 1               # the shared page of zeros, which can only be read
     HOST_PRESENT = 2
     HOST_SWAPPED = 3
+    HOST_SHARED = 4             # one page of the host's stands for several of equal contents, and can only be read
+    HOST_CLEAN = 5              # read back from disk and not written since: read-only
 
 cdef struct Ring:               # pages written, in order, for a VMM that reads no bitmap (kvm_policy.md §4.2)
     uint64_t *entry             # [size] slot number << 48 | page of the slot
@@ -31,6 +33,17 @@ cdef struct Slot:
     bint huge                   # the host backs it with 2 MB pages
     bint private                # made by the VMM itself, such as the APIC-access page
     bint device                 # the pages are a device's, given to the guest
+    uint32_t invalidating       # times that the host began to take pages away and has not ended (kvm_policy.md §6)
+    uint64_t away, away_end     # which, first and behind the last: gfn, the union of all of them
+    uint32_t *group             # [page] of a HOST_SHARED page: which of Slots.group; NULL: none was merged
+
+cdef struct Recency:            # resident pages in the order in which the host last saw them used
+    uint64_t *older             # [frame] frame + 1 of the neighbour in the list, 0: none; NULL: no such order is kept
+    uint64_t *newer
+    uint32_t *seen              # [frame] generation in which it was last seen used
+    uint64_t oldest, newest     # frame + 1; 0: the list is empty
+    uint64_t n
+    uint32_t generation         # the youngest
 
 cdef struct Slots:
     Slot slot[32]
@@ -43,6 +56,11 @@ cdef struct Slots:
     uint64_t limit              # pages of slots with `host` that the host keeps in memory; 0: all
     uint64_t resident
     uint64_t hand               # of the clock: frame at which it stands
+    Recency recency
+    uint64_t *written           # [frame / 64] bitmap: differs from what is on disk
+    uint64_t sequence           # of changes that the host made to what it has behind pages
+    uint32_t *group             # pages left that share the page of a group
+    uint32_t groups
 
 
 cdef inline Slot *slot_of(Slots *s, uint64_t gfn) noexcept nogil:
@@ -74,6 +92,16 @@ cdef inline int host_page(const Slot *slot, uint64_t gfn) noexcept nogil:
     return HOST_PRESENT if slot.host == NULL else slot.host[gfn - slot.base_gfn]
 
 
+cdef inline bint host_holds(int page) noexcept nogil:
+    # the page is in memory, and the guest's alone
+    return page == HOST_PRESENT or page == HOST_CLEAN
+
+
+cdef inline bint slot_away(const Slot *slot, uint64_t gfn) noexcept nogil:
+    # the host is taking the page away: nothing may be mapped before it has done so
+    return slot.invalidating and slot.away <= gfn < slot.away_end
+
+
 cdef inline void mark_dirty(Slot *slot, uint64_t gfn) noexcept nogil:
     cdef uint64_t page = gfn - slot.base_gfn
     if slot.ring != NULL:
@@ -89,4 +117,7 @@ cdef inline void mark_dirty(Slot *slot, uint64_t gfn) noexcept nogil:
 cdef int slots_add(Slots *s, uint64_t base_gfn, uint64_t npages, uint64_t hpa) noexcept nogil
 cdef void slots_delete(Slots *s, int number) noexcept nogil
 cdef int slots_untouched(Slots *s, int number) noexcept nogil
+cdef int slots_order(Slots *s) noexcept nogil
+cdef void order_add(Slots *s, uint64_t frame) noexcept nogil
+cdef void order_drop(Slots *s, uint64_t frame) noexcept nogil
 cdef void slots_free(Slots *s) noexcept nogil

@@ -1,6 +1,6 @@
-"""Memory slots: making and deleting them."""
+"""Memory slots: making and deleting them; the order in which their pages were used."""
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -28,8 +28,15 @@ cdef int slots_add(Slots *s, uint64_t base_gfn, uint64_t npages, uint64_t hpa) n
 
 cdef void slots_delete(Slots *s, int number) noexcept nogil:
     cdef Slot *slot = &s.slot[number]
+    cdef uint64_t page
+    if slot.host != NULL:
+        for page in range(slot.npages):
+            if host_holds(slot.host[page]):
+                s.resident -= 1
+                order_drop(s, (slot.hpa - s.base >> 12) + page)
     free(slot.host)
     free(slot.dirty)
+    free(slot.group)
     memset(slot, 0, sizeof(Slot))
     s.generation += 1
 
@@ -41,10 +48,56 @@ cdef int slots_untouched(Slots *s, int number) noexcept nogil:
     return -1 if slot.host == NULL else 0
 
 
+cdef int slots_order(Slots *s) noexcept nogil:
+    # from now on the order of use is kept; -1 where memory does not suffice
+    cdef Recency *r = &s.recency
+    r.older = <uint64_t *> calloc(s.frames + 1, sizeof(uint64_t))
+    r.newer = <uint64_t *> calloc(s.frames + 1, sizeof(uint64_t))
+    r.seen = <uint32_t *> calloc(s.frames + 1, sizeof(uint32_t))
+    return -1 if r.older == NULL or r.newer == NULL or r.seen == NULL else 0
+
+
+cdef void order_add(Slots *s, uint64_t frame) noexcept nogil:
+    # the page was used last of all, in the youngest generation
+    cdef Recency *r = &s.recency
+    if r.older == NULL:
+        return
+    r.older[frame] = r.newest
+    r.newer[frame] = 0
+    r.seen[frame] = r.generation
+    if r.newest:
+        r.newer[r.newest - 1] = frame + 1
+    else:
+        r.oldest = frame + 1
+    r.newest = frame + 1
+    r.n += 1
+
+
+cdef void order_drop(Slots *s, uint64_t frame) noexcept nogil:
+    cdef Recency *r = &s.recency
+    if r.older == NULL:
+        return
+    if r.older[frame]:
+        r.newer[r.older[frame] - 1] = r.newer[frame]
+    else:
+        r.oldest = r.newer[frame]
+    if r.newer[frame]:
+        r.older[r.newer[frame] - 1] = r.older[frame]
+    else:
+        r.newest = r.older[frame]
+    r.n -= 1
+
+
 cdef void slots_free(Slots *s) noexcept nogil:
     cdef int i
     for i in range(s.n):
         free(s.slot[i].host)
         free(s.slot[i].dirty)
+        free(s.slot[i].group)
     free(s.ring.entry)
+    free(s.recency.older)
+    free(s.recency.newer)
+    free(s.recency.seen)
+    free(s.written)
+    free(s.group)
     memset(s, 0, sizeof(Slots))

@@ -1,9 +1,11 @@
 # Entries of the tables that the VMM owns: what they say, and how they are made (kvm_policy.md §3.3, §4.4).
 #
-#   EPT:     58 may write | 57 host may write | 51:12 frame | 11 mark | 9 D | 8 A | 7 PS | 6 IPAT | 5:3 MT | 2:0 X W R
+#   EPT:     58 may write | 57 host may write | 56 X, 54 R set aside | 51:12 frame
+#            11 mark | 9 D | 8 A | 7 PS | 6 IPAT | 5:3 MT | 2:0 X W R
 #   paging:  63 XD | 51:12 frame | 11 mark | 10 may write | 9 host may write | 7 PS | 6 D | 5 A | 2 U | 1 W | 0 P
 #   MMIO:    62:52 and 10:3 generation | 51:12 frame; EPT 110b, malformed; paging: bit 51, reserved, and P
 #
+# set aside: without A flags an access shows by the fault of an entry whose X, W, R were taken (§6).
 # mark: present for the VMM. may write: read-only only because writes are logged; a fault may give the right back alone.
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -53,6 +55,22 @@ cdef inline bint spte_leaf(uint64_t entry, int level) noexcept nogil:
 
 cdef inline uint64_t spte_may_write(int format) noexcept nogil:
     return EPT_MAY_WRITE if format == FORMAT_EPT else PT_MAY_WRITE
+
+
+cdef inline bint spte_tracked(uint64_t entry) noexcept nogil:
+    # of a present EPT entry: the next access to its page faults, and gives it back its rights
+    return entry & (EPT_R | EPT_W | EPT_X) == 0
+
+
+cdef inline uint64_t spte_track(uint64_t entry) noexcept nogil:
+    # W is not kept: the fault of a write gives it back where bit 58 says that it may (kvm_policy.md §5)
+    if spte_tracked(entry):
+        return entry
+    return (entry & ~(EPT_R | EPT_W | EPT_X)) | (entry & (EPT_R | EPT_X)) << 54
+
+
+cdef inline uint64_t spte_restore(uint64_t entry) noexcept nogil:
+    return (entry & ~((EPT_R | EPT_X) << 54)) | (entry >> 54 & (EPT_R | EPT_X))
 
 
 cdef inline uint64_t spte_dirty(int format) noexcept nogil:

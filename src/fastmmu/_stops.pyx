@@ -3,8 +3,8 @@
 from libc.stdint cimport uint64_t
 
 from fastmmu._vcpu cimport (
-    ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_MISCONFIG,
-    ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_TABLES, Vcpu,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY,
+    ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_TABLES, Vcpu,
 )
 from fastmmu._vmx cimport ERROR_CONTROL_FIELDS
 
@@ -41,6 +41,9 @@ cdef object stop(const Vcpu *v, uint64_t n):
     if why == ABORT_ENTRY:
         return PolicyError(f"event {n}: VM entry failed with VM-instruction error {address}: the controls of the "
                            "VMCS contradict each other (vmx.md §3.1)")
+    if why == ABORT_AWAY:
+        return StateError(f"event {n}: the host is taking guest-physical page {address:#x} away, its fault begins anew "
+                          "until that has ended; call Vmm.invalidate_range_end, then repeat the access")
     if why == ABORT_MISCONFIG:
         return PolicyError(f"event {n}: EPT misconfiguration at guest-physical {address:#x}")
     return FastmmuError(f"event {n}: the guest kernel has no answer to the fault at {address:#x} (code {why})")

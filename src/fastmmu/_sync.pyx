@@ -195,6 +195,8 @@ cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
                 sp.writes = 0
                 mmu_zap(mmu, i - 1)
             elif mem_read64(mmu.mem, sp.hpa + (gpa & 0xFF8)):
+                if sp.level > 1 and mem_holds(&mmu.guest, gpa, 1) and mem_read64(&mmu.guest, gpa & ~(<uint64_t> 7)):
+                    mmu.counters.pde_zapped += 1
                 mmu_change(mmu, i - 1, (gpa & 0xFFF) >> 3, 0)
         i = after
 

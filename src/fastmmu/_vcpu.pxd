@@ -42,6 +42,7 @@ cdef enum Abort:
     ABORT_ENTRY = 11            # VM entry failed: invalid control fields
     ABORT_PROCESS = 12          # a process number that is none
     ABORT_APIC = 13             # an APIC event that the guest's APIC cannot take
+    ABORT_AWAY = 14             # the host is taking the page away and has not ended
 
 cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t ops[4]             # accesses of the trace by operation

@@ -1,6 +1,9 @@
 # What a VMM's user space does while the guest stands still.
 
+from libc.stdint cimport uint64_t
+
 from fastmmu._kvm cimport Kvm
+from fastmmu._slots cimport Slot
 from fastmmu._vcpu cimport Vcpu
 
 
@@ -9,4 +12,4 @@ cdef class Vmm:
     cdef Kvm *kvm
     cdef Vcpu *v
     cdef int slot(self, number) except -1
-    cdef arm(self)
+    cdef Slot *pages(self, number, uint64_t first, uint64_t count) except NULL

@@ -4,13 +4,14 @@ import numpy as np
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._dirty cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop
-from fastmmu._reclaim cimport host_give, host_take, host_young
-from fastmmu._kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, kvm_drain, kvm_owed_flush, kvm_reload
+from fastmmu._ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
+from fastmmu._dirty cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
+from fastmmu._kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, kvm_arm, kvm_drain, kvm_owed_flush, kvm_reload
 from fastmmu._memtype cimport Mtrrs
-from fastmmu._mmu cimport MmuCounters
-from fastmmu._slots cimport HOST_PRESENT, Slot, slots_delete
-from fastmmu._vmx cimport SECONDARY_PML
+from fastmmu._mmu cimport MmuCounters, mmu_shadowed
+from fastmmu._notifier cimport host_merge, notify_end, notify_start
+from fastmmu._reclaim cimport host_give, host_take, host_wrote
+from fastmmu._slots cimport HOST_SHARED, Slot, host_holds, slot_hpa, slots_delete
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 
 _FORGO = {"tables": FORGO_TABLES, "registers": FORGO_REGISTERS, "invlpg": FORGO_INVLPG}
@@ -28,21 +29,12 @@ cdef class Vmm:
             raise StateError(f"there is no slot {number}; slots are numbered from 0, those deleted are gone")
         return n
 
-    cdef arm(self):
-        # the processor logs while any slot is logged; what it cached before would write unlogged
-        cdef int i
-        cdef bint logged = False
-        for i in range(self.kvm.mmu.slots.n):
-            logged = logged or self.kvm.mmu.slots.slot[i].dirty != NULL
-        if not self.kvm.mmu.policy.pml:
-            return
-        self.v.vmcs.pml_index = 511
-        self.v.ept.pml_index = &self.v.vmcs.pml_index if logged else NULL
-        self.v.ept.pml_base = self.v.vmcs.pml_address
-        if logged:
-            self.v.vmcs.secondary |= SECONDARY_PML
-        else:
-            self.v.vmcs.secondary &= ~SECONDARY_PML
+    cdef Slot *pages(self, number, uint64_t first, uint64_t count) except NULL:
+        # the slot, which has these pages
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
+        if first > slot.npages or count > slot.npages - first:
+            raise StateError(f"slot {number} has {slot.npages} pages, no pages {first} + {count}")
+        return slot
 
     @property
     def forgone(self):
@@ -66,9 +58,10 @@ cdef class Vmm:
         :raises StateError: no such slot. :raises OutOfMemoryError: no memory for the bitmap.
         """
         cdef int n = self.slot(number)
+        kvm_drain(self.kvm, self.v)
         if dirty_start(&self.kvm.mmu, n, manual, initially_set):
             raise OutOfMemoryError(f"no memory for the dirty log of slot {number}")
-        self.arm()
+        kvm_arm(self.kvm, self.v)
         kvm_owed_flush(self.kvm, self.v)
 
     def stop_dirty_log(self, number):
@@ -76,7 +69,7 @@ cdef class Vmm:
         cdef int n = self.slot(number)
         kvm_drain(self.kvm, self.v)
         dirty_stop(&self.kvm.mmu, n)
-        self.arm()
+        kvm_arm(self.kvm, self.v)
         kvm_owed_flush(self.kvm, self.v)
 
     def dirty_log(self, number):
@@ -128,30 +121,107 @@ cdef class Vmm:
         if dirty_ring(&self.kvm.mmu, size):
             raise OutOfMemoryError("no memory for the ring")
 
-    def young(self, number, page, *, bint clear=False):
+    # ---- the host's MMU notifier (kvm_policy.md §6) ---------------------------------------------------------------
+
+    def young(self, number, page, *, bint clear=False, bint flush=False):
         """Was a page of a slot used since its A flags were last cleared? The host asks so before it takes a page.
 
-        :param clear: clear them (without A flags in the tables, its entries go instead).
+        Where the tables have no A flags, what `clear` does is as ``Config.ageing`` says.
+
+        :param clear: the next call is about the time from now on (clear_young); else nothing changes (test_young).
+        :param flush: with `clear`: cached translations go as well where it was used (clear_flush_young), so that a use
+            by one of them does not go unseen.
         """
-        cdef int n = self.slot(number)
-        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
+        cdef Slot *slot = self.pages(number, page, 1)
+        cdef int asked = (CLEAR_FLUSH_YOUNG if flush else CLEAR_YOUNG) if clear else TEST_YOUNG
         cdef bint found
-        if not 0 <= page < slot.npages:
-            raise StateError(f"slot {number} has {slot.npages} pages, no page {page}")
-        found = host_young(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page, clear)
+        if flush and not clear:
+            raise StateError("flush=True goes with clear=True: to ask alone changes nothing that could be stale")
+        found = host_young(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page, asked)
         kvm_owed_flush(self.kvm, self.v)
         return found
 
     def swap_out(self, number, page):
         """The host takes a page of an untouched slot to disk; False where it is not there, or is a shadowed table."""
-        cdef int n = self.slot(number)
-        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
-        cdef bint done
-        if not 0 <= page < slot.npages:
-            raise StateError(f"slot {number} has {slot.npages} pages, no page {page}")
-        done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
+        cdef Slot *slot = self.pages(number, page, 1)
+        cdef bint done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
         kvm_owed_flush(self.kvm, self.v)
         return done
+
+    def invalidate_range_start(self, number, first, count):
+        """The host begins to change what is behind `count` pages from page `first` of a slot: no translation leads to
+        them when this returns, and none is made until :meth:`invalidate_range_end`.
+
+        A fault that wants one of them meanwhile begins anew (counter ``retries``); as it would for ever, the access
+        stops with a :class:`StateError`, and can be repeated. Several such changes may be under way: then all pages of
+        a slot from the first to the last are held back, as in KVM.
+
+        :raises StateError: the slot has no such pages.
+        """
+        cdef Slot *slot = self.pages(number, first, count)
+        notify_start(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> first, count)
+        kvm_owed_flush(self.kvm, self.v)
+
+    def invalidate_range_end(self, number):
+        """The change of a slot's pages begun last has ended; a fault that looked a page up before must look again.
+
+        :raises StateError: none is under way.
+        """
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
+        if not slot.invalidating:
+            raise StateError(f"no change of pages of slot {number} is under way; call invalidate_range_start first")
+        notify_end(&self.kvm.mmu, slot)
+
+    def merge(self, number, pages):
+        """The host merges pages of an untouched slot that hold the same, as Linux' KSM does: they become one, which can
+        only be read; a write gives its page a copy of its own (counter ``copied``).
+
+        Pages that are not there, or are shadowed tables, are left out. In the simulation each keeps its address.
+
+        :returns: number of pages merged, 0 where fewer than two are left. :raises StateError: no such pages, a page
+            twice, or contents differ. :raises OutOfMemoryError: no memory for the groups.
+        """
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
+        cdef uint64_t page
+        cdef uint64_t[::1] taken
+        chosen = []
+        contents = None
+        if len({*pages}) != len(pages):
+            raise StateError("a page stands twice among those to merge")
+        for page in pages:
+            self.pages(number, page, 1)
+            if slot.host == NULL or not host_holds(slot.host[page]):
+                continue
+            if mmu_shadowed(&self.kvm.mmu, slot.base_gfn + page):
+                continue
+            words = self.machine.memory.u64[slot_hpa(slot, slot.base_gfn + page) >> 3:][:512]
+            if contents is None:
+                contents = words
+            elif not np.array_equal(words, contents):
+                raise StateError(f"pages {chosen[0]} and {page} differ: only equal pages can be one")
+            chosen.append(page)
+        if len(chosen) < 2:
+            return 0
+        taken = np.array(chosen, np.uint64)
+        if host_merge(&self.kvm.mmu, slot, &taken[0], len(chosen)):
+            raise OutOfMemoryError("no memory for the groups of merged pages")
+        kvm_owed_flush(self.kvm, self.v)
+        return len(chosen)
+
+    def recover_nx(self, unsigned int ratio=60):
+        """One period of the thread that gives large pages back: of the regions mapped by small pages because code ran
+        there (``Config.nx_huge_pages``, counter ``nx_lpage_splits``) one in `ratio` is unmapped, those longest so
+        first, at least one; 0: none (KVM's nx_huge_pages_recovery_ratio).
+
+        :returns: number of regions unmapped.
+        """
+        cdef uint64_t before = self.kvm.mmu.counters.nx_recovered
+        if ratio:
+            nx_recover(&self.kvm.mmu, ratio)
+            kvm_owed_flush(self.kvm, self.v)
+        return self.kvm.mmu.counters.nx_recovered - before
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
 
     def guest_caching(self, Mtrrs mtrrs=None, *, uncached=None):
         """The guest changes its MTRRs, or CR0.CD: with non-coherent DMA every table of the VMM goes (kvm_policy.md §7).
@@ -173,26 +243,27 @@ cdef class Vmm:
         cdef int n = self.slot(number)
         if n == 0:
             raise StateError("slot 0 is the machine's own memory and cannot be deleted")
+        kvm_drain(self.kvm, self.v)
         # the tables go first: their entries are found through the slots
         if kvm_reload(self.kvm, self.v):
             raise OutOfMemoryError("no table page for a new root")
         slots_delete(&self.kvm.mmu.slots, n)
-        self.arm()
+        kvm_arm(self.kvm, self.v)
 
     def touch(self, number, first, count):
         """The host writes pages of an untouched slot, as a loader does: `count` pages from page `first` of the slot."""
-        cdef int n = self.slot(number)
-        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
-        cdef uint64_t start = first, pages = count, i
-        if start > slot.npages or pages > slot.npages - start:
-            raise StateError(f"slot {number} has {slot.npages} pages, not {first} + {count}")
+        cdef Slot *slot = self.pages(number, first, count)
+        cdef uint64_t start = first, i
         if slot.host != NULL:
-            for i in range(start, start + pages):
-                if slot.host[i] != HOST_PRESENT:
+            for i in range(start, start + <uint64_t> count):
+                if host_holds(slot.host[i]) or slot.host[i] == HOST_SHARED:
+                    host_wrote(&self.kvm.mmu, slot, slot.base_gfn + i)
+                else:
                     host_give(&self.kvm.mmu, slot, slot.base_gfn + i)
         kvm_owed_flush(self.kvm, self.v)
 
     def counters(self):
-        """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G."""
+        """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G; resident: pages that the
+        host holds for untouched slots."""
         cdef MmuCounters c = self.kvm.mmu.counters
-        return dict(c)
+        return {**dict(c), "resident": self.kvm.mmu.slots.resident}

@@ -44,6 +44,8 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     mmio_caching: bool = True
     guest_ad_checked: bool = True
     host_memory: int | str | None = None
+    host_reclaim: Literal["clock", "lru"] = "clock"
+    ageing: Literal["track", "zap", "old"] | None = None
     noncoherent_dma: bool = False
     cd_quirk: bool = True
     table_pages: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -87,6 +89,11 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param tdp_mmu: EPT by the TDP MMU, else by the older one, which prefetches (with ``kvm="6.1"``).
     :param host_memory: the host's memory for the guest, bytes or text; beyond it, pages that were not used of late go
         to disk and come back at their next use. The guest's pages are ``"untouched"`` at first, then.
+    :param host_reclaim: which page goes: ``"clock"``, the first not used since a clock came by last; ``"lru"``, of the
+        oldest generation the one seen used longest ago (Linux' multi-generational LRU).
+    :param ageing: what becomes of EPT entries without A flags when the host asks whether their page is in use:
+        ``"track"``: their rights go and come back at the next access (Linux 6.1); ``"zap"``: they go; ``"old"``:
+        nothing, no page looks used; None: track with ``kvm="6.1"``, else zap.
     :param noncoherent_dma: a device that writes memory past the caches is assigned: EPT takes the guest's MTRRs, and
         its CR0.CD unless `cd_quirk` (KVM_X86_QUIRK_CD_NW_CLEARED); without one all memory is write-back.
     :param table_pages: shadow pages (or pages of the older MMU) that there may be, KVM's n_max_mmu_pages, at least
