@@ -37,4 +37,9 @@ cdef dict counters_of(Counters *c, TlbCounters *t, Kvm *kvm):
         "vmm_entries_filled": kvm.mmu.counters.entries_filled,
         "vmm_entries_zapped": kvm.mmu.counters.entries_zapped,
         "vmm_write_protected": kvm.mmu.counters.write_protected,
+        "vmm_table_bytes": 4096 * (kvm.mmu.counters.tables_made - kvm.mmu.counters.tables_zapped),
+        "pf_fast": kvm.mmu.counters.fast, "pf_retry": kvm.mmu.counters.retries,
+        "swap_ins": kvm.mmu.counters.swap_ins, "swap_outs": kvm.mmu.counters.swap_outs,
+        "swap_writes": kvm.mmu.counters.swap_writes, "aged_young": kvm.mmu.counters.aged_young,
+        "aged_old": kvm.mmu.counters.aged_old,
     }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import fastmmu
-from fastmmu.cli import compare, curve, host, maps, migrate, replay, run, tpr, trace, vpid, walk
+from fastmmu.cli import compare, curve, host, maps, migrate, overcommit, replay, run, tpr, trace, vpid, walk
 from fastmmu.errors import FastmmuError
 
 __all__ = ["main"]
@@ -28,13 +28,14 @@ examples:
   fastmmu tlb-curve app.lackey.xz            misses of TLBs of every size
   fastmmu replay linux.rec.zst               a whole Linux, each physical address compared
   fastmmu migrate app.lackey.xz              live migration, by method of dirty logging
+  fastmmu overcommit app.lackey.xz           hosts with less memory than the guest uses
   fastmmu walk                               a nested walk of 24 references, drawn
   fastmmu maps guests/l4_user                every mapping of a recorded guest
   fastmmu trace info app.lackey.gz
 
 `fastmmu COMMAND --help` has the options and examples of each.
-Exit codes: 0 done, 1 a replay found mismatches, 2 an error (one line on stderr), 130 interrupted (what was finished is
-printed and written).
+Exit codes: 0 done, 1 a replay found mismatches or overcommit a guest that came out differently, 2 an error (one line on
+stderr), 130 interrupted (what was finished is printed and written).
 """
 
 
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fastmmu {fastmmu.__version__}")
     commands = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
-    for module in (compare, run, host, replay, migrate, curve, vpid, tpr, walk, maps, trace):
+    for module in (compare, run, host, replay, migrate, overcommit, curve, vpid, tpr, walk, maps, trace):
         module.add(commands)
     return top
 

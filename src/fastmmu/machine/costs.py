@@ -23,8 +23,8 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 DEFAULT_COSTS = "costs.toml"
 
 CLASSES = {
-    "exception_nmi": ("pf_fixed", "pf_guest", "pf_emulate", "dirty", "mmio", "pf_spurious"),
-    "ept_violation": ("ept_build", "dirty", "mmio", "pf_emulate", "ept_spurious"),
+    "exception_nmi": ("pf_fixed", "pf_guest", "pf_emulate", "dirty", "mmio", "pf_spurious", "pf_retry"),
+    "ept_violation": ("ept_build", "dirty", "pf_fast", "mmio", "pf_emulate", "ept_spurious", "pf_retry"),
     "ept_misconfig": ("mmio",),
 }
 """Exit reasons that the VMM tells apart further: reason -> class counters (kvm_policy.md §2.1, §3.2)."""
@@ -86,6 +86,13 @@ class Flush(_Part, frozen=True, kw_only=True):
     invept: Cycles
 
 
+class HostWork(_Part, frozen=True, kw_only=True):
+    swap_in: Cycles
+    swap_out: Cycles
+    swap_write: Cycles
+    ask: Cycles
+
+
 class Generation(_Part, frozen=True, kw_only=True):
     round_trip: Cycles
     vmread: Cycles
@@ -106,6 +113,7 @@ class CostModel(_Part, frozen=True, kw_only=True):
     exit: Exit
     dispatch: dict[str, Cycles]
     flush: Flush
+    host: HostWork
     generation: dict[str, Generation]
 
     @classmethod
@@ -237,8 +245,8 @@ def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dic
     """Modelled cycles of a run by cause; their sum is its cycles. Causes that cost nothing are left out.
 
     Causes: ``accesses``, ``kernel``, ``stlb``, ``guest_walk``, ``ept_walk``, ``ad_writes``, ``guest_faults``,
-    ``context_switches``, ``invlpgs``, ``interrupts``, ``exit_instructions``, ``flushes``, and ``exit:KIND`` for each
-    kind of :func:`exits_by_class`.
+    ``context_switches``, ``invlpgs``, ``interrupts``, ``exit_instructions``, ``flushes``, of a host short of memory
+    ``swap_ins``, ``swap_outs``, ``ageing``, and ``exit:KIND`` for each kind of :func:`exits_by_class`.
 
     :param counters: those of :class:`~fastmmu.machine.result.Result`; a missing one counts as 0.
     """
@@ -265,4 +273,7 @@ def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dic
         for kind, number in exits_by_class(counters).items():
             found[f"exit:{kind}"] = number * costs.exit_cost(kind)
         found["flushes"] = of("invvpid") * costs.flush.invvpid + of("invept") * costs.flush.invept
+        found["swap_ins"] = of("swap_ins") * costs.host.swap_in
+        found["swap_outs"] = of("swap_outs") * costs.host.swap_out + of("swap_writes") * costs.host.swap_write
+        found["ageing"] = (of("aged_young") + of("aged_old")) * costs.host.ask
     return {cause: float(value) for cause, value in found.items() if value}

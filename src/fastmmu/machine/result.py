@@ -31,6 +31,10 @@ class Result:
     vm_exits                  VM exits; ``exits_by_reason``: dict of name -> number
     cr3_switches, invlpgs, unmaps, interrupts   events of the trace
     invvpid, invept           flushes that the VMM made
+    pf_fast, pf_retry         faults that gave back rights alone; faults begun anew as the host changed its pages
+    swap_ins, swap_outs, swap_writes   pages read back, taken away, and of these written to disk (``host_memory``)
+    aged_young, aged_old      answers to whether a page was used
+    vmm_tables, vmm_table_bytes   table pages that the VMM holds at the end, and their bytes
     host_accesses             of the host's own pages at VM exits (``exit_pages``), each a lookup; host_misses: of both
                               levels, filled without a walk
     remote_flushes            changes that other vCPUs of the machine had to flush for: flush_requests to them, ipis to

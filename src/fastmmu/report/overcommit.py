@@ -1,0 +1,111 @@
+"""Hosts short of memory for people and files: rows, a table, a picture."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmmu.errors import ConfigError, MissingExtraError
+from fastmmu.report.files import write_whole
+from fastmmu.report.table import Cell, Column, number, render
+
+if TYPE_CHECKING:
+    from fastmmu.study.overcommit import Overcommit
+
+__all__ = ["overcommit_plot", "overcommit_rows", "overcommit_table"]
+
+PICTURES = ("png", "svg", "pdf")
+COUNTED = ("vm_exits", "swap_outs", "swap_writes", "swap_ins", "pf_retry", "pf_fast", "aged_young", "aged_old")
+
+
+def overcommit_rows(found: Sequence[Overcommit]) -> list[dict[str, Any]]:
+    """One flat dict a run.
+
+    Keys: trace, scheme, reclaim ("" on the unlimited host), share, pages, vm_exits, swap_outs, swap_writes, swap_ins,
+    pf_retry, pf_fast, aged_young, aged_old, accesses, cycles, slowdown (over the unlimited host), checksum, equal.
+    """
+    return [
+        {
+            "trace": r.trace,
+            "scheme": r.scheme,
+            "reclaim": r.reclaim or "",
+            "share": r.share,
+            "pages": r.pages,
+            **{name: int(r.counters[name]) for name in (*COUNTED, "accesses")},
+            "cycles": r.cycles,
+            "slowdown": r.slowdown,
+            "checksum": r.checksum,
+            "equal": r.equal,
+        }
+        for r in found
+    ]
+
+
+def overcommit_table(found: Sequence[Overcommit], *, colour: bool = False) -> str:
+    """A row a run."""
+    columns = [
+        Column("scheme", align="<"),
+        Column("host"),
+        Column("pages"),
+        Column("policy", align="<"),
+        Column("out", "to disk"),
+        Column("written", "to disk"),
+        Column("back"),
+        Column("VM exits"),
+        Column("retries"),
+        Column("restored"),
+        Column("young", "asked"),
+        Column("old", "asked"),
+        Column("cycles"),
+        Column("slowdown"),
+        Column("guest", align="<"),
+    ]
+    rows: list[list[Cell] | None] = []
+    for r in found:
+        c = r.counters
+        texts = [r.scheme, f"{100 * r.share:g} %", number(r.pages), r.reclaim or ""]
+        names = ("swap_outs", "swap_writes", "swap_ins", "vm_exits", "pf_retry", "pf_fast", "aged_young", "aged_old")
+        texts += [number(c[name]) for name in names]
+        texts += [number(r.cycles), f"{r.slowdown:.2f}×"]
+        same = Cell("equal" if r.equal else "DIFFERS", "green" if r.equal else "red")
+        rows.append([*(Cell(text) for text in texts), same])
+    head = f"{found[0].trace}: {found[0].counters['accesses']:,} accesses; the host's memory, of what the guest takes"
+    sums = {r.checksum for r in found}
+    last = (
+        f"guest: addresses, faults and counters against a host with memory for all; checksum {', '.join(sorted(sums))}"
+    )
+    return "\n".join([head, "", *render(columns, rows, colour=colour), last, ""])
+
+
+def overcommit_plot(found: Sequence[Overcommit], path: str | os.PathLike[str]) -> None:
+    """Draw pages read back over the host's memory into a file: a line a scheme and policy.
+
+    :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
+    """
+    format = Path(path).suffix.removeprefix(".").lower()
+    if format not in PICTURES:
+        raise ConfigError(f"--plot {path}: a picture is one of {', '.join(PICTURES)}; name the file so")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("a picture", "plot") from error
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    lines: dict[tuple[str, str, str], list[Overcommit]] = {}
+    for r in found:
+        if r.reclaim is not None:
+            lines.setdefault((r.trace, r.scheme, r.reclaim), []).append(r)
+    for (trace, scheme, reclaim), runs in lines.items():
+        runs.sort(key=lambda r: r.share)
+        label = f"{trace}, {scheme}, {reclaim}"
+        axes.plot([100 * r.share for r in runs], [r.counters["swap_ins"] for r in runs], marker="o", label=label)
+    axes.set(xlabel="host memory, % of what the guest takes", ylabel="pages read back from disk", yscale="symlog")
+    axes.grid(True, which="both", alpha=0.2)
+    if lines:
+        axes.legend(fontsize="small")
+    sink = io.BytesIO()
+    figure.savefig(sink, format=format)
+    write_whole(path, sink.getvalue())
