@@ -134,6 +134,63 @@ def test_the_timer_counts_down(make_apic: Any) -> None:
     assert apic.advance(10_000) == 0
 
 
+def test_the_timer_by_a_deadline(make_apic: Any) -> None:
+    """SDM: the MSR is 0 outside the mode and once it has fired; 0 disarms; a time that has passed fires at once."""
+    apic = make_apic()
+    assert not apic.set_deadline(50, 10)
+    assert (apic.deadline, apic.advance(100)) == (0, 0)
+    apic.write(rules.LVT_TIMER, 2 << 17 | 0x41)
+    apic.write(rules.INITIAL_COUNT, 10)
+    assert (apic.read(rules.INITIAL_COUNT), apic.advance(100)) == (0, 0)
+    assert not apic.set_deadline(500, 400)
+    assert (apic.deadline, apic.read(rules.CURRENT_COUNT), apic.advance(99), apic.deliverable()) == (500, 0, 0, None)
+    assert (apic.advance(1), apic.deadline, apic.acknowledge(), apic.advance(1000)) == (1, 0, 0x41, 0)
+    apic.write(rules.EOI, 0)
+    apic.set_deadline(2000, 1000)
+    apic.set_deadline(0, 1500)
+    assert (apic.advance(1000), apic.deliverable()) == (0, None)
+    assert apic.set_deadline(3000, 3000)
+    assert apic.acknowledge() == 0x41
+    apic.set_deadline(4000, 3000)
+    apic.write(rules.LVT_TIMER, 0x42)  # to one shot: disarmed
+    assert (apic.deadline, apic.advance(5000)) == (0, 0)
+
+
+def test_a_new_divisor_keeps_the_count(make_apic: Any) -> None:
+    apic = make_apic()
+    apic.write(rules.LVT_TIMER, 0x41)
+    apic.write(rules.DIVIDE, 0b0011)  # by 16
+    apic.write(rules.INITIAL_COUNT, 10)
+    apic.advance(32)
+    apic.write(rules.DIVIDE, 0b1011)  # by 1
+    assert apic.read(rules.CURRENT_COUNT) == 8
+    assert (apic.advance(7), apic.advance(1)) == (0, 1)
+
+
+def test_destinations_in_x2apic_mode(make_apic: Any) -> None:
+    """Ids and clusters of 16, and the broadcast of 32 bits; an APIC in xAPIC mode beside them."""
+    apics = [make_apic(id) for id in (0, 1, 17, 18, 200)]
+    for apic in apics[:4]:
+        apic.x2apic = True
+    route = kernel_apic.route if isinstance(apics[0], LocalApic) else rules.route
+
+    def sent(icr: int, destination: int) -> list[int]:
+        ipi = apics[1].send(destination << 32 | icr)
+        return route(apics, ipi)
+
+    assert [apics[2].read(rules.ID), apics[2].read(rules.LDR), apics[4].read(rules.ID)] == [17, 0x10002, 200 << 24]
+    assert sent(0x51, 18) == [18]
+    assert sent(0x51, 0x10000 | 17) == []
+    assert sent(0x51, 0xFFFF_FFFF) == [0, 1, 17, 18]
+    assert sent(0x51, 0xFF) == [0, 1, 17, 18, 200]
+    assert sent(0x851, 0x0001_0006) == [17, 18]
+    assert sent(0x851, 0x0000_0006) == [1]
+    assert sent(0x851, 0x0002_0006) == []
+    assert sent(0xC0051, 0) == [0, 17, 18, 200]
+    apics[2].x2apic = False
+    assert (apics[2].read(rules.ID), apics[2].read(rules.LDR)) == (17 << 24, 0)
+
+
 # ---- the two implementations on random programs ----------------------------------------------------------------
 
 
@@ -157,9 +214,20 @@ def test_local_apics_do_the_same() -> None:
         pair = ref.LocalApic(3), LocalApic(3)
         for _ in range(60):
             offset, value = 16 * random.randrange(72), random.choice([random.getrandbits(32), random.getrandbits(9)])
-            op = random.randrange(6)
+            op, timer = random.randrange(8), random.random() < 0.3
+            if timer:
+                offset = random.choice([rules.LVT_TIMER, rules.INITIAL_COUNT, rules.DIVIDE, rules.CURRENT_COUNT])
             if op == 0:
                 assert pair[0].read(offset) == pair[1].read(offset)
+            elif op == 6:
+                tsc = random.getrandbits(9)
+                assert pair[0].set_deadline(value, tsc) == pair[1].set_deadline(value, tsc)
+            elif op == 7:
+                wide = value | random.getrandbits(32) << 32
+                sent = [apic.send(wide) for apic in pair]
+                assert [tuple(vars(sent[0]).values())] == [sent[1]] if sent[0] else sent[1] is None
+                for apic in pair if value & 3 == 0 else ():
+                    apic.x2apic = not apic.x2apic
             elif op == 1:
                 sent = [apic.write(offset, value) for apic in pair]
                 assert [tuple(vars(sent[0]).values())] == [sent[1]] if sent[0] else sent[1] is None
@@ -179,6 +247,7 @@ def test_local_apics_do_the_same() -> None:
             assert pair[0].page == pair[1].page
             assert pair[0].deliverable() == pair[1].deliverable()
             assert pair[0].ticks_left == pair[1].ticks_left
+            assert pair[0].deadline == pair[1].deadline
 
 
 def test_virtual_apics_do_the_same() -> None:

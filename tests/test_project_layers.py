@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 # Every module has its place here; "name.*" stands for a package and all in it. A module may import from its own
 # layer and from those above it in this table. "package" is fastmmu/__init__.py, which only gathers names.
 LAYERS = {
-    "vocabulary": "_bits _types _vmx _records dtypes errors exits ops",
+    "vocabulary": "_bits _types _vmx _siblings _records dtypes errors exits ops",
     "memory": "_memory",
     "translation": "_memtype _state _guest _ept _walk _nonroot _translate _translate_py _leaves _leaves_py "
     "_caching _tlb_entries _tlb _invalidate _operands _tlb_py geometry",
     "mmu": "_slots _spte _mmu _ageing _reclaim _notifier _map _sync _shadow _dirty",
-    "machine": "_apic _vapic _vmentry _vpid _watch _vcpu _patch _interrupts _kvm_apic _apic_port _events _kvm _vmm "
-    "_guest_kernel _stops _counters _assembly _instructions _machine _host _replay machine.*",
+    "machine": "_apic _vapic _vmentry _vpid _watch _vcpu _patch _interrupts _ipi _kvm_apic _apic_port _events _kvm "
+    "_vmm _guest_kernel _stops _counters _assembly _instructions _machine _host _replay machine.*",
     "use": "_lackey _stack _curve trace.* image.* study.* report.* cli.*",
     "package": "__init__",
     "reference": "reference.*",

@@ -30,11 +30,16 @@ cdef enum:
     APIC_NONE = -1              # no vector
     APIC_ENABLED = 1 << 8       # in SVR
     APIC_SHORTHAND_SELF = 1
+    MODE_LOWEST = 1             # delivery modes of the ICR: 0 fixed, 1 lowest priority end as a vector
 
 cdef struct Apic:
     uint8_t *page               # 4096 bytes
     uint64_t ticks_left         # of the timer, in bus clocks; 0: stopped
+    uint64_t deadline           # IA32_TSC_DEADLINE; 0: not armed
+    uint32_t mode               # of the timer, LVT bits 18:17, and its divisor's logarithm, both as last accepted: the
+    uint32_t shift              # processor may write the page before the VMM sees the write
     uint32_t id
+    bint x2apic
 
 cdef struct Ipi:                # what a write to the ICR sends
     bint valid
@@ -103,10 +108,14 @@ cdef inline int apic_deliverable(const uint8_t *page) noexcept nogil:
 
 
 cdef void apic_reset(Apic *a, uint8_t *page, uint32_t id) noexcept nogil
+cdef bint apic_receives(uint8_t *page, uint8_t vector) noexcept nogil
 cdef bint apic_request(uint8_t *page, uint8_t vector, bint level) noexcept nogil
 cdef int apic_acknowledge(uint8_t *page) noexcept nogil
 cdef int apic_end(uint8_t *page) noexcept nogil
 cdef uint32_t apic_read(Apic *a, uint32_t offset) noexcept nogil
 cdef Ipi apic_write(Apic *a, uint32_t offset, uint32_t value) noexcept nogil
-cdef uint64_t apic_advance(Apic *a, uint64_t ticks) noexcept nogil
+cdef Ipi apic_send(Apic *a, uint32_t low, uint32_t destination) noexcept nogil
+cdef void apic_set_x2apic(Apic *a, bint on) noexcept nogil
+cdef bint apic_set_deadline(Apic *a, uint64_t value, uint64_t tsc) noexcept nogil
+cdef uint64_t apic_elapse(Apic *a, uint64_t ticks) noexcept nogil
 cdef bint apic_addressed(const Apic *a, const Ipi *ipi) noexcept nogil

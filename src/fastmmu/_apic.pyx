@@ -23,7 +23,9 @@ cdef enum:
     SEND_ILLEGAL = 1 << 5       # in ESR
     RECEIVE_ILLEGAL = 1 << 6
     ILLEGAL_REGISTER = 1 << 7
-    MODE_LOWEST = 1             # delivery modes of the ICR: 0 fixed, 1 lowest priority end as a vector
+    BUSY = 1 << 12              # delivery status in the ICR
+    PERIODIC = 1                # modes of the LVT timer; 0 one-shot
+    TSC_DEADLINE = 2
 
 
 cdef inline bint in_slots(uint64_t slots, uint32_t offset) noexcept nogil:
@@ -41,24 +43,38 @@ cdef void mask_lvts(uint8_t *page) noexcept nogil:
             apic_put(page, slot << 4, apic_word(page, slot << 4) | <uint32_t> MASKED)
 
 
+cdef inline uint32_t divisor_shift(const uint8_t *page) noexcept nogil:
+    cdef uint32_t divide = apic_word(page, APIC_DIVIDE)
+    return ((divide & 3) | (divide >> 1 & 4)) + 1 & 7
+
+
 cdef void apic_reset(Apic *a, uint8_t *page, uint32_t id) noexcept nogil:
     # `page`: 4096 bytes, all zero
     a.page = page
     a.id = id
-    a.ticks_left = 0
+    a.ticks_left = a.deadline = a.mode = 0
+    a.x2apic = False
     apic_put(page, APIC_ID, id << 24)
     apic_put(page, APIC_VERSION, 0x00060015)
     apic_put(page, APIC_DFR, 0xFFFFFFFFU)
     apic_put(page, APIC_SVR, 0xFF)
     mask_lvts(page)
+    a.shift = divisor_shift(page)
 
 
-cdef bint apic_request(uint8_t *page, uint8_t vector, bint level) noexcept nogil:
-    # an interrupt arrives; False where it is not accepted
+cdef bint apic_receives(uint8_t *page, uint8_t vector) noexcept nogil:
+    # is an interrupt that arrives accepted? Not by an APIC that software disabled, nor one of an illegal vector
     if not apic_word(page, APIC_SVR) & <uint32_t> APIC_ENABLED:
         return False
     if vector < 16:
         error(page, RECEIVE_ILLEGAL)
+        return False
+    return True
+
+
+cdef bint apic_request(uint8_t *page, uint8_t vector, bint level) noexcept nogil:
+    # an interrupt arrives; False where it is not accepted
+    if not apic_receives(page, vector):
         return False
     apic_set(page, APIC_IRR, vector)
     if level:
@@ -88,13 +104,7 @@ cdef int apic_end(uint8_t *page) noexcept nogil:
     return vector if apic_bit(page, APIC_TMR, vector) else <int> APIC_NONE
 
 
-cdef inline uint32_t divisor_shift(const uint8_t *page) noexcept nogil:
-    cdef uint32_t divide = apic_word(page, APIC_DIVIDE)
-    return ((divide & 3) | (divide >> 1 & 4)) + 1 & 7
-
-
 cdef uint32_t apic_read(Apic *a, uint32_t offset) noexcept nogil:
-    cdef uint32_t shift
     if not in_slots(READABLE, offset):
         if offset != APIC_EOI:
             error(a.page, ILLEGAL_REGISTER)
@@ -102,9 +112,49 @@ cdef uint32_t apic_read(Apic *a, uint32_t offset) noexcept nogil:
     if offset == APIC_PPR:
         return apic_update_ppr(a.page)
     if offset == APIC_CURRENT_COUNT:
-        shift = divisor_shift(a.page)
-        return (a.ticks_left + (1ULL << shift) - 1) >> shift
+        return 0 if a.mode == TSC_DEADLINE else (a.ticks_left + (1ULL << a.shift) - 1) >> a.shift
     return apic_word(a.page, offset)
+
+
+cdef Ipi apic_send(Apic *a, uint32_t low, uint32_t destination) noexcept nogil:
+    # the ICR is written: what it sends, valid only where it sends. destination: 8 bits, 32 in x2APIC mode
+    cdef Ipi ipi
+    memset(&ipi, 0, sizeof(Ipi))
+    apic_put(a.page, APIC_ICR_LOW, low & ~<uint32_t> BUSY)
+    ipi.vector = low & 0xFF
+    ipi.mode = low >> 8 & 7
+    ipi.logical = low >> 11 & 1
+    ipi.shorthand = low >> 18 & 3
+    ipi.sender = a.id
+    ipi.destination = destination
+    if ipi.mode <= MODE_LOWEST and ipi.vector < 16:
+        error(a.page, SEND_ILLEGAL)
+    else:
+        ipi.valid = True
+    return ipi
+
+
+cdef void set_lvt(Apic *a, uint32_t offset, uint32_t value) noexcept nogil:
+    # to and from TSC-deadline mode the timer is disarmed (SDM; KVM's apic_update_lvtt)
+    cdef uint32_t before = a.mode
+    value &= 0x717FF
+    if not apic_word(a.page, APIC_SVR) & <uint32_t> APIC_ENABLED:
+        value |= <uint32_t> MASKED
+    apic_put(a.page, offset, value)
+    if offset == APIC_LVT_TIMER:
+        a.mode = value >> 17 & 3
+        if (before == TSC_DEADLINE) != (a.mode == TSC_DEADLINE):
+            a.ticks_left = a.deadline = 0
+            apic_put(a.page, APIC_INITIAL_COUNT, 0)
+
+
+cdef void set_divide(Apic *a, uint32_t value) noexcept nogil:
+    # what is left of the count stays, at the new rate
+    cdef uint32_t before = a.shift
+    apic_put(a.page, APIC_DIVIDE, value & 0xB)
+    a.shift = divisor_shift(a.page)
+    if a.mode != TSC_DEADLINE:
+        a.ticks_left = ((a.ticks_left << a.shift) + (1ULL << before) - 1) >> before
 
 
 cdef Ipi apic_write(Apic *a, uint32_t offset, uint32_t value) noexcept nogil:
@@ -120,22 +170,9 @@ cdef Ipi apic_write(Apic *a, uint32_t offset, uint32_t value) noexcept nogil:
     elif offset == APIC_ESR:
         apic_put(page, APIC_ESR, 0)
     elif offset == APIC_ICR_LOW:
-        apic_put(page, APIC_ICR_LOW, value & ~(1U << 12))
-        ipi.vector = value & 0xFF
-        ipi.mode = value >> 8 & 7
-        ipi.logical = value >> 11 & 1
-        ipi.shorthand = value >> 18 & 3
-        ipi.sender = a.id
-        ipi.destination = apic_word(page, APIC_ICR_HIGH) >> 24
-        if ipi.mode <= MODE_LOWEST and ipi.vector < 16:
-            error(page, SEND_ILLEGAL)
-        else:
-            ipi.valid = True
+        return apic_send(a, value, apic_word(page, APIC_ICR_HIGH) >> 24)
     elif in_slots(LVTS, offset):
-        value &= 0x717FF
-        if not apic_word(page, APIC_SVR) & <uint32_t> APIC_ENABLED:
-            value |= <uint32_t> MASKED
-        apic_put(page, offset, value)
+        set_lvt(a, offset, value)
     elif offset == APIC_SVR:
         apic_put(page, APIC_SVR, value & 0x13FF)
         if not value & <uint32_t> APIC_ENABLED:
@@ -145,19 +182,37 @@ cdef Ipi apic_write(Apic *a, uint32_t offset, uint32_t value) noexcept nogil:
     elif offset == APIC_DFR:
         apic_put(page, APIC_DFR, (value & 0xF0000000U) | 0x0FFFFFFF)
     elif offset == APIC_DIVIDE:
-        apic_put(page, APIC_DIVIDE, value & 0xB)
+        set_divide(a, value)
     elif offset == APIC_INITIAL_COUNT:
+        if a.mode == TSC_DEADLINE:              # ignored
+            value = 0
+        else:
+            a.ticks_left = <uint64_t> value << a.shift
         apic_put(page, APIC_INITIAL_COUNT, value)
-        a.ticks_left = <uint64_t> value << divisor_shift(page)
     else:
         error(page, ILLEGAL_REGISTER)
     return ipi
 
 
-cdef uint64_t apic_advance(Apic *a, uint64_t ticks) noexcept nogil:
-    # bus clocks pass; how often the timer ran out. Its vector is asked for once, whatever the number.
-    cdef uint32_t lvt = apic_word(a.page, APIC_LVT_TIMER)
-    cdef uint64_t period = <uint64_t> apic_word(a.page, APIC_INITIAL_COUNT) << divisor_shift(a.page)
+cdef void apic_set_x2apic(Apic *a, bint on) noexcept nogil:
+    # the ID register as wide as the mode has it; in x2APIC mode the LDR follows from the id, cluster and bit
+    a.x2apic = on
+    apic_put(a.page, APIC_ID, a.id if on else a.id << 24)
+    apic_put(a.page, APIC_LDR, (a.id >> 4) << 16 | 1U << (a.id & 15) if on else 0)
+
+
+cdef bint apic_set_deadline(Apic *a, uint64_t value, uint64_t tsc) noexcept nogil:
+    # WRMSR of IA32_TSC_DEADLINE: does the timer run out at once? In the other modes the MSR is 0 and takes nothing.
+    if a.mode != TSC_DEADLINE:
+        return False
+    a.deadline = value if value > tsc else 0
+    a.ticks_left = value - tsc if value > tsc else 0
+    return value != 0 and value <= tsc
+
+
+cdef uint64_t apic_elapse(Apic *a, uint64_t ticks) noexcept nogil:
+    # bus clocks pass, which are those of the TSC as well; how often the timer ran out
+    cdef uint64_t period = <uint64_t> apic_word(a.page, APIC_INITIAL_COUNT) << a.shift
     cdef uint64_t fired = 1
     if not a.ticks_left:
         return 0
@@ -165,25 +220,27 @@ cdef uint64_t apic_advance(Apic *a, uint64_t ticks) noexcept nogil:
         a.ticks_left -= ticks
         return 0
     ticks -= a.ticks_left
-    a.ticks_left = 0
-    if lvt >> 17 & 3 == 1 and period:
+    a.ticks_left = a.deadline = 0
+    if a.mode == PERIODIC and period:
         fired += ticks // period
         a.ticks_left = period - ticks % period
-    if not lvt & <uint32_t> MASKED:
-        apic_request(a.page, lvt & 0xFF, False)
     return fired
 
 
 cdef bint apic_addressed(const Apic *a, const Ipi *ipi) noexcept nogil:
     # does the interprocessor interrupt go to this APIC? Logical destinations in flat or cluster model.
-    cdef uint32_t mine = apic_word(a.page, APIC_LDR) >> 24
+    cdef uint32_t ldr = apic_word(a.page, APIC_LDR), mine = ldr >> 24, to = ipi.destination
     if ipi.shorthand:
         return ipi.shorthand == 2 or (a.id == ipi.sender) == (ipi.shorthand == APIC_SHORTHAND_SELF)
+    if to == 0xFF or (a.x2apic and to == 0xFFFFFFFFU):      # to all, of an APIC in either mode
+        return True
     if not ipi.logical:
-        return ipi.destination == a.id or ipi.destination == 0xFF
+        return to == a.id
+    if a.x2apic:
+        return to >> 16 == ldr >> 16 and to & ldr & 0xFFFF != 0
     if apic_word(a.page, APIC_DFR) >> 28 == 0xF:
-        return mine & ipi.destination != 0
-    return (ipi.destination >> 4 == mine >> 4 or ipi.destination >> 4 == 0xF) and mine & ipi.destination & 0xF != 0
+        return mine & to != 0
+    return (to >> 4 == mine >> 4 or to >> 4 == 0xF) and mine & to & 0xF != 0
 
 
 # ---- for Python -------------------------------------------------------------------------------------------
@@ -263,14 +320,51 @@ cdef class LocalApic:
 
     def write(self, unsigned int offset, uint32_t value):
         """A 32-bit write; the :class:`InterprocessorInterrupt` that it sends, or None."""
-        ipi = apic_write(&self.apic, offset, value)
-        if not ipi.valid:
-            return None
-        return InterprocessorInterrupt(ipi.sender, ipi.vector, ipi.mode, ipi.shorthand, ipi.destination, ipi.logical)
+        return _sent(apic_write(&self.apic, offset, value))
+
+    def send(self, uint64_t value):
+        """A write of the ICR as x2APIC mode has it, 64 bits with the destination in bits 63:32; as :meth:`write`."""
+        return _sent(apic_send(&self.apic, value, value >> 32))
+
+    @property
+    def x2apic(self):
+        """In x2APIC mode; may be set."""
+        return bool(self.apic.x2apic)
+
+    @x2apic.setter
+    def x2apic(self, bint on):
+        apic_set_x2apic(&self.apic, on)
+
+    @property
+    def deadline(self):
+        """IA32_TSC_DEADLINE; 0: not armed."""
+        return self.apic.deadline
+
+    def set_deadline(self, uint64_t value, uint64_t tsc):
+        """WRMSR of IA32_TSC_DEADLINE while the time-stamp counter is `tsc`; does the timer run out at once?"""
+        cdef bint due = apic_set_deadline(&self.apic, value, tsc)
+        self._expired(due)
+        return due
 
     def advance(self, uint64_t ticks):
-        """Let bus clocks pass; how often the timer ran out."""
-        return apic_advance(&self.apic, ticks)
+        """Let bus clocks pass, at the rate of the time-stamp counter; how often the timer ran out.
+
+        Its vector is asked for once, whatever the number, unless the LVT masks it.
+        """
+        fired = apic_elapse(&self.apic, ticks)
+        self._expired(fired != 0)
+        return fired
+
+    cdef _expired(self, bint fired):
+        cdef uint32_t lvt = apic_word(self.apic.page, APIC_LVT_TIMER)
+        if fired and not lvt & <uint32_t> MASKED:
+            apic_request(self.apic.page, lvt & 0xFF, False)
+
+
+cdef _sent(Ipi ipi):
+    if not ipi.valid:
+        return None
+    return InterprocessorInterrupt(ipi.sender, ipi.vector, ipi.mode, ipi.shorthand, ipi.destination, ipi.logical)
 
 
 def route(apics, ipi):

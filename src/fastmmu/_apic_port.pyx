@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastmmu._interrupts cimport irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr
+from fastmmu._interrupts cimport irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr, irq_wait
 from fastmmu._vcpu cimport DONE_GP, DONE_OK, DONE_PF
 from fastmmu.errors import StateError
 from fastmmu.exits import N_REASONS, ExitReason
@@ -66,12 +66,12 @@ cdef class GuestApic:
         self._done(irq_cr8(self.irq, True, value))
 
     def rdmsr(self, unsigned int msr):
-        """RDMSR of 800H to 8FFH or 1BH."""
+        """RDMSR of 800H to 8FFH, 6E0H or 1BH."""
         self._done(irq_msr(self.irq, msr, False, 0))
         return self.irq.value
 
     def wrmsr(self, unsigned int msr, uint64_t value):
-        """WRMSR of 800H to 8FFH or 1BH (bit 10 of which chooses x2APIC mode)."""
+        """WRMSR of 800H to 8FFH, 6E0H (IA32_TSC_DEADLINE) or 1BH (bit 10 of which chooses x2APIC mode)."""
         self._done(irq_msr(self.irq, msr, True, value))
 
     def set_interrupts(self, bint on):
@@ -83,6 +83,15 @@ cdef class GuestApic:
         if reason >= N_REASONS:
             raise StateError(f"exit reason {reason} is none; see fastmmu.ExitReason")
         self._done(irq_arrive(self.irq, vector, level, reason))
+
+    @property
+    def now(self):
+        """The bus clock and the time-stamp counter: accesses of the trace so far, those of all vCPUs of the machine."""
+        return self.irq.now
+
+    def wait(self, uint64_t accesses):
+        """Time passes as if the trace had so many accesses more: the timer counts, handlers return."""
+        self._done(irq_wait(self.irq, accesses))
 
     @property
     def deliveries(self):

@@ -25,13 +25,15 @@ cdef class Assembly:
     cdef Kvm kvm
     cdef GuestKernel kernel
     cdef Run loop
-    cdef Interrupts irq         # the interrupt side of the vCPU, where Config.tpr asks for an APIC
+    cdef Interrupts irq         # the interrupt side of the first vCPU, where Config.tpr asks for an APIC
     cdef readonly object state  # GuestState: registers of a bare guest, CR3 aside
     cdef bint handling          # a Python handler runs: the guest stands still
     cdef bint running           # run() is under way, without the GIL
     cdef object raised          # exception of a Python handler
     cdef _boot(self)
     cdef _build_apic(self)
+    cdef _init_apic(self, Interrupts *irq, uint32_t number)
+    cdef void _attach_apic(self, Interrupts *irq)
     cdef _place(self, slots, end)
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
                    bint device)
@@ -42,5 +44,6 @@ cdef class Assembly:
     cdef _raise(self, uint64_t n)
 
 
+cdef uint64_t apic_bytes(config, uint32_t vcpus) except? 0
 cdef uint64_t host_bytes(config) except 0
 cdef TLB tlb_of(config)

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu._apic cimport APIC_ID
 from fastmmu._apic_port cimport GuestApic
 from fastmmu._bits cimport ONES
 from fastmmu._guest_kernel cimport (
@@ -23,8 +24,8 @@ from fastmmu._stops cimport stop
 from fastmmu._tlb_py cimport TLB
 from fastmmu._vcpu cimport ABORT_NONE, ABORT_PYTHON
 from fastmmu._vmx cimport (
-    ENTRY_LONG_MODE, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT,
-    SECONDARY_VPID, VECTOR_PF,
+    ENTRY_LONG_MODE, EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG,
+    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, VECTOR_PF,
 )
 from fastmmu._watch cimport MissingFlushes
 
@@ -38,10 +39,21 @@ cdef enum:                      # host-physical pages of the VMM
     VIRTUAL_APIC = 0x2000
     POSTED_DESCRIPTOR = 0x3000
     VMM_TABLES = 0x4000
+    VCPU_BYTES = 0x2000         # of a vCPU that is not the first: virtual-APIC page, posted-interrupt descriptor
+
+cdef enum:
+    EXIT_PREEMPTION_TIMER = 52
 
 # Bits of CR4 that change what shadow tables must be, or flush: all but those of the guest alone (PVI, TSD, DE, PCE,
 # OSFXSR, OSXMMEXCPT, FSGSBASE)
 cdef uint64_t CR4_OF_SHADOW = ~(<uint64_t> 0x1070E)
+
+
+cdef uint64_t apic_bytes(config, uint32_t vcpus) except? 0:
+    # host memory behind that of a host's machine: 2 MB for the APIC-access page, and the pages of further vCPUs
+    if config.tpr is None or config.mmu == "native":
+        return 0
+    return (2 << 21) + (<uint64_t> VCPU_BYTES * vcpus & ~(<uint64_t> 0x1FFFFF))
 
 
 cdef uint64_t host_bytes(config) except 0:
@@ -78,7 +90,7 @@ cdef class Assembly:
             self.memory = PhysicalMemory(more)
         else:
             self.memory, self.origin, self.tlb, vpid = place
-            placed, more = (), self.origin + host_bytes(config)
+            placed, more = self._place(slots, self.origin + host_bytes(config))
         self.loop.guest_base = self.origin + host_bytes(config) - guest_bytes
         self.guest.base = self.memory.mem.base + self.loop.guest_base
         self.guest.nbytes = guest_bytes
@@ -121,16 +133,32 @@ cdef class Assembly:
             self._raise(0)
 
     cdef _build_apic(self):
-        cdef Interrupts *irq = &self.irq
+        self._init_apic(&self.irq, 0)
+        self.apic = GuestApic.__new__(GuestApic)
+        (<GuestApic> self.apic).machine = self
+        self._attach_apic(&self.irq)
+
+    cdef _init_apic(self, Interrupts *irq, uint32_t number):
+        # of vCPU `number`, whose pages lie in front of the VMM's tables, those of further ones behind the machine
+        cdef uint64_t page = self.origin + VIRTUAL_APIC
         config = self.config
-        irq_init(irq, &self.v, self.memory.mem.base + VIRTUAL_APIC if self.v.guest else NULL)
-        irq.apic.id = irq.patch.cpu = config.apic_id
+        if number:
+            page = self.origin + host_bytes(config) + (1 << 21) + <uint64_t> VCPU_BYTES * (number - 1)
+        if self.v.guest:
+            irq_init(irq, &self.v, self.memory.mem.base + page, <uint64_t *> (self.memory.mem.base + page + 0x1000))
+        else:
+            irq_init(irq, &self.v, NULL, NULL)
+        irq.clock = &self.loop.before
+        irq.apic.id = irq.patch.cpu = config.apic_id + number
+        irq.apic.page[<int> APIC_ID + 3] = irq.apic.id
         irq.way = {
             "trap": WAY_TRAP, "patch": WAY_PATCH, "flexpriority": WAY_FLEXPRIORITY, "apicv": WAY_APICV,
         }[config.tpr]
         irq.rule = RULE_SLIDES if config.tpr_threshold == "slides" else RULE_KVM
         irq.handler = HANDLER_IRQL if config.guest_handler == "irql" else HANDLER_EOI
+        irq.handler_length = config.handler_length
         irq.tpr_shadow = config.tpr_shadow
+        irq.timer_reason = EXIT_PREEMPTION_TIMER if config.kvm == "6.1" else EXIT_EXTERNAL_INTERRUPT
         irq.patch.one_vcpu = config.tpr_patch == "one-vcpu"
         irq.la = APIC_BASE
         if self.loop.kernel != NULL:
@@ -138,14 +166,15 @@ cdef class Assembly:
             irq.patch.code_la = GUEST_CODE
             irq.patch.rom_la = GUEST_ROM
             irq.patch.record_hpa = self.loop.guest_base + self.kernel.rom_gpa + (patch_record(&irq.patch) & 0xFFF)
-        self.loop.irq = irq
         if self.v.guest:
-            self.kvm.irq = irq
-            self.v.vmcs.virtual_apic_address = VIRTUAL_APIC
-            self.v.vmcs.posted_descriptor_address = POSTED_DESCRIPTOR
+            self.v.vmcs.virtual_apic_address = page
+            self.v.vmcs.posted_descriptor_address = page + 0x1000
             kvm_apic_init(irq)
-        self.apic = GuestApic.__new__(GuestApic)
-        (<GuestApic> self.apic).machine = self
+
+    cdef void _attach_apic(self, Interrupts *irq):
+        # the vCPU that runs is the one with this APIC
+        self.loop.irq = irq
+        self.kvm.irq = irq if self.v.guest else NULL
         (<GuestApic> self.apic).irq = irq
 
     cdef _place(self, slots, end):

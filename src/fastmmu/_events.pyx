@@ -9,7 +9,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu._guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
-from fastmmu._interrupts cimport irq_event
+from fastmmu._interrupts cimport irq_due, irq_event, irq_left, irq_pass
 from fastmmu._kvm cimport Kvm, kvm_premap
 from fastmmu._tlb cimport tlb_l1, tlb_pa
 from fastmmu._types cimport FAULT_PF, Walk
@@ -28,7 +28,7 @@ cdef enum:                      # fastmmu.ops.Op
     OP_EXIT = 19
     OP_INTERRUPT = 20
     OP_APIC_FIRST = 21
-    OP_APIC_LAST = 28
+    OP_APIC_LAST = 30
 
 cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
 
@@ -85,12 +85,38 @@ cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
     return DONE_OK
 
 
+cdef inline void elapse(Run *m, uint64_t accesses) noexcept nogil:
+    # so many were made since the last time; not more than next_stop said
+    if m.until_exit:
+        m.until_exit -= accesses
+    if m.irq != NULL:
+        irq_pass(m.irq, accesses)
+
+
+cdef inline uint64_t next_stop(const Run *m) noexcept nogil:
+    # accesses until something is due: a periodic exit, the timer, the end of a handler; 0: nothing is
+    cdef uint64_t stop = m.until_exit, left
+    if m.irq != NULL:
+        left = irq_left(m.irq)
+        if left and (not stop or left < stop):
+            return left
+    return stop
+
+
+cdef int due(Run *m) noexcept nogil:
+    if m.exit_every and not m.until_exit:
+        m.until_exit = m.exit_every
+        if exit_instruction(m, EXIT_CPUID):
+            return DONE_ABORT
+    return irq_due(m.irq) if m.irq != NULL else <int> DONE_OK
+
+
 cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
                          uint64_t *out) noexcept nogil:
     # events done; fewer than n where m.v.abort says why. out: guest-physical address of each access, or NULL.
     # Counts of operations and of first-level lookups are added afterwards: they would cost a store each.
     cdef Vcpu *v = m.v
-    cdef uint64_t i, la, value, hpa = 0, until_exit = m.until_exit, begun = 0, others = 0
+    cdef uint64_t i, la, value, hpa = 0, until = next_stop(m), begun = 0, others = 0, told = 0
     cdef int outcome, o
     cdef uint64_t *need = v.need[1]
     for i in range(n):
@@ -98,11 +124,14 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
         la = addr[i]
         if o > OP_MAX_ACCESS:
             if m.irq != NULL:
-                m.irq.now = m.before + i - others
-            others += 1
+                elapse(m, i - others - told)
+                told = i - others
             v.now = m.first + i
             if system_event(m, o, la):
                 break
+            others += 1
+            if m.irq != NULL:
+                until = next_stop(m)
             if out != NULL:
                 out[i] = NO_ADDRESS
             continue
@@ -133,17 +162,20 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
             if outcome > DONE_EMULATED and fault_in(m, la, o, outcome, &hpa) > DONE_EMULATED:
                 begun = 1
                 break
-        if until_exit:
-            until_exit -= 1
-            if not until_exit:
-                until_exit = m.exit_every
-                if exit_instruction(m, EXIT_CPUID):
+        if until:
+            until -= 1
+            if not until:
+                elapse(m, i + 1 - others - told)
+                told = i + 1 - others
+                v.now = m.first + i
+                if due(m):
                     begun = 1
                     break
+                until = next_stop(m)
     else:
         i = n
-    m.until_exit = until_exit
-    m.before += i - others
+    elapse(m, max(told, i - others) - told)     # without an access that ended the run
+    m.before += max(told, i - others)
     count_accesses(m, op, i + begun)        # one that was looked up counts, even if it ended the run
     return i
 

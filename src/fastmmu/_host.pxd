@@ -2,8 +2,9 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._kvm cimport Sibling
+from fastmmu._interrupts cimport Interrupts
 from fastmmu._memory cimport PhysicalMemory
+from fastmmu._siblings cimport Sibling
 from fastmmu._tlb cimport TlbCounters
 from fastmmu._types cimport Paging
 from fastmmu._vcpu cimport Vcpu
@@ -20,6 +21,7 @@ cdef struct Seat:               # a vCPU; while its machine holds another one, w
     uint32_t vm, index          # which vCPU of which machine
     uint32_t cpu                # physical CPU that it ran on last
     bint begun
+    Interrupts *irq             # its local APIC, or NULL
     TlbCounters counted         # of the TLBs it ran on, its part
 
 cdef class Host:
@@ -28,12 +30,14 @@ cdef class Host:
     cdef Seat *seat
     cdef uint32_t n_seats
     cdef Sibling **sibling      # [machine]
+    cdef Interrupts ***peer     # [machine] the APICs of its vCPUs
     cdef uint32_t *held         # [machine] seat that the machine holds
     cdef uint32_t *occupant     # [physical CPU] seat in guest mode there
     cdef uint32_t n_cpus, n_vms
     cdef VpidMap vpids
     cdef uint64_t migrations, switches
     cdef _seats(self, list vpids)
+    cdef _apics(self, uint32_t vm, uint32_t first, uint32_t count)
     cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF
     cdef void _hold(self, Seat *s)
     cdef int _enter(self, Seat *s, uint32_t cpu)

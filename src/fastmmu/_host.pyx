@@ -4,19 +4,24 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from fastmmu._assembly cimport host_bytes, tlb_of
+from fastmmu._assembly cimport apic_bytes, host_bytes, tlb_of
 from fastmmu._guest_kernel cimport kernel_switch
+from fastmmu._interrupts cimport Interrupts, irq_boundary, irq_free
+from fastmmu._ipi cimport NO_EXIT, ipi_arrived
 from fastmmu._kvm cimport (
     LESS_MOVED, LESS_REMOTE, kvm_arm, kvm_drain, kvm_flush, kvm_load_root, kvm_moved, kvm_owed_flush,
 )
+from fastmmu._kvm_apic cimport kvm_apic_begin, kvm_apic_entry
 from fastmmu._machine cimport Machine
 from fastmmu._memory cimport PhysicalMemory
+from fastmmu._siblings cimport Sibling
 from fastmmu._tlb cimport Tlb, TlbCounters
 from fastmmu._tlb_py cimport TLB
 from fastmmu._vcpu cimport vcpu_derive, vcpu_enter, vcpu_leave
 from fastmmu._vmx cimport EXIT_EXTERNAL_INTERRUPT, SECONDARY_VPID
 from fastmmu._vpid cimport vpid_alloc, vpid_free, vpid_init
 
+from fastmmu._apic_port import Delivered
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.config import Config
 
@@ -40,6 +45,11 @@ cdef class Host:
     one; where it has none left the vCPU runs without. One physical CPU runs at a time: the others stand still, those
     that hold a vCPU in guest mode, where a remote flush reaches it by an IPI.
 
+    With ``Config(tpr=)`` each vCPU has a local APIC, its id the number within the machine; they send each other
+    interrupts. One that stands still on its CPU takes them before its next instruction: made to exit, or by the
+    notification vector without an exit (APICv); one that waits for a CPU at its next VM entry. Timers go by the
+    accesses of all vCPUs of the machine.
+
     :param vms: a :class:`Config` for each machine, or (Config, number of vCPUs); not native. The TLB is the first's.
     :param cpus: number of physical CPUs.
     :param guest_kernel, state: as of :class:`Machine`; a machine of several vCPUs has the kernel.
@@ -60,11 +70,13 @@ cdef class Host:
         for config, count in chosen:
             if not isinstance(config, Config) or config.mmu == "native":
                 raise ConfigError(f"{config!r}: a machine of a host is a Config with mmu='shadow' or 'ept'")
-            if config.tpr is not None:
-                raise ConfigError(f"tpr={config.tpr!r}: machines of a host have no local APIC; leave it None")
             if not 1 <= count <= 1024 or (count > 1 and not guest_kernel):
                 raise ConfigError(f"{count} vCPUs; a machine has 1..1024, a bare guest 1")
-            total += host_bytes(config)
+            most = {None: 1024, "patch": 16}.get(config.tpr, 255)
+            if config.apic_id + count > most:
+                raise ConfigError(f"tpr={config.tpr!r}: vCPUs up to number {config.apic_id + count - 1}; the guest's "
+                                  f"APICs, or its records of the TPR, have room for 0..{most - 1}")
+            total += host_bytes(config) + apic_bytes(config, count)
         for name in less:
             if name not in _LESS:
                 raise ConfigError(f"no flush {name!r} to leave out; choose from {', '.join(_LESS)}")
@@ -83,7 +95,7 @@ cdef class Host:
             m = Machine(config, guest_kernel=guest_kernel, state=state, place=place)
             m.kvm.less = flags
             machines.append(m)
-            origin += host_bytes(config)
+            origin += host_bytes(config) + apic_bytes(config, count)
         self.machines = tuple(machines)
         self._seats(vpids)
 
@@ -94,9 +106,11 @@ cdef class Host:
         self.n_vms = len(vpids)
         self.seat = <Seat *> calloc(sum([len(own) for own in vpids]), sizeof(Seat))
         self.sibling = <Sibling **> calloc(self.n_vms, sizeof(Sibling *))
+        self.peer = <Interrupts ***> calloc(self.n_vms, sizeof(Interrupts **))
         self.held = <uint32_t *> calloc(self.n_vms, 4)
         self.occupant = <uint32_t *> calloc(self.n_cpus, 4)
-        if self.seat == NULL or self.sibling == NULL or self.held == NULL or self.occupant == NULL:
+        if (self.seat == NULL or self.sibling == NULL or self.peer == NULL or self.held == NULL
+                or self.occupant == NULL):
             raise OutOfMemoryError(f"no memory for the vCPUs of {self.n_vms} machines")
         memset(self.occupant, 0xFF, 4 * self.n_cpus)
         for vm, own in enumerate(vpids):
@@ -116,14 +130,48 @@ cdef class Host:
                 if vpid:
                     s.v.vmcs.secondary |= SECONDARY_VPID
                 n += 1
-        self.n_seats = n
+            self.n_seats = n
+            if m.apic is not None:
+                self._apics(vm, n - len(own), len(own))
+
+    cdef _apics(self, uint32_t vm, uint32_t first, uint32_t count):
+        # a local APIC for each vCPU; the machine has made that of the first
+        cdef Machine m = self.machines[vm]
+        cdef Seat *s
+        cdef uint32_t i
+        self.peer[vm] = <Interrupts **> calloc(count, sizeof(Interrupts *))
+        if self.peer[vm] == NULL:
+            raise OutOfMemoryError(f"no memory for {count} vCPUs")
+        for i in range(count):
+            s = &self.seat[first + i]
+            s.irq = &m.irq if not i else <Interrupts *> calloc(1, sizeof(Interrupts))
+            if s.irq == NULL:
+                raise OutOfMemoryError(f"no memory for the APICs of {count} vCPUs")
+            if i:
+                m._init_apic(s.irq, i)
+                s.v.apic = &s.irq.virt
+                s.v.vmcs.virtual_apic_address = m.v.vmcs.virtual_apic_address
+                s.v.vmcs.posted_descriptor_address = m.v.vmcs.posted_descriptor_address
+            self.peer[vm][i] = s.irq
+            s.irq.peer, s.irq.n_peers, s.irq.sibling = self.peer[vm], count, &self.sibling[vm][i]
+        s = &self.seat[first]                   # which the machine holds
+        m.v.apic = s.v.apic
+        m.v.vmcs.virtual_apic_address = s.v.vmcs.virtual_apic_address
+        m.v.vmcs.posted_descriptor_address = s.v.vmcs.posted_descriptor_address
 
     def __dealloc__(self):
         cdef uint32_t i
-        if self.sibling != NULL:
-            for i in range(self.n_vms):
+        for i in range(self.n_seats):
+            if self.seat[i].irq != NULL and self.seat[i].index:
+                irq_free(self.seat[i].irq)
+                free(self.seat[i].irq)
+        for i in range(self.n_vms):
+            if self.sibling != NULL:
                 free(self.sibling[i])
+            if self.peer != NULL:
+                free(self.peer[i])
         free(self.sibling)
+        free(self.peer)
         free(self.seat)
         free(self.held)
         free(self.occupant)
@@ -146,6 +194,8 @@ cdef class Host:
         other.process = m.kernel.current
         m.v, m.kvm.guest, m.loop.until_exit = s.v, s.guest, s.until_exit
         m.kernel.current = s.process
+        if s.irq != NULL:
+            m._attach_apic(s.irq)
         self.held[s.vm] = <uint32_t> (s - self.seat)
 
     cdef int _enter(self, Seat *s, uint32_t cpu):
@@ -153,12 +203,17 @@ cdef class Host:
         cdef Machine m = self.machines[s.vm]
         cdef Sibling *me = &m.kvm.sibling[s.index]
         cdef TLB tlb = self.cpus[cpu]
+        cdef uint32_t reason = NO_EXIT
         self._hold(s)
         m.tlb = tlb
         m.v.tlb = tlb.t
         m.kvm.running = s.index
-        if me.in_guest and me.kicked:
-            vcpu_leave(&m.v, EXIT_EXTERNAL_INTERRUPT)
+        if s.irq != NULL:
+            reason = ipi_arrived(s.irq)
+        elif me.kicked:
+            reason = EXIT_EXTERNAL_INTERRUPT
+        if me.in_guest and reason != NO_EXIT:
+            vcpu_leave(&m.v, reason)
             kvm_drain(&m.kvm, &m.v)
             me.in_guest = False
         kvm_arm(&m.kvm, &m.v)
@@ -169,7 +224,7 @@ cdef class Host:
             kvm_owed_flush(&m.kvm, &m.v)
         if me.in_guest:
             vcpu_derive(&m.v)                   # another machine may have been made meanwhile
-            return 0
+            return irq_boundary(s.irq) if s.irq != NULL else 0
         if s.cpu != cpu:
             self.migrations += s.cpu != NOWHERE
             kvm_moved(&m.kvm, &m.v)
@@ -178,7 +233,12 @@ cdef class Host:
         me.request = me.kicked = False
         me.in_guest = True
         s.cpu = cpu
-        return vcpu_enter(&m.v)
+        if s.irq != NULL:
+            kvm_apic_begin(s.irq)
+            kvm_apic_entry(s.irq)
+        if vcpu_enter(&m.v):
+            return -1
+        return irq_boundary(s.irq) if s.irq != NULL else 0
 
     cdef void _leave(self, uint32_t cpu):
         # the host's timer takes the CPU from its vCPU
@@ -271,14 +331,28 @@ cdef class Host:
         cdef Seat *s = &self.seat[self._number(vcpu)]
         cdef Machine m = self.machines[s.vm]
         cdef bint held = self.held[s.vm] == s - self.seat
-        return m._counters(&m.v.c if held else &s.v.c, &s.counted)
+        return m._counters(&m.v.c if held else &s.v.c, &s.counted, s.irq)
+
+    def deliveries(self, vcpu):
+        """Every interrupt that the guest's handlers got on a vCPU, in order, as :class:`Delivered`; `at`: accesses of
+        all vCPUs of its machine until then. Empty without an APIC."""
+        cdef Interrupts *irq = self.seat[self._number(vcpu)].irq
+        return [] if irq == NULL else [Delivered(irq.log[i].vector, irq.log[i].at) for i in range(irq.log_n)]
 
     def totals(self):
         """dict of int: migrations, switches (of a CPU to another vCPU), vpids (given out), and over all machines
-        remote_flushes, flush_requests, ipis."""
+        remote_flushes, flush_requests, ipis (for these). Of guests with an APIC: interprocessor (interrupts that they
+        sent), kicks (IPIs by which the VMM made a vCPU exit for one), notifications (IPIs that a posted one took)."""
         cdef Machine m
+        cdef uint32_t i
         found = {"migrations": self.migrations, "switches": self.switches, "vpids": self.vpids.used,
-                 "remote_flushes": 0, "flush_requests": 0, "ipis": 0}
+                 "remote_flushes": 0, "flush_requests": 0, "ipis": 0, "interprocessor": 0, "kicks": 0,
+                 "notifications": 0}
+        for i in range(self.n_seats):
+            if self.seat[i].irq != NULL:
+                found["interprocessor"] += self.seat[i].irq.c.ipis
+                found["kicks"] += self.seat[i].irq.c.kicks
+                found["notifications"] += self.seat[i].irq.c.notifications
         for m in self.machines:
             found["remote_flushes"] += m.kvm.remote_flushes
             found["flush_requests"] += m.kvm.flush_requests

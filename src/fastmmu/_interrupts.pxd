@@ -2,8 +2,9 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastmmu._apic cimport Apic
+from fastmmu._apic cimport Apic, Ipi
 from fastmmu._patch cimport Patch
+from fastmmu._siblings cimport Sibling
 from fastmmu._vapic cimport Vapic
 from fastmmu._vcpu cimport Vcpu
 
@@ -19,7 +20,7 @@ cdef enum ThresholdRule:        # apic.md §5
 
 cdef enum GuestHandler:         # what the guest does when an interrupt is delivered
     HANDLER_EOI = 0             # end of interrupt, nothing else
-    HANDLER_IRQL = 1            # raises the TPR to the class of the vector, ends the interrupt, restores the TPR
+    HANDLER_IRQL = 1            # raises the TPR to the class of the vector, STI; CLI, end of interrupt, the old TPR
 
 cdef extern from *:
     """
@@ -40,10 +41,26 @@ cdef struct ApicCounters:       # Python name of each: apic_… in fastmmu.Resul
     uint64_t spurious_if        # of these: RFLAGS.IF was 0
     uint64_t emulated           # register accesses that the VMM emulated
     uint64_t patched, polls     # sites replaced, hypercalls of the replacements
+    uint64_t nested             # handlers that interrupted another one
+    uint64_t timer              # times that its timer ran out
+    uint64_t ipis               # interprocessor interrupts that it sent, to itself too
+    uint64_t ipis_virtualized   # of these: to itself, without a VM exit
+    uint64_t ipis_other         # of these: no vectors but SMI, NMI, INIT, start-up; not delivered
+    uint64_t kicks              # vCPUs in guest mode that it made exit
+    uint64_t notifications      # posted-interrupt notifications that it sent
 
 cdef struct Delivery:
     uint32_t vector
     uint64_t at                 # accesses of the trace until then
+
+cdef enum:
+    MAX_FRAMES = 64             # handlers under way: more is a storm
+
+cdef struct Frame:              # of a handler that has not returned
+    uint32_t vector
+    uint32_t tpr                # that it found
+    bint raised                 # and has to restore
+    uint64_t left               # accesses of the trace until it returns
 
 cdef struct Interrupts:
     Vcpu *v
@@ -63,17 +80,50 @@ cdef struct Interrupts:
     int inject                  # vector that the last VM entry injected, -1 none
     int arriving                # vector that arrives with the exit under way
     bint arriving_level
+    uint64_t arrived            # when, where it is the timer's
     uint16_t rtc_vector         # in the I/O APIC's entry of the real-time clock, whose EOI KVM always wants to see
-    uint64_t descriptor[8]      # posted-interrupt descriptor
+    uint64_t *descriptor        # posted-interrupt descriptor: 8 qwords
+    bint notified               # the notification vector is on its way
+    Sibling *sibling            # this vCPU as the others of its VM see it; NULL: there are no others, nor will be
+    Interrupts **peer           # [n_peers] every vCPU of the VM, by number
+    uint32_t n_peers
     uint64_t value              # read last
-    uint64_t now                # accesses of the trace so far
+    uint64_t now                # accesses of the trace so far: the bus clock, and the time-stamp counter
+    uint64_t *clock             # the same for the VM, as of the last batch of events
+    uint64_t timed              # up to when the timer has counted
+    uint32_t timer_reason       # of the exit when it runs out
+    uint32_t handler_length     # accesses of the trace that a handler lasts
+    Frame frame[MAX_FRAMES]
+    uint32_t n_frames
     uint64_t arrival[256]       # [vector] when it arrived
     Delivery *log
     uint64_t log_n, log_room
     ApicCounters c
     uint8_t own_page[4096]      # registers, without a VMM
+    uint64_t own_descriptor[8]
 
-cdef void irq_init(Interrupts *irq, Vcpu *v, uint8_t *page) noexcept nogil
+
+cdef inline void irq_pass(Interrupts *irq, uint64_t accesses) noexcept nogil:
+    # the vCPU made so many; no more than irq_left
+    cdef Frame *top
+    irq.now += accesses
+    if irq.n_frames:
+        top = &irq.frame[irq.n_frames - 1]
+        top.left -= min(top.left, accesses)
+
+
+cdef inline uint64_t irq_left(const Interrupts *irq) noexcept nogil:
+    # accesses until the timer runs out or a handler returns; 0: neither is ahead
+    cdef uint64_t left = 0, gone = irq.now - irq.timed, handler
+    if irq.apic.ticks_left:
+        left = irq.apic.ticks_left - gone if gone < irq.apic.ticks_left else 1
+    if irq.n_frames:
+        handler = max(irq.frame[irq.n_frames - 1].left, <uint64_t> 1)
+        left = min(left, handler) if left else handler
+    return left
+
+
+cdef void irq_init(Interrupts *irq, Vcpu *v, uint8_t *page, uint64_t *descriptor) noexcept nogil
 cdef void irq_free(Interrupts *irq) noexcept nogil
 cdef int irq_mmio(Interrupts *irq, uint32_t offset, uint32_t size, bint write, uint64_t value) noexcept nogil
 cdef int irq_cr8(Interrupts *irq, bint write, uint64_t value) noexcept nogil
@@ -82,4 +132,9 @@ cdef int irq_flag(Interrupts *irq, bint on) noexcept nogil
 cdef int irq_arrive(Interrupts *irq, uint8_t vector, bint level, uint32_t reason) noexcept nogil
 cdef int irq_event(Interrupts *irq, int op, uint64_t addr) noexcept nogil
 cdef int irq_boundary(Interrupts *irq) noexcept nogil
+cdef void irq_sent(Interrupts *irq, const Ipi *ipi) noexcept nogil
+cdef int irq_due(Interrupts *irq) noexcept nogil
+cdef int irq_wait(Interrupts *irq, uint64_t accesses) noexcept nogil
+cdef bint irq_elapse(Interrupts *irq) noexcept nogil
+cdef bint irq_deadline(Interrupts *irq, uint64_t value) noexcept nogil
 cdef void irq_accept(Interrupts *irq, uint8_t vector, bint level) noexcept nogil

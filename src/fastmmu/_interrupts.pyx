@@ -2,7 +2,7 @@
 
     guest ──► page (TLB, walk, EPT) ──► APIC-access page? ──► virtualized │ VM exit │ plain memory
           ──► CR8, MSR ────────────────────────────────────►
-    device ──► posted, or an external-interrupt exit ──► the VMM's APIC ──► injected at VM entry
+    device, timer, other vCPU ──► posted, or a VM exit ──► the VMM's APIC ──► injected at VM entry
 
 Interrupts are taken at instruction boundaries: after each of these operations, see `irq_boundary`.
 """
@@ -12,8 +12,9 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
 from fastmmu._apic cimport (
-    APIC_EOI, APIC_ICR_LOW, APIC_NONE, APIC_SELF_IPI, APIC_TPR, Ipi, apic_acknowledge, apic_addressed, apic_read,
-    apic_request, apic_reset, apic_write,
+    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_LVT_TIMER, APIC_NONE, APIC_SELF_IPI, APIC_TPR, MODE_LOWEST, Ipi,
+    apic_acknowledge, apic_addressed, apic_elapse, apic_put, apic_read, apic_receives, apic_request, apic_reset,
+    apic_send, apic_set_deadline, apic_set_x2apic, apic_word, apic_write,
 )
 from fastmmu._memory cimport mem_holds
 from fastmmu._patch cimport HIGH_HALF, SITE_BYTES, Patch, Site, patch_decode, patch_place, patch_polls, patch_record
@@ -35,9 +36,13 @@ cdef enum:
     X2_FIRST = 0x800
     X2_TPR = 0x808
     X2_EOI = 0x80B
+    X2_ICR = 0x830
     X2_CURRENT_COUNT = 0x839
     X2_SELF_IPI = 0x83F
     MSR_APIC_BASE = 0x1B
+    MSR_TSC_DEADLINE = 0x6E0
+    MASKED = 1 << 16            # in an LVT
+    EXIT_IO = 30
     MAX_DELIVERIES = 512        # at one boundary: more is a storm without an end
 
 
@@ -49,12 +54,16 @@ cdef enum:                      # fastmmu.ops.Op
     OP_MSR_READ = 25
     OP_MSR_WRITE = 26
     OP_INTERRUPT_FLAG = 27
+    OP_IPI = 29
+    OP_TSC_DEADLINE = 30
 
 
-cdef void irq_init(Interrupts *irq, Vcpu *v, uint8_t *page) noexcept nogil:
-    # page: the virtual-APIC page, 4096 bytes that are 0; NULL: there is no VMM
+cdef void irq_init(Interrupts *irq, Vcpu *v, uint8_t *page, uint64_t *descriptor) noexcept nogil:
+    # page: the virtual-APIC page, 4096 bytes that are 0; NULL: there is no VMM. descriptor: of posted interrupts
     memset(irq, 0, sizeof(Interrupts))
     irq.v = v
+    irq.timer_reason = EXIT_EXTERNAL_INTERRUPT
+    irq.descriptor = descriptor if descriptor != NULL else irq.own_descriptor
     irq.inject = irq.arriving = APIC_NONE
     irq.tpr_shadow = irq.interrupts_on = True
     if page == NULL:
@@ -91,15 +100,35 @@ cdef int ended(Interrupts *irq, int outcome) noexcept nogil:
 cdef int physical(Interrupts *irq, uint32_t offset, bint write, uint64_t value) noexcept nogil:
     # without a VMM: the APIC itself
     cdef Ipi ipi
+    irq_elapse(irq)
     if not write:
         irq.value = apic_read(&irq.apic, offset)
-        return DONE_OK
-    if offset == APIC_SELF_IPI:
+    elif offset == APIC_SELF_IPI:
         irq_accept(irq, value, False)
-        return DONE_OK
-    ipi = apic_write(&irq.apic, offset, value)
-    if ipi.valid and ipi.mode < 2 and apic_addressed(&irq.apic, &ipi):
-        irq_accept(irq, ipi.vector, False)
+    else:
+        ipi = apic_write(&irq.apic, offset, value)
+        if ipi.valid:
+            irq_sent(irq, &ipi)
+    return DONE_OK
+
+
+cdef int physical_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value) noexcept nogil:
+    # without a VMM: those that are no 32-bit register
+    cdef Ipi ipi
+    if msr == MSR_APIC_BASE:
+        irq.x2apic = value >> 10 & 1
+        apic_set_x2apic(&irq.apic, irq.x2apic)
+    elif msr == MSR_TSC_DEADLINE:
+        if write and irq_deadline(irq, value):
+            irq_accept(irq, apic_word(irq.apic.page, APIC_LVT_TIMER), False)
+        irq.value = irq.apic.deadline
+    elif msr == X2_ICR and write:
+        apic_put(irq.apic.page, APIC_ICR_LOW + 4, value >> 32)
+        ipi = apic_send(&irq.apic, value, value >> 32)
+        if ipi.valid:
+            irq_sent(irq, &ipi)
+    else:
+        return physical(irq, (msr & 0xFF) << 4, write, value)
     return DONE_OK
 
 
@@ -190,6 +219,13 @@ cdef int replacement(Interrupts *irq, uint32_t target, bint write, uint64_t valu
     outcome = vcpu_access(v, HIGH_HALF | target, ACC_X, False, &hpa)
     if not outcome:
         outcome = vcpu_load(v, patch_record(p), &old)
+    if not outcome and not old >> 32 & 1:       # another vCPU's access was patched: this one's record is not in use yet
+        p.enabling = True
+        clear_exit_information(&v.vmcs)
+        outcome = exited(vcpu_exit(v, EXIT_IO))
+        p.enabling = False
+        if not outcome:
+            outcome = vcpu_load(v, patch_record(p), &old)
     if outcome:
         return outcome
     if not write:
@@ -237,7 +273,6 @@ cdef bint msr_exits(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
 cdef int irq_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value) noexcept nogil:
     # RDMSR or WRMSR of the APIC
     cdef Vcpu *v = irq.v
-    cdef uint32_t offset = (msr & 0xFF) << 4
     cdef int outcome
     irq.c.writes += write
     irq.c.reads += not write
@@ -246,11 +281,7 @@ cdef int irq_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value) noex
         irq.c.tpr_reads += not write
     v.store_value = value
     if not v.guest:
-        if msr == MSR_APIC_BASE:
-            irq.x2apic = value >> 10 & 1
-            outcome = DONE_OK
-        else:
-            outcome = physical(irq, offset, write, value)
+        outcome = physical_msr(irq, msr, write, value)
     elif msr_exits(irq, msr, write):
         clear_exit_information(&v.vmcs)
         v.vmcs.operand = msr
@@ -279,8 +310,20 @@ cdef void irq_accept(Interrupts *irq, uint8_t vector, bint level) noexcept nogil
     irq.request_event = True
 
 
+cdef void irq_sent(Interrupts *irq, const Ipi *ipi) noexcept nogil:
+    # An interprocessor interrupt of a vCPU that is alone. SMI, NMI, INIT and start-up are counted, and that is all: a
+    # vCPU runs from the beginning.
+    irq.c.ipis += 1
+    if ipi.mode > MODE_LOWEST:
+        irq.c.ipis_other += 1
+    elif apic_addressed(&irq.apic, ipi):
+        irq_accept(irq, ipi.vector, False)
+
+
 cdef void noted(Interrupts *irq, uint8_t vector) noexcept nogil:
-    # the processor itself put a request into the registers
+    # the processor itself put a request into the registers: an interrupt of the vCPU to itself
+    irq.c.ipis += 1
+    irq.c.ipis_virtualized += 1
     irq.c.requested += 1
     irq.arrival[vector] = irq.now
 
@@ -295,9 +338,10 @@ cdef int irq_arrive(Interrupts *irq, uint8_t vector, bint level, uint32_t reason
         irq.c.requested += 1
         irq.c.posted += 1
         irq.arrival[vector] = irq.now
-        irq.descriptor[vector >> 6] |= 1ULL << (vector & 63)
-        irq.descriptor[4] |= 1
-        vapic_posted(&irq.virt, irq.descriptor)
+        if apic_receives(irq.apic.page, vector):
+            irq.descriptor[vector >> 6] |= 1ULL << (vector & 63)
+            irq.descriptor[4] |= 1
+            vapic_posted(&irq.virt, irq.descriptor)
         return irq_boundary(irq)
     irq.arriving = vector
     irq.arriving_level = level
@@ -306,6 +350,67 @@ cdef int irq_arrive(Interrupts *irq, uint8_t vector, bint level, uint32_t reason
         return DONE_ABORT
     return irq_boundary(irq)
 
+
+# ---- the timer --------------------------------------------------------------------------------------------
+# Its clock, and the time-stamp counter, is the accesses of the trace: of all vCPUs of the VM, so that it goes on while
+# others run, and the same whatever handles the TPR.
+
+cdef bint irq_elapse(Interrupts *irq) noexcept nogil:
+    # the timer up to now: did it run out? What it asks for arrives with the exit that is owed (irq.arriving).
+    cdef uint32_t lvt = apic_word(irq.apic.page, APIC_LVT_TIMER)
+    cdef uint64_t fired, due = irq.timed + irq.apic.ticks_left
+    fired = apic_elapse(&irq.apic, irq.now - irq.timed)
+    irq.timed = irq.now
+    if not fired:
+        return False
+    irq.c.timer += fired
+    if not lvt & <uint32_t> MASKED:
+        irq.arriving = lvt & 0xFF
+        irq.arriving_level = False
+        irq.arrived = due
+    return True
+
+
+cdef bint irq_deadline(Interrupts *irq, uint64_t value) noexcept nogil:
+    # WRMSR of IA32_TSC_DEADLINE: is it time for the vector of the LVT at once?
+    irq_elapse(irq)
+    if not apic_set_deadline(&irq.apic, value, irq.now):
+        return False
+    irq.c.timer += 1
+    return not apic_word(irq.apic.page, APIC_LVT_TIMER) & <uint32_t> MASKED
+
+
+cdef int irq_due(Interrupts *irq) noexcept nogil:
+    # as many accesses passed as irq_left said: handlers return, the timer runs out
+    while irq.n_frames and not irq.frame[irq.n_frames - 1].left:
+        if returned(irq):
+            return DONE_ABORT
+    if irq_elapse(irq):
+        if irq.v.guest:
+            clear_exit_information(&irq.v.vmcs)
+            if vcpu_exit(irq.v, irq.timer_reason) == ACT_ABORT:
+                return DONE_ABORT
+        elif irq.arriving >= 0:
+            irq_accept(irq, irq.arriving, False)
+            irq.arriving = APIC_NONE
+    return irq_boundary(irq)
+
+
+cdef int irq_wait(Interrupts *irq, uint64_t accesses) noexcept nogil:
+    # time passes without an access
+    cdef uint64_t left = irq_left(irq), step
+    while accesses:
+        step = min(left, accesses) if left else accesses
+        irq_pass(irq, step)
+        irq.clock[0] += step
+        accesses -= step
+        if step == left and irq_due(irq):
+            return DONE_ABORT
+        left = irq_left(irq)
+    return DONE_OK
+
+
+# ---- handlers ---------------------------------------------------------------------------------------------
 
 cdef int record(Interrupts *irq, uint8_t vector) noexcept nogil:
     cdef uint64_t waited = irq.now - irq.arrival[vector]
@@ -326,20 +431,48 @@ cdef int record(Interrupts *irq, uint8_t vector) noexcept nogil:
     return DONE_OK
 
 
+cdef int reach(Interrupts *irq, uint32_t offset, bint write, uint64_t value) noexcept nogil:
+    # an access of the handler, by the way that the mode has
+    if irq.x2apic:
+        return irq_msr(irq, X2_FIRST | offset >> 4, write, value)
+    return irq_mmio(irq, offset, 4, write, value)
+
+
 cdef int handle(Interrupts *irq, uint8_t vector) noexcept nogil:
-    # the guest's handler, with RFLAGS.IF = 0, to its IRET
-    cdef uint64_t tpr = 0
+    # the guest's handler, entered with RFLAGS.IF = 0. Of KeRaiseIrql's kind it raises the TPR and lets higher classes
+    # interrupt it. It lasts `handler_length` accesses of the trace.
+    cdef Frame *frame = &irq.frame[irq.n_frames]
     cdef int outcome = record(irq, vector)
+    if irq.n_frames == MAX_FRAMES - 1:
+        return vcpu_abort(irq.v, ABORT_NO_PROGRESS, irq.la)
+    irq.c.nested += irq.n_frames != 0
+    irq.n_frames += 1
+    frame.vector = vector
+    frame.left = irq.handler_length
+    frame.raised = False
     irq.interrupts_on = False
     if irq.handler == HANDLER_IRQL and not outcome:
-        outcome = irq_mmio(irq, APIC_TPR, 4, False, 0)
-        tpr = irq.value
-        if not outcome and (vector & 0xF0) > tpr:
-            outcome = irq_mmio(irq, APIC_TPR, 4, True, vector & 0xF0)
-    if not outcome:
-        outcome = irq_msr(irq, X2_EOI, True, 0) if irq.x2apic else irq_mmio(irq, APIC_EOI, 4, True, 0)
-    if irq.handler == HANDLER_IRQL and not outcome and (vector & 0xF0) > tpr:
-        outcome = irq_mmio(irq, APIC_TPR, 4, True, tpr)
+        outcome = reach(irq, APIC_TPR, False, 0)
+        frame.tpr = irq.value
+        frame.raised = (vector & 0xF0) > frame.tpr
+        if not outcome and frame.raised:
+            outcome = reach(irq, APIC_TPR, True, vector & 0xF0)
+        if not outcome:
+            outcome = irq_flag(irq, True)
+    if not outcome and not irq.handler_length:
+        outcome = returned(irq)
+    return outcome
+
+
+cdef int returned(Interrupts *irq) noexcept nogil:
+    # the end of the handler that runs: CLI, end of interrupt, the TPR as it was, IRET
+    cdef Frame *frame = &irq.frame[irq.n_frames - 1]
+    cdef int outcome
+    irq.interrupts_on = False
+    outcome = reach(irq, APIC_EOI, True, 0)
+    if frame.raised and not outcome:
+        outcome = reach(irq, APIC_TPR, True, frame.tpr)
+    irq.n_frames -= 1
     irq.interrupts_on = True
     return outcome
 
@@ -376,6 +509,7 @@ cdef int irq_boundary(Interrupts *irq) noexcept nogil:
 
 cdef int irq_event(Interrupts *irq, int op, uint64_t addr) noexcept nogil:
     # `addr` as fastmmu.ops says; DONE_GP: a value that the register refuses
+    cdef int outcome
     if op == OP_APIC_READ or op == OP_APIC_WRITE:
         irq.patch.number = addr >> 48
         return irq_mmio(irq, addr >> 32, 4, op == OP_APIC_WRITE, addr & 0xFFFFFFFFU)
@@ -385,4 +519,11 @@ cdef int irq_event(Interrupts *irq, int op, uint64_t addr) noexcept nogil:
         return irq_msr(irq, addr >> 32, op == OP_MSR_WRITE, addr & 0xFFFFFFFFU)
     if op == OP_INTERRUPT_FLAG:
         return irq_flag(irq, addr != 0)
+    if op == OP_TSC_DEADLINE:
+        return irq_msr(irq, MSR_TSC_DEADLINE, True, irq.now + addr if addr else 0)
+    if op == OP_IPI:
+        if irq.x2apic:
+            return irq_msr(irq, X2_ICR, True, addr)
+        outcome = irq_mmio(irq, APIC_ICR_HIGH, 4, True, (addr >> 32 & 0xFF) << 24)
+        return outcome if outcome else irq_mmio(irq, APIC_ICR_LOW, 4, True, addr & 0xFFFFFFFFU)
     return irq_arrive(irq, addr & 0xFF, addr >> 8 & 1, EXIT_EXTERNAL_INTERRUPT)

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu._interrupts cimport Interrupts
 from fastmmu._mmu cimport Mmu
+from fastmmu._siblings cimport Sibling
 from fastmmu._types cimport Paging, Walk
 from fastmmu._vcpu cimport Vcpu
 
@@ -12,11 +13,6 @@ ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
 cdef enum:                      # flushes that can be left out, to see what they are for
     LESS_MOVED = 1
     LESS_REMOTE = 2
-
-cdef struct Sibling:            # a vCPU of the VM, as the others see it
-    bint in_guest               # in guest mode on a physical CPU: an IPI makes it exit
-    bint kicked                 # the IPI is on its way
-    bint request                # it flushes before its next VM entry
 
 cdef enum Forgone:              # flushes that a VMM leaves out, to see that they are missed
     FORGO_TABLES = 1            # after changes of shadow tables or the EPT

@@ -24,6 +24,7 @@ from fastmmu._shadow cimport (
     SHADOW_SPURIOUS, shadow_fault,
 )
 from fastmmu._reclaim cimport host_wrote
+from fastmmu._siblings cimport Sibling
 from fastmmu._slots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu._spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
 from fastmmu._sync cimport guest_wrote, shadow_invlpg, sync_roots

@@ -6,4 +6,5 @@ from fastmmu._vcpu cimport Vcpu
 cdef void kvm_apic_init(Interrupts *irq) noexcept nogil
 cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil
 cdef void kvm_apic_begin(Interrupts *irq) noexcept nogil
+cdef void kvm_apic_entry(Interrupts *irq) noexcept nogil
 cdef void kvm_apic_end(Interrupts *irq, int action) noexcept nogil

@@ -7,15 +7,17 @@ something asked for it (`request_event`), as in KVM.
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._apic cimport (
-    APIC_EOI, APIC_ICR_LOW, APIC_IRR, APIC_ISR, APIC_NONE, APIC_SHORTHAND_SELF, APIC_TMR, APIC_TPR, Ipi,
-    apic_acknowledge, apic_addressed, apic_deliverable, apic_highest, apic_read, apic_update_ppr, apic_word,
-    apic_write,
+    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_ID, APIC_IRR, APIC_ISR, APIC_LDR, APIC_LVT_TIMER, APIC_NONE,
+    APIC_SHORTHAND_SELF, APIC_TMR, APIC_TPR, Ipi, apic_acknowledge, apic_deliverable, apic_highest, apic_put, apic_read,
+    apic_send, apic_set_x2apic, apic_update_ppr, apic_word, apic_write,
 )
 from fastmmu._interrupts cimport (
-    APIC_BASE, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept,
+    APIC_BASE, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept, irq_deadline, irq_elapse,
 )
+from fastmmu._ipi cimport NOTIFICATION_VECTOR, ipi_send
 from fastmmu._memory cimport mem_holds, mem_read32, mem_write64
 from fastmmu._patch cimport SITE_BYTES, patch_dword, patch_replace
+from fastmmu._vapic cimport vapic_posted
 from fastmmu._vcpu cimport ACT_EMULATED, Vcpu
 from fastmmu._vmx cimport (
     EXIT_ACK_INTERRUPT, EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_INTERRUPT_WINDOW, EXIT_RDMSR,
@@ -26,8 +28,10 @@ from fastmmu._vmx cimport (
 
 cdef enum:
     MSR_APIC_BASE = 0x1B
+    MSR_TSC_DEADLINE = 0x6E0
+    X2_ICR = 0x830
     X2_SELF_IPI = 0x83F
-    NOTIFICATION_VECTOR = 0xF2
+    EXIT_IO = 30
 
 
 cdef void kvm_apic_init(Interrupts *irq) noexcept nogil:
@@ -43,6 +47,7 @@ cdef void kvm_apic_init(Interrupts *irq) noexcept nogil:
         v.vmcs.pin_based |= PIN_POSTED
         v.vmcs.vm_exit |= EXIT_ACK_INTERRUPT
         v.vmcs.posted_vector = NOTIFICATION_VECTOR
+        irq.descriptor[4] = <uint64_t> NOTIFICATION_VECTOR << 16
         irq.posting = True
     choose_mode(irq)
     kvm_apic_end(irq, ACT_EMULATED)
@@ -71,15 +76,22 @@ cdef void priority_changed(Interrupts *irq) noexcept nogil:
         update_threshold(irq)
 
 
+cdef void sent(Interrupts *irq, const Ipi *ipi) noexcept nogil:
+    if ipi.valid:
+        ipi_send(irq, ipi)
+
+
 cdef void store(Interrupts *irq, uint32_t offset, uint32_t value) noexcept nogil:
     # a write of a register, emulated
-    cdef Ipi ipi = apic_write(&irq.apic, offset, value)
+    cdef Ipi ipi
+    irq_elapse(irq)
+    ipi = apic_write(&irq.apic, offset, value)
     if offset == APIC_TPR:
         priority_changed(irq)
     elif offset == APIC_EOI:
         irq.request_event = True
-    elif ipi.valid and ipi.mode < 2 and apic_addressed(&irq.apic, &ipi):
-        irq_accept(irq, ipi.vector, False)
+    else:
+        sent(irq, &ipi)
 
 
 cdef void emulate(Interrupts *irq, uint32_t offset, bint write) noexcept nogil:
@@ -87,6 +99,7 @@ cdef void emulate(Interrupts *irq, uint32_t offset, bint write) noexcept nogil:
     # part of a register.
     irq.c.emulated += 1
     if not write:
+        irq_elapse(irq)
         irq.value = apic_read(&irq.apic, offset & 0xFF0) >> 8 * (offset & 3)
     elif irq.v.store_bytes == 4 and not offset & 15:
         store(irq, offset, irq.v.store_value)
@@ -94,20 +107,40 @@ cdef void emulate(Interrupts *irq, uint32_t offset, bint write) noexcept nogil:
 
 cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
     cdef uint64_t value = irq.v.store_value
+    cdef uint32_t offset = (msr & 0xFF) << 4
+    cdef bint switched
+    cdef Ipi ipi
     irq.c.emulated += 1
     if msr == MSR_APIC_BASE:
         if write:
+            switched = value >> 10 & 1 != <uint64_t> irq.x2apic
             irq.x2apic = value >> 10 & 1
+            if switched:
+                apic_set_x2apic(&irq.apic, irq.x2apic)
             choose_mode(irq)
         else:
             irq.value = APIC_BASE | 1 << 11 | <uint64_t> irq.x2apic << 10
+    elif msr == MSR_TSC_DEADLINE:
+        if write and irq_deadline(irq, value):
+            irq_accept(irq, apic_word(irq.apic.page, APIC_LVT_TIMER), False)
+        irq.value = irq.apic.deadline
     elif msr == X2_SELF_IPI:
         if write:
             store(irq, APIC_ICR_LOW, <uint32_t> APIC_SHORTHAND_SELF << 18 | (value & 0xFF))
+    elif msr == X2_ICR:
+        if write:                               # one register of 64 bits
+            apic_put(irq.apic.page, APIC_ICR_LOW + 4, value >> 32)
+            ipi = apic_send(&irq.apic, value, value >> 32)
+            sent(irq, &ipi)
+        else:
+            irq.value = apic_word(irq.apic.page, APIC_ICR_LOW) | <uint64_t> apic_word(
+                irq.apic.page, APIC_ICR_LOW + 4) << 32
     elif write:
-        store(irq, (msr & 0xFF) << 4, value)
+        if offset != APIC_ID and offset != APIC_LDR and offset != APIC_ICR_HIGH:      # which x2APIC mode cannot write
+            store(irq, offset, value)
     else:
-        irq.value = apic_read(&irq.apic, (msr & 0xFF) << 4)
+        irq_elapse(irq)
+        irq.value = apic_read(&irq.apic, offset)
 
 
 cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil:
@@ -131,8 +164,11 @@ cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil:
             irq.value = irq.apic.page[<int> APIC_TPR] >> 4
         elif not v.vmcs.operand >> 4:
             store(irq, APIC_TPR, v.vmcs.operand << 4)
-    elif reason in (EXIT_RDMSR, EXIT_WRMSR) and (v.vmcs.operand >> 8 == 8 or v.vmcs.operand == MSR_APIC_BASE):
+    elif reason in (EXIT_RDMSR, EXIT_WRMSR) and (v.vmcs.operand >> 8 == 8 or v.vmcs.operand == MSR_APIC_BASE
+                                                 or v.vmcs.operand == MSR_TSC_DEADLINE):
         emulate_msr(irq, v.vmcs.operand, reason == EXIT_WRMSR)
+    elif reason == EXIT_IO and irq.patch.enabling:
+        irq.patch.in_use = True
     else:
         return False
     return True
@@ -170,6 +206,9 @@ cdef void virtual_state(Interrupts *irq) noexcept nogil:
     cdef Vcpu *v = irq.v
     cdef int word, requested = apic_highest(irq.apic.page, APIC_IRR)
     irq.request_event = False
+    if irq.descriptor[4] & 1:                   # posted while it did not run: sync_pir_to_irr
+        vapic_posted(&irq.virt, irq.descriptor)
+        requested = apic_highest(irq.apic.page, APIC_IRR)
     v.vmcs.guest_interrupt_status &= 0xFF00
     if requested > 0:
         v.vmcs.guest_interrupt_status |= requested
@@ -195,8 +234,22 @@ cdef void kvm_apic_end(Interrupts *irq, int action) noexcept nogil:
         emulate(irq, v.emulated & 0xFFF, v.store_bytes != 0)
         if irq.patch.at_site:
             patch(irq)
+    kvm_apic_entry(irq)
+    if irq.below and (irq.inject < 0 or had):
+        irq.c.spurious += 1
+        if not irq.interrupts_on:
+            irq.c.spurious_if += 1
+        elif apic_highest(irq.apic.page, APIC_ISR) >> 4 >= apic_highest(irq.apic.page, APIC_IRR) >> 4:
+            irq.c.spurious_in_service += 1
+
+
+cdef void kvm_apic_entry(Interrupts *irq) noexcept nogil:
+    # before VM entry: what arrived, what is injected, the threshold, the record
     if irq.arriving >= 0:
         irq_accept(irq, irq.arriving, irq.arriving_level)
+        if irq.arrived:
+            irq.arrival[irq.arriving] = irq.arrived
+            irq.arrived = 0
         irq.arriving = APIC_NONE
     if irq.way == WAY_APICV:
         virtual_state(irq)
@@ -204,23 +257,19 @@ cdef void kvm_apic_end(Interrupts *irq, int action) noexcept nogil:
         inject(irq)
     elif irq.rule == RULE_SLIDES:
         update_threshold(irq)                   # at every entry
-    if irq.below and (irq.inject < 0 or had):
-        irq.c.spurious += 1
-        if not irq.interrupts_on:
-            irq.c.spurious_if += 1
-        elif apic_highest(irq.apic.page, APIC_ISR) >> 4 >= apic_highest(irq.apic.page, APIC_IRR) >> 4:
-            irq.c.spurious_in_service += 1
     if irq.patch.in_use:
-        mem_write64(v.mem, irq.patch.record_hpa, patch_dword(
+        mem_write64(irq.v.mem, irq.patch.record_hpa, patch_dword(
             irq.apic.page[<int> APIC_TPR], apic_highest(irq.apic.page, APIC_ISR),
             apic_highest(irq.apic.page, APIC_IRR)))
 
 
 cdef void patch(Interrupts *irq) noexcept nogil:
     # the instruction that accessed the TPR becomes a call. The first version has one record for all vCPUs, so it leaves
-    # guests with more than one alone.
+    # guests with more than one alone: they share their code.
     cdef uint64_t hpa = irq.patch.ip_hpa
-    if irq.way != WAY_PATCH or (irq.patch.one_vcpu and irq.patch.cpu) or not mem_holds(irq.v.mem, hpa, SITE_BYTES):
+    if irq.patch.one_vcpu and (irq.patch.cpu or irq.n_peers > 1):
+        return
+    if irq.way != WAY_PATCH or not mem_holds(irq.v.mem, hpa, SITE_BYTES):
         return
     if patch_replace(irq.v.mem.base + hpa, irq.patch.ip, irq.patch.rom_la):
         irq.c.patched += 1

@@ -6,6 +6,7 @@ from fastmmu._bits cimport ONES
 from fastmmu._counters cimport counters_of
 from fastmmu._events cimport premap, run_events
 from fastmmu._instructions cimport Instructions
+from fastmmu._interrupts cimport Interrupts
 from fastmmu._kvm cimport kvm_default
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._mmu cimport mmu_hpa
@@ -171,12 +172,12 @@ cdef class Machine(Instructions):
 
     def counters(self):
         """All counters as a dict of int; see :class:`fastmmu.machine.result.Result`."""
-        return self._counters(&self.v.c, &self.v.tlb.c)
+        return self._counters(&self.v.c, &self.v.tlb.c, self.loop.irq)
 
-    cdef _counters(self, Counters *c, TlbCounters *t):
+    cdef _counters(self, Counters *c, TlbCounters *t, Interrupts *irq):
         found = counters_of(c, t, &self.kvm)
-        if self.apic is not None:
-            found |= {f"apic_{name}": value for name, value in dict(self.irq.c).items()}
+        if irq != NULL:
+            found |= {f"apic_{name}": value for name, value in dict(irq.c).items()}
         if self.missing_flushes is not None:
             found |= {"uses_compared": self.missing_flushes.uses, "stale_uses": self.missing_flushes.found}
         return found

@@ -32,6 +32,7 @@ cdef struct Patch:
     uint32_t number             # of the site that runs
     uint64_t ip, ip_hpa         # of the instruction
     bint at_site                # the access under way comes from a site
+    bint enabling               # a replacement asks for its record: OUT 7EH
 
 cdef struct Site:
     bint known                  # an encoding that can be replaced

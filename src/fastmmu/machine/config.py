@@ -66,6 +66,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tpr_threshold: Literal["kvm", "slides"] = "kvm"
     tpr_patch: Literal["per-vcpu", "one-vcpu"] = "per-vcpu"
     guest_handler: Literal["eoi", "irql"] = "eoi"
+    handler_length: Annotated[int, msgspec.Meta(ge=0)] = 0
     apic_id: Annotated[int, msgspec.Meta(ge=0, le=15)] = 0
     thp_threshold: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
 
@@ -118,8 +119,10 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param tpr_shadow: the processor has a TPR shadow; without it CR8 and the x2APIC MSRs exit, too.
     :param tpr_threshold: rule for the threshold, ``"kvm"`` (today's) or ``"slides"`` (the smaller of TPR and IRR).
     :param tpr_patch: ``"one-vcpu"``: the first version, which has one record for all and patches only for vCPU 0.
-    :param guest_handler: what the guest does when it is interrupted: ``"eoi"``, or ``"irql"``, which raises the TPR
-        before and restores it after. :param apic_id: number of the vCPU.
+    :param guest_handler: what the guest does when it is interrupted: ``"eoi"``, end of interrupt alone, or ``"irql"``,
+        which raises the TPR to the class of the interrupt and lets higher classes interrupt it; then CLI, end of
+        interrupt, the TPR as it was. :param handler_length: accesses of the trace that a handler lasts, after it has
+        raised the TPR and before it ends the interrupt. :param apic_id: number of the (first) vCPU.
     :raises ConfigError: a value outside these.
     """
 

@@ -41,7 +41,10 @@ class Result:
                               those in guest mode
     apic_…                    with ``Config.tpr``: reads and writes of registers and of the TPR, interrupts requested,
                               delivered and posted, their latency in accesses (sum, max), threshold exits that could
-                              inject nothing (spurious; by cause), accesses emulated, sites patched, polls
+                              inject nothing (spurious; by cause), accesses emulated, sites patched, polls, handlers
+                              that interrupted another (nested), expiries of the timer, ipis that it sent (of these
+                              ipis_virtualized without an exit, ipis_other no vectors), vCPUs that these made exit
+                              (kicks), posted-interrupt notifications
     ========================  ===========================================================================
 
     ``.cycles``: modelled cycles in total; ``.cycles_by``: dict of cause -> cycles. ``.seconds``: wall time of the

@@ -8,7 +8,7 @@ Written from the rules of the architecture, for reading and for checking the ker
     Memory ┘        │        └─ ept ── spp   one guest-physical translation, A/D flags, log
                     └── Outcome: what it ended in, its steps, its changes to memory
 
-`apic` has the local APIC, `vapic` its virtualization, `vmentry` what VM entry checks.
+`apic` has the local APIC, `processors` several of them, `vapic` its virtualization, `vmentry` what VM entry checks.
 `nonroot` has #VE and VMFUNC, `memtype` the effective memory type, `mappings` lists a whole address space.
 """
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
+from math import ceil
 
 __all__ = [
     "EOI",
@@ -34,6 +36,7 @@ MASKED = 1 << 16
 ENABLED = 1 << 8  # in SVR
 SEND_ILLEGAL, RECEIVE_ILLEGAL, ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7  # in ESR
 
+PERIODIC, TSC_DEADLINE = 1, 2  # modes of the LVT timer; 0 one-shot
 FIXED, LOWEST = 0, 1  # delivery modes of the ICR that end as an interrupt vector
 WRITABLE = {  # register → bits that a write changes; TPR, EOI, ICR_LOW and the LVTs have rules of their own
     ID: 0xFF00_0000,
@@ -99,6 +102,8 @@ class LocalApic:
     id: int = 0
     page: bytearray = field(default_factory=lambda: bytearray(4096), repr=False)
     ticks_left: int = 0  # of the timer, in units of the bus clock; 0: stopped
+    deadline: int = 0  # IA32_TSC_DEADLINE; 0: not armed
+    x2apic_mode: bool = False
 
     def __post_init__(self) -> None:
         put_word(self.page, ID, self.id << 24)
@@ -168,7 +173,7 @@ class LocalApic:
         if offset == PPR:
             return self.update_ppr()
         if offset == CURRENT_COUNT:
-            return self.count_left()
+            return 0 if self.timer_mode == TSC_DEADLINE else self.count_left()
         return word(self.page, offset)
 
     def write(self, offset: int, value: int) -> Ipi | None:
@@ -181,10 +186,20 @@ class LocalApic:
         elif offset == ESR:
             put_word(self.page, ESR, 0)
         elif offset == ICR_LOW:
-            put_word(self.page, ICR_LOW, value & ~(1 << 12))
-            return self.sent(value)
+            return self.send(value | word(self.page, ICR_HIGH) >> 24 << 32)
         elif offset in LVTS:
+            before = self.timer_mode
             put_word(self.page, offset, value & 0x7_17FF | (0 if self.enabled else MASKED))
+            if TSC_DEADLINE in (before, self.timer_mode) and before != self.timer_mode:
+                self.ticks_left = self.deadline = 0
+                put_word(self.page, INITIAL_COUNT, 0)
+        elif offset == DIVIDE:
+            left, by_mode = self.count_exactly(), self.timer_mode != TSC_DEADLINE
+            put_word(self.page, DIVIDE, value & WRITABLE[DIVIDE])
+            if by_mode:
+                self.ticks_left = ceil(left * self.divisor)
+        elif offset == INITIAL_COUNT and self.timer_mode == TSC_DEADLINE:
+            pass
         elif offset in WRITABLE:
             put_word(self.page, offset, value & WRITABLE[offset] | (0x0FFF_FFFF if offset == DFR else 0))
             if offset == SVR and not self.enabled:
@@ -196,47 +211,86 @@ class LocalApic:
             self.error(ILLEGAL_REGISTER)
         return None
 
-    def sent(self, value: int) -> Ipi | None:
-        vector, mode = value & 0xFF, value >> 8 & 7
+    def send(self, icr: int) -> Ipi | None:
+        """A write of the ICR, destination in bits 63:32: 8 bits of it, in x2APIC mode 32."""
+        put_word(self.page, ICR_LOW, icr & 0xFFFF_EFFF)
+        vector, mode = icr & 0xFF, icr >> 8 & 7
         if mode in (FIXED, LOWEST) and vector < 16:
             self.error(SEND_ILLEGAL)
             return None
-        logical = bool(value >> 11 & 1)
-        return Ipi(self.id, vector, mode, value >> 18 & 3, word(self.page, ICR_HIGH) >> 24, logical)
+        return Ipi(self.id, vector, mode, icr >> 18 & 3, icr >> 32, bool(icr >> 11 & 1))
+
+    @property
+    def x2apic(self) -> bool:
+        """In x2APIC mode: the ID register has 32 bits, the LDR is cluster and bit made of the id."""
+        return self.x2apic_mode
+
+    @x2apic.setter
+    def x2apic(self, on: bool) -> None:
+        self.x2apic_mode = on
+        put_word(self.page, ID, self.id if on else self.id << 24)
+        put_word(self.page, LDR, (self.id // 16) << 16 | 1 << self.id % 16 if on else 0)
 
     # ---- timer ---------------------------------------------------------------------------------------------------
+
+    @property
+    def timer_mode(self) -> int:
+        return word(self.page, LVT_TIMER) >> 17 & 3
 
     @property
     def divisor(self) -> int:
         divide = word(self.page, DIVIDE)
         return 1 << ((divide & 3 | divide >> 1 & 4) + 1 & 7)
 
+    def count_exactly(self) -> Fraction:
+        return Fraction(self.ticks_left, self.divisor)
+
     def count_left(self) -> int:
-        return -(-self.ticks_left // self.divisor)
+        return ceil(self.count_exactly())
+
+    def set_deadline(self, value: int, tsc: int) -> bool:
+        """WRMSR of IA32_TSC_DEADLINE at a time; does the timer run out at once?"""
+        if self.timer_mode != TSC_DEADLINE:
+            return False
+        due = 0 < value <= tsc
+        self.deadline = value if value > tsc else 0
+        self.ticks_left = max(value - tsc, 0)
+        if due:
+            self.expired()
+        return due
 
     def advance(self, ticks: int) -> int:
-        """Let bus clocks pass; how often the timer ran out. Each time it asks for its vector unless it is masked."""
-        lvt, period, fired = word(self.page, LVT_TIMER), word(self.page, INITIAL_COUNT) * self.divisor, 0
+        """Let bus clocks pass; how often the timer ran out. Its vector is asked for once, unless it is masked."""
+        period, fired = word(self.page, INITIAL_COUNT) * self.divisor, 0
         if not self.ticks_left:
             return 0
         if ticks < self.ticks_left:
             self.ticks_left -= ticks
             return 0
-        fired, ticks, self.ticks_left = 1, ticks - self.ticks_left, 0
-        if lvt >> 17 & 3 == 1 and period:
+        fired, ticks, self.ticks_left, self.deadline = 1, ticks - self.ticks_left, 0, 0
+        if self.timer_mode == PERIODIC and period:
             fired += ticks // period
             self.ticks_left = period - ticks % period
+        self.expired()
+        return fired
+
+    def expired(self) -> None:
+        lvt = word(self.page, LVT_TIMER)
         if not lvt & MASKED:
             self.request(lvt & 0xFF)
-        return fired
 
 
 def addressed(apic: LocalApic, ipi: Ipi) -> bool:
     """Does the interprocessor interrupt go to this APIC? Logical destinations in flat or cluster model."""
     if ipi.shorthand:
         return ipi.shorthand == 2 or (apic.id == ipi.sender) == (ipi.shorthand == 1)
+    if ipi.destination in ((0xFF, 0xFFFF_FFFF) if apic.x2apic else (0xFF,)):
+        return True
     if not ipi.logical:
-        return ipi.destination in (apic.id, 0xFF)
+        return ipi.destination == apic.id
+    if apic.x2apic:
+        cluster, members = divmod(word(apic.page, LDR), 1 << 16)
+        return ipi.destination >> 16 == cluster and bool(ipi.destination & members)
     mine = word(apic.page, LDR) >> 24
     if word(apic.page, DFR) >> 28 == 0xF:
         return bool(mine & ipi.destination)
