@@ -96,20 +96,6 @@ def test_logs_by_hand_and_in_a_ring(trace: Trace) -> None:
     assert all(np.array_equal(log, logs[0]) for log in logs)
 
 
-def test_a_ring_is_read_before_it_is_full() -> None:
-    machine = Machine(LINUX.replace(mmu="ept"), guest_kernel=False)
-    machine.vmm.use_dirty_ring(1024)
-    words = machine.guest_memory.u64
-    words[0x1000 >> 3], words[0x2000 >> 3], words[0x3000 >> 3] = 0x2003, 0x3003, 0x83
-    machine.mov_cr3(0x1000)
-    machine.vmm.start_dirty_log(0)
-    assert machine.vmm.counters()["ring_full"] == 0
-    for page in range(16, 512):
-        machine.store(page << 12, 1)
-    assert machine.vmm.counters()["ring_full"] == 1
-    assert machine.vmm.dirty_log(0)[16:512].all()
-
-
 def test_what_is_refused() -> None:
     machine = Machine(LINUX.replace(mmu="ept"), guest_kernel=False)
     vmm = machine.vmm

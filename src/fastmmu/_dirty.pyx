@@ -12,7 +12,8 @@ from fastmmu._slots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
 from fastmmu._spte cimport FORMAT_EPT, MAY_ALL, MAY_X, spte_present, spte_tracked
 
 cdef enum:
-    RESERVED = 512 + 64         # of a ring: what one exit can add, the processor's log and a few writes of the VMM
+    RESERVED = 64               # of a ring: what the VMM may add before user space sees that it is full
+    LOGGED = 512                # and what one reading of the processor's log may
 
 
 # ---- protecting ---------------------------------------------------------------------------------------------
@@ -238,5 +239,5 @@ cdef int dirty_ring(Mmu *mmu, uint32_t size) noexcept nogil:
     if ring.entry == NULL:
         return -1
     ring.size = size
-    ring.room = size - RESERVED
+    ring.room = size - RESERVED - (LOGGED if mmu.policy.pml else 0)
     return 0

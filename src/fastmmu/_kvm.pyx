@@ -53,7 +53,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
         action = kvm.surface(kvm.machine, v)
     else:
         action = kvm_default(kvm, v)
-    if kvm.mmu.slots.ring.used > kvm.mmu.slots.ring.room:
+    if kvm.mmu.slots.ring.size and kvm.mmu.slots.ring.used >= kvm.mmu.slots.ring.room:
         kvm.mmu.counters.ring_full += 1         # an exit to user space, which reads the ring
         dirty_collect(&kvm.mmu)
         kvm_owed_flush(kvm, v)

@@ -17,7 +17,7 @@ cdef struct Ring:               # pages written, in order, for a VMM that reads 
     uint64_t *entry             # [size] slot number << 48 | page of the slot
     uint32_t size
     uint32_t used
-    uint32_t room               # used beyond this: user space must read it before the guest runs on
+    uint32_t room               # so many used: user space must read it before the guest runs on
 
 cdef struct Slot:
     uint64_t base_gfn

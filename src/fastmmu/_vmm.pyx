@@ -108,7 +108,8 @@ cdef class Vmm:
     def use_dirty_ring(self, size):
         """Log to a ring of `size` entries in place of bitmaps; :meth:`dirty_log` gives what was read from it.
 
-        Before the ring is full an exit to user space reads it (counter ``ring_full``).
+        Before the ring is full an exit to user space reads it (counter ``ring_full``): 64 entries are kept free, with
+        PML 512 more. The vCPUs of a machine share one ring.
 
         :raises StateError: `size` is no power of two from 1024 to 65536, or a slot is logged already.
         """

@@ -1,0 +1,132 @@
+"""Dirty logs of machines with several vCPUs on several CPUs: nothing written is missing (kvm_policy.md §4, §13 P5)."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastmmu import Config, Host, Op
+from vmm_tables import leaves
+
+EPT = Config(memory="64M", mmu="ept", kvm="6.1", vpid=True)
+LARGE = EPT.replace(host_pages="2m")
+SHADOW = EPT.replace(mmu="shadow")
+CONFIGS = [
+    EPT,
+    EPT.replace(pml=True),
+    EPT.replace(ept_ad=False, host_pages="untouched"),
+    EPT.replace(tdp_mmu=False, vpid=False),
+    LARGE,
+    LARGE.replace(pml=True),
+    LARGE.replace(pml=True, eager_page_split=False),
+    LARGE.replace(eager_page_split=False, tdp_mmu=False),
+    LARGE.replace(nx_huge_pages=True, ept_ad=False),
+    EPT.replace(kvm="slides"),
+    SHADOW,
+    SHADOW.replace(host_pages="2m", vpid=False),
+    SHADOW.replace(kvm="slides", host_pages="2m"),
+]
+KINDS = ("bitmap", "manual", "initially set", "ring")
+VCPUS, CPUS, PAGES = 3, 2, 24
+ALL = (64 << 20) >> 12
+
+examples = settings(
+    max_examples=int(os.environ.get("FASTMMU_EXAMPLES", "40")), derandomize="FASTMMU_EXAMPLES" not in os.environ
+)
+kinds_of_events = st.sampled_from([Op.READ, Op.WRITE, Op.WRITE, Op.MODIFY, Op.FETCH, Op.UNMAP])
+turns = st.tuples(
+    st.just("run"),
+    st.integers(0, VCPUS - 1),
+    st.integers(0, CPUS - 1),
+    st.lists(st.tuples(kinds_of_events, st.integers(0, PAGES - 1)), min_size=1, max_size=12),
+)
+looks = st.sampled_from([("log",), ("log",), ("young",), ("restart",)])
+schedules = st.lists(st.one_of(turns, turns, turns, looks), min_size=3, max_size=30)
+
+
+class Logged:
+    """A machine of several vCPUs whose slot 0 is logged, and what it must have written since the log was read."""
+
+    def __init__(self, config: Config, kind: str) -> None:
+        self.host = Host([(config, VCPUS)], cpus=CPUS)
+        self.machine, self.kind = self.host.machines[0], kind
+        self.vmm = self.machine.vmm
+        if kind == "ring":
+            self.vmm.use_dirty_ring(1024)
+        self.words = self.machine.guest_memory.u64
+        self.start()
+
+    def start(self) -> None:
+        self.vmm.start_dirty_log(0, manual=self.kind in KINDS[1:3], initially_set=self.kind == "initially set")
+        if self.kind == "initially set":
+            assert self.vmm.dirty_log(0).all()
+            self.vmm.clear_dirty_log(0, 0, ALL)
+        self.begin()
+
+    def begin(self) -> None:
+        self.written: set[int] = set()
+        self.before = self.words.copy()
+
+    def run(self, vcpu: int, cpu: int, events: list[tuple[Op, int]]) -> None:
+        op = np.array([kind for kind, _ in events], np.uint8)
+        addr = np.array([(1 << 40) + (page << 12) for _, page in events], np.uint64)
+        out = np.zeros(len(events), np.uint64)
+        self.host.run(vcpu, cpu, op, np.ones(len(events), np.uint8), addr, out)
+        self.written |= {int(gpa) >> 12 for gpa in out[(op == Op.WRITE) | (op == Op.MODIFY)]}
+
+    def check(self) -> None:
+        """Data written by the programs, and every word that is another now: tables, A and D flags."""
+        changed = {int(word) >> 9 for word in np.flatnonzero(self.words != self.before)}
+        log = set(np.flatnonzero(self.vmm.dirty_log(0)).tolist())
+        assert self.written | changed <= log
+        if self.kind in KINDS[1:3]:
+            self.vmm.clear_dirty_log(0, 0, ALL)
+        assert not [leaf for leaf in leaves(self.machine) if leaf.size > 4096 and leaf.w]
+        self.begin()
+
+
+@examples
+@given(schedules, st.integers(0, len(CONFIGS) - 1), st.sampled_from(KINDS))
+def test_nothing_written_by_any_vcpu_is_missing(schedule: list[tuple[object, ...]], which: int, kind: str) -> None:
+    """P5, at any interleaving of vCPUs that move between CPUs with looks at the log, ageing and new logs."""
+    logged = Logged(CONFIGS[which], kind)
+    for what, *rest in schedule:
+        if what == "run":
+            logged.run(*rest)  # type: ignore[arg-type]
+        elif what == "log":
+            logged.check()
+        elif what == "young":
+            for page in list(logged.written):
+                logged.vmm.young(0, page, clear=True)
+        else:
+            logged.vmm.stop_dirty_log(0)
+            logged.start()
+    logged.check()
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_each_vcpu_logs_by_the_processor(cpus: int) -> None:
+    """All of a machine's vCPUs, not the one that was held when the log began; and none overwrites another's entries."""
+    host = Host([(EPT.replace(pml=True), VCPUS)], cpus=cpus)
+    gpa = np.zeros(1, np.uint64)
+    store = np.array([Op.WRITE], np.uint8), np.array([8], np.uint8)
+    pages = [np.array([(1 << 40) + (page << 12)], np.uint64) for page in range(3)]
+    for vcpu in range(VCPUS):
+        for page in pages:
+            host.run(vcpu, vcpu % cpus, *store, page)
+    vmm = host.machines[0].vmm
+    vmm.start_dirty_log(0)
+    vmm.dirty_log(0)
+    written = set()
+    exits = host.machines[0].vmm.counters()["dirty_faults"]
+    for page in pages:  # in turns: every one has entries in its log when the others run
+        for vcpu in range(VCPUS):
+            host.run(vcpu, vcpu % cpus, *store, page, gpa)
+            written.add(int(gpa[0]) >> 12)
+    assert len(written) == 3 * VCPUS
+    assert written <= set(np.flatnonzero(vmm.dirty_log(0)).tolist())
+    assert vmm.counters()["dirty_faults"] == exits
