@@ -5,5 +5,5 @@ from fastmmu._interrupts cimport Interrupts
 
 cdef class GuestApic:
     cdef object machine         # keeps alive what the pointer below points into
-    cdef Interrupts *irq
+    cdef Interrupts **irq       # of the vCPU that the machine holds now
     cdef _done(self, int outcome)

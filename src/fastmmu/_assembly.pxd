@@ -17,7 +17,6 @@ cdef class Assembly:
     cdef readonly object config
     cdef readonly PhysicalMemory memory
     cdef readonly TLB tlb
-    cdef readonly object apic   # GuestApic: the guest's local APIC, or None
     cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory
     cdef readonly MissingFlushes missing_flushes    # or None
     cdef Mem guest              # guest-physical memory as a window of host memory
@@ -31,7 +30,6 @@ cdef class Assembly:
     cdef bint running           # run() is under way, without the GIL
     cdef object raised          # exception of a Python handler
     cdef _boot(self)
-    cdef _build_apic(self)
     cdef _init_apic(self, Interrupts *irq, uint32_t number)
     cdef void _attach_apic(self, Interrupts *irq)
     cdef _place(self, slots, end)

@@ -12,7 +12,8 @@ class Assembly:
     config: Config
     memory: PhysicalMemory
     tlb: TLB
-    apic: GuestApic | None
+    @property
+    def apic(self) -> GuestApic | None: ...
     missing_flushes: MissingFlushes | None
     state: GuestState
     def __init__(

@@ -118,7 +118,8 @@ cdef class Assembly:
         if config.mmu != "native":
             self._build_vmm(vpid, state, placed, more)
         if config.tpr is not None:
-            self._build_apic()
+            self._init_apic(&self.irq, 0)
+            self._attach_apic(&self.irq)
         self.state = state
 
     cdef _boot(self):
@@ -132,11 +133,16 @@ cdef class Assembly:
         if kernel_boot(&self.kernel):
             self._raise(0)
 
-    cdef _build_apic(self):
-        self._init_apic(&self.irq, 0)
-        self.apic = GuestApic.__new__(GuestApic)
-        (<GuestApic> self.apic).machine = self
-        self._attach_apic(&self.irq)
+    @property
+    def apic(self):
+        """The guest's local APIC, :class:`GuestApic`, of the vCPU that the machine holds; None where it has none."""
+        cdef GuestApic apic
+        if self.loop.irq == NULL:
+            return None
+        apic = GuestApic.__new__(GuestApic)
+        apic.machine = self
+        apic.irq = &self.loop.irq
+        return apic
 
     cdef _init_apic(self, Interrupts *irq, uint32_t number):
         # of vCPU `number`, whose pages lie in front of the VMM's tables, those of further ones behind the machine
@@ -175,7 +181,6 @@ cdef class Assembly:
         # the vCPU that runs is the one with this APIC
         self.loop.irq = irq
         self.kvm.irq = irq if self.v.guest else NULL
-        (<GuestApic> self.apic).irq = irq
 
     cdef _place(self, slots, end):
         # host-physical addresses of more slots, and the end of memory; equal to the guest's modulo 2 MB

@@ -131,7 +131,7 @@ cdef class Host:
                     s.v.vmcs.secondary |= SECONDARY_VPID
                 n += 1
             self.n_seats = n
-            if m.apic is not None:
+            if m.loop.irq != NULL:
                 self._apics(vm, n - len(own), len(own))
 
     cdef _apics(self, uint32_t vm, uint32_t first, uint32_t count):

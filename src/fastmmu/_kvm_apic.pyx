@@ -168,7 +168,7 @@ cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil:
                                                  or v.vmcs.operand == MSR_TSC_DEADLINE):
         emulate_msr(irq, v.vmcs.operand, reason == EXIT_WRMSR)
     elif reason == EXIT_IO and irq.patch.enabling:
-        irq.patch.in_use = True
+        use_record(irq)
     else:
         return False
     return True
@@ -273,4 +273,10 @@ cdef void patch(Interrupts *irq) noexcept nogil:
         return
     if patch_replace(irq.v.mem.base + hpa, irq.patch.ip, irq.patch.rom_la):
         irq.c.patched += 1
-        irq.patch.in_use = True
+        use_record(irq)
+
+
+cdef void use_record(Interrupts *irq) noexcept nogil:
+    # from now on the TPR is in the record, and no threshold applies
+    irq.patch.in_use = True
+    update_threshold(irq)
