@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fastmmu import Machine
+from fastmmu import Machine, MemorySlot
 
 FRAME = 0x000F_FFFF_FFFF_F000
 
@@ -63,3 +63,43 @@ def _below(
             yield Leaf(canonical, size, hpa - slot, *below)
         else:
             yield from _below(machine, slot, entry & FRAME, level - 1, at, below)
+
+
+Mapped = tuple[int, int, int | None, int]
+
+
+def mapped(machine: Machine, slots: tuple[MemorySlot, ...] = ()) -> set[Mapped]:
+    """(address, size, gpa, rights X=1 W=2 U=4) of every leaf below the root in use, of a machine with more slots.
+
+    A mark of MMIO has size 0 and the gpa that it stands for. Rights are those of the leaf; upper entries allow all.
+    """
+    ept = machine.config.mmu == "ept"
+    nbytes = machine.config.memory_bytes
+    end = nbytes + (((nbytes >> 5) + (1 << 26)) & ~0x1FFFFF)
+    places = [(end - nbytes, nbytes, 0)]  # hpa, bytes, gpa
+    for slot in slots:
+        at = (end + 0x1FFFFF & ~0x1FFFFF) + (slot.gpa & 0x1FFFFF)
+        end = at + slot.size
+        places.append((at, slot.size, slot.gpa))
+    found: set[Mapped] = set()
+    words = machine.memory.u64
+
+    def below(table: int, level: int, address: int) -> None:
+        page = words[table >> 3 : (table >> 3) + 512]
+        for index in page.nonzero()[0].tolist():
+            entry = int(page[index])
+            at = address | index << 9 * level + 3
+            if not ept and at >> 47:
+                at |= 0xFFFF << 48
+            if entry & 0x807 == 6 if ept else entry & (1 << 51 | 1 << 11) == 1 << 51:
+                found.add((at, 0, entry & FRAME & ~(1 << 51), 0))
+            elif level == 1 or entry & 1 << 7:
+                rights = (entry >> 2 & 1 | entry & 2 | 4) if ept else (1 - (entry >> 63) | entry & 6)
+                hpa = entry & FRAME
+                gpa = next((gpa + hpa - start for start, size, gpa in places if start <= hpa < start + size), None)
+                found.add((at, 1 << 9 * level + 3, gpa, rights))
+            else:
+                below(entry & FRAME, level - 1, at)
+
+    below((machine.vmcs["eptp"] if ept else machine.hw_cr3) & FRAME, 4, 0)
+    return found

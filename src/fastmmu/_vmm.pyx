@@ -8,7 +8,7 @@ from fastmmu._ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_yo
 from fastmmu._dirty cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
 from fastmmu._kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, kvm_arm, kvm_drain, kvm_owed_flush, kvm_reload
 from fastmmu._memtype cimport Mtrrs
-from fastmmu._mmu cimport MmuCounters, mmu_shadowed
+from fastmmu._mmu cimport MmuCounters, Sp, mmu_shadowed
 from fastmmu._notifier cimport host_merge, notify_end, notify_start
 from fastmmu._reclaim cimport host_give, host_take, host_wrote
 from fastmmu._slots cimport HOST_SHARED, Slot, host_holds, slot_hpa, slots_delete
@@ -268,3 +268,20 @@ cdef class Vmm:
         host holds for untouched slots."""
         cdef MmuCounters c = self.kvm.mmu.counters
         return {**dict(c), "resident": self.kvm.mmu.slots.resident}
+
+    def table_pages(self):
+        """Every table page that there is: list of (gfn, level, direct, access, registers, unsync), in no order.
+
+        gfn: the guest table that it shadows; of a direct page the first gfn mapped. access: what the entries that lead
+        to it allow, X = 1, W = 2, U = 4; registers: what they make of the guest's tables (role of kvm_policy.md §1).
+        unsync: the guest may have changed its table since it was read.
+        """
+        cdef Sp *sp
+        cdef uint32_t i
+        found = []
+        for i in range(self.kvm.mmu.n_sp):
+            sp = &self.kvm.mmu.sp[i]
+            if sp.used:
+                found.append((int(sp.gfn), int(sp.level), bool(sp.direct), int(sp.access), int(sp.role),
+                              bool(sp.unsync)))
+        return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +17,7 @@ from .apic import ApicGuest, ApicPhase
 from .configurations import configuration
 from .guest import Guest, Phase
 from .recorded import Recording
+from .specified import SpecifiedGuest
 
 __all__ = ["Verdict", "compare", "description"]
 
@@ -39,10 +40,11 @@ class Verdict:
     order_equal: bool = True  # exits and injections in the same order, where the guest is one that notes them
     interrupts_equal: bool = True
     difference: str = ""
+    statistics: dict[str, tuple[int, int]] = field(default_factory=dict)  # that differ: KVM's own, and ours
 
     @property
     def equal(self) -> bool:
-        same = self.real == self.ours and self.real_dirty == self.our_dirty
+        same = self.real == self.ours and self.real_dirty == self.our_dirty and not self.statistics
         return same and self.order_equal and self.interrupts_equal
 
     @property
@@ -56,15 +58,19 @@ def description(guest: str) -> ModuleType | None:
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
-def compare(recording: Recording, name: str, guest: ModuleType) -> Iterator[Verdict]:
-    """Run the guest in one configuration and set each phase beside the recorded one."""
+def compare(recording: Recording, name: str, guest: ModuleType, specified: bool = False) -> Iterator[Verdict]:
+    """Run the guest in one configuration and set each phase beside the recorded one.
+
+    specified: on the executable specification instead of the machine.
+    """
     setting = configuration(name, recording.vendor, recording.parameters.get(name), recording.emulator)
     if issubclass(guest.Guest, ApicGuest):
         runner: Guest = guest.Guest(guest.LAYOUT, setting.apic)
     else:
-        runner = Guest(guest.LAYOUT, setting.config, setting.slots)
+        runner = (SpecifiedGuest if specified else Guest)(guest.LAYOUT, setting.config, setting.slots)
     guest.run(runner)
     nothing = Phase({})
+    statistics = runner.statistics if isinstance(runner, SpecifiedGuest) else []
     for number, phase in enumerate(sorted(recording.results[name], key=int)):
         real = recording.results[name][phase]
         ours = runner.phases[number] if number < len(runner.phases) else nothing
@@ -77,6 +83,8 @@ def compare(recording: Recording, name: str, guest: ModuleType) -> Iterator[Verd
             our_dirty=_log(ours.dirty),
             real_pages=_gauges(real, ours),
             our_pages=(*ours.pages, ours.unsync),
+            # those of phase 0 began when the virtual machine had run already
+            statistics=_statistics(real, statistics[number] if 0 < number < len(statistics) else {}),
             **_order(recording, name, real, ours, guest.LAYOUT.code),
         )
 
@@ -85,6 +93,12 @@ def _gauges(real: dict[str, Any], ours: Phase) -> tuple[int, ...]:
     """As recorded; a KVM without these statistics leaves them out, then nothing is to be compared."""
     recorded = real["gauges_after"]
     return tuple(recorded[gauge] for gauge in GAUGES) if recorded else (*ours.pages, ours.unsync)
+
+
+def _statistics(real: dict[str, Any], ours: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Those that differ: (KVM's, ours)."""
+    theirs = real.get("stat_deltas", ours)
+    return {name: (theirs.get(name, 0), n) for name, n in ours.items() if theirs.get(name, 0) != n}
 
 
 def _order(recording: Recording, name: str, real: dict[str, Any], ours: Phase, code: int) -> dict[str, Any]:

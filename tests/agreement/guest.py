@@ -87,8 +87,7 @@ class Guest:
         config = self.config.replace(memory=layout.memory)
         host = config.host_pages or "4k"
         slots = tuple(slot._replace(host=host) for slot in layout.slots) + self.slots
-        state = GuestState(**layout.state)
-        self.machine = Machine(config, guest_kernel=False, state=state, slots=slots, **self.machine_arguments())
+        self.machine = self.make_machine(config, layout.state, slots)
         self.memory = self.machine.guest_memory.u64
         for address, word in layout.words.items():
             self.memory[address >> 3] = word
@@ -98,6 +97,11 @@ class Guest:
         self.rsp = layout.stack
         self._faults = 0
         self._before = self._exits()
+
+    def make_machine(self, config: Config, state: dict[str, int], slots: tuple[MemorySlot, ...]) -> Any:
+        """The machine of this guest."""
+        registers = GuestState(**state)
+        return Machine(config, guest_kernel=False, state=registers, slots=slots, **self.machine_arguments())
 
     def machine_arguments(self) -> dict[str, Any]:
         """More arguments of the machine."""

@@ -10,6 +10,7 @@ Written from the rules of the architecture, for reading and for checking the ker
 
 `apic` has the local APIC, `processors` several of them, `vapic` its virtualization, `vmentry` what VM entry checks.
 `nonroot` has #VE and VMFUNC, `memtype` the effective memory type, `mappings` lists a whole address space.
+`kvm`: a guest on KVM's MMU, step by step.
 """
 
 from __future__ import annotations

@@ -1,0 +1,173 @@
+"""The executable specification of KVM behind the methods of `fastmmu.Machine`: what runs on one runs on both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu import Config, MemorySlot
+from fastmmu.exits import ExitReason
+from fastmmu.reference import SparseMemory, State
+from fastmmu.reference.kvm import Came, Kvm, Policy, Slot
+
+from .guest import Guest
+
+__all__ = ["STATISTICS", "SpecifiedGuest", "SpecifiedMachine", "policy_of"]
+
+
+def policy_of(config: Config) -> Policy:
+    """What `Config` documents of KVM's generations and parameters."""
+    shadow, modern = config.mmu == "shadow", config.kvm == "6.1"
+    return Policy(
+        shadow=shadow,
+        modern=modern,
+        ad=shadow or config.ept_ad,
+        unsync=modern if config.unsync is None else config.unsync,
+        flooding=modern,
+        prefetch=modern,
+        fast=modern and not shadow,
+        mmio_caching=modern and config.mmio_caching,
+        tdp=not shadow and config.tdp_mmu,
+        eager_split=config.eager_page_split,
+        nx_huge=config.nx_huge_pages,
+        pml=config.pml,
+        limit=config.table_pages,
+    )
+
+
+STATISTICS = ("pf_fixed", "pf_spurious", "pf_fast", "pf_mmio_spte_created", "mmu_cache_miss")
+"""Of KVM's own statistics those that are specified; the first and the last of shadow paging alone."""
+
+
+class Words:
+    """Guest-physical memory as an array of words; only words, one at a time."""
+
+    def __init__(self, memory: SparseMemory) -> None:
+        self.memory = memory
+
+    def __getitem__(self, word: int) -> int:
+        return self.memory.read64(word << 3)
+
+    def __setitem__(self, word: int, value: int) -> None:
+        self.memory.write64(word << 3, value)
+
+
+class SpecifiedMachine:
+    """Also its own `vmm` and `guest_memory`."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        guest_kernel: bool = False,
+        state: dict[str, Any],
+        slots: tuple[MemorySlot, ...] = (),
+        remember: bool = False,
+    ) -> None:
+        assert not guest_kernel
+        self.config = config
+        host = config.host_pages or "4k"
+        memory = SparseMemory(nbytes=1 << 46)
+        placed = [Slot(0, config.memory_bytes >> 12, host=host)]
+        placed += [Slot(s.gpa >> 12, s.size >> 12, readonly=s.readonly, host=s.host) for s in slots]
+        self.kvm = Kvm(
+            policy_of(config),
+            State(**state),
+            memory,
+            placed,
+            amd=config.vendor == "amd",
+            guest_ad_checked=config.guest_ad_checked,
+            remember=remember,
+        )
+        self.u64 = Words(memory)
+
+    @property
+    def vmm(self) -> SpecifiedMachine:
+        return self
+
+    @property
+    def guest_memory(self) -> SpecifiedMachine:
+        return self
+
+    # ---- the guest --------------------------------------------------------------------------------------------
+
+    def access(self, la: int, access: str = "r", *, user: bool = False) -> Came:
+        return self.kvm.access(la, access, user)
+
+    def store(self, la: int, value: int) -> Came:
+        return self.kvm.access(la, "w", False, value)
+
+    def mov_cr3(self, value: int) -> None:
+        self.kvm.mov_cr3(value)
+
+    def mov_cr4(self, value: int) -> None:
+        self.kvm.mov_cr4(value)
+
+    def mov_from_cr4(self) -> int:
+        if self.kvm.amd:
+            self.kvm.exit_instruction(ExitReason.CR_ACCESS)
+        return self.kvm.vm.state.cr4
+
+    def invlpg(self, la: int) -> None:
+        self.kvm.invlpg(la)
+
+    def exit_instruction(self, reason: int) -> None:
+        self.kvm.exit_instruction(ExitReason(reason))
+
+    # ---- the host ---------------------------------------------------------------------------------------------
+
+    def start_dirty_log(self, number: int, *, manual: bool = False, initially_set: bool = False) -> None:
+        self.kvm.start_dirty_log(number, manual=manual, initially_set=initially_set)
+
+    def dirty_log(self, number: int) -> npt.NDArray[np.bool_]:
+        log = np.zeros(self.kvm.slot(number).pages, np.bool_)
+        log[sorted(self.kvm.dirty_log(number))] = True
+        return log
+
+    def clear_dirty_log(self, number: int, first: int, count: int) -> None:
+        self.kvm.clear_dirty_log(number, first, count)
+
+    def stop_dirty_log(self, number: int) -> None:
+        self.kvm.stop_dirty_log(number)
+
+    def delete_slot(self, number: int) -> None:
+        self.kvm.delete_slot(number)
+
+    def swap_out(self, number: int, page: int) -> bool:
+        return self.kvm.swap_out(number, page)
+
+    def young(self, number: int, page: int, *, clear: bool = False) -> bool:
+        return self.kvm.young(number, page, clear=clear)
+
+    def touch(self, number: int, first: int, count: int) -> None:
+        self.kvm.touch(number, first, count)
+
+    # ---- what came of it --------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, Any]:
+        """The parts of the counters of a machine, and of its VMM, that are specified."""
+        small, large = self.kvm.mapped_pages()
+        unsync = sum(page.unsync for page in self.kvm.vm.tables.pages.values())
+        exits = {reason.name.lower(): n for reason, n in self.kvm.vm.exits.items()}
+        return {**self.kvm.vm.count, "exits_by_reason": exits, "pages": (small, large, 0), "unsync": unsync}
+
+
+class SpecifiedGuest(Guest):
+    """A recorded guest on the specification."""
+
+    def make_machine(self, config: Config, state: dict[str, int], slots: tuple[MemorySlot, ...]) -> Any:
+        self.statistics: list[dict[str, int]] = []
+        self._counted = dict.fromkeys(STATISTICS, 0)
+        return SpecifiedMachine(config, state=state, slots=slots, remember=True)
+
+    def _end_phase(self) -> None:
+        super()._end_phase()
+        count, made = self.machine.kvm.vm.count, self.machine.kvm.vm.tables.made
+        spurious = count["pf_spurious"] + count["ept_spurious"]
+        now = (count["pf_fixed"], spurious, count["fast"], count["mmio_marked"], made)
+        counted = dict(zip(STATISTICS, now, strict=True))
+        names = STATISTICS if self.machine.config.mmu == "shadow" else STATISTICS[1:-1]
+        self.statistics.append({name: counted[name] - self._counted[name] for name in names})
+        self._counted = counted
