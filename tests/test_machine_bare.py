@@ -83,10 +83,11 @@ def test_a_store_of_four_bytes_leaves_the_other_half(config: Config) -> None:
 
 
 def test_what_a_bare_guest_cannot_be(config: Config) -> None:
-    with pytest.raises(ConfigError, match="4-level paging"):
-        Machine(config, guest_kernel=False, state=GuestState(cr4=0x10A0))
     with pytest.raises(ConfigError, match="no kernel"):
         Machine(config.replace(premapped=True), guest_kernel=False)
+    machine = bare(config)
+    with pytest.raises(StateError, match="stays in its paging mode, LEVEL_4"):
+        machine.mov_cr4(0x10A0)
 
 
 def test_vm_entry_checks_the_guest_state(config: Config) -> None:

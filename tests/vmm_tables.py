@@ -35,7 +35,15 @@ def leaves(machine: Machine, slot: int | None = None) -> Iterator[Leaf]:
     if machine.config.mmu == "ept":
         yield from _below(machine, slot, machine.vmcs["eptp"] & FRAME, 4, 0, (1, 1, 1, 1))
     else:
-        yield from _below(machine, slot, machine.hw_cr3 & FRAME, 4, 0, (1, 1, 1, 1))
+        top = {0: 3, 1: 3, 2: 3, 3: 4, 4: 5}[machine.state.mode]
+        if top == 3:  # PDPTEs, without rights of their own
+            for gb in range(4):
+                entry = int(machine.memory.u64[(machine.hw_cr3 >> 3) + gb])
+                assert entry == 0 or entry & ~FRAME == 1
+                if entry:
+                    yield from _below(machine, slot, entry & FRAME, 2, gb << 30, (1, 1, 1, 1))
+        else:
+            yield from _below(machine, slot, machine.hw_cr3 & FRAME, top, 0, (1, 1, 1, 1))
 
 
 def _below(
@@ -59,7 +67,8 @@ def _below(
             hpa = entry & FRAME & -size
             assert slot <= hpa <= hpa + size <= machine.memory.nbytes, f"{at:#x} leads to {hpa:#x}, outside the slot"
             assert size == 4096 or (level == 2 and machine.config.backing == "2m")
-            canonical = at | 0xFFFF << 48 if at >> 47 and not ept else at
+            bits = {3: 48, 4: 57}.get(machine.state.mode, 64)
+            canonical = at | -1 << bits & (1 << 64) - 1 if at >> (bits - 1) and not ept else at
             yield Leaf(canonical, size, hpa - slot, *below)
         else:
             yield from _below(machine, slot, entry & FRAME, level - 1, at, below)

@@ -1,10 +1,12 @@
 """A machine put together from its configuration: memory, processor, VMM, guest."""
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from fastmmu._apic cimport APIC_ID
 from fastmmu._apic_port cimport GuestApic
 from fastmmu._bits cimport ONES
+from fastmmu._guest cimport root_address
 from fastmmu._guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
 )
@@ -12,7 +14,7 @@ from fastmmu._interrupts cimport (
     APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
     Interrupts, irq_free, irq_init,
 )
-from fastmmu._kvm cimport kvm_handle, kvm_new_role
+from fastmmu._kvm cimport kvm_handle, kvm_load_root, kvm_new_role
 from fastmmu._kvm_apic cimport kvm_apic_init
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init, mmu_set_root
@@ -22,14 +24,16 @@ from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu._state cimport Eptp, GuestState
 from fastmmu._stops cimport stop
 from fastmmu._tlb_py cimport TLB
+from fastmmu._types cimport FAULT_GP, MODE_4, MODE_NONE, MODE_PAE, Paging, Walk
 from fastmmu._vcpu cimport ABORT_NONE, ABORT_PYTHON
 from fastmmu._vmx cimport (
     ENTRY_LONG_MODE, EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG,
-    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, VECTOR_PF,
+    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_UNRESTRICTED, SECONDARY_VPID, VECTOR_PF,
 )
+from fastmmu._walk cimport load_pdptes
 from fastmmu._watch cimport MissingFlushes
 
-from fastmmu.errors import ConfigError, OutOfMemoryError, PolicyError
+from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, PolicyError, StateError
 from fastmmu.geometry import geometry
 from fastmmu.machine.config import parse_bytes
 from fastmmu.machine.slots import MemorySlot
@@ -38,7 +42,8 @@ cdef enum:                      # host-physical pages of the VMM
     PML_LOG = 0x1000            # page 0 stays unused, so that no root is 0
     VIRTUAL_APIC = 0x2000
     POSTED_DESCRIPTOR = 0x3000
-    VMM_TABLES = 0x4000
+    PAE_ROOT = 0x4000           # PDPTEs of a shadowed guest of 32-bit addresses
+    VMM_TABLES = 0x5000
     VCPU_BYTES = 0x2000         # of a vCPU that is not the first: virtual-APIC page, posted-interrupt descriptor
 
 cdef enum:
@@ -113,8 +118,8 @@ cdef class Assembly:
         elif config.mmu == "shadow" and state.cr4 & (1 << 22 | 1 << 24):
             raise ConfigError(f"cr4={state.cr4:#x}: shadow paging does not virtualize protection keys, KVM offers none "
                               "then; clear bits 22 and 24, or use mmu='ept'")
-        elif self.v.hw.levels != 4:
-            raise ConfigError(f"the machine runs guests with 4-level paging, not mode {state.mode.name}")
+        self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
+        self.pdptes_due = state.paging.mode == MODE_PAE and state.pdptes is None
         if config.mmu != "native":
             self._build_vmm(vpid, state, placed, more)
         if config.tpr is not None:
@@ -234,12 +239,16 @@ cdef class Assembly:
         cdef bint shadow = self.config.mmu == "shadow"
         cdef Eptp eptp
         cdef GuestState hardware
+        if shadow and self.v.hw.mode < MODE_4 and self.origin + PAE_ROOT >> 32:
+            raise ConfigError(f"a shadowed machine at {self.origin:#x} of the host's memory: its PDPTEs must lie below "
+                              "4 GB; give the machines before it less by Config(memory=)")
         self.v.vmcs.pml_address = self.origin + PML_LOG
         if mmu_init(&self.kvm.mmu, &self.memory.mem, self.loop.guest_base, end - self.loop.guest_base,
                     FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, self.origin + VMM_TABLES,
                     self.loop.guest_base):
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
         self.kvm.mmu.guest = self.guest
+        self.kvm.mmu.pdpt = self.origin + PAE_ROOT
         self._set_policy()
         self.kvm.mmu.noncoherent = self.config.noncoherent_dma
         self.kvm.mmu.ignore_cd = self.config.cd_quirk
@@ -256,8 +265,10 @@ cdef class Assembly:
         self.v.guest = True
         self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
         self.v.vmcs.primary = PRIMARY_SECONDARY
-        self.v.vmcs.vm_entry = ENTRY_LONG_MODE
+        self.v.vmcs.vm_entry = ENTRY_LONG_MODE if self.v.hw.lma else 0
         self.v.vmcs.secondary = SECONDARY_VPID if vpid else 0
+        if not shadow and self.v.hw.mode == MODE_NONE:
+            self.v.vmcs.secondary |= SECONDARY_UNRESTRICTED
         self.v.vmcs.vpid = vpid
         self.v.host_pages = self.config.exit_pages
         self.v.vmcs.cr4_shadow = state.cr4
@@ -268,7 +279,6 @@ cdef class Assembly:
             self.v.vmcs.exception_bitmap = 1 << VECTOR_PF
             self.v.vmcs.cr4_mask |= CR4_OF_SHADOW
             self.kvm.guest = self.v.hw
-            # CR0.WP, NXE on and PCIDE, PGE, keys off, whatever the guest has (kvm_policy.md §2)
             hardware = self._hardware(state)
             if kvm_new_role(&self.kvm, &self.v, &self.kvm.guest, &hardware.paging):
                 self._raise(0)
@@ -283,9 +293,15 @@ cdef class Assembly:
         self.v.vmcs.eptp = eptp.value
 
     cdef _hardware(self, state):
-        # the registers under which the processor walks shadow tables
-        return state.replace(cr0=state.cr0 | 1 << 16, efer=state.efer | 1 << 11, cr3=0,
-                             cr4=state.cr4 & ~(1 << 7 | 1 << 17 | 1 << 22 | 1 << 24))
+        # the registers under which the processor walks shadow tables: CR0.WP, NXE on and PCIDE, PGE, keys off, whatever
+        # the guest has (kvm_policy.md §2). For a guest of 32-bit addresses they are PAE tables; where it does not page,
+        # SMEP and SMAP mean nothing to it.
+        cr0 = state.cr0 | 1 << 16
+        if state.mode >= MODE_4:
+            return state.replace(cr0=cr0, efer=state.efer | 1 << 11, cr3=0,
+                                 cr4=state.cr4 & ~(1 << 7 | 1 << 17 | 1 << 22 | 1 << 24))
+        cr4 = state.cr4 & (1 << 20 | 1 << 21) if state.mode != MODE_NONE else 0
+        return state.replace(cr0=cr0 | 1 << 31 | 1, efer=1 << 11, cr3=0, cr4=cr4 | 1 << 5, pdptes=(0, 0, 0, 0))
 
     def __dealloc__(self):
         irq_free(&self.irq)
@@ -300,7 +316,28 @@ cdef class Assembly:
                               "handler; return an Action first")
         if self.running:
             raise PolicyError("another thread runs this machine; one machine is one CPU, give each thread its own")
+        if self.pdptes_due:
+            self._first_pdptes()
         self.v.now += 1                         # each call is an event, where nothing else numbers them
+
+    cdef _first_pdptes(self):
+        # PDPTE registers that the state leaves open come from memory at CR3, before the guest's first instruction
+        cdef Paging paging = self.kvm.guest if self.kvm.shadow else self.v.hw
+        cdef Walk w
+        cdef int fault = load_pdptes(&self.guest, &paging, NULL, &w, NULL)
+        if fault == FAULT_GP:
+            raise StateError(f"cr3={int(paging.cr3):#x}: a present PDPTE there has reserved bits (paging.md §3.2)")
+        if fault:
+            raise BusError(f"cr3={int(paging.cr3):#x}: its PDPTEs lie outside memory of {self.guest.nbytes:#x} bytes")
+        self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
+        self.pdptes_due = False
+        if not self.kvm.shadow:
+            memcpy(self.v.hw.pdpte, paging.pdpte, sizeof(paging.pdpte))
+            return
+        memcpy(self.kvm.guest.pdpte, paging.pdpte, sizeof(paging.pdpte))
+        if kvm_load_root(&self.kvm, &self.v, self.kvm.guest.cr3):
+            self._raise(0)
+        self.kvm.mmu.flush = False              # nothing is cached
 
     cdef _raise(self, uint64_t n):
         cdef object error

@@ -6,7 +6,8 @@ from libc.stdlib cimport calloc, free
 from fastmmu._bits cimport EPT_D, EPT_X, PS, RW
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._mmu cimport (
-    NO_SP, Mmu, mmu_change, mmu_find, mmu_frame, mmu_sp, mmu_link, mmu_write_protect, mmu_written, mmu_zap,
+    NO_SP, Mmu, mmu_change, mmu_find, mmu_frame, mmu_link, mmu_quadrant, mmu_sp, mmu_write_protect, mmu_written,
+    mmu_zap,
 )
 from fastmmu._slots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
 from fastmmu._spte cimport FORMAT_EPT, MAY_ALL, MAY_X, spte_present, spte_tracked
@@ -63,7 +64,7 @@ cdef bint split(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
     # one large entry becomes 512 small ones with its rights; False where no table page is left
     cdef uint64_t entry = mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index), i
     cdef uint64_t gfn = mmu.sp[owner].gfn + (index << 9)
-    cdef uint32_t child = mmu_sp(mmu, gfn, 1, True, mmu.sp[owner].access)
+    cdef uint32_t child = mmu_sp(mmu, gfn, 1, True, mmu.sp[owner].access, mmu_quadrant(mmu, index))
     if child == NO_SP:
         return False
     entry &= ~PS
@@ -93,7 +94,7 @@ cdef void collapse_slot(Mmu *mmu, Slot *slot) noexcept nogil:
     for gfn in range((slot.base_gfn + 511) & ~(<uint64_t> 511), slot.base_gfn + slot.npages, 512):
         if not slot_huge(slot, gfn) or mmu.tables_in[mmu_frame(mmu, slot_hpa(slot, gfn)) >> 9]:
             continue
-        child = mmu_find(mmu, gfn, 1, True, MAY_ALL)
+        child = mmu_find(mmu, gfn, 1, True, MAY_ALL, mmu_quadrant(mmu, gfn >> 9))
         if child == NO_SP:
             continue
         if mmu.policy.tdp:

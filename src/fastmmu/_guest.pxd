@@ -37,6 +37,18 @@ cdef inline bint canonical(uint64_t la, int bits) noexcept nogil:
     return top == 0 or top == -1
 
 
+cdef inline bint reachable(uint64_t la, int bits) noexcept nogil:
+    # an address that an instruction can name: 32 bits outside long mode, else a canonical one (paging.md §1.3)
+    return la >> 32 == 0 if bits == 32 else canonical(la, bits)
+
+
+cdef inline uint64_t root_address(const Paging *g, uint64_t cr3) noexcept nogil:
+    # what CR3 points to (paging.md §2): the top table, with PAE paging the PDPTEs
+    if g.mode >= MODE_4:
+        return cr3 & g.frame
+    return cr3 & (0xFFFFFFE0U if g.mode == MODE_PAE else 0xFFFFF000U)
+
+
 cdef inline int page_fault(const Paging *g, Walk *w, int acc, uint32_t code) noexcept nogil:
     if acc == ACC_W or acc == ACC_RW:
         code |= PF_W

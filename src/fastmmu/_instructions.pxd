@@ -4,9 +4,12 @@ from libc.stdint cimport uint64_t
 
 from fastmmu._assembly cimport Assembly
 from fastmmu._state cimport GuestState
+from fastmmu._types cimport Paging
 
 
 cdef class Instructions(Assembly):
+    cdef const Paging *_paging(self) noexcept
+    cdef _load_pdptes(self, Paging *paging)
     cdef int _load_state(self, GuestState state) except -2
     cdef _gpa(self, uint64_t hpa)
     cdef _outcome(self, la, int outcome, uint64_t hpa)

@@ -7,19 +7,22 @@ from libc.stdint cimport uint64_t
 from fastmmu._assembly cimport Assembly
 from fastmmu._bits cimport ONES
 from fastmmu._events cimport exit_instruction
-from fastmmu._guest cimport canonical
-from fastmmu._kvm cimport kvm_new_role
+from fastmmu._guest cimport reachable, root_address
+from fastmmu._kvm cimport kvm_load_pdptes, kvm_new_role
 from fastmmu._slots cimport Slot
 from fastmmu._state cimport GuestState, access_code
-from fastmmu._types cimport ACC_X, Paging
+from fastmmu._types cimport ACC_X, FAULT_GP, FAULT_NONE, MODE_PAE, Paging
 from fastmmu._vapic cimport LINEAR_FETCH, VAPIC_EXIT, Vapic, vapic_other
 from fastmmu._vcpu cimport (
-    ACT_ABORT, ACT_INJECT_PF, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Vcpu, vcpu_access, vcpu_derive, vcpu_exit,
-    vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_store,
+    ABORT_BUS, ACT_ABORT, ACT_INJECT_PF, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort,
+    vcpu_access, vcpu_derive, vcpu_exit, vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_pdptes, vcpu_store,
 )
-from fastmmu._vmx cimport EXIT_CR_ACCESS, clear_exit_information
+from fastmmu._vmx cimport ENTRY_LONG_MODE, EXIT_CR_ACCESS, clear_exit_information
 
 from fastmmu.errors import StateError
+
+
+cdef uint64_t CR4_LOADS = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 20    # PSE, PAE, PGE, SMEP: changes load PDPTEs
 
 
 cdef int fetched_from_apic(Vcpu *v, Vapic *virt, uint64_t hpa) noexcept nogil:
@@ -105,52 +108,88 @@ cdef class Instructions(Assembly):
 
     cdef _canonical(self, uint64_t la):
         # the TLB looks at bits 56:12 only: what is not canonical must not reach it
-        if not canonical(la, self.v.hw.la_bits):
-            raise StateError(f"linear address {la:#x} is not canonical")
+        if not reachable(la, self.v.hw.la_bits):
+            raise StateError(f"linear address {la:#x} is not canonical" if self.v.hw.la_bits > 32 else
+                             f"linear address {la:#x} does not fit the 32 bits of this paging mode")
 
     def mov_cr3(self, uint64_t value):
         """MOV to CR3 by the guest; bit 63 keeps the PCID's translations (CR4.PCIDE = 1).
 
-        :raises StateError: reserved bits are set (#GP).
+        With PAE paging it loads the four PDPTE registers from memory.
+
+        :raises StateError: reserved bits are set, in the value or in a PDPTE (#GP).
         """
         cdef int outcome
-        cdef uint64_t valid = self.v.hw.frame | 0xFFF
+        cdef const Paging *guest = self._paging()
+        cdef uint64_t valid = guest.frame | 0xFFF if guest.lma else 0xFFFFFFFFU
         self._guest_runs()
-        if self.kvm.guest.pcid_on if self.kvm.shadow else self.v.hw.pcid_on:
+        if guest.pcid_on:
             valid |= 1ULL << 63
         if value & ~valid:
             raise StateError(f"cr3={value:#x} has reserved bits {value & ~valid:#x}")
         outcome = vcpu_mov_cr3(&self.v, value)
+        if outcome == DONE_GP:
+            raise StateError(f"cr3={value:#x}: a present PDPTE there has reserved bits (paging.md §3.2)")
         if outcome != DONE_OK:
             self._raise(0)
 
     def mov_cr4(self, uint64_t value):
-        """MOV to CR4 by the guest, which stays in 4-level paging.
+        """MOV to CR4 by the guest, which stays in its paging mode.
 
-        :raises StateError: reserved bits, or a paging mode that the machine does not run (#GP).
+        :raises StateError: reserved bits, or another paging mode (#GP).
         """
         cdef GuestState state = self.state.replace(cr4=value, cr3=0)
+        cdef Paging paging
         self._guest_runs()
-        if state.paging.levels != 4:
-            raise StateError(f"cr4={value:#x}: the machine runs guests with 4-level paging, not mode {state.mode.name}")
+        if state.mode != self.state.mode:
+            raise StateError(f"cr4={value:#x}: a bare guest stays in its paging mode, {self.state.mode.name}; it "
+                             f"cannot go on in {state.mode.name}")
+        if state.mode == MODE_PAE:
+            paging = self._paging()[0]
+            if (value ^ self.state.cr4) & CR4_LOADS:
+                self._load_pdptes(&paging)
+            state = state.replace(pdptes=paging.pdpte)
         if vcpu_mov_cr4(&self.v, self.state.cr4, value) != DONE_OK:
             self._raise(0)
         if self._load_state(state):
             self._raise(0)
 
+    cdef const Paging *_paging(self) noexcept:
+        # the guest's own registers
+        return &self.kvm.guest if self.kvm.shadow else &self.v.hw
+
+    cdef _load_pdptes(self, Paging *paging):
+        # the PDPTE registers from memory at paging.cr3
+        cdef int outcome
+        if self.kvm.shadow:
+            outcome = {FAULT_NONE: DONE_OK, FAULT_GP: DONE_GP}.get(kvm_load_pdptes(&self.kvm, paging), DONE_ABORT)
+            if outcome == DONE_ABORT:
+                vcpu_abort(&self.v, ABORT_BUS, paging.cr3)
+        else:
+            outcome = vcpu_pdptes(&self.v, paging)
+        if outcome == DONE_ABORT:
+            self._raise(0)
+        if outcome == DONE_GP:
+            raise StateError(f"cr3={int(paging.cr3):#x}: a present PDPTE there has reserved bits (paging.md §3.2)")
+
     cdef int _load_state(self, GuestState state) except -2:
-        # registers other than CR3 and AC are new; nonzero where no table page is left for a new root
+        # registers other than CR3 and AC are new, in any paging mode; nonzero where no table page is left for a new
+        # root. With PAE paging the PDPTE registers are those of `state`.
         cdef GuestState hardware
         cdef Paging was = self.v.hw
         self.state = state
         self.v.vmcs.cr4_shadow = state.cr4
         if self.kvm.shadow:
             hardware = self._hardware(state)
-            return kvm_new_role(&self.kvm, &self.v, &state.paging, &hardware.paging)
+            if kvm_new_role(&self.kvm, &self.v, &state.paging, &hardware.paging):
+                return -1
+            vcpu_derive(&self.v)
+            return 0
         self.v.hw = state.paging
         self.v.hw.cr3 = was.cr3
-        self.v.hw.root = was.root
+        self.v.hw.root = root_address(&self.v.hw, was.cr3)
         self.v.hw.pcid = was.pcid
+        self.v.vmcs.vm_entry = (self.v.vmcs.vm_entry & ~ENTRY_LONG_MODE) | (ENTRY_LONG_MODE if state.paging.lma else 0)
         self.v.hw.ac = was.ac
         self.v.hw.write_ad = 1
         vcpu_derive(&self.v)

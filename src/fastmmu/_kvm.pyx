@@ -7,18 +7,21 @@ that the configuration names) and says what the processor does next.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmmu._bits cimport FRAME
+from fastmmu._bits cimport FRAME, ONES, P
 from fastmmu._dirty cimport dirty_collect, dirty_drain
 from fastmmu._ept cimport QUAL_TRANSLATED
-from fastmmu._guest cimport canonical
+from fastmmu._guest cimport reachable, root_address
 from fastmmu._invalidate cimport inv_invept, inv_invvpid
 from fastmmu._kvm_apic cimport kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu._map cimport (
     FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault,
     find_entry, map_direct,
 )
-from fastmmu._memory cimport mem_holds
-from fastmmu._mmu cimport mmu_set_root, mmu_zap_all
+from fastmmu._memory cimport mem_holds, mem_read64
+from fastmmu._mmu cimport (
+    PAE_LEVELS, ROLE_4_BYTE, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP, mmu_set_pae_roots,
+    mmu_set_role, mmu_set_root, mmu_zap_all,
+)
 from fastmmu._shadow cimport (
     SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY,
     SHADOW_SPURIOUS, shadow_fault,
@@ -28,15 +31,19 @@ from fastmmu._siblings cimport Sibling
 from fastmmu._slots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu._spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
 from fastmmu._sync cimport guest_wrote, shadow_invlpg, sync_roots
-from fastmmu._types cimport ACC_R, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk
+from fastmmu._types cimport (
+    ACC_R, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_32, MODE_NONE,
+    MODE_PAE, Paging, Walk,
+)
 from fastmmu._vcpu cimport (
-    ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, Vcpu,
-    vcpu_abort,
+    ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF,
+    ACT_RETRY, Vcpu, vcpu_abort,
 )
 from fastmmu._vmx cimport (
-    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_INVPCID,
+    ENTRY_LONG_MODE, EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_INVPCID,
     EXIT_PML_FULL, SECONDARY_PML, SECONDARY_VPID, secondary_control,
 )
+from fastmmu._walk cimport load_pdptes
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
 cdef uint64_t RESERVED = 8                      # bit of the error code
@@ -76,7 +83,7 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
         shadow_invlpg(&kvm.mmu, &kvm.guest, v.vmcs.exit_qualification)
         kvm_owed_flush(kvm, v)
         if (not kvm.forgo & FORGO_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
-                and canonical(v.vmcs.exit_qualification, v.hw.la_bits)):
+                and reachable(v.vmcs.exit_qualification, v.hw.la_bits)):
             v.c.invvpid += 1
             inv_invvpid(v.tlb, 0, v.vmcs.vpid, v.vmcs.exit_qualification)
         return ACT_EMULATED
@@ -198,9 +205,7 @@ cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hard
     v.hw = hardware[0]
     kvm.guest.ac = v.hw.ac = ac
     kvm.guest.write_ad = v.hw.write_ad = 1
-    kvm.mmu.role = guest.nxe | guest.wp << 1
-    if not guest.wp:
-        kvm.mmu.role |= guest.smep << 2 | guest.smap << 3
+    v.vmcs.vm_entry = v.vmcs.vm_entry & ~ENTRY_LONG_MODE | (ENTRY_LONG_MODE if v.hw.lma else 0)
     if kvm_load_root(kvm, v, cr3):
         return -1
     kvm.mmu.flush = True
@@ -208,17 +213,63 @@ cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hard
     return 0
 
 
+cdef int kvm_load_pdptes(Kvm *kvm, Paging *guest) noexcept nogil:
+    # the PDPTE registers of a shadowed guest from its memory at CR3, which the VMM reads; FAULT_NONE, _GP or _BUS
+    cdef Walk w
+    return load_pdptes(&kvm.mmu.guest, guest, NULL, &w, NULL)
+
+
+cdef int role_of(const Paging *guest) noexcept nogil:
+    # What the guest's registers make of its tables (kvm_policy.md §1). Linux leaves PSE and PAE out: a guest that turns
+    # PSE off goes on with its 4 MB pages there.
+    cdef int role
+    if guest.mode == MODE_NONE:
+        return 0
+    role = (ROLE_NXE if guest.nxe else 0) | (ROLE_WP if guest.wp else 0)
+    if guest.mode == MODE_32:
+        role |= ROLE_4_BYTE | (ROLE_PSE if guest.large_ok[2] else 0)
+    elif guest.mode == MODE_PAE:
+        role |= ROLE_PAE
+    if guest.wp:
+        return role
+    return role | (ROLE_SMEP if guest.smep else 0) | (ROLE_SMAP if guest.smap else 0)
+
+
+cdef int shadow_root(Kvm *kvm, uint64_t cr3) noexcept nogil:
+    # a guest whose addresses have 32 bits is shadowed by PAE tables: direct ones, four quadrants of its page directory,
+    # or the page directories of its own PDPTEs
+    cdef const Paging *guest = &kvm.guest
+    cdef uint64_t gfn[4], i
+    mmu_set_role(&kvm.mmu, role_of(guest), guest.levels if guest.levels >= 4 else PAE_LEVELS)
+    if guest.levels >= 4:
+        return mmu_set_root(&kvm.mmu, root_address(guest, cr3) >> 12, False)
+    for i in range(4):
+        if guest.mode == MODE_NONE:
+            gfn[i] = i << 18
+        elif guest.mode == MODE_32:
+            gfn[i] = root_address(guest, cr3) >> 12
+        else:
+            gfn[i] = (guest.pdpte[i] & guest.frame) >> 12 if guest.pdpte[i] & P else ONES
+    return mmu_set_pae_roots(&kvm.mmu, gfn, guest.mode == MODE_NONE)
+
+
 cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
-    # the shadow root of a guest CR3, which the hardware uses in its place
-    if mmu_set_root(&kvm.mmu, (cr3 & kvm.guest.frame) >> 12, False):
+    # the shadow root of a guest CR3 and of its PDPTE registers, which the hardware uses in its place
+    cdef int i
+    if shadow_root(kvm, cr3):
         if not kvm.mmu.out_of_tables:
             return vcpu_abort(v, ABORT_BUS, cr3)
         mmu_zap_all(&kvm.mmu)
-        if mmu_set_root(&kvm.mmu, (cr3 & kvm.guest.frame) >> 12, False):
+        if shadow_root(kvm, cr3):
             return vcpu_abort(v, ABORT_TABLES, kvm.mmu.pool_end)
     kvm.guest.cr3 = cr3
-    kvm.guest.root = cr3 & kvm.guest.frame
-    v.hw.root = v.hw.cr3 = kvm.mmu.sp[kvm.mmu.root].hpa
+    kvm.guest.root = root_address(&kvm.guest, cr3)
+    if kvm.mmu.root_level == PAE_LEVELS:
+        v.hw.root = v.hw.cr3 = kvm.mmu.pdpt
+        for i in range(4):
+            v.hw.pdpte[i] = mem_read64(kvm.mmu.mem, kvm.mmu.pdpt + 8 * i)
+    else:
+        v.hw.root = v.hw.cr3 = kvm.mmu.sp[kvm.mmu.root].hpa
     sync_roots(&kvm.mmu, &kvm.guest)
     return 0
 
@@ -309,10 +360,22 @@ cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
 
 
 cdef int on_mov_cr(Kvm *kvm, Vcpu *v) noexcept nogil:
+    cdef Paging guest
     cdef bint flushes
+    cdef int fault
     if not kvm.shadow:                          # the guest's own register, intercepted all the same
         return ACT_EMULATED
     if v.vmcs.exit_qualification & 15 == 3:
+        if kvm.guest.mode == MODE_PAE:
+            guest = kvm.guest
+            guest.cr3 = v.vmcs.operand
+            fault = kvm_load_pdptes(kvm, &guest)
+            if fault == FAULT_GP:
+                return ACT_INJECT_GP
+            if fault != FAULT_NONE:
+                vcpu_abort(v, ABORT_BUS, guest.cr3)
+                return ACT_ABORT
+            memcpy(kvm.guest.pdpte, guest.pdpte, sizeof(guest.pdpte))
         if kvm_load_root(kvm, v, v.vmcs.operand & ~CR3_NO_FLUSH):
             return ACT_ABORT
     else:

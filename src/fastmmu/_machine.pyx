@@ -13,8 +13,8 @@ from fastmmu._mmu cimport mmu_hpa
 from fastmmu._state cimport GuestState
 from fastmmu._tlb cimport TlbCounters
 from fastmmu._vcpu cimport (
-    ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, Counters, Vcpu, vcpu_abort, vcpu_derive,
-    vcpu_enter,
+    ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Counters, Vcpu, vcpu_abort,
+    vcpu_derive, vcpu_enter,
 )
 from fastmmu._vmm cimport Vmm
 
@@ -33,7 +33,7 @@ cdef int surface(void *machine, Vcpu *v) noexcept with gil:
         action = m.handlers[reason](m, Exit(reason, v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
                                             v.vmcs.guest_linear_address, v.vmcs.exit_interruption_error,
                                             v.vmcs.operand))
-        if action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF):
+        if action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF, ACT_INJECT_GP):
             raise PolicyError(
                 f"the handler of {reason.name} returned {action!r}; return a fastmmu.Action, such as machine.default()"
             )
@@ -54,7 +54,8 @@ cdef class Machine(Instructions):
     :meth:`store`, :meth:`mov_cr3`, :meth:`invlpg` are its instructions.
 
     :param config: :class:`Config`. :param policy: :class:`Policy` whose overridden methods handle their exits.
-    :param state: registers of a bare guest (4-level paging); default: long mode, CPL by access.
+    :param state: registers of a bare guest, in any paging mode; default: long mode, CPL by access. With PAE paging and
+        no `pdptes` the PDPTE registers are loaded from memory at CR3 before the first instruction.
     :param slots: more guest-physical memory, of :class:`fastmmu.MemorySlot`; the machine's own is slot 0, these follow.
     :param place: for :class:`Host`: memory of the host, where in it, a TLB, the VPID; it does the VM entry.
     :raises ConfigError: an impossible geometry or mode. :raises OutOfMemoryError: the host refuses the memory.

@@ -6,7 +6,8 @@ from fastmmu._bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, FRAME, PS, RW
 from fastmmu._memory cimport mem_read64
 from fastmmu._memtype cimport MT_UC, MT_WB, mtrr_type
 from fastmmu._mmu cimport (
-    NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_make_room, mmu_may_write, mmu_sp, mmu_zap_gfn,
+    NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_make_room, mmu_may_write, mmu_quadrant, mmu_sp, mmu_top,
+    mmu_tracked, mmu_zap_gfn,
 )
 from fastmmu._reclaim cimport host_fetch, host_give
 from fastmmu._slots cimport (
@@ -135,7 +136,7 @@ cdef uint32_t descend(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t gfn, bi
         sp = &mmu.sp[child]
         if sp.gfn == gfn and sp.direct == direct and sp.access == access:
             return child
-    child = mmu_sp(mmu, gfn, level - 1, direct, access)
+    child = mmu_sp(mmu, gfn, level - 1, direct, access, mmu_quadrant(mmu, index))
     if child != NO_SP:
         if spte_present(entry) and spte_leaf(entry, level):
             mmu.counters.splits += 1
@@ -218,7 +219,7 @@ cdef bint prefetch_run(Mmu *mmu, uint32_t owner, uint64_t start, uint64_t end) n
 
 cdef uint64_t find_entry(const Mmu *mmu, uint64_t la, uint32_t *owner, uint64_t *index) noexcept nogil:
     # the entry at which a walk of the VMM's tables ends, and where it stands; 0 without a root
-    cdef uint32_t i = mmu.root
+    cdef uint32_t i = mmu_top(mmu, la)
     cdef uint64_t entry = 0
     cdef int level
     if i == NO_SP:
@@ -264,9 +265,13 @@ cdef int fast_fault(Mmu *mmu, const Fault *f) noexcept nogil:
 
 cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil:
     # guest-physical = linear: EPT, and the guest that does not page (kvm_policy.md §3.1)
+    cdef uint32_t top
     cdef int result
+    if f.write and f.present and mmu_tracked(mmu, f.gpa >> 12):
+        return FILL_TRACKED
     mmu_make_room(mmu)
-    if mmu.root == NO_SP:       # the last table page could not be had
+    top = mmu_top(mmu, f.la)
+    if top == NO_SP:            # the last table page could not be had
         return FILL_NO_TABLES
     if mmu.policy.fast and (f.write if f.present else not mmu.ad):
         result = fast_fault(mmu, f)
@@ -274,9 +279,9 @@ cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil:
             return result
     result = fault_in(mmu, f)
     if result == FILL_NO_SLOT and mmu.policy.mmio_caching:
-        return map_below(mmu, mmu.root, f, 1, MAY_ALL)
+        return map_below(mmu, top, f, 1, MAY_ALL)
     if result != FILL_MAPPED:
         return result
     if f.write and f.slot.dirty != NULL:
         mmu.counters.dirty_faults += 1
-    return map_below(mmu, mmu.root, f, 2, MAY_ALL)
+    return map_below(mmu, top, f, 2, MAY_ALL)

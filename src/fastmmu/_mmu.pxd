@@ -10,13 +10,23 @@ from fastmmu._types cimport Mem
 
 cdef enum:
     NO_SP = 0xFFFFFFFFU
-    ROOT_LEVEL = 4
+    EPT_LEVELS = 4
+    PAE_LEVELS = 3              # the top level is no table page: four PDPTEs
     ROOTS = 4                   # roots that are kept: the one in use and three before it (kvm_policy.md §2.4)
 
 cdef enum Ageing:               # of EPT entries without A flags, where the host asks whether their page is in use
     AGE_TRACK = 0               # their rights go, and come back with the next access: Linux 6.1
     AGE_ZAP = 1                 # they go: Linux 2.6.34 to 3.14
     AGE_OLD = 2                 # nothing, no page looks used: before
+
+cdef enum RoleBit:              # of Mmu.role (kvm_policy.md §1)
+    ROLE_NXE = 1 << 0
+    ROLE_WP = 1 << 1
+    ROLE_SMEP = 1 << 2          # and not WP
+    ROLE_SMAP = 1 << 3          # and not WP
+    ROLE_4_BYTE = 1 << 4        # the guest's entries have 4 bytes
+    ROLE_PSE = 1 << 5           # some of them map 4 MB
+    ROLE_PAE = 1 << 6           # bits 62:52 are reserved
 
 cdef struct Policy:             # what KVM does of its own choice, by generation and module parameters
     bint modern                 # of Linux 6.1: what the bits below do not say
@@ -45,6 +55,7 @@ cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
     uint8_t direct
     uint8_t access
     uint8_t role                # Mmu.role when it was made
+    uint8_t quadrant            # part of a guest's table of 4-byte entries that it shadows (kvm_policy.md §1)
     uint8_t used
     uint8_t unsync              # the guest may have changed its table since the entries were made
     uint8_t writes              # emulated in a row, without a fault through this page between
@@ -115,7 +126,10 @@ cdef struct Mmu:
     uint32_t nx_splits          # Sp.split of the last
     uint16_t *tables_in         # [host frame >> 9] shadowed tables in this 2M region: no large mapping meanwhile
     uint8_t role                # registers of the guest that make its tables mean something else (kvm_policy.md §1)
-    uint32_t root               # Sp in use as root
+    int root_level              # 5, 4, or PAE_LEVELS: a guest of 32-bit addresses under shadow paging
+    uint32_t root               # Sp in use as root; PAE: none
+    uint32_t pae_root[4]        # Sp for each GB, NO_SP where the guest's PDPTE is not present
+    uint64_t pdpt               # host-physical address at which the PDPTEs lie, below 4 GB
     uint32_t previous[3]        # roots in use before, latest first
     uint32_t indirect           # shadowed tables there are
     bint flush                  # an entry lost rights since this was last cleared: cached translations may be stale
@@ -126,8 +140,8 @@ cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format
                   uint64_t pool_end) noexcept nogil
 cdef void mmu_free(Mmu *mmu) noexcept nogil
 cdef uint64_t mmu_hpa(Mmu *mmu, uint64_t gpa) noexcept nogil
-cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int access) noexcept nogil
-cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access) noexcept nogil
+cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil
+cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil
 cdef bint mmu_shadowed(const Mmu *mmu, uint64_t gfn) noexcept nogil
 cdef bint mmu_tracked(const Mmu *mmu, uint64_t gfn) noexcept nogil
 cdef bint mmu_may_write(Mmu *mmu, uint64_t gfn, bint can_unsync, bint prefetch) noexcept nogil
@@ -138,7 +152,19 @@ cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noe
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil
 cdef void mmu_make_room(Mmu *mmu) noexcept nogil
+cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil
 cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil
+cdef int mmu_set_pae_roots(Mmu *mmu, const uint64_t *gfn, bint direct) noexcept nogil
+
+
+cdef inline uint32_t mmu_top(const Mmu *mmu, uint64_t la) noexcept nogil:
+    # the table page at which a walk of the VMM's tables begins; NO_SP: none
+    return mmu.pae_root[la >> 30 & 3] if mmu.root_level == PAE_LEVELS else mmu.root
+
+
+cdef inline int mmu_quadrant(const Mmu *mmu, uint64_t index) noexcept nogil:
+    # of the page table below an entry of a page directory: the half of the guest's 4 MB
+    return index & 1 if mmu.role & ROLE_4_BYTE else 0
 
 
 cdef inline uint64_t mmu_frame(const Mmu *mmu, uint64_t hpa) noexcept nogil:

@@ -32,6 +32,7 @@ cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format
     mmu.pool = mmu.pool_start = pool
     mmu.pool_end = pool_end
     mmu.free_sp = NO_SP
+    mmu.root_level = EPT_LEVELS
     forget_roots(mmu)
     mmu.bucket_mask = 4095
     while mmu.bucket_mask < mmu.slots.frames:
@@ -131,21 +132,22 @@ cdef uint32_t new_descriptor(Mmu *mmu) noexcept nogil:
     return i
 
 
-cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int access) noexcept nogil:
+cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil:
     cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
     cdef const Sp *sp
     while i:
         sp = &mmu.sp[i - 1]
-        if sp.gfn == gfn and sp.level == level and sp.direct == direct and sp.access == access and sp.role == mmu.role:
+        if (sp.gfn == gfn and sp.level == level and sp.direct == direct and sp.access == access
+                and sp.role == mmu.role and sp.quadrant == quadrant):
             return i - 1
         i = sp.chain
     return NO_SP
 
 
-cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access) noexcept nogil:
+cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil:
     # the table page of (gfn, role), made where there is none; NO_SP where no page is left. A guest's table lies in a
     # slot.
-    cdef uint32_t i = mmu_find(mmu, gfn, level, direct, access)
+    cdef uint32_t i = mmu_find(mmu, gfn, level, direct, access, quadrant)
     cdef uint64_t hpa
     cdef uint32_t *links
     cdef Sp *sp
@@ -169,6 +171,7 @@ cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access)
     sp.direct = direct
     sp.access = access
     sp.role = mmu.role
+    sp.quadrant = quadrant
     sp.used = 1
     if not direct:
         if level > 1:
@@ -405,7 +408,8 @@ cdef void empty(Mmu *mmu, uint32_t i) noexcept nogil:
 
 
 cdef bint in_use(const Mmu *mmu, uint32_t i) noexcept nogil:
-    return i == mmu.root or i == mmu.previous[0] or i == mmu.previous[1] or i == mmu.previous[2]
+    return (i == mmu.root or i == mmu.previous[0] or i == mmu.previous[1] or i == mmu.previous[2]
+            or i == mmu.pae_root[0] or i == mmu.pae_root[1] or i == mmu.pae_root[2] or i == mmu.pae_root[3])
 
 
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
@@ -440,6 +444,7 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
 
 cdef void forget_roots(Mmu *mmu) noexcept nogil:
     mmu.root = mmu.previous[0] = mmu.previous[1] = mmu.previous[2] = NO_SP
+    mmu.pae_root[0] = mmu.pae_root[1] = mmu.pae_root[2] = mmu.pae_root[3] = NO_SP
 
 
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil:
@@ -471,12 +476,40 @@ cdef void mmu_make_room(Mmu *mmu) noexcept nogil:
         mmu.counters.recycled += 1
 
 
+cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil:
+    # what the guest's registers make of its tables; the caller sets a root. Roots of another role are not kept, their
+    # table pages are (kvm_policy.md §2.4).
+    if role != mmu.role or root_level != mmu.root_level:
+        forget_roots(mmu)
+    mmu.role = role
+    mmu.root_level = root_level
+
+
+cdef int mmu_set_pae_roots(Mmu *mmu, const uint64_t *gfn, bint direct) noexcept nogil:
+    # gfn: what each GB begins with, all ones: its PDPTE is not present. 0; -1 as mmu_set_root
+    cdef uint32_t root[4]
+    cdef int i
+    for i in range(4):
+        if gfn[i] != ONES and not direct and slot_of(&mmu.slots, gfn[i]) == NULL:
+            return -1
+    for i in range(4):
+        root[i] = NO_SP
+        if gfn[i] != ONES:
+            root[i] = mmu_sp(mmu, gfn[i], PAE_LEVELS - 1, direct, MAY_ALL, i if mmu.role & ROLE_4_BYTE else 0)
+            if root[i] == NO_SP:
+                return -1
+    for i in range(4):
+        mmu.pae_root[i] = root[i]
+        mem_write64(mmu.mem, mmu.pdpt + 8 * i, 0 if root[i] == NO_SP else mmu.sp[root[i]].hpa | P)
+    return 0
+
+
 cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:
     # 0; -1 where no table page is left, or where no memory is there for the guest's own root
     cdef uint32_t root, i
     if not direct and slot_of(&mmu.slots, gfn) == NULL:
         return -1
-    root = mmu_sp(mmu, gfn, ROOT_LEVEL, direct, MAY_ALL)
+    root = mmu_sp(mmu, gfn, mmu.root_level, direct, MAY_ALL, 0)
     if root == NO_SP:
         return -1
     if root != mmu.root and mmu.policy.modern:

@@ -1,20 +1,21 @@
-"""Shadow paging of a 4-level guest: classify a #PF, build the shadow entry (kvm_policy.md §2)."""
+"""Shadow paging of a guest in any paging mode: classify a #PF, build the shadow entry (kvm_policy.md §2)."""
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
 from fastmmu._bits cimport FRAME
 from fastmmu._map cimport (
     FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, Fault, descend, fault_in,
-    map_below,
+    map_below, map_direct,
 )
 from fastmmu._memory cimport mem_read64
-from fastmmu._mmu cimport NO_SP, Mmu, mmu_make_room, mmu_tracked
+from fastmmu._mmu cimport NO_SP, Mmu, mmu_make_room, mmu_top, mmu_tracked
 from fastmmu._reclaim cimport host_wrote
 from fastmmu._slots cimport Slot, mark_dirty, slot_of
 from fastmmu._spte cimport MAY_ALL, MAY_U, MAY_W, MAY_X
 from fastmmu._sync cimport clear_writes, prefetch_guest, rights_of, sync_below, sync_page
 from fastmmu._types cimport (
-    ACC_RW, ACC_W, ACC_X, FAULT_NONE, FAULT_PF, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
+    ACC_RW, ACC_W, ACC_X, FAULT_NONE, FAULT_PF, MODE_NONE, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
 )
 from fastmmu._walk cimport walk_steps
 
@@ -31,14 +32,36 @@ cdef void log_flags(Mmu *mmu, const Steps *steps) noexcept nogil:
                 mark_dirty(slot, steps.step[i].gpa >> 12)
 
 
+cdef int unpaged_fault(Mmu *mmu, Fault *f) noexcept nogil:
+    # linear = guest-physical: the tables are direct, and nothing of the guest's denies
+    cdef uint64_t changes = mmu.counters.changes
+    cdef int result = map_direct(mmu, f)
+    if result == FILL_TRACKED:
+        return SHADOW_EMULATE
+    if result == FILL_NO_SLOT or result == FILL_READ_ONLY:
+        return SHADOW_MMIO
+    if result == FILL_NO_TABLES:
+        return SHADOW_NO_TABLES
+    if result == FILL_RETRY:
+        return SHADOW_RETRY
+    return SHADOW_FIXED if result == FILL_MAPPED or mmu.counters.changes != changes else SHADOW_SPURIOUS
+
+
 cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, Walk *w) noexcept nogil:
     # `guest`: the guest's registers, privilege as of the access; the walk sets the guest's A and D flags. `present`: of
     # the error code
     cdef Steps steps
     cdef Fault f
-    cdef uint32_t owner = mmu.root
+    cdef uint32_t owner
     cdef uint64_t entry, at, linked, changes = mmu.counters.changes
-    cdef int fault, i, access = MAY_ALL, level = 4
+    cdef int fault, i, access = MAY_ALL, level = 0
+    f.write = acc == ACC_W or acc == ACC_RW
+    f.fetch = acc == ACC_X
+    f.present = present
+    if guest.mode == MODE_NONE:
+        memset(w, 0, sizeof(Walk))
+        w.gpa = f.la = f.gpa = la
+        return unpaged_fault(mmu, &f)
     steps.n = 0
     fault = walk_steps(&mmu.guest, guest, NULL, la, acc, w, &steps)
     log_flags(mmu, &steps)
@@ -48,9 +71,6 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
         return SHADOW_BUS
     f.la = la
     f.gpa = w.gpa
-    f.write = acc == ACC_W or acc == ACC_RW
-    f.fetch = acc == ACC_X
-    f.present = present
     if f.write and mmu_tracked(mmu, w.gpa >> 12) and (present or not mmu.policy.modern):
         if mmu.policy.flooding:
             clear_writes(mmu, la)
@@ -61,6 +81,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
         return SHADOW_RETRY
     if fault == FILL_READ_ONLY or (fault == FILL_NO_SLOT and not mmu.policy.mmio_caching):
         return SHADOW_MMIO
+    owner = mmu_top(mmu, la)
     if owner == NO_SP:          # the last table page could not be had
         return SHADOW_NO_TABLES
 
@@ -71,7 +92,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
         entry = steps.step[i].entry
         access &= rights_of(entry)
         mmu.sp[owner].writes = 0
-        if w.guest_shift == 12 + 9 * (level - 1):
+        if w.guest_shift == 12 + guest.index_bits * (level - 1):
             break
         at = mmu.sp[owner].hpa + 8 * (la >> (9 * level + 3) & 511)
         linked = mem_read64(mmu.mem, at)

@@ -4,8 +4,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._bits cimport FRAME, RW, US, XD, A, D, P
 from fastmmu._map cimport page_for_prefetch, set_leaf
-from fastmmu._memory cimport mem_holds, mem_read64
-from fastmmu._mmu cimport NO_SP, Mmu, Sp, mmu_change, mmu_may_write, mmu_write_protect, mmu_zap
+from fastmmu._memory cimport mem_holds, mem_read32, mem_read64
+from fastmmu._mmu cimport (
+    NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, Sp, mmu_change, mmu_may_write, mmu_top, mmu_write_protect, mmu_zap,
+)
 from fastmmu._slots cimport Slot, mark_dirty, slot_hpa, slot_of
 from fastmmu._spte cimport (
     MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_leaf, spte_make, spte_mmio, spte_present,
@@ -23,6 +25,18 @@ cdef int rights_of(uint64_t entry) noexcept nogil:
 
 # ---- one entry of a guest's page table ----------------------------------------------------------------------
 
+cdef inline bint guest_entry(const Mmu *mmu, const Sp *sp, uint64_t index, uint64_t *gpte) noexcept nogil:
+    # what the guest's page table holds for an entry of its shadow; False where it lies outside memory
+    cdef uint64_t at = sp.gfn << 12
+    if sp.role & ROLE_4_BYTE:
+        at += 4 * ((<uint64_t> sp.quadrant << 9) + index)
+        gpte[0] = mem_read32(&mmu.guest, at) if mem_holds(&mmu.guest, at, 4) else 0
+        return mem_holds(&mmu.guest, at, 4)
+    at += 8 * index
+    gpte[0] = mem_read64(&mmu.guest, at) if mem_holds(&mmu.guest, at, 8) else 0
+    return mem_holds(&mmu.guest, at, 8)
+
+
 cdef inline bint usable(const Paging *guest, uint64_t gpte) noexcept nogil:
     # an entry to map without an access: the guest has used it, and the processor would not object to it
     return gpte & P and gpte & A and not gpte & guest.rsvd[1][gpte >> 7 & 1]
@@ -37,12 +51,11 @@ cdef inline int access_of(const Sp *sp, uint64_t gpte) noexcept nogil:
 cdef bint prefetch_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index, bint unlogged) noexcept nogil:
     # maps what the guest's entry says if that takes no fault; `unlogged`: not where it would mark the page as written
     cdef Sp *sp = &mmu.sp[owner]
-    cdef uint64_t at = (sp.gfn << 12) + 8 * index, gpte, gfn
+    cdef uint64_t gpte = 0, gfn
     cdef Slot *slot
     cdef int access
-    if not mem_holds(&mmu.guest, at, 8):
+    if not guest_entry(mmu, sp, index, &gpte):
         return False
-    gpte = mem_read64(&mmu.guest, at)
     if not usable(guest, gpte):
         if mem_read64(mmu.mem, sp.hpa + 8 * index):
             mmu_change(mmu, owner, index, 0)
@@ -72,16 +85,14 @@ cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t
 cdef void sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
     # every entry follows the guest's again: dropped where it is gone or leads elsewhere, else with today's rights
     cdef Sp *sp = &mmu.sp[owner]
-    cdef uint64_t index, at, entry, gpte, gfn, new
+    cdef uint64_t index, entry, gpte = 0, gfn, new
     cdef Slot *slot
     cdef int access
     cdef bint host_writable, dirty
     for index in range(512):
         entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
-        at = (sp.gfn << 12) + 8 * index
-        if not entry or not mem_holds(&mmu.guest, at, 8):
+        if not entry or not guest_entry(mmu, sp, index, &gpte):
             continue
-        gpte = mem_read64(&mmu.guest, at)
         if not usable(guest, gpte):
             mmu_change(mmu, owner, index, 0)
             continue
@@ -139,7 +150,12 @@ cdef void sync_below(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nog
 
 cdef void sync_roots(Mmu *mmu, const Paging *guest) noexcept nogil:
     # a point at which the guest's TLB would be flushed
-    if mmu.root != NO_SP:
+    cdef int i
+    if mmu.root_level == PAE_LEVELS:
+        for i in range(4):
+            if mmu.pae_root[i] != NO_SP:
+                sync_below(mmu, guest, mmu.pae_root[i])
+    elif mmu.root != NO_SP:
         sync_below(mmu, guest, mmu.root)
 
 
@@ -166,23 +182,58 @@ cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nog
     cdef int i
     if not mmu.policy.unsync or mmu.counters.unsync == 0:
         return
-    invlpg_below(mmu, guest, mmu.root, la)
+    invlpg_below(mmu, guest, mmu_top(mmu, la), la)
     for i in range(3):
         invlpg_below(mmu, guest, mmu.previous[i], la)
 
 
 # ---- emulated writes ----------------------------------------------------------------------------------------
 
+cdef inline bint within_entry(const Sp *sp, uint64_t gpa, uint64_t nbytes) noexcept nogil:
+    cdef uint64_t size = 4 if sp.role & ROLE_4_BYTE else 8
+    if nbytes == 1:
+        return gpa & (size - 1) == 0
+    return nbytes >= 4 and (gpa ^ (gpa + nbytes - 1)) & ~(size - 1) == 0
+
+
+cdef uint64_t written(const Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
+    # the entry that a store of this size has made; 0 of one of part of an entry
+    if not mem_holds(&mmu.guest, gpa, nbytes):
+        return 0
+    return mem_read64(&mmu.guest, gpa) if nbytes == 8 else mem_read32(&mmu.guest, gpa) if nbytes == 4 else 0
+
+
+cdef void drop_written(Mmu *mmu, uint32_t owner, uint64_t gpa, uint64_t nbytes) noexcept nogil:
+    # the shadow of the guest's entry at gpa: of 4 bytes it may stand in another quadrant, and in a page directory it
+    # is two entries
+    cdef const Sp *sp = &mmu.sp[owner]
+    cdef uint64_t index = (gpa & 0xFFF) >> 3, count = 1
+    if sp.role & ROLE_4_BYTE:
+        index = (gpa & 0xFFF) >> 2
+        if sp.level > 1:
+            index *= 2
+            count = 2
+        if index >> 9 != sp.quadrant:
+            return
+        index &= 511
+    if sp.level > 1 and written(mmu, gpa, nbytes):
+        mmu.counters.pde_zapped += count
+    for index in range(index, index + count):
+        if mem_read64(mmu.mem, sp.hpa + 8 * index):
+            mmu_change(mmu, owner, index, 0)
+
+
 cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
     # the guest changed a shadowed table: a store within one entry drops that, anything else the whole table, and so
     # does writing without use (kvm_policy.md §2.2, mmu_pte_write)
     cdef uint64_t gfn = gpa >> 12
-    cdef bint within = (gpa ^ (gpa + nbytes - 1)) & ~(<uint64_t> 7) == 0
     cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask], after
     cdef Sp *sp
     if mmu.indirect == 0:
         return
-    within = within and (nbytes >= 4 or (nbytes == 1 and gpa & 7 == 0))
+    if nbytes == 4 and not mmu.role & ROLE_4_BYTE:      # half of an entry of 8 bytes
+        gpa &= ~(<uint64_t> 7)
+        nbytes = 8
     mmu.counters.pte_writes += 1
     while i:
         sp = &mmu.sp[i - 1]
@@ -190,20 +241,18 @@ cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
         if sp.gfn == gfn and not sp.direct:
             if mmu.policy.flooding and sp.level > 1:
                 sp.writes += 1
-            if not within or sp.writes >= FLOOD:
+            if not within_entry(sp, gpa, nbytes) or sp.writes >= FLOOD:
                 mmu.counters.flooded += 1
                 sp.writes = 0
                 mmu_zap(mmu, i - 1)
-            elif mem_read64(mmu.mem, sp.hpa + (gpa & 0xFF8)):
-                if sp.level > 1 and mem_holds(&mmu.guest, gpa, 1) and mem_read64(&mmu.guest, gpa & ~(<uint64_t> 7)):
-                    mmu.counters.pde_zapped += 1
-                mmu_change(mmu, i - 1, (gpa & 0xFFF) >> 3, 0)
+            else:
+                drop_written(mmu, i - 1, gpa, nbytes)
         i = after
 
 
 cdef void clear_writes(Mmu *mmu, uint64_t la) noexcept nogil:
     # the tables that lead to la are in use
-    cdef uint32_t i = mmu.root
+    cdef uint32_t i = mmu_top(mmu, la)
     cdef uint64_t entry
     while i != NO_SP:
         mmu.sp[i].writes = 0

@@ -36,7 +36,7 @@ cdef struct Mem:                # host physical memory from address 0
 # ---- what the walkers need to know of the control registers and of the processor ---------------------------
 
 cdef struct Paging:             # derived once from CR0, CR3, CR4, EFER, CPL, AC, PKRU (paging.md §1, §3.4)
-    uint64_t root               # address of the top table (PAE: unused, see pdpte)
+    uint64_t root               # address of the top table; PAE: of the PDPTEs, which walks take from pdpte
     uint64_t frame              # bits M-1:12
     uint64_t rsvd[6][2]         # [level][PS]: bits that must be 0 in a present entry
     uint64_t pdpte[4]

@@ -13,7 +13,7 @@ cdef enum Outcome:              # of an access
     DONE_OK = 0                 # hpa holds the address
     DONE_EMULATED = 1           # the VMM completed it
     DONE_PF = 2                 # #PF for the guest: cr2, error_code
-    DONE_GP = 3                 # non-canonical
+    DONE_GP = 3                 # non-canonical; of MOV to CR: a value that is none
     DONE_ABORT = 4              # the simulation cannot go on: Vcpu.abort says why
 
 cdef enum Action:               # what a handler tells the processor to do
@@ -21,6 +21,7 @@ cdef enum Action:               # what a handler tells the processor to do
     ACT_EMULATED = 1            # the VMM did it
     ACT_INJECT_PF = 2           # deliver a #PF: cr2, error_code
     ACT_ABORT = 3
+    ACT_INJECT_GP = 4           # deliver #GP(0)
 
 cdef enum Who:                  # by whose rights an access is made; the value of `user` in calls
     BY_SUPERVISOR = 0           # RFLAGS.AC as it stands
@@ -120,6 +121,7 @@ cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
 cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil   # VM exit alone: no handler, no entry
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
 cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint64_t *hpa) noexcept nogil
+cdef int vcpu_pdptes(Vcpu *v, Paging *g) noexcept nogil
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil
 cdef int vcpu_mov_cr4(Vcpu *v, uint64_t old, uint64_t value) noexcept nogil
 cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil

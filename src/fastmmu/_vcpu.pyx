@@ -1,10 +1,11 @@
 """One access of a virtual CPU: TLB, walk, fault, VM exit and entry."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from fastmmu._apic cimport APIC_TPR
 from fastmmu._bits cimport FRAME, ONES
-from fastmmu._guest cimport canonical
+from fastmmu._guest cimport reachable, root_address
 from fastmmu._invalidate cimport (
     inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault,
     inv_transition,
@@ -16,7 +17,7 @@ from fastmmu._tlb cimport (
 )
 from fastmmu._types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
-    FAULT_PML_FULL, Ept, Steps, Walk,
+    FAULT_PML_FULL, MODE_PAE, Ept, Paging, Steps, Walk,
 )
 from fastmmu._vapic cimport vapic_controls, vapic_entered
 from fastmmu._vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
@@ -26,7 +27,7 @@ from fastmmu._vmx cimport (
     PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information,
     page_fault_exits, secondary_control,
 )
-from fastmmu._walk cimport walk_cached
+from fastmmu._walk cimport load_pdptes, walk_cached
 from fastmmu._watch cimport watch_stored, watch_use, watch_walked
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
@@ -318,16 +319,53 @@ cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint6
     return outcome
 
 
+cdef int vcpu_pdptes(Vcpu *v, Paging *g) noexcept nogil:
+    # the PDPTE registers from g.cr3: a read through the EPT that translates no linear address (paging.md §3.2). DONE_GP
+    # where one is malformed.
+    cdef Walk w
+    cdef int fault, action, _
+    for _ in range(MAX_RETRIES):
+        fault = load_pdptes(v.mem, g, &v.ept if v.ept_on else NULL, &w, NULL)
+        v.c.ept_walk_refs += w.ept_refs
+        if fault == FAULT_NONE:
+            return DONE_OK
+        if fault == FAULT_GP:
+            return DONE_GP
+        clear_exit_information(&v.vmcs)
+        v.vmcs.guest_physical_address = w.gpa
+        if fault == FAULT_EPT_VIOLATION:
+            v.vmcs.exit_qualification = w.qual
+            inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, False, 0)
+            action = vcpu_exit(v, EXIT_EPT_VIOLATION)
+        elif fault == FAULT_EPT_MISCONFIG:
+            action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
+        else:
+            action = ACT_ABORT
+        if action != ACT_RETRY:
+            return vcpu_abort(v, ABORT_BUS, g.cr3)
+    return vcpu_abort(v, ABORT_NO_PROGRESS, g.cr3)
+
+
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
     # bit 63: keep the translations of the new PCID (paging.md §7, vmx.md §6)
+    cdef Paging new
+    cdef int action
     v.c.cr3_switches += 1
     if v.guest and v.vmcs.primary & PRIMARY_CR3_LOAD:
         clear_exit_information(&v.vmcs)
         v.vmcs.operand = value
         v.vmcs.exit_qualification = 3       # MOV to CR3 from RAX
-        return DONE_ABORT if vcpu_exit(v, EXIT_CR_ACCESS) == ACT_ABORT else DONE_OK
+        action = vcpu_exit(v, EXIT_CR_ACCESS)
+        return DONE_ABORT if action == ACT_ABORT else DONE_GP if action == ACT_INJECT_GP else DONE_OK
+    if v.hw.mode == MODE_PAE:
+        new = v.hw
+        new.cr3 = value
+        action = vcpu_pdptes(v, &new)
+        if action != DONE_OK:
+            return action
+        memcpy(v.hw.pdpte, new.pdpte, sizeof(new.pdpte))
     v.hw.cr3 = value & ~CR3_NO_FLUSH
-    v.hw.root = value & v.hw.frame
+    v.hw.root = root_address(&v.hw, v.hw.cr3)
     if v.hw.pcid_on:
         v.hw.pcid = value & 0xFFF
     if not (v.hw.pcid_on and value & CR3_NO_FLUSH):
@@ -337,8 +375,8 @@ cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
 
 
 cdef int vcpu_mov_cr4(Vcpu *v, uint64_t old, uint64_t value) noexcept nogil:
-    # the exit and what becomes stale; the caller derives the new state (tlb.md §3). Bits that cannot change while a
-    # 4-level guest runs are the caller's, too.
+    # the exit and what becomes stale; the caller derives the new state (tlb.md §3), and refuses bits that would change
+    # the paging mode
     if v.guest and (value ^ v.vmcs.cr4_shadow) & v.vmcs.cr4_mask:
         clear_exit_information(&v.vmcs)
         v.vmcs.operand = value
@@ -357,7 +395,7 @@ cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil:
         clear_exit_information(&v.vmcs)
         v.vmcs.exit_qualification = la
         return DONE_ABORT if vcpu_exit(v, EXIT_INVLPG) == ACT_ABORT else DONE_OK
-    if canonical(la, v.hw.la_bits):         # else it does nothing
+    if reachable(la, v.hw.la_bits):         # else it does nothing
         inv_invlpg(v.tlb, vpid_in_force(v), v.hw.pcid, la)
     return DONE_OK
 

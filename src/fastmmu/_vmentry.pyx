@@ -7,6 +7,7 @@ from libc.string cimport memcpy, memset
 
 from fastmmu._apic cimport APIC_TPR
 from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read64
+from fastmmu._types cimport MODE_NONE
 from fastmmu._vapic cimport Vapic, vapic_controls, vapic_entered
 from fastmmu._vmx cimport (
     CAP_ALL, CAP_WALK_5, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_ACK_INTERRUPT, EXIT_ENTRY_STATE,
@@ -158,13 +159,13 @@ cdef int invalid_state(const Vmcs *v, const GuestFields *g, const Mem *mem, cons
 
 
 cdef int invalid_registers(const Vmcs *v, const Paging *hw, const Mem *mem, uint64_t *qualification) noexcept nogil:
-    # invalid_state() of a guest that the machine runs, which pages. CR0.NE and CR4.VMXE are on whatever the guest
-    # thinks: the VMM owns them.
+    # invalid_state() of a guest that the machine runs. CR0.NE and CR4.VMXE are on whatever the guest thinks: the VMM
+    # owns them.
     cdef GuestFields g
     cdef EntryCaps caps = MACHINE
     while not hw.frame >> (caps.maxphyaddr - 1):
         caps.maxphyaddr -= 1
-    g.cr0 = MACHINE.cr0_must
+    g.cr0 = MACHINE.cr0_must & ~(CR0_PG if hw.mode == MODE_NONE else 0)
     g.cr3 = hw.cr3
     g.cr4 = MACHINE.cr4_must | (CR4_PAE if hw.entry_shift == 3 else 0) | (CR4_PCIDE if hw.pcid_on else 0)
     g.efer = EFER_LONG if hw.lma else 0

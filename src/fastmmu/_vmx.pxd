@@ -17,6 +17,7 @@ cdef extern from *:
     #define FM_SECONDARY_EPT           (1u << 1)
     #define FM_SECONDARY_X2APIC        (1u << 4)
     #define FM_SECONDARY_VPID          (1u << 5)
+    #define FM_SECONDARY_UNRESTRICTED  (1u << 7)
     #define FM_SECONDARY_APIC_REGISTERS (1u << 8)
     #define FM_SECONDARY_VIRTUAL_INTERRUPTS (1u << 9)
     #define FM_EXIT_ACK_INTERRUPT      (1u << 15)
@@ -47,6 +48,7 @@ cdef extern from *:
     const uint32_t SECONDARY_EPT "FM_SECONDARY_EPT"
     const uint32_t SECONDARY_X2APIC "FM_SECONDARY_X2APIC"
     const uint32_t SECONDARY_VPID "FM_SECONDARY_VPID"
+    const uint32_t SECONDARY_UNRESTRICTED "FM_SECONDARY_UNRESTRICTED"
     const uint32_t SECONDARY_APIC_REGISTERS "FM_SECONDARY_APIC_REGISTERS"
     const uint32_t SECONDARY_VIRTUAL_INTERRUPTS "FM_SECONDARY_VIRTUAL_INTERRUPTS"
     const uint32_t EXIT_ACK_INTERRUPT "FM_EXIT_ACK_INTERRUPT"

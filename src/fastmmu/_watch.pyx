@@ -7,12 +7,13 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastmmu._bits cimport EPT_A, EPT_D, ONES, PS, A, D
+from fastmmu._guest cimport leaf_address
 from fastmmu._memory cimport mem_holds, mem_read32, mem_read64
 from fastmmu._tlb cimport NO_EPT
 from fastmmu._types cimport (
-    ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, Step, Walk,
+    ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, MODE_PAE, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, Step, Walk,
 )
-from fastmmu._walk cimport walk_steps
+from fastmmu._walk cimport load_pdptes, walk_steps
 from fastmmu.errors import OutOfMemoryError
 
 cdef enum:
@@ -193,7 +194,7 @@ cdef uint64_t find_change(Watch *w, Mem *m, const Tlb *t, const Paging *g, uint6
                           Stale *x) noexcept nogil:
     # what changed since the entries on the way were read; the root from which they were
     cdef const Seen *s
-    cdef uint64_t gpa, root = g.root
+    cdef uint64_t root = g.root
     cdef bint nested = t.eptrta != NO_EPT, leaf
     cdef int level
     for level in range(g.levels, 0, -1):
@@ -210,11 +211,11 @@ cdef uint64_t find_change(Watch *w, Mem *m, const Tlb *t, const Paging *g, uint6
         x.cached_by = s.event
         root = s.root
         if leaf:
-            gpa = (s.value & g.frame) >> shift_of(g, level) << shift_of(g, level)
-            gpa |= la & ((<uint64_t> 1 << shift_of(g, level)) - 1)
-            if nested and blame_ept(w, m, t, g, gpa, x):
+            if nested and blame_ept(w, m, t, g, leaf_address(g, s.value, la, shift_of(g, level)), x):
                 return root
             break
+    if nested and not g.levels and blame_ept(w, m, t, g, la, x):
+        return root
     # no entry is other than a walk last read it: the translation is another root's, or an upper entry was read since
     x.owed = OWED_INVVPID if w.shadow else OWED_CR3 if root != g.root else OWED_INVLPG
     return root
@@ -272,7 +273,9 @@ cdef void watch_use(Watch *w, Mem *m, const Tlb *t, const Paging *g, const Ept *
     root = find_change(w, m, t, g, la, GLOBAL if is_global else t.pcid, &x)
     if is_global and x.entry == ONES and root != g.root:
         # a global page is the same from every root: this one's tables may lack it, or EPT may not map them yet
-        paging.root = root
+        paging.root = paging.cr3 = root
+        if paging.mode == MODE_PAE:
+            load_pdptes(m, &paging, &ept if e != NULL else NULL, &walk, NULL)
         steps.n = 0
         walk_steps(m, &paging, &ept if e != NULL else NULL, la, acc, &walk, &steps)
         if walk.fault == FAULT_NONE and walk.pa == pa:

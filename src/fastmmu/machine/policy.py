@@ -19,6 +19,7 @@ class Action(enum.IntEnum):
     RETRY = 0  # run the instruction again: the handler has made it possible
     EMULATED = 1  # go on behind the instruction: the handler has done its work
     INJECT_PAGE_FAULT = 2  # deliver a #PF to the guest, see Machine.inject_page_fault
+    INJECT_GENERAL_PROTECTION = 4  # deliver #GP(0): the guest's MOV to a control register raises StateError
 
 
 class Exit(NamedTuple):
