@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from fastmmu import Config, GuestState, Machine, MemorySlot
+from fastmmu import Config, GuestState, Machine, MemorySlot, Policy
 from vmm_tables import FRAME
 
 PAGE = 0x40_0000  # a page of the guest's
 
 
-def flat(config: Config, *slots: MemorySlot) -> Machine:
+def flat(config: Config, *slots: MemorySlot, policy: Policy | None = None) -> Machine:
     """Linear = guest-physical below 1 GB; the tables are pages 1 to 3."""
-    machine = Machine(config, guest_kernel=False, state=GuestState(cr3=0x1000), slots=slots)
+    machine = Machine(config, guest_kernel=False, state=GuestState(cr3=0x1000), slots=slots, policy=policy)
     words = machine.guest_memory.u64
     words[0x1000 >> 3], words[0x2000 >> 3] = 0x2063, 0x3063
     for i in range(512):

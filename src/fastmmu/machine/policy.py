@@ -80,6 +80,10 @@ class Policy:
         """An EPT entry that is malformed: guest_physical."""
         return machine.default()
 
+    def on_pml_full(self, machine: Machine, exit: Exit) -> Action:
+        """The processor has no room left in its log of pages written (``Config.pml``); it is read at every exit."""
+        return machine.default()
+
     def on_interrupt_window(self, machine: Machine, exit: Exit) -> Action:
         """The guest takes interrupts again, and one waits (with ``Config.tpr``, as those below)."""
         return machine.default()
