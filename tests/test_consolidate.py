@@ -12,8 +12,9 @@ import fastmmu
 from fastmmu import Config, ConfigError, simulate
 from fastmmu.cli import main
 from fastmmu.ops import Op
+from fastmmu.report.host import host_table
 from fastmmu.study import consolidate
-from fastmmu.trace import Trace, bundled
+from fastmmu.trace import Trace, bundled, tpr_profile, with_tpr
 
 CONFIG = Config(mmu="ept", vpid=True, memory="1G")
 
@@ -102,3 +103,26 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     schedule.write_text("0, 0\n")
     assert main([*line, "--schedule", str(schedule)]) == 2
     assert "line 1: '0, 0' is no turn" in capsys.readouterr().err
+
+
+def test_vcpus_with_an_apic_have_a_table_of_their_own() -> None:
+    """IPIs between the vCPUs of one machine, by way; without an APIC nothing is said of them."""
+    profile = tpr_profile("win2003", ipis=3000, interrupts=500, changes=2000)
+    chance = np.random.default_rng(3)
+    plain = [Trace.from_arrays(0x40_0000 + chance.integers(0, 1 << 16, 20_000) * 8, name=f"t{i}") for i in range(3)]
+    traces = [with_tpr(trace, profile, i, 3) for i, trace in enumerate(plain)]
+    delivered = set()
+    for way in ("trap", "flexpriority", "apicv"):
+        config = Config(mmu="ept", memory="64M", tpr=way, guest_handler="irql")
+        found = consolidate(traces, config, cpus=3, quantum=500, one_machine=True)
+        kicks, posted = found.totals["kicks"], found.totals["notifications"]
+        assert found.totals["interprocessor"] == sum(r.counters["apic_ipis"] for r in found.results) > 100
+        assert (kicks > 0, posted > 0) == (way != "apicv", way == "apicv")
+        delivered.add(tuple(r.counters["apic_delivered"] for r in found.results))
+        lines = host_table(found).splitlines()
+        first = next(i for i, line in enumerate(lines) if "kicks" in line)
+        assert [line.split()[:4] for line in lines[first + 2 : first + 5]] == [
+            [f"{i}", f"t{i}", "as", "win2003"] for i in range(3)
+        ]
+    assert len(delivered) == 1
+    assert "kicks" not in host_table(consolidate(plain, Config(mmu="ept", memory="64M")))

@@ -233,6 +233,9 @@ def test_a_kick_is_an_exit_of_the_target_and_a_posted_interrupt_is_none(tpr: str
         assert (counters["apic_kicks"], counters["apic_notifications"], kicked) == (1, 0, 1)
     assert (counters["apic_ipis"], host.counters(1)["apic_requested"], host.counters(1)["apic_delivered"]) == (3, 3, 1)
     assert host.totals()["interprocessor"] == 3
+    run(host, 0, 0, [(Op.IPI, 1 << 32 | 0x51), *[(Op.READ, 0x40_0000)] * 40])
+    host.place(1, 1)
+    assert host.counters(1)["apic_latency"] == 0  # it stood still on its CPU
 
 
 @pytest.mark.parametrize("tpr", ["trap", "flexpriority", "apicv"])

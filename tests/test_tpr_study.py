@@ -151,3 +151,38 @@ def test_compare_has_the_columns(tmp_path: Path) -> None:
     shown = run(*words)
     assert "APIC" in shown
     assert "TPR" in shown
+
+
+def test_ipis_and_deadlines_of_a_profile() -> None:
+    """Rates, vectors and targets: to itself with one vCPU, else to each other one; the timer's LVT is set first."""
+    profile = tpr_profile("linux", ipis=4000, timer=1000)
+    for vcpu, vcpus in ((0, 1), (0, 3), (2, 3)):
+        op, addr = (np.array(column) for column in columns(with_tpr(accesses(), profile, vcpu, vcpus)))
+        icr, after = addr[op == Op.IPI], addr[op == Op.TSC_DEADLINE]
+        assert abs(len(icr) / (4000 * N / 1e6) - 1) < 0.2
+        assert (len(after), set(after.tolist())) == (1000 * N // 10**6 - 1, {500})
+        assert set((icr & 0xFF).tolist()) <= set(profile.ipi_vectors)
+        assert addr[op == Op.APIC_WRITE].tolist() == [0xF0 << 32 | 0x1FF, 0x320 << 32 | 2 << 17 | 0xEC]
+        if vcpus == 1:
+            assert set((icr >> 18 & 3).tolist()) == {1}
+        else:
+            assert set((icr >> 32).tolist()) == {0, 1, 2} - {vcpu}
+    with pytest.raises(ConfigError, match="vCPU 3 of 3"):
+        with_tpr(accesses(10), "linux", 3, 3)
+    for wrong in ({"ipis": -1}, {"timer_vector": 3}, {"ipi_vectors": {}}):
+        with pytest.raises(ConfigError, match="TPR traffic"):
+            tpr_profile("linux", **wrong)
+
+
+def test_ipis_by_way_and_threshold_exits_by_rule() -> None:
+    profile = tpr_profile("winxp", changes=5000, interrupts=3000, ipis=2000, held=100)
+    # handlers that take time with interrupts off, in which the TPR is lowered: there the rules differ
+    results = tpr_study(accesses(50_000), profile, guest_handler="eoi", handler_length=300)
+    rows = {row["way"]: row for row in tpr_rows(results)}
+    assert len({row["ipis"] for row in rows.values()}) == 1
+    assert {way for way, row in rows.items() if row["ipis_virtualized"]} == {"apicv"}
+    assert rows["apicv"]["ipis_virtualized"] == rows["apicv"]["ipis"] > 50
+    below = [rows[way]["exits_tpr_below_threshold"] for way in ("flexpriority-slides", "flexpriority")]
+    assert rows["flexpriority"]["threshold_saved"] == below[0] - below[1] > 0
+    assert rows["trap"]["threshold_saved"] is None
+    assert f"rule saves: {below[0] - below[1]} of the slides' {below[0]}" in tpr_table(results)

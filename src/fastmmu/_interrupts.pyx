@@ -42,6 +42,7 @@ cdef enum:
     MSR_APIC_BASE = 0x1B
     MSR_TSC_DEADLINE = 0x6E0
     MASKED = 1 << 16            # in an LVT
+    SHORTHAND = 3 << 18         # in the ICR
     EXIT_IO = 30
     MAX_DELIVERIES = 512        # at one boundary: more is a storm without an end
 
@@ -524,6 +525,8 @@ cdef int irq_event(Interrupts *irq, int op, uint64_t addr) noexcept nogil:
     if op == OP_IPI:
         if irq.x2apic:
             return irq_msr(irq, X2_ICR, True, addr)
-        outcome = irq_mmio(irq, APIC_ICR_HIGH, 4, True, (addr >> 32 & 0xFF) << 24)
+        outcome = DONE_OK
+        if not addr & SHORTHAND:                # else the destination does not count
+            outcome = irq_mmio(irq, APIC_ICR_HIGH, 4, True, (addr >> 32 & 0xFF) << 24)
         return outcome if outcome else irq_mmio(irq, APIC_ICR_LOW, 4, True, addr & 0xFFFFFFFFU)
     return irq_arrive(irq, addr & 0xFF, addr >> 8 & 1, EXIT_EXTERNAL_INTERRUPT)

@@ -7,7 +7,7 @@
 A vCPU that stands still on its CPU sees the kick, or the notification, before its next instruction.
 """
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu._apic cimport (
     APIC_ENABLED, APIC_ISR, APIC_SVR, APIC_TPR, MODE_LOWEST, Ipi, apic_addressed, apic_highest, apic_priority,
@@ -84,12 +84,20 @@ cdef uint32_t ipi_arrived(Interrupts *irq) noexcept nogil:
     # The vCPU is about to run on a physical CPU: what came while it did not. Reason of the VM exit that this takes if
     # it is in guest mode there, else NO_EXIT; the notification vector takes none.
     cdef uint32_t reason = NO_EXIT
+    cdef uint64_t stood = irq.now
+    cdef int vector
     irq.now = irq.clock[0]
+    if irq.sibling.in_guest:                    # it stood still on its CPU: what came meanwhile did not wait
+        for vector in range(256):
+            if irq.arrival[vector] >= stood:
+                irq.arrival[vector] = irq.now
     if irq.notified:
         irq.notified = False
         vapic_posted(&irq.virt, irq.descriptor)
     if irq_elapse(irq):
         reason = irq.timer_reason
+        if irq.sibling.in_guest:
+            irq.arrived = irq.now
     if irq.sibling.kicked:
         reason = EXIT_EXTERNAL_INTERRUPT
     return reason

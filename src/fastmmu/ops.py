@@ -33,7 +33,8 @@ class Op(enum.IntEnum):
     MSR_WRITE = 26
     INTERRUPT_FLAG = 27  # CLI, STI; addr = 0, 1
     DEVICE_INTERRUPT = 28  # a device interrupts the guest; addr = vector, bit 8: level-triggered
-    IPI = 29  # the guest writes its ICR; addr = what x2APIC mode has in it: bits 63:32 are the destination
+    IPI = 29  # the guest writes its ICR; addr = what x2APIC mode has in it: bits 63:32 are the destination, which in
+    # xAPIC mode is a write of its own unless a shorthand stands for it
     TSC_DEADLINE = 30  # WRMSR of IA32_TSC_DEADLINE; addr = accesses of the trace from now, 0 disarms
 
 

@@ -18,7 +18,8 @@ __all__ = ["add", "handle"]
 _DESCRIPTION = """\
 Runs each trace in a virtual machine of its own (with --one-machine: each on a vCPU of one machine), on the physical
 CPUs of one host. A TLB belongs to a physical CPU: what a vCPU finds there is what the others left, and where it moves
-the VMM flushes, by the policy that --kvm names.
+the VMM flushes, by the policy that --kvm names. With --tpr each vCPU has a local APIC, and those of one machine send
+each other interrupts.
 """
 
 _EPILOG = """\
@@ -27,6 +28,7 @@ examples:
   fastmmu host a.lackey b.lackey c.lackey --cpus 2 --quantum 20k --vpid
   fastmmu host a.lackey b.lackey --cpus 2 --one-machine --mmu shadow --vpid --kvm 6.1
   fastmmu host a.lackey b.lackey --cpus 2 --schedule turns.csv
+  fastmmu host --cpus 2 --one-machine --vpid --tpr apicv --traffic linux
 
 A schedule has a line for each turn: CPU, vCPU, events (lines that begin with # do not count). The run ends with it.
 """
@@ -53,7 +55,7 @@ def add(commands: Any) -> None:
     scheme.add_argument("--pages", choices=("4k", "2m", "thp"), default="4k", help="guest pages; default: 4k")
     scheme.add_argument("--kvm", choices=("slides", "6.1"), default="slides", help="whose policy; default: slides")
     shared.add_traces(parser, "Default: the bundled traces")
-    shared.add_config(parser, apic=False)
+    shared.add_config(parser)
     shared.add_files(parser)
     shared.add_quiet(parser)
     parser.set_defaults(handler=handle)

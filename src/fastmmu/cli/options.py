@@ -156,7 +156,8 @@ def traces(options: argparse.Namespace) -> list[Trace]:
     if traffic not in (None, "none"):
         from fastmmu.trace.tpr import with_tpr
 
-        found = [with_tpr(trace, str(traffic)) for trace in found]
+        vcpus = len(found) if getattr(options, "one_machine", False) else 1
+        found = [with_tpr(trace, str(traffic), i % vcpus, vcpus) for i, trace in enumerate(found)]
     return found
 
 

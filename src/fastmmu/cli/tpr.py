@@ -17,8 +17,9 @@ WAYS = ("native", "trap", "patch", "flexpriority", "flexpriority-slides", "apicv
 _DESCRIPTION = """\
 Puts the TPR traffic and the interrupts of a kind of guest between the accesses of a trace, and runs it with the TPR
 handled by trapping, by binary patching, by FlexPriority (the threshold by KVM's rule of today and by that of the
-slides) and by APICv. A row each: exits by cause, spurious exits, interrupts with their latency in accesses, modelled
-cycles. The rates of the workloads are estimates (help(fastmmu.trace.tpr) names their sources); the options change them.
+slides) and by APICv. A row each: exits by cause, spurious exits, interrupts with their latency in accesses, IPIs and
+how many took no exit, modelled cycles. The rates of the workloads are estimates (help(fastmmu.trace.tpr) names their
+sources); the options change them.
 """
 
 _EPILOG = """\
@@ -49,6 +50,8 @@ def add(commands: Any) -> None:
     rates.add_argument("--reads", type=float, metavar="N", help="reads of the TPR for each raise")
     rates.add_argument("--held", type=float, metavar="N", help="mean accesses until it is lowered")
     rates.add_argument("--interrupts", type=float, metavar="N", help="interrupts of devices")
+    rates.add_argument("--ipis", type=float, metavar="N", help="interprocessor interrupts, which it sends itself")
+    rates.add_argument("--timer", type=float, metavar="N", help="times that the timer is armed by a deadline")
     rates.add_argument("--sites", type=shared.count(1), metavar="N", help="instructions that access the TPR")
     rates.add_argument("--seed", type=shared.count(0), metavar="N", help="of the random numbers; default: 1")
     shared.add_traces(parser, shared.RUNS)
@@ -66,7 +69,7 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.study.tpr import tpr_study
     from fastmmu.trace.tpr import tpr_profile
 
-    names = ("changes", "reads", "held", "interrupts", "sites", "seed")
+    names = ("changes", "reads", "held", "interrupts", "ipis", "timer", "sites", "seed")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     profile = tpr_profile(options.workload, **given)
     shared.check_files(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastmmu.report.table import Cell, Column, number, render
+from fastmmu.report.tpr import exits_by_cause
 
 if TYPE_CHECKING:
     from fastmmu.study.consolidate import Consolidation
@@ -13,7 +14,7 @@ __all__ = ["host_table"]
 
 
 def host_table(found: Consolidation, *, colour: bool = False) -> str:
-    """A row a vCPU, and what the host did."""
+    """A row a vCPU, of its APIC where it has one, and what the host did."""
     columns = [
         Column("vCPU", align="<"),
         Column("VPID"),
@@ -48,4 +49,28 @@ def host_table(found: Consolidation, *, colour: bool = False) -> str:
     foot = ["", f"{len(found.tlbs)} physical CPUs: {moved}; {flushed}"]
     if found.unfinished:
         foot.append(f"{found.unfinished:,} events of the schedule came after the end of their program")
-    return "\n".join(render(columns, table, colour=colour) + foot)
+    return "\n".join([*render(columns, table, colour=colour), *_interrupts(found, colour), *foot])
+
+
+def _interrupts(found: Consolidation, colour: bool) -> list[str]:
+    """Of vCPUs that have a local APIC: what they sent each other, and what that took."""
+    columns = [Column("vCPU", align="<"), Column("TPR writes"), Column("exits of the APIC"), Column("timer")]
+    columns += [Column("sent", "IPIs"), Column("no exit", "IPIs"), Column("kicks", "IPIs"), Column("posted", "IPIs")]
+    columns += [Column("delivered", "interrupts"), Column("nested", "interrupts"), Column("latency", "interrupts")]
+    names = ("tpr_writes", "timer", "ipis", "ipis_virtualized", "kicks", "notifications", "delivered", "nested")
+    table: list[list[Cell] | None] = []
+    for i, result in enumerate(found.results):
+        c = result.counters
+        if "apic_ipis" not in c:
+            continue
+        counts = [c[f"apic_{name}"] for name in names]
+        counts.insert(1, sum(exits_by_cause(c).values()))
+        latency = c["apic_latency"] / c["apic_delivered"] if c["apic_delivered"] else 0.0
+        table.append([Cell(f"{i} {result.trace}"), *(Cell(number(n)) for n in counts), Cell(f"{latency:.1f}")])
+    if not table:
+        return []
+    return [
+        "",
+        *render(columns, table, colour=colour),
+        "latency in accesses of all vCPUs of the machine; one that stands still on its CPU does not wait",
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,21 @@ from fastmmu.machine.result import Result
 from fastmmu.report.files import write_whole
 from fastmmu.report.table import Cell, Column, number, render
 
-__all__ = ["tpr_plot", "tpr_rows", "tpr_table", "way_name"]
+__all__ = ["exits_by_cause", "tpr_plot", "tpr_rows", "tpr_table", "way_name"]
 
 PICTURES = ("png", "svg", "pdf")
+BELOW = "TPR below threshold"
 EXITS = {
     "emulated page accesses": ("ept_violation", "ept_misconfig", "exception_nmi"),
     "APIC access": ("apic_access",),
     "APIC write": ("apic_write",),
     "CR8, MSR": ("cr_access", "rdmsr", "wrmsr"),
-    "TPR below threshold": ("tpr_below_threshold",),
+    BELOW: ("tpr_below_threshold",),
     "polls": ("vmcall",),
     "interrupt window": ("interrupt_window",),
     "virtualized EOI": ("virtualized_eoi",),
     "external interrupt": ("external_interrupt",),
+    "preemption timer": ("preemption_timer",),
 }
 """Cause -> exit reasons. Of the first only those that emulated an access to the APIC's page count."""
 
@@ -39,23 +41,31 @@ def way_name(config: Config) -> str:
     return f"{config.tpr}{slides}"
 
 
-def _causes(result: Result) -> dict[str, int]:
-    exits = result.counters["exits_by_reason"]
+def exits_by_cause(counters: Mapping[str, Any]) -> dict[str, int]:
+    """VM exits of a guest with an APIC: cause -> number, in the order of :data:`EXITS`."""
+    exits = counters["exits_by_reason"]
     found = {cause: sum(exits.get(reason, 0) for reason in reasons) for cause, reasons in EXITS.items()}
     # what the VMM emulated beside the exits that say so themselves came by the page
     by_name = found["APIC access"] + found["CR8, MSR"]
-    found["emulated page accesses"] = max(result.counters["apic_emulated"] - by_name, 0)
+    found["emulated page accesses"] = max(counters["apic_emulated"] - by_name, 0)
     return found
+
+
+def _causes(result: Result) -> dict[str, int]:
+    return exits_by_cause(result.counters)
 
 
 def tpr_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One flat dict a way.
 
     Keys: trace, way, mmu, accesses, tpr_reads, tpr_writes, interrupts, latency (mean accesses from arrival to
-    delivery), latency_max, exits_… by cause, exits (their sum), spurious (threshold exits that could inject nothing),
-    patched, cycles, cycles_per_access, added (cycles per access beyond the native row, where there is one).
+    delivery), latency_max, ipis (sent), ipis_virtualized (of these without an exit), timer (expiries), exits_… by
+    cause, exits (their sum), threshold_saved (threshold exits that KVM's rule saves against the slides', where both
+    are among the ways), spurious (threshold exits that could inject nothing), patched, cycles, cycles_per_access, added
+    (cycles per access beyond the native row, where there is one).
     """
     native = next((result for result in results if result.config.mmu == "native"), None)
+    below = {way_name(result.config): _causes(result)[BELOW] for result in results}
     rows = []
     for result in results:
         counters, causes = result.counters, _causes(result)
@@ -71,8 +81,14 @@ def tpr_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "interrupts": delivered,
                 "latency": counters["apic_latency"] / delivered if delivered else 0.0,
                 "latency_max": counters["apic_latency_max"],
+                "ipis": counters["apic_ipis"],
+                "ipis_virtualized": counters["apic_ipis_virtualized"],
+                "timer": counters["apic_timer"],
                 **{f"exits_{cause.replace(', ', '_').replace(' ', '_').lower()}": n for cause, n in causes.items()},
                 "exits": sum(causes.values()),
+                "threshold_saved": below["flexpriority-slides"] - causes[BELOW]
+                if way_name(result.config) == "flexpriority" and "flexpriority-slides" in below
+                else None,
                 "spurious": counters["apic_spurious"],
                 "patched": counters["apic_patched"],
                 "cycles": result.cycles,
@@ -90,6 +106,7 @@ def tpr_table(results: Sequence[Result], *, colour: bool = False) -> str:
     columns = [Column("TPR", align="<"), Column("in all", "exits of the APIC")]
     columns += [Column(cause, "exits of the APIC") for cause in shown]
     columns += [Column("spurious"), Column("delivered", "interrupts"), Column("latency", "interrupts")]
+    columns += [Column("sent", "IPIs"), Column("no exit", "IPIs")]
     columns += [Column("access", "cycles/")]
     table: list[list[Cell] | None] = []
     for result, row in zip(results, rows, strict=True):
@@ -97,6 +114,7 @@ def tpr_table(results: Sequence[Result], *, colour: bool = False) -> str:
         cells = [Cell(row["way"], "bold"), Cell(number(row["exits"]))]
         cells += [Cell(number(causes[cause]), "" if causes[cause] else "dim") for cause in shown]
         cells += [Cell(number(row["spurious"])), Cell(number(row["interrupts"])), Cell(f"{row['latency']:.2f}")]
+        cells += [Cell(number(row["ipis"])), Cell(number(row["ipis_virtualized"]))]
         table.append([*cells, Cell(f"{row['cycles_per_access']:.2f}", "bold")])
     first = rows[0]
     head = f"{first['trace']}: {first['accesses']:,} accesses, {first['tpr_writes']:,} writes and "
@@ -110,6 +128,12 @@ def tpr_table(results: Sequence[Result], *, colour: bool = False) -> str:
             if row["way"] not in ("trap", "native")
         ]
         lines += ["", f"Exits of trapping that the others save: {', '.join(saved)}"] if saved else []
+    for row, result in zip(rows, results, strict=True):
+        if row["threshold_saved"] is not None:
+            saved_of = row["threshold_saved"] + _causes(result)[BELOW]
+            lines.append(
+                f"Threshold exits that KVM's rule saves: {row['threshold_saved']:,} of the slides' {saved_of:,}"
+            )
     return "\n".join(lines)
 
 
