@@ -46,14 +46,18 @@ def test_addresses_that_are_not_canonical(config: Config) -> None:
 
 def test_wrong_arguments(config: Config) -> None:
     machine = bare(config)
-    with pytest.raises(StateError, match="0x4 is not aligned"):
-        machine.store(4, 0)
-    with pytest.raises(StateError, match="0x6 is not aligned; use a multiple of 4"):
-        machine.store(6, 0, 4)
-    with pytest.raises(StateError, match="a store of 2 bytes; use 4 or 8"):
-        machine.store(8, 0, size=2)
-    with pytest.raises(StateError, match="0x100000000 does not fit"):
-        machine.store(8, 1 << 32, 4)
+    for size in (0, 3, 5, 32, 1 << 31):
+        for access in (machine.load, lambda la, size: machine.store(la, 0, size)):
+            with pytest.raises(StateError, match=f"an access of {size} bytes; give 1, 2, 4, 8 or 16"):
+                access(8, size)
+    for size in (1, 2, 4, 8, 16):
+        for value in (-1, 1 << 8 * size):
+            with pytest.raises(StateError, match=f"does not fit a store of {size} bytes"):
+                machine.store(8, value, size)
+    with pytest.raises(TypeError):
+        machine.store(8, 1.5)
+    with pytest.raises(StateError, match="0x800000000000 is not canonical"):
+        machine.load(0x7FFF_FFFF_FFF9, 8)
     with pytest.raises(StateError, match='must be "r", "w", "rw" or "x"'):
         machine.access(0, "z")
     with pytest.raises(StateError, match=r"cr3=0x8000000000001000 has reserved bits 0x8000000000000000"):

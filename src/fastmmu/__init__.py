@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastmmu import image
 from fastmmu._host import Host
-from fastmmu._instructions import Access
+from fastmmu._instructions import Access, Load
 from fastmmu._leaves_py import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
 from fastmmu._machine import Machine
 from fastmmu._memory import PhysicalMemory
@@ -61,6 +61,7 @@ __all__ = [
     "Geometry",
     "GuestState",
     "Host",
+    "Load",
     "Machine",
     "MappingArray",
     "MemorySlot",

@@ -348,6 +348,15 @@ cdef class Assembly:
         self.v.abort = ABORT_NONE
         raise error
 
+    def may_run(self):
+        """:raises PolicyError: no instruction of the guest can run now; for the parts of a machine."""
+        self._guest_runs()
+
+    @property
+    def exiting(self):
+        """A VM exit is being handled, by a Python policy."""
+        return bool(self.handling)
+
     def stopped(self):
         """Raise what stopped the guest; for the parts of a machine."""
         self._raise(0)

@@ -9,8 +9,8 @@ from fastmmu._caching cimport Cached, Mapping, find_ept_table, find_mapping, kee
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._tlb cimport tlb_epsc_drop, tlb_epsc_fill, tlb_gpm_drop
 from fastmmu._types cimport (
-    ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL, FAULT_SPP,
-    MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, Steps, Walk,
+    ACC_R, ACC_W, ACC_X, FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL,
+    FAULT_SPP, MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, Steps, Walk,
 )
 
 cdef enum:
@@ -20,6 +20,7 @@ cdef enum:
     QUAL_GLA = 1 << 7
     QUAL_TRANSLATED = 1 << 8
     QUAL_SPP_MISS = 1 << 11     # of exit 66: an invalid entry; 0: a reserved bit
+    QUAL_APIC_PHYSICAL = 15 << 12   # of exit 44: a guest-physical access, not during event delivery
 
 cdef struct EptLeaf:
     uint64_t hpa
@@ -78,6 +79,17 @@ cdef inline uint64_t ept_denied(const Ept *e, uint64_t need, bint user, uint64_t
     if need & NEED_X and not entries & (EPT_XU if e.mbec and user else EPT_X):
         denied |= NEED_X
     return denied
+
+
+cdef inline bint on_apic_page(const Ept *e, uint64_t hpa) noexcept nogil:
+    return hpa | 0xFFF == e.apic_access
+
+
+cdef inline int apic_access(Walk *w, uint64_t gpa, uint64_t hpa) noexcept nogil:
+    # a paging structure of the guest lies on the APIC-access page: an exit in place of the reference (apic.md §4)
+    w.gpa = gpa
+    w.qual = (hpa & 0xFFF) | QUAL_APIC_PHYSICAL
+    return FAULT_APIC
 
 
 cdef inline bint from_mapping(const Ept *e, Cached *c, uint64_t gpa, uint64_t need, bint user,

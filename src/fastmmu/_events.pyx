@@ -9,7 +9,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu._guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
-from fastmmu._interrupts cimport irq_due, irq_event, irq_left, irq_pass
+from fastmmu._interrupts cimport irq_boundary, irq_due, irq_event, irq_left, irq_pass, irq_waits
 from fastmmu._kvm cimport Kvm, kvm_premap
 from fastmmu._tlb cimport tlb_l1, tlb_pa
 from fastmmu._types cimport FAULT_PF, Walk
@@ -82,6 +82,8 @@ cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
         m.v.event = False
         if action == ACT_ABORT:
             return DONE_ABORT
+        if m.irq != NULL:                       # the handler of the exit can have asked for an interrupt
+            return irq_boundary(m.irq)
     return DONE_OK
 
 
@@ -141,6 +143,9 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
         value = tlb_l1(v.tlb, o, la)
         if not value or need[o] & ~value:
             v.now = m.first + i
+            if m.irq != NULL:
+                elapse(m, i - others - told)
+                told = i - others
             outcome = vcpu_slow(v, la, o, True, value, &hpa)
             if outcome > DONE_EMULATED:
                 outcome = fault_in(m, la, o, outcome, &hpa)
@@ -149,6 +154,8 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                     break
             if out != NULL:
                 out[i] = hpa - m.guest_base if outcome == DONE_OK else NO_ADDRESS
+            if m.irq != NULL and irq_waits(m.irq):
+                until = 1                       # it is due after this access
         elif out != NULL:
             out[i] = tlb_pa(value, la) - m.guest_base
         if (la & 0xFFF) + size[i] > 0x1000:

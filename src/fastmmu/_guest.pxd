@@ -6,7 +6,8 @@ from libc.string cimport memset
 from fastmmu._bits cimport FRAME, ONES, A, D, EPT_W, G, P, PS, RW, US, XD
 from fastmmu._caching cimport TABLE_WRITABLE, Cached, find_table, next_table
 from fastmmu._ept cimport (
-    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_violation, ept_walk, need_of, step,
+    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, apic_access, ept_facts, ept_violation, ept_walk, need_of,
+    on_apic_page, step,
 )
 from fastmmu._memory cimport mem_holds, mem_read32, mem_read64, mem_write32, mem_write64
 from fastmmu._tlb cimport tlb_psc_drop, tlb_psc_fill
@@ -188,6 +189,8 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             hpa = table_leaf.hpa
             path[level].ept = table_leaf.entries
             path[level].ept_leaf = table_leaf.leaf
+        if e != NULL and on_apic_page(e, hpa):
+            return apic_access(w, gpa, hpa)
         if caches and level < top:
             path[level + 1].link = next_table(hpa, every, any_, path[level].ept & EPT_W != 0)
             if not lazy:

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from fastmmu._assembly cimport Assembly
+from fastmmu._data cimport Data
 from fastmmu._state cimport GuestState
 from fastmmu._types cimport Paging
 
@@ -12,5 +13,6 @@ cdef class Instructions(Assembly):
     cdef _load_pdptes(self, Paging *paging)
     cdef int _load_state(self, GuestState state) except -2
     cdef _gpa(self, uint64_t hpa)
-    cdef _outcome(self, la, int outcome, uint64_t hpa)
+    cdef _begin(self, Data *d)
+    cdef _came(self, Data *d)
     cdef _canonical(self, uint64_t la)

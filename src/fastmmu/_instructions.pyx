@@ -1,39 +1,31 @@
 """Instructions of a bare guest: accesses, control registers, invalidations."""
 
+from operator import index
 from typing import NamedTuple
 
 from libc.stdint cimport uint64_t
+from libc.string cimport memcpy
 
 from fastmmu._assembly cimport Assembly
 from fastmmu._bits cimport ONES
+from fastmmu._data cimport Data, data_access, data_begin, data_size
 from fastmmu._events cimport exit_instruction
 from fastmmu._guest cimport reachable, root_address
+from fastmmu._interrupts cimport irq_data
 from fastmmu._kvm cimport kvm_load_pdptes, kvm_new_role
 from fastmmu._slots cimport Slot
 from fastmmu._state cimport GuestState, access_code
-from fastmmu._types cimport ACC_X, FAULT_GP, FAULT_NONE, MODE_PAE, Paging
-from fastmmu._vapic cimport LINEAR_FETCH, VAPIC_EXIT, Vapic, vapic_other
+from fastmmu._types cimport ACC_R, ACC_W, FAULT_GP, FAULT_NONE, MODE_PAE, Paging
 from fastmmu._vcpu cimport (
-    ABORT_BUS, ACT_ABORT, ACT_INJECT_PF, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort,
-    vcpu_access, vcpu_derive, vcpu_exit, vcpu_invlpg, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_pdptes, vcpu_store,
+    ABORT_BUS, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, vcpu_abort, vcpu_derive, vcpu_invlpg, vcpu_mov_cr3,
+    vcpu_mov_cr4, vcpu_pdptes,
 )
-from fastmmu._vmx cimport ENTRY_LONG_MODE, EXIT_CR_ACCESS, clear_exit_information
+from fastmmu._vmx cimport ENTRY_LONG_MODE, EXIT_CR_ACCESS
 
 from fastmmu.errors import StateError
 
 
 cdef uint64_t CR4_LOADS = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 20    # PSE, PAE, PGE, SMEP: changes load PDPTEs
-
-
-cdef int fetched_from_apic(Vcpu *v, Vapic *virt, uint64_t hpa) noexcept nogil:
-    # a fetch from the APIC-access page is never virtualized (apic.md §4)
-    cdef int action
-    if not v.guest or vapic_other(virt, hpa & 0xFFF, LINEAR_FETCH) != VAPIC_EXIT:
-        return DONE_OK
-    clear_exit_information(&v.vmcs)
-    v.vmcs.exit_qualification = virt.qualification
-    action = vcpu_exit(v, virt.reason)
-    return DONE_ABORT if action == ACT_ABORT else DONE_PF if action == ACT_INJECT_PF else DONE_EMULATED
 
 
 class Access(NamedTuple):
@@ -48,54 +40,91 @@ class Access(NamedTuple):
     cr2: int | None
 
 
+class Load(NamedTuple):
+    """What a load of a bare guest came to: as :class:`Access`, and the value.
+
+    value: what it read; None where it faulted, and where nothing is known of what stands there.
+    """
+
+    gpa: int | None
+    error_code: int | None
+    cr2: int | None
+    value: int | None
+
+
 cdef class Instructions(Assembly):
     """What a bare guest of a :class:`fastmmu.Machine` can do."""
 
-    def access(self, uint64_t la, access="r", *, bint user=False):
+    def access(self, uint64_t la, access="r", *, bint user=False, unsigned int size=1):
         """One access of a bare guest: :class:`Access`, with the guest-physical address or the #PF.
 
-        A fetch from the APIC-access page exits. Its registers are read and written through :attr:`apic`, which knows
-        the size of an access.
+        :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch). No data move, as in :meth:`load`
+            and :meth:`store`, but the registers of the APIC react: to a write of 0, to a read-modify-write that puts
+            back what it read, to a fetch with a VM exit (``Config.tpr``).
+        :param size: bytes, 1, 2, 4, 8 or 16; where they cross into the next page both are accessed.
+        :raises StateError: an access or size that is none, an address that is not canonical.
         """
-        cdef uint64_t hpa = 0
-        cdef int acc = access_code(access), outcome
+        cdef Data d
+        data_begin(&d, la, access_code(access), user, size)
+        self._begin(&d)
+        self.v.c.ops[d.acc] += 1
+        return self._came(&d)
+
+    def load(self, uint64_t la, unsigned int size=8, *, bint user=False):
+        """A load of `size` bytes, 1, 2, 4, 8 or 16: :class:`Load`.
+
+        From memory, or from a register of the APIC (``Config.tpr``), whoever emulates it. Of other addresses without
+        memory no value is known. Errors: as :meth:`access`.
+        """
+        cdef Data d
+        data_begin(&d, la, ACC_R, user, size)
+        d.moves = True
+        self._begin(&d)
+        self.v.c.kernel_accesses += 1
+        gpa, error_code, cr2 = self._came(&d)
+        value = None
+        if error_code is None and d.known:
+            value = int.from_bytes((<const char *> d.bytes)[:size], "little")
+        return Load(gpa, error_code, cr2, value)
+
+    def store(self, uint64_t la, value, unsigned int size=8, *, bint user=False):
+        """A store of `size` bytes, 1, 2, 4, 8 or 16: :class:`Access`. Page tables are edited this way.
+
+        :raises StateError: a value that they do not hold; else as :meth:`access`.
+        """
+        cdef Data d
+        cdef bytes stored
+        data_begin(&d, la, ACC_W, user, size)
+        d.moves = True
+        self._begin(&d)
+        value = index(value)
+        if value < 0 or value >> 8 * size:
+            raise StateError(f"{value:#x} does not fit a store of {size} bytes")
+        stored = value.to_bytes(size, "little")
+        memcpy(&d.bytes[0], <const char *> stored, size)
+        self.v.c.kernel_accesses += 1
+        return self._came(&d)
+
+    cdef _begin(self, Data *d):
+        if not data_size(d.size):
+            raise StateError(f"an access of {d.size} bytes; give 1, 2, 4, 8 or 16")
         self._guest_runs()
-        self._canonical(la)
-        self.v.c.ops[acc] += 1
-        outcome = vcpu_access(&self.v, la, acc, user, &hpa)
-        if outcome == DONE_OK and acc == ACC_X and hpa >> 12 == self.v.vmcs.apic_access_address >> 12:
-            with nogil:
-                outcome = fetched_from_apic(&self.v, &self.irq.virt, hpa)
-        return self._outcome(la, outcome, hpa)
+        self._canonical(d.la)
+        self._canonical(d.la + d.size - 1)
 
-    def store(self, uint64_t la, uint64_t value, unsigned int size=8):
-        """A store of `size` bytes, 4 or 8, by the guest's supervisor: :class:`Access`. Page tables are edited this way.
-
-        :raises StateError: another size, an address that is no multiple of it, a value that it does not hold.
-        """
-        cdef uint64_t hpa = 0
+    cdef _came(self, Data *d):
         cdef int outcome
-        if size != 4 and size != 8:
-            raise StateError(f"a store of {size} bytes; use 4 or 8")
-        if la & (size - 1):
-            raise StateError(f"a store of {size} bytes at {la:#x} is not aligned; use a multiple of {size}")
-        if size == 4 and value >> 32:
-            raise StateError(f"{value:#x} does not fit a store of 4 bytes")
-        self._guest_runs()
-        self._canonical(la)
-        outcome = vcpu_store(&self.v, la, value, size, &hpa)
-        return self._outcome(la, outcome, hpa)
-
-    cdef _outcome(self, la, int outcome, uint64_t hpa):
+        with nogil:
+            outcome = data_access(&self.v, d) if self.loop.irq == NULL else irq_data(self.loop.irq, d)
         if outcome == DONE_OK:
-            return Access(self._gpa(hpa), None, None)
+            return Access(self._gpa(d.hpa), None, None)
         if outcome == DONE_EMULATED:
-            return Access(None if self.v.emulated == ONES else int(self.v.emulated), None, None)
+            return Access(None if d.emulated == ONES else int(d.emulated), None, None)
         if outcome == DONE_PF:
             return Access(None, self.v.error_code, self.v.cr2)
         if outcome == DONE_ABORT:
             self._raise(0)
-        raise StateError(f"linear address {la:#x} is not canonical")
+        raise StateError(f"linear address {d.la:#x} is not canonical")
 
     cdef _gpa(self, uint64_t hpa):
         cdef int i

@@ -3,10 +3,12 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu._apic cimport Apic, Ipi
+from fastmmu._data cimport Data
 from fastmmu._patch cimport Patch
 from fastmmu._siblings cimport Sibling
 from fastmmu._vapic cimport Vapic
 from fastmmu._vcpu cimport Vcpu
+from fastmmu._vmx cimport PRIMARY_INTERRUPT_WINDOW
 
 cdef enum TprWay:               # who handles the TPR, apic.md §2-§6
     WAY_TRAP = 0                # every access of the page exits and is emulated
@@ -112,6 +114,12 @@ cdef inline void irq_pass(Interrupts *irq, uint64_t accesses) noexcept nogil:
         top.left -= min(top.left, accesses)
 
 
+cdef inline bint irq_waits(const Interrupts *irq) noexcept nogil:
+    # after a VM entry: is there something for the next instruction boundary? The handler of an exit may have posted it.
+    return irq.inject >= 0 or (irq.interrupts_on and (
+        irq.virt.pending or irq.v.vmcs.primary & <uint32_t> PRIMARY_INTERRUPT_WINDOW != 0))
+
+
 cdef inline uint64_t irq_left(const Interrupts *irq) noexcept nogil:
     # accesses until the timer runs out or a handler returns; 0: neither is ahead
     cdef uint64_t left = 0, gone = irq.now - irq.timed, handler
@@ -126,6 +134,7 @@ cdef inline uint64_t irq_left(const Interrupts *irq) noexcept nogil:
 cdef void irq_init(Interrupts *irq, Vcpu *v, uint8_t *page, uint64_t *descriptor) noexcept nogil
 cdef void irq_free(Interrupts *irq) noexcept nogil
 cdef int irq_mmio(Interrupts *irq, uint32_t offset, uint32_t size, bint write, uint64_t value) noexcept nogil
+cdef int irq_data(Interrupts *irq, Data *d) noexcept nogil
 cdef int irq_cr8(Interrupts *irq, bint write, uint64_t value) noexcept nogil
 cdef int irq_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value) noexcept nogil
 cdef int irq_flag(Interrupts *irq, bint on) noexcept nogil

@@ -16,12 +16,12 @@ from fastmmu._apic cimport (
     apic_acknowledge, apic_addressed, apic_elapse, apic_put, apic_read, apic_receives, apic_request, apic_reset,
     apic_send, apic_set_deadline, apic_set_x2apic, apic_word, apic_write,
 )
+from fastmmu._data cimport Data, data_access, data_begin, data_size, data_store, data_value
 from fastmmu._memory cimport mem_holds
 from fastmmu._patch cimport HIGH_HALF, SITE_BYTES, Patch, Site, patch_decode, patch_place, patch_polls, patch_record
-from fastmmu._types cimport ACC_R, ACC_W, ACC_X
+from fastmmu._types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 from fastmmu._vapic cimport (
-    VAPIC_DONE, VAPIC_GP, vapic_deliver, vapic_posted, vapic_rdmsr, vapic_read, vapic_read_cr8, vapic_wrmsr,
-    vapic_write, vapic_write_cr8,
+    VAPIC_DONE, VAPIC_GP, vapic_deliver, vapic_posted, vapic_rdmsr, vapic_read_cr8, vapic_wrmsr, vapic_write_cr8,
 )
 from fastmmu._vcpu cimport (
     ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, Vcpu,
@@ -135,9 +135,10 @@ cdef int physical_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value)
 
 cdef int irq_mmio(Interrupts *irq, uint32_t offset, uint32_t size, bint write, uint64_t value) noexcept nogil:
     # an access by the supervisor to the page of the APIC; irq.value: what it read
+    cdef uint64_t read
     cdef int outcome
     offset &= 0xFFF
-    size = size if size in (1, 2, 4, 8) else 4
+    size = size if data_size(size) else 4
     irq.c.writes += write
     irq.c.reads += not write
     if offset == APIC_TPR:
@@ -147,39 +148,65 @@ cdef int irq_mmio(Interrupts *irq, uint32_t offset, uint32_t size, bint write, u
         outcome = site(irq, write, value)
     else:
         outcome = page_access(irq, irq.la + offset, size, write, value)
-    return outcome if outcome else irq_boundary(irq)
+    if outcome:
+        return outcome
+    read = irq.value                            # the handlers of interrupts read, too
+    outcome = irq_boundary(irq)
+    irq.value = read
+    return outcome
+
+
+cdef int register_access(Interrupts *irq, Data *d) noexcept nogil:
+    # an access to data that may meet the page of the APIC; irq.value: what it read
+    cdef Vcpu *v = irq.v
+    cdef int outcome = data_access(v, d)
+    if outcome > DONE_EMULATED or d.acc == ACC_X:
+        return outcome
+    if outcome == DONE_EMULATED and d.emulated >> 12 == APIC_BASE >> 12:
+        d.apic = True
+    if not v.guest and d.hpa >> 12 == APIC_BASE >> 12:
+        d.apic = True
+        if d.acc != ACC_W:
+            if physical(irq, d.hpa & 0xFFF, False, 0):
+                return DONE_ABORT
+            memcpy(&d.bytes[0], &irq.value, 8)
+            d.known = True
+        if d.acc != ACC_R and physical(irq, d.hpa & 0xFFF, True, data_value(d)):
+            return DONE_ABORT
+    if d.sent >= 0:
+        noted(irq, d.sent)
+    irq.value = data_value(d) if d.known else 0
+    return outcome
+
+
+cdef int irq_data(Interrupts *irq, Data *d) noexcept nogil:
+    # an access to data by the guest, and what comes before its next instruction
+    cdef int outcome = register_access(irq, d)
+    cdef bint write = d.acc == ACC_W or d.acc == ACC_RW
+    cdef bint read = d.acc == ACC_R or d.acc == ACC_RW
+    if outcome == DONE_ABORT:
+        return outcome
+    if outcome <= DONE_EMULATED and d.apic:
+        irq.c.writes += write
+        irq.c.reads += read
+        if (d.hpa if outcome == DONE_OK else d.emulated) & 0xFFF == APIC_TPR:
+            irq.c.tpr_writes += write
+            irq.c.tpr_reads += read
+    return DONE_ABORT if irq_boundary(irq) else outcome
 
 
 cdef int page_access(Interrupts *irq, uint64_t la, uint32_t size, bint write, uint64_t value) noexcept nogil:
-    cdef Vcpu *v = irq.v
-    cdef uint32_t offset = la & 0xFFF
-    cdef uint64_t hpa = 0
+    # by the supervisor
+    cdef Data d
     cdef int outcome
-    v.c.kernel_accesses += 1
-    v.store_bytes = size if write else 0
-    v.store_value = value
-    outcome = vcpu_access(v, la, ACC_W if write else ACC_R, False, &hpa)
-    if outcome == DONE_OK:
-        if not v.guest:
-            outcome = physical(irq, offset, write, value)
-        elif irq.virt.accesses and hpa & ~(<uint64_t> 0xFFF) == v.vmcs.apic_access_address:
-            if write:
-                outcome = vapic_write(&irq.virt, offset, size, value, False)
-                if outcome == VAPIC_DONE and offset == APIC_ICR_LOW:
-                    noted(irq, value)
-                outcome = ended(irq, outcome)
-            else:
-                outcome = ended(irq, vapic_read(&irq.virt, offset, size, False))
-        elif mem_holds(v.mem, hpa, size) and offset + size <= 0x1000:     # memory like any other
-            if write:
-                memcpy(v.mem.base + hpa, &value, size)
-            else:
-                irq.value = 0
-                memcpy(&irq.value, v.mem.base + hpa, size)
-    elif outcome == DONE_EMULATED:
-        outcome = DONE_OK
-    v.store_bytes = 0
-    return outcome
+    irq.v.c.kernel_accesses += 1
+    if write:
+        data_store(&d, la, False, size, value)
+    else:
+        data_begin(&d, la, ACC_R, False, size)
+        d.moves = True
+    outcome = register_access(irq, &d)
+    return DONE_OK if outcome == DONE_EMULATED else outcome
 
 
 # ---- instructions that the VMM replaces (apic.md §2.2) ----------------------------------------------------

@@ -12,7 +12,7 @@ from fastmmu._dirty cimport dirty_collect, dirty_drain
 from fastmmu._ept cimport QUAL_TRANSLATED
 from fastmmu._guest cimport reachable, root_address
 from fastmmu._invalidate cimport inv_invept, inv_invvpid
-from fastmmu._kvm_apic cimport kvm_apic_begin, kvm_apic_end, kvm_apic_exit
+from fastmmu._kvm_apic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu._map cimport (
     FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault,
     find_entry, map_direct,
@@ -71,8 +71,13 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
 
 cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef uint64_t reason = v.vmcs.exit_reason
-    if v.event or (kvm.irq != NULL and kvm_apic_exit(kvm.irq)):
+    cdef int action
+    if v.event:
         return ACT_EMULATED
+    if kvm.irq != NULL:
+        action = kvm_apic_exit(kvm.irq)
+        if action != NOT_OF_APIC:
+            return action
     if reason == EXIT_EXCEPTION:
         return on_page_fault(kvm, v)
     if reason == EXIT_EPT_VIOLATION:
@@ -349,9 +354,11 @@ cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
     if slot != NULL:
         host_wrote(&kvm.mmu, slot, gpa >> 12)
         mark_dirty(slot, gpa >> 12)
-    if 0 < v.store_bytes <= 8 and (gpa & 0xFFF) + v.store_bytes <= 4096:
+    if 0 < v.store_bytes <= 16 and (gpa & 0xFFF) + v.store_bytes <= 4096:
         if mem_holds(&kvm.mmu.guest, gpa, v.store_bytes):
-            memcpy(kvm.mmu.guest.base + gpa, &v.store_value, v.store_bytes)
+            memcpy(kvm.mmu.guest.base + gpa, &v.store_value, min(v.store_bytes, 8))
+            if v.store_bytes > 8:
+                memcpy(kvm.mmu.guest.base + gpa + 8, &v.store_high, v.store_bytes - 8)
         guest_wrote(&kvm.mmu, gpa, v.store_bytes)
     else:
         if v.store_bytes == 4096:

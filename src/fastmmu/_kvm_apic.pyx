@@ -11,14 +11,19 @@ from fastmmu._apic cimport (
     APIC_SHORTHAND_SELF, APIC_TMR, APIC_TPR, Ipi, apic_acknowledge, apic_deliverable, apic_highest, apic_put, apic_read,
     apic_send, apic_set_x2apic, apic_update_ppr, apic_word, apic_write,
 )
+from fastmmu._bits cimport P
 from fastmmu._interrupts cimport (
     APIC_BASE, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept, irq_deadline, irq_elapse,
 )
+from fastmmu._guest cimport page_fault
 from fastmmu._ipi cimport NOTIFICATION_VECTOR, ipi_send
-from fastmmu._memory cimport mem_holds, mem_read32, mem_write64
+from fastmmu._memory cimport mem_holds, mem_read32, mem_read64, mem_write64
 from fastmmu._patch cimport SITE_BYTES, patch_dword, patch_replace
-from fastmmu._vapic cimport vapic_posted
-from fastmmu._vcpu cimport ACT_EMULATED, Vcpu
+from fastmmu._types cimport ACC_R, ACC_RW, ACC_W, Walk
+from fastmmu._vapic cimport LINEAR_WRITE, PHYSICAL_OTHER, vapic_posted
+from fastmmu._vcpu cimport (
+    ABORT_APIC_TABLE, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, Vcpu, vcpu_abort,
+)
 from fastmmu._vmx cimport (
     EXIT_ACK_INTERRUPT, EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_INTERRUPT_WINDOW, EXIT_RDMSR,
     EXIT_TPR_THRESHOLD, EXIT_VIRTUALIZED_EOI, EXIT_VMCALL, EXIT_WRMSR, PIN_POSTED, PRIMARY_CR8_LOAD, PRIMARY_CR8_STORE,
@@ -94,15 +99,55 @@ cdef void store(Interrupts *irq, uint32_t offset, uint32_t value) noexcept nogil
         sent(irq, &ipi)
 
 
-cdef void emulate(Interrupts *irq, uint32_t offset, bint write) noexcept nogil:
-    # the instruction that accessed a register. KVM takes writes of 32 bits at a multiple of 16 alone; reads may be of
-    # part of a register.
-    irq.c.emulated += 1
-    if not write:
+cdef void emulate(Interrupts *irq, uint32_t offset) noexcept nogil:
+    # The instruction that accessed a register. KVM takes writes of 32 bits at a multiple of 16 alone; reads may be of
+    # part of a register, others leave the destination as it is, 0 here. What a fetch decodes is no register access.
+    cdef Vcpu *v = irq.v
+    cdef uint32_t size = v.access_bytes if v.access_bytes else v.store_bytes if v.store_bytes else 4
+    cdef uint64_t value = v.store_value if v.store_bytes else 0
+    if v.access == ACC_R or v.access == ACC_RW:
+        irq.c.emulated += 1
+        irq.value = 0
         irq_elapse(irq)
-        irq.value = apic_read(&irq.apic, offset & 0xFF0) >> 8 * (offset & 3)
-    elif irq.v.store_bytes == 4 and not offset & 15:
-        store(irq, offset, irq.v.store_value)
+        if (offset & 15) + size <= 4:
+            irq.value = apic_read(&irq.apic, offset & 0xFF0) >> 8 * (offset & 3) & (1ULL << 8 * size) - 1
+        value = v.load_value = irq.value
+        v.loaded = True
+    if v.access == ACC_W or v.access == ACC_RW:     # which puts back what it read
+        irq.c.emulated += 1
+        if size == 4 and not offset & 15:
+            store(irq, offset, value)
+
+
+cdef int structure_read(Interrupts *irq, uint32_t offset) noexcept nogil:
+    # The walk of an access met a paging structure on the page. KVM emulates the instruction, and walks the guest's
+    # tables itself: through the memory of the page, which nothing writes while APIC accesses are virtualized.
+    cdef Vcpu *v = irq.v
+    cdef Walk w
+    if v.access == ACC_PDPTES:
+        return ACT_EMULATED
+    if mem_read64(v.mem, v.vmcs.apic_access_address + (offset & 0xFF8)) >> 8 * (offset & 7) & P:
+        vcpu_abort(v, ABORT_APIC_TABLE, v.access_la)
+        return ACT_ABORT
+    page_fault(&v.hw, &w, v.access, 0)
+    v.cr2 = v.access_la
+    v.error_code = w.error_code
+    return ACT_INJECT_PF
+
+
+cdef int access_exit(Interrupts *irq) noexcept nogil:
+    # exit 44: an end of interrupt is done at once, whatever its size and value; else the instruction is emulated
+    cdef Vcpu *v = irq.v
+    cdef uint32_t offset = v.vmcs.exit_qualification & 0xFFF, kind = v.vmcs.exit_qualification >> 12 & 15
+    if kind == PHYSICAL_OTHER:
+        return structure_read(irq, offset)
+    if kind == LINEAR_WRITE and offset == APIC_EOI:
+        irq.c.emulated += 1
+        store(irq, APIC_EOI, 0)
+    else:
+        emulate(irq, offset)
+    v.emulated = APIC_BASE | offset
+    return ACT_EMULATED
 
 
 cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
@@ -143,8 +188,7 @@ cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
         irq.value = apic_read(&irq.apic, offset)
 
 
-cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil:
-    # was it an exit of ours? Then it is handled, and the guest goes on behind the instruction.
+cdef int kvm_apic_exit(Interrupts *irq) noexcept nogil:
     cdef Vcpu *v = irq.v
     cdef uint32_t reason = v.vmcs.exit_reason, offset = v.vmcs.exit_qualification & 0xFFF
     if reason == EXIT_TPR_THRESHOLD:
@@ -154,7 +198,7 @@ cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil:
         v.vmcs.primary &= ~PRIMARY_INTERRUPT_WINDOW
         irq.request_event = True
     elif reason == EXIT_APIC_ACCESS:
-        emulate(irq, offset, v.vmcs.exit_qualification >> 12 & 15 == 1)
+        return access_exit(irq)
     elif reason == EXIT_APIC_WRITE:
         store(irq, offset & 0xFF0, apic_word(irq.apic.page, offset & 0xFF0))
     elif reason == EXIT_VIRTUALIZED_EOI or reason == EXIT_VMCALL:
@@ -170,8 +214,8 @@ cdef bint kvm_apic_exit(Interrupts *irq) noexcept nogil:
     elif reason == EXIT_IO and irq.patch.enabling:
         use_record(irq)
     else:
-        return False
-    return True
+        return NOT_OF_APIC
+    return ACT_EMULATED
 
 
 # ---- before each VM entry ---------------------------------------------------------------------------------
@@ -230,8 +274,8 @@ cdef void kvm_apic_end(Interrupts *irq, int action) noexcept nogil:
     # after the handler: an access to the page that it emulated, then what the VM entry needs
     cdef Vcpu *v = irq.v
     cdef bint had = irq.inject >= 0
-    if action == ACT_EMULATED and v.emulated >> 12 == APIC_BASE >> 12:
-        emulate(irq, v.emulated & 0xFFF, v.store_bytes != 0)
+    if action == ACT_EMULATED and v.emulated >> 12 == APIC_BASE >> 12 and v.vmcs.exit_reason != EXIT_APIC_ACCESS:
+        emulate(irq, v.emulated & 0xFFF)
         if irq.patch.at_site:
             patch(irq)
     kvm_apic_entry(irq)

@@ -75,6 +75,7 @@ class Eptp:
         guest_ad_checked: bool = True,
         pml: Pml | None = None,
         spptp: int | None = None,
+        apic_access: int | None = None,
     ) -> None: ...
 
 def eptp_fault(value: int, maxphyaddr: int = 52, ad_supported: bool = True, five_levels: bool = True) -> str: ...

@@ -262,12 +262,15 @@ cdef class Eptp:
     :param ad_before_final: guest A/D flags are set before the final address is translated (ept.md §6).
     :param guest_ad_checked: with EPT A/D flags off, setting them needs EPT write permission; False: as Bochs.
     :param pml: :class:`Pml`, the page-modification log; None: off. :param spptp: address of the sub-page permission
-        table; None: off.
+        table; None: off. :param apic_access: address of the APIC-access page; None: APIC accesses are not virtualized.
+        A walk ends where a paging structure of the guest lies on that page, with ``Fault.APIC_ACCESS`` (exit 44); what
+        the access itself does there is :class:`VirtualApic`'s. ``translate`` and ``mappings`` say where tables lead,
+        whatever page they are on.
     :raises StateError: an EPTP that VM entry would refuse, naming the field.
     """
 
     def __init__(self, value, *, maxphyaddr=52, execute_only=True, mbec=False, page1gb=True, advanced_info=True,
-                 ad_before_final=True, guest_ad_checked=True, Pml pml=None, spptp=None):
+                 ad_before_final=True, guest_ad_checked=True, Pml pml=None, spptp=None, apic_access=None):
         value = _integer("eptp", value, 64)
         maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
         why = eptp_fault(value, maxphyaddr)
@@ -277,7 +280,7 @@ cdef class Eptp:
         self.options = {
             "maxphyaddr": maxphyaddr, "execute_only": bool(execute_only), "mbec": bool(mbec), "page1gb":
             bool(page1gb), "advanced_info": bool(advanced_info), "ad_before_final": bool(ad_before_final),
-            "guest_ad_checked": bool(guest_ad_checked), "spptp": spptp,
+            "guest_ad_checked": bool(guest_ad_checked), "spptp": spptp, "apic_access": apic_access,
         }
         self.pml = pml
         cdef Ept *e = &self.ept
@@ -298,6 +301,11 @@ cdef class Eptp:
             e.spptp = _integer("spptp", spptp, maxphyaddr)
             if e.spptp & 0xFFF:
                 raise StateError(f"spptp={spptp:#x} is not aligned to 4 KB")
+        if apic_access is not None:
+            e.apic_access = _integer("apic_access", apic_access, maxphyaddr)
+            if e.apic_access & 0xFFF:
+                raise StateError(f"apic_access={apic_access:#x} is not aligned to 4 KB")
+            e.apic_access |= 0xFFF
         e.large_ok[2] = 1
         e.large_ok[3] = bool(page1gb)
         for level in range(1, 6):               # ept.md §3 rule 3

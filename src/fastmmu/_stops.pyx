@@ -3,8 +3,8 @@
 from libc.stdint cimport uint64_t
 
 from fastmmu._vcpu cimport (
-    ABORT_ADDRESS, ABORT_APIC, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY,
-    ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_TABLES, Vcpu,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY,
+    ABORT_HOST_MEMORY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_TABLES, Vcpu,
 )
 from fastmmu._vmx cimport ERROR_CONTROL_FIELDS
 
@@ -29,6 +29,10 @@ cdef object stop(const Vcpu *v, uint64_t n):
     if why == ABORT_APIC:
         return TraceError(f"event {n}: the guest has no APIC that takes this (addr {address:#x}); set Config(tpr=), "
                           "and give registers values that they accept")
+    if why == ABORT_APIC_TABLE:
+        return PolicyError(f"event {n}: a paging structure for {address:#x} lies on the APIC-access page, with a "
+                           "present entry; KVM would emulate the instruction, which takes its registers. Keep page "
+                           "tables off guest-physical 0xfee00000, or give a Policy with on_apic_access")
     if why == ABORT_BUS:
         return BusError(f"event {n}: a paging structure for {address:#x} lies outside memory")
     if why == ABORT_NO_PROGRESS:

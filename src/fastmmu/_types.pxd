@@ -19,6 +19,7 @@ cdef enum FaultCode:            # fastmmu.dtypes.Fault; 0 = translated
     FAULT_BUS = 5               # a table entry that lies outside the memory given: hpa
     FAULT_PML_FULL = 6          # exit 62
     FAULT_SPP = 7               # exit 66, SPP-related event: qual
+    FAULT_APIC = 8              # exit 44, a paging structure of the guest on the APIC-access page: qual, gpa
 
 cdef enum PagingMode:
     MODE_NONE = 0
@@ -67,6 +68,7 @@ cdef struct Ept:                # derived once from EPTP and the VMX capabilitie
     uint64_t rsvd[6][2]         # [level][leaf]
     uint64_t pml_base
     uint16_t *pml_index         # NULL: PML off
+    uint64_t apic_access        # last byte of the APIC-access page; 0: APIC accesses are not virtualized
     uint8_t levels              # 4 or 5
     uint64_t spptp              # sub-page permission table
     uint8_t spp                 # sub-page write permissions are on

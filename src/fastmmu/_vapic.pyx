@@ -179,7 +179,7 @@ cdef int vapic_other(Vapic *a, uint32_t offset, int kind) noexcept nogil:
 
 
 cdef int vapic_read(Vapic *a, uint32_t offset, uint32_t size, bint event) noexcept nogil:
-    # size: 1, 2, 4 or 8. event: during event delivery
+    # size: 1, 2, 4, 8 or 16. event: during event delivery
     cdef uint64_t slots = REGISTERS_READ if a.registers else 1ULL << (APIC_TPR >> 4)
     offset &= 0xFFF
     if (not a.accesses or not a.tpr_shadow or not inside_register(offset, size) or offset >= 0x400
@@ -384,6 +384,6 @@ cdef class VirtualApic:
 
 
 cdef unsigned int _size(unsigned int size) except 0:
-    if size not in (1, 2, 4, 8):
-        raise StateError(f"an access of {size} bytes; give 1, 2, 4 or 8")
+    if size not in (1, 2, 4, 8, 16):
+        raise StateError(f"an access of {size} bytes; give 1, 2, 4, 8 or 16")
     return size

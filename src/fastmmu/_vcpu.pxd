@@ -28,6 +28,9 @@ cdef enum Who:                  # by whose rights an access is made; the value o
     BY_USER = 1
     BY_SYSTEM = 2               # implicit supervisor access to a descriptor table, at any CPL
 
+cdef enum:
+    ACC_PDPTES = 4              # no access to data: the load of the PDPTE registers
+
 cdef enum Abort:
     ABORT_NONE = 0
     ABORT_BUS = 1               # a table lies outside memory
@@ -44,6 +47,7 @@ cdef enum Abort:
     ABORT_PROCESS = 12          # a process number that is none
     ABORT_APIC = 13             # an APIC event that the guest's APIC cannot take
     ABORT_AWAY = 14             # the host is taking the page away and has not ended
+    ABORT_APIC_TABLE = 15       # a paging structure on the APIC-access page that the VMM would have to read
 
 cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t ops[4]             # accesses of the trace by operation
@@ -98,6 +102,12 @@ cdef struct Vcpu:
     uint64_t abort_address
     uint32_t store_bytes        # of the store under way: 0 unknown, 4 or 8, 4096 a cleared page
     uint64_t store_value
+    uint64_t store_high         # of a store of 16 bytes
+    uint64_t access_la          # of the access that exited: what the VMM finds when it decodes the instruction
+    int access                  # Access, or ACC_PDPTES
+    uint32_t access_bytes       # 0: unknown
+    uint64_t load_value         # what the VMM read for it,
+    bint loaded                 # if it did
     uint64_t emulated           # guest-physical address of the access that the VMM completed; all ones: not known
     bint event                  # the exit under way is an EXIT event: an instruction of which only the exit matters
     Vmcs vmcs

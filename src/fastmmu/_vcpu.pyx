@@ -16,16 +16,16 @@ from fastmmu._tlb cimport (
     tlb_switch, tlb_value, tlb_value_of_walk,
 )
 from fastmmu._types cimport (
-    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
     FAULT_PML_FULL, MODE_PAE, Ept, Paging, Steps, Walk,
 )
 from fastmmu._vapic cimport vapic_controls, vapic_entered
 from fastmmu._vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu._vmx cimport (
-    ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_CR_ACCESS, EXIT_ENTRY_STATE, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION,
-    EXIT_EXCEPTION, EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL, EXIT_TPR_THRESHOLD,
-    PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information,
-    page_fault_exits, secondary_control,
+    ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_CR_ACCESS, EXIT_ENTRY_STATE, EXIT_EPT_MISCONFIG,
+    EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL,
+    EXIT_TPR_THRESHOLD, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID,
+    clear_exit_information, page_fault_exits, secondary_control,
 )
 from fastmmu._walk cimport load_pdptes, walk_cached
 from fastmmu._watch cimport watch_stored, watch_use, watch_walked
@@ -113,6 +113,7 @@ cdef int vcpu_enter(Vcpu *v) noexcept nogil:
     if v.apic != NULL:
         vapic_controls(v.apic, &v.vmcs)
         v.below_threshold = vapic_entered(v.apic)
+        v.ept.apic_access = v.vmcs.apic_access_address | 0xFFF if v.apic.accesses else 0
     v.ept_on = secondary_control(&v.vmcs, SECONDARY_EPT)
     v.vpid_on = secondary_control(&v.vmcs, SECONDARY_VPID)
     inv_transition(v.tlb, v.vpid_on)
@@ -244,6 +245,8 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
                 watch_walked(v.watch, v.tlb, &v.hw, la, &steps, v.now)
                 look(v, la, acc, user, F_G if w.global_page else 0, w.pa)
             return DONE_OK
+        v.access_la = la
+        v.access = acc
         if fault == FAULT_PF:
             inv_page_fault(v.tlb, vpid_in_force(v), v.hw.pcid, la)
             v.error_code = w.error_code
@@ -269,6 +272,10 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
         elif fault == FAULT_PML_FULL:
             clear_exit_information(&v.vmcs)
             action = vcpu_exit(v, EXIT_PML_FULL)
+        elif fault == FAULT_APIC:
+            clear_exit_information(&v.vmcs)
+            v.vmcs.exit_qualification = w.qual
+            action = vcpu_exit(v, EXIT_APIC_ACCESS)
         elif fault == FAULT_GP:
             return DONE_GP
         else:
@@ -323,6 +330,7 @@ cdef int vcpu_pdptes(Vcpu *v, Paging *g) noexcept nogil:
     # the PDPTE registers from g.cr3: a read through the EPT that translates no linear address (paging.md §3.2). DONE_GP
     # where one is malformed.
     cdef Walk w
+    cdef Ept behind
     cdef int fault, action, _
     for _ in range(MAX_RETRIES):
         fault = load_pdptes(v.mem, g, &v.ept if v.ept_on else NULL, &w, NULL)
@@ -339,6 +347,17 @@ cdef int vcpu_pdptes(Vcpu *v, Paging *g) noexcept nogil:
             action = vcpu_exit(v, EXIT_EPT_VIOLATION)
         elif fault == FAULT_EPT_MISCONFIG:
             action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
+        elif fault == FAULT_APIC:
+            v.vmcs.guest_physical_address = 0
+            v.vmcs.exit_qualification = w.qual
+            v.access = ACC_PDPTES
+            action = vcpu_exit(v, EXIT_APIC_ACCESS)
+            if action == ACT_EMULATED:          # the VMM loads them, from the memory of the page
+                behind = v.ept
+                behind.apic_access = 0
+                behind.write_ad = 0
+                fault = load_pdptes(v.mem, g, &behind, &w, NULL)
+                return DONE_OK if fault == FAULT_NONE else DONE_GP
         else:
             action = ACT_ABORT
         if action != ACT_RETRY:

@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 from fastmmu._bits cimport ONES, P
 from fastmmu._caching cimport Cached
 from fastmmu._ept cimport (
-    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_walk, need_of, step,
+    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, apic_access, ept_facts, ept_walk, need_of, on_apic_page, step,
 )
 from fastmmu._guest cimport guest_walk
 from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read64
@@ -17,8 +17,8 @@ from fastmmu._state cimport Eptp, GuestState, access_code, as_eptp
 from fastmmu._tlb cimport Tlb
 from fastmmu._tlb_py cimport TLB
 from fastmmu._types cimport (
-    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, FAULT_PML_FULL, FAULT_SPP,
-    MODE_4, MODE_PAE, STEP_DATA, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
+    FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, FAULT_PML_FULL,
+    FAULT_SPP, MODE_4, MODE_PAE, STEP_DATA, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
 )
 from fastmmu._memtype import MemoryType
 from fastmmu.dtypes import STEP_DTYPE, Fault
@@ -82,6 +82,8 @@ cdef int load_pdptes(Mem *m, Paging *g, const Ept *e, Walk *w, Steps *steps) noe
         if fault:
             return fault
         hpa = leaf.hpa
+        if on_apic_page(e, hpa):
+            return apic_access(w, gpa, hpa)
     w.gpa = gpa
     for i in range(4):
         if not mem_holds(m, hpa + 8 * i, 8):
@@ -135,7 +137,7 @@ cdef class WalkResult:
     def exit_qualification(self):
         """Exit qualification (int) of any outcome that is a VM exit, None for the others."""
         return self.walk.qual if self.walk.fault in (
-            FAULT_EPT_VIOLATION, FAULT_EPT_MISCONFIG, FAULT_PML_FULL, FAULT_SPP) else None
+            FAULT_EPT_VIOLATION, FAULT_EPT_MISCONFIG, FAULT_PML_FULL, FAULT_SPP, FAULT_APIC) else None
 
     @property
     def gla(self):
@@ -333,7 +335,8 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, bint log, P
                  Ept *ept, Walk *w) except -1:
     """Copies of the derived registers, checked against memory; a fault code where loading PDPTEs fails.
 
-    log: whether the page-modification log has a part in it. A translation alone neither fills it nor waits for it.
+    log: whether the page-modification log has a part in it. A translation alone neither fills it nor waits for it, and
+    nothing exits from it, whatever page its tables are on.
     """
     cdef Eptp pointer
     cdef Ept *e = NULL
@@ -348,6 +351,8 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, bint log, P
         if log and pointer.pml is not None and ept.ad:
             ept.pml_base = pointer.pml.base
             ept.pml_index = &pointer.pml.next
+        if not log:
+            ept.apic_access = 0
         ept.write_ad = bool(set_ad)
         e = ept
         if not mem_holds(&mem.mem, ept.root, 4096):

@@ -31,6 +31,7 @@ class Fault(enum.IntEnum):
     BUS = 5
     PML_FULL = 6
     SPP_EVENT = 7
+    APIC_ACCESS = 8
 
 
 class StepKind(enum.IntEnum):

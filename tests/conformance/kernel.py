@@ -29,6 +29,7 @@ WORDS = {
     Fault.BUS: "bus",
     Fault.PML_FULL: "pml",
     Fault.SPP_EVENT: "spp",
+    Fault.APIC_ACCESS: "apic",
 }
 MODELLED_CAPS = ref.EptCap.EXECUTE_ONLY | ref.EptCap.PAGE_1G | ref.EptCap.ADVANCED_INFO
 SAME_NAME = ("cr0", "cr3", "cr4", "efer", "cpl", "ac", "pkru", "pkrs", "maxphyaddr", "upper_a", "pat")
@@ -57,6 +58,7 @@ def kernel_eptp(ept: ref.Ept) -> fastmmu.Eptp:
         guest_ad_checked=ept.guest_ad_checked,
         pml=Pml(*ept.pml) if ept.pml else None,
         spptp=ept.spptp,
+        apic_access=ept.apic_access,
     )
 
 
@@ -84,6 +86,8 @@ def observed(result: fastmmu.WalkResult) -> Observed:
         seen |= {"gla": result.gla} if result.qualification & Qualification.GLA_VALID else {}
     elif result.fault is Fault.EPT_MISCONFIG:
         seen["gpa"] = result.gpa
+    elif result.fault is Fault.APIC_ACCESS:
+        seen |= {"q": result.exit_qualification, "gpa": result.gpa}
     elif result.fault in (Fault.PML_FULL, Fault.SPP_EVENT):
         seen["q"] = result.exit_qualification
     return seen

@@ -38,6 +38,8 @@ def observed(outcome: ref.Outcome) -> Observed:
             seen |= {"k": "em", "gpa": outcome.gpa}
         case ref.SppEvent():
             seen |= {"k": "spp", "q": outcome.qualification}
+        case ref.ApicAccess():
+            seen |= {"k": "apic", "q": outcome.qualification, "gpa": outcome.gpa}
         case ref.PmlFull():
             seen |= {"k": "pml", "q": outcome.qualification}
         case ref.Bus():

@@ -31,6 +31,7 @@ from .nonroot import (
     vmfunc,
 )
 from .outcome import (
+    ApicAccess,
     Bus,
     Change,
     EptMisconfig,
@@ -50,6 +51,7 @@ from .vapic import PostedDescriptor, VirtualApic
 from .walk import access_of, load_pdptes, walk
 
 __all__ = [
+    "ApicAccess",
     "ArrayMemory",
     "Bus",
     "Change",

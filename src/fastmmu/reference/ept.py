@@ -16,7 +16,7 @@ from ..errors import StateError
 from ..exits import Qualification as Q
 from ..ops import Op
 from .memory import Memory
-from .outcome import EptMisconfig, EptViolation, GpaMapped, Outcome, PmlFull
+from .outcome import ApicAccess, EptMisconfig, EptViolation, GpaMapped, Outcome, PmlFull
 from .run import Ended, Run, conclude
 from .spp import sub_page_writable
 from .state import bits
@@ -60,7 +60,8 @@ class Ept:
     """EPTP, the controls and capabilities that matter to a translation, and the knobs of ept.md §6 and §4.
 
     `pml` is (base of the log, index) while PML is on; the index afterwards is in the outcome's `pml_index`.
-    `spptp` is the sub-page permission table pointer while SPP is on.
+    `spptp` is the sub-page permission table pointer while SPP is on. `apic_access` is the APIC-access address while
+    APIC accesses are virtualized.
     """
 
     eptp: int
@@ -69,6 +70,7 @@ class Ept:
     mbec: int = 0
     pml: tuple[int, int] | None = None
     spptp: int | None = None
+    apic_access: int | None = None
     guest_ad_before_final_ept: bool = True
     guest_ad_checked: bool = True
 
@@ -127,6 +129,16 @@ class GpaReference:
     def of_structure(ept: Ept, la: int, level: int) -> GpaReference:
         """Reading a guest entry: a write as well where EPT A/D flags are in use."""
         return GpaReference(rd=True, wr=ept.ad, gla=la, guest_level=level)
+
+
+def structure_access(ept: Ept, gpa: int, hpa: int) -> None:
+    """Ends the run where a paging structure of the guest lies on the APIC-access page (apic.md §4).
+
+    That is a guest-physical access, never virtualized. The EPT's own structures have no guest-physical address and are
+    not looked at. Flags of the EPT are set before, and its violations come first.
+    """
+    if ept.apic_access is not None and hpa & ~0xFFF == ept.apic_access:
+        raise Ended(ApicAccess(qualification=15 << 12 | hpa & 0xFFF, gpa=gpa))
 
 
 # ---- entries -------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """What a walk ends in: one frozen class per outcome, each with its own data, and the trace of how it came about.
 
 An outcome is a sum, never a sentinel: :class:`Mapped` | :class:`PageFault` | :class:`GeneralProtection` |
-:class:`EptViolation` | :class:`EptMisconfig` | :class:`SppEvent` | :class:`PmlFull` | :class:`Bus` for an access,
-:class:`GpaMapped` for a bare guest-physical translation, :class:`PdptesLoaded` for a load of the PDPTE registers.
+:class:`EptViolation` | :class:`EptMisconfig` | :class:`SppEvent` | :class:`PmlFull` | :class:`ApicAccess` |
+:class:`Bus` for an access, :class:`GpaMapped` for a bare guest-physical translation, :class:`PdptesLoaded` for a load
+of the PDPTE registers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ..dtypes import Fault, StepKind
 from ..exits import ExitReason
 
 __all__ = [
+    "ApicAccess",
     "Bus",
     "Change",
     "EptMisconfig",
@@ -172,6 +174,17 @@ class PmlFull(Outcome):
 
     fault = Fault.PML_FULL
     exit_reason = ExitReason.PML_FULL
+
+    qualification: int
+    gpa: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApicAccess(Outcome):
+    """Exit 44: a guest-physical access, to a paging structure of the guest, meets the APIC-access page."""
+
+    fault = Fault.APIC_ACCESS
+    exit_reason = ExitReason.APIC_ACCESS
 
     qualification: int
     gpa: int

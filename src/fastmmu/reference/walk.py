@@ -17,7 +17,7 @@ from ..errors import StateError
 from ..ops import Op
 from . import guest
 from .caching import Caching
-from .ept import READ, WRITE, Ept, GpaLeaf, GpaReference, translate, update_violation
+from .ept import READ, WRITE, Ept, GpaLeaf, GpaReference, structure_access, translate, update_violation
 from .invalidations import Tlb
 from .memory import Memory
 from .memtype import ept_access_type, guest_access_type
@@ -111,6 +111,8 @@ class _Walk:
                 why = GpaReference.of_structure(self.ept, self.la, level)
                 ept_leaf = translate(self.run, self.ept, gpa, why, self.caches)
             hpa = gpa if ept_leaf is None else ept_leaf.hpa
+            if self.ept is not None:
+                structure_access(self.ept, gpa, hpa)
             if level < top:
                 self.reached(hpa, level + 1, ept_leaf is not None and bool(ept_leaf.rights & WRITE))
             value = self.run.read(hpa, size, gpa=gpa, kind=StepKind.GUEST, level=level, guest_level=level)
@@ -248,6 +250,8 @@ def load_pdptes(mem: Memory, cr3: int, *, maxphyaddr: int = 52, ept: Ept | None 
 
     def body() -> Outcome:
         hpa = gpa if ept is None else translate(run, ept, gpa, GpaReference(rd=True, guest_level=3)).hpa
+        if ept is not None:
+            structure_access(ept, gpa, hpa)
         values = [
             run.read(hpa + 8 * i, 8, gpa=gpa + 8 * i, kind=StepKind.GUEST, level=3, guest_level=3) for i in range(4)
         ]

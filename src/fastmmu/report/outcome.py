@@ -90,6 +90,9 @@ def outcome(walk: Walk, state: Registers, *, ept: bool) -> list[str]:
     if walk.fault == Fault.SPP_EVENT:
         where = f"of guest-physical address {address(walk.gpa)}"
         return [f"the sub-page permissions {where} are missing or malformed (VM exit 66)"]
+    if walk.fault == Fault.APIC_ACCESS:
+        where = f"guest-physical address {address(walk.gpa)}"
+        return [f"a paging structure of the guest, at {where}, is on the APIC-access page (VM exit 44)"]
     return ["the page-modification log is full (VM exit 62)"]
 
 
