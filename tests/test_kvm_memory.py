@@ -151,3 +151,32 @@ def test_without_the_workaround_large_pages_are_executable() -> None:
     machine.access(0x40_0000, "x")
     assert machine.counters()["vm_exits"] == exits
     assert counted(machine, "nx_lpage_splits") == [0]
+
+
+# ---- by KVM's names (§12) -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mmu", ["tdp", "older", "shadow"])
+def test_statistics(mmu: str) -> None:
+    """Three pages through two address spaces of the guest's, one of them twice over."""
+    machine = flat(LINUX.replace(mmu="shadow" if mmu == "shadow" else "ept", tdp_mmu=mmu == "tdp"))
+    words = machine.guest_memory.u64
+    words[0x1008 >> 3] = 0x2003  # 512 GB on, the same again
+    pages = (0x40_0000, 0x41_0000, 0x42_0000)
+    for la in (*pages, *(page | 1 << 39 for page in pages)):
+        machine.access(la, "w")
+    found, counters = machine.vmm.stats(), machine.counters()
+    assert found["exits"] == counters["vm_exits"]
+    assert (found["pages_2m"], found["pages_1g"], found["nx_lpage_splits"]) == (0, 0, 0)
+    assert found["pages_4k"] == counted(machine, "pages")[0][0] >= 3
+    assert found["shadow_bytes"] == 4096 * counters["vmm_tables"]
+    assert found["max_mmu_rmap_size"] == {"tdp": 0, "older": 1, "shadow": 1}[mmu]
+    assert found["mmu_cache_miss"] == (0 if mmu == "tdp" else counters["vmm_tables_made"])
+    if mmu == "shadow":  # the page directory is shadowed once, and again where it is reached with other rights
+        words[0x1010 >> 3] = 0x2001
+        machine.access(pages[0] | 2 << 39)
+        assert machine.vmm.stats()["max_mmu_rmap_size"] == 2
+        machine.store(0x3000 | 1 << 39, 0x20_0083)  # an entry above page tables
+        assert machine.vmm.stats()["mmu_pde_zapped"] >= 1
+    machine.access(0x1000_0000)
+    assert machine.vmm.stats()["pf_mmio_spte_created"] == 1

@@ -7,8 +7,9 @@ from fastmmu._memory cimport mem_read64
 from fastmmu._memtype cimport MT_UC, MT_WB, mtrr_type
 from fastmmu._mmu cimport (
     NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_make_room, mmu_may_write, mmu_quadrant, mmu_sp, mmu_top,
-    mmu_tracked, mmu_zap_gfn,
+    mmu_tracked,
 )
+from fastmmu._notifier cimport notify_end, notify_start
 from fastmmu._reclaim cimport host_fetch, host_give
 from fastmmu._slots cimport (
     HOST_ABSENT, HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, HOST_ZERO, Slot, host_page, mark_dirty, slot_away,
@@ -47,8 +48,8 @@ cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil:
         if f.write and page != HOST_PRESENT:
             host_give(mmu, f.slot, gfn)
             if page == HOST_ZERO or page == HOST_SHARED:    # copied on write: the host unmaps what it was first
-                mmu_zap_gfn(mmu, f.slot, gfn)
-                mmu.slots.sequence += 1
+                notify_start(mmu, f.slot, gfn, 1)
+                notify_end(mmu, f.slot)
             page = HOST_PRESENT
         if page == HOST_ABSENT:
             f.slot.host[gfn - f.slot.base_gfn] = HOST_ZERO

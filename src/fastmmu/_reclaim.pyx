@@ -14,7 +14,8 @@ A page taken away keeps its contents: what is modelled is that no entry leads to
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, host_young
-from fastmmu._mmu cimport Mmu, mmu_frame, mmu_shadowed, mmu_written, mmu_zap_gfn
+from fastmmu._mmu cimport Mmu, mmu_frame, mmu_shadowed, mmu_written
+from fastmmu._notifier cimport notify_end, notify_start
 from fastmmu._slots cimport (
     HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, Recency, Slot, host_holds, order_add, order_drop, slot_hpa,
 )
@@ -28,9 +29,9 @@ cdef bint host_take(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
     if slot.host == NULL or not host_holds(slot.host[gfn - slot.base_gfn]) or mmu_shadowed(mmu, gfn):
         return False
-    mmu_zap_gfn(mmu, slot, gfn)                 # what they say of writes is the host's from here on
-    mmu.slots.sequence += 1
+    notify_start(mmu, slot, gfn, 1)             # what entries say of writes is the host's from here on
     slot.host[gfn - slot.base_gfn] = HOST_SWAPPED
+    notify_end(mmu, slot)
     mmu.slots.resident -= 1
     order_drop(&mmu.slots, frame)
     mmu.counters.swap_outs += 1
@@ -155,6 +156,6 @@ cdef void host_wrote(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
         if slot.host[gfn - slot.base_gfn] == HOST_CLEAN:
             slot.host[gfn - slot.base_gfn] = HOST_PRESENT
         elif slot.host[gfn - slot.base_gfn] == HOST_SHARED:
-            mmu_zap_gfn(mmu, slot, gfn)
-            mmu.slots.sequence += 1
+            notify_start(mmu, slot, gfn, 1)
             host_give(mmu, slot, gfn)
+            notify_end(mmu, slot)

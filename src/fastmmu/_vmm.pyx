@@ -269,6 +269,29 @@ cdef class Vmm:
         cdef MmuCounters c = self.kvm.mmu.counters
         return {**dict(c), "resident": self.kvm.mmu.slots.resident}
 
+    def stats(self):
+        """By the names of KVM's statistics (kvm_policy.md §12), where they mean what KVM's do: dict of int.
+
+        Of the TDP MMU those of table pages are 0, as in KVM; shadow_bytes counts all of them. Not among them is
+        max_mmu_page_hash_collisions: the hash is not KVM's.
+        """
+        cdef MmuCounters c = self.kvm.mmu.counters
+        cdef bint tdp = self.kvm.mmu.policy.tdp
+        counters = self.machine.counters()
+        exits = counters["exits_by_reason"]
+        return {
+            "exits": counters["vm_exits"], "pf_guest": counters["pf_guest"], "pf_fast": c.fast,
+            "pf_spurious": counters["pf_spurious"] + counters["ept_spurious"], "pf_mmio_spte_created": c.mmio_marked,
+            "invlpg": exits.get("invlpg", 0), "remote_tlb_flush": counters["remote_flushes"],
+            "remote_tlb_flush_requests": counters["flush_requests"], "mmu_pte_write": c.pte_writes,
+            "mmu_pde_zapped": c.pde_zapped, "mmu_flooded": c.flooded, "mmu_recycled": c.recycled,
+            "mmu_unsync": c.unsync, "mmu_cache_miss": 0 if tdp else c.tables_made,
+            "mmu_shadow_zapped": 0 if tdp else c.tables_zapped,
+            "pages_4k": c.pages[0], "pages_2m": c.pages[1], "pages_1g": c.pages[2],
+            "nx_lpage_splits": c.nx_lpage_splits, "max_mmu_rmap_size": c.max_mmu_rmap_size, "dirty_pages": c.logged,
+            "pml_full": exits.get("pml_full", 0), "shadow_bytes": counters["vmm_table_bytes"],
+        }
+
     def table_pages(self):
         """Every table page that there is: list of (gfn, level, direct, access, registers, unsync), in no order.
 
