@@ -323,6 +323,8 @@ def test_each_vcpu_has_its_pages_and_the_vm_one_apic_access_page() -> None:
     assert list(host.memory.u64[descriptor : descriptor + 5]) == [0, 1 << 0x51 - 64, 0, 0, 0xF2 << 16 | 1]
     host.place(1, 0)
     assert list(host.memory.u64[descriptor : descriptor + 5]) == [0, 0, 0, 0, 0xF2 << 16]
+    host.place(1, 1)
+    assert host.memory.u64[descriptor + 4] == 1 << 32 | 0xF2 << 16  # where notifications go
 
 
 # ---- patching --------------------------------------------------------------------------------------------------

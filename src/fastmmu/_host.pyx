@@ -7,7 +7,7 @@ from libc.string cimport memset
 from fastmmu._assembly cimport apic_bytes, host_bytes, tlb_of
 from fastmmu._guest_kernel cimport kernel_switch
 from fastmmu._interrupts cimport Interrupts, irq_boundary, irq_free
-from fastmmu._ipi cimport NO_EXIT, ipi_arrived
+from fastmmu._ipi cimport NO_EXIT, ipi_arrived, ipi_routed
 from fastmmu._kvm cimport (
     LESS_MOVED, LESS_REMOTE, kvm_arm, kvm_drain, kvm_flush, kvm_load_root, kvm_moved, kvm_owed_flush,
 )
@@ -234,6 +234,7 @@ cdef class Host:
         me.in_guest = True
         s.cpu = cpu
         if s.irq != NULL:
+            ipi_routed(s.irq, cpu)
             kvm_apic_begin(s.irq)
             kvm_apic_entry(s.irq)
         if vcpu_enter(&m.v):

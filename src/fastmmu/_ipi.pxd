@@ -11,3 +11,4 @@ cdef enum:
 
 cdef void ipi_send(Interrupts *irq, const Ipi *ipi) noexcept nogil
 cdef uint32_t ipi_arrived(Interrupts *irq) noexcept nogil
+cdef void ipi_routed(Interrupts *irq, uint32_t cpu) noexcept nogil

@@ -101,3 +101,9 @@ cdef uint32_t ipi_arrived(Interrupts *irq) noexcept nogil:
     if irq.sibling.kicked:
         reason = EXIT_EXTERNAL_INTERRUPT
     return reason
+
+
+cdef void ipi_routed(Interrupts *irq, uint32_t cpu) noexcept nogil:
+    # notifications go to this physical CPU: NDST of the descriptor, an id of x2APIC mode (vmx_vcpu_pi_load)
+    if irq.posting:
+        irq.descriptor[4] = (irq.descriptor[4] & 0xFFFFFFFFU) | <uint64_t> cpu << 32
