@@ -79,12 +79,56 @@ def test_a_guest_cannot_tell(program: Program) -> None:
         # more often where the host gives pages at their first touch: a page of zeros, then its own
         factor = 3 if config.host_pages == "untouched" or config.table_pages else 1
         for number, (instruction, came) in enumerate(zip(program.instructions, program.outcomes, strict=True)):
-            assert execute(machine, instruction) == came, f"{title(config)}, instruction {number}: {program!r}"
+            if (found := execute(machine, instruction)) != came:
+                assert stale_but_legal(config, program, number), (
+                    f"{title(config)}, instruction {number}, {found}: {program!r}"
+                )
+                break
             before, exits = exits, machine.counters()["vm_exits"]
             assert exits - before <= {"ept": 6, "shadow": 2}[config.mmu] * factor
-        assert differences(machine.guest_memory.u64[WORDS], want) == {}, f"{title(config)}: {program!r}"
-        assert machine.counters()["mmio"] == 0
-        check_vmm_tables(machine, program)
+        else:
+            assert differences(machine.guest_memory.u64[WORDS], want) == {}, f"{title(config)}: {program!r}"
+            assert machine.counters()["mmio"] == 0
+            check_vmm_tables(machine, program)
+
+
+def stale_but_legal(config: Config, program: Program, number: int) -> bool:
+    """Is what an instruction came to a translation of tables that were, which an unsync page table may hold?
+
+    The programs invalidate what their own accesses cached. A processor may cache more, what no access has used since
+    CR3 was loaded, and unsync shadow pages do: MOV CR3 brings them in sync, they keep their entries.
+    """
+    if config.mmu != "shadow" or config.kvm != "6.1" or config.unsync is False:
+        return False
+    machine = machine_for(config, program.regime, program.cr3, program.before)
+    history = History(machine, program)
+    for instruction in program.instructions[:number]:
+        came = execute(machine, instruction)
+        if isinstance(instruction, MovCr3) and came is None:
+            history.load(instruction.cr3)
+        history.update()
+    unsync = machine.vmm.counters()["unsync"]
+    instruction = program.instructions[number]
+    came = execute(machine, instruction)
+    if not unsync or came is None or came.gpa is None:
+        return False
+    la, access, user = (*instruction[:1], "w", False) if isinstance(instruction, Store) else instruction
+    return history.allows(la, access, user, came.gpa)
+
+
+def test_an_entry_changed_after_cr3_was_loaded_may_be_stale() -> None:
+    """Without INVLPG, though nothing used it since: legal, and what unsync page tables do. Not so if each store to a
+    table is emulated."""
+    root, pdpt, pd, pt, old, new = (number << 12 for number in range(6))
+    tables = {at: to | 0x67 for at, to in {root: pdpt, pdpt: pd, pd: pt, pt + 8: old, pt + 16: pt}.items()}
+    for unsync in (True, False):
+        machine = machine_for(SHADOW[0].replace(unsync=unsync), Regime(), root, tables)
+        assert machine.access(0x1000).gpa == old
+        machine.mov_cr3(root)
+        machine.store(0x2008, new | 0x67)
+        assert machine.access(0x1000).gpa == (old if unsync else new)
+        machine.invlpg(0x1000)
+        assert machine.access(0x1000).gpa == new
 
 
 @examples
