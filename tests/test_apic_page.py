@@ -156,6 +156,19 @@ def test_a_guest_reads_back_what_it_wrote(way: str) -> None:
     assert [counters["apic_" + name] for name in ("reads", "writes", "tpr_reads", "tpr_writes")] == [6, 3, 6, 3]
 
 
+@pytest.mark.parametrize("config", VIRTUAL, ids=lambda config: "-".join(config.values()))
+def test_an_interrupt_to_itself_by_a_store(config: dict[str, Any]) -> None:
+    """The processor does it where it delivers interrupts; else the VMM, at an exit."""
+    m = bare(**config)
+    m.store(PAGE + SVR, 0x1FF, 4)
+    before = exits(m, "apic_access")
+    m.store(PAGE + ICR, 0x4_0061, 4)
+    assert [each.vector for each in m.apic.deliveries] == [0x61]
+    counters, virtual = m.counters(), config["tpr"] == "apicv"
+    assert [counters["apic_" + name] for name in ("requested", "ipis", "ipis_virtualized")] == [1, 1, int(virtual)]
+    assert exits(m, "apic_access") == before + (0 if virtual else 2)  # ICR, and the end of interrupt of the handler
+
+
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "native"])
 def test_user_accesses_fault_before(way: str) -> None:
     m = bare(**WAYS[way])
@@ -384,6 +397,29 @@ def test_without_the_control_and_under_shadow_paging() -> None:
         m = with_table(**config)
         with pytest.raises(BusError, match="a paging structure for 0x"):
             m.access(TABLE)
+
+
+@pytest.mark.parametrize("tpr", ["flexpriority", "trap"])
+def test_pdptes_on_the_page_are_loaded_by_the_vmm(tpr: str) -> None:
+    """MOV to CR3 of a PAE guest reads them by guest-physical address; KVM emulates it, and finds four that are 0."""
+    policy = Seen()
+    for each in (None, policy):
+        state = GuestState(cr0=0x8001_0033, cr4=0x20, efer=0, cr3=0x1000, maxphyaddr=46)
+        m = Machine(Config(memory="64M", mmu="ept", tpr=tpr), guest_kernel=False, state=state, policy=each)
+        m.guest_memory.write64(0x1000, 0x2001)
+        m.guest_memory.write64(0x2000, 0x83)
+        m.mov_cr3(0x1000)
+        assert m.access(0x5000).gpa == 0x5000
+        if tpr == "trap":
+            with pytest.raises(BusError, match="lies outside memory"):
+                m.mov_cr3(0xFEE0_0020)
+            continue
+        m.mov_cr3(0xFEE0_0020)
+        assert exits(m, "apic_access") == 1
+        assert m.access(0x5000) == (None, 0, 0x5000)
+        m.mov_cr3(0x1000)
+        assert m.access(0x5000).gpa == 0x5000
+    assert policy.exits == ([] if tpr == "trap" else [44 << 16 | 15 << 12 | 0x20])
 
 
 # ---- handlers ------------------------------------------------------------------------------------------------

@@ -17,8 +17,7 @@ from fastmmu._bits cimport ONES
 from fastmmu._memory cimport mem_holds
 from fastmmu._types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 from fastmmu._vapic cimport (
-    LINEAR_FETCH, LINEAR_READ, LINEAR_WRITE, VAPIC_DONE, VAPIC_TRAP, Vapic, vapic_modify, vapic_other, vapic_read,
-    vapic_write,
+    LINEAR_FETCH, VAPIC_DONE, VAPIC_TRAP, Vapic, vapic_modify, vapic_other, vapic_read, vapic_write,
 )
 from fastmmu._vcpu cimport (
     ABORT_NO_PROGRESS, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, MAX_RETRIES,
@@ -116,14 +115,12 @@ cdef void move(Vcpu *v, Data *d, Part *p) noexcept nogil:
 
 
 cdef int virtualize(Vapic *a, Data *d, Part *p) noexcept nogil:
-    # the processor's part, a VapicOutcome
+    # the processor's part, a VapicOutcome; what crosses is in no register that it virtualizes
     cdef uint64_t value = data_value(d) if d.moves else 0
     cdef uint32_t offset = p.hpa & 0xFFF
     cdef int outcome
     if d.acc == ACC_X:
         return vapic_other(a, offset, LINEAR_FETCH)
-    if p.n < d.size:            # the rest is on another page
-        return vapic_other(a, offset, LINEAR_READ if d.acc == ACC_R else LINEAR_WRITE)
     if d.acc == ACC_W:
         outcome = vapic_write(a, offset, d.size, value, False)
     else:
