@@ -16,7 +16,7 @@ from fastmmu.reference import Mode, State, guest
 
 P, RW, US, A, D, PS, G, XD = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 63
 FRAMES = tuple(region << 21 | page << 12 for region in range(3) for page in range(3))
-WINDOW_TABLES = (0x80_0000, 0x80_1000, 0x80_2000, 0x80_3000, 0x80_4000, 0x80_5000)  # three page tables come last
+WINDOW_TABLES = (0x80_0000, 0x80_1000, 0x80_2000, 0x80_3000, 0x80_4000, 0x80_5000)
 ALL_FRAMES = FRAMES + WINDOW_TABLES
 MAXPHYADDR = 46
 CR0, CR4, EFER = 0x8005_0033, 0xA0, 0xD01
@@ -143,12 +143,11 @@ def window_into(memory: dict[int, int], rng: random.Random, regime: Regime) -> N
     layout = regime.layout
     if not layout.shifts:
         return
-    chain = list(WINDOW_TABLES[:3])
-    pts = WINDOW_TABLES[3:]
+    pdpt, pd, *pts, pml4 = WINDOW_TABLES
     g = G if rng.random() < 0.5 else 0
     small = rng.random() < 0.5 or (layout.size == 4 and not regime.pse)
     # tables between the top one and the page tables, the page directory last; with 4-byte entries the top one is it
-    between = [] if layout.size == 4 else chain[-(len(layout.shifts) - 2) :]
+    between = [] if layout.size == 4 else [pml4, pdpt, pd][-(len(layout.shifts) - 2) :]
     for frame in FRAMES:
         flags = P if len(layout.shifts) == 3 else P | RW | A
         if between:
@@ -160,7 +159,6 @@ def window_into(memory: dict[int, int], rng: random.Random, regime: Regime) -> N
     for upper, lower in itertools.pairwise(between):
         memory[upper] = lower | P | RW | A
     if between:
-        pd = between[-1]
         for region, pt in enumerate(pts):
             memory[pd + 8 * region] = pt | P | RW | A if small else region << 21 | P | RW | PS | g
             for page in range(3):

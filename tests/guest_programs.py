@@ -40,8 +40,31 @@ from guest_layouts import (
 )
 
 __all__ = [
-    "ALL_FRAMES", "FRAMES", "GENERAL_PROTECTION", "PS", "RW", "US", "WINDOW", "XD", "A", "Access", "Came", "D", "G",
-    "Instruction", "Invlpg", "Mode", "MovCr3", "P", "Program", "Regime", "Store", "programs", "start", "undisciplined",
+    "ALL_FRAMES",
+    "FRAMES",
+    "GENERAL_PROTECTION",
+    "PS",
+    "RW",
+    "US",
+    "WINDOW",
+    "WINDOW_TABLES",
+    "XD",
+    "A",
+    "Access",
+    "Came",
+    "D",
+    "G",
+    "Instruction",
+    "Invlpg",
+    "Mode",
+    "MovCr3",
+    "P",
+    "Program",
+    "Regime",
+    "Store",
+    "programs",
+    "start",
+    "undisciplined",
 ]  # fmt: skip
 
 FRAME = 0x000F_FFFF_FFFF_F000
@@ -136,6 +159,10 @@ class Cached:
         self.regime = regime
         self.tlb: set[Entry] = set()
         self.upper: dict[tuple[int, int], set[tuple[int, ...]]] = {}  # (level, prefix) -> (table, us, rw, xd)
+        self.now = 0
+        self.changed: dict[int, int] = {}  # address of an entry that may have been fetched before its use -> when
+        self.flushed = 0
+        self.invalidated: dict[int, int] = {}  # page number -> when
 
     def allows(self, entry: Entry, access: str, user: bool) -> bool:
         r = self.regime
@@ -173,6 +200,10 @@ class Cached:
                 same = isinstance(outcome, reference.Mapped) and outcome.gpa == entry.gpa + la - entry.base
                 if not same or outcome.changes:
                     return True
+        for step in outcome.steps:
+            since = max(self.flushed, self.invalidated.get(la >> 12, 0))
+            if step.kind == StepKind.GUEST and step.level == 1 and self.changed.get(step.gpa, 0) > since:
+                return True
         now = self.upper_of(la, outcome)
         for key in self.levels(la).values():
             for then in self.upper.get(key, ()):
@@ -190,11 +221,23 @@ class Cached:
                       outcome.global_page)
             )  # fmt: skip
 
+    def stored(self, gpa: int, size: int, before: reference.SparseMemory, after: int) -> None:
+        """A processor may fetch ahead what an entry with A=1 maps, and KVM does (PTE_PREFETCH_NUM)."""
+        layout = self.regime.layout
+        old = before.read64(gpa & ~7)
+        self.now += 1
+        for at in range(gpa & -layout.size, gpa + size, layout.size):
+            was = layout.read({at & ~7: old}, at)
+            if was & P and was & A and was != layout.read({at & ~7: after}, at):
+                self.changed[at] = self.now
+
     def invlpg(self, la: int) -> None:
+        self.invalidated[la >> 12] = self.now
         self.tlb = {e for e in self.tlb if not e.covers(la)}
         self.upper.clear()
 
     def mov_cr3(self) -> None:
+        self.flushed = self.now
         self.tlb = {e for e in self.tlb if e.global_page}
         self.upper.clear()
 
@@ -250,12 +293,13 @@ class Compiler:
         else:
             assert isinstance(outcome, reference.Mapped)
             came = Came(outcome.gpa)
-            if value is not None and size == 8:
-                self.memory.write64(outcome.gpa, value)
-            elif value is not None:
-                shift = (outcome.gpa & 4) * 8
-                word = self.memory.read64(outcome.gpa & ~7) & ~(0xFFFF_FFFF << shift)
-                self.memory.write64(outcome.gpa & ~7, word | value << shift)
+            if value is not None:
+                word = value
+                if size == 4:
+                    shift = (outcome.gpa & 4) * 8
+                    word = self.memory.read64(outcome.gpa & ~7) & ~(0xFFFF_FFFF << shift) | value << shift
+                self.cached.stored(outcome.gpa, size, self.memory, word)
+                self.memory.write64(outcome.gpa & ~7, word)
         self.emit(Access(la, access, user) if value is None else Store(la, value, size), came)
 
     def mov_cr3(self, cr3: int) -> None:
@@ -304,7 +348,7 @@ def pdptes_at(memory: reference.Memory, cr3: int) -> tuple[int, ...] | None:
     return outcome.pdpte if isinstance(outcome, reference.PdptesLoaded) else None
 
 
-def edited(entry: int, how: int, frame: int, large: int) -> int:
+def edited(entry: int, how: int, frame: int, large: int = 21) -> int:
     """The entry after an edit: a bit flipped, another frame, cleared, made anew, large or not."""
     if how < len(EDITS):
         return entry ^ EDITS[how]
@@ -325,32 +369,32 @@ def edited(entry: int, how: int, frame: int, large: int) -> int:
 N_EDITS = len(EDITS) + 6
 
 modes = st.sampled_from([Mode.LEVEL4] * 5 + [Mode.LEGACY32] * 4 + [Mode.PAE] * 3 + [Mode.LEVEL5] * 2 + [Mode.NONE])
-regimes = st.builds(
-    Regime,
-    mode=modes,
-    pse=st.sampled_from([True, True, False]),
-    wp=st.booleans(),
-    smep=st.booleans(),
-    smap=st.booleans(),
-    ac=st.booleans(),
-    nxe=st.sampled_from([True, True, True, False]),
-    pge=st.booleans(),
-    upper_a=st.sampled_from(["eager", "lazy"]),
-)
+_registers: dict[str, st.SearchStrategy[Any]] = {
+    "wp": st.booleans(),
+    "smep": st.booleans(),
+    "smap": st.booleans(),
+    "ac": st.booleans(),
+    "nxe": st.sampled_from([True, True, True, False]),
+    "pge": st.booleans(),
+    "upper_a": st.sampled_from(["eager", "lazy"]),
+}
+regimes = st.builds(Regime, **_registers)  # with 4-level paging
+all_regimes = st.builds(Regime, mode=modes, pse=st.sampled_from([True, True, False]), **_registers)
 _index = st.sampled_from([0, 0, 1, 1, 2])
 _frame = st.sampled_from(FRAMES)
 _indices = st.tuples(_index, _index, _index, _index, _index)
-addresses = st.tuples(st.just("path"), _indices, st.integers(0, 2))
+_paths = st.tuples(st.just("path"), _indices, st.integers(0, 2))
+addresses = _paths.map(lambda path: Regime().layout.address(path[1], path[2]))  # with 4-level paging
 _windows = st.tuples(st.just("window"), st.sampled_from(ALL_FRAMES), st.integers(0, 2))
-_any_address = st.one_of(addresses, addresses, addresses, _windows)
+_any_address = st.one_of(_paths, _paths, _paths, _windows)
 _kind = st.sampled_from(["r", "w", "x", "rw"])
 _access = st.tuples(st.just("access"), _any_address, _kind, st.booleans())
-_table = st.sampled_from(FRAMES * 3 + WINDOW_TABLES[2:])
+_table = st.sampled_from(FRAMES * 3 + WINDOW_TABLES[1:5])
 _edit = st.tuples(st.just("edit"), _table, st.integers(0, 2), st.integers(0, N_EDITS - 1), _frame)
 _edit_on_path = st.tuples(
-    st.just("path"), addresses, st.integers(0, 4), st.integers(0, N_EDITS - 1), _frame, _kind, st.booleans()
+    st.just("path"), _paths, st.integers(0, 4), st.integers(0, N_EDITS - 1), _frame, _kind, st.booleans()
 )
-_poke = st.tuples(st.just("poke"), addresses, st.integers(0, N_EDITS - 1), _frame, st.sampled_from([4, 8, 8]))
+_poke = st.tuples(st.just("poke"), _paths, st.integers(0, N_EDITS - 1), _frame, st.sampled_from([4, 8, 8]))
 _cr3 = st.tuples(st.just("cr3"), st.integers(0, 5), _frame)
 _invlpg = st.tuples(st.just("invlpg"), _any_address)
 operations = st.tuples(
@@ -399,7 +443,7 @@ def compile_program(
 # a list of lists is on average longer than a list, and shrinks as well
 _parts = st.lists(st.lists(operations, min_size=1, max_size=30), min_size=1, max_size=30)
 _operations = _parts.map(lambda parts: [choice for part in parts for choice in part])
-programs = st.builds(compile_program, regimes, st.integers(0, 1 << 20), _operations)
+programs = st.builds(compile_program, all_regimes, st.integers(0, 1 << 20), _operations)
 
 
-undisciplined = st.builds(compile_program, regimes, st.integers(0, 1 << 20), _operations, st.just(False))
+undisciplined = st.builds(compile_program, all_regimes, st.integers(0, 1 << 20), _operations, st.just(False))
