@@ -13,9 +13,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 from fastmmu import MemorySlot
-from guest_programs import ALL_FRAMES, FRAMES, N_EDITS, PS, WINDOW, WINDOW_TABLES, P, addresses, edited
+from fastmmu.reference import Mode
+from guest_layouts import ALL_FRAMES, FRAMES, PS, WINDOW, WINDOW_TABLES, P, Regime
+from guest_programs import N_EDITS, edited
 
-__all__ = ["DEVICES", "SLOTS", "Runner", "Step", "steps"]
+__all__ = ["DEVICES", "SLOTS", "Runner", "Step", "regimes", "steps"]
 
 Step = tuple[Any, ...]
 FRAME = 0x000F_FFFF_FFFF_F000
@@ -27,7 +29,24 @@ SLOTS = (
 DEVICES = (0x800_0000, 0x800_3000, 0x900_0000, 0x901_0000, 0xA00_0000, 0xA00_4000, 0xF00_0000, 0xF00_1000)
 SPAN = (64 << 20) >> 12  # pages of slot 0
 
+regimes = st.builds(
+    Regime,
+    wp=st.booleans(),
+    smep=st.booleans(),
+    smap=st.booleans(),
+    ac=st.booleans(),
+    nxe=st.sampled_from([True, True, True, False]),
+    pge=st.booleans(),
+    upper_a=st.sampled_from(["eager", "lazy"]),
+    mode=st.just(Mode.LEVEL4),
+    pse=st.just(True),
+)
 _frame = st.sampled_from(FRAMES)
+_index = st.sampled_from([0, 0, 1, 1, 2])
+addresses = st.builds(
+    lambda i4, i3, i2, i1, word: i4 << 39 | i3 << 30 | i2 << 21 | i1 << 12 | word << 3,
+    _index, _index, _index, _index, st.integers(0, 2),
+)  # fmt: skip
 _window = st.builds(lambda frame, word: WINDOW + frame + 8 * word, st.sampled_from(ALL_FRAMES), st.integers(0, 2))
 _any = st.one_of(addresses, addresses, addresses, _window)
 _how = st.integers(0, N_EDITS - 1)
@@ -35,13 +54,13 @@ _kind = st.sampled_from(["r", "w", "x", "rw"])
 _access = st.tuples(st.just("access"), _any, _kind, st.booleans())
 _path = st.tuples(st.just("path"), addresses, st.integers(0, 3), _how, _frame, _kind, st.booleans())
 _device = st.tuples(st.just("device"), addresses, st.sampled_from(DEVICES), st.integers(0, 3), _kind, st.booleans())
-_edit = st.tuples(st.just("edit"), st.sampled_from(FRAMES * 3 + WINDOW_TABLES[1:]), st.integers(0, 2), _how, _frame)
+_edit = st.tuples(st.just("edit"), st.sampled_from(FRAMES * 3 + WINDOW_TABLES[2:]), st.integers(0, 2), _how, _frame)
 _poke = st.tuples(st.just("poke"), addresses, _how, _frame)
 _cr3 = st.tuples(st.just("cr3"), st.integers(0, 5), _frame)
 _invlpg = st.tuples(st.just("invlpg"), _any)
 _rare = st.one_of(
     st.just(("cpuid",)),
-    st.tuples(st.just("cr4"), st.sampled_from([7, 7, 8, 20, 21])),
+    st.tuples(st.just("cr4"), st.sampled_from([7, 7, 20, 21])),
     st.tuples(st.just("delete"), st.sampled_from([1, 2, 3])),
 )
 _log = st.one_of(
@@ -99,12 +118,15 @@ class Runner:
 
     def do_edit(self, table: int, word: int, how: int, frame: int) -> Any:
         gpa = table + 8 * word
-        return tuple(self.store(gpa, edited(int(self.words[gpa >> 3]), how, frame)))
+        return tuple(self.store(gpa, edited(int(self.words[gpa >> 3]), how, frame, 21)))
 
     def do_path(self, la: int, level: int, how: int, frame: int, access: str, user: bool) -> Any:
         path = entries_of(self.words, self.cr3, la)
         gpa = path[min(level, len(path) - 1)]
-        return (tuple(self.store(gpa, edited(int(self.words[gpa >> 3]), how, frame))), self.do_access(la, access, user))
+        return (
+            tuple(self.store(gpa, edited(int(self.words[gpa >> 3]), how, frame, 21))),
+            self.do_access(la, access, user),
+        )
 
     def do_device(self, la: int, frame: int, flags: int, access: str, user: bool) -> Any:
         """The leaf entry leads where no ordinary memory is; flags: of A and D, which."""
@@ -113,7 +135,7 @@ class Runner:
         return stored, self.do_access(la, access, user)
 
     def do_poke(self, la: int, how: int, frame: int) -> Any:
-        return tuple(self.machine.store(la, edited(0, how, frame)))
+        return tuple(self.machine.store(la, edited(0, how, frame, 21)))
 
     def do_cr3(self, which: int, frame: int) -> None:
         self.cr3 = frame if which == 0 else self.roots[which % len(self.roots)]

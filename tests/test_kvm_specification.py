@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from agreement.specified import SpecifiedMachine
 from fastmmu import Config, GuestState, Machine
 from fastmmu.errors import BusError
-from guest_programs import Regime, regimes, start
-from host_programs import SLOTS, Runner, Step, steps
+from guest_layouts import Regime, start
+from host_programs import SLOTS, Runner, Step, regimes, steps
 from vmm_tables import mapped
 
 SLIDES = Config(memory="64M")
@@ -116,10 +116,7 @@ def compare(config: Config, regime: Regime, seed: int, program: list[Step], flus
     return len(program)
 
 
-SETTLED = [name for name in CONFIGS if name.startswith(("tdp", "slides-ept", "amd", "ept-noad"))]
-
-
-@pytest.mark.parametrize("name", SETTLED)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_kernels_do_what_is_specified(name: str) -> None:
     @examples
     @given(regimes, st.integers(0, 1 << 20), steps)

@@ -6,11 +6,11 @@ from libc.stdlib cimport calloc, free
 from fastmmu._bits cimport EPT_D, EPT_X, PS, RW
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu._mmu cimport (
-    NO_SP, Mmu, mmu_change, mmu_find, mmu_frame, mmu_link, mmu_quadrant, mmu_sp, mmu_write_protect, mmu_written,
+    NO_SP, Mmu, mmu_change, mmu_frame, mmu_link, mmu_quadrant, mmu_sp, mmu_write_protect, mmu_written,
     mmu_zap,
 )
 from fastmmu._slots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
-from fastmmu._spte cimport FORMAT_EPT, MAY_ALL, MAY_X, spte_present, spte_tracked
+from fastmmu._spte cimport FORMAT_EPT, MAY_X, spte_may_write, spte_present, spte_tracked
 
 cdef enum:
     RESERVED = 64               # of a ring: what the VMM may add before user space sees that it is full
@@ -19,15 +19,17 @@ cdef enum:
 
 # ---- protecting ---------------------------------------------------------------------------------------------
 
-cdef void protect_large(Mmu *mmu, uint64_t frame) noexcept nogil:
-    # large entries lose the right to write, so that a write finds its way here and splits them
+cdef void protect_large(Mmu *mmu, uint64_t frame, bint by_hand) noexcept nogil:
+    # large entries lose the right to write, so that a write finds its way here and splits them. by_hand: of a log
+    # cleared by hand, where Linux 6.1 does not let a fast fault give it back, as for page tables.
     cdef uint32_t id = mmu.rmap_large[frame >> 9]
-    cdef uint64_t at, entry
+    cdef uint64_t at, entry, lose = RW | (spte_may_write(mmu.format) if by_hand and mmu.policy.modern else 0)
     while id:
         at = mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511)
         entry = mem_read64(mmu.mem, at)
+        if entry & lose:
+            mem_write64(mmu.mem, at, entry & ~lose)
         if entry & RW:
-            mem_write64(mmu.mem, at, entry & ~RW)
             mmu.flush = True
         id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
 
@@ -88,21 +90,28 @@ cdef void split_range(Mmu *mmu, const Slot *slot, uint64_t first, uint64_t pages
 
 
 cdef void collapse_slot(Mmu *mmu, Slot *slot) noexcept nogil:
-    # small entries go where a large one could stand; the next access makes it
-    cdef uint64_t gfn, i
-    cdef uint32_t child
-    for gfn in range((slot.base_gfn + 511) & ~(<uint64_t> 511), slot.base_gfn + slot.npages, 512):
-        if not slot_huge(slot, gfn) or mmu.tables_in[mmu_frame(mmu, slot_hpa(slot, gfn)) >> 9]:
+    # small entries go where a large one could stand, of direct pages of every role; the next access makes it
+    cdef uint64_t gfn
+    cdef uint32_t i
+    for i in range(mmu.n_sp):
+        if not mmu.sp[i].used or mmu.sp[i].level != 1 or not mmu.sp[i].direct:
             continue
-        child = mmu_find(mmu, gfn, 1, True, MAY_ALL, mmu_quadrant(mmu, gfn >> 9))
-        if child == NO_SP:
+        gfn = mmu.sp[i].gfn
+        if (gfn - slot.base_gfn >= slot.npages or gfn & 511 or not slot_huge(slot, gfn)
+                or mmu.tables_in[mmu_frame(mmu, slot_hpa(slot, gfn)) >> 9]):
             continue
         if mmu.policy.tdp:
-            mmu_zap(mmu, child)
-            continue
-        for i in range(512):
-            if spte_present(mem_read64(mmu.mem, mmu.sp[child].hpa + 8 * i)):
-                mmu_change(mmu, child, i, 0)
+            mmu_zap(mmu, i)
+        else:
+            drop_leaves(mmu, i)
+
+
+cdef void drop_leaves(Mmu *mmu, uint32_t owner) noexcept nogil:
+    # of a table page of level 1; marks of MMIO stay
+    cdef uint64_t index
+    for index in range(512):
+        if spte_present(mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index)):
+            mmu_change(mmu, owner, index, 0)
 
 
 # ---- the log ------------------------------------------------------------------------------------------------
@@ -128,7 +137,7 @@ cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept n
         split_range(mmu, slot, 0, slot.npages)
     for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
         protect(mmu, slot, gfn)
-        protect_large(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)))
+        protect_large(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)), False)
     mmu.flush = True
     return 0
 
@@ -174,7 +183,7 @@ cdef void dirty_clear(Mmu *mmu, int number, uint64_t first, uint64_t pages) noex
         if slot.initial:
             if mmu.policy.tdp and mmu.policy.eager_split:
                 split_range(mmu, slot, page, 1)
-            protect_large(mmu, mmu_frame(mmu, slot_hpa(slot, slot.base_gfn + page)))
+            protect_large(mmu, mmu_frame(mmu, slot_hpa(slot, slot.base_gfn + page)), True)
         protect(mmu, slot, slot.base_gfn + page)
 
 

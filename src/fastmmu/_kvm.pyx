@@ -19,8 +19,8 @@ from fastmmu._map cimport (
 )
 from fastmmu._memory cimport mem_holds, mem_read64
 from fastmmu._mmu cimport (
-    PAE_LEVELS, ROLE_4_BYTE, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP, mmu_set_pae_roots,
-    mmu_set_role, mmu_set_root, mmu_zap_all,
+    PAE_LEVELS, ROLE_4_BYTE, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP, mmu_forget_roots,
+    mmu_set_pae_roots, mmu_set_role, mmu_set_root, mmu_zap_all,
 )
 from fastmmu._shadow cimport (
     SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY,
@@ -30,7 +30,7 @@ from fastmmu._reclaim cimport host_wrote
 from fastmmu._siblings cimport Sibling
 from fastmmu._slots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu._spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
-from fastmmu._sync cimport guest_wrote, shadow_invlpg, sync_roots
+from fastmmu._sync cimport guest_wrote, shadow_drop, shadow_invlpg, sync_every_root, sync_roots
 from fastmmu._types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_32, MODE_NONE,
     MODE_PAE, Paging, Walk,
@@ -46,6 +46,8 @@ from fastmmu._vmx cimport (
 from fastmmu._walk cimport load_pdptes
 
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
+cdef uint64_t CR4_PGE = 1 << 7
+cdef uint64_t CR4_PCIDE = 1 << 17
 cdef uint64_t RESERVED = 8                      # bit of the error code
 
 
@@ -206,6 +208,9 @@ cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hard
     # registers of a shadowed guest other than CR3 are new: what they make of its tables has pages of its own
     cdef uint64_t cr3 = kvm.guest.cr3
     cdef uint8_t ac = v.hw.ac
+    if (guest.smep != kvm.guest.smep or guest.smap != kvm.guest.smap or guest.wp != kvm.guest.wp
+            or guest.nxe != kvm.guest.nxe):
+        mmu_forget_roots(&kvm.mmu)              # Linux keeps none, whether or not the role is another
     kvm.guest = guest[0]
     v.hw = hardware[0]
     kvm.guest.ac = v.hw.ac = ac
@@ -287,16 +292,14 @@ cdef inline int access_of(uint64_t error_code) noexcept nogil:
 
 cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef Walk w
-    cdef uint64_t code = v.vmcs.exit_interruption_error, la = v.vmcs.exit_qualification
+    cdef uint64_t code = v.vmcs.exit_interruption_error, la = v.vmcs.exit_qualification, known = ONES
     cdef int result, action
     kvm.guest.user = code >> 2 & 1
     kvm.guest.ac = v.hw.ac
     kvm.guest.implicit = v.hw.implicit
     if code & RESERVED:                         # the VMM's own mark (kvm_policy.md §4.4)
-        action = known_mmio(kvm, v, la)
-        if action != ACT_RETRY:
-            return action
-    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(code), code & 1, &w)
+        known = marked(kvm, la)
+    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(code), code & 1, known, &w)
     if result == SHADOW_NO_TABLES:
         return out_of_tables(kvm, v)
     if result == SHADOW_REFLECT:
@@ -304,7 +307,7 @@ cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
         v.cr2 = la
         v.error_code = w.error_code
         if w.error_code & 1 and not w.error_code & RESERVED:
-            shadow_invlpg(&kvm.mmu, &kvm.guest, la)     # like the processor, which drops the translation that denied
+            shadow_drop(&kvm.mmu, &kvm.guest, la)       # like the processor, which drops the translation that denied
             kvm_owed_flush(kvm, v)
         return ACT_INJECT_PF
     if result == SHADOW_BUS:
@@ -336,16 +339,13 @@ cdef int retry(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
     return ACT_ABORT
 
 
-cdef int known_mmio(Kvm *kvm, Vcpu *v, uint64_t la) noexcept nogil:
-    # the address is marked in the tables as one without memory: no walk is needed. ACT_RETRY: it is no such mark, or
-    # one of an older layout
+cdef uint64_t marked(Kvm *kvm, uint64_t address) noexcept nogil:
+    # the gfn that the tables mark as one without memory; all ones: there is no such mark, or one of an older layout
     cdef uint32_t owner = 0
-    cdef uint64_t index = 0, entry = find_entry(&kvm.mmu, la, &owner, &index)
+    cdef uint64_t index = 0, entry = find_entry(&kvm.mmu, address, &owner, &index)
     if not spte_is_mmio(kvm.mmu.format, entry) or not spte_mmio_current(entry, kvm.mmu.slots.generation):
-        return ACT_RETRY
-    v.emulated = (entry & FRAME & ~MMIO_RESERVED) | (la & 0xFFF)
-    v.c.mmio += 1
-    return ACT_EMULATED
+        return ONES
+    return (entry & FRAME & ~MMIO_RESERVED) >> 12
 
 
 cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
@@ -385,8 +385,8 @@ cdef int on_mov_cr(Kvm *kvm, Vcpu *v) noexcept nogil:
             memcpy(kvm.guest.pdpte, guest.pdpte, sizeof(guest.pdpte))
         if kvm_load_root(kvm, v, v.vmcs.operand & ~CR3_NO_FLUSH):
             return ACT_ABORT
-    else:
-        sync_roots(&kvm.mmu, &kvm.guest)
+    elif (v.vmcs.operand ^ v.vmcs.cr4_shadow) & (CR4_PGE | CR4_PCIDE):
+        sync_every_root(&kvm.mmu, &kvm.guest)   # a new role has pages of its own
     flushes = kvm.mmu.flush and not kvm.forgo & FORGO_TABLES
     if kvm.mmu.flush:                           # tables had to go, or were brought in sync
         kvm_owed_flush(kvm, v)
@@ -427,11 +427,13 @@ cdef int on_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
 
 cdef int on_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef Fault f
-    cdef int action = known_mmio(kvm, v, v.vmcs.guest_physical_address)
-    if action != ACT_RETRY:
-        return action
+    cdef int action
     f.la = f.gpa = v.vmcs.guest_physical_address
     f.write = f.fetch = f.present = False
+    if marked(kvm, f.gpa) != ONES:
+        v.emulated = f.gpa
+        v.c.mmio += 1
+        return ACT_EMULATED
     action = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else FILL_UNCHANGED
     kvm_owed_flush(kvm, v)
     if action == FILL_NO_SLOT:                  # marked anew
@@ -476,7 +478,8 @@ cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogi
         return ACT_EMULATED
     kvm.guest.user = w.error_code >> 2 & 1
     kvm.guest.ac = v.hw.ac
-    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(w.error_code), w.error_code & 1, &guest)
+    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(w.error_code), w.error_code & 1, ONES,
+                          &guest)
     kvm.mmu.flush = False
     if result == SHADOW_NO_TABLES:
         return out_of_tables(kvm, v)

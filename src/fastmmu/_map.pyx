@@ -105,6 +105,10 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t
         access &= ~MAY_X
     if not host_writable:
         access &= ~MAY_W
+    if (spte_present(old) and not mmu.policy.tdp
+            and (not spte_leaf(old, level) or old & FRAME != slot_hpa(slot, gfn))):
+        mmu_change(mmu, owner, index, 0)        # a table or another page: what it allowed says nothing of this one
+        old = 0
     dirty = access & MAY_W != 0
     if dirty and spte_present(old) and old & RW:
         dirty = not mmu.policy.modern           # Linux 6.1 leaves D to the processor then
@@ -207,10 +211,10 @@ cdef bint prefetch_run(Mmu *mmu, uint32_t owner, uint64_t start, uint64_t end) n
     cdef int access = mmu.sp[owner].access
     cdef uint64_t gfn = mmu.sp[owner].gfn + start, i
     cdef Slot *slot = slot_of(&mmu.slots, gfn)
-    if slot == NULL or (access & MAY_W and slot.dirty != NULL):
-        return False
+    if slot == NULL or (access & MAY_W and slot.dirty != NULL) or gfn + (end - start) > slot.base_gfn + slot.npages:
+        return False                            # Linux takes a run as a whole, and none that the slot does not hold
     for i in range(start, end):
-        if gfn - slot.base_gfn >= slot.npages or not page_for_prefetch(slot, gfn):
+        if not page_for_prefetch(slot, gfn):
             return i > start
         set_leaf(mmu, owner, i, slot, gfn, access, True, False, True, True)
         mmu.counters.prefetched += 1
@@ -270,7 +274,6 @@ cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil:
     cdef int result
     if f.write and f.present and mmu_tracked(mmu, f.gpa >> 12):
         return FILL_TRACKED
-    mmu_make_room(mmu)
     top = mmu_top(mmu, f.la)
     if top == NO_SP:            # the last table page could not be had
         return FILL_NO_TABLES
@@ -279,6 +282,8 @@ cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil:
         if result != FILL_MAPPED:
             return result
     result = fault_in(mmu, f)
+    if result == FILL_MAPPED or (result == FILL_NO_SLOT and mmu.policy.mmio_caching):
+        mmu_make_room(mmu)
     if result == FILL_NO_SLOT and mmu.policy.mmio_caching:
         return map_below(mmu, top, f, 1, MAY_ALL)
     if result != FILL_MAPPED:

@@ -151,6 +151,7 @@ cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noe
 cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil
+cdef void mmu_forget_roots(Mmu *mmu) noexcept nogil
 cdef void mmu_make_room(Mmu *mmu) noexcept nogil
 cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil
 cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil

@@ -33,7 +33,7 @@ cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format
     mmu.pool_end = pool_end
     mmu.free_sp = NO_SP
     mmu.root_level = EPT_LEVELS
-    forget_roots(mmu)
+    mmu_forget_roots(mmu)
     mmu.bucket_mask = 4095
     while mmu.bucket_mask < mmu.slots.frames:
         mmu.bucket_mask = 2 * mmu.bucket_mask + 1
@@ -152,6 +152,7 @@ cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access,
     cdef uint32_t *links
     cdef Sp *sp
     if i != NO_SP:
+        mmu.sp[i].writes = 0                    # it is in use again
         return i
     hpa = new_page(mmu)
     i = NO_SP if hpa == ONES else new_descriptor(mmu)
@@ -267,17 +268,30 @@ cdef void mark_unsync(Mmu *mmu, uint32_t id) noexcept nogil:
 
 
 cdef bint mmu_write_protect(Mmu *mmu, uint64_t gfn, bint tracked) noexcept nogil:
-    # every entry that maps the page becomes read-only; large ones go, and come back as small ones where a table is
-    # shadowed. tracked: no fault gives the right back before the VMM says so. Returns whether any had the right.
+    # every entry that maps the page becomes read-only. tracked: no fault gives the right back before the VMM says so,
+    # and that of large entries goes as well; before Linux 6.1 these go themselves. Returns whether any had the right.
     cdef Slot *slot = slot_of(&mmu.slots, gfn)
-    cdef uint64_t frame, at, entry, lose
+    cdef uint64_t frame
     cdef uint32_t id
-    cdef Sp *sp
-    cdef bint found = False
+    cdef bint found
     if slot == NULL:
         return False
     frame = mmu_frame(mmu, slot_hpa(slot, gfn))
-    id = mmu.rmap[frame]
+    found = protect_list(mmu, mmu.rmap[frame], tracked)
+    if tracked and mmu.policy.modern:
+        found |= protect_list(mmu, mmu.rmap_large[frame >> 9], True)
+    while tracked and not mmu.policy.modern and mmu.rmap_large[frame >> 9]:
+        id = mmu.rmap_large[frame >> 9] - 1
+        mmu_change(mmu, id >> 9, id & 511, 0)
+        found = True
+    return found
+
+
+cdef bint protect_list(Mmu *mmu, uint32_t id, bint tracked) noexcept nogil:
+    # the entries of one reverse map, from its first on
+    cdef uint64_t at, entry, lose
+    cdef Sp *sp
+    cdef bint found = False
     while id:
         sp = &mmu.sp[(id - 1) >> 9]
         at = sp.hpa + 8 * ((id - 1) & 511)
@@ -291,10 +305,6 @@ cdef bint mmu_write_protect(Mmu *mmu, uint64_t gfn, bint tracked) noexcept nogil
         if entry & lose:
             mem_write64(mmu.mem, at, entry & ~lose)
         id = sp.next[(id - 1) & 511]
-    while tracked and mmu.rmap_large[frame >> 9]:
-        id = mmu.rmap_large[frame >> 9] - 1
-        mmu_change(mmu, id >> 9, id & 511, 0)
-        found = True
     return found
 
 
@@ -412,12 +422,37 @@ cdef bint in_use(const Mmu *mmu, uint32_t i) noexcept nogil:
             or i == mmu.pae_root[0] or i == mmu.pae_root[1] or i == mmu.pae_root[2] or i == mmu.pae_root[3])
 
 
+cdef void zap_unsync_below(Mmu *mmu, uint32_t i) noexcept nogil:
+    # nothing would find these pages at the next flush point (kvm_policy.md §2.5)
+    cdef Sp *sp = &mmu.sp[i]
+    cdef uint64_t index, entry
+    cdef uint32_t child
+    if not sp.unsync_children:
+        return
+    for index in range(512):
+        if not sp.unsync_child[index >> 6] & <uint64_t> 1 << (index & 63):
+            continue
+        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
+        if spte_present(entry) and not spte_leaf(entry, sp.level):
+            child = child_of(mmu, entry)
+            if mmu.sp[child].unsync:
+                mmu_zap(mmu, child)
+            else:
+                zap_unsync_below(mmu, child)
+
+
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
-    # the table page goes: its entries, those that point to it, and itself unless it is a root that is kept
+    # the table page goes: its entries, those that point to it, and itself unless it is the root in use
     cdef Sp *sp = &mmu.sp[i]
     cdef uint32_t *link
     cdef uint32_t id
+    cdef int kept
+    if not sp.direct:
+        zap_unsync_below(mmu, i)
     empty(mmu, i)
+    for kept in range(3):
+        if mmu.previous[kept] == i:
+            mmu.previous[kept] = NO_SP
     if in_use(mmu, i):
         return
     mmu.counters.tables_zapped += 1
@@ -442,7 +477,7 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
     mmu.free_sp = i
 
 
-cdef void forget_roots(Mmu *mmu) noexcept nogil:
+cdef void mmu_forget_roots(Mmu *mmu) noexcept nogil:
     mmu.root = mmu.previous[0] = mmu.previous[1] = mmu.previous[2] = NO_SP
     mmu.pae_root[0] = mmu.pae_root[1] = mmu.pae_root[2] = mmu.pae_root[3] = NO_SP
 
@@ -450,7 +485,7 @@ cdef void forget_roots(Mmu *mmu) noexcept nogil:
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil:
     # every table page goes; the caller sets a root again before the guest runs
     cdef uint32_t i
-    forget_roots(mmu)
+    mmu_forget_roots(mmu)
     for i in range(mmu.n_sp):
         if mmu.sp[i].used:
             mmu_zap(mmu, i)
@@ -461,26 +496,28 @@ cdef void mmu_zap_all(Mmu *mmu) noexcept nogil:
 cdef void mmu_make_room(Mmu *mmu) noexcept nogil:
     # before a fault: where few table pages are left of those allowed, the oldest go (kvm_policy.md §2.5)
     cdef uint64_t live = mmu.counters.tables_made - mmu.counters.tables_zapped
-    cdef uint32_t i, oldest, _
     cdef uint64_t spare = mmu.policy.limit - live if mmu.policy.limit > live else 0
+    cdef uint64_t zapped = mmu.counters.tables_zapped, enough = zapped + REFILL - spare
+    cdef uint32_t i, oldest
     if mmu.policy.limit == 0 or mmu.policy.tdp or spare >= MIN_FREE:
         return
-    for _ in range(REFILL - <uint32_t> spare):
+    while mmu.counters.tables_zapped < enough:
         oldest = NO_SP
         for i in range(mmu.n_sp):
             if mmu.sp[i].used and not in_use(mmu, i) and (oldest == NO_SP or mmu.sp[i].born < mmu.sp[oldest].born):
                 oldest = i
         if oldest == NO_SP:
             return
+        zapped = mmu.counters.tables_zapped
         mmu_zap(mmu, oldest)
-        mmu.counters.recycled += 1
+        mmu.counters.recycled += mmu.counters.tables_zapped - zapped
 
 
 cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil:
     # what the guest's registers make of its tables; the caller sets a root. Roots of another role are not kept, their
     # table pages are (kvm_policy.md §2.4).
     if role != mmu.role or root_level != mmu.root_level:
-        forget_roots(mmu)
+        mmu_forget_roots(mmu)
     mmu.role = role
     mmu.root_level = root_level
 
@@ -506,21 +543,26 @@ cdef int mmu_set_pae_roots(Mmu *mmu, const uint64_t *gfn, bint direct) noexcept 
 
 cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:
     # 0; -1 where no table page is left, or where no memory is there for the guest's own root
-    cdef uint32_t root, i
+    cdef uint32_t root
+    cdef int i = 0
     if not direct and slot_of(&mmu.slots, gfn) == NULL:
         return -1
-    root = mmu_sp(mmu, gfn, mmu.root_level, direct, MAY_ALL, 0)
-    if root == NO_SP:
-        return -1
-    if root != mmu.root and mmu.policy.modern:
-        i = 2                                   # those used since it was last used move back by one
-        if root == mmu.previous[0]:
-            i = 0
-        elif root == mmu.previous[1]:
-            i = 1
-        while i:
+    root = mmu_find(mmu, gfn, mmu.root_level, direct, MAY_ALL, 0)
+    if root != NO_SP and root == mmu.root:
+        return 0
+    if not mmu.policy.modern:
+        mmu.root = NO_SP                        # the slides' KVM keeps none
+    else:
+        while i < 2 and (root == NO_SP or root != mmu.previous[i]):
+            i += 1
+        if root == NO_SP or root != mmu.previous[i]:
+            root = NO_SP                        # not one of those kept
+        while i:                                # those used since it was last used move back by one
             mmu.previous[i] = mmu.previous[i - 1]
             i -= 1
         mmu.previous[0] = mmu.root
-    mmu.root = root
-    return 0
+        mmu.root = root
+    if mmu.root == NO_SP:
+        mmu_make_room(mmu)
+    mmu.root = mmu_sp(mmu, gfn, mmu.root_level, direct, MAY_ALL, 0)
+    return -1 if mmu.root == NO_SP else 0

@@ -15,4 +15,5 @@ cdef enum ShadowResult:
     SHADOW_BUS = 6              # a guest entry points outside guest memory
     SHADOW_RETRY = 7            # the host changed its tables meanwhile
 
-cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, Walk *w) noexcept nogil
+cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, uint64_t known,
+                      Walk *w) noexcept nogil

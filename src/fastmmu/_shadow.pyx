@@ -5,15 +5,15 @@ from libc.string cimport memset
 
 from fastmmu._bits cimport FRAME
 from fastmmu._map cimport (
-    FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, Fault, descend, fault_in,
-    map_below, map_direct,
+    FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, FILL_UNCHANGED, Fault, descend,
+    fault_in, map_below, map_direct,
 )
 from fastmmu._memory cimport mem_read64
 from fastmmu._mmu cimport NO_SP, Mmu, mmu_make_room, mmu_top, mmu_tracked
 from fastmmu._reclaim cimport host_wrote
 from fastmmu._slots cimport Slot, mark_dirty, slot_of
 from fastmmu._spte cimport MAY_ALL, MAY_U, MAY_W, MAY_X
-from fastmmu._sync cimport clear_writes, prefetch_guest, rights_of, sync_below, sync_page
+from fastmmu._sync cimport clear_writes, prefetch_guest, rights_of, sync_from, sync_page
 from fastmmu._types cimport (
     ACC_RW, ACC_W, ACC_X, FAULT_NONE, FAULT_PF, MODE_NONE, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
 )
@@ -34,7 +34,6 @@ cdef void log_flags(Mmu *mmu, const Steps *steps) noexcept nogil:
 
 cdef int unpaged_fault(Mmu *mmu, Fault *f) noexcept nogil:
     # linear = guest-physical: the tables are direct, and nothing of the guest's denies
-    cdef uint64_t changes = mmu.counters.changes
     cdef int result = map_direct(mmu, f)
     if result == FILL_TRACKED:
         return SHADOW_EMULATE
@@ -44,16 +43,17 @@ cdef int unpaged_fault(Mmu *mmu, Fault *f) noexcept nogil:
         return SHADOW_NO_TABLES
     if result == FILL_RETRY:
         return SHADOW_RETRY
-    return SHADOW_FIXED if result == FILL_MAPPED or mmu.counters.changes != changes else SHADOW_SPURIOUS
+    return SHADOW_SPURIOUS if result == FILL_UNCHANGED else SHADOW_FIXED
 
 
-cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, Walk *w) noexcept nogil:
+cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, uint64_t known,
+                      Walk *w) noexcept nogil:
     # `guest`: the guest's registers, privilege as of the access; the walk sets the guest's A and D flags. `present`: of
-    # the error code
+    # the error code. `known`: gfn that the entry marks as MMIO, all ones: none
     cdef Steps steps
     cdef Fault f
     cdef uint32_t owner
-    cdef uint64_t entry, at, linked, changes = mmu.counters.changes
+    cdef uint64_t entry, at, linked
     cdef int fault, i, access = MAY_ALL, level = 0
     f.write = acc == ACC_W or acc == ACC_RW
     f.fetch = acc == ACC_X
@@ -61,6 +61,8 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
     if guest.mode == MODE_NONE:
         memset(w, 0, sizeof(Walk))
         w.gpa = f.la = f.gpa = la
+        if la >> 12 == known:
+            return SHADOW_MMIO
         return unpaged_fault(mmu, &f)
     steps.n = 0
     fault = walk_steps(&mmu.guest, guest, NULL, la, acc, w, &steps)
@@ -71,16 +73,18 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
         return SHADOW_BUS
     f.la = la
     f.gpa = w.gpa
+    if w.gpa >> 12 == known:
+        return SHADOW_MMIO
     if f.write and mmu_tracked(mmu, w.gpa >> 12) and (present or not mmu.policy.modern):
         if mmu.policy.flooding:
             clear_writes(mmu, la)
         return SHADOW_EMULATE
-    mmu_make_room(mmu)
     fault = fault_in(mmu, &f)
     if fault == FILL_RETRY:
         return SHADOW_RETRY
     if fault == FILL_READ_ONLY or (fault == FILL_NO_SLOT and not mmu.policy.mmio_caching):
         return SHADOW_MMIO
+    mmu_make_room(mmu)
     owner = mmu_top(mmu, la)
     if owner == NO_SP:          # the last table page could not be had
         return SHADOW_NO_TABLES
@@ -102,22 +106,24 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
         if mem_read64(mmu.mem, at) != linked:   # present from now on: a guest need not flush for that
             if mmu.sp[owner].unsync:
                 sync_page(mmu, guest, owner)
-            sync_below(mmu, guest, owner)
-    if f.write and not w.rw:    # allowed by CR0.WP = 0 only: writable for the supervisor alone (kvm_policy.md §2.1)
+            sync_from(mmu, guest, owner)
+    if f.slot != NULL and f.write and not w.rw:
+        # allowed by CR0.WP = 0 only: writable for the supervisor alone (kvm_policy.md §2.1)
         access = (access | MAY_W) & ~MAY_U
-        if guest.smep and w.us:
+        if guest.smep:
             access &= ~MAY_X
     if not w.dirty:             # the first write must fault, to set the guest's D
         access &= ~MAY_W
     if f.write and f.slot != NULL and f.slot.dirty != NULL:
         mmu.counters.dirty_faults += 1
     fault = map_below(mmu, owner, &f, level, access)
+    if fault == FILL_NO_TABLES:
+        return SHADOW_NO_TABLES
+    if fault != FILL_UNCHANGED and level == 1 and mmu.policy.prefetch:
+        prefetch_guest(mmu, guest, owner, la >> 12 & 511)
     if fault == FILL_TRACKED:
         return SHADOW_EMULATE
     if fault == FILL_NO_SLOT:
         return SHADOW_MMIO
-    if fault == FILL_NO_TABLES:
-        return SHADOW_NO_TABLES
-    if fault == FILL_MAPPED and level == 1 and mmu.policy.prefetch:
-        prefetch_guest(mmu, guest, owner, la >> 12 & 511)
-    return SHADOW_FIXED if fault == FILL_MAPPED or mmu.counters.changes != changes else SHADOW_SPURIOUS
+    # spurious, as KVM counts it: tables may have been linked, the leaf was there (recorded: phase 2 of guest A)
+    return SHADOW_SPURIOUS if fault == FILL_UNCHANGED else SHADOW_FIXED

@@ -17,6 +17,7 @@ from fastmmu._types cimport Paging
 cdef enum:
     PREFETCH = 8                # entries, aligned
     FLOOD = 3                   # writes in a row
+    GIVEN_UP = 255
 
 
 cdef int rights_of(uint64_t entry) noexcept nogil:
@@ -123,8 +124,33 @@ cdef void sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
     mmu.counters.synced += 1
 
 
+cdef void protect_below(Mmu *mmu, uint32_t owner) noexcept nogil:
+    # all unsync pages that can be reached from a table page become write-protected
+    cdef Sp *sp = &mmu.sp[owner]
+    cdef uint64_t index, entry
+    cdef uint32_t child
+    if not sp.unsync_children:
+        return
+    for index in range(512):
+        if not sp.unsync_child[index >> 6] & <uint64_t> 1 << (index & 63):
+            continue
+        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
+        if spte_present(entry) and not spte_leaf(entry, sp.level):
+            child = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
+            if mmu.sp[child].unsync:
+                mmu_write_protect(mmu, mmu.sp[child].gfn, True)
+            elif mmu.sp[child].level > 1:
+                protect_below(mmu, child)
+
+
+cdef void sync_from(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
+    # all of them are protected before the first is synchronized: what maps one of them is found read-only
+    protect_below(mmu, owner)
+    sync_below(mmu, guest, owner)
+
+
 cdef void sync_below(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
-    # all unsync pages that can be reached from a table page: write-protected, then synchronized
+    # all unsync pages that can be reached from a table page are synchronized
     cdef Sp *sp = &mmu.sp[owner]
     cdef uint64_t index, entry, bit
     cdef uint32_t child
@@ -138,7 +164,6 @@ cdef void sync_below(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nog
         if spte_present(entry) and not spte_leaf(entry, sp.level):
             child = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
             if mmu.sp[child].unsync:
-                mmu_write_protect(mmu, mmu.sp[child].gfn, True)
                 mmu.sp[child].unsync = 0
                 mmu.counters.unsync -= 1
                 sync_page(mmu, guest, child)
@@ -154,9 +179,18 @@ cdef void sync_roots(Mmu *mmu, const Paging *guest) noexcept nogil:
     if mmu.root_level == PAE_LEVELS:
         for i in range(4):
             if mmu.pae_root[i] != NO_SP:
-                sync_below(mmu, guest, mmu.pae_root[i])
+                sync_from(mmu, guest, mmu.pae_root[i])
     elif mmu.root != NO_SP:
-        sync_below(mmu, guest, mmu.root)
+        sync_from(mmu, guest, mmu.root)
+
+
+cdef void sync_every_root(Mmu *mmu, const Paging *guest) noexcept nogil:
+    # a flush of all that the TLB holds: the next root is not synchronized again when it is loaded without a flush
+    cdef int i
+    sync_roots(mmu, guest)
+    for i in range(3):
+        if mmu.previous[i] != NO_SP:
+            sync_from(mmu, guest, mmu.previous[i])
 
 
 cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t la) noexcept nogil:
@@ -177,8 +211,14 @@ cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t l
         owner = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
 
 
+cdef void shadow_drop(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nogil:
+    # what a #PF does to the entry that denied: an unsync entry is read again
+    if mmu.policy.unsync and mmu.counters.unsync:
+        invlpg_below(mmu, guest, mmu_top(mmu, la), la)
+
+
 cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nogil:
-    # INVLPG, and what a #PF does to the entry that denied: an unsync entry is read again, below every root that is kept
+    # INVLPG: below every root that is kept
     cdef int i
     if not mmu.policy.unsync or mmu.counters.unsync == 0:
         return
@@ -227,8 +267,9 @@ cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
     # the guest changed a shadowed table: a store within one entry drops that, anything else the whole table, and so
     # does writing without use (kvm_policy.md §2.2, mmu_pte_write)
     cdef uint64_t gfn = gpa >> 12
-    cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask], after
+    cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
     cdef Sp *sp
+    cdef bint flooded = False
     if mmu.indirect == 0:
         return
     if nbytes == 4 and not mmu.role & ROLE_4_BYTE:      # half of an entry of 8 bytes
@@ -237,17 +278,27 @@ cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
     mmu.counters.pte_writes += 1
     while i:
         sp = &mmu.sp[i - 1]
-        after = sp.chain
         if sp.gfn == gfn and not sp.direct:
             if mmu.policy.flooding and sp.level > 1:
                 sp.writes += 1
             if not within_entry(sp, gpa, nbytes) or sp.writes >= FLOOD:
                 mmu.counters.flooded += 1
-                sp.writes = 0
-                mmu_zap(mmu, i - 1)
+                sp.writes = GIVEN_UP
+                flooded = True
             else:
                 drop_written(mmu, i - 1, gpa, nbytes)
-        i = after
+        i = sp.chain
+    while flooded:                              # each may take others of the chain with it
+        flooded = False
+        i = mmu.bucket[gfn & mmu.bucket_mask]
+        while i and not flooded:
+            sp = &mmu.sp[i - 1]
+            if sp.gfn == gfn and not sp.direct and sp.writes == GIVEN_UP:
+                sp.writes = 0
+                flooded = True
+                mmu_zap(mmu, i - 1)
+            else:
+                i = sp.chain
 
 
 cdef void clear_writes(Mmu *mmu, uint64_t la) noexcept nogil:

@@ -198,10 +198,9 @@ class Kvm:
 
     def on_page_fault(self, la: int, access: str, user: bool, value: int | None, code: int) -> Came | None:
         vm = self.vm
-        if code & 8 and (mark := self.mark_at(la)):
-            return self.known_mmio(mark, la, access, user)
+        known = self.mark_at(la) if code & 8 else None
         kind = "w" if access == "rw" else access
-        done, gpa = shadow_fault(vm, self.registers(user), la, kind, bool(code & 1))
+        done, gpa = shadow_fault(vm, self.registers(user), la, kind, bool(code & 1), known)
         if isinstance(done, PageFault):
             vm.count["pf_guest"] += 1
             return Came(None, done.error_code, done.cr2)
@@ -221,20 +220,6 @@ class Kvm:
             vm.memory.write64(gpa, value)
             wrote_table(vm, gpa, 8)
         return Came(gpa)
-
-    def known_mmio(self, mark: Mark, la: int, access: str, user: bool) -> Came:
-        """No memory, as was found before. What the guest's tables did not allow then is asked of them now."""
-        vm, state = self.vm, self.registers(user)
-        outcome = walk(vm.memory, state, la, access)
-        for change in outcome.changes:
-            vm.wrote(change.hpa >> 12)
-        if isinstance(outcome, PageFault):
-            vm.count["pf_guest"] += 1
-            if outcome.error_code & 1 and not outcome.error_code & 8:
-                invalidate(vm, vm.root, la)
-            return Came(None, outcome.error_code, outcome.cr2)
-        vm.count["mmio"] += 1
-        return Came(mark.gfn << 12 | la & 0xFFF)
 
     def on_ept_violation(self, fault: Fault, translated: bool) -> Came | None:
         vm = self.vm

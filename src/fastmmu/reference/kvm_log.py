@@ -76,7 +76,7 @@ def clear(vm: Vm, slot: Slot, first: int, count: int) -> None:
         slot.log.dirty.discard(page)
         if slot.log.initial:
             split_ahead(vm, slot.base + page)
-            vm.write_protect(slot.base + page, 2, for_good=True)
+            vm.write_protect(slot.base + page, 2, for_good=vm.policy.modern)
         protect(vm, slot.base + page)
 
 

@@ -116,7 +116,7 @@ def set_leaf(
     """Maps a page at an entry; without a slot the entry is marked."""
     if slot is None:
         vm.count["mmio_marked"] += 1
-        vm.tables.put(page, index, Mark(gfn, vm.generation, access))
+        vm.tables.put(page, index, Mark(gfn, vm.generation))
         return Done.EMULATE
     old = page.entries.get(index)
     if not vm.policy.tdp and (isinstance(old, Link) or (isinstance(old, Leaf) and old.gfn != gfn)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..dtypes import StepKind
 from .kvm_map import Done, Fault, fault_in, map_below, prefetch_direct, table
 from .kvm_sync import invalidate, prefetch_guest, rights_of, sync_below, sync_page
-from .kvm_tables import ALL, Leaf, Link, Role, TablePage, U, W, X, index_of
+from .kvm_tables import ALL, Leaf, Link, Mark, Role, TablePage, U, W, X, index_of
 from .kvm_vm import Vm
 from .outcome import Mapped, Outcome, PageFault
 from .state import State
@@ -14,10 +14,13 @@ from .walk import walk
 __all__ = ["shadow_fault"]
 
 
-def shadow_fault(vm: Vm, state: State, la: int, access: str, present: bool) -> tuple[Done | PageFault, int]:
+def shadow_fault(
+    vm: Vm, state: State, la: int, access: str, present: bool, known: Mark | None
+) -> tuple[Done | PageFault, int]:
     """The #PF that the processor met in the shadow tables; and the guest-physical address, where there is one.
 
-    state: the guest's registers with the privilege of the access. present: bit 0 of the error code.
+    state: the guest's registers with the privilege of the access. present: bit 0 of the error code. known: the mark of
+    MMIO that the processor met; what the guest's own tables deny or lead to is asked of them all the same.
     """
     outcome = walk(vm.memory, state, la, access)
     for change in outcome.changes:
@@ -28,6 +31,8 @@ def shadow_fault(vm: Vm, state: State, la: int, access: str, present: bool) -> t
         return outcome, 0
     assert isinstance(outcome, Mapped)
     fault = Fault(la, outcome.gpa, access in ("w", "rw"), access == "x", present)
+    if known and known.gfn == fault.gfn:
+        return Done.EMULATE, outcome.gpa
     if fault.write and vm.tracked(fault.gfn) and (present or not vm.policy.modern):
         if vm.policy.flooding:
             for page, _, _ in vm.tables.path(vm.root, la):

@@ -85,7 +85,7 @@ def sync_page(vm: Vm, page: TablePage) -> None:
         if entry.gfn != gfn:
             vm.tables.put(page, index, None)
         elif isinstance(entry, Mark):
-            vm.tables.put(page, index, Mark(gfn, vm.generation, access))
+            vm.tables.put(page, index, Mark(gfn, vm.generation))
         else:
             slot = vm.slot_of(gfn)
             assert slot
@@ -120,14 +120,18 @@ def load_root(vm: Vm, cr3: int) -> None:
     gfn = (cr3 & vm.state.frame) >> 12
     role = Role(4, False, ALL, vm.registers)
     wanted = vm.tables.pages.get((gfn, role))
-    if wanted is None or wanted not in vm.roots:
-        vm.make_room()
-        wanted, _ = table(vm, gfn, role)
-        vm.roots = [wanted, *vm.roots[:-1]]
-    else:
+    if wanted and wanted in vm.roots:
         place = vm.roots.index(wanted)
         vm.roots = [wanted, *vm.roots[:place], *vm.roots[place + 1 :]]
-    wanted.writes = 0
+    else:
+        if vm.roots[0]:  # else it went, and another takes its place
+            vm.roots = [None, *vm.roots[:-1]]
+        place = -1
+        vm.make_room()
+        wanted, _ = table(vm, gfn, role)
+        vm.roots[0] = wanted
+    if place:
+        wanted.writes = 0
     sync_below(vm, wanted)
 
 

@@ -66,11 +66,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Mark:
-    """No memory is there (kvm_policy.md §4.4). generation: of the slots, when it was found so; access: of the guest."""
+    """No memory is there (kvm_policy.md §4.4). generation: of the slots, when it was found so."""
 
     gfn: int
     generation: int
-    access: int
 
 
 Entry = Leaf | Link | Mark

@@ -132,8 +132,14 @@ class Vm:
         return True
 
     def write_protect(self, gfn: int, *levels: int, for_good: bool) -> None:
-        """No leaf lets the guest write there; for_good: no fault gives that back before the VMM says so."""
+        """No leaf lets the guest write there; for_good: no fault gives that back before the VMM says so.
+
+        KVM before Linux 6.1 lets go of large leaves then.
+        """
         for page, index, leaf in self.tables.leaves_of(gfn, *levels):
+            if leaf.level > 1 and for_good and not self.policy.modern:
+                self.tables.put(page, index, None)
+                continue
             may = leaf.may_write and not for_good
             self.tables.put(page, index, replace(leaf, access=leaf.access & ~W, may_write=may))
 
