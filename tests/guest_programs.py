@@ -378,7 +378,7 @@ _registers: dict[str, st.SearchStrategy[Any]] = {
     "pge": st.booleans(),
     "upper_a": st.sampled_from(["eager", "lazy"]),
 }
-regimes = st.builds(Regime, **_registers)  # with 4-level paging
+regimes = st.builds(Regime, mode=st.just(Mode.LEVEL4), pse=st.just(True), **_registers)
 all_regimes = st.builds(Regime, mode=modes, pse=st.sampled_from([True, True, False]), **_registers)
 _index = st.sampled_from([0, 0, 1, 1, 2])
 _frame = st.sampled_from(FRAMES)
