@@ -25,7 +25,7 @@ from test_machine_equivalence import (
     execute,
     machine_for,
 )
-from vmm_tables import leaves
+from vmm_tables import guest_memory_at, leaves
 
 LINUX = Config(memory="64M", kvm="6.1", vpid=True)
 SHADOW = [
@@ -236,8 +236,7 @@ def test_the_same_leaves_after_everything_was_zapped(config: Config) -> None:
         return sorted(leaf[:3] for leaf in leaves_of(machine))
 
     def leaves_of(machine: Machine):  # type: ignore[no-untyped-def]
-        slot = machine.memory.nbytes - machine.config.memory_bytes - (1 << 21)
-        return leaves(machine, slot)
+        return leaves(machine, guest_memory_at(machine))
 
     touch()
     first = touch()

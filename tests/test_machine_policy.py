@@ -102,7 +102,7 @@ def test_exit_information_under_shadow_paging() -> None:
     machine = Machine(SHADOW, policy=policy)
     run(machine, events((Op.WRITE, 0x1000_0000), (Op.INVLPG, 0x1234_5000), (Op.SWITCH, 1)))
     seen = policy.seen  # type: ignore[attr-defined]
-    assert seen[0] == Exit(ExitReason.EXCEPTION_NMI, 0x1000_0000, 0, 0, 6, 0)
+    assert seen[0] == Exit(ExitReason.EXCEPTION_NMI, 0x1000_0000, 0, 0, 6, 0, 0x8000_0B0E)
     assert Exit(ExitReason.INVLPG, 0x1234_5000, 0, 0, 0, 0) in seen
     cr3 = next(exit for exit in seen if exit.reason == ExitReason.CR_ACCESS)
     assert cr3.qualification == 3

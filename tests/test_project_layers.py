@@ -16,11 +16,12 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "vocabulary": "_bits _types _vmx _siblings _records dtypes errors exits ops",
     "memory": "_memory",
-    "translation": "_memtype _state _guest _ept _walk _nonroot _translate _translate_py _leaves _leaves_py "
+    "translation": "_memtype _registers _state _guest _ept _walk _nonroot _translate _translate_py _leaves _leaves_py "
     "_caching _tlb_entries _tlb _invalidate _operands _tlb_py geometry",
     "mmu": "_slots _spte _mmu _ageing _reclaim _notifier _map _sync _shadow _dirty",
-    "machine": "_apic _vapic _vmentry _vpid _watch _vcpu _data _patch _interrupts _ipi _kvm_apic _apic_port _events "
-    "_kvm _vmm _guest_kernel _stops _counters _assembly _instructions _machine _host _replay machine.*",
+    "machine": "_apic _vapic _vmentry _vpid _watch _vcpu _data _control _modes _patch _interrupts _ipi _kvm_apic "
+    "_apic_port _events _kvm _vmm _guest_kernel _stops _counters _assembly _instructions _control_py _machine _host "
+    "_replay machine.*",
     "use": "_lackey _stack _curve trace.* image.* study.* report.* cli.*",
     "package": "__init__",
     "reference": "reference.*",

@@ -13,6 +13,7 @@ from fastmmu.geometry import geometry, parse_array
 from fastmmu.reference import operands
 from fastmmu.reference.tlb import value
 from tlb_modes import KINDS, MODES, AnyTlb, make_tlb
+from vmm_tables import guest_memory_at
 
 A, B = 0x7F00_1234_5000, 0x7F00_1234_6000
 FAR = 0xFFFF_8123_4567_8000
@@ -264,7 +265,7 @@ def test_c6_an_ept_right_that_comes_later_needs_no_invept() -> None:
 
 def is_leaf_of(machine: Machine, gpa: int) -> np.ndarray:
     """Which qwords below guest memory are an EPT leaf of this guest-physical page."""
-    base = machine.memory.nbytes - machine.guest_memory.nbytes
+    base = guest_memory_at(machine)
     words = machine.memory.u64[: base // 8]
     frames = words & np.uint64(0x000F_FFFF_FFFF_F000)
     return (frames == base + gpa) & (words & np.uint64(7) == 7)

@@ -25,13 +25,19 @@ class Leaf(NamedTuple):
     user: int
 
 
+def guest_memory_at(machine: Machine) -> int:
+    """Host-physical address of the guest's memory, which guest_memory is a window of."""
+    window, whole = (memory.u64.__array_interface__["data"][0] for memory in (machine.guest_memory, machine.memory))
+    return int(window - whole)
+
+
 def leaves(machine: Machine, slot: int | None = None) -> Iterator[Leaf]:
     """Every leaf that can be reached from the root in use; checks that tables and pages lie where they belong.
 
     A table lies in the VMM's part of host memory, a page in the guest's memory slot (kvm_policy.md §13 P4).
     """
-    if slot is None:  # without more slots, the guest's memory is the last
-        slot = machine.memory.nbytes - machine.config.memory_bytes
+    if slot is None:
+        slot = guest_memory_at(machine)
     if machine.config.mmu == "ept":
         yield from _below(machine, slot, machine.vmcs["eptp"] & FRAME, 4, 0, (1, 1, 1, 1))
     else:

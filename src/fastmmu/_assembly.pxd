@@ -25,7 +25,7 @@ cdef class Assembly:
     cdef GuestKernel kernel
     cdef Run loop
     cdef Interrupts irq         # the interrupt side of the first vCPU, where Config.tpr asks for an APIC
-    cdef readonly object state  # GuestState: registers of a bare guest, CR3 aside
+    cdef readonly object initial    # GuestState: registers at the start, and what of the processor never changes
     cdef bint pdptes_due        # its first instruction loads the PDPTE registers from memory
     cdef bint handling          # a Python handler runs: the guest stands still
     cdef bint running           # run() is under way, without the GIL
@@ -38,7 +38,6 @@ cdef class Assembly:
                    bint device)
     cdef _set_policy(self)
     cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
-    cdef _hardware(self, state)
     cdef _guest_runs(self)
     cdef _first_pdptes(self)
     cdef _raise(self, uint64_t n)

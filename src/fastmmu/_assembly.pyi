@@ -15,7 +15,7 @@ class Assembly:
     @property
     def apic(self) -> GuestApic | None: ...
     missing_flushes: MissingFlushes | None
-    state: GuestState
+    initial: GuestState
     def __init__(
         self,
         config: Config,

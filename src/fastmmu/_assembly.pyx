@@ -5,7 +5,6 @@ from libc.string cimport memcpy
 
 from fastmmu._apic cimport APIC_ID
 from fastmmu._apic_port cimport GuestApic
-from fastmmu._bits cimport ONES
 from fastmmu._guest cimport root_address
 from fastmmu._guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
@@ -14,21 +13,22 @@ from fastmmu._interrupts cimport (
     APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
     Interrupts, irq_free, irq_init,
 )
-from fastmmu._kvm cimport kvm_handle, kvm_load_root, kvm_new_role
+from fastmmu._kvm cimport kvm_handle, kvm_load_root, kvm_registers
 from fastmmu._kvm_apic cimport kvm_apic_init
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init, mmu_set_root
+from fastmmu._modes cimport IDENTITY_MAP, TASK_STATE, modes_tables
 from fastmmu._patch cimport patch_record
 from fastmmu._slots cimport Slot, slots_add, slots_order, slots_untouched
 from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu._state cimport Eptp, GuestState
 from fastmmu._stops cimport stop
 from fastmmu._tlb_py cimport TLB
-from fastmmu._types cimport FAULT_GP, MODE_4, MODE_NONE, MODE_PAE, Paging, Walk
+from fastmmu._types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu._vcpu cimport ABORT_NONE, ABORT_PYTHON
 from fastmmu._vmx cimport (
-    ENTRY_LONG_MODE, EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG,
-    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_UNRESTRICTED, SECONDARY_VPID, VECTOR_PF,
+    EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE, PRIMARY_INVLPG,
+    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID,
 )
 from fastmmu._walk cimport load_pdptes
 from fastmmu._watch cimport MissingFlushes
@@ -48,10 +48,6 @@ cdef enum:                      # host-physical pages of the VMM
 
 cdef enum:
     EXIT_PREEMPTION_TIMER = 52
-
-# Bits of CR4 that change what shadow tables must be, or flush: all but those of the guest alone (PVI, TSD, DE, PCE,
-# OSFXSR, OSXMMEXCPT, FSGSBASE)
-cdef uint64_t CR4_OF_SHADOW = ~(<uint64_t> 0x1070E)
 
 
 cdef uint64_t apic_bytes(config, uint32_t vcpus) except? 0:
@@ -88,6 +84,14 @@ cdef class Assembly:
         slots = [*slots]
         if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
             slots.append(MemorySlot(APIC_BASE, 0x1000, private=True))
+        self.kvm.modes.ept = config.mmu == "ept"
+        self.kvm.modes.amd = config.vendor == "amd"
+        self.kvm.modes.unrestricted = config.unrestricted
+        if (config.mmu == "ept" and not config.unrestricted and not guest_kernel and place is None
+                and guest_bytes <= IDENTITY_MAP):
+            self.kvm.modes.identity = True
+            slots.append(MemorySlot(IDENTITY_MAP, 0x1000, private=True))
+            slots.append(MemorySlot(TASK_STATE, 0x3000, private=True))
         vpid = 1 if config.vpid else 0
         if place is None:
             self.tlb = tlb_of(config)
@@ -119,13 +123,14 @@ cdef class Assembly:
             raise ConfigError(f"cr4={state.cr4:#x}: shadow paging does not virtualize protection keys, KVM offers none "
                               "then; clear bits 22 and 24, or use mmu='ept'")
         self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
+        self.v.r = state.regs
         self.pdptes_due = state.paging.mode == MODE_PAE and state.pdptes is None
         if config.mmu != "native":
             self._build_vmm(vpid, state, placed, more)
         if config.tpr is not None:
             self._init_apic(&self.irq, 0)
             self._attach_apic(&self.irq)
-        self.state = state
+        self.initial = state
 
     cdef _boot(self):
         cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
@@ -238,7 +243,6 @@ cdef class Assembly:
     cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end):
         cdef bint shadow = self.config.mmu == "shadow"
         cdef Eptp eptp
-        cdef GuestState hardware
         if shadow and self.v.hw.mode < MODE_4 and self.origin + PAE_ROOT >> 32:
             raise ConfigError(f"a shadowed machine at {self.origin:#x} of the host's memory: its PDPTEs must lie below "
                               "4 GB; give the machines before it less by Config(memory=)")
@@ -265,22 +269,15 @@ cdef class Assembly:
         self.v.guest = True
         self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
         self.v.vmcs.primary = PRIMARY_SECONDARY
-        self.v.vmcs.vm_entry = ENTRY_LONG_MODE if self.v.hw.lma else 0
         self.v.vmcs.secondary = SECONDARY_VPID if vpid else 0
-        if not shadow and self.v.hw.mode == MODE_NONE:
-            self.v.vmcs.secondary |= SECONDARY_UNRESTRICTED
         self.v.vmcs.vpid = vpid
         self.v.host_pages = self.config.exit_pages
-        self.v.vmcs.cr4_shadow = state.cr4
-        if self.config.vendor == "amd":
-            self.v.vmcs.cr4_mask = ONES
-        if shadow:                              # vmx.md §2: with EPT the guest owns all three
-            self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_INVLPG
-            self.v.vmcs.exception_bitmap = 1 << VECTOR_PF
-            self.v.vmcs.cr4_mask |= CR4_OF_SHADOW
-            self.kvm.guest = self.v.hw
-            hardware = self._hardware(state)
-            if kvm_new_role(&self.kvm, &self.v, &self.kvm.guest, &hardware.paging):
+        self.v.arch = self.v.r
+        if self.kvm.modes.identity:
+            modes_tables(&self.memory.mem, placed[len(placed) - 2][1], placed[len(placed) - 1][1])
+        if shadow:                              # vmx.md §2: with EPT the guest that pages owns all three
+            self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | PRIMARY_INVLPG
+            if kvm_registers(&self.kvm, &self.v):
                 self._raise(0)
             return
         if mmu_set_root(&self.kvm.mmu, 0, True):
@@ -291,17 +288,8 @@ cdef class Assembly:
         self.v.ept.write_ad = 1
         self.v.vmcs.secondary |= SECONDARY_EPT
         self.v.vmcs.eptp = eptp.value
-
-    cdef _hardware(self, state):
-        # the registers under which the processor walks shadow tables: CR0.WP, NXE on and PCIDE, PGE, keys off, whatever
-        # the guest has (kvm_policy.md §2). For a guest of 32-bit addresses they are PAE tables; where it does not page,
-        # SMEP and SMAP mean nothing to it.
-        cr0 = state.cr0 | 1 << 16
-        if state.mode >= MODE_4:
-            return state.replace(cr0=cr0, efer=state.efer | 1 << 11, cr3=0,
-                                 cr4=state.cr4 & ~(1 << 7 | 1 << 17 | 1 << 22 | 1 << 24))
-        cr4 = state.cr4 & (1 << 20 | 1 << 21) if state.mode != MODE_NONE else 0
-        return state.replace(cr0=cr0 | 1 << 31 | 1, efer=1 << 11, cr3=0, cr4=cr4 | 1 << 5, pdptes=(0, 0, 0, 0))
+        if kvm_registers(&self.kvm, &self.v):
+            self._raise(0)
 
     def __dealloc__(self):
         irq_free(&self.irq)
@@ -331,6 +319,7 @@ cdef class Assembly:
             raise BusError(f"cr3={int(paging.cr3):#x}: its PDPTEs lie outside memory of {self.guest.nbytes:#x} bytes")
         self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
         self.pdptes_due = False
+        memcpy(self.v.arch.pdpte, paging.pdpte, sizeof(paging.pdpte))
         if not self.kvm.shadow:
             memcpy(self.v.hw.pdpte, paging.pdpte, sizeof(paging.pdpte))
             return

@@ -1,4 +1,4 @@
-"""Instructions of a bare guest: accesses, control registers, invalidations."""
+"""Instructions of a bare guest: accesses, invalidations, those that exit whatever they do."""
 
 from operator import index
 from typing import NamedTuple
@@ -10,22 +10,14 @@ from fastmmu._assembly cimport Assembly
 from fastmmu._bits cimport ONES
 from fastmmu._data cimport Data, data_access, data_begin, data_size
 from fastmmu._events cimport exit_instruction
-from fastmmu._guest cimport reachable, root_address
+from fastmmu._guest cimport reachable
 from fastmmu._interrupts cimport irq_data
-from fastmmu._kvm cimport kvm_load_pdptes, kvm_new_role
 from fastmmu._slots cimport Slot
-from fastmmu._state cimport GuestState, access_code
-from fastmmu._types cimport ACC_R, ACC_W, FAULT_GP, FAULT_NONE, MODE_PAE, Paging
-from fastmmu._vcpu cimport (
-    ABORT_BUS, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, vcpu_abort, vcpu_derive, vcpu_invlpg, vcpu_mov_cr3,
-    vcpu_mov_cr4, vcpu_pdptes,
-)
-from fastmmu._vmx cimport ENTRY_LONG_MODE, EXIT_CR_ACCESS
+from fastmmu._state cimport access_code
+from fastmmu._types cimport ACC_R, ACC_W
+from fastmmu._vcpu cimport DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, vcpu_invlpg
 
 from fastmmu.errors import StateError
-
-
-cdef uint64_t CR4_LOADS = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 20    # PSE, PAE, PGE, SMEP: changes load PDPTEs
 
 
 class Access(NamedTuple):
@@ -140,95 +132,6 @@ cdef class Instructions(Assembly):
         if not reachable(la, self.v.hw.la_bits):
             raise StateError(f"linear address {la:#x} is not canonical" if self.v.hw.la_bits > 32 else
                              f"linear address {la:#x} does not fit the 32 bits of this paging mode")
-
-    def mov_cr3(self, uint64_t value):
-        """MOV to CR3 by the guest; bit 63 keeps the PCID's translations (CR4.PCIDE = 1).
-
-        With PAE paging it loads the four PDPTE registers from memory.
-
-        :raises StateError: reserved bits are set, in the value or in a PDPTE (#GP).
-        """
-        cdef int outcome
-        cdef const Paging *guest = self._paging()
-        cdef uint64_t valid = guest.frame | 0xFFF if guest.lma else 0xFFFFFFFFU
-        self._guest_runs()
-        if guest.pcid_on:
-            valid |= 1ULL << 63
-        if value & ~valid:
-            raise StateError(f"cr3={value:#x} has reserved bits {value & ~valid:#x}")
-        outcome = vcpu_mov_cr3(&self.v, value)
-        if outcome == DONE_GP:
-            raise StateError(f"cr3={value:#x}: a present PDPTE there has reserved bits (paging.md §3.2)")
-        if outcome != DONE_OK:
-            self._raise(0)
-
-    def mov_cr4(self, uint64_t value):
-        """MOV to CR4 by the guest, which stays in its paging mode.
-
-        :raises StateError: reserved bits, or another paging mode (#GP).
-        """
-        cdef GuestState state = self.state.replace(cr4=value, cr3=0)
-        cdef Paging paging
-        self._guest_runs()
-        if state.mode != self.state.mode:
-            raise StateError(f"cr4={value:#x}: a bare guest stays in its paging mode, {self.state.mode.name}; it "
-                             f"cannot go on in {state.mode.name}")
-        if state.mode == MODE_PAE:
-            paging = self._paging()[0]
-            if (value ^ self.state.cr4) & CR4_LOADS:
-                self._load_pdptes(&paging)
-            state = state.replace(pdptes=paging.pdpte)
-        if vcpu_mov_cr4(&self.v, self.state.cr4, value) != DONE_OK:
-            self._raise(0)
-        if self._load_state(state):
-            self._raise(0)
-
-    cdef const Paging *_paging(self) noexcept:
-        # the guest's own registers
-        return &self.kvm.guest if self.kvm.shadow else &self.v.hw
-
-    cdef _load_pdptes(self, Paging *paging):
-        # the PDPTE registers from memory at paging.cr3
-        cdef int outcome
-        if self.kvm.shadow:
-            outcome = {FAULT_NONE: DONE_OK, FAULT_GP: DONE_GP}.get(kvm_load_pdptes(&self.kvm, paging), DONE_ABORT)
-            if outcome == DONE_ABORT:
-                vcpu_abort(&self.v, ABORT_BUS, paging.cr3)
-        else:
-            outcome = vcpu_pdptes(&self.v, paging)
-        if outcome == DONE_ABORT:
-            self._raise(0)
-        if outcome == DONE_GP:
-            raise StateError(f"cr3={int(paging.cr3):#x}: a present PDPTE there has reserved bits (paging.md §3.2)")
-
-    cdef int _load_state(self, GuestState state) except -2:
-        # registers other than CR3 and AC are new, in any paging mode; nonzero where no table page is left for a new
-        # root. With PAE paging the PDPTE registers are those of `state`.
-        cdef GuestState hardware
-        cdef Paging was = self.v.hw
-        self.state = state
-        self.v.vmcs.cr4_shadow = state.cr4
-        if self.kvm.shadow:
-            hardware = self._hardware(state)
-            if kvm_new_role(&self.kvm, &self.v, &state.paging, &hardware.paging):
-                return -1
-            vcpu_derive(&self.v)
-            return 0
-        self.v.hw = state.paging
-        self.v.hw.cr3 = was.cr3
-        self.v.hw.root = root_address(&self.v.hw, was.cr3)
-        self.v.hw.pcid = was.pcid
-        self.v.vmcs.vm_entry = (self.v.vmcs.vm_entry & ~ENTRY_LONG_MODE) | (ENTRY_LONG_MODE if state.paging.lma else 0)
-        self.v.hw.ac = was.ac
-        self.v.hw.write_ad = 1
-        vcpu_derive(&self.v)
-        return 0
-
-    def mov_from_cr4(self):
-        """The guest reads CR4; AMD's KVM intercepts that."""
-        if self.config.vendor == "amd":
-            self.exit_instruction(EXIT_CR_ACCESS)
-        return int(self.state.cr4)
 
     def exit_instruction(self, uint64_t reason):
         """An instruction that exits unconditionally, such as CPUID (10) or OUT (30); `reason`: basic exit reason."""

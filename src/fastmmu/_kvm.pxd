@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastmmu._interrupts cimport Interrupts
 from fastmmu._mmu cimport Mmu
 from fastmmu._siblings cimport Sibling
+from fastmmu._modes cimport Modes
 from fastmmu._types cimport Paging, Walk
 from fastmmu._vcpu cimport Vcpu
 
@@ -22,6 +23,7 @@ cdef enum Forgone:              # flushes that a VMM leaves out, to see that the
 cdef struct Kvm:
     Mmu mmu
     bint shadow                 # shadow paging; else EPT
+    Modes modes
     Paging guest                # the guest's own registers, under shadow paging
     uint32_t forgo              # Forgone: flushes that are left out, to see that they are missed
     uint8_t surfaced[80]        # [exit reason] a Python policy handles it
@@ -44,6 +46,6 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogil
 cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil   # all that the vCPU may have cached where it is now
 cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil   # it runs on a physical CPU for the first time, or again
-cdef int kvm_load_pdptes(Kvm *kvm, Paging *guest) noexcept nogil
 cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hardware) noexcept nogil
+cdef int kvm_registers(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil

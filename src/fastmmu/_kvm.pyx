@@ -19,8 +19,14 @@ from fastmmu._map cimport (
 )
 from fastmmu._memory cimport mem_holds, mem_read64
 from fastmmu._mmu cimport (
-    PAE_LEVELS, ROLE_4_BYTE, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP, mmu_forget_roots,
+    PAE_LEVELS, ROLE_4_BYTE, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP, mmu_forget_roots, mmu_hpa,
     mmu_set_pae_roots, mmu_set_role, mmu_set_root, mmu_zap_all,
+)
+from fastmmu._modes cimport modes_load, modes_save, modes_shadow
+from fastmmu._registers cimport (
+    CR0_CD, CR0_PG, CR0_TS, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_SMEP, CR4_VMXE, RULE_CR4_NOT_OFFERED,
+    RULE_CR4_RESERVED, RULE_NONE, Registers, pae_paging, paging_of, registers_cr0, registers_cr3, registers_cr4,
+    registers_efer, registers_lmsw, registers_load_pdptes, registers_pdptes,
 )
 from fastmmu._shadow cimport (
     SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY,
@@ -32,22 +38,19 @@ from fastmmu._slots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu._spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
 from fastmmu._sync cimport guest_wrote, shadow_drop, shadow_invlpg, sync_every_root, sync_roots
 from fastmmu._types cimport (
-    ACC_R, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_32, MODE_NONE,
-    MODE_PAE, Paging, Walk,
+    ACC_R, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, MODE_32, MODE_NONE, MODE_PAE,
+    Paging, Walk,
 )
 from fastmmu._vcpu cimport (
-    ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF,
-    ACT_RETRY, Vcpu, vcpu_abort,
+    ABORT_AWAY, ABORT_BUS, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_TABLES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP,
+    ACT_INJECT_PF, ACT_RETRY, INS_CLTS, INS_INVLPG, INS_LMSW, INS_MOV_FROM_CR, INS_MOV_TO_CR, INS_RDMSR, INS_WRMSR,
+    Vcpu, vcpu_abort,
 )
 from fastmmu._vmx cimport (
     ENTRY_LONG_MODE, EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_INVPCID,
-    EXIT_PML_FULL, SECONDARY_PML, SECONDARY_VPID, secondary_control,
+    EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, MSR_EFER, SECONDARY_PML, SECONDARY_VPID, secondary_control,
 )
-from fastmmu._walk cimport load_pdptes
 
-cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
-cdef uint64_t CR4_PGE = 1 << 7
-cdef uint64_t CR4_PCIDE = 1 << 17
 cdef uint64_t RESERVED = 8                      # bit of the error code
 
 
@@ -56,6 +59,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     cdef int action
     if v.ept.pml_index != NULL:
         kvm_drain(kvm, v)
+    modes_save(&kvm.modes, v)
     if kvm.irq != NULL:
         kvm_apic_begin(kvm.irq)
     if kvm.surfaced[v.vmcs.exit_reason]:
@@ -76,16 +80,20 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef int action
     if v.event:
         return ACT_EMULATED
+    if (reason == EXIT_WRMSR or reason == EXIT_RDMSR) and v.vmcs.operand == MSR_EFER:
+        return emulate(kvm, v, INS_WRMSR if reason == EXIT_WRMSR else INS_RDMSR, 0, v.source)
     if kvm.irq != NULL:
         action = kvm_apic_exit(kvm.irq)
         if action != NOT_OF_APIC:
             return action
     if reason == EXIT_EXCEPTION:
+        if v.vmcs.exit_interruption_info == INTERRUPTION_GP:
+            return emulate(kvm, v, v.instruction, v.instruction_cr, v.source)
         return on_page_fault(kvm, v)
     if reason == EXIT_EPT_VIOLATION:
         return on_ept_violation(kvm, v)
     if reason == EXIT_CR_ACCESS:
-        return on_mov_cr(kvm, v)
+        return on_cr_access(kvm, v)
     if reason == EXIT_INVLPG:
         shadow_invlpg(&kvm.mmu, &kvm.guest, v.vmcs.exit_qualification)
         kvm_owed_flush(kvm, v)
@@ -221,12 +229,6 @@ cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hard
     kvm.mmu.flush = True
     kvm_owed_flush(kvm, v)
     return 0
-
-
-cdef int kvm_load_pdptes(Kvm *kvm, Paging *guest) noexcept nogil:
-    # the PDPTE registers of a shadowed guest from its memory at CR3, which the VMM reads; FAULT_NONE, _GP or _BUS
-    cdef Walk w
-    return load_pdptes(&kvm.mmu.guest, guest, NULL, &w, NULL)
 
 
 cdef int role_of(const Paging *guest) noexcept nogil:
@@ -366,33 +368,129 @@ cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
         guest_wrote(&kvm.mmu, gpa & ~(<uint64_t> 0xFFF), 4096)
 
 
-cdef int on_mov_cr(Kvm *kvm, Vcpu *v) noexcept nogil:
-    cdef Paging guest
+cdef int load_cr3(Kvm *kvm, Vcpu *v, const Registers *new) noexcept nogil:
+    # MOV to CR3, which exits where CR3 is the VMM's: under shadow paging, and while a guest over EPT does not page
     cdef bint flushes
-    cdef int fault
-    if not kvm.shadow:                          # the guest's own register, intercepted all the same
-        return ACT_EMULATED
-    if v.vmcs.exit_qualification & 15 == 3:
-        if kvm.guest.mode == MODE_PAE:
-            guest = kvm.guest
-            guest.cr3 = v.vmcs.operand
-            fault = kvm_load_pdptes(kvm, &guest)
-            if fault == FAULT_GP:
-                return ACT_INJECT_GP
-            if fault != FAULT_NONE:
-                vcpu_abort(v, ABORT_BUS, guest.cr3)
-                return ACT_ABORT
-            memcpy(kvm.guest.pdpte, guest.pdpte, sizeof(guest.pdpte))
-        if kvm_load_root(kvm, v, v.vmcs.operand & ~CR3_NO_FLUSH):
-            return ACT_ABORT
-    elif (v.vmcs.operand ^ v.vmcs.cr4_shadow) & (CR4_PGE | CR4_PCIDE):
-        sync_every_root(&kvm.mmu, &kvm.guest)   # a new role has pages of its own
+    v.arch = new[0]
+    if not kvm.shadow:                          # the value counts when paging is on again
+        return ACT_ABORT if kvm_registers(kvm, v) else ACT_EMULATED
+    memcpy(kvm.guest.pdpte, new.pdpte, sizeof(new.pdpte))
+    if kvm_load_root(kvm, v, new.cr3):
+        return ACT_ABORT
     flushes = kvm.mmu.flush and not kvm.forgo & FORGO_TABLES
     if kvm.mmu.flush:                           # tables had to go, or were brought in sync
         kvm_owed_flush(kvm, v)
     if not flushes and not kvm.forgo & FORGO_REGISTERS:
         flush_current(v)
     return ACT_EMULATED
+
+
+# ---- registers ----------------------------------------------------------------------------------------------
+
+cdef int kvm_registers(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # the guest's registers, v.arch, are new: hardware state and controls, and under shadow paging the root
+    cdef Registers registers
+    cdef Paging guest, hardware
+    if modes_load(&kvm.modes, v):
+        return vcpu_abort(v, ABORT_IDENTITY, v.arch.cr0)
+    if not kvm.shadow:
+        return 0
+    modes_shadow(&v.arch, &registers)
+    paging_of(&v.arch, &guest)
+    paging_of(&registers, &hardware)
+    kvm.guest.cr3 = v.arch.cr3
+    return kvm_new_role(kvm, v, &guest, &hardware)
+
+
+cdef int adopt(Kvm *kvm, Vcpu *v, const Registers *new) noexcept nogil:
+    # CR0, CR4 or EFER has changed. Under EPT: what the old registers made of linear addresses is cached (tlb.md §7).
+    cdef Registers old = v.arch
+    cdef uint64_t cr4 = old.cr4 ^ new.cr4
+    if kvm.shadow and cr4 & (CR4_PGE | CR4_PCIDE):
+        sync_every_root(&kvm.mmu, &kvm.guest)   # a new role has pages of its own
+    v.arch = new[0]
+    if kvm_registers(kvm, v):
+        return ACT_ABORT
+    if (old.cr0 ^ new.cr0) & CR0_CD:
+        kvm.mmu.uncached = new.cr0 & CR0_CD != 0
+        if kvm.mmu.noncoherent and not kvm.mmu.ignore_cd and kvm_reload(kvm, v):
+            return ACT_ABORT
+    if kvm.shadow:
+        return ACT_EMULATED
+    if (old.cr0 ^ new.cr0) & CR0_PG or cr4 & CR4_PAE or cr4 & new.cr4 & CR4_SMEP:
+        v.c.invept += 1
+        inv_invept(v.tlb, 1, v.vmcs.eptp & FRAME)
+    elif cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE:
+        flush_current(v)
+    return ACT_EMULATED
+
+
+cdef int read_pdptes(Kvm *kvm, Vcpu *v, Registers *new) noexcept nogil:
+    # RULE_NONE, a rule, or -1 where they lie outside memory
+    cdef uint64_t loaded[4]
+    cdef uint64_t at = mmu_hpa(&kvm.mmu, new.cr3 & 0xFFFFFFE0U)
+    cdef int i
+    if at == ONES or not mem_holds(v.mem, at, sizeof(loaded)):
+        vcpu_abort(v, ABORT_BUS, new.cr3)
+        return -1
+    for i in range(4):
+        loaded[i] = mem_read64(v.mem, at + 8 * i)
+    return registers_pdptes(new, loaded)
+
+
+cdef int emulate(Kvm *kvm, Vcpu *v, uint32_t instruction, uint32_t cr, uint64_t source) noexcept nogil:
+    # an instruction on a control register or EFER, on the guest's own registers
+    cdef Registers *a = &v.arch
+    cdef Registers new = v.arch
+    cdef int rule = RULE_NONE
+    if instruction == INS_MOV_FROM_CR:
+        v.result = a.cr0 if cr == 0 else a.cr3 if cr == 3 else a.cr4
+        return ACT_EMULATED
+    if instruction == INS_RDMSR:
+        v.result = a.efer
+        return ACT_EMULATED
+    if instruction == INS_INVLPG:
+        if secondary_control(&v.vmcs, SECONDARY_VPID):
+            v.c.invvpid += 1
+            inv_invvpid(v.tlb, 0, v.vmcs.vpid, source)
+        return ACT_EMULATED
+    if instruction == INS_WRMSR:
+        rule = registers_efer(a, source, &new)
+    elif instruction == INS_CLTS:
+        rule = registers_cr0(a, a.cr0 & ~<uint64_t> CR0_TS, &new)
+    elif instruction == INS_LMSW:
+        rule = registers_cr0(a, registers_lmsw(a, source), &new)
+    elif instruction != INS_MOV_TO_CR:
+        return ACT_EMULATED
+    elif cr == 0:
+        rule = registers_cr0(a, source, &new)
+    elif cr == 3:
+        rule = registers_cr3(a, source, &new)
+    elif cr == 4:
+        rule = registers_cr4(a, source, &new)
+        if source & CR4_VMXE:                   # no VMM in the guest
+            rule = RULE_CR4_RESERVED
+        elif not rule and kvm.shadow and new.cr4 & (CR4_PKE | CR4_PKS):
+            rule = RULE_CR4_NOT_OFFERED
+    cr = cr if instruction == INS_MOV_TO_CR else 0
+    if not rule and (pae_paging(&new) if cr == 3 else registers_load_pdptes(a, &new)):
+        rule = read_pdptes(kvm, v, &new)
+        if rule < 0:
+            return ACT_ABORT
+    if rule:
+        v.rule = rule
+        return ACT_INJECT_GP
+    return load_cr3(kvm, v, &new) if cr == 3 else adopt(kvm, v, &new)
+
+
+cdef int on_cr_access(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # vmx.md §5.1: what the qualification says
+    cdef uint64_t q = v.vmcs.exit_qualification
+    cdef int type = q >> 4 & 3
+    if type == 3:
+        return emulate(kvm, v, INS_LMSW, 0, q >> 16 & 0xFFFF)
+    return emulate(kvm, v, INS_CLTS if type == 2 else INS_MOV_FROM_CR if type == 1 else INS_MOV_TO_CR, q & 15,
+                   v.vmcs.operand)
 
 
 # ---- EPT --------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._instructions import Instructions
+from fastmmu._control_py import RegisterInstructions
 from fastmmu._memory import PhysicalMemory
 from fastmmu._state import GuestState
 from fastmmu._tlb_py import TLB
@@ -13,7 +13,7 @@ from fastmmu.machine.config import Config
 from fastmmu.machine.policy import Action, Policy
 from fastmmu.machine.slots import MemorySlot
 
-class Machine(Instructions):
+class Machine(RegisterInstructions):
     policy: Policy | None
     def __init__(
         self,

@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint64_t
 from fastmmu._bits cimport ONES
 from fastmmu._counters cimport counters_of
 from fastmmu._events cimport premap, run_events
-from fastmmu._instructions cimport Instructions
+from fastmmu._control_py cimport RegisterInstructions
 from fastmmu._interrupts cimport Interrupts
 from fastmmu._kvm cimport kvm_default
 from fastmmu._memory cimport PhysicalMemory
@@ -32,7 +32,7 @@ cdef int surface(void *machine, Vcpu *v) noexcept with gil:
         reason = ExitReason(v.vmcs.exit_reason)
         action = m.handlers[reason](m, Exit(reason, v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
                                             v.vmcs.guest_linear_address, v.vmcs.exit_interruption_error,
-                                            v.vmcs.operand))
+                                            v.vmcs.operand, v.vmcs.exit_interruption_info, v.source))
         if action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF, ACT_INJECT_GP):
             raise PolicyError(
                 f"the handler of {reason.name} returned {action!r}; return a fastmmu.Action, such as machine.default()"
@@ -46,12 +46,13 @@ cdef int surface(void *machine, Vcpu *v) noexcept with gil:
         m.handling = False
 
 
-cdef class Machine(Instructions):
+cdef class Machine(RegisterInstructions):
     """A physical CPU with its TLB, host memory, a VMM in one of the schemes, and a guest.
 
     With the guest kernel it runs traces of user addresses (:meth:`run`). Without it (``guest_kernel=False``) the guest
     is bare: its tables are what the caller writes into ``guest_memory``, and the methods :meth:`access`,
-    :meth:`store`, :meth:`mov_cr3`, :meth:`invlpg` are its instructions.
+    :meth:`store`, :meth:`mov_cr0`, :meth:`mov_cr3`, :meth:`mov_cr4`, :meth:`wrmsr_efer`, :meth:`invlpg` are its
+    instructions.
 
     :param config: :class:`Config`. :param policy: :class:`Policy` whose overridden methods handle their exits.
     :param state: registers of a bare guest, in any paging mode; default: long mode, CPL by access. With PAE paging and
@@ -62,7 +63,7 @@ cdef class Machine(Instructions):
     """
 
     def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None, slots=(), place=None):
-        Instructions.__init__(self, Config() if config is None else config, guest_kernel, state, slots, place)
+        RegisterInstructions.__init__(self, Config() if config is None else config, guest_kernel, state, slots, place)
         self.kvm.machine = <void *> self
         self.kvm.surface = surface
         self.policy = policy

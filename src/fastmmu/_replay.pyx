@@ -9,6 +9,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from fastmmu._control cimport vcpu_mov_cr0, vcpu_mov_cr4, vcpu_wrmsr_efer
 from fastmmu._guest cimport canonical
 from fastmmu._kvm cimport Kvm
 from fastmmu._machine cimport Machine
@@ -22,11 +23,12 @@ from fastmmu._sync cimport guest_wrote
 from fastmmu._tlb cimport tlb_l1, tlb_pa
 from fastmmu._types cimport ACC_R, ACC_W, ACC_X
 from fastmmu._vcpu cimport (
-    BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Vcpu, vcpu_access,
-    vcpu_interrupt, vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
+    BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_access,
+    vcpu_interrupt, vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
 )
 from fastmmu._vmx cimport VECTOR_PF
 from fastmmu._watch cimport watch_stored
+from fastmmu._registers import RULES
 from fastmmu.errors import ConfigError, FastmmuError, StateError, TraceError
 
 
@@ -164,6 +166,12 @@ cdef int other(Replay *p, uint64_t record, const Record *r, const uint8_t *pages
     return STOP_NONE
 
 
+cdef int write(Vcpu *v, const Record *r) noexcept nogil:
+    if r.op == REC_CR0:
+        return vcpu_mov_cr0(v, r.val)
+    return vcpu_mov_cr4(v, r.val) if r.op == REC_CR4 else vcpu_wrmsr_efer(v, r.val)
+
+
 cdef uint64_t replay_records(Replay *p, uint64_t first, const Record *rows, uint64_t n, const uint64_t *data,
                              uint64_t n_data, const uint8_t *pages, uint64_t n_pages, int *stop) noexcept nogil:
     # records done; fewer than n where `stop` says why
@@ -209,6 +217,8 @@ cdef class SystemReplay:
     def __init__(self, Machine machine not None, GuestState state not None, *, omit=()):
         if machine.loop.kernel != NULL:
             raise ConfigError("a system trace brings its own kernel; make the Machine with guest_kernel=False")
+        if state.paging.levels != 4:
+            raise ConfigError(f"a system trace of a guest in mode {state.mode.name}: only 4-level paging is replayed")
         for name in omit:
             if name not in _OMISSIONS:
                 raise ConfigError(f"{name!r} cannot be left out; choose from {', '.join(_OMISSIONS)}")
@@ -266,9 +276,10 @@ cdef class SystemReplay:
                 self.tables.append(r[i].val)
 
     cdef _write(self, const Record *r, uint64_t number):
-        # CR0, CR4, EFER: legal, as it was done; what must be forgotten: tlb.md §3
+        # CR0, CR4, EFER: legal, as it was done
         cdef Vcpu *v = self.p.v
         cdef GuestState old = self.state, new
+        cdef int outcome
         name = {REC_CR0: "cr0", REC_CR4: "cr4", REC_EFER: "efer"}[r.op]
         try:
             new = old.replace(**{name: r.val, "cr3": 0, "pkru": self.p.pkru})
@@ -277,9 +288,13 @@ cdef class SystemReplay:
         if new.paging.levels != 4:
             raise TraceError(f"the guest turns to mode {new.mode.name}; the machine runs 4-level paging",
                              where=f"record {number}")
-        if (r.op == REC_CR4 and vcpu_mov_cr4(v, old.cr4, new.cr4) != DONE_OK) or self.machine._load_state(new):
+        outcome = write(v, r)
+        if outcome == DONE_GP:
+            raise TraceError(f"{name}={r.val:#x} is #GP(0): {RULES[v.rule]}", where=f"record {number}")
+        if outcome != DONE_OK:
             self.machine._raise(number)
         self._adopt(new)
+        vcpu_set_pkru(v, self.p.pkru if self.p.keys else 0)
 
     cdef _error(self, int stop, uint64_t number, const Record *r):
         where = f"record {number}"

@@ -3,11 +3,13 @@
 from libc.stdint cimport uint16_t, uint64_t
 
 from fastmmu._memtype cimport Mtrrs
+from fastmmu._registers cimport Registers
 from fastmmu._types cimport Ept, Paging
 
 
 cdef class GuestState:
-    cdef Paging paging
+    cdef Registers regs
+    cdef Paging paging          # what they come to
     cdef readonly dict registers
     cdef readonly Mtrrs mtrrs
 

@@ -7,18 +7,16 @@ import numpy as np
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
-from fastmmu._bits cimport FRAME, PS, XD
+from fastmmu._bits cimport FRAME, PS
 from fastmmu._memtype cimport Mtrrs
-from fastmmu._types cimport (
-    ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept, Paging,
-)
+from fastmmu._registers cimport Registers, pae_paging, paging_of
+from fastmmu._types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept
 from fastmmu.errors import StateError
 
-_PE, _WP, _PG = 1 << 0, 1 << 16, 1 << 31
-_PSE, _PAE, _PGE, _LA57, _PCIDE = 1 << 4, 1 << 5, 1 << 7, 1 << 12, 1 << 17
-_SMEP, _SMAP, _PKE, _PKS = 1 << 20, 1 << 21, 1 << 22, 1 << 24
+_PE, _PG = 1 << 0, 1 << 31
+_PAE, _PCIDE = 1 << 5, 1 << 17
 PAT_RESET = 0x0007040600070406
-_LME, _LMA, _NXE = 1 << 8, 1 << 10, 1 << 11
+_LME, _LMA = 1 << 8, 1 << 10
 
 
 class Mode(enum.IntEnum):
@@ -100,11 +98,10 @@ cdef class GuestState:
         self._derive()
 
     def _derive(self):
-        cdef Paging *g = &self.paging
+        cdef Registers *g = &self.regs
         r = self.registers
         cdef uint64_t cr0 = r["cr0"], cr3 = r["cr3"], cr4 = r["cr4"], efer = r["efer"]
         cdef int m = r["maxphyaddr"]
-        memset(g, 0, sizeof(Paging))
         if cr0 & _PG and not cr0 & _PE:
             raise StateError(f"cr0={cr0:#x}: PG=1 needs PE=1")
         lma = bool(cr0 & _PG and efer & _LMA)
@@ -116,80 +113,23 @@ cdef class GuestState:
             raise StateError(f"cr4={cr4:#x}: CR4.PCIDE (bit 17) needs long mode")
         if lma and (cr3 & ~(<uint64_t> 1 << 63 if cr4 & _PCIDE else 0)) >> m:
             raise StateError(f"cr3={cr3:#x} has bits at or above MAXPHYADDR={m}")
-        g.cr3 = cr3
-        g.pat = r["pat"]
-        g.cd = cr0 >> 30 & 1
-        g.frame = FRAME & ((<uint64_t> 1 << m) - 1)
-        g.nxe = efer & _NXE != 0 and (lma or cr4 & _PAE != 0)
-        g.lma = lma
-        g.wp = cr0 & _WP != 0
-        g.smep = cr4 & _SMEP != 0
-        g.smap = cr4 & _SMAP != 0
-        g.pge = cr4 & _PGE != 0
-        g.ac = r["ac"]
-        g.user = r["cpl"] == 3
-        g.implicit = r["implicit"]
-        g.id_bit = g.smep or (cr4 & _PAE != 0 and efer & _NXE != 0)
-        g.pkr_user = r["pkru"] if lma and cr4 & _PKE else 0
-        g.pkr_super = r["pkrs"] if lma and cr4 & _PKS else 0
-        g.pcid_on = cr4 & _PCIDE != 0
-        g.pcid = cr3 & 0xFFF if g.pcid_on else 0
+        memset(g, 0, sizeof(Registers))
+        g.cr0, g.cr3, g.cr4 = cr0, cr3, cr4
+        g.efer = efer if cr0 & _PG else efer & ~(<uint64_t> _LMA)
+        g.maxphyaddr, g.page1gb, g.pse36 = m, r["page1gb"], r["pse36"]
+        g.pat, g.pkru, g.pkrs = r["pat"], r["pkru"], r["pkrs"]
+        g.cpl, g.ac, g.implicit = r["cpl"], r["ac"], r["implicit"]
         g.lazy_upper_a = r["upper_a"] == "lazy"
-        g.pse36_bits = r["pse36"]
-        g.entry_shift = 3
-        g.index_bits = 9
-        g.root = cr3 & g.frame
-        if not cr0 & _PG:
-            g.mode = MODE_NONE
-            g.la_bits = 32
-        elif lma:
-            g.mode = MODE_5 if cr4 & _LA57 else MODE_4
-            g.levels = 5 if cr4 & _LA57 else 4
-            g.la_bits = 57 if cr4 & _LA57 else 48
-            g.large_ok[2] = 1
-            g.large_ok[3] = r["page1gb"]
-            self._reserved_8_bytes(FRAME & ~g.frame, g.levels)
-        elif cr4 & _PAE:
-            g.mode = MODE_PAE
-            g.levels = 2
-            g.la_bits = 32
-            g.large_ok[2] = 1
-            self._reserved_8_bytes(~((<uint64_t> 1 << m) - 1) & ~XD, 2)
-            if r["pdptes"] is not None:
-                self._load_pdptes(r["pdptes"])
-        else:
-            g.mode = MODE_32
-            g.levels = 2
-            g.la_bits = 32
-            g.entry_shift = 2
-            g.index_bits = 10
-            g.root = cr3 & 0xFFFFF000U
-            if cr4 & _PSE:
-                g.large_ok[2] = 1
-                g.rsvd[2][1] = 0x3FE000 & ~(((<uint64_t> 1 << (g.pse36_bits - 32)) - 1) << 13)
-
-    def _reserved_8_bytes(self, high, int levels):
-        # rsvd(e, level) of paging.md §3.4, one mask for PS=0 and one for PS=1
-        cdef Paging *g = &self.paging
-        cdef uint64_t base = high
-        cdef int level
-        if not g.nxe:
-            base |= XD
-        for level in range(1, levels + 1):
-            g.rsvd[level][0] = g.rsvd[level][1] = base
-        for level in range(2, levels + 1):
-            if not g.large_ok[level]:
-                g.rsvd[level][1] |= PS
-        g.rsvd[2][1] |= 0x1FE000
-        if g.large_ok[3]:
-            g.rsvd[3][1] |= 0x3FFFE000
+        if pae_paging(g) and r["pdptes"] is not None:
+            self._load_pdptes(r["pdptes"])
+        paging_of(g, &self.paging)
 
     def _load_pdptes(self, pdptes):
         cdef uint64_t reserved = 0x1E6 | ~((<uint64_t> 1 << <int> self.registers["maxphyaddr"]) - 1)
         for i, entry in enumerate(pdptes):
             if entry & 1 and entry & reserved:
                 raise StateError(f"PDPTE{i}={entry:#x} has reserved bits {entry & reserved:#x} (paging.md §3.2)")
-            self.paging.pdpte[i] = entry
+            self.regs.pdpte[<int> i] = entry
 
     def replace(self, **changes):
         """A new state with some registers changed; the names are those of the constructor."""

@@ -4,11 +4,11 @@ from libc.stdint cimport uint64_t
 
 from fastmmu._vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY,
-    ABORT_HOST_MEMORY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_TABLES, Vcpu,
+    ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_TABLES, Vcpu,
 )
 from fastmmu._vmx cimport ERROR_CONTROL_FIELDS
 
-from fastmmu.errors import BusError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
+from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
 
 
 cdef object stop(const Vcpu *v, uint64_t n):
@@ -33,6 +33,10 @@ cdef object stop(const Vcpu *v, uint64_t n):
         return PolicyError(f"event {n}: a paging structure for {address:#x} lies on the APIC-access page, with a "
                            "present entry; KVM would emulate the instruction, which takes its registers. Keep page "
                            "tables off guest-physical 0xfee00000, or give a Policy with on_apic_access")
+    if why == ABORT_IDENTITY:
+        return ConfigError(f"event {n}: the guest turns to cr0={address:#x}, without paging, and there is no identity "
+                           "table for it at 0xfffbc000: guest memory reaches there, or the machine is one of a Host; "
+                           "give at most 3G, or unrestricted_guest=True")
     if why == ABORT_BUS:
         return BusError(f"event {n}: a paging structure for {address:#x} lies outside memory")
     if why == ABORT_NO_PROGRESS:
@@ -41,7 +45,7 @@ cdef object stop(const Vcpu *v, uint64_t n):
     if why == ABORT_ENTRY and address != ERROR_CONTROL_FIELDS:
         return StateError(f"event {n}: VM entry failed with exit reason {address:#x}, qualification "
                           f"{v.vmcs.exit_qualification}: no processor takes such guest state (vmx.md §3.2), "
-                          f"cr3={v.hw.cr3:#x}; give the Machine registers without reserved bits")
+                          f"cr3={v.vmcs.guest_cr3:#x}; give the Machine registers without reserved bits")
     if why == ABORT_ENTRY:
         return PolicyError(f"event {n}: VM entry failed with VM-instruction error {address}: the controls of the "
                            "VMCS contradict each other (vmx.md §3.1)")

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu._registers cimport Registers
 from fastmmu._tlb cimport Tlb
 from fastmmu._types cimport Ept, Mem, Paging, Walk
 from fastmmu._vapic cimport Vapic
@@ -13,7 +14,7 @@ cdef enum Outcome:              # of an access
     DONE_OK = 0                 # hpa holds the address
     DONE_EMULATED = 1           # the VMM completed it
     DONE_PF = 2                 # #PF for the guest: cr2, error_code
-    DONE_GP = 3                 # non-canonical; of MOV to CR: a value that is none
+    DONE_GP = 3                 # non-canonical address; of a write to a register: Vcpu.rule
     DONE_ABORT = 4              # the simulation cannot go on: Vcpu.abort says why
 
 cdef enum Action:               # what a handler tells the processor to do
@@ -48,6 +49,17 @@ cdef enum Abort:
     ABORT_APIC = 13             # an APIC event that the guest's APIC cannot take
     ABORT_AWAY = 14             # the host is taking the page away and has not ended
     ABORT_APIC_TABLE = 15       # a paging structure on the APIC-access page that the VMM would have to read
+    ABORT_IDENTITY = 16         # the guest stops paging, and there is no identity table
+
+cdef enum Privileged:           # instructions of CPL 0 that exit here, as the bytes at RIP would say
+    INS_NONE = 0
+    INS_MOV_TO_CR = 1
+    INS_MOV_FROM_CR = 2
+    INS_CLTS = 3
+    INS_LMSW = 4
+    INS_RDMSR = 5               # of EFER
+    INS_WRMSR = 6
+    INS_INVLPG = 7
 
 cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t ops[4]             # accesses of the trace by operation
@@ -89,6 +101,10 @@ cdef struct Vcpu:
     Mem *mem                    # host physical memory
     Tlb *tlb                    # of the physical CPU that it runs on
     Paging hw                   # what the processor walks by: the guest's registers, or the VMM's under shadow paging
+    Registers r                 # the processor's registers, but CR3 and PDPTEs, which are in hw; of a guest as entered
+    Registers arch              # the VMM's record: the guest's registers as the guest has them
+    bint fresh                  # the VMM wrote guest state into the VMCS: the next VM entry loads it
+    bint vm86                   # RFLAGS.VM: instructions of CPL 0 are #GP
     Ept ept
     bint guest                  # in VMX non-root operation: exits exist
     bint ept_on                 # EPT is in use: entered, and the control is 1
@@ -110,6 +126,11 @@ cdef struct Vcpu:
     bint loaded                 # if it did
     uint64_t emulated           # guest-physical address of the access that the VMM completed; all ones: not known
     bint event                  # the exit under way is an EXIT event: an instruction of which only the exit matters
+    uint32_t instruction        # Privileged: the one under way, its control register, source, and what it gives
+    uint32_t instruction_cr
+    uint64_t source
+    uint64_t result
+    uint32_t rule               # RegisterRule of the last DONE_GP
     Vmcs vmcs
     ExitHandler handler
     uint32_t host_pages         # pages of its own that the host touches at each VM exit
@@ -128,12 +149,14 @@ cdef int vcpu_enter(Vcpu *v) noexcept nogil
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
+cdef int vcpu_completed(int action) noexcept nogil      # outcome of an instruction that a VMM completed
+cdef int vcpu_privileged(Vcpu *v, int instruction, int cr, uint64_t source) noexcept nogil
+cdef void vcpu_registers(Vcpu *v) noexcept nogil        # paging from Vcpu.r
+cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil
 cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil   # VM exit alone: no handler, no entry
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
 cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint64_t *hpa) noexcept nogil
-cdef int vcpu_pdptes(Vcpu *v, Paging *g) noexcept nogil
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil
-cdef int vcpu_mov_cr4(Vcpu *v, uint64_t old, uint64_t value) noexcept nogil
 cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil
 cdef int vcpu_invpcid(Vcpu *v, int type, uint32_t pcid, uint64_t la) noexcept nogil
 cdef int vcpu_interrupt(Vcpu *v) noexcept nogil

@@ -7,10 +7,12 @@ from fastmmu._apic cimport APIC_TPR
 from fastmmu._bits cimport FRAME, ONES
 from fastmmu._guest cimport reachable, root_address
 from fastmmu._invalidate cimport (
-    inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault,
-    inv_transition,
+    inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault, inv_transition,
 )
 from fastmmu._memory cimport mem_holds, mem_read64, mem_write32, mem_write64
+from fastmmu._registers cimport (
+    CR3_NO_FLUSH, EFER_LMA, EFER_LME, RULE_CR3_RESERVED, RULE_INJECTED, RULE_PDPTE, Registers, paging_of,
+)
 from fastmmu._tlb cimport (
     F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
     tlb_switch, tlb_value, tlb_value_of_walk,
@@ -22,18 +24,15 @@ from fastmmu._types cimport (
 from fastmmu._vapic cimport vapic_controls, vapic_entered
 from fastmmu._vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu._vmx cimport (
-    ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_CR_ACCESS, EXIT_ENTRY_STATE, EXIT_EPT_MISCONFIG,
-    EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL,
-    EXIT_TPR_THRESHOLD, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID,
-    clear_exit_information, page_fault_exits, secondary_control,
+    ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_CR_ACCESS, EXIT_ENTRY_STATE,
+    EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID,
+    EXIT_PML_FULL, EXIT_TPR_THRESHOLD, INTERRUPTION_GP, INTERRUPTION_PF, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD,
+    PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
 )
 from fastmmu._walk cimport load_pdptes, walk_cached
 from fastmmu._watch cimport watch_stored, watch_use, watch_walked
 
-cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
-cdef uint64_t CR4_PGE = 1 << 7
-cdef uint64_t CR4_PCIDE = 1 << 17
-cdef uint64_t CR4_SMEP = 1 << 20
+cdef uint64_t RFLAGS_VM = 1 << 17
 cdef uint64_t HOST_PAGES = 0xFFFF888000000000ULL
 
 
@@ -60,6 +59,9 @@ cdef void derive_needs(Vcpu *v) noexcept nogil:
         no_user = 0
     v.need[kernel][r] = F_R | key | no_user
     v.need[kernel][w] = v.need[kernel][rw] = write | wp | no_user
+    if v.vm86:                  # CPL 3, whatever the guest takes itself for
+        for r in range(4):
+            v.need[kernel][r] = v.need[user][r]
 
 
 cdef inline bint key_allows(const Vcpu *v, uint64_t value, int acc, int user) noexcept nogil:
@@ -80,8 +82,16 @@ cdef void vcpu_set_ac(Vcpu *v, bint ac) noexcept nogil:
 
 cdef void vcpu_set_pkru(Vcpu *v, uint32_t pkru) noexcept nogil:
     # no cached translation changes: rights are stored without the key's (tlb.md §1.1 R5)
-    v.hw.pkr_user = pkru
+    v.hw.pkr_user = v.r.pkru = v.arch.pkru = pkru
     derive_needs(v)
+
+
+cdef void vcpu_registers(Vcpu *v) noexcept nogil:
+    # what paging derives from the processor's registers, which are new; AC is not among them
+    cdef uint8_t ac = v.hw.ac
+    paging_of(&v.r, &v.hw)
+    v.hw.ac = ac
+    v.hw.write_ad = 1
 
 
 cdef inline uint32_t vpid_in_force(const Vcpu *v) noexcept nogil:
@@ -94,8 +104,30 @@ cdef inline uint64_t eptrta_in_force(const Vcpu *v) noexcept nogil:
 
 cdef inline bint plain(const Vcpu *v) noexcept nogil:
     # guest state that passes G1 to G6 at sight: in long mode, no control loads EFER or PAT, no reserved bit in CR3
-    return (v.vmcs.vm_entry == ENTRY_LONG_MODE and v.hw.lma and v.hw.entry_shift == 3
+    return (not v.fresh and v.vmcs.vm_entry & ~ENTRY_LOAD_EFER == ENTRY_LONG_MODE and v.hw.lma
             and not v.hw.cr3 & ~(v.hw.frame | 0xFFF))
+
+
+cdef void load_guest_state(Vcpu *v) noexcept nogil:
+    # vmx.md §4.1: the control says whether it is long mode, whatever EFER says of it
+    v.fresh = False
+    v.r.cr0 = v.vmcs.guest_cr0
+    v.r.cr3 = v.vmcs.guest_cr3
+    v.r.cr4 = v.vmcs.guest_cr4
+    v.r.efer = v.vmcs.guest_efer & ~(<uint64_t> EFER_LMA | EFER_LME)
+    if v.vmcs.vm_entry & ENTRY_LONG_MODE:
+        v.r.efer |= EFER_LMA | EFER_LME
+    memcpy(v.r.pdpte, v.vmcs.guest_pdpte, sizeof(v.r.pdpte))
+    v.vm86 = v.vmcs.guest_rflags & RFLAGS_VM != 0
+    vcpu_registers(v)
+
+
+cdef inline void save_guest_state(Vcpu *v) noexcept nogil:
+    v.vmcs.guest_cr0 = v.r.cr0
+    v.vmcs.guest_cr3 = v.hw.cr3
+    v.vmcs.guest_cr4 = v.r.cr4
+    if v.hw.mode == MODE_PAE and v.ept_on:
+        memcpy(v.vmcs.guest_pdpte, v.hw.pdpte, sizeof(v.hw.pdpte))
 
 
 cdef int vcpu_enter(Vcpu *v) noexcept nogil:
@@ -114,6 +146,8 @@ cdef int vcpu_enter(Vcpu *v) noexcept nogil:
         vapic_controls(v.apic, &v.vmcs)
         v.below_threshold = vapic_entered(v.apic)
         v.ept.apic_access = v.vmcs.apic_access_address | 0xFFF if v.apic.accesses else 0
+    if v.fresh:
+        load_guest_state(v)
     v.ept_on = secondary_control(&v.vmcs, SECONDARY_EPT)
     v.vpid_on = secondary_control(&v.vmcs, SECONDARY_VPID)
     inv_transition(v.tlb, v.vpid_on)
@@ -126,6 +160,7 @@ cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
     v.c.vm_exits += 1
     v.c.exits[reason] += 1
     inv_transition(v.tlb, v.vpid_on)
+    save_guest_state(v)
     v.ept_on = v.vpid_on = False
     v.emulated = ONES
     if v.apic != NULL and v.apic.delivery:
@@ -217,7 +252,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
             return DONE_OK
         # cached rights deny: memory decides (tlb.md §1.1)
         e = &v.ept if v.ept_on else NULL
-        v.hw.user = user == BY_USER
+        v.hw.user = user == BY_USER or v.vm86
         v.hw.implicit = user == BY_SYSTEM
         steps.n = 0
         fault = walk_cached(v.mem, &v.hw, e, v.tlb, la, acc, &w, into)
@@ -256,6 +291,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
                 return DONE_PF
             clear_exit_information(&v.vmcs)
             v.vmcs.exit_qualification = la
+            v.vmcs.exit_interruption_info = INTERRUPTION_PF
             v.vmcs.exit_interruption_error = w.error_code
             action = vcpu_exit(v, EXIT_EXCEPTION)
         elif fault == FAULT_EPT_VIOLATION:
@@ -286,6 +322,8 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
         if action == ACT_INJECT_PF:
             v.c.guest_faults += 1
             return DONE_PF
+        if action == ACT_INJECT_GP:
+            return DONE_GP
         if action == ACT_ABORT:
             return vcpu_abort(v, ABORT_NO_PROGRESS, la)
         tries += 1
@@ -326,24 +364,48 @@ cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint6
     return outcome
 
 
-cdef int vcpu_pdptes(Vcpu *v, Paging *g) noexcept nogil:
-    # the PDPTE registers from g.cr3: a read through the EPT that translates no linear address (paging.md §3.2). DONE_GP
-    # where one is malformed.
+# ---- instructions of CPL 0 ----------------------------------------------------------------------------------
+
+cdef int vcpu_completed(int action) noexcept nogil:
+    if action == ACT_ABORT:
+        return DONE_ABORT
+    return DONE_GP if action == ACT_INJECT_GP else DONE_OK
+
+
+cdef int vcpu_privileged(Vcpu *v, int instruction, int cr, uint64_t source) noexcept nogil:
+    # An instruction of CPL 0 in a guest of which the VMM makes a virtual-8086 task: #GP(0), before any other exit that
+    # it might cause. The VMM reads at RIP which one it is, and emulates it (kvm_policy.md §3.4).
+    clear_exit_information(&v.vmcs)
+    v.vmcs.exit_interruption_info = INTERRUPTION_GP
+    v.instruction = instruction
+    v.instruction_cr = cr
+    v.source = source
+    v.rule = RULE_INJECTED
+    return vcpu_completed(vcpu_exit(v, EXIT_EXCEPTION))
+
+
+cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil:
+    # The PDPTE registers from r.cr3, as the processor loads them: a read through the EPT that translates no linear
+    # address (paging.md §3.2). DONE_GP where one is malformed.
     cdef Walk w
     cdef Ept behind
+    cdef Paging g
     cdef int fault, action, _
     for _ in range(MAX_RETRIES):
-        fault = load_pdptes(v.mem, g, &v.ept if v.ept_on else NULL, &w, NULL)
+        paging_of(r, &g)
+        fault = load_pdptes(v.mem, &g, &v.ept if v.ept_on else NULL, &w, NULL)
         v.c.ept_walk_refs += w.ept_refs
         if fault == FAULT_NONE:
+            memcpy(r.pdpte, g.pdpte, sizeof(r.pdpte))
             return DONE_OK
         if fault == FAULT_GP:
+            v.rule = RULE_PDPTE
             return DONE_GP
         clear_exit_information(&v.vmcs)
         v.vmcs.guest_physical_address = w.gpa
         if fault == FAULT_EPT_VIOLATION:
-            v.vmcs.exit_qualification = w.qual
             inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, False, 0)
+            v.vmcs.exit_qualification = w.qual
             action = vcpu_exit(v, EXIT_EPT_VIOLATION)
         elif fault == FAULT_EPT_MISCONFIG:
             action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
@@ -356,60 +418,58 @@ cdef int vcpu_pdptes(Vcpu *v, Paging *g) noexcept nogil:
                 behind = v.ept
                 behind.apic_access = 0
                 behind.write_ad = 0
-                fault = load_pdptes(v.mem, g, &behind, &w, NULL)
-                return DONE_OK if fault == FAULT_NONE else DONE_GP
+                if load_pdptes(v.mem, &g, &behind, &w, NULL):
+                    v.rule = RULE_PDPTE
+                    return DONE_GP
+                memcpy(r.pdpte, g.pdpte, sizeof(r.pdpte))
+                return DONE_OK
         else:
             action = ACT_ABORT
         if action != ACT_RETRY:
-            return vcpu_abort(v, ABORT_BUS, g.cr3)
-    return vcpu_abort(v, ABORT_NO_PROGRESS, g.cr3)
+            return vcpu_abort(v, ABORT_BUS, r.cr3)
+    return vcpu_abort(v, ABORT_NO_PROGRESS, r.cr3)
 
 
 cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
     # bit 63: keep the translations of the new PCID (paging.md §7, vmx.md §6)
-    cdef Paging new
-    cdef int action
+    cdef uint64_t stored = value
+    cdef Registers new
+    cdef int outcome
     v.c.cr3_switches += 1
+    if v.vm86:
+        return vcpu_privileged(v, INS_MOV_TO_CR, 3, value)
     if v.guest and v.vmcs.primary & PRIMARY_CR3_LOAD:
         clear_exit_information(&v.vmcs)
         v.vmcs.operand = value
         v.vmcs.exit_qualification = 3       # MOV to CR3 from RAX
-        action = vcpu_exit(v, EXIT_CR_ACCESS)
-        return DONE_ABORT if action == ACT_ABORT else DONE_GP if action == ACT_INJECT_GP else DONE_OK
-    if v.hw.mode == MODE_PAE:
-        new = v.hw
-        new.cr3 = value
-        action = vcpu_pdptes(v, &new)
-        if action != DONE_OK:
-            return action
-        memcpy(v.hw.pdpte, new.pdpte, sizeof(new.pdpte))
-    v.hw.cr3 = value & ~CR3_NO_FLUSH
-    v.hw.root = root_address(&v.hw, v.hw.cr3)
+        v.rule = RULE_INJECTED
+        return vcpu_completed(vcpu_exit(v, EXIT_CR_ACCESS))
     if v.hw.pcid_on:
-        v.hw.pcid = value & 0xFFF
+        stored &= ~CR3_NO_FLUSH
+    if stored & ~(v.hw.frame | 0xFFF if v.hw.lma else <uint64_t> 0xFFFFFFFFU):
+        v.rule = RULE_CR3_RESERVED
+        return DONE_GP
+    if v.hw.mode == MODE_PAE:
+        new = v.r
+        new.cr3 = stored
+        outcome = vcpu_pdptes(v, &new)
+        if outcome:
+            return outcome
+        memcpy(v.hw.pdpte, new.pdpte, sizeof(new.pdpte))
+    v.hw.cr3 = stored
+    v.hw.root = root_address(&v.hw, stored)
+    if v.hw.pcid_on:
+        v.hw.pcid = stored & 0xFFF
     if not (v.hw.pcid_on and value & CR3_NO_FLUSH):
         inv_mov_cr3(v.tlb, vpid_in_force(v), v.hw.pcid)
     vcpu_derive(v)
     return DONE_OK
 
 
-cdef int vcpu_mov_cr4(Vcpu *v, uint64_t old, uint64_t value) noexcept nogil:
-    # the exit and what becomes stale; the caller derives the new state (tlb.md §3), and refuses bits that would change
-    # the paging mode
-    if v.guest and (value ^ v.vmcs.cr4_shadow) & v.vmcs.cr4_mask:
-        clear_exit_information(&v.vmcs)
-        v.vmcs.operand = value
-        v.vmcs.exit_qualification = 4       # MOV to CR4 from RAX
-        return DONE_ABORT if vcpu_exit(v, EXIT_CR_ACCESS) == ACT_ABORT else DONE_OK
-    if (old ^ value) & CR4_PGE or old & ~value & CR4_PCIDE:
-        inv_cr4_all(v.tlb, vpid_in_force(v))
-    elif value & ~old & CR4_SMEP:
-        inv_cr4_pcid(v.tlb, vpid_in_force(v), v.hw.pcid)
-    return DONE_OK
-
-
 cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil:
     v.c.invlpgs += 1
+    if v.vm86:
+        return vcpu_privileged(v, INS_INVLPG, 0, la)
     if v.guest and v.vmcs.primary & PRIMARY_INVLPG:
         clear_exit_information(&v.vmcs)
         v.vmcs.exit_qualification = la

@@ -7,13 +7,12 @@ from libc.string cimport memcpy, memset
 
 from fastmmu._apic cimport APIC_TPR
 from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read64
-from fastmmu._types cimport MODE_NONE
 from fastmmu._vapic cimport Vapic, vapic_controls, vapic_entered
 from fastmmu._vmx cimport (
     CAP_ALL, CAP_WALK_5, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_ACK_INTERRUPT, EXIT_ENTRY_STATE,
     EXIT_TPR_THRESHOLD, PIN_EXTERNAL_INTERRUPT, PIN_POSTED, PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW,
     SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS, SECONDARY_EPT, SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_VPID,
-    SECONDARY_X2APIC, Vmcs, eptp_valid,
+    SECONDARY_X2APIC, Vmcs, eptp_valid, secondary_control,
 )
 from fastmmu.errors import StateError
 
@@ -159,13 +158,19 @@ cdef int invalid_state(const Vmcs *v, const GuestFields *g, const Mem *mem, cons
 
 
 cdef int invalid_registers(const Vmcs *v, const Paging *hw, const Mem *mem, uint64_t *qualification) noexcept nogil:
-    # invalid_state() of a guest that the machine runs. CR0.NE and CR4.VMXE are on whatever the guest thinks: the VMM
-    # owns them.
+    # invalid_state() of a guest that the machine runs. Under shadow paging it pages, and CR0.NE and CR4.VMXE are on
+    # whatever the guest thinks: the VMM owns them.
     cdef GuestFields g
     cdef EntryCaps caps = MACHINE
     while not hw.frame >> (caps.maxphyaddr - 1):
         caps.maxphyaddr -= 1
-    g.cr0 = MACHINE.cr0_must & ~(CR0_PG if hw.mode == MODE_NONE else 0)
+    if secondary_control(v, SECONDARY_EPT):
+        g.cr0, g.cr3, g.cr4, g.efer = v.guest_cr0, v.guest_cr3, v.guest_cr4, v.guest_efer
+        g.pat = hw.pat
+        g.rflags = v.guest_rflags
+        memcpy(g.pdpte, v.guest_pdpte, sizeof(g.pdpte))
+        return invalid_state(v, &g, mem, &caps, qualification)
+    g.cr0 = MACHINE.cr0_must
     g.cr3 = hw.cr3
     g.cr4 = MACHINE.cr4_must | (CR4_PAE if hw.entry_shift == 3 else 0) | (CR4_PCIDE if hw.pcid_on else 0)
     g.efer = EFER_LONG if hw.lma else 0
@@ -244,7 +249,7 @@ def vm_entry(*, vtpr=0, maxphyaddr=52, walk5=True, PhysicalMemory memory=None, g
 cdef Vmcs _vmcs(fields):
     cdef Vmcs v
     memset(&v, 0, sizeof(Vmcs))
-    named = {**v, "eoi_exit_bitmap": [0, 0, 0, 0]}
+    named = {**v, "eoi_exit_bitmap": [0, 0, 0, 0], "guest_pdpte": [0, 0, 0, 0]}
     for name in fields:
         if name not in named:
             raise StateError(f"the VMCS here has no control field {name!r}; it has {', '.join(sorted(named))}")

@@ -9,6 +9,7 @@ cdef extern from *:
     #define FM_PRIMARY_INTERRUPT_WINDOW (1u << 2)
     #define FM_PRIMARY_INVLPG          (1u << 9)
     #define FM_PRIMARY_CR3_LOAD        (1u << 15)
+    #define FM_PRIMARY_CR3_STORE       (1u << 16)
     #define FM_PRIMARY_CR8_LOAD        (1u << 19)
     #define FM_PRIMARY_CR8_STORE       (1u << 20)
     #define FM_PRIMARY_TPR_SHADOW      (1u << 21)
@@ -22,6 +23,9 @@ cdef extern from *:
     #define FM_SECONDARY_VIRTUAL_INTERRUPTS (1u << 9)
     #define FM_EXIT_ACK_INTERRUPT      (1u << 15)
     #define FM_ENTRY_LONG_MODE         (1u << 9)
+    #define FM_ENTRY_LOAD_EFER         (1u << 15)
+    #define FM_INTERRUPTION_PF         0x80000B0Eu
+    #define FM_INTERRUPTION_GP         0x80000B0Du
     #define FM_CAP_WALK_4              (1ULL << 6)
     #define FM_CAP_WALK_5              (1ULL << 7)
     #define FM_CAP_TYPE_UC             (1ULL << 8)
@@ -40,6 +44,7 @@ cdef extern from *:
     const uint32_t PRIMARY_INTERRUPT_WINDOW "FM_PRIMARY_INTERRUPT_WINDOW"
     const uint32_t PRIMARY_INVLPG "FM_PRIMARY_INVLPG"
     const uint32_t PRIMARY_CR3_LOAD "FM_PRIMARY_CR3_LOAD"
+    const uint32_t PRIMARY_CR3_STORE "FM_PRIMARY_CR3_STORE"
     const uint32_t PRIMARY_CR8_LOAD "FM_PRIMARY_CR8_LOAD"
     const uint32_t PRIMARY_CR8_STORE "FM_PRIMARY_CR8_STORE"
     const uint32_t PRIMARY_TPR_SHADOW "FM_PRIMARY_TPR_SHADOW"
@@ -53,6 +58,9 @@ cdef extern from *:
     const uint32_t SECONDARY_VIRTUAL_INTERRUPTS "FM_SECONDARY_VIRTUAL_INTERRUPTS"
     const uint32_t EXIT_ACK_INTERRUPT "FM_EXIT_ACK_INTERRUPT"
     const uint32_t ENTRY_LONG_MODE "FM_ENTRY_LONG_MODE"
+    const uint32_t ENTRY_LOAD_EFER "FM_ENTRY_LOAD_EFER"
+    const uint32_t INTERRUPTION_PF "FM_INTERRUPTION_PF"     # valid, error code, hardware exception, vector
+    const uint32_t INTERRUPTION_GP "FM_INTERRUPTION_GP"
     const uint64_t CAP_WALK_4 "FM_CAP_WALK_4"           # bits of IA32_VMX_EPT_VPID_CAP (ept.md §1)
     const uint64_t CAP_WALK_5 "FM_CAP_WALK_5"
     const uint64_t CAP_TYPE_UC "FM_CAP_TYPE_UC"
@@ -65,7 +73,9 @@ cdef extern from *:
     const uint32_t SECONDARY_PML "FM_SECONDARY_PML"
 
 cdef enum:
+    VECTOR_GP = 13
     VECTOR_PF = 14
+    MSR_EFER = 0xC0000080
     ERROR_CONTROL_FIELDS = 7    # VM-instruction error: entry with invalid control fields
 
 cdef enum ExitReasonCode:       # basic exit reasons that the kernels raise or tell apart (vmx.md §5)
@@ -100,19 +110,23 @@ cdef struct Vmcs:
     uint64_t eoi_exit_bitmap[4]
     uint64_t vm_functions, eptp_list_address, pml_address, ve_information_address, sppt_pointer
     uint16_t pml_index          # next entry of the page-modification log, counting down
-    uint64_t cr4_mask           # bits of CR4 that the VMM owns
-    uint64_t cr4_shadow         # what the guest reads of them
+    uint64_t cr0_mask, cr4_mask             # bits of CR0, CR4 that the VMM owns
+    uint64_t cr0_shadow, cr4_shadow         # what the guest reads of them
+    # guest state that paging depends on: VM entry loads it, VM exit saves CR0, CR3, CR4 and the PDPTEs of PAE paging
+    uint64_t guest_cr0, guest_cr3, guest_cr4, guest_efer, guest_rflags
+    uint64_t guest_pdpte[4]
     uint32_t exit_reason
-    uint32_t exit_interruption_error    # of a #PF
+    uint32_t exit_interruption_info     # of an exception: vector, type, valid
+    uint32_t exit_interruption_error    # and its error code
     uint64_t exit_qualification
     uint64_t guest_physical_address
     uint64_t guest_linear_address
-    uint64_t operand            # source of MOV to CR3: the register that the qualification names
+    uint64_t operand            # source of MOV to CR: the register that the qualification names; RDMSR, WRMSR: ECX
 
 
 cdef inline void clear_exit_information(Vmcs *vmcs) noexcept nogil:
     # before an exit: fields that its reason does not define read 0 (vmx.md §8)
-    vmcs.exit_interruption_error = 0
+    vmcs.exit_interruption_info = vmcs.exit_interruption_error = 0
     vmcs.exit_qualification = vmcs.guest_physical_address = vmcs.guest_linear_address = vmcs.operand = 0
 
 

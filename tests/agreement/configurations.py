@@ -55,6 +55,7 @@ def configuration(
         eager_page_split=on["eager_page_split"],
         mmio_caching=on["mmio_caching"],
         guest_ad_checked=emulator != "bochs",
+        unrestricted_guest=on["unrestricted"],
         host_pages=BACKINGS[backing.rstrip("BC")],
     )
     way = "apicv" if on["apicv"] else "flexpriority" if on["flexpriority"] else "trap"
@@ -73,11 +74,12 @@ def _parameters(modules: str, parts: set[str], vendor: str, given: dict[str, str
         "apicv": vendor == "intel" and not parts & {"noapicv", "noflex", "notprshadow"},
         "flexpriority": vendor == "intel" and not parts & {"noflex", "notprshadow"},
         "nx_huge_pages": "nxhp" in parts,
+        "unrestricted": "nour" not in parts,
         "eager_page_split": True,
         "mmio_caching": True,
     }
     intel = {"ept": "ept", "ad": "eptad", "pml": "pml", "vpid": "vpid", "apicv": "enable_apicv"}
-    intel["flexpriority"] = "flexpriority"
+    intel |= {"flexpriority": "flexpriority", "unrestricted": "unrestricted_guest"}
     common = ("tdp_mmu", "nx_huge_pages", "eager_page_split", "mmio_caching")
     for key, parameter in [(k, f"kvm_intel.{v}") for k, v in intel.items()] + [(k, f"kvm.{k}") for k in common]:
         if parameter in given:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import fastmmu
-from fastmmu.cli import compare, curve, host, maps, migrate, overcommit, replay, run, tpr, trace, vpid, walk
+from fastmmu.cli import boot, compare, curve, host, maps, migrate, overcommit, replay, run, tpr, trace, vpid, walk
 from fastmmu.errors import FastmmuError
 
 __all__ = ["main"]
@@ -29,6 +29,7 @@ examples:
   fastmmu replay linux.rec.zst               a whole Linux, each physical address compared
   fastmmu migrate app.lackey.xz              live migration, by method of dirty logging
   fastmmu overcommit app.lackey.xz           hosts with less memory than the guest uses
+  fastmmu boot                               real mode to 5-level paging and back
   fastmmu walk                               a nested walk of 24 references, drawn
   fastmmu maps guests/l4_user                every mapping of a recorded guest
   fastmmu trace info app.lackey.gz
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"fastmmu {fastmmu.__version__}")
     commands = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
-    for module in (compare, run, host, replay, migrate, overcommit, curve, vpid, tpr, walk, maps, trace):
+    for module in (compare, run, host, replay, migrate, overcommit, boot, curve, vpid, tpr, walk, maps, trace):
         module.add(commands)
     return top
 

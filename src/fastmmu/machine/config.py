@@ -43,6 +43,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     nx_huge_pages: bool = False
     mmio_caching: bool = True
     guest_ad_checked: bool = True
+    unrestricted_guest: bool | None = None
     host_memory: int | str | None = None
     host_reclaim: Literal["clock", "lru"] = "clock"
     ageing: Literal["track", "zap", "old"] | None = None
@@ -99,6 +100,9 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         its CR0.CD unless `cd_quirk` (KVM_X86_QUIRK_CD_NW_CLEARED); without one all memory is write-back.
     :param table_pages: shadow pages (or pages of the older MMU) that there may be, KVM's n_max_mmu_pages, at least
         16; 0: no limit.
+    :param unrestricted_guest: the processor runs a guest over EPT that does not page; without it KVM makes a
+        virtual-8086 task of real mode, and an identity table stands in for paging that is off (kvm_policy.md §3.4).
+        None: as `kvm`, False for the slides'. AMD's processors run every mode.
     :param guest_ad_checked: see :class:`fastmmu.Eptp`; False: the processor is Bochs'.
     :param eager_page_split, nx_huge_pages, mmio_caching: KVM's module parameters of these names.
     :param premapped: all tables stand before the first access: no faults, no kernel accesses, no exits to build.
@@ -158,6 +162,13 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Name of the scheme in tables: native, shadow, shadow+VPID, EPT, EPT+VPID."""
         scheme = "EPT" if self.mmu == "ept" else self.mmu
         return f"{scheme}+VPID" if self.vpid and self.mmu != "native" else scheme
+
+    @property
+    def unrestricted(self) -> bool:
+        """Whether a guest over EPT runs without paging as it is."""
+        if self.vendor == "amd":
+            return True
+        return self.kvm == "6.1" if self.unrestricted_guest is None else self.unrestricted_guest
 
     @property
     def memory_bytes(self) -> int:

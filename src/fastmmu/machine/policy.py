@@ -19,7 +19,7 @@ class Action(enum.IntEnum):
     RETRY = 0  # run the instruction again: the handler has made it possible
     EMULATED = 1  # go on behind the instruction: the handler has done its work
     INJECT_PAGE_FAULT = 2  # deliver a #PF to the guest, see Machine.inject_page_fault
-    INJECT_GENERAL_PROTECTION = 4  # deliver #GP(0): the guest's MOV to a control register raises StateError
+    INJECT_GENERAL_PROTECTION = 4  # deliver #GP(0): the guest's write to a control register raises StateError
 
 
 class Exit(NamedTuple):
@@ -30,7 +30,9 @@ class Exit(NamedTuple):
     guest_physical: int
     guest_linear: int
     error_code: int  # of a #PF
-    operand: int  # source operand of MOV to CR3
+    operand: int  # source of MOV to a control register; ECX of RDMSR and WRMSR
+    interruption_info: int = 0  # of an exception: 80000B0EH is a #PF, 80000B0DH a #GP
+    value: int = 0  # EDX:EAX of WRMSR to EFER; source of the instruction that was #GP in real mode
 
 
 class Policy:
@@ -53,7 +55,8 @@ class Policy:
     """
 
     def on_exception_nmi(self, machine: Machine, exit: Exit) -> Action:
-        """#PF under shadow paging: qualification = linear address, error_code = its error code."""
+        """#PF under shadow paging: qualification = linear address, error_code = its error code. #GP of an instruction
+        of CPL 0 in real mode without unrestricted guest: interruption_info tells it apart."""
         return machine.default()
 
     def on_external_interrupt(self, machine: Machine, exit: Exit) -> Action:
@@ -69,7 +72,8 @@ class Policy:
         return machine.default()
 
     def on_cr_access(self, machine: Machine, exit: Exit) -> Action:
-        """MOV to CR3 under shadow paging, MOV to CR8 without a TPR shadow: operand = the new value."""
+        """MOV to CR0 and CR4 that changes bits of the VMM; MOV to and from CR3 under shadow paging, and where a guest
+        does not page without unrestricted guest; MOV to CR8 without a TPR shadow: operand = the new value."""
         return machine.default()
 
     def on_ept_violation(self, machine: Machine, exit: Exit) -> Action:
@@ -109,11 +113,11 @@ class Policy:
         return machine.default()
 
     def on_rdmsr(self, machine: Machine, exit: Exit) -> Action:
-        """RDMSR of a register of the APIC: operand = number of the MSR."""
+        """RDMSR of EFER or a register of the APIC: operand = number of the MSR."""
         return machine.default()
 
     def on_wrmsr(self, machine: Machine, exit: Exit) -> Action:
-        """WRMSR of a register of the APIC: operand = number of the MSR."""
+        """WRMSR of EFER or a register of the APIC: operand = number of the MSR, value = what is written to EFER."""
         return machine.default()
 
 

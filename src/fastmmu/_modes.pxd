@@ -1,0 +1,32 @@
+# How KVM runs a guest in each paging mode (kvm_policy.md §3.4).
+
+from libc.stdint cimport uint64_t
+
+from fastmmu._registers cimport Registers, pages
+from fastmmu._types cimport Mem
+from fastmmu._vcpu cimport Vcpu
+
+cdef extern from *:
+    """
+    #define FM_IDENTITY_MAP 0xFFFBC000ull
+    #define FM_TASK_STATE 0xFFFBD000ull
+    """
+    const uint64_t IDENTITY_MAP "FM_IDENTITY_MAP"       # guest-physical: one page
+    const uint64_t TASK_STATE "FM_TASK_STATE"           # and three, above it
+
+cdef struct Modes:
+    bint ept                    # else shadow paging
+    bint amd                    # nested paging runs every mode, and CR0, CR4 are intercepted otherwise
+    bint unrestricted           # the processor runs a guest without paging
+    bint identity               # the identity table and the task state have their slots
+
+
+cdef inline bint modes_own_cr3(const Modes *m, const Vcpu *v) noexcept nogil:
+    # the CR3 of the hardware is the guest's own
+    return m.ept and (m.unrestricted or m.amd or pages(&v.arch))
+
+
+cdef void modes_tables(Mem *mem, uint64_t identity, uint64_t task) noexcept nogil
+cdef int modes_load(const Modes *m, Vcpu *v) noexcept nogil
+cdef void modes_save(const Modes *m, Vcpu *v) noexcept nogil
+cdef void modes_shadow(const Registers *guest, Registers *hardware) noexcept nogil
