@@ -448,6 +448,22 @@ def test_handlers_nest_by_class() -> None:
         assert (m.counters()["apic_nested"], m.apic.read(TPR)) == (3, 0)
 
 
+@pytest.mark.parametrize("tpr", ["native", "trap", "patch", "flexpriority", "apicv"])
+@pytest.mark.parametrize("handler", ["eoi", "irql"])
+def test_the_timer_runs_out_as_a_handler_returns(tpr: str, handler: str) -> None:
+    """At one and the same access, and the VMM learns of both."""
+    config = {"guest_handler": handler, "handler_length": 10}
+    m = machine("native", "trap", **config) if tpr == "native" else machine("ept", tpr, **config)
+    m.apic.write(LVT_TIMER, 0x31)
+    m.apic.interrupt(0x51)
+    m.apic.write(DIVIDE, 0b1011)
+    m.apic.write(INITIAL, 10)
+    before = m.counters()["exits_by_reason"].get("external_interrupt", 0)
+    m.apic.wait(100)
+    assert [tuple(each) for each in m.apic.deliveries] == [(0x51, 0), (0x31, 10)]
+    assert m.counters()["exits_by_reason"].get("external_interrupt", 0) - before == (tpr != "native")
+
+
 def test_without_raising_the_irql_nothing_nests() -> None:
     m = machine(guest_handler="eoi", handler_length=100)
     m.apic.interrupt(0x51)

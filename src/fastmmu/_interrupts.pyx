@@ -409,11 +409,13 @@ cdef bint irq_deadline(Interrupts *irq, uint64_t value) noexcept nogil:
 
 
 cdef int irq_due(Interrupts *irq) noexcept nogil:
-    # as many accesses passed as irq_left said: handlers return, the timer runs out
+    # as many accesses passed as irq_left said: handlers return, the timer runs out. The timer counts first, for the
+    # accesses of the handlers to the APIC look at it, too.
+    cdef bint fired = irq_elapse(irq)
     while irq.n_frames and not irq.frame[irq.n_frames - 1].left:
         if returned(irq):
             return DONE_ABORT
-    if irq_elapse(irq):
+    if fired:
         if irq.v.guest:
             clear_exit_information(&irq.v.vmcs)
             if vcpu_exit(irq.v, irq.timer_reason) == ACT_ABORT:
