@@ -150,7 +150,7 @@ def test_protection_keys(config: Config) -> None:
     if config.mmu == "shadow":
         with pytest.raises(ConfigError, match="shadow paging does not virtualize protection keys"):
             bare(config, **registers)
-        return
+        config = config.replace(shadow_keys=True)
     for key, user in ((1, True), (1, False), (2, True), (2, False)):
         machine = bare(config, DATA | ALL | key << 59, **registers)
         memory = reference.ArrayMemory(machine.guest_memory.u64)
@@ -167,11 +167,23 @@ def test_protection_keys(config: Config) -> None:
 
 def test_protection_keys_without_write_protection(config: Config) -> None:
     if config.mmu == "shadow":
-        return
+        config = config.replace(shadow_keys=True)
     machine = bare(config, DATA | ALL & ~RW | 1 << 59, cr0=0x8004_0033, cr4=0x40_00A0, pkru=0b10 << 2)
     assert machine.access(0, "r").gpa == DATA
     assert machine.access(0, "w").gpa == DATA
     assert machine.access(0, "w", user=True) == (None, 0x27, 0)
+
+
+def test_a_page_gets_another_key(config: Config) -> None:
+    """The key in a cached translation goes with the entry that gave it."""
+    if config.mmu == "shadow":
+        config = config.replace(shadow_keys=True)
+    machine = bare(config, DATA | ALL | 1 << 59, cr4=0x40_00A0, pkru=0b11 << 4)  # key 2: no access
+    machine.guest_memory.write64(PT + 8, PT | ALL & ~US)
+    assert machine.access(0, "w", user=True).gpa == DATA
+    assert machine.store(0x1000, DATA | ALL | 2 << 59).gpa == PT
+    machine.invlpg(0)
+    assert machine.access(0, "r", user=True) == (None, 0x25, 0)
 
 
 def test_counters_of_a_bare_guest(config: Config) -> None:

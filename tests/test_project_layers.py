@@ -18,7 +18,7 @@ LAYERS = {
     "memory": "_memory",
     "translation": "_memtype _registers _state _guest _ept _walk _nonroot _translate _translate_py _leaves _leaves_py "
     "_caching _tlb_entries _tlb _invalidate _operands _tlb_py geometry",
-    "mmu": "_slots _spte _mmu _ageing _reclaim _notifier _map _sync _shadow _dirty",
+    "mmu": "_slots _spte _mmu _roots _ageing _reclaim _notifier _map _sync _shadow _dirty",
     "machine": "_apic _vapic _vmentry _vpid _watch _vcpu _data _control _modes _patch _interrupts _ipi _kvm_apic "
     "_apic_port _events _kvm _vmm _guest_kernel _stops _counters _assembly _instructions _control_py _machine _host "
     "_replay machine.*",

@@ -16,9 +16,10 @@ from fastmmu._interrupts cimport (
 from fastmmu._kvm cimport kvm_handle, kvm_load_root, kvm_registers
 from fastmmu._kvm_apic cimport kvm_apic_init
 from fastmmu._memory cimport PhysicalMemory
-from fastmmu._mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init, mmu_set_root
+from fastmmu._mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init
 from fastmmu._modes cimport IDENTITY_MAP, TASK_STATE, modes_tables
 from fastmmu._patch cimport patch_record
+from fastmmu._roots cimport mmu_set_root
 from fastmmu._slots cimport Slot, slots_add, slots_order, slots_untouched
 from fastmmu._spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu._state cimport Eptp, GuestState
@@ -87,6 +88,8 @@ cdef class Assembly:
         self.kvm.modes.ept = config.mmu == "ept"
         self.kvm.modes.amd = config.vendor == "amd"
         self.kvm.modes.unrestricted = config.unrestricted
+        self.kvm.modes.keys = config.mmu == "shadow" and config.shadow_keys
+        self.kvm.modes.pcid = config.mmu == "shadow" and config.kvm == "6.1"
         if (config.mmu == "ept" and not config.unrestricted and not guest_kernel and place is None
                 and guest_bytes <= IDENTITY_MAP):
             self.kvm.modes.identity = True
@@ -119,9 +122,9 @@ cdef class Assembly:
             state = state.replace(cr3=self.kernel.root[0] | (1 if config.pcid else 0))
             self.v.hw = state.paging
             self.v.hw.write_ad = 1
-        elif config.mmu == "shadow" and state.cr4 & (1 << 22 | 1 << 24):
+        elif config.mmu == "shadow" and state.cr4 & (1 << 22 | 1 << 24) and not config.shadow_keys:
             raise ConfigError(f"cr4={state.cr4:#x}: shadow paging does not virtualize protection keys, KVM offers none "
-                              "then; clear bits 22 and 24, or use mmu='ept'")
+                              "then; clear bits 22 and 24, or use shadow_keys=True or mmu='ept'")
         self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
         self.v.r = state.regs
         self.pdptes_due = state.paging.mode == MODE_PAE and state.pdptes is None

@@ -19,15 +19,16 @@ from fastmmu._map cimport (
 )
 from fastmmu._memory cimport mem_holds, mem_read64
 from fastmmu._mmu cimport (
-    PAE_LEVELS, ROLE_4_BYTE, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP, mmu_forget_roots, mmu_hpa,
-    mmu_set_pae_roots, mmu_set_role, mmu_set_root, mmu_zap_all,
+    PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP,
+    mmu_forget_roots, mmu_hpa, mmu_zap_all,
 )
 from fastmmu._modes cimport modes_load, modes_save, modes_shadow
 from fastmmu._registers cimport (
-    CR0_CD, CR0_PG, CR0_TS, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_SMEP, CR4_VMXE, RULE_CR4_NOT_OFFERED,
-    RULE_CR4_RESERVED, RULE_NONE, Registers, pae_paging, paging_of, registers_cr0, registers_cr3, registers_cr4,
-    registers_efer, registers_lmsw, registers_load_pdptes, registers_pdptes,
+    CR0_CD, CR0_PG, CR0_TS, CR3_NO_FLUSH, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_SMEP, CR4_VMXE,
+    RULE_CR4_NOT_OFFERED, RULE_CR4_RESERVED, RULE_NONE, Registers, pae_paging, paging_of, registers_cr0, registers_cr3,
+    registers_cr4, registers_efer, registers_lmsw, registers_load_pdptes, registers_pdptes,
 )
+from fastmmu._roots cimport mmu_forget_previous, mmu_root_kept, mmu_set_pae_roots, mmu_set_role, mmu_set_root
 from fastmmu._shadow cimport (
     SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY,
     SHADOW_SPURIOUS, shadow_fault,
@@ -95,18 +96,9 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
     if reason == EXIT_CR_ACCESS:
         return on_cr_access(kvm, v)
     if reason == EXIT_INVLPG:
-        shadow_invlpg(&kvm.mmu, &kvm.guest, v.vmcs.exit_qualification)
-        kvm_owed_flush(kvm, v)
-        if (not kvm.forgo & FORGO_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
-                and reachable(v.vmcs.exit_qualification, v.hw.la_bits)):
-            v.c.invvpid += 1
-            inv_invvpid(v.tlb, 0, v.vmcs.vpid, v.vmcs.exit_qualification)
-        return ACT_EMULATED
+        return invalidate_page(kvm, v, v.vmcs.exit_qualification)
     if reason == EXIT_INVPCID:
-        sync_roots(&kvm.mmu, &kvm.guest)
-        kvm.mmu.flush = True
-        kvm_owed_flush(kvm, v)
-        return ACT_EMULATED
+        return on_invpcid(kvm, v)
     if reason == EXIT_EPT_MISCONFIG:
         return on_ept_misconfig(kvm, v)
     if reason == EXIT_PML_FULL:                 # the log was read at the exit, like at every other
@@ -231,13 +223,15 @@ cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hard
     return 0
 
 
-cdef int role_of(const Paging *guest) noexcept nogil:
+cdef int role_of(const Paging *guest, bint keys) noexcept nogil:
     # What the guest's registers make of its tables (kvm_policy.md §1). Linux leaves PSE and PAE out: a guest that turns
     # PSE off goes on with its 4 MB pages there.
     cdef int role
     if guest.mode == MODE_NONE:
         return 0
     role = (ROLE_NXE if guest.nxe else 0) | (ROLE_WP if guest.wp else 0)
+    if keys and guest.lma:
+        role |= ROLE_KEYS
     if guest.mode == MODE_32:
         role |= ROLE_4_BYTE | (ROLE_PSE if guest.large_ok[2] else 0)
     elif guest.mode == MODE_PAE:
@@ -252,7 +246,7 @@ cdef int shadow_root(Kvm *kvm, uint64_t cr3) noexcept nogil:
     # or the page directories of its own PDPTEs
     cdef const Paging *guest = &kvm.guest
     cdef uint64_t gfn[4], i
-    mmu_set_role(&kvm.mmu, role_of(guest), guest.levels if guest.levels >= 4 else PAE_LEVELS)
+    mmu_set_role(&kvm.mmu, role_of(guest, kvm.modes.keys), guest.levels if guest.levels >= 4 else PAE_LEVELS)
     if guest.levels >= 4:
         return mmu_set_root(&kvm.mmu, root_address(guest, cr3) >> 12, False)
     for i in range(4):
@@ -266,6 +260,14 @@ cdef int shadow_root(Kvm *kvm, uint64_t cr3) noexcept nogil:
 
 
 cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
+    # in sync with what the guest's tables say
+    if set_root(kvm, v, cr3):
+        return -1
+    sync_roots(&kvm.mmu, &kvm.guest)
+    return 0
+
+
+cdef int set_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
     # the shadow root of a guest CR3 and of its PDPTE registers, which the hardware uses in its place
     cdef int i
     if shadow_root(kvm, cr3):
@@ -281,8 +283,9 @@ cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
         for i in range(4):
             v.hw.pdpte[i] = mem_read64(kvm.mmu.mem, kvm.mmu.pdpt + 8 * i)
     else:
-        v.hw.root = v.hw.cr3 = kvm.mmu.sp[kvm.mmu.root].hpa
-    sync_roots(&kvm.mmu, &kvm.guest)
+        kvm.mmu.root_pcid = v.hw.pcid = cr3 & 0xFFF if v.hw.pcid_on else 0
+        v.hw.root = kvm.mmu.sp[kvm.mmu.root].hpa
+        v.hw.cr3 = v.hw.root | v.hw.pcid
     return 0
 
 
@@ -292,6 +295,29 @@ cdef inline int access_of(uint64_t error_code) noexcept nogil:
     return ACC_W if error_code & 2 else ACC_X if error_code & 16 else ACC_R
 
 
+cdef int invalidate_page(Kvm *kvm, Vcpu *v, uint64_t la) noexcept nogil:
+    # below every root that is kept, whichever PCID the guest has for it
+    shadow_invlpg(&kvm.mmu, &kvm.guest, la)
+    kvm_owed_flush(kvm, v)
+    if (not kvm.forgo & FORGO_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
+            and reachable(la, v.hw.la_bits)):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 0, v.vmcs.vpid, la)
+    return ACT_EMULATED
+
+
+cdef int on_invpcid(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # tlb.md §4: type 0 one page, 1 one PCID, 2 and 3 all of them
+    cdef uint32_t type = v.instruction_cr
+    if type == 0 and kvm.mmu.policy.modern:
+        return invalidate_page(kvm, v, v.source)
+    sync_roots(&kvm.mmu, &kvm.guest)
+    mmu_forget_previous(&kvm.mmu, <int> v.invpcid_pcid if type == 1 else -1)
+    kvm.mmu.flush = True
+    kvm_owed_flush(kvm, v)
+    return ACT_EMULATED
+
+
 cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef Walk w
     cdef uint64_t code = v.vmcs.exit_interruption_error, la = v.vmcs.exit_qualification, known = ONES
@@ -299,6 +325,7 @@ cdef int on_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
     kvm.guest.user = code >> 2 & 1
     kvm.guest.ac = v.hw.ac
     kvm.guest.implicit = v.hw.implicit
+    kvm.guest.pkr_user = v.hw.pkr_user
     if code & RESERVED:                         # the VMM's own mark (kvm_policy.md §4.4)
         known = marked(kvm, la)
     result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(code), code & 1, known, &w)
@@ -368,19 +395,27 @@ cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
         guest_wrote(&kvm.mmu, gpa & ~(<uint64_t> 0xFFF), 4096)
 
 
-cdef int load_cr3(Kvm *kvm, Vcpu *v, const Registers *new) noexcept nogil:
-    # MOV to CR3, which exits where CR3 is the VMM's: under shadow paging, and while a guest over EPT does not page
+cdef int load_cr3(Kvm *kvm, Vcpu *v, const Registers *new, bint no_flush) noexcept nogil:
+    # MOV to CR3, which exits where CR3 is the VMM's: under shadow paging, and while a guest over EPT does not page.
+    # Where the guest flushes nothing and the root is one of those kept, neither does the VMM: what may be stale then is
+    # what may be stale without it.
     cdef bint flushes
+    cdef bint kept = (no_flush and v.hw.pcid_on
+                      and mmu_root_kept(&kvm.mmu, root_address(&kvm.guest, new.cr3) >> 12, new.cr3 & 0xFFF))
     v.arch = new[0]
     if not kvm.shadow:                          # the value counts when paging is on again
         return ACT_ABORT if kvm_registers(kvm, v) else ACT_EMULATED
     memcpy(kvm.guest.pdpte, new.pdpte, sizeof(new.pdpte))
-    if kvm_load_root(kvm, v, new.cr3):
+    if set_root(kvm, v, new.cr3):
         return ACT_ABORT
+    if not kept:
+        sync_roots(&kvm.mmu, &kvm.guest)
+    if v.hw.pcid_on and not no_flush:
+        mmu_forget_previous(&kvm.mmu, v.hw.pcid)
     flushes = kvm.mmu.flush and not kvm.forgo & FORGO_TABLES
     if kvm.mmu.flush:                           # tables had to go, or were brought in sync
         kvm_owed_flush(kvm, v)
-    if not flushes and not kvm.forgo & FORGO_REGISTERS:
+    if not flushes and not kept and not kvm.forgo & FORGO_REGISTERS:
         flush_current(v)
     return ACT_EMULATED
 
@@ -395,7 +430,7 @@ cdef int kvm_registers(Kvm *kvm, Vcpu *v) noexcept nogil:
         return vcpu_abort(v, ABORT_IDENTITY, v.arch.cr0)
     if not kvm.shadow:
         return 0
-    modes_shadow(&v.arch, &registers)
+    modes_shadow(&kvm.modes, &v.arch, &registers)
     paging_of(&v.arch, &guest)
     paging_of(&registers, &hardware)
     kvm.guest.cr3 = v.arch.cr3
@@ -470,7 +505,7 @@ cdef int emulate(Kvm *kvm, Vcpu *v, uint32_t instruction, uint32_t cr, uint64_t 
         rule = registers_cr4(a, source, &new)
         if source & CR4_VMXE:                   # no VMM in the guest
             rule = RULE_CR4_RESERVED
-        elif not rule and kvm.shadow and new.cr4 & (CR4_PKE | CR4_PKS):
+        elif not rule and kvm.shadow and not kvm.modes.keys and new.cr4 & (CR4_PKE | CR4_PKS):
             rule = RULE_CR4_NOT_OFFERED
     cr = cr if instruction == INS_MOV_TO_CR else 0
     if not rule and (pae_paging(&new) if cr == 3 else registers_load_pdptes(a, &new)):
@@ -480,7 +515,9 @@ cdef int emulate(Kvm *kvm, Vcpu *v, uint32_t instruction, uint32_t cr, uint64_t 
     if rule:
         v.rule = rule
         return ACT_INJECT_GP
-    return load_cr3(kvm, v, &new) if cr == 3 else adopt(kvm, v, &new)
+    if cr == 3:
+        return load_cr3(kvm, v, &new, a.cr4 & CR4_PCIDE != 0 and source & CR3_NO_FLUSH != 0)
+    return adopt(kvm, v, &new)
 
 
 cdef int on_cr_access(Kvm *kvm, Vcpu *v) noexcept nogil:

@@ -27,6 +27,7 @@ cdef enum RoleBit:              # of Mmu.role (kvm_policy.md §1)
     ROLE_4_BYTE = 1 << 4        # the guest's entries have 4 bytes
     ROLE_PSE = 1 << 5           # some of them map 4 MB
     ROLE_PAE = 1 << 6           # bits 62:52 are reserved
+    ROLE_KEYS = 1 << 7          # bits 62:59 are a protection key
 
 cdef struct Policy:             # what KVM does of its own choice, by generation and module parameters
     bint modern                 # of Linux 6.1: what the bits below do not say
@@ -131,6 +132,8 @@ cdef struct Mmu:
     uint32_t pae_root[4]        # Sp for each GB, NO_SP where the guest's PDPTE is not present
     uint64_t pdpt               # host-physical address at which the PDPTEs lie, below 4 GB
     uint32_t previous[3]        # roots in use before, latest first
+    uint32_t root_pcid          # PCID with which each was loaded
+    uint32_t previous_pcid[3]
     uint32_t indirect           # shadowed tables there are
     bint flush                  # an entry lost rights since this was last cleared: cached translations may be stale
     bint out_of_tables
@@ -153,9 +156,6 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil
 cdef void mmu_forget_roots(Mmu *mmu) noexcept nogil
 cdef void mmu_make_room(Mmu *mmu) noexcept nogil
-cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil
-cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil
-cdef int mmu_set_pae_roots(Mmu *mmu, const uint64_t *gfn, bint direct) noexcept nogil
 
 
 cdef inline uint32_t mmu_top(const Mmu *mmu, uint64_t la) noexcept nogil:

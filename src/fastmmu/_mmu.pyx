@@ -11,9 +11,11 @@ from fastmmu._bits cimport EPT_R, EPT_W, EPT_X, FRAME, ONES, PS, RW, US, XD, P
 from fastmmu._memory cimport mem_read64, mem_write64
 from fastmmu._slots cimport Slot, slot_hpa, slot_of, slots_free
 from fastmmu._spte cimport (
-    FORMAT_EPT, FORMAT_PAGING, MAY_ALL, SPTE_MARK, spte_dirty, spte_leaf, spte_may_write, spte_present, spte_table,
+    FORMAT_EPT, FORMAT_PAGING, SPTE_MARK, spte_dirty, spte_leaf, spte_may_write, spte_present, spte_table,
 )
 from fastmmu._types cimport Mem
+
+cdef uint64_t KEY = 15ULL << 59                 # of an ordinary entry
 
 cdef enum:
     MIN_FREE = 5
@@ -333,7 +335,7 @@ cdef inline uint32_t child_of(const Mmu *mmu, uint64_t entry) noexcept nogil:
 cdef inline bint loses(const Mmu *mmu, uint64_t old, uint64_t new) noexcept nogil:
     # a cached translation of the old entry allows what the new one does not; more rights need no flush (ept.md §11)
     cdef uint64_t rights = EPT_R | EPT_W | EPT_X if mmu.format == FORMAT_EPT else P | RW | US
-    cdef uint64_t place = FRAME | SPTE_MARK | PS
+    cdef uint64_t place = FRAME | SPTE_MARK | PS | (0 if mmu.format == FORMAT_EPT else KEY)
     return (old & rights & ~new or (old ^ new) & place or (mmu.format == FORMAT_PAGING and new & ~old & XD)
             or (mmu.policy.modern and old & ~new & spte_dirty(mmu.format)))
 
@@ -511,58 +513,3 @@ cdef void mmu_make_room(Mmu *mmu) noexcept nogil:
         zapped = mmu.counters.tables_zapped
         mmu_zap(mmu, oldest)
         mmu.counters.recycled += mmu.counters.tables_zapped - zapped
-
-
-cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil:
-    # what the guest's registers make of its tables; the caller sets a root. Roots of another role are not kept, their
-    # table pages are (kvm_policy.md §2.4).
-    if role != mmu.role or root_level != mmu.root_level:
-        mmu_forget_roots(mmu)
-    mmu.role = role
-    mmu.root_level = root_level
-
-
-cdef int mmu_set_pae_roots(Mmu *mmu, const uint64_t *gfn, bint direct) noexcept nogil:
-    # gfn: what each GB begins with, all ones: its PDPTE is not present. 0; -1 as mmu_set_root
-    cdef uint32_t root[4]
-    cdef int i
-    for i in range(4):
-        if gfn[i] != ONES and not direct and slot_of(&mmu.slots, gfn[i]) == NULL:
-            return -1
-    for i in range(4):
-        root[i] = NO_SP
-        if gfn[i] != ONES:
-            root[i] = mmu_sp(mmu, gfn[i], PAE_LEVELS - 1, direct, MAY_ALL, i if mmu.role & ROLE_4_BYTE else 0)
-            if root[i] == NO_SP:
-                return -1
-    for i in range(4):
-        mmu.pae_root[i] = root[i]
-        mem_write64(mmu.mem, mmu.pdpt + 8 * i, 0 if root[i] == NO_SP else mmu.sp[root[i]].hpa | P)
-    return 0
-
-
-cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:
-    # 0; -1 where no table page is left, or where no memory is there for the guest's own root
-    cdef uint32_t root
-    cdef int i = 0
-    if not direct and slot_of(&mmu.slots, gfn) == NULL:
-        return -1
-    root = mmu_find(mmu, gfn, mmu.root_level, direct, MAY_ALL, 0)
-    if root != NO_SP and root == mmu.root:
-        return 0
-    if not mmu.policy.modern:
-        mmu.root = NO_SP                        # the slides' KVM keeps none
-    else:
-        while i < 2 and (root == NO_SP or root != mmu.previous[i]):
-            i += 1
-        if root == NO_SP or root != mmu.previous[i]:
-            root = NO_SP                        # not one of those kept
-        while i:                                # those used since it was last used move back by one
-            mmu.previous[i] = mmu.previous[i - 1]
-            i -= 1
-        mmu.previous[0] = mmu.root
-        mmu.root = root
-    if mmu.root == NO_SP:
-        mmu_make_room(mmu)
-    mmu.root = mmu_sp(mmu, gfn, mmu.root_level, direct, MAY_ALL, 0)
-    return -1 if mmu.root == NO_SP else 0

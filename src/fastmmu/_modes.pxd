@@ -19,6 +19,8 @@ cdef struct Modes:
     bint amd                    # nested paging runs every mode, and CR0, CR4 are intercepted otherwise
     bint unrestricted           # the processor runs a guest without paging
     bint identity               # the identity table and the task state have their slots
+    bint keys                   # shadow tables carry the guest's protection keys
+    bint pcid                   # translations of shadow tables are tagged by the guest's PCID
 
 
 cdef inline bint modes_own_cr3(const Modes *m, const Vcpu *v) noexcept nogil:
@@ -29,4 +31,4 @@ cdef inline bint modes_own_cr3(const Modes *m, const Vcpu *v) noexcept nogil:
 cdef void modes_tables(Mem *mem, uint64_t identity, uint64_t task) noexcept nogil
 cdef int modes_load(const Modes *m, Vcpu *v) noexcept nogil
 cdef void modes_save(const Modes *m, Vcpu *v) noexcept nogil
-cdef void modes_shadow(const Registers *guest, Registers *hardware) noexcept nogil
+cdef void modes_shadow(const Modes *m, const Registers *guest, Registers *hardware) noexcept nogil

@@ -66,7 +66,7 @@ cdef int modes_load(const Modes *m, Vcpu *v) noexcept nogil:
         cr3 = IDENTITY_MAP
         cr4 = (cr4 & ~<uint64_t> (CR4_PAE | CR4_SMEP | CR4_SMAP | CR4_PKE)) | CR4_PSE
     if not m.ept:
-        modes_shadow(a, &shadow)
+        modes_shadow(m, a, &shadow)
         cr0 = shadow.cr0 | CR0_NE
         cr3 = v.vmcs.guest_cr3
         cr4 = shadow.cr4 | CR4_VMXE
@@ -116,17 +116,17 @@ cdef void modes_save(const Modes *m, Vcpu *v) noexcept nogil:
             memcpy(a.pdpte, v.vmcs.guest_pdpte, sizeof(a.pdpte))
 
 
-cdef void modes_shadow(const Registers *guest, Registers *hardware) noexcept nogil:
-    # The registers under which the processor walks shadow tables: CR0.WP, NXE on and PCIDE, PGE, keys off, whatever the
-    # guest has (kvm_policy.md §2). For a guest of 32-bit addresses they are PAE tables; where it does not page, SMEP
-    # and SMAP mean nothing to it. CR3 and PDPTE registers come with the root.
+cdef void modes_shadow(const Modes *m, const Registers *guest, Registers *hardware) noexcept nogil:
+    # The registers under which the processor walks shadow tables: CR0.WP, NXE on and PGE off, whatever the guest has
+    # (kvm_policy.md §2); PCIDE and keys off where they are not virtualized. For a guest of 32-bit addresses they are
+    # PAE tables; where it does not page, SMEP and SMAP mean nothing to it. CR3 and PDPTE registers come with the root.
     hardware[0] = guest[0]
     hardware.cr0 |= CR0_WP | CR0_PE | CR0_PG
     hardware.efer |= EFER_NXE
     hardware.cr3 = 0
     memset(hardware.pdpte, 0, sizeof(hardware.pdpte))
     if long_mode(guest):
-        hardware.cr4 &= ~<uint64_t> (CR4_PGE | CR4_PCIDE | CR4_PKE | CR4_PKS)
+        hardware.cr4 &= ~<uint64_t> (CR4_PGE | (0 if m.pcid else CR4_PCIDE) | (0 if m.keys else CR4_PKE | CR4_PKS))
         return
     hardware.efer = EFER_NXE
     hardware.cr4 = CR4_PAE | (guest.cr4 & (CR4_SMEP | CR4_SMAP) if pages(guest) else 0) | guest.cr4 & CR4_GUEST_SHADOW

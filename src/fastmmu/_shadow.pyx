@@ -9,10 +9,10 @@ from fastmmu._map cimport (
     fault_in, map_below, map_direct,
 )
 from fastmmu._memory cimport mem_read64
-from fastmmu._mmu cimport NO_SP, Mmu, mmu_make_room, mmu_top, mmu_tracked
+from fastmmu._mmu cimport NO_SP, ROLE_KEYS, Mmu, mmu_make_room, mmu_top, mmu_tracked
 from fastmmu._reclaim cimport host_wrote
 from fastmmu._slots cimport Slot, mark_dirty, slot_of
-from fastmmu._spte cimport MAY_ALL, MAY_U, MAY_W, MAY_X
+from fastmmu._spte cimport MAY_ALL, MAY_KEY, MAY_U, MAY_W, MAY_X
 from fastmmu._sync cimport clear_writes, prefetch_guest, rights_of, sync_from, sync_page
 from fastmmu._types cimport (
     ACC_RW, ACC_W, ACC_X, FAULT_NONE, FAULT_PF, MODE_NONE, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
@@ -107,6 +107,10 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
             if mmu.sp[owner].unsync:
                 sync_page(mmu, guest, owner)
             sync_from(mmu, guest, owner)
+    if mmu.role & ROLE_KEYS:
+        if f.slot != NULL and f.write and not w.rw and w.us:
+            return SHADOW_EMULATE           # a page of the supervisor's would not obey PKRU
+        access |= w.pkey << MAY_KEY
     if f.slot != NULL and f.write and not w.rw:
         # allowed by CR0.WP = 0 only: writable for the supervisor alone (kvm_policy.md §2.1)
         access = (access | MAY_W) & ~MAY_U

@@ -2,7 +2,8 @@
 #
 #   EPT:     58 may write | 57 host may write | 56 X, 54 R set aside | 51:12 frame
 #            11 mark | 9 D | 8 A | 7 PS | 6 IPAT | 5:3 MT | 2:0 X W R
-#   paging:  63 XD | 51:12 frame | 11 mark | 10 may write | 9 host may write | 7 PS | 6 D | 5 A | 2 U | 1 W | 0 P
+#   paging:  63 XD | 62:59 key | 51:12 frame | 11 mark | 10 may write | 9 host may write
+#            7 PS | 6 D | 5 A | 2 U | 1 W | 0 P
 #   MMIO:    62:52 and 10:3 generation | 51:12 frame; EPT 110b, malformed; paging: bit 51, reserved, and P
 #
 # set aside: without A flags an access shows by the fault of an entry whose X, W, R were taken (§6).
@@ -39,6 +40,7 @@ cdef enum RoleAccess:           # role.access, and the rights of a mapping
     MAY_W = 2
     MAY_U = 4
     MAY_ALL = 7
+    MAY_KEY = 3                 # shift: beside them the protection key, where the guest has keys
 
 cdef enum:
     MMIO_GENERATIONS = 1 << 19
@@ -101,6 +103,7 @@ cdef inline uint64_t spte_make(int format, uint64_t hpa, int level, int access, 
         entry |= US
     if not access & MAY_X:
         entry |= XD
+    entry |= <uint64_t> (access >> MAY_KEY) << 59
     return entry | (A if accessed else 0) | (D if dirty else 0)
 
 

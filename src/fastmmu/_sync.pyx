@@ -6,11 +6,11 @@ from fastmmu._bits cimport FRAME, RW, US, XD, A, D, P
 from fastmmu._map cimport page_for_prefetch, set_leaf
 from fastmmu._memory cimport mem_holds, mem_read32, mem_read64
 from fastmmu._mmu cimport (
-    NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, Sp, mmu_change, mmu_may_write, mmu_top, mmu_write_protect, mmu_zap,
+    NO_SP, PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, Mmu, Sp, mmu_change, mmu_may_write, mmu_top, mmu_write_protect, mmu_zap,
 )
 from fastmmu._slots cimport Slot, mark_dirty, slot_hpa, slot_of
 from fastmmu._spte cimport (
-    MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_leaf, spte_make, spte_mmio, spte_present,
+    MAY_KEY, MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_leaf, spte_make, spte_mmio, spte_present,
 )
 from fastmmu._types cimport Paging
 
@@ -46,6 +46,8 @@ cdef inline bint usable(const Paging *guest, uint64_t gpte) noexcept nogil:
 cdef inline int access_of(const Sp *sp, uint64_t gpte) noexcept nogil:
     # D=0: the first write must fault, to set it
     cdef int access = sp.access & rights_of(gpte)
+    if sp.role & ROLE_KEYS:
+        access |= <int> (gpte >> 59 & 15) << MAY_KEY
     return access if gpte & D else access & ~MAY_W
 
 

@@ -127,7 +127,8 @@ cdef struct Vcpu:
     uint64_t emulated           # guest-physical address of the access that the VMM completed; all ones: not known
     bint event                  # the exit under way is an EXIT event: an instruction of which only the exit matters
     uint32_t instruction        # Privileged: the one under way, its control register, source, and what it gives
-    uint32_t instruction_cr
+    uint32_t instruction_cr     # of INVPCID: the type
+    uint32_t invpcid_pcid
     uint64_t source
     uint64_t result
     uint32_t rule               # RegisterRule of the last DONE_GP

@@ -484,6 +484,7 @@ cdef int vcpu_invpcid(Vcpu *v, int type, uint32_t pcid, uint64_t la) noexcept no
     v.c.invpcids += 1
     if v.guest and v.vmcs.primary & PRIMARY_INVLPG:
         clear_exit_information(&v.vmcs)
+        v.instruction_cr, v.invpcid_pcid, v.source = type, pcid, la
         return DONE_ABORT if vcpu_exit(v, EXIT_INVPCID) == ACT_ABORT else DONE_OK
     inv_invpcid(v.tlb, type, vpid_in_force(v), pcid, la)
     return DONE_OK

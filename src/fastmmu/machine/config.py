@@ -42,6 +42,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     eager_page_split: bool = True
     nx_huge_pages: bool = False
     mmio_caching: bool = True
+    shadow_keys: bool = False
     guest_ad_checked: bool = True
     unrestricted_guest: bool | None = None
     host_memory: int | str | None = None
@@ -105,6 +106,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         None: as `kvm`, False for the slides'. AMD's processors run every mode.
     :param guest_ad_checked: see :class:`fastmmu.Eptp`; False: the processor is Bochs'.
     :param eager_page_split, nx_huge_pages, mmio_caching: KVM's module parameters of these names.
+    :param shadow_keys: shadow paging copies the guest's protection keys into its tables, so that it may use them;
+        KVM has no such thing, and offers its guests no keys then.
     :param premapped: all tables stand before the first access: no faults, no kernel accesses, no exits to build.
     :param tlb: preset of the TLB geometry (tlb.md §9); ``"strict"`` keeps all that the architecture lets a processor
         keep, and forgets what it must. :param l1d, l1i, stlb: "entries/ways" of the 4 KB arrays, in

@@ -15,8 +15,8 @@ __all__ = ["SCHEMES", "Ran", "replay_schemes"]
 
 SCHEMES: dict[str, dict[str, Any]] = {
     "native": {},
-    "shadow, always in sync": {"mmu": "shadow", "vpid": True},
-    "shadow, Linux 6.1": {"mmu": "shadow", "vpid": True, "kvm": "6.1"},
+    "shadow, always in sync": {"mmu": "shadow", "vpid": True, "shadow_keys": True},
+    "shadow, Linux 6.1": {"mmu": "shadow", "vpid": True, "kvm": "6.1", "shadow_keys": True},
     "EPT, older MMU": {"mmu": "ept", "vpid": True, "kvm": "6.1", "tdp_mmu": False},
     "EPT": {"mmu": "ept", "vpid": True, "kvm": "6.1"},
     "EPT, no A/D flags": {"mmu": "ept", "vpid": True, "kvm": "6.1", "ept_ad": False},
