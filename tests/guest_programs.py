@@ -280,6 +280,8 @@ class Compiler:
 
     def access(self, la: int, access: str, user: bool, *, value: int | None, reload: bool, size: int = 8) -> None:
         outcome = reference.walk(self.memory, self.state(user), la, access, write=False)
+        if isinstance(outcome, reference.Mapped) and outcome.gpa >= self.memory.nbytes:
+            return  # PSE-36: bits of a frame number became those of an address above 4 GB
         if self.disciplined and self.cached.stale(la, access, user, outcome):
             if reload:
                 self.mov_cr3(self.cr3)
