@@ -124,3 +124,18 @@ def test_kernels_do_what_is_specified(name: str) -> None:
         compare(CONFIGS[name], regime, seed, program)
 
     check()
+
+
+@pytest.mark.parametrize("vpid", [False, True])
+def test_what_the_host_takes_between_instructions_is_in_no_tlb(vpid: bool) -> None:
+    """The VMM runs after a VM exit: without VPID that flushes, so that the write to come faults and is logged."""
+    all_ = 0x67
+    machine = Machine(
+        LINUX.replace(mmu="shadow", vpid=vpid), guest_kernel=False, state=GuestState(**Regime().registers(0))
+    )
+    for gpa, value in {0: 0x1000, 0x1000: 0x2000, 0x2000: 0x3000, 0x3000: 0x20_0000}.items():
+        machine.guest_memory.u64[gpa >> 3] = value | all_
+    machine.vmm.start_dirty_log(0)
+    for _ in range(3):
+        machine.access(0, "w")
+        assert machine.vmm.dirty_log(0).nonzero()[0].tolist()[-1:] == [0x200]

@@ -11,7 +11,7 @@ from fastmmu._bits cimport FRAME, ONES, P
 from fastmmu._dirty cimport dirty_collect, dirty_drain
 from fastmmu._ept cimport QUAL_TRANSLATED
 from fastmmu._guest cimport reachable, root_address
-from fastmmu._invalidate cimport inv_invept, inv_invvpid
+from fastmmu._invalidate cimport inv_invept, inv_invvpid, inv_transition
 from fastmmu._kvm_apic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu._map cimport (
     FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault,
@@ -107,7 +107,8 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
 
 
 cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
-    # tlb.md §7: of its context, or of all of them. Without VPID the transitions flush linear mappings.
+    # tlb.md §7: of its context, or of all of them. Without VPID the transitions flush linear mappings; the one after
+    # which user space was reached, and the VM entry to come.
     cdef int every = kvm.mmu.policy.modern
     if not kvm.shadow:
         v.c.invept += 1
@@ -115,6 +116,8 @@ cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
     elif secondary_control(&v.vmcs, SECONDARY_VPID):
         v.c.invvpid += 1
         inv_invvpid(v.tlb, 1 + every, v.vmcs.vpid, 0)
+    else:
+        inv_transition(v.tlb, False)
 
 
 cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil:

@@ -260,7 +260,7 @@ class Kvm:
         vm, old = self.vm, self.vm.state.cr4
         vm.state = replace(vm.state, cr4=value)
         self.forget()
-        intercepted = ~0 if self.amd else ~OWNED_CR4 if vm.policy.shadow else 0
+        intercepted = ~0 if self.amd else ~OWNED_CR4 if vm.policy.shadow else ~(OWNED_CR4 | PGE)
         if not (old ^ value) & intercepted and not self.amd:
             return
         self.exit(ExitReason.CR_ACCESS)
