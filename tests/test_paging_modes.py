@@ -99,7 +99,7 @@ def test_pdpte_registers(config: Config) -> None:
     machine.mov_cr3(ROOT | 0x18)  # bits 4:0 are ignored
     assert machine.access(GB).gpa == DATA
     assert machine.store(0x1008, PD2 | P | RW).gpa == ROOT + 8
-    with pytest.raises(StateError, match="present PDPTE there has reserved bits"):
+    with pytest.raises(StateError, match="present PDPTE at CR3 has reserved bits"):
         machine.mov_cr3(ROOT)
     assert machine.access(GB + 0x1000).gpa == ROOT
     assert machine.store(0x1008, RW).gpa == ROOT + 8  # not present: not looked at
@@ -185,12 +185,12 @@ def test_a_legacy_guest_on_a_host() -> None:
 
 
 def test_controls_of_vm_entry() -> None:
-    """IA-32e mode guest is on in long mode alone; without paging the EPT needs unrestricted guest."""
+    """IA-32e mode guest is on in long mode alone; over EPT, unrestricted guest as the processor has it."""
     for config in (SHADOW, EPT):
         for registers, long_mode in ((BIT32, 0), (PAE, 0), (UNPAGED, 0), (FIVE, 1), ({}, 1)):
             vmcs = machine_of(config, registers, {}).vmcs
             assert vmcs["vm_entry"] >> 9 & 1 == long_mode
-            assert vmcs["secondary"] >> 7 & 1 == (registers is UNPAGED and config.mmu == "ept")
+            assert vmcs["secondary"] >> 7 & 1 == (config.mmu == "ept")
 
 
 # ---- over EPT -------------------------------------------------------------------------------------------------------
@@ -245,6 +245,22 @@ def test_quadrants() -> None:
         assert machine.access(la).gpa == gpa
         assert vmm_tables(machine) == tables
     assert {leaf.address for leaf in leaves(machine)} >= {0, MB2, MB4, MB4 + MB2, 3 * GB}
+
+
+def test_the_second_half_of_a_page_table() -> None:
+    """Fetched ahead and brought in sync from its own entries: 512 and up."""
+    memory = {**PLAIN_32, PT + 4 * 513: 0x7000 | ALL, PT + 4 * 514: 0x8000 | ALL, PT + 4: PT | ALL}
+    machine = machine_of(SHADOW, BIT32, memory)
+    assert machine.access(MB2).gpa == DATA + 0x1000
+    before = exits(machine)
+    assert machine.access(MB2 + 0x1000).gpa == 0x7000
+    assert exits(machine) == before
+    assert machine.store(0x1000 + 4 * 514, DATA | ALL, 4).gpa == PT + 4 * 514  # out of sync from here on
+    machine.mov_cr3(ROOT)
+    before = exits(machine)
+    assert machine.access(MB2 + 0x1000, "w").gpa == 0x7000
+    assert exits(machine) == before
+    assert machine.access(MB2 + 0x2000).gpa == DATA
 
 
 def test_a_page_of_4_mb_is_two_of_2_mb() -> None:
