@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,11 @@ CONFIGS = [
     SHADOW,
     SHADOW.replace(host_pages="2m", vpid=False),
     SHADOW.replace(kvm="slides", host_pages="2m"),
+    # a host short of memory, which merges equal pages as well; a guest whose memory types count
+    EPT.replace(pml=True, host_memory="192k", noncoherent_dma=True),
+    EPT.replace(ept_ad=False, host_memory="192k", host_reclaim="lru"),
+    EPT.replace(kvm="slides", host_memory="192k", noncoherent_dma=True),
+    SHADOW.replace(host_memory="256k", noncoherent_dma=True),
 ]
 KINDS = ("bitmap", "manual", "initially set", "ring")
 VCPUS, CPUS, PAGES = 3, 2, 24
@@ -44,7 +50,11 @@ turns = st.tuples(
     st.integers(0, CPUS - 1),
     st.lists(st.tuples(kinds_of_events, st.integers(0, PAGES - 1)), min_size=1, max_size=12),
 )
-looks = st.sampled_from([("log",), ("log",), ("young",), ("restart",)])
+looks = st.one_of(
+    st.sampled_from([("log",), ("log",), ("young",), ("restart",), ("merge",), ("types",)]),
+    st.tuples(st.just("swap"), st.integers(0, 100)),
+    st.tuples(st.just("remove"), st.integers(0, VCPUS - 1)),
+)
 schedules = st.lists(st.one_of(turns, turns, turns, looks), min_size=3, max_size=30)
 
 
@@ -58,6 +68,8 @@ class Logged:
         if kind == "ring":
             self.vmm.use_dirty_ring(1024)
         self.words = self.machine.guest_memory.u64
+        self.gone: set[int] = set()
+        self.seen: set[int] = set()
         self.start()
 
     def start(self) -> None:
@@ -72,13 +84,41 @@ class Logged:
         self.before = self.words.copy()
 
     def run(self, vcpu: int, cpu: int, events: list[tuple[Op, int]]) -> None:
+        if vcpu in self.gone:
+            return
         op = np.array([kind for kind, _ in events], np.uint8)
         addr = np.array([(1 << 40) + (page << 12) for _, page in events], np.uint64)
         out = np.zeros(len(events), np.uint64)
         self.host.run(vcpu, cpu, op, np.ones(len(events), np.uint8), addr, out)
         self.written |= {int(gpa) >> 12 for gpa in out[(op == Op.WRITE) | (op == Op.MODIFY)]}
+        self.seen |= {int(gpa) >> 12 for gpa in out[op <= Op.FETCH]}
 
-    def check(self) -> None:
+    def young(self) -> None:
+        for page in list(self.written):
+            self.vmm.young(0, page, clear=True)
+
+    def restart(self) -> None:
+        self.vmm.stop_dirty_log(0)
+        self.start()
+
+    def merge(self) -> None:
+        """Pages of the programs hold zeros, but for those that are tables by now."""
+        self.vmm.merge(0, [page for page in sorted(self.seen) if not self.words[page << 9 :][:512].any()])
+
+    def types(self) -> None:
+        """With non-coherent DMA every table goes."""
+        self.vmm.guest_caching(uncached=True)
+
+    def swap(self, which: int) -> None:
+        for page in sorted(self.seen)[which % 7 :: 3]:
+            self.vmm.swap_out(0, page)
+
+    def remove(self, vcpu: int) -> None:
+        if len(self.gone | {vcpu}) < VCPUS and vcpu not in self.gone:
+            self.gone.add(vcpu)
+            self.host.remove(vcpu)
+
+    def log(self) -> None:
         """Data written by the programs, and every word that is another now: tables, A and D flags."""
         changed = {int(word) >> 9 for word in np.flatnonzero(self.words != self.before)}
         log = set(np.flatnonzero(self.vmm.dirty_log(0)).tolist())
@@ -91,21 +131,13 @@ class Logged:
 
 @examples
 @given(schedules, st.integers(0, len(CONFIGS) - 1), st.sampled_from(KINDS))
-def test_nothing_written_by_any_vcpu_is_missing(schedule: list[tuple[object, ...]], which: int, kind: str) -> None:
-    """P5, at any interleaving of vCPUs that move between CPUs with looks at the log, ageing and new logs."""
+def test_nothing_written_by_any_vcpu_is_missing(schedule: list[tuple[Any, ...]], which: int, kind: str) -> None:
+    """P5, at any interleaving of vCPUs that move between CPUs, or end, with looks at the log, ageing, new logs, pages
+    taken and merged, tables that all go."""
     logged = Logged(CONFIGS[which], kind)
     for what, *rest in schedule:
-        if what == "run":
-            logged.run(*rest)  # type: ignore[arg-type]
-        elif what == "log":
-            logged.check()
-        elif what == "young":
-            for page in list(logged.written):
-                logged.vmm.young(0, page, clear=True)
-        else:
-            logged.vmm.stop_dirty_log(0)
-            logged.start()
-    logged.check()
+        getattr(logged, what)(*rest)
+    logged.log()
 
 
 @pytest.mark.parametrize("cpus", [1, 2])
@@ -130,3 +162,35 @@ def test_each_vcpu_logs_by_the_processor(cpus: int) -> None:
     assert len(written) == 3 * VCPUS
     assert written <= set(np.flatnonzero(vmm.dirty_log(0)).tolist())
     assert vmm.counters()["dirty_faults"] == exits
+
+
+@pytest.mark.parametrize("config", [EPT, EPT.replace(kvm="slides"), SHADOW], ids=["6.1", "slides", "shadow"])
+def test_a_log_begun_when_a_vcpu_has_ended(config: Config) -> None:
+    """Others flush, though the machine was left holding the one that ended."""
+    host = Host([(config, 2), (config, 1)], cpus=2)
+    store = np.array([Op.WRITE], np.uint8), np.array([8], np.uint8), np.array([1 << 40], np.uint64)
+    gpa = np.zeros(1, np.uint64)
+    for vcpu, cpu in ((1, 0), (2, 0), (0, 1)):
+        host.run(vcpu, cpu, *store)
+    host.remove(1)
+    vmm = host.machines[0].vmm
+    vmm.start_dirty_log(0)
+    host.run(0, 1, *store, gpa)
+    assert vmm.dirty_log(0)[int(gpa[0]) >> 12]
+
+
+@pytest.mark.parametrize("kvm", ["6.1", "slides"])
+def test_every_vcpu_gets_the_new_root(kvm: str) -> None:
+    """All tables went while one vCPU ran: the others have the new EPT from their next VM entry on."""
+    host = Host([(EPT.replace(kvm=kvm, noncoherent_dma=True), 2)], cpus=2)
+    store = np.array([Op.WRITE], np.uint8), np.array([8], np.uint8), np.array([1 << 40], np.uint64)
+    found = []
+    for _ in range(3):
+        gpa = np.zeros((2, 1), np.uint64)
+        for vcpu in (0, 1):
+            host.run(vcpu, vcpu, *store, gpa[vcpu])
+        found.append(gpa.tolist())
+        roots = [host.place(vcpu, vcpu).vmcs["eptp"] for vcpu in (0, 1)]
+        assert roots[0] == roots[1]
+        host.machines[0].vmm.guest_caching(uncached=True)
+    assert found[0] == found[1] == found[2]

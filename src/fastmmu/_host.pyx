@@ -9,15 +9,16 @@ from fastmmu._guest_kernel cimport kernel_switch
 from fastmmu._interrupts cimport Interrupts, irq_boundary, irq_free
 from fastmmu._ipi cimport NO_EXIT, ipi_arrived, ipi_routed
 from fastmmu._kvm cimport (
-    LESS_MOVED, LESS_REMOTE, kvm_arm, kvm_drain, kvm_flush, kvm_load_root, kvm_moved, kvm_owed_flush,
+    Kvm, LESS_MOVED, LESS_REMOTE, kvm_arm, kvm_drain, kvm_flush, kvm_load_root, kvm_moved, kvm_owed_flush,
 )
 from fastmmu._kvm_apic cimport kvm_apic_begin, kvm_apic_entry
 from fastmmu._machine cimport Machine
 from fastmmu._memory cimport PhysicalMemory
+from fastmmu._mmu cimport NO_SP
 from fastmmu._siblings cimport Sibling
 from fastmmu._tlb cimport Tlb, TlbCounters
 from fastmmu._tlb_py cimport TLB
-from fastmmu._vcpu cimport vcpu_derive, vcpu_enter, vcpu_leave
+from fastmmu._vcpu cimport Vcpu, vcpu_derive, vcpu_enter, vcpu_leave
 from fastmmu._vmx cimport EXIT_EXTERNAL_INTERRUPT, SECONDARY_VPID
 from fastmmu._vpid cimport vpid_alloc, vpid_free, vpid_init
 
@@ -36,6 +37,18 @@ cdef void count_since(TlbCounters *total, const TlbCounters *before, const TlbCo
     cdef size_t i
     for i in range(sizeof(TlbCounters) // 8):
         to[i] += done[i] - was[i]
+
+
+cdef void load_ept_root(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # All tables may have gone since this vCPU ran, by what another did: the root is another page then, and the old one
+    # may serve again. What is cached under it goes by the flush of all that is owed as well, or here, if of one alone.
+    cdef uint64_t root = 0 if kvm.shadow or kvm.mmu.root == NO_SP else kvm.mmu.sp[kvm.mmu.root].hpa
+    if not root or root == v.ept.root:
+        return
+    if not kvm.mmu.policy.modern:
+        kvm_flush(kvm, v)
+    v.ept.root = root
+    v.vmcs.eptp = (v.vmcs.eptp & 0xFFF) | root
 
 
 cdef class Host:
@@ -196,6 +209,7 @@ cdef class Host:
         m.kernel.current = s.process
         if s.irq != NULL:
             m._attach_apic(s.irq)
+        m.kvm.running = s.index                 # whose TLB a flush goes to; the others are requested
         self.held[s.vm] = <uint32_t> (s - self.seat)
 
     cdef int _enter(self, Seat *s, uint32_t cpu):
@@ -207,7 +221,6 @@ cdef class Host:
         self._hold(s)
         m.tlb = tlb
         m.v.tlb = tlb.t
-        m.kvm.running = s.index
         if s.irq != NULL:
             reason = ipi_arrived(s.irq)
         elif me.kicked:
@@ -217,6 +230,7 @@ cdef class Host:
             kvm_drain(&m.kvm, &m.v)
             me.in_guest = False
         kvm_arm(&m.kvm, &m.v)
+        load_ept_root(&m.kvm, &m.v)
         if m.kvm.shadow and (m.kvm.n_siblings > 1 or not me.in_guest):
             # another vCPU had the MMU's root; to load one may bring tables in sync, which owes a flush
             if kvm_load_root(&m.kvm, &m.v, m.kvm.guest.cr3):
@@ -251,7 +265,6 @@ cdef class Host:
         s = &self.seat[self.occupant[cpu]]
         m = self.machines[s.vm]
         self._hold(s)
-        m.kvm.running = s.index
         before = m.v.tlb.c
         vcpu_leave(&m.v, EXIT_EXTERNAL_INTERRUPT)
         kvm_drain(&m.kvm, &m.v)
