@@ -20,8 +20,8 @@ LAYERS = {
     "_caching _tlb_entries _tlb _invalidate _operands _tlb_py geometry",
     "mmu": "_slots _spte _mmu _roots _ageing _reclaim _notifier _map _sync _shadow _dirty",
     "machine": "_apic _vapic _vmentry _vpid _watch _vcpu _data _control _modes _patch _interrupts _ipi _kvm_apic "
-    "_apic_port _events _kvm _vmm _guest_kernel _stops _counters _assembly _instructions _control_py _machine _host "
-    "_replay machine.*",
+    "_apic_port _events _kvm _kvm_flush _kvm_roots _kvm_registers _kvm_faults _kvm_exits _vmm _guest_kernel _stops "
+    "_counters _assembly _instructions _control_py _machine _host _replay machine.*",
     "use": "_lackey _stack _curve trace.* image.* study.* report.* cli.*",
     "package": "__init__",
     "reference": "reference.*",

@@ -13,8 +13,10 @@ from fastmmu._interrupts cimport (
     APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
     Interrupts, irq_free, irq_init,
 )
-from fastmmu._kvm cimport kvm_handle, kvm_load_root, kvm_registers
 from fastmmu._kvm_apic cimport kvm_apic_init
+from fastmmu._kvm_exits cimport kvm_handle
+from fastmmu._kvm_registers cimport kvm_registers
+from fastmmu._kvm_roots cimport kvm_load_root
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init
 from fastmmu._modes cimport IDENTITY_MAP, TASK_STATE, modes_tables

@@ -10,7 +10,8 @@ from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu._guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
 from fastmmu._interrupts cimport irq_boundary, irq_due, irq_event, irq_left, irq_pass, irq_waits
-from fastmmu._kvm cimport Kvm, kvm_premap
+from fastmmu._kvm cimport Kvm
+from fastmmu._kvm_faults cimport kvm_premap
 from fastmmu._tlb cimport tlb_l1, tlb_pa
 from fastmmu._types cimport FAULT_PF, Walk
 from fastmmu._vcpu cimport (

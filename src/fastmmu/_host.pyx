@@ -8,10 +8,11 @@ from fastmmu._assembly cimport apic_bytes, host_bytes, tlb_of
 from fastmmu._guest_kernel cimport kernel_switch
 from fastmmu._interrupts cimport Interrupts, irq_boundary, irq_free
 from fastmmu._ipi cimport NO_EXIT, ipi_arrived, ipi_routed
-from fastmmu._kvm cimport (
-    Kvm, LESS_MOVED, LESS_REMOTE, kvm_arm, kvm_drain, kvm_flush, kvm_load_root, kvm_moved, kvm_owed_flush,
-)
+from fastmmu._kvm cimport LESS_MOVED, LESS_REMOTE, Kvm
 from fastmmu._kvm_apic cimport kvm_apic_begin, kvm_apic_entry
+from fastmmu._kvm_exits cimport kvm_arm, kvm_drain
+from fastmmu._kvm_flush cimport kvm_flush, kvm_moved, kvm_owed_flush
+from fastmmu._kvm_roots cimport kvm_load_root
 from fastmmu._machine cimport Machine
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._mmu cimport NO_SP

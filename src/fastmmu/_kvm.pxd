@@ -1,4 +1,4 @@
-# The VMM: what KVM does at each VM exit, for exits that no Python policy takes over (kvm_policy.md §2-§3).
+# The VMM of a machine: its tables, the guest as it sees it, its other vCPUs. What it does is in _kvm_*.pyx.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
@@ -6,7 +6,7 @@ from fastmmu._interrupts cimport Interrupts
 from fastmmu._mmu cimport Mmu
 from fastmmu._siblings cimport Sibling
 from fastmmu._modes cimport Modes
-from fastmmu._types cimport Paging, Walk
+from fastmmu._types cimport Paging
 from fastmmu._vcpu cimport Vcpu
 
 ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
@@ -36,16 +36,3 @@ cdef struct Kvm:
     uint64_t remote_flushes     # changes that other vCPUs had to flush for
     uint64_t flush_requests     # to another vCPU
     uint64_t ipis
-
-cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef void kvm_owed_flush(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef void kvm_arm(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef int kvm_handle(Vcpu *v) noexcept nogil
-cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogil
-cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil   # all that the vCPU may have cached where it is now
-cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil   # it runs on a physical CPU for the first time, or again
-cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hardware) noexcept nogil
-cdef int kvm_registers(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil

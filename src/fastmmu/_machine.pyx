@@ -7,7 +7,7 @@ from fastmmu._counters cimport counters_of
 from fastmmu._events cimport premap, run_events
 from fastmmu._control_py cimport RegisterInstructions
 from fastmmu._interrupts cimport Interrupts
-from fastmmu._kvm cimport kvm_default
+from fastmmu._kvm_exits cimport kvm_default
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._mmu cimport mmu_hpa
 from fastmmu._state cimport GuestState

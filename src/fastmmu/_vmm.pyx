@@ -6,7 +6,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
 from fastmmu._dirty cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
-from fastmmu._kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, kvm_arm, kvm_drain, kvm_owed_flush, kvm_reload
+from fastmmu._kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES
+from fastmmu._kvm_exits cimport kvm_arm, kvm_drain
+from fastmmu._kvm_flush cimport kvm_owed_flush
+from fastmmu._kvm_roots cimport kvm_reload
 from fastmmu._memtype cimport Mtrrs
 from fastmmu._mmu cimport MmuCounters, Sp, mmu_shadowed
 from fastmmu._notifier cimport host_merge, notify_end, notify_start
