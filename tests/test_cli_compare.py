@@ -176,7 +176,7 @@ class Interrupted(Trace):
 
 
 def test_ctrl_c_leaves_what_was_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "traces", lambda options: [Interrupted(3, batches=2), program(1)])
+    monkeypatch.setattr(shared, "traces", lambda options, **more: [Interrupted(3, batches=2), program(1)])
     out = run("compare", "--csv", tmp_path / "r.csv", code=130)
     assert re.search(r"^shadow +3000", out, re.M)
     assert re.search(r"^shadow\+VPID \* +2000", out, re.M)
@@ -193,7 +193,7 @@ def test_ctrl_c_at_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def press(*_: object, **__: object) -> Iterator[fastmmu.Result]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shared, "traces", lambda options: [program(1)])
+    monkeypatch.setattr(shared, "traces", lambda options, **more: [program(1)])
     monkeypatch.setattr("fastmmu.cli.simulation.each", press)
     out = run("compare", "--json", tmp_path / "r.json", code=130)
     assert "not run: native, shadow, shadow+VPID, EPT, EPT+VPID" in out
@@ -201,7 +201,7 @@ def test_ctrl_c_at_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_ctrl_c_in_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "traces", lambda options: [Interrupted(1, batches=1)])
+    monkeypatch.setattr(shared, "traces", lambda options, **more: [Interrupted(1, batches=1)])
     out = run("run", code=130)
     assert "interrupted: figures of the part that was simulated" in out
     assert re.search(r"^  accesses +1,000$", out, re.M)

@@ -45,7 +45,7 @@ def trace(tmp_path: Path) -> Path:
     [
         ("", "required: COMMAND; see fastmmu --help"),
         ("compute", "invalid choice: 'compute'"),
-        ("compare --fast", "unrecognized arguments: --fast"),
+        ("compare --fast", "unrecognized arguments: --fast; see fastmmu compare --help"),
         ("compare /no/such.npy", "/no/such.npy: cannot be read: No such file or directory"),
         ("compare {dir}", "this is a directory; name a trace file in it"),
         ("compare {trace} --pages 8k", "'8k' is none of 4k, 2m, thp; see fastmmu compare --help"),
@@ -59,7 +59,24 @@ def trace(tmp_path: Path) -> Path:
         ("compare {trace} --l1d 7/2/1", "7/2/1"),
         ("compare {trace} --l1d -64/4", "-64/4"),
         ("compare {trace} --l1d=-64/4", "-64/4"),
-        ("compare {trace} --thp-threshold 600", "thp_threshold"),
+        ("compare {trace} --thp-threshold 600", "thp_threshold=600: Expected"),
+        ("run {trace} --exit-every 99999999999999999999999", "exit_every=99999999999999999999999"),
+        ("migrate {system}", "mm.rec.xz: this is a system trace, of a whole machine"),
+        ("migrate {trace} --bandwidth 1.25", "raise bandwidth"),
+        ("migrate {trace} --ghz 1e300", "lower ghz=1e+300"),
+        ("migrate {trace} --bandwidth nan", "'nan' is no number above 0"),
+        ("migrate {trace} --methods qemu", "'qemu' is none of write-protect"),
+        ("migrate {trace} --generation i486", "no processor 'i486'"),
+        ("migrate {trace} --plot r.gif", "a picture is one of png, svg, pdf"),
+        ("migrate {trace} --plot /no/such/r.png", "there is no directory /no/such"),
+        ("overcommit {system}", "`fastmmu replay` runs it"),
+        ("overcommit {trace} --plot r.gif", "a picture is one of png, svg, pdf"),
+        ("overcommit {trace} --host-memory 101%", "'101%' is no list of percentages"),
+        ("tpr {trace} --plot r.gif", "a picture is one of png, svg, pdf"),
+        ("tlb-curve {system}", "this is a system trace"),
+        ("replay {trace}", "replay takes system traces"),
+        ("replay {system} --memory 64M", "raise Config(memory=)"),
+        ("boot --mmu ept", "unrecognized arguments: --mmu ept; see fastmmu boot --help"),
         ("compare {trace} --costs /no/such.toml", "/no/such.toml: No such file or directory"),
         ("compare {trace} --costs {trace}", "no text in UTF-8"),
         ("compare {trace} --generation i486", "no processor 'i486'; there are prescott"),
@@ -74,15 +91,17 @@ def trace(tmp_path: Path) -> Path:
         ("walk --cr4 0", "long mode needs CR4.PAE"),
         ("walk --maxphyaddr 99", "maxphyaddr=99 is outside 32..52"),
         ("walk --eptp 90000001e", "eptp=0x90000001e: its table lies outside memory"),
+        ("walk --json /no/such/w.json", "there is no directory /no/such; make it first"),
+        ("walk --memory /no/such --va 0", "/no/such: no such file; name a recorded guest"),
         ("walk --memory {trace}", "--memory needs --va too"),
         ("walk --memory {trace} --va 0", "is a raw image, which needs --cr3 too"),
         ("walk --memory {trace} --va 0 --cr3 7000000", "cr3=0x7000000: its table lies outside memory"),
-        ("walk --memory {dir} --va 0 --cr3 0", "meta.json: No such file or directory"),
+        ("walk --memory {dir} --va 0 --cr3 0", "there is no meta.json: this is no recorded guest"),
         ("walk --memory {empty} --va 0 --cr3 0", "holds 0 bytes"),
         ("maps", "required: MEMORY; see fastmmu maps --help"),
-        ("maps {dir}", "meta.json: No such file or directory"),
+        ("maps {dir}", "there is no meta.json: this is no recorded guest"),
         ("maps {trace}", "is a raw image, which needs --cr3 too"),
-        ("maps /no/such.raw --cr3 0", "/no/such.raw: No such file or directory"),
+        ("maps /no/such.raw --cr3 0", "/no/such.raw: no such file; name a recorded guest"),
         ("maps {trace} --cr3 0 --start -1000", "'-1000' is no hexadecimal number"),
         ("maps {trace} --cr3 0 --limit many", "'many' is no number >= 0"),
         ("maps {trace} --cr3 0 --eptp 7", "eptp=0x7"),
@@ -101,7 +120,8 @@ def test_every_error_is_one_line(
 ) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "odd").write_bytes(b"123")
-    places = {"trace": trace, "dir": tmp_path, "empty": tmp_path / "empty", "odd": tmp_path / "odd"}
+    system = Path(__file__).parent / "data/systems/mm.rec.xz"
+    places = {"trace": trace, "dir": tmp_path, "empty": tmp_path / "empty", "odd": tmp_path / "odd", "system": system}
     before = sorted(tmp_path.iterdir())
     assert says in error(capsys, *argv.format(**places).split())
     assert sorted(tmp_path.iterdir()) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from conformance import systems
 from fastmmu import Config, ConfigError, Machine, StateError, interleave, read_trace, simulate
 from fastmmu.cli import main
 from fastmmu.machine.simulate import Simulation
-from fastmmu.study.migrate import METHODS, Plan, migrate
+from fastmmu.study.migrate import METHODS, Migration, Plan, migrate
 from fastmmu.study.schemes import SCHEMES, replay_schemes
 from fastmmu.trace import Trace
 from fastmmu.trace.bundle import bundled
@@ -149,6 +150,27 @@ def test_migrate_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert "live migration at 1.25 GB/s" in out
     assert [line.split()[0] for line in out.splitlines()[5:7]] == ["pml", "shadow"]
     assert target.read_text().startswith("trace,method,round,pages,seconds,events,exits,dirtied,converged,slowdown")
+
+
+def test_ctrl_c_leaves_what_was_finished(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+                                         tmp_path: Path) -> None:  # fmt: skip
+    """It comes in the second method; or in the first, where there is nothing to show."""
+    name = str(Path(__file__).parent / "data" / "true.lackey")
+    target = tmp_path / "rounds.csv"
+
+    def one(trace: Trace, method: str, *args: Any, **more: Any) -> Migration:
+        if method == "ring":
+            raise KeyboardInterrupt
+        return migrate(trace, method, *args, **more)
+
+    monkeypatch.setattr("fastmmu.study.migrate.migrate", one)
+    assert main(["migrate", name, "--methods", "pml,ring,shadow", "--csv", str(target)]) == 130
+    assert "\npml " in capsys.readouterr().out
+    assert {line.split(",")[1] for line in target.read_text().splitlines()} == {"method", "pml"}
+    target.unlink()
+    assert main(["migrate", name, "--methods", "ring", "--csv", str(target)]) == 130
+    assert capsys.readouterr() == ("", "fastmmu: interrupted\n")
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("path", systems.traces(systems.sample_directory()), ids=lambda path: path.name)

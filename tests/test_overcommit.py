@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from fastmmu import Config, ConfigError, Machine, TraceError, read_trace
 from fastmmu.cli import main
 from fastmmu.machine.costs import CostModel
 from fastmmu.report.overcommit import overcommit_plot, overcommit_rows, overcommit_table
-from fastmmu.study.overcommit import RECLAIM, SCHEMES, overcommit
+from fastmmu.study.overcommit import RECLAIM, SCHEMES, Overcommit, overcommit
 from fastmmu.trace import Trace
 from fastmmu.trace.bundle import bundled
 
@@ -86,6 +89,20 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for wrong in (["--reclaim", "fifo"], ["--host-memory", "0%"]):
         with pytest.raises(SystemExit):
             main([*argv, *wrong])
+
+
+def test_ctrl_c_leaves_what_was_finished(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def two(*args: Any, **more: Any) -> Iterator[Overcommit]:
+        yield from itertools.islice(overcommit(*args, **more), 2)
+        raise KeyboardInterrupt
+
+    target = tmp_path / "runs.csv"
+    monkeypatch.setattr("fastmmu.study.overcommit.overcommit", two)
+    assert main(["overcommit", TRUE, "--memory", "128M", "--csv", str(target)]) == 130
+    assert capsys.readouterr().out.count("equal") == 2
+    assert len(target.read_text().splitlines()) == 3
 
 
 def test_counters_of_the_table_pages() -> None:

@@ -88,7 +88,7 @@ def handle(options: argparse.Namespace) -> int:
     configs = configurations(options.schemes, options.pages, **shared.config_fields(options))
     session = Session(shared.cost_model(options), options.quiet)
     shared.check_files(options)
-    chosen = shared.traces(options)
+    chosen = shared.traces(options, system=True)
     for trace in chosen:
         results = session.run(trace, configs, runs=len(chosen) * len(configs))
         not_run = [label(config, configs) for config in configs[len(results) :]]

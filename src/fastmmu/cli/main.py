@@ -11,12 +11,12 @@ from typing import NoReturn
 
 import fastmmu
 from fastmmu.cli import boot, compare, curve, host, maps, migrate, overcommit, replay, run, tpr, trace, vpid, walk
+from fastmmu.cli.progress import INTERRUPTED
 from fastmmu.errors import FastmmuError
 
 __all__ = ["main"]
 
 ERROR = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _EPILOG = """\
@@ -77,7 +77,10 @@ def _values_joined(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     try:
-        options = parser().parse_args(_values_joined(sys.argv[1:] if argv is None else argv))
+        words = _values_joined(sys.argv[1:] if argv is None else argv)
+        options, unknown = parser().parse_known_args(words)
+        if unknown:
+            _Parser(prog=f"fastmmu {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = options.handler(options)
         sys.stdout.flush()
     except KeyboardInterrupt:

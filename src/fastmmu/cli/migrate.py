@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
-from fastmmu.cli.progress import progress
+from fastmmu.cli.progress import INTERRUPTED, progress, until_interrupted
+
+if TYPE_CHECKING:
+    from fastmmu.study.migrate import Migration
 
 __all__ = ["METHODS", "add", "handle"]
 
@@ -55,6 +58,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--rounds", type=shared.count(1), default=30, metavar="N", help="at most so many (30)")
     parser.add_argument("--ghz", type=_positive, default=3.0, metavar="N", help="clock of the processor (3)")
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (1G)")
+    shared.add_costs(parser)
     shared.add_files(parser, "a row a round")
     shared.add_quiet(parser)
     parser.add_argument("--plot", metavar="FILE", help="pages by round as .png, .svg or .pdf (needs fastmmu[plot])")
@@ -63,32 +67,39 @@ def add(commands: Any) -> None:
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu.report import files
+    from fastmmu.report.figure import check_picture
     from fastmmu.report.migrate import migration_plot, migration_rows, migration_table
     from fastmmu.study.migrate import Plan, migrate
 
     plan = Plan(bandwidth=options.bandwidth, downtime=options.downtime, rounds=options.rounds, ghz=options.ghz)
     shared.check_files(options)
     if options.plot is not None:
-        files.check_target(options.plot, "picture")
-    every = []
+        check_picture(options.plot)
+    costs = shared.cost_model(options)
+    every: list[Migration] = []
     for trace in shared.traces(options):
-        found = []
-        for method in options.methods:
-            with progress(quiet=options.quiet) as report:
+        found: list[Migration] = []
+        with progress(quiet=options.quiet) as report, until_interrupted() as interruption:
+            for method in options.methods:
+                told = f"{trace.name}, {method}"
                 found.append(
                     migrate(
                         trace,
                         method,
                         plan,
                         memory=options.memory,
-                        progress=lambda n, t=trace: report(t.name, None, n),  # type: ignore[misc]
+                        costs=costs,
+                        progress=lambda n, t=told: report(t, None, n),  # type: ignore[misc]
                     )
                 )
-        if not shared.to_stdout(options):
+        if found and not shared.to_stdout(options):
             terminal.say(migration_table(found, colour=terminal.colour()))
         every += found
+        if interruption.happened:
+            break
+    if interruption.happened and not every:
+        raise KeyboardInterrupt
     shared.write_rows(options, migration_rows(every), "migrations")
     if options.plot is not None:
         migration_plot(every, options.plot)
-    return 0
+    return INTERRUPTED if interruption.happened else 0

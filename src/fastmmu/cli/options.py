@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RUNS",
     "add_config",
+    "add_costs",
     "add_files",
     "add_memory",
     "add_quiet",
@@ -138,14 +139,22 @@ def named_trace(name: str, format: str | None = None) -> Trace:
         raise TraceError(f"{error}; the bundled traces are {', '.join(bundled())}") from error
 
 
-def traces(options: argparse.Namespace) -> list[Trace]:
-    """The traces to run, each by itself."""
+def traces(options: argparse.Namespace, *, system: bool = False) -> list[Trace]:
+    """The traces to run, each by itself; `system`: those of whole machines are taken as well."""
     from fastmmu.trace import bundled, interleave
+    from fastmmu.trace.system import SystemTrace
 
     names = options.traces or list(bundled())
     if not names:
         raise TraceError("no trace is named, and this installation has no bundled ones; name a file")
     found = [named_trace(name, options.format) for name in names]
+    for name, trace in zip(names, found, strict=True):
+        if not system and isinstance(trace, SystemTrace):
+            raise TraceError(
+                "this is a system trace, of a whole machine; the command takes traces of programs. `fastmmu replay` "
+                "runs it, in every scheme with --schemes",
+                path=name,
+            )
     if options.data_only:
         found = [trace.data_only() for trace in found]
     if options.limit is not None:
@@ -180,6 +189,11 @@ def add_config(parser: argparse.ArgumentParser, *, apic: bool = True) -> None:
             help="what it does with it; none: what the trace says; default: winxp",
         )
     add_tlb(parser)
+    add_costs(parser)
+
+
+def add_costs(parser: argparse.ArgumentParser) -> None:
+    """--costs, --generation."""
     model = parser.add_argument_group("the cost model")
     model.add_argument("--costs", metavar="FILE", help="TOML with the values that differ from fastmmu's costs.toml")
     model.add_argument("--generation", metavar="NAME", help="processor whose VM exits count: prescott ... icelake, zen")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
-from fastmmu.cli.progress import progress
+from fastmmu.cli.progress import INTERRUPTED, progress, until_interrupted
+
+if TYPE_CHECKING:
+    from fastmmu.study.overcommit import Overcommit
 
 __all__ = ["RECLAIM", "SCHEMES", "add", "handle"]
 
@@ -63,9 +66,7 @@ def add(commands: Any) -> None:
         "--reclaim", type=shared.words(RECLAIM), default=list(RECLAIM), metavar="LIST", help="clock, lru (both)"
     )
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (1G)")
-    model = parser.add_argument_group("the cost model")
-    model.add_argument("--costs", metavar="FILE", help="TOML with the values that differ from fastmmu's costs.toml")
-    model.add_argument("--generation", metavar="NAME", help="processor whose VM exits count: prescott ... icelake, zen")
+    shared.add_costs(parser)
     shared.add_files(parser)
     shared.add_quiet(parser)
     parser.add_argument("--plot", metavar="FILE", help="pages read back, as .png, .svg or .pdf (needs fastmmu[plot])")
@@ -74,18 +75,19 @@ def add(commands: Any) -> None:
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu.report import files
+    from fastmmu.report.figure import check_picture
     from fastmmu.report.overcommit import overcommit_plot, overcommit_rows, overcommit_table
     from fastmmu.study.overcommit import overcommit
 
     shared.check_files(options)
     if options.plot is not None:
-        files.check_target(options.plot, "picture")
+        check_picture(options.plot)
     costs = shared.cost_model(options)
-    every = []
+    every: list[Overcommit] = []
     for trace in shared.traces(options):
-        with progress(quiet=options.quiet) as report:
-            found = list(
+        found: list[Overcommit] = []
+        with progress(quiet=options.quiet) as report, until_interrupted() as interruption:
+            found.extend(  # one by one, so that those before Ctrl-C are there
                 overcommit(
                     trace,
                     options.schemes,
@@ -99,7 +101,13 @@ def handle(options: argparse.Namespace) -> int:
         if found and not shared.to_stdout(options):
             terminal.say(overcommit_table(found, colour=terminal.colour()))
         every += found
+        if interruption.happened:
+            break
+    if interruption.happened and not every:
+        raise KeyboardInterrupt
     shared.write_rows(options, overcommit_rows(every), "runs")
     if options.plot is not None:
         overcommit_plot(every, options.plot)
+    if interruption.happened:
+        return INTERRUPTED
     return 0 if all(run.equal for run in every) else 1

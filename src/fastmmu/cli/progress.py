@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, nothing in a pipe."""
+"""Progress on standard error, a bar on a terminal and nothing in a pipe; and Ctrl-C meanwhile."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from fastmmu.report.table import number
 
-__all__ = ["Report", "progress"]
+__all__ = ["INTERRUPTED", "Interruption", "Report", "progress", "until_interrupted"]
 
 Report = Callable[[str, float | None, int], None]
 """Called with what runs, the fraction done (None: unknown) and the events done."""
+
+INTERRUPTED = 130  # exit code: 128 + SIGINT, as shells have it
 
 _EVERY = 0.1  # seconds between two updates of the plain line
 
@@ -67,3 +70,20 @@ def _plain() -> Iterator[Report]:
         yield report
     finally:
         print(f"\r{'':{long}}\r", end="", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Interruption:
+    """Whether Ctrl-C came."""
+
+    happened: bool = False
+
+
+@contextmanager
+def until_interrupted() -> Iterator[Interruption]:
+    """Ctrl-C ends the block, and what was finished in it can be shown."""
+    interruption = Interruption()
+    try:
+        yield interruption
+    except KeyboardInterrupt:
+        interruption.happened = True

@@ -52,7 +52,7 @@ def handle(options: argparse.Namespace) -> int:
     config = Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)
     session = Session(shared.cost_model(options), options.quiet)
     shared.check_files(options)
-    chosen = shared.traces(options)
+    chosen = shared.traces(options, system=True)
     for trace in chosen:
         for result in session.run(trace, [config], runs=len(chosen)):
             if not shared.to_stdout(options):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fastmmu.cli.progress import progress
+from fastmmu.cli.progress import progress, until_interrupted
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
@@ -43,7 +42,7 @@ class Session:
         `runs` is the number of runs of the whole command, for the progress.
         """
         found: list[Result] = []
-        with progress(quiet=self.quiet) as report, self._interruptible():
+        with progress(quiet=self.quiet) as report, until_interrupted() as interruption:
 
             def done(config: Config, events: int) -> None:
                 part = events / trace.total if trace.total else trace.progress()
@@ -53,14 +52,8 @@ class Session:
                 found.append(result)
                 self.results.append(result)
                 self.interrupted = not result.complete
+        self.interrupted |= interruption.happened
         return found
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        try:
-            yield
-        except KeyboardInterrupt:
-            self.interrupted = True
 
     def footer(self) -> str:
         """What the runs took: wall time and peak memory of the process."""

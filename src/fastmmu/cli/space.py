@@ -65,6 +65,8 @@ def memory_and_state(
         if any(getattr(options, name) is not None for name in ("cr0", "cr3", "cr4", "efer")):
             own["pdptes"] = None  # the recorded ones are those of its own CR3
         return guest.memory, state_of(options, own, **others)
+    if not Path(place).exists():
+        raise FileNotFoundError(2, "no such file; name a recorded guest or a raw image of physical memory", place)
     if options.cr3 is None:
         raise ConfigError(f"{place} is a raw image, which needs --cr3 too: where the tables start")
     return open_raw(place, writable=writable), state_of(options, {}, **others)

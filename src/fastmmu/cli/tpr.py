@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu.report import files
+    from fastmmu.report.figure import check_picture
     from fastmmu.report.tpr import tpr_plot, tpr_rows, tpr_table
     from fastmmu.study.tpr import tpr_study
     from fastmmu.trace.tpr import tpr_profile
@@ -74,7 +74,7 @@ def handle(options: argparse.Namespace) -> int:
     profile = tpr_profile(options.workload, **given)
     shared.check_files(options)
     if options.plot is not None:
-        files.check_target(options.plot, "picture")
+        check_picture(options.plot)
     costs, fields, rows = shared.cost_model(options), shared.config_fields(options), []
     for trace in shared.traces(options):
         with progress(quiet=options.quiet) as report:

@@ -88,7 +88,10 @@ def example_memory() -> PhysicalMemory:
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu._walk import walk
+    from fastmmu.report.files import check_target
 
+    if options.json not in (None, "-"):
+        check_target(options.json, "json")
     eptp, va = options.eptp, options.va
     who: dict[str, Any] = {"cpl": 3 if options.user else 0, "ac": int(options.ac)}
     if options.memory is None:

@@ -51,6 +51,8 @@ def read_guest(directory: str | os.PathLike[str]) -> Guest:
     :raises OSError: a file that cannot be read.
     """
     place = Path(directory)
+    if not (place / "meta.json").exists():
+        raise FileNotFoundError(2, "there is no meta.json: this is no recorded guest", str(place))
     meta = _meta(place / "meta.json")
     arrays = _arrays(place / "mem.npz")
     if not {"pfn", "pages"} <= arrays.keys():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -50,7 +50,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ageing: Literal["track", "zap", "old"] | None = None
     noncoherent_dma: bool = False
     cd_quirk: bool = True
-    table_pages: Annotated[int, msgspec.Meta(ge=0)] = 0
+    table_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
     premapped: bool = False
     tlb: str = "skylake"
     l1d: str | None = None
@@ -61,16 +61,27 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     find_missing_flushes: bool = False
     pcid: bool = False
     memory: int | str = "64G"
-    exit_every: Annotated[int, msgspec.Meta(ge=0)] = 0
+    exit_every: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     exit_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
     tpr: Literal["trap", "patch", "flexpriority", "apicv"] | None = None
     tpr_shadow: bool = True
     tpr_threshold: Literal["kvm", "slides"] = "kvm"
     tpr_patch: Literal["per-vcpu", "one-vcpu"] = "per-vcpu"
     guest_handler: Literal["eoi", "irql"] = "eoi"
-    handler_length: Annotated[int, msgspec.Meta(ge=0)] = 0
+    handler_length: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
     apic_id: Annotated[int, msgspec.Meta(ge=0, le=15)] = 0
     thp_threshold: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
+
+
+def _refused(fields: _Fields, error: msgspec.ValidationError) -> str:
+    """Name and value of the field of which an error of msgspec tells, and what it may be."""
+    name = re.search(r"`\$\.(\w+)`", str(error))
+    if name is None:
+        return str(error)
+    hint = get_type_hints(_Fields)[name[1]]
+    choices = [repr(word) for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
+    said = f"choose from {', '.join(choices)}" if choices else str(error).partition(" - at")[0]
+    return f"{name[1]}={getattr(fields, name[1])!r}: {said}"
 
 
 class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -137,7 +148,7 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         try:
             msgspec.convert(msgspec.structs.asdict(self), _Fields)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
+            raise ConfigError(f"Config: {_refused(self, error)}; see help(fastmmu.Config)") from error
         if self.find_missing_flushes and self.tlb != "strict":
             raise ConfigError(
                 f"Config: find_missing_flushes with tlb={self.tlb!r}, which forgets more than it must and hides what "
@@ -145,6 +156,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if not 1 << 26 <= parse_bytes(self.memory) <= 1 << 45:
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
+        if self.host_memory is not None and not 1 <= parse_bytes(self.host_memory) <= 1 << 46:
+            raise ConfigError(f"Config: host_memory={self.host_memory!r} is outside 1..64T; a host has 64k at least")
         if 0 < self.table_pages < 16:
             raise ConfigError(
                 f"Config: table_pages={self.table_pages} is too few for the tables of one access; at least 16"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.errors import ConfigError, MissingExtraError
-from fastmmu.report.files import write_whole
+from fastmmu.report.figure import picture
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
@@ -17,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["migration_plot", "migration_rows", "migration_table"]
 
-PICTURES = ("png", "svg", "pdf")
 FEW = 8  # rounds whose pages the table lists
 
 
@@ -85,21 +81,13 @@ def migration_plot(found: Sequence[Migration], path: str | os.PathLike[str]) -> 
 
     :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
     """
-    format = Path(path).suffix.removeprefix(".").lower()
-    if format not in PICTURES:
-        raise ConfigError(f"--plot {path}: a picture is one of {', '.join(PICTURES)}; name the file so")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("a picture", "plot") from error
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for m in found:
-        pages = [r.pages for r in m.rounds] + [m.last]
-        axes.plot(range(1, len(pages) + 1), pages, marker="o", label=f"{m.trace}, {m.method}: {m.slowdown:.2f}× slower")
-    axes.set(xlabel="round, the last while the guest stands still", ylabel="pages sent", yscale="log")
-    axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize="small")
-    sink = io.BytesIO()
-    figure.savefig(sink, format=format)
-    write_whole(path, sink.getvalue())
+    with picture(path, (8, 4.5)) as figure:
+        axes = figure.add_subplot()
+        for m in found:
+            pages = [r.pages for r in m.rounds] + [m.last]
+            axes.plot(
+                range(1, len(pages) + 1), pages, marker="o", label=f"{m.trace}, {m.method}: {m.slowdown:.2f}× slower"
+            )
+        axes.set(xlabel="round, the last while the guest stands still", ylabel="pages sent", yscale="log")
+        axes.grid(True, which="both", alpha=0.2)
+        axes.legend(fontsize="small")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.errors import ConfigError, MissingExtraError
-from fastmmu.report.files import write_whole
+from fastmmu.report.figure import picture
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
@@ -17,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["overcommit_plot", "overcommit_rows", "overcommit_table"]
 
-PICTURES = ("png", "svg", "pdf")
 COUNTED = ("vm_exits", "swap_outs", "swap_writes", "swap_ins", "pf_retry", "pf_fast", "aged_young", "aged_old")
 
 
@@ -85,27 +81,17 @@ def overcommit_plot(found: Sequence[Overcommit], path: str | os.PathLike[str]) -
 
     :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
     """
-    format = Path(path).suffix.removeprefix(".").lower()
-    if format not in PICTURES:
-        raise ConfigError(f"--plot {path}: a picture is one of {', '.join(PICTURES)}; name the file so")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("a picture", "plot") from error
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    lines: dict[tuple[str, str, str], list[Overcommit]] = {}
-    for r in found:
-        if r.reclaim is not None:
-            lines.setdefault((r.trace, r.scheme, r.reclaim), []).append(r)
-    for (trace, scheme, reclaim), runs in lines.items():
-        runs.sort(key=lambda r: r.share)
-        label = f"{trace}, {scheme}, {reclaim}"
-        axes.plot([100 * r.share for r in runs], [r.counters["swap_ins"] for r in runs], marker="o", label=label)
-    axes.set(xlabel="host memory, % of what the guest takes", ylabel="pages read back from disk", yscale="symlog")
-    axes.grid(True, which="both", alpha=0.2)
-    if lines:
-        axes.legend(fontsize="small")
-    sink = io.BytesIO()
-    figure.savefig(sink, format=format)
-    write_whole(path, sink.getvalue())
+    with picture(path, (8, 4.5)) as figure:
+        axes = figure.add_subplot()
+        lines: dict[tuple[str, str, str], list[Overcommit]] = {}
+        for r in found:
+            if r.reclaim is not None:
+                lines.setdefault((r.trace, r.scheme, r.reclaim), []).append(r)
+        for (trace, scheme, reclaim), runs in lines.items():
+            runs.sort(key=lambda r: r.share)
+            label = f"{trace}, {scheme}, {reclaim}"
+            axes.plot([100 * r.share for r in runs], [r.counters["swap_ins"] for r in runs], marker="o", label=label)
+        axes.set(xlabel="host memory, % of what the guest takes", ylabel="pages read back from disk", yscale="symlog")
+        axes.grid(True, which="both", alpha=0.2)
+        if lines:
+            axes.legend(fontsize="small")

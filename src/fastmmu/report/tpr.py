@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.machine.config import Config
 from fastmmu.machine.result import Result
-from fastmmu.report.files import write_whole
+from fastmmu.report.figure import picture
 from fastmmu.report.table import Cell, Column, number, render
 
 __all__ = ["exits_by_cause", "tpr_plot", "tpr_rows", "tpr_table", "way_name"]
 
-PICTURES = ("png", "svg", "pdf")
 BELOW = "TPR below threshold"
 EXITS = {
     "emulated page accesses": ("ept_violation", "ept_misconfig", "exception_nmi"),
@@ -142,29 +138,19 @@ def tpr_plot(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
 
     :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
     """
-    format = Path(path).suffix.removeprefix(".").lower()
-    if format not in PICTURES:
-        raise ConfigError(f"--plot {path}: a picture is one of {', '.join(PICTURES)}; name the file so")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("a picture", "plot") from error
     rows = tpr_rows(results)
     names = [row["way"] for row in rows]
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    exits, cycles = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-    below = [0] * len(rows)
-    for cause in EXITS:
-        heights = [_causes(result)[cause] for result in results]
-        if any(heights):
-            exits.bar(names, heights, bottom=below, label=cause)
-            below = [a + b for a, b in zip(below, heights, strict=True)]
-    exits.set(title=f"{rows[0]['trace']}: exits of the APIC", ylabel="exits")
-    exits.legend(fontsize="small")
-    cycles.bar(names, [row["cycles_per_access"] for row in rows], color="tab:gray")
-    cycles.set(title="modelled cycles of an access", ylabel="cycles")
-    for axes in (exits, cycles):
-        axes.tick_params(axis="x", rotation=20)
-    sink = io.BytesIO()
-    figure.savefig(sink, format=format)
-    write_whole(path, sink.getvalue())
+    with picture(path, (11, 4.5)) as figure:
+        exits, cycles = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+        below = [0] * len(rows)
+        for cause in EXITS:
+            heights = [_causes(result)[cause] for result in results]
+            if any(heights):
+                exits.bar(names, heights, bottom=below, label=cause)
+                below = [a + b for a, b in zip(below, heights, strict=True)]
+        exits.set(title=f"{rows[0]['trace']}: exits of the APIC", ylabel="exits")
+        exits.legend(fontsize="small")
+        cycles.bar(names, [row["cycles_per_access"] for row in rows], color="tab:gray")
+        cycles.set(title="modelled cycles of an access", ylabel="cycles")
+        for axes in (exits, cycles):
+            axes.tick_params(axis="x", rotation=20)

@@ -27,6 +27,7 @@ METHODS: dict[str, dict[str, object]] = {
 SLICE = 2000  # events between two looks at the clock
 RING = 4096
 PAGE = 4096
+MOST = 10**10  # events of a round: hours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,8 @@ def migrate(
     stops and the rest is sent.
 
     :param method: of :data:`METHODS`. :param progress: called with the number of events done.
-    :raises ConfigError: an unknown method. :raises TraceError: an empty trace.
+    :raises ConfigError: an unknown method; a round that would take hours to simulate. :raises TraceError: an empty
+        trace.
     """
     if method not in METHODS:
         raise ConfigError(f"no method {method!r}; there are {', '.join(METHODS)}")
@@ -165,11 +167,18 @@ def migrate(
     while True:
         seconds = pages * PAGE / plan.bandwidth
         start, exits, events_before = logged.cycles(), logged.exits(), done
-        while logged.cycles() - start < seconds * plan.ghz * 1e9:
+        lasts = seconds * plan.ghz * 1e9
+        while logged.cycles() - start < lasts:
             some = next(events)
             logged.feed(some)
             plain.feed(some)
             done += len(some.addr)
+            if lasts / logged.cycles() * done > MOST:
+                raise ConfigError(
+                    f"Plan: at {plan.bandwidth:g} bytes a second round {len(rounds) + 1}, of {pages:,} pages, lasts "
+                    f"{seconds:.3g} s, in which the guest does more than {MOST:,} events; raise bandwidth (1.25e9 is "
+                    f"a link of 10 Gbit/s), or lower ghz={plan.ghz:g}"
+                )
             if progress is not None:
                 progress(done)
         dirtied = int(np.count_nonzero(logged.run.machine.vmm.dirty_log(0)))
