@@ -191,7 +191,7 @@ def test_parquet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_standard_output_is_for_data() -> None:
-    command = [sys.executable, "-m", "fastmmu.cli", "maps", str(GUESTS / "l2_idle"), "--limit", "3"]
+    command = [sys.executable, "-m", "fastmmu", "maps", str(GUESTS / "l2_idle"), "--limit", "3"]
     text = subprocess.run([*command, "--csv", "-"], capture_output=True, check=True, text=True).stdout
     assert len(list(csv.DictReader(io.StringIO(text)))) == 3
     found = subprocess.run([*command, "--json", "-"], capture_output=True, check=True, text=True).stdout
@@ -201,7 +201,7 @@ def test_standard_output_is_for_data() -> None:
 def test_a_reader_that_stops_is_no_error(tmp_path: Path) -> None:
     """Every table of 512 entries that points at itself: 2**36 pages, of which the first arrive at once."""
     path = table(tmp_path, {0x1000 + 8 * i: 0x1067 for i in range(512)})
-    command = [sys.executable, "-m", "fastmmu.cli", "maps", str(path), "--cr3", "1000", "--csv", "-"]
+    command = [sys.executable, "-m", "fastmmu", "maps", str(path), "--cr3", "1000", "--csv", "-"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr

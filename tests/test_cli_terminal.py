@@ -17,7 +17,7 @@ import pytest
 import fastmmu
 from fastmmu.cli import main
 
-PROGRAM = [sys.executable, "-m", "fastmmu.cli"]
+PROGRAM = [sys.executable, "-m", "fastmmu"]
 
 
 def error(capsys: pytest.CaptureFixture[str], *argv: object) -> str:

@@ -96,7 +96,7 @@ def test_readme_policy(names: dict[str, Any], capsys: pytest.CaptureFixture[str]
 def test_the_table_in_the_readme_is_what_compare_prints(tmp_path: Path) -> None:
     """But for the last column, which is the speed of the simulator itself."""
     trace = PACKAGE / "traces" / "sqlite.lackey.xz"
-    command = [sys.executable, "-m", "fastmmu.cli", "compare", str(trace)]
+    command = [sys.executable, "-m", "fastmmu", "compare", str(trace)]
     environment = {**os.environ, "COLUMNS": "120"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ LINUX = Path(os.environ.get("FASTMMU_TRACES") or ROOT.parent / "shared" / "trace
 @pytest.mark.skipif("FASTMMU_EXHAUSTIVE" not in os.environ, reason="skipped: FASTMMU_EXHAUSTIVE=1 runs it")
 @pytest.mark.skipif(not LINUX.exists(), reason="skipped: no shell.rec.zst in FASTMMU_TRACES")
 def test_the_linux_of_the_readme_is_what_replay_prints(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "fastmmu.cli", "replay", str(LINUX), "--schemes"]
+    command = [sys.executable, "-m", "fastmmu", "replay", str(LINUX), "--schemes"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     shown = README.partition("## A real Linux")[2].partition("Shadow paging that emulates")[0]

@@ -23,7 +23,7 @@ LAYERS = {
     "_apic_port _events _kvm _kvm_flush _kvm_roots _kvm_registers _kvm_faults _kvm_exits _vmm _guest_kernel _stops "
     "_counters _assembly _instructions _control_py _machine _host _replay machine.*",
     "use": "_lackey _stack _curve trace.* image.* study.* report.* cli.*",
-    "package": "__init__",
+    "package": "__init__ __main__",
     "reference": "reference.*",
     "adapters": "adapters.*",
 }

@@ -128,7 +128,7 @@ def test_a_study_is_the_runs_by_themselves() -> None:
 
 
 def run(*words: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "fastmmu.cli", *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "fastmmu", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

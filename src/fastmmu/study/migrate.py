@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.simulate import Simulation
 from fastmmu.trace import Batch, Trace
+from fastmmu.trace.events import empty_batch
 
 __all__ = ["METHODS", "Migration", "Plan", "Round", "migrate"]
 
@@ -24,7 +26,8 @@ METHODS: dict[str, dict[str, object]] = {
 }
 """Method of logging → the fields of :class:`Config` that make it. ring: a dirty ring filled by write protection."""
 
-SLICE = 2000  # events between two looks at the clock
+SLICE = 2000  # events between two looks at the clock, near the end of a round
+KEPT = 1 << 24  # events of a trace that are kept for its next run; a longer one is read again
 RING = 4096
 PAGE = 4096
 MOST = 10**10  # events of a round: hours
@@ -145,17 +148,22 @@ def migrate(
     plan = plan or Plan()
     config = Config(memory=memory).replace(**METHODS[method])
     costs = costs or CostModel.load()
-    total = sum(len(batch.addr) for batch in trace.batches())
-    if not total:
-        raise TraceError(f"{trace.name} holds no events", path=None)
+    events = _Endless(trace)
     logged, plain = _Guest(config, costs), _Guest(config.replace(pml=False), costs)
-    events = _endless(trace)
     done = 0
-    while done < plan.warm * total:
-        some = next(events)
-        logged.feed(some)
-        plain.feed(some)
-        done += len(some.addr)
+
+    def run(n: int) -> None:
+        nonlocal done
+        while n > 0:
+            some = events.take(n)
+            logged.feed(some)
+            plain.feed(some)
+            done += len(some)
+            n -= len(some)
+            if progress is not None:
+                progress(done)
+
+    run(math.ceil(plan.warm * events.total))
     vmm = logged.run.machine.vmm
     if method == "ring":
         vmm.use_dirty_ring(RING)
@@ -167,20 +175,17 @@ def migrate(
     while True:
         seconds = pages * PAGE / plan.bandwidth
         start, exits, events_before = logged.cycles(), logged.exits(), done
-        lasts = seconds * plan.ghz * 1e9
-        while logged.cycles() - start < lasts:
-            some = next(events)
-            logged.feed(some)
-            plain.feed(some)
-            done += len(some.addr)
-            if lasts / logged.cycles() * done > MOST:
+        left = seconds * plan.ghz * 1e9
+        while left > 0:
+            rate = max(1.0, logged.cycles() / done) if done else 1.0
+            if left / rate > MOST:
                 raise ConfigError(
                     f"Plan: at {plan.bandwidth:g} bytes a second round {len(rounds) + 1}, of {pages:,} pages, lasts "
                     f"{seconds:.3g} s, in which the guest does more than {MOST:,} events; raise bandwidth (1.25e9 is "
                     f"a link of 10 Gbit/s), or lower ghz={plan.ghz:g}"
                 )
-            if progress is not None:
-                progress(done)
+            run(max(SLICE, int(left / rate / 2)))  # half of what is left at the rate until now: the end is not missed
+            left = start + seconds * plan.ghz * 1e9 - logged.cycles()
         dirtied = int(np.count_nonzero(logged.run.machine.vmm.dirty_log(0)))
         rounds.append(Round(pages, seconds, done - events_before, logged.exits() - exits, dirtied))
         pages = dirtied
@@ -201,8 +206,24 @@ def migrate(
     )
 
 
-def _endless(trace: Trace) -> Iterator[Batch]:
-    """The events of a trace again and again, in slices."""
-    for batch in itertools.chain.from_iterable(trace.batches() for _ in itertools.count()):
-        for at in range(0, len(batch.addr), SLICE):
-            yield batch[at : at + SLICE]
+class _Endless:
+    """The events of a trace again and again. `total`: of one run of it."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.total = 0
+        kept: list[Batch] = []
+        for batch in trace.batches():
+            self.total += len(batch)
+            kept = [*kept, batch] if self.total <= KEPT else []
+        if not self.total:
+            raise TraceError(f"{trace.name} holds no events", path=None)
+        runs = (kept or trace.batches() for _ in itertools.count())
+        self._batches = itertools.chain.from_iterable(runs)
+        self._rest = empty_batch(0)
+
+    def take(self, n: int) -> Batch:
+        """The next ones: at least one, at most `n`."""
+        while not len(self._rest):
+            self._rest = next(self._batches)
+        some, self._rest = self._rest[:n], self._rest[n:]
+        return some
