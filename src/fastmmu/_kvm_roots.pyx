@@ -40,7 +40,8 @@ cdef int shadow_root(Kvm *kvm, uint64_t cr3) noexcept nogil:
     # a guest whose addresses have 32 bits is shadowed by PAE tables: direct ones, four quadrants of its page directory,
     # or the page directories of its own PDPTEs
     cdef const Paging *guest = &kvm.guest
-    cdef uint64_t gfn[4], i
+    cdef uint64_t i
+    cdef uint64_t gfn[4]
     mmu_set_role(&kvm.mmu, role_of(guest, kvm.modes.keys), guest.levels if guest.levels >= 4 else PAE_LEVELS)
     if guest.levels >= 4:
         return mmu_set_root(&kvm.mmu, root_address(guest, cr3) >> 12, False)
