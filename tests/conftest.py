@@ -18,6 +18,7 @@ GROUPED = ("test_project_wheel", "test_project_annotate")
 """Modules whose set-up compiles all kernels: each on one worker, and first, so that no worker waits for them."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem in GROUPED:
