@@ -287,7 +287,7 @@ cdef class Assembly:
             return
         if mmu_set_root(&self.kvm.mmu, 0, True):
             raise OutOfMemoryError("no table page for the root of the EPT")
-        eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.root].hpa | (0x5E if self.config.ept_ad else 0x1E), maxphyaddr=46,
+        eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.vcpu.root].hpa | (0x5E if self.config.ept_ad else 0x1E), maxphyaddr=46,
                     guest_ad_checked=self.config.guest_ad_checked)
         self.v.ept = eptp.ept
         self.v.ept.write_ad = 1

@@ -12,10 +12,11 @@ from fastmmu._kvm cimport LESS_MOVED, LESS_REMOTE, Kvm
 from fastmmu._kvm_apic cimport kvm_apic_begin, kvm_apic_entry
 from fastmmu._kvm_exits cimport kvm_arm, kvm_drain
 from fastmmu._kvm_flush cimport kvm_flush, kvm_moved, kvm_owed_flush
-from fastmmu._kvm_roots cimport kvm_load_root
+from fastmmu._kvm_roots cimport kvm_resume_root
 from fastmmu._machine cimport Machine
 from fastmmu._memory cimport PhysicalMemory
-from fastmmu._mmu cimport NO_SP
+from fastmmu._mmu cimport NO_SP, mmu_forget_roots
+from fastmmu._roots cimport mmu_switch, mmu_vcpus
 from fastmmu._siblings cimport Sibling
 from fastmmu._tlb cimport Tlb, TlbCounters
 from fastmmu._tlb_py cimport TLB
@@ -43,7 +44,7 @@ cdef void count_since(TlbCounters *total, const TlbCounters *before, const TlbCo
 cdef void load_ept_root(Kvm *kvm, Vcpu *v) noexcept nogil:
     # All tables may have gone since this vCPU ran, by what another did: the root is another page then, and the old one
     # may serve again. What is cached under it goes by the flush of all that is owed as well, or here, if of one alone.
-    cdef uint64_t root = 0 if kvm.shadow or kvm.mmu.root == NO_SP else kvm.mmu.sp[kvm.mmu.root].hpa
+    cdef uint64_t root = 0 if kvm.shadow or kvm.mmu.vcpu.root == NO_SP else kvm.mmu.sp[kvm.mmu.vcpu.root].hpa
     if not root or root == v.ept.root:
         return
     if not kvm.mmu.policy.modern:
@@ -66,7 +67,8 @@ cdef class Host:
 
     :param vms: a :class:`Config` for each machine, or (Config, number of vCPUs); not native. The TLB is the first's.
     :param cpus: number of physical CPUs.
-    :param guest_kernel, state: as of :class:`Machine`; a machine of several vCPUs has the kernel.
+    :param guest_kernel, state: as of :class:`Machine`; each vCPU of a bare guest begins with this state, and runs by
+        the machine that :meth:`place` returns.
     :param less: flushes to leave out, of "moved" and "remote", to see what they are for.
     :raises ConfigError: a native configuration, no machine, no CPU. :raises OutOfMemoryError: too much memory in all.
     """
@@ -84,8 +86,8 @@ cdef class Host:
         for config, count in chosen:
             if not isinstance(config, Config) or config.mmu == "native":
                 raise ConfigError(f"{config!r}: a machine of a host is a Config with mmu='shadow' or 'ept'")
-            if not 1 <= count <= 1024 or (count > 1 and not guest_kernel):
-                raise ConfigError(f"{count} vCPUs; a machine has 1..1024, a bare guest 1")
+            if not 1 <= count <= 1024:
+                raise ConfigError(f"{count} vCPUs; a machine has 1..1024")
             most = {None: 1024, "patch": 16}.get(config.tpr, 255)
             if config.apic_id + count > most:
                 raise ConfigError(f"tpr={config.tpr!r}: vCPUs up to number {config.apic_id + count - 1}; the guest's "
@@ -107,6 +109,8 @@ cdef class Host:
             vpids.append(own)
             place = self.memory, origin, self.cpus[0], own[0]
             m = Machine(config, guest_kernel=guest_kernel, state=state, place=place)
+            if count > 1 and m.pdptes_due:
+                raise ConfigError(f"{count} vCPUs that begin with PAE paging; give GuestState(pdptes=)")
             m.kvm.less = flags
             machines.append(m)
             origin += host_bytes(config) + apic_bytes(config, count)
@@ -135,6 +139,8 @@ cdef class Host:
                 raise OutOfMemoryError(f"no memory for {len(own)} vCPUs")
             m.kvm.sibling = self.sibling[vm]
             m.kvm.n_siblings = len(own)
+            if m.kvm.shadow and mmu_vcpus(&m.kvm.mmu, len(own)):
+                raise OutOfMemoryError(f"no memory for {len(own)} vCPUs")
             for i, vpid in enumerate(own):
                 s = &self.seat[n]
                 s.v, s.guest, s.until_exit = m.v, m.kvm.guest, m.loop.until_exit
@@ -208,6 +214,7 @@ cdef class Host:
         other.process = m.kernel.current
         m.v, m.kvm.guest, m.loop.until_exit = s.v, s.guest, s.until_exit
         m.kernel.current = s.process
+        mmu_switch(&m.kvm.mmu, other.index, s.index)
         if s.irq != NULL:
             m._attach_apic(s.irq)
         m.kvm.running = s.index                 # whose TLB a flush goes to; the others are requested
@@ -232,9 +239,8 @@ cdef class Host:
             me.in_guest = False
         kvm_arm(&m.kvm, &m.v)
         load_ept_root(&m.kvm, &m.v)
-        if m.kvm.shadow and (m.kvm.n_siblings > 1 or not me.in_guest):
-            # another vCPU had the MMU's root; to load one may bring tables in sync, which owes a flush
-            if kvm_load_root(&m.kvm, &m.v, m.kvm.guest.cr3):
+        if m.kvm.shadow:
+            if kvm_resume_root(&m.kvm, &m.v):
                 return -1
             kvm_owed_flush(&m.kvm, &m.v)
         if me.in_guest:
@@ -313,7 +319,7 @@ cdef class Host:
         try:
             if not s.begun:
                 s.begun = True
-                if s.index and kernel_switch(&m.kernel, s.index):
+                if s.index and m.loop.kernel != NULL and kernel_switch(&m.kernel, s.index):
                     m._raise(first)
             return m.run(op, size, addr, out, first)
         finally:
@@ -327,6 +333,8 @@ cdef class Host:
         if s.cpu != NOWHERE and self.occupant[s.cpu] == number:
             self._leave(s.cpu)
         self._hold(s)
+        if m.kvm.shadow:
+            mmu_forget_roots(&m.kvm.mmu.vcpu)
         vpid_free(&self.vpids, m.v.vmcs.vpid)
         m.v.vmcs.vpid = 0
         m.v.vmcs.secondary &= ~SECONDARY_VPID

@@ -5,13 +5,13 @@ from libc.stdint cimport uint64_t, uint8_t
 from fastmmu._bits cimport ONES, P
 from fastmmu._guest cimport root_address
 from fastmmu._kvm cimport Kvm
-from fastmmu._kvm_flush cimport kvm_owed_flush
+from fastmmu._kvm_flush cimport kvm_flush_current, kvm_owed_flush
 from fastmmu._memory cimport mem_read64
 from fastmmu._mmu cimport (
     PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP, mmu_forget_roots,
     mmu_zap_all,
 )
-from fastmmu._roots cimport mmu_set_pae_roots, mmu_set_role, mmu_set_root
+from fastmmu._roots cimport mmu_set_pae_roots, mmu_set_role, mmu_set_root, mmu_write_pdptes
 from fastmmu._sync cimport sync_roots
 from fastmmu._types cimport MODE_32, MODE_NONE, MODE_PAE, Paging
 from fastmmu._vcpu cimport ABORT_BUS, ABORT_TABLES, ACT_ABORT, ACT_RETRY, Vcpu, vcpu_abort
@@ -66,13 +66,13 @@ cdef int kvm_set_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
             return vcpu_abort(v, ABORT_TABLES, kvm.mmu.pool_end)
     kvm.guest.cr3 = cr3
     kvm.guest.root = root_address(&kvm.guest, cr3)
-    if kvm.mmu.root_level == PAE_LEVELS:
+    if kvm.mmu.vcpu.root_level == PAE_LEVELS:
         v.hw.root = v.hw.cr3 = kvm.mmu.pdpt
         for i in range(4):
             v.hw.pdpte[i] = mem_read64(kvm.mmu.mem, kvm.mmu.pdpt + 8 * i)
     else:
-        kvm.mmu.root_pcid = v.hw.pcid = cr3 & 0xFFF if v.hw.pcid_on else 0
-        v.hw.root = kvm.mmu.sp[kvm.mmu.root].hpa
+        kvm.mmu.vcpu.root_pcid = v.hw.pcid = cr3 & 0xFFF if v.hw.pcid_on else 0
+        v.hw.root = kvm.mmu.sp[kvm.mmu.vcpu.root].hpa
         v.hw.cr3 = v.hw.root | v.hw.pcid
     return 0
 
@@ -85,13 +85,24 @@ cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
     return 0
 
 
+cdef int kvm_resume_root(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # a vCPU runs on, with its own roots; those that another one zapped are made anew
+    if not kvm.mmu.vcpu.rooted:
+        if kvm_load_root(kvm, v, kvm.guest.cr3):
+            return -1
+        kvm_flush_current(v)
+    elif kvm.mmu.vcpu.root_level == PAE_LEVELS:
+        mmu_write_pdptes(&kvm.mmu)
+    return 0
+
+
 cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hardware) noexcept nogil:
     # registers of a shadowed guest other than CR3 are new: what they make of its tables has pages of its own
     cdef uint64_t cr3 = kvm.guest.cr3
     cdef uint8_t ac = v.hw.ac
     if (guest.smep != kvm.guest.smep or guest.smap != kvm.guest.smap or guest.wp != kvm.guest.wp
             or guest.nxe != kvm.guest.nxe):
-        mmu_forget_roots(&kvm.mmu)              # Linux keeps none, whether or not the role is another
+        mmu_forget_roots(&kvm.mmu.vcpu)              # Linux keeps none, whether or not the role is another
     kvm.guest = guest[0]
     v.hw = hardware[0]
     kvm.guest.ac = v.hw.ac = ac
@@ -112,7 +123,7 @@ cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil:
         return kvm_load_root(kvm, v, kvm.guest.cr3)
     if mmu_set_root(&kvm.mmu, 0, True):
         return vcpu_abort(v, ABORT_TABLES, kvm.mmu.pool_end)
-    v.ept.root = kvm.mmu.sp[kvm.mmu.root].hpa
+    v.ept.root = kvm.mmu.sp[kvm.mmu.vcpu.root].hpa
     v.vmcs.eptp = (v.vmcs.eptp & 0xFFF) | v.ept.root
     return 0
 

@@ -19,7 +19,7 @@ cdef enum Ageing:               # of EPT entries without A flags, where the host
     AGE_ZAP = 1                 # they go: Linux 2.6.34 to 3.14
     AGE_OLD = 2                 # nothing, no page looks used: before
 
-cdef enum RoleBit:              # of Mmu.role (kvm_policy.md §1)
+cdef enum RoleBit:              # of MmuContext.role (kvm_policy.md §1)
     ROLE_NXE = 1 << 0
     ROLE_WP = 1 << 1
     ROLE_SMEP = 1 << 2          # and not WP
@@ -55,7 +55,7 @@ cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
     uint8_t level
     uint8_t direct
     uint8_t access
-    uint8_t role                # Mmu.role when it was made
+    uint8_t role                # MmuContext.role when it was made
     uint8_t quadrant            # part of a guest's table of 4-byte entries that it shadows (kvm_policy.md §1)
     uint8_t used
     uint8_t unsync              # the guest may have changed its table since the entries were made
@@ -98,6 +98,16 @@ cdef struct MmuCounters:
     uint64_t nx_recovered       # of them, those given up so that a large page may come back
     uint64_t max_mmu_rmap_size  # most leaf entries of one page at any time; of the TDP MMU 0, which has no reverse maps
 
+cdef struct MmuContext:         # what a vCPU has of its own
+    uint8_t role                # registers of the guest that make its tables mean something else (kvm_policy.md §1)
+    int root_level              # 5, 4, or PAE_LEVELS: a guest of 32-bit addresses under shadow paging
+    bint rooted                 # the roots below are those of the guest's CR3; else the next VM entry needs new ones
+    uint32_t root               # Sp in use as root; PAE: none
+    uint32_t pae_root[4]        # Sp for each GB, NO_SP where the guest's PDPTE is not present
+    uint32_t previous[3]        # roots in use before, latest first
+    uint32_t root_pcid          # PCID with which each was loaded
+    uint32_t previous_pcid[3]
+
 cdef struct Mmu:
     Mem *mem                    # host physical memory
     Mem guest                   # guest-physical memory as a window of it: slot 0, from gpa 0
@@ -126,14 +136,10 @@ cdef struct Mmu:
     uint32_t *rmap_large_n      # [host frame >> 9] 2M leaf entries
     uint32_t nx_splits          # Sp.split of the last
     uint16_t *tables_in         # [host frame >> 9] shadowed tables in this 2M region: no large mapping meanwhile
-    uint8_t role                # registers of the guest that make its tables mean something else (kvm_policy.md §1)
-    int root_level              # 5, 4, or PAE_LEVELS: a guest of 32-bit addresses under shadow paging
-    uint32_t root               # Sp in use as root; PAE: none
-    uint32_t pae_root[4]        # Sp for each GB, NO_SP where the guest's PDPTE is not present
+    MmuContext vcpu             # of the vCPU that runs; of EPT all have one
+    MmuContext *waiting         # [n_waiting] of each vCPU; that of the one that runs holds no root
+    uint32_t n_waiting
     uint64_t pdpt               # host-physical address at which the PDPTEs lie, below 4 GB
-    uint32_t previous[3]        # roots in use before, latest first
-    uint32_t root_pcid          # PCID with which each was loaded
-    uint32_t previous_pcid[3]
     uint32_t indirect           # shadowed tables there are
     bint flush                  # an entry lost rights since this was last cleared: cached translations may be stale
     bint out_of_tables
@@ -154,18 +160,18 @@ cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noe
 cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil
-cdef void mmu_forget_roots(Mmu *mmu) noexcept nogil
+cdef void mmu_forget_roots(MmuContext *c) noexcept nogil
 cdef void mmu_make_room(Mmu *mmu) noexcept nogil
 
 
 cdef inline uint32_t mmu_top(const Mmu *mmu, uint64_t la) noexcept nogil:
     # the table page at which a walk of the VMM's tables begins; NO_SP: none
-    return mmu.pae_root[la >> 30 & 3] if mmu.root_level == PAE_LEVELS else mmu.root
+    return mmu.vcpu.pae_root[la >> 30 & 3] if mmu.vcpu.root_level == PAE_LEVELS else mmu.vcpu.root
 
 
 cdef inline int mmu_quadrant(const Mmu *mmu, uint64_t index) noexcept nogil:
     # of the page table below an entry of a page directory: the half of the guest's 4 MB
-    return index & 1 if mmu.role & ROLE_4_BYTE else 0
+    return index & 1 if mmu.vcpu.role & ROLE_4_BYTE else 0
 
 
 cdef inline uint64_t mmu_frame(const Mmu *mmu, uint64_t hpa) noexcept nogil:

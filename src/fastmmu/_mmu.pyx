@@ -34,8 +34,8 @@ cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format
     mmu.pool = mmu.pool_start = pool
     mmu.pool_end = pool_end
     mmu.free_sp = NO_SP
-    mmu.root_level = EPT_LEVELS
-    mmu_forget_roots(mmu)
+    mmu.vcpu.root_level = EPT_LEVELS
+    mmu_forget_roots(&mmu.vcpu)
     mmu.bucket_mask = 4095
     while mmu.bucket_mask < mmu.slots.frames:
         mmu.bucket_mask = 2 * mmu.bucket_mask + 1
@@ -68,6 +68,7 @@ cdef void mmu_free(Mmu *mmu) noexcept nogil:
     free(mmu.rmap_large_n)
     free(mmu.tables_in)
     free(mmu.owner)
+    free(mmu.waiting)
     slots_free(&mmu.slots)
     memset(mmu, 0, sizeof(Mmu))
 
@@ -140,7 +141,7 @@ cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int
     while i:
         sp = &mmu.sp[i - 1]
         if (sp.gfn == gfn and sp.level == level and sp.direct == direct and sp.access == access
-                and sp.role == mmu.role and sp.quadrant == quadrant):
+                and sp.role == mmu.vcpu.role and sp.quadrant == quadrant):
             return i - 1
         i = sp.chain
     return NO_SP
@@ -173,7 +174,7 @@ cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access,
     sp.level = level
     sp.direct = direct
     sp.access = access
-    sp.role = mmu.role
+    sp.role = mmu.vcpu.role
     sp.quadrant = quadrant
     sp.used = 1
     if not direct:
@@ -419,9 +420,25 @@ cdef void empty(Mmu *mmu, uint32_t i) noexcept nogil:
             mmu_change(mmu, i, index, 0)
 
 
+cdef bint has_root(const MmuContext *c, uint32_t i) noexcept nogil:
+    return (i == c.root or i == c.previous[0] or i == c.previous[1] or i == c.previous[2]
+            or i == c.pae_root[0] or i == c.pae_root[1] or i == c.pae_root[2] or i == c.pae_root[3])
+
+
 cdef bint in_use(const Mmu *mmu, uint32_t i) noexcept nogil:
-    return (i == mmu.root or i == mmu.previous[0] or i == mmu.previous[1] or i == mmu.previous[2]
-            or i == mmu.pae_root[0] or i == mmu.pae_root[1] or i == mmu.pae_root[2] or i == mmu.pae_root[3])
+    # a root of any vCPU
+    cdef uint32_t n
+    for n in range(mmu.n_waiting):
+        if has_root(&mmu.waiting[n], i):
+            return True
+    return has_root(&mmu.vcpu, i)
+
+
+cdef void drop_previous(MmuContext *c, uint32_t i) noexcept nogil:
+    cdef int kept
+    for kept in range(3):
+        if c.previous[kept] == i:
+            c.previous[kept] = NO_SP
 
 
 cdef void zap_unsync_below(Mmu *mmu, uint32_t i) noexcept nogil:
@@ -444,17 +461,16 @@ cdef void zap_unsync_below(Mmu *mmu, uint32_t i) noexcept nogil:
 
 
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
-    # the table page goes: its entries, those that point to it, and itself unless it is the root in use
+    # the table page goes: its entries, those that point to it, and itself unless it is a root in use
     cdef Sp *sp = &mmu.sp[i]
     cdef uint32_t *link
-    cdef uint32_t id
-    cdef int kept
+    cdef uint32_t id, n
     if not sp.direct:
         zap_unsync_below(mmu, i)
     empty(mmu, i)
-    for kept in range(3):
-        if mmu.previous[kept] == i:
-            mmu.previous[kept] = NO_SP
+    drop_previous(&mmu.vcpu, i)
+    for n in range(mmu.n_waiting):
+        drop_previous(&mmu.waiting[n], i)
     if in_use(mmu, i):
         return
     mmu.counters.tables_zapped += 1
@@ -479,15 +495,18 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
     mmu.free_sp = i
 
 
-cdef void mmu_forget_roots(Mmu *mmu) noexcept nogil:
-    mmu.root = mmu.previous[0] = mmu.previous[1] = mmu.previous[2] = NO_SP
-    mmu.pae_root[0] = mmu.pae_root[1] = mmu.pae_root[2] = mmu.pae_root[3] = NO_SP
+cdef void mmu_forget_roots(MmuContext *c) noexcept nogil:
+    c.rooted = False
+    c.root = c.previous[0] = c.previous[1] = c.previous[2] = NO_SP
+    c.pae_root[0] = c.pae_root[1] = c.pae_root[2] = c.pae_root[3] = NO_SP
 
 
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil:
-    # every table page goes; the caller sets a root again before the guest runs
+    # every table page goes; the caller sets a root again before the guest runs, the other vCPUs when they run next
     cdef uint32_t i
-    mmu_forget_roots(mmu)
+    mmu_forget_roots(&mmu.vcpu)
+    for i in range(mmu.n_waiting):
+        mmu_forget_roots(&mmu.waiting[i])
     for i in range(mmu.n_sp):
         if mmu.sp[i].used:
             mmu_zap(mmu, i)

@@ -107,7 +107,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
             if mmu.sp[owner].unsync:
                 sync_page(mmu, guest, owner)
             sync_from(mmu, guest, owner)
-    if mmu.role & ROLE_KEYS:
+    if mmu.vcpu.role & ROLE_KEYS:
         if f.slot != NULL and f.write and not w.rw and w.us:
             return SHADOW_EMULATE           # a page of the supervisor's would not obey PKRU
         access |= w.pkey << MAY_KEY

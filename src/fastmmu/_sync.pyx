@@ -178,12 +178,12 @@ cdef void sync_below(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nog
 cdef void sync_roots(Mmu *mmu, const Paging *guest) noexcept nogil:
     # a point at which the guest's TLB would be flushed
     cdef int i
-    if mmu.root_level == PAE_LEVELS:
+    if mmu.vcpu.root_level == PAE_LEVELS:
         for i in range(4):
-            if mmu.pae_root[i] != NO_SP:
-                sync_from(mmu, guest, mmu.pae_root[i])
-    elif mmu.root != NO_SP:
-        sync_from(mmu, guest, mmu.root)
+            if mmu.vcpu.pae_root[i] != NO_SP:
+                sync_from(mmu, guest, mmu.vcpu.pae_root[i])
+    elif mmu.vcpu.root != NO_SP:
+        sync_from(mmu, guest, mmu.vcpu.root)
 
 
 cdef void sync_every_root(Mmu *mmu, const Paging *guest) noexcept nogil:
@@ -191,8 +191,8 @@ cdef void sync_every_root(Mmu *mmu, const Paging *guest) noexcept nogil:
     cdef int i
     sync_roots(mmu, guest)
     for i in range(3):
-        if mmu.previous[i] != NO_SP:
-            sync_from(mmu, guest, mmu.previous[i])
+        if mmu.vcpu.previous[i] != NO_SP:
+            sync_from(mmu, guest, mmu.vcpu.previous[i])
 
 
 cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t la) noexcept nogil:
@@ -226,7 +226,7 @@ cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nog
         return
     invlpg_below(mmu, guest, mmu_top(mmu, la), la)
     for i in range(3):
-        invlpg_below(mmu, guest, mmu.previous[i], la)
+        invlpg_below(mmu, guest, mmu.vcpu.previous[i], la)
 
 
 # ---- emulated writes ----------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
     cdef bint flooded = False
     if mmu.indirect == 0:
         return
-    if nbytes == 4 and not mmu.role & ROLE_4_BYTE:      # half of an entry of 8 bytes
+    if nbytes == 4 and not mmu.vcpu.role & ROLE_4_BYTE:      # half of an entry of 8 bytes
         gpa &= ~(<uint64_t> 7)
         nbytes = 8
     mmu.counters.pte_writes += 1
