@@ -218,6 +218,7 @@ cdef class Host:
         if s.irq != NULL:
             m._attach_apic(s.irq)
         m.kvm.running = s.index                 # whose TLB a flush goes to; the others are requested
+        load_ept_root(&m.kvm, &m.v)
         self.held[s.vm] = <uint32_t> (s - self.seat)
 
     cdef int _enter(self, Seat *s, uint32_t cpu):
@@ -238,7 +239,6 @@ cdef class Host:
             kvm_drain(&m.kvm, &m.v)
             me.in_guest = False
         kvm_arm(&m.kvm, &m.v)
-        load_ept_root(&m.kvm, &m.v)
         if m.kvm.shadow:
             if kvm_resume_root(&m.kvm, &m.v):
                 return -1
