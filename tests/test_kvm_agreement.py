@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from agreement.__main__ import main
-from agreement.compare import compare, description
+from agreement.compare import Verdict, compare, description
 from agreement.configurations import configuration
 from agreement.recorded import Recording, data_directory, recordings, sample_directory
 from fastmmu import ConfigError, MemorySlot
@@ -54,6 +55,42 @@ def test_the_specification_does_what_kvm_did(recording: Recording, name: str) ->
     verdicts = list(compare(other, name, guest, specified=True))
     assert [v.phase for v in verdicts if not v.equal] == ["9", "10"]
     assert [v.phase for v in verdicts if not v.pages_equal] == []
+
+
+def _changed(vendor: str, name: str, change: Callable[[dict[str, Any]], None]) -> list[Verdict]:
+    recording = next(r for r in recordings(sample_directory()) if r.vendor == vendor and name in r.results)
+    guest = description("A")
+    assert guest is not None
+    phases = json.loads(json.dumps(recording.results[name]))
+    change(phases)
+    return [v for v in compare(dataclasses.replace(recording, results={name: phases}), name, guest) if not v.equal]
+
+
+def test_statistics_details_and_pages_are_compared() -> None:
+    def change(phases: dict[str, Any]) -> None:
+        phases["20"]["stat_deltas"]["tlb_flush"] += 1
+        phases["21"]["exit_info1"]["PML_FULL"] = {"0x1": 1}  # not one of those compared
+        phases["37"]["exit_info1"]["EPT_VIOLATION"]["0x584"] += 1
+        phases["38"]["gauges_after"]["pages_4k"] += 1
+
+    different = _changed("intel", "eptY_4k", change)
+    assert [(v.phase, v.statistics, v.details) for v in different] == [
+        ("20", {"tlb_flush": (2, 1)}, {}),
+        ("37", {}, {"EPT_VIOLATION 0x584": (2, 1)}),
+        ("38", {}, {}),
+    ]
+
+
+def test_error_codes_of_nested_faults_are_compared() -> None:
+    def change(phases: dict[str, Any]) -> None:
+        phases["19"]["page_fault_error_codes"]["0x200000007"] -= 1
+        phases["32"]["stat_deltas"]["insn_emulation"] = 0
+
+    different = _changed("amd", "tdpN_4k", change)
+    assert [(v.phase, v.statistics, v.details) for v in different] == [
+        ("19", {}, {"0x200000007": (4, 5)}),
+        ("32", {"insn_emulation": (0, 32)}, {}),
+    ]
 
 
 def test_another_mechanism_shows(capsys: pytest.CaptureFixture[str]) -> None:

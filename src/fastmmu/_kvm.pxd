@@ -20,6 +20,17 @@ cdef enum Forgone:              # flushes that a VMM leaves out, to see that the
     FORGO_REGISTERS = 2         # after guest CR0, CR3, CR4 under shadow paging
     FORGO_INVLPG = 4            # INVVPID at guest INVLPG
 
+cdef struct KvmStats:           # of KVM's statistics those that are no counters of the processor or the MMU (§12)
+    uint64_t pf_taken, pf_fixed, pf_emulate
+    uint64_t insn_emulation     # instructions that the VMM decodes; of AMD's without decode assists there are more
+    uint64_t mmio_exits         # of them, those that user space carries out
+    uint64_t tlb_flush          # flushes before VM entries
+    uint64_t served             # Mmu.counters.flush_requests when it was counted last
+    uint64_t early_tables       # made for a root that Linux makes at the next VM entry only
+    uint32_t early_zaps         # of roots that went while in use, which Linux counts once more then
+    bint owes_current           # a flush before the next VM entry: of linear mappings of this root, which a flush of
+    bint owes_guest             # every vCPU includes; of the guest's own instruction, which nothing includes
+
 cdef struct Kvm:
     Mmu mmu
     bint shadow                 # shadow paging; else EPT
@@ -36,3 +47,4 @@ cdef struct Kvm:
     uint64_t remote_flushes     # changes that other vCPUs had to flush for
     uint64_t flush_requests     # to another vCPU
     uint64_t ipis
+    KvmStats stats

@@ -17,6 +17,7 @@ from fastmmu._interrupts cimport (
 )
 from fastmmu._guest cimport page_fault
 from fastmmu._ipi cimport NOTIFICATION_VECTOR, ipi_send
+from fastmmu._kvm cimport Kvm
 from fastmmu._memory cimport mem_holds, mem_read32, mem_read64, mem_write64
 from fastmmu._patch cimport SITE_BYTES, patch_dword, patch_replace
 from fastmmu._types cimport ACC_R, ACC_RW, ACC_W, Walk
@@ -145,6 +146,7 @@ cdef int access_exit(Interrupts *irq) noexcept nogil:
         irq.c.emulated += 1
         store(irq, APIC_EOI, 0)
     else:
+        (<Kvm *> v.owner).stats.insn_emulation += 1
         emulate(irq, offset)
     v.emulated = APIC_BASE | offset
     return ACT_EMULATED

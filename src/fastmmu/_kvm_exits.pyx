@@ -12,7 +12,7 @@ from fastmmu._invalidate cimport inv_invvpid
 from fastmmu._kvm cimport FORGO_INVLPG, Kvm
 from fastmmu._kvm_apic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu._kvm_faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
-from fastmmu._kvm_flush cimport kvm_owed_flush
+from fastmmu._kvm_flush cimport kvm_count_flushes, kvm_entered, kvm_owed_flush
 from fastmmu._kvm_registers cimport kvm_cr_access, kvm_emulate
 from fastmmu._modes cimport modes_save
 from fastmmu._roots cimport mmu_forget_previous
@@ -29,6 +29,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     cdef int action
     if v.ept.pml_index != NULL:
         kvm_drain(kvm, v)
+    kvm_entered(kvm)
     modes_save(&kvm.modes, v)
     if kvm.irq != NULL:
         kvm_apic_begin(kvm.irq)
@@ -92,7 +93,11 @@ cdef int on_invpcid(Kvm *kvm, Vcpu *v) noexcept nogil:
     # tlb.md §4: type 0 one page, 1 one PCID, 2 and 3 all of them
     cdef uint32_t type = v.instruction_cr
     if type == 0 and kvm.mmu.policy.modern:
+        kvm.stats.tlb_flush += 1
         return invalidate_page(kvm, v, v.source)
+    kvm.stats.owes_current = type == 1 and v.invpcid_pcid == v.hw.pcid
+    kvm.stats.owes_guest = type > 1
+    kvm_count_flushes(kvm)
     sync_roots(&kvm.mmu, &kvm.guest)
     mmu_forget_previous(&kvm.mmu, <int> v.invpcid_pcid if type == 1 else -1)
     kvm.mmu.flush = True

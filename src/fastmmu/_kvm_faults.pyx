@@ -5,6 +5,7 @@ from libc.string cimport memcpy, memset
 
 from fastmmu._bits cimport FRAME, ONES
 from fastmmu._ept cimport QUAL_TRANSLATED
+from fastmmu._interrupts cimport APIC_BASE
 from fastmmu._kvm cimport Kvm
 from fastmmu._kvm_flush cimport kvm_owed_flush
 from fastmmu._kvm_roots cimport kvm_out_of_tables
@@ -51,6 +52,12 @@ cdef int retry(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
     return ACT_ABORT
 
 
+cdef void decoded(Kvm *kvm, uint64_t gpa, bint mmio) noexcept nogil:
+    # an instruction is emulated; where it accesses no memory, and not the APIC, user space has its part in it
+    kvm.stats.insn_emulation += 1
+    kvm.stats.mmio_exits += mmio and gpa >> 12 != APIC_BASE >> 12
+
+
 # ---- shadow paging --------------------------------------------------------------------------------------
 
 cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
@@ -81,6 +88,7 @@ cdef int kvm_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
     kvm.guest.pkr_user = v.hw.pkr_user
     if code & RESERVED:                         # the VMM's own mark (kvm_policy.md §4.4)
         known = marked(kvm, la)
+    kvm.stats.pf_taken += known == ONES
     result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(code), code & 1, known, &w)
     if result == SHADOW_NO_TABLES:
         return kvm_out_of_tables(kvm, v)
@@ -98,11 +106,14 @@ cdef int kvm_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
     action = retry(kvm, v, w.gpa) if result == SHADOW_RETRY else ACT_RETRY
     if result == SHADOW_FIXED:
         v.c.pf_fixed += 1
+        kvm.stats.pf_fixed += 1
     elif result == SHADOW_SPURIOUS:
         v.c.pf_spurious += 1
     elif result != SHADOW_RETRY:
         action = ACT_EMULATED
         v.emulated = w.gpa
+        kvm.stats.pf_emulate += known == ONES
+        decoded(kvm, w.gpa, result == SHADOW_MMIO)
         if result == SHADOW_MMIO:
             v.c.mmio += 1
         else:
@@ -122,6 +133,7 @@ cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
     f.write = code >> 1 & 1
     f.fetch = code >> 2 & 1
     f.present = code >> 3 & 7 != 0
+    kvm.stats.pf_taken += 1
     result = map_direct(&kvm.mmu, &f)
     if result == FILL_NO_TABLES:
         return kvm_out_of_tables(kvm, v)
@@ -131,8 +143,11 @@ cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
             return ACT_ABORT
         v.emulated = f.gpa
         v.c.mmio += 1
+        kvm.stats.pf_emulate += 1
+        decoded(kvm, f.gpa, True)
         kvm_owed_flush(kvm, v)
         return ACT_EMULATED
+    kvm.stats.pf_fixed += result == FILL_MAPPED or result == FILL_FAST
     if result == FILL_MAPPED:
         if kvm.mmu.counters.dirty_faults == dirty:
             v.c.ept_build += 1
@@ -150,12 +165,17 @@ cdef int kvm_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil:
     if marked(kvm, f.gpa) != ONES:
         v.emulated = f.gpa
         v.c.mmio += 1
+        decoded(kvm, f.gpa, True)
         return ACT_EMULATED
+    kvm.stats.pf_taken += 1
     action = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else FILL_UNCHANGED
     kvm_owed_flush(kvm, v)
+    kvm.stats.pf_fixed += action == FILL_MAPPED
     if action == FILL_NO_SLOT:                  # marked anew
         v.emulated = f.gpa
         v.c.mmio += 1
+        kvm.stats.pf_emulate += 1
+        decoded(kvm, f.gpa, True)
         return ACT_EMULATED
     if action == FILL_UNCHANGED:
         vcpu_abort(v, ABORT_MISCONFIG, f.gpa)   # nobody made this entry

@@ -6,6 +6,8 @@ from fastmmu._vcpu cimport Vcpu
 cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil   # all that the vCPU may have cached where it is now
 cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil   # it runs on a physical CPU for the first time, or again
 cdef void kvm_flush_current(Vcpu *v) noexcept nogil
+cdef void kvm_entered(Kvm *kvm) noexcept nogil
+cdef void kvm_count_flushes(Kvm *kvm) noexcept nogil
 cdef void kvm_pay_flush(Kvm *kvm, Vcpu *v) noexcept nogil
 
 

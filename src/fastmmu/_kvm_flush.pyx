@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t
 
 from fastmmu._bits cimport FRAME
 from fastmmu._invalidate cimport inv_invept, inv_invvpid, inv_transition
-from fastmmu._kvm cimport FORGO_TABLES, LESS_MOVED, LESS_REMOTE, Kvm
+from fastmmu._kvm cimport FORGO_TABLES, LESS_MOVED, LESS_REMOTE, Kvm, KvmStats
 from fastmmu._siblings cimport Sibling
 from fastmmu._vcpu cimport Vcpu
 from fastmmu._vmx cimport SECONDARY_VPID, secondary_control
@@ -39,6 +39,28 @@ cdef void kvm_flush_current(Vcpu *v) noexcept nogil:
     if secondary_control(&v.vmcs, SECONDARY_VPID):
         v.c.invvpid += 1
         inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
+
+
+cdef void kvm_entered(Kvm *kvm) noexcept nogil:
+    # what the VM entry did from which this exit is the way back: roots that went while in use are freed, and flushes
+    # that were requested are done, each kind once (kvm_policy.md §12)
+    cdef KvmStats *s = &kvm.stats
+    s.early_tables = 0
+    if s.early_zaps:
+        kvm.mmu.counters.zaps += s.early_zaps
+        kvm.mmu.counters.flush_requests += 1
+        s.early_zaps = 0
+    kvm_count_flushes(kvm)
+
+
+cdef void kvm_count_flushes(Kvm *kvm) noexcept nogil:
+    cdef KvmStats *s = &kvm.stats
+    if s.served != kvm.mmu.counters.flush_requests:
+        s.served = kvm.mmu.counters.flush_requests
+        s.tlb_flush += 1
+        s.owes_current = False
+    s.tlb_flush += s.owes_current + s.owes_guest
+    s.owes_current = s.owes_guest = False
 
 
 cdef void request_flushes(Kvm *kvm) noexcept nogil:

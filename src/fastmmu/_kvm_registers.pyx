@@ -7,7 +7,7 @@ from fastmmu._bits cimport FRAME, ONES
 from fastmmu._guest cimport root_address
 from fastmmu._invalidate cimport inv_invept, inv_invvpid
 from fastmmu._kvm cimport FORGO_REGISTERS, FORGO_TABLES, Kvm
-from fastmmu._kvm_flush cimport kvm_flush_current, kvm_owed_flush
+from fastmmu._kvm_flush cimport kvm_count_flushes, kvm_flush_current, kvm_owed_flush
 from fastmmu._kvm_roots cimport kvm_new_role, kvm_reload, kvm_set_root
 from fastmmu._memory cimport mem_holds, mem_read64
 from fastmmu._mmu cimport mmu_hpa
@@ -17,7 +17,7 @@ from fastmmu._registers cimport (
     RULE_CR4_NOT_OFFERED, RULE_CR4_RESERVED, RULE_NONE, Registers, pae_paging, paging_of, registers_cr0, registers_cr3,
     registers_cr4, registers_efer, registers_lmsw, registers_load_pdptes, registers_pdptes,
 )
-from fastmmu._roots cimport mmu_forget_previous, mmu_root_kept
+from fastmmu._roots cimport mmu_forget_previous, mmu_root_found, mmu_root_kept
 from fastmmu._sync cimport sync_every_root, sync_roots
 from fastmmu._types cimport Paging
 from fastmmu._vcpu cimport (
@@ -51,7 +51,11 @@ cdef int load_cr3(Kvm *kvm, Vcpu *v, const Registers *new, bint no_flush) noexce
                       and mmu_root_kept(&kvm.mmu, root_address(&kvm.guest, new.cr3) >> 12, new.cr3 & 0xFFF))
     v.arch = new[0]
     if not kvm.shadow:                          # the value counts when paging is on again
+        kvm.stats.owes_guest = True
         return ACT_ABORT if kvm_registers(kvm, v) else ACT_EMULATED
+    kvm.stats.owes_current = not (no_flush and v.hw.pcid_on)
+    if not mmu_root_found(&kvm.mmu, root_address(&kvm.guest, new.cr3) >> 12):
+        kvm_count_flushes(kvm)                  # before the root is made, which is another round to the VM entry
     memcpy(kvm.guest.pdpte, new.pdpte, sizeof(new.pdpte))
     if kvm_set_root(kvm, v, new.cr3):
         return ACT_ABORT
@@ -71,6 +75,11 @@ cdef int adopt(Kvm *kvm, Vcpu *v, const Registers *new) noexcept nogil:
     # CR0, CR4 or EFER has changed. Under EPT: what the old registers made of linear addresses is cached (tlb.md §7).
     cdef Registers old = v.arch
     cdef uint64_t cr4 = old.cr4 ^ new.cr4
+    if cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE or (old.cr0 & ~new.cr0) & CR0_PG:
+        kvm.stats.owes_guest = True
+    if cr4 & CR4_PAE or cr4 & new.cr4 & CR4_SMEP:
+        kvm.stats.owes_current = not kvm.stats.owes_guest
+    kvm_count_flushes(kvm)                      # what brings roots in sync asks for another
     if kvm.shadow and cr4 & (CR4_PGE | CR4_PCIDE):
         sync_every_root(&kvm.mmu, &kvm.guest)   # a new role has pages of its own
     v.arch = new[0]

@@ -17,7 +17,7 @@ from fastmmu._slots cimport (
 )
 from fastmmu._spte cimport (
     FORMAT_EPT, MAY_ALL, MAY_W, MAY_X, spte_leaf, spte_make, spte_may_write, spte_mmio, spte_present, spte_restore,
-    spte_tracked,
+    spte_tracked, spte_update_flushes,
 )
 
 cdef enum:
@@ -95,7 +95,7 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t
     cdef const Sp *sp = &mmu.sp[owner]
     cdef int level = sp.level
     cdef uint64_t old = mem_read64(mmu.mem, sp.hpa + 8 * index), new
-    cdef bint denied = False, dirty
+    cdef bint denied = False, dirty, flush = False
     cdef uint64_t cache
     if slot == NULL:
         mmu.counters.mmio_marked += 1
@@ -109,6 +109,7 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t
             and (not spte_leaf(old, level) or old & FRAME != slot_hpa(slot, gfn))):
         mmu_change(mmu, owner, index, 0)        # a table or another page: what it allowed says nothing of this one
         old = 0
+        flush = True
     dirty = access & MAY_W != 0
     if dirty and spte_present(old) and old & RW:
         dirty = not mmu.policy.modern           # Linux 6.1 leaves D to the processor then
@@ -126,6 +127,9 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t
         mmu.counters.logged += 1
     if new == old:
         return FILL_TRACKED if denied and write else FILL_UNCHANGED
+    if spte_present(old):
+        flush = not spte_leaf(old, level) if mmu.policy.tdp else spte_update_flushes(mmu.format, mmu.ad, old, new)
+    mmu.counters.flush_requests += flush
     mmu_change(mmu, owner, index, new)
     return FILL_TRACKED if denied and write else FILL_MAPPED
 
@@ -143,8 +147,9 @@ cdef uint32_t descend(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t gfn, bi
             return child
     child = mmu_sp(mmu, gfn, level - 1, direct, access, mmu_quadrant(mmu, index))
     if child != NO_SP:
-        if spte_present(entry) and spte_leaf(entry, level):
-            mmu.counters.splits += 1
+        if spte_present(entry):
+            mmu.counters.splits += spte_leaf(entry, level)
+            mmu.counters.flush_requests += spte_leaf(entry, level) or direct
         mmu_link(mmu, owner, index, child)
     return child
 
@@ -248,6 +253,7 @@ cdef int fast_fault(Mmu *mmu, const Fault *f) noexcept nogil:
         return FILL_MAPPED
     need = EPT_X if f.fetch else EPT_W if f.write else EPT_R
     if entry & need:
+        mmu.counters.fast_spurious += 1
         return FILL_UNCHANGED
     new = entry
     if not mmu.ad and spte_tracked(entry):

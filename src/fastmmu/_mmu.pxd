@@ -68,11 +68,14 @@ cdef struct MmuCounters:
     uint64_t changes            # of entries
     uint64_t tables_made        # table pages allocated
     uint64_t tables_zapped
+    uint64_t zaps               # as Linux counts them: a root in use once more when it is freed
+    uint64_t flush_requests     # of flushes of every vCPU (kvm_flush_remote_tlbs)
     uint64_t entries_filled     # leaf entries set
     uint64_t entries_zapped     # present entries cleared or reduced
     uint64_t write_protected    # leaf entries made read-only because their page became a shadowed table
     uint64_t prefetched         # leaf entries set beside the one that faulted
     uint64_t fast               # faults fixed by giving back a right
+    uint64_t fast_spurious      # of which the fast path found that nothing is amiss
     uint64_t dirty_faults       # faults that were the first write to a page since its log was read
     uint64_t swap_ins
     uint64_t swap_outs

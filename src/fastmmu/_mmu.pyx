@@ -182,7 +182,7 @@ cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access,
             zap_unsync_of(mmu, gfn)
         if not mmu_shadowed(mmu, gfn):
             mmu.tables_in[mmu_frame(mmu, mmu_hpa(mmu, gfn << 12)) >> 9] += 1
-        mmu_write_protect(mmu, gfn, True)
+        mmu.counters.flush_requests += mmu_write_protect(mmu, gfn, True)
         mmu.indirect += 1
     sp.chain = mmu.bucket[gfn & mmu.bucket_mask]
     mmu.bucket[gfn & mmu.bucket_mask] = i + 1
@@ -195,11 +195,13 @@ cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access,
 cdef void zap_unsync_of(Mmu *mmu, uint64_t gfn) noexcept nogil:
     # a table of an upper level is write-protected for good: an unsync page of the same table would never be synced
     cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask], after
+    cdef uint64_t zaps = mmu.counters.zaps
     while i:
         after = mmu.sp[i - 1].chain
         if mmu.sp[i - 1].gfn == gfn and mmu.sp[i - 1].unsync:
             mmu_zap(mmu, i - 1)
         i = after
+    mmu.counters.flush_requests += mmu.counters.zaps != zaps
 
 
 # ---- which pages the guest may not write unseen -------------------------------------------------------------
@@ -272,7 +274,8 @@ cdef void mark_unsync(Mmu *mmu, uint32_t id) noexcept nogil:
 
 cdef bint mmu_write_protect(Mmu *mmu, uint64_t gfn, bint tracked) noexcept nogil:
     # every entry that maps the page becomes read-only. tracked: no fault gives the right back before the VMM says so,
-    # and that of large entries goes as well; before Linux 6.1 these go themselves. Returns whether any had the right.
+    # and that of large entries goes as well; before Linux 6.1 these go themselves. Returns whether any
+    # had it, or could have been given it.
     cdef Slot *slot = slot_of(&mmu.slots, gfn)
     cdef uint64_t frame
     cdef uint32_t id
@@ -302,10 +305,11 @@ cdef bint protect_list(Mmu *mmu, uint32_t id, bint tracked) noexcept nogil:
         lose = RW | (spte_may_write(mmu.format) if tracked else 0)
         if entry & RW:
             mmu.counters.write_protected += 1
-            mmu.flush = found = True
+            mmu.flush = True
             if not mmu.ad:
                 mmu_written(mmu, entry)
         if entry & lose:
+            found = True
             mem_write64(mmu.mem, at, entry & ~lose)
         id = sp.next[(id - 1) & 511]
     return found
@@ -465,6 +469,7 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
     cdef Sp *sp = &mmu.sp[i]
     cdef uint32_t *link
     cdef uint32_t id, n
+    mmu.counters.zaps += 1
     if not sp.direct:
         zap_unsync_below(mmu, i)
     empty(mmu, i)
@@ -519,7 +524,7 @@ cdef void mmu_make_room(Mmu *mmu) noexcept nogil:
     cdef uint64_t live = mmu.counters.tables_made - mmu.counters.tables_zapped
     cdef uint64_t spare = mmu.policy.limit - live if mmu.policy.limit > live else 0
     cdef uint64_t zapped = mmu.counters.tables_zapped, enough = zapped + REFILL - spare
-    cdef uint32_t i, oldest
+    cdef uint32_t i, oldest, requests = 0
     if mmu.policy.limit == 0 or mmu.policy.tdp or spare >= MIN_FREE:
         return
     while mmu.counters.tables_zapped < enough:
@@ -528,7 +533,9 @@ cdef void mmu_make_room(Mmu *mmu) noexcept nogil:
             if mmu.sp[i].used and not in_use(mmu, i) and (oldest == NO_SP or mmu.sp[i].born < mmu.sp[oldest].born):
                 oldest = i
         if oldest == NO_SP:
-            return
+            break
         zapped = mmu.counters.tables_zapped
         mmu_zap(mmu, oldest)
         mmu.counters.recycled += mmu.counters.tables_zapped - zapped
+        requests = 1
+    mmu.counters.flush_requests += requests

@@ -14,7 +14,7 @@ from fastmmu._spte cimport (
 
 cdef void notify_start(Mmu *mmu, Slot *slot, uint64_t gfn, uint64_t pages) noexcept nogil:
     # from here to the end no entry leads to these pages, and none is made: a fault that wants one is begun again
-    cdef uint64_t i
+    cdef uint64_t i, changes = mmu.counters.changes
     if slot.invalidating:
         slot.away = min(slot.away, gfn)
         slot.away_end = max(slot.away_end, gfn + pages)
@@ -24,6 +24,7 @@ cdef void notify_start(Mmu *mmu, Slot *slot, uint64_t gfn, uint64_t pages) noexc
     slot.invalidating += 1
     for i in range(gfn, gfn + pages):
         mmu_zap_gfn(mmu, slot, i)
+    mmu.counters.flush_requests += mmu.counters.changes != changes
 
 
 cdef void notify_end(Mmu *mmu, Slot *slot) noexcept nogil:

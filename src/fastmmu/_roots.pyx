@@ -102,6 +102,13 @@ cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:
     return 0 if mmu.vcpu.rooted else -1
 
 
+cdef bint mmu_root_found(const Mmu *mmu, uint64_t gfn) noexcept nogil:
+    # the root of a guest's table is the one in use, or one of those kept
+    cdef uint32_t root = mmu_find(mmu, gfn, mmu.vcpu.root_level, False, MAY_ALL, 0)
+    return root != NO_SP and (root == mmu.vcpu.root or root == mmu.vcpu.previous[0]
+                              or root == mmu.vcpu.previous[1] or root == mmu.vcpu.previous[2])
+
+
 cdef bint mmu_root_kept(const Mmu *mmu, uint64_t gfn, uint32_t pcid) noexcept nogil:
     # the root of a guest CR3 was loaded before, and no flush of its PCID came since
     cdef uint32_t root = mmu_find(mmu, gfn, mmu.vcpu.root_level, False, MAY_ALL, 0)

@@ -105,7 +105,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
             return SHADOW_NO_TABLES
         if mem_read64(mmu.mem, at) != linked:   # present from now on: a guest need not flush for that
             if mmu.sp[owner].unsync:
-                sync_page(mmu, guest, owner)
+                mmu.counters.flush_requests += sync_page(mmu, guest, owner)
             sync_from(mmu, guest, owner)
     if mmu.vcpu.role & ROLE_KEYS:
         if f.slot != NULL and f.write and not w.rw and w.us:

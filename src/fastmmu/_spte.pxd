@@ -79,6 +79,16 @@ cdef inline uint64_t spte_dirty(int format) noexcept nogil:
     return EPT_D if format == FORMAT_EPT else D
 
 
+cdef inline bint spte_update_flushes(int format, bint ad, uint64_t old, uint64_t new) noexcept nogil:
+    # Linux flushes where an entry of the same page loses this (mmu_spte_update): W, or what might give it back alone,
+    # and its flags; without flags what they stand for
+    if old & spte_may_write(format) and not new & RW:
+        return True
+    if format == FORMAT_EPT and not ad:
+        return (spte_tracked(new) and not spte_tracked(old)) or old & ~new & EPT_W
+    return old & ~new & (EPT_A | EPT_D if format == FORMAT_EPT else A | D) != 0
+
+
 cdef inline uint64_t spte_make(int format, uint64_t hpa, int level, int access, bint accessed, bint dirty,
                                bint host_writable, uint64_t memory_type) noexcept nogil:
     # an entry that maps a page; `accessed`, `dirty`: flags that it starts with; memory_type: bits 6:3 of an EPT entry

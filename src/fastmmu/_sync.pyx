@@ -11,6 +11,7 @@ from fastmmu._mmu cimport (
 from fastmmu._slots cimport Slot, mark_dirty, slot_hpa, slot_of
 from fastmmu._spte cimport (
     MAY_KEY, MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_leaf, spte_make, spte_mmio, spte_present,
+    spte_update_flushes,
 )
 from fastmmu._types cimport Paging
 
@@ -85,19 +86,21 @@ cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t
 
 # ---- unsync pages -------------------------------------------------------------------------------------------
 
-cdef void sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
-    # every entry follows the guest's again: dropped where it is gone or leads elsewhere, else with today's rights
+cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
+    # every entry follows the guest's again: dropped where it is gone or leads elsewhere, else with today's rights.
+    # Returns whether Linux flushes for that.
     cdef Sp *sp = &mmu.sp[owner]
     cdef uint64_t index, entry, gpte = 0, gfn, new
     cdef Slot *slot
     cdef int access
-    cdef bint host_writable, dirty
+    cdef bint host_writable, dirty, flush = False
     for index in range(512):
         entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
         if not entry or not guest_entry(mmu, sp, index, &gpte):
             continue
         if not usable(guest, gpte):
             mmu_change(mmu, owner, index, 0)
+            flush = True
             continue
         gfn = (gpte & guest.frame) >> 12
         access = access_of(sp, gpte)
@@ -110,6 +113,7 @@ cdef void sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
             continue
         if slot == NULL or entry & FRAME != slot_hpa(slot, gfn):
             mmu_change(mmu, owner, index, 0)
+            flush = True
             continue
         host_writable = entry & PT_HOST_WRITE != 0
         if not host_writable:
@@ -122,17 +126,20 @@ cdef void sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
         if access & MAY_W and slot.dirty != NULL:
             mark_dirty(slot, gfn)
         if new != entry:
+            flush |= spte_update_flushes(mmu.format, mmu.ad, entry, new)
             mmu_change(mmu, owner, index, new)
     mmu.counters.synced += 1
+    return flush
 
 
-cdef void protect_below(Mmu *mmu, uint32_t owner) noexcept nogil:
-    # all unsync pages that can be reached from a table page become write-protected
+cdef bint protect_below(Mmu *mmu, uint32_t owner) noexcept nogil:
+    # all unsync pages that can be reached from a table page become write-protected; returns whether one was not
     cdef Sp *sp = &mmu.sp[owner]
     cdef uint64_t index, entry
     cdef uint32_t child
+    cdef bint found = False
     if not sp.unsync_children:
-        return
+        return False
     for index in range(512):
         if not sp.unsync_child[index >> 6] & <uint64_t> 1 << (index & 63):
             continue
@@ -140,24 +147,26 @@ cdef void protect_below(Mmu *mmu, uint32_t owner) noexcept nogil:
         if spte_present(entry) and not spte_leaf(entry, sp.level):
             child = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
             if mmu.sp[child].unsync:
-                mmu_write_protect(mmu, mmu.sp[child].gfn, True)
+                found |= mmu_write_protect(mmu, mmu.sp[child].gfn, True)
             elif mmu.sp[child].level > 1:
-                protect_below(mmu, child)
+                found |= protect_below(mmu, child)
+    return found
 
 
 cdef void sync_from(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
     # all of them are protected before the first is synchronized: what maps one of them is found read-only
-    protect_below(mmu, owner)
-    sync_below(mmu, guest, owner)
+    mmu.counters.flush_requests += protect_below(mmu, owner)
+    mmu.counters.flush_requests += sync_below(mmu, guest, owner)
 
 
-cdef void sync_below(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
-    # all unsync pages that can be reached from a table page are synchronized
+cdef bint sync_below(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
+    # all unsync pages that can be reached from a table page are synchronized; returns whether Linux flushes for that
     cdef Sp *sp = &mmu.sp[owner]
     cdef uint64_t index, entry, bit
     cdef uint32_t child
+    cdef bint flush = False
     if not sp.unsync_children:
-        return
+        return False
     for index in range(512):
         bit = <uint64_t> 1 << (index & 63)
         if not sp.unsync_child[index >> 6] & bit:
@@ -168,11 +177,12 @@ cdef void sync_below(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nog
             if mmu.sp[child].unsync:
                 mmu.sp[child].unsync = 0
                 mmu.counters.unsync -= 1
-                sync_page(mmu, guest, child)
+                flush |= sync_page(mmu, guest, child)
             elif mmu.sp[child].level > 1:
-                sync_below(mmu, guest, child)
+                flush |= sync_below(mmu, guest, child)
         sp.unsync_child[index >> 6] &= ~bit
         sp.unsync_children -= 1
+    return flush
 
 
 cdef void sync_roots(Mmu *mmu, const Paging *guest) noexcept nogil:
@@ -205,6 +215,7 @@ cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t l
         if sp.level == 1:
             if sp.unsync:
                 if entry:
+                    mmu.counters.flush_requests += spte_present(entry)
                     mmu_change(mmu, owner, index, 0)
                 prefetch_entry(mmu, guest, owner, index, False)
             return
@@ -245,24 +256,28 @@ cdef uint64_t written(const Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept no
     return mem_read64(&mmu.guest, gpa) if nbytes == 8 else mem_read32(&mmu.guest, gpa) if nbytes == 4 else 0
 
 
-cdef void drop_written(Mmu *mmu, uint32_t owner, uint64_t gpa, uint64_t nbytes) noexcept nogil:
+cdef bint drop_written(Mmu *mmu, uint32_t owner, uint64_t gpa, uint64_t nbytes) noexcept nogil:
     # the shadow of the guest's entry at gpa: of 4 bytes it may stand in another quadrant, and in a page directory it
-    # is two entries
+    # is two entries. Returns whether one was present.
     cdef const Sp *sp = &mmu.sp[owner]
-    cdef uint64_t index = (gpa & 0xFFF) >> 3, count = 1
+    cdef uint64_t index = (gpa & 0xFFF) >> 3, count = 1, entry
+    cdef bint found = False
     if sp.role & ROLE_4_BYTE:
         index = (gpa & 0xFFF) >> 2
         if sp.level > 1:
             index *= 2
             count = 2
         if index >> 9 != sp.quadrant:
-            return
+            return False
         index &= 511
     if sp.level > 1 and written(mmu, gpa, nbytes):
         mmu.counters.pde_zapped += count
     for index in range(index, index + count):
-        if mem_read64(mmu.mem, sp.hpa + 8 * index):
+        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
+        found |= spte_present(entry)
+        if entry:
             mmu_change(mmu, owner, index, 0)
+    return found
 
 
 cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
@@ -271,7 +286,7 @@ cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
     cdef uint64_t gfn = gpa >> 12
     cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
     cdef Sp *sp
-    cdef bint flooded = False
+    cdef bint flooded = False, flush = False
     if mmu.indirect == 0:
         return
     if nbytes == 4 and not mmu.vcpu.role & ROLE_4_BYTE:      # half of an entry of 8 bytes
@@ -288,8 +303,9 @@ cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
                 sp.writes = GIVEN_UP
                 flooded = True
             else:
-                drop_written(mmu, i - 1, gpa, nbytes)
+                flush |= drop_written(mmu, i - 1, gpa, nbytes)
         i = sp.chain
+    mmu.counters.flush_requests += flush or flooded
     while flooded:                              # each may take others of the chain with it
         flooded = False
         i = mmu.bucket[gfn & mmu.bucket_mask]

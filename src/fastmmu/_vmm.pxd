@@ -11,5 +11,7 @@ cdef class Vmm:
     cdef object machine         # keeps alive what the pointers below point into
     cdef Kvm *kvm
     cdef Vcpu *v
+    cdef int paid(self) except -1
+    cdef int reload(self) except -1
     cdef int slot(self, number) except -1
     cdef Slot *pages(self, number, uint64_t first, uint64_t count) except NULL

@@ -6,12 +6,12 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
 from fastmmu._dirty cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
-from fastmmu._kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES
+from fastmmu._kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, KvmStats
 from fastmmu._kvm_exits cimport kvm_arm, kvm_drain
 from fastmmu._kvm_flush cimport kvm_owed_flush
 from fastmmu._kvm_roots cimport kvm_reload
 from fastmmu._memtype cimport Mtrrs
-from fastmmu._mmu cimport MmuCounters, Sp, mmu_shadowed
+from fastmmu._mmu cimport NO_SP, PAE_LEVELS, Mmu, MmuCounters, Sp, mmu_shadowed, mmu_zap_all
 from fastmmu._notifier cimport host_merge, notify_end, notify_start
 from fastmmu._reclaim cimport host_give, host_take, host_wrote
 from fastmmu._slots cimport HOST_SHARED, Slot, host_holds, slot_hpa, slots_delete
@@ -31,6 +31,33 @@ cdef class Vmm:
         if not 0 <= n < self.kvm.mmu.slots.n or not self.kvm.mmu.slots.slot[n].npages:
             raise StateError(f"there is no slot {number}; slots are numbered from 0, those deleted are gone")
         return n
+
+    cdef int paid(self) except -1:
+        # the flush that an operation owes; Linux requests it of every vCPU
+        self.kvm.mmu.counters.flush_requests += self.kvm.mmu.flush
+        kvm_owed_flush(self.kvm, self.v)
+        return 0
+
+    cdef int reload(self) except -1:
+        # every table goes, and another root takes the place of the one in use. Linux makes it at the next VM entry, and
+        # counts those in use once more there. Of the TDP MMU it flushes nothing: no root leads to those tables.
+        cdef Mmu *mmu = &self.kvm.mmu
+        cdef uint32_t i, roots = 0
+        for i in range(4):
+            if mmu.vcpu.root_level == PAE_LEVELS:
+                roots += mmu.vcpu.pae_root[i] != NO_SP
+            elif i == 0:
+                roots += mmu.vcpu.root != NO_SP
+            else:
+                roots += mmu.vcpu.previous[i - 1] != NO_SP
+        self.kvm.stats.early_zaps += roots if not mmu.policy.tdp else 0
+        mmu.counters.flush_requests += not mmu.policy.tdp
+        mmu_zap_all(mmu)
+        self.kvm.stats.early_tables = mmu.counters.tables_made
+        if kvm_reload(self.kvm, self.v):
+            raise OutOfMemoryError("no table page for a new root")
+        self.kvm.stats.early_tables = mmu.counters.tables_made - self.kvm.stats.early_tables
+        return 0
 
     cdef Slot *pages(self, number, uint64_t first, uint64_t count) except NULL:
         # the slot, which has these pages
@@ -65,7 +92,7 @@ cdef class Vmm:
         if dirty_start(&self.kvm.mmu, n, manual, initially_set):
             raise OutOfMemoryError(f"no memory for the dirty log of slot {number}")
         kvm_arm(self.kvm, self.v)
-        kvm_owed_flush(self.kvm, self.v)
+        self.paid()
 
     def stop_dirty_log(self, number):
         """End the log of a slot. Writes to pages that it protected still fault, once each."""
@@ -73,7 +100,7 @@ cdef class Vmm:
         kvm_drain(self.kvm, self.v)
         dirty_stop(&self.kvm.mmu, n)
         kvm_arm(self.kvm, self.v)
-        kvm_owed_flush(self.kvm, self.v)
+        self.paid()
 
     def dirty_log(self, number):
         """Pages of a slot written since its log was started or last read, which this call begins anew.
@@ -88,7 +115,7 @@ cdef class Vmm:
         cdef uint64_t[::1] out = words
         kvm_drain(self.kvm, self.v)
         dirty_get(&self.kvm.mmu, n, &out[0])
-        kvm_owed_flush(self.kvm, self.v)
+        self.paid()
         return np.unpackbits(words.view(np.uint8), count=slot.npages, bitorder="little").view(np.bool_)
 
     def clear_dirty_log(self, number, first, count):
@@ -106,7 +133,7 @@ cdef class Vmm:
             raise StateError(f"pages {first} + {count}: multiples of 64 within the slot's {slot.npages} pages")
         kvm_drain(self.kvm, self.v)
         dirty_clear(&self.kvm.mmu, n, start, pages)
-        kvm_owed_flush(self.kvm, self.v)
+        self.paid()
 
     def use_dirty_ring(self, size):
         """Log to a ring of `size` entries in place of bitmaps; :meth:`dirty_log` gives what was read from it.
@@ -142,7 +169,7 @@ cdef class Vmm:
         if flush and not clear:
             raise StateError("flush=True goes with clear=True: to ask alone changes nothing that could be stale")
         found = host_young(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page, asked)
-        kvm_owed_flush(self.kvm, self.v)
+        self.paid()
         return found
 
     def swap_out(self, number, page):
@@ -222,7 +249,7 @@ cdef class Vmm:
         cdef uint64_t before = self.kvm.mmu.counters.nx_recovered
         if ratio:
             nx_recover(&self.kvm.mmu, ratio)
-            kvm_owed_flush(self.kvm, self.v)
+            self.paid()
         return self.kvm.mmu.counters.nx_recovered - before
 
     # ---- memory ---------------------------------------------------------------------------------------------------
@@ -236,8 +263,8 @@ cdef class Vmm:
             self.kvm.mmu.mtrrs = mtrrs.state
         if uncached is not None:
             self.kvm.mmu.uncached = bool(uncached)
-        if self.kvm.mmu.noncoherent and kvm_reload(self.kvm, self.v):
-            raise OutOfMemoryError("no table page for a new root")
+        if self.kvm.mmu.noncoherent:
+            self.reload()
 
     def delete_slot(self, number):
         """Take a slot away. Every table of the VMM goes with it, as in KVM.
@@ -249,8 +276,7 @@ cdef class Vmm:
             raise StateError("slot 0 is the machine's own memory and cannot be deleted")
         kvm_drain(self.kvm, self.v)
         # the tables go first: their entries are found through the slots
-        if kvm_reload(self.kvm, self.v):
-            raise OutOfMemoryError("no table page for a new root")
+        self.reload()
         slots_delete(&self.kvm.mmu.slots, n)
         kvm_arm(self.kvm, self.v)
 
@@ -275,21 +301,26 @@ cdef class Vmm:
     def stats(self):
         """By the names of KVM's statistics (kvm_policy.md §12), where they mean what KVM's do: dict of int.
 
-        Of the TDP MMU those of table pages are 0, as in KVM; shadow_bytes counts all of them. Not among them is
-        max_mmu_page_hash_collisions: the hash is not KVM's.
+        Of the TDP MMU those of table pages are 0, as in KVM; shadow_bytes counts all of them. insn_emulation: what
+        processors with decode assists leave to the VMM. tlb_flush: of a machine with one vCPU. Three have no statistic
+        of KVM's behind them: dirty_pages, pml_full, shadow_bytes. Not among them is max_mmu_page_hash_collisions: the
+        hash is not KVM's.
         """
         cdef MmuCounters c = self.kvm.mmu.counters
+        cdef KvmStats s = self.kvm.stats
         cdef bint tdp = self.kvm.mmu.policy.tdp
         counters = self.machine.counters()
         exits = counters["exits_by_reason"]
         return {
-            "exits": counters["vm_exits"], "pf_guest": counters["pf_guest"], "pf_fast": c.fast,
-            "pf_spurious": counters["pf_spurious"] + counters["ept_spurious"], "pf_mmio_spte_created": c.mmio_marked,
-            "invlpg": exits.get("invlpg", 0), "remote_tlb_flush": counters["remote_flushes"],
-            "remote_tlb_flush_requests": counters["flush_requests"], "mmu_pte_write": c.pte_writes,
-            "mmu_pde_zapped": c.pde_zapped, "mmu_flooded": c.flooded, "mmu_recycled": c.recycled,
-            "mmu_unsync": c.unsync, "mmu_cache_miss": 0 if tdp else c.tables_made,
-            "mmu_shadow_zapped": 0 if tdp else c.tables_zapped,
+            "exits": counters["vm_exits"], "pf_taken": s.pf_taken, "pf_fixed": s.pf_fixed, "pf_emulate": s.pf_emulate,
+            "pf_spurious": counters["pf_spurious"] + counters["ept_spurious"], "pf_fast": c.fast + c.fast_spurious,
+            "pf_guest": counters["pf_guest"], "pf_mmio_spte_created": c.mmio_marked, "tlb_flush": s.tlb_flush,
+            "remote_tlb_flush": counters["remote_flushes"], "remote_tlb_flush_requests": c.flush_requests,
+            "invlpg": exits.get("invlpg", 0), "insn_emulation": s.insn_emulation, "mmio_exits": s.mmio_exits,
+            "io_exits": exits.get("io_instruction", 0), "irq_window_exits": exits.get("interrupt_window", 0),
+            "mmu_pte_write": c.pte_writes, "mmu_pde_zapped": c.pde_zapped, "mmu_flooded": c.flooded,
+            "mmu_recycled": c.recycled, "mmu_unsync": c.unsync,
+            "mmu_cache_miss": 0 if tdp else c.tables_made - s.early_tables, "mmu_shadow_zapped": 0 if tdp else c.zaps,
             "pages_4k": c.pages[0], "pages_2m": c.pages[1], "pages_1g": c.pages[2],
             "nx_lpage_splits": c.nx_lpage_splits, "max_mmu_rmap_size": c.max_mmu_rmap_size, "dirty_pages": c.logged,
             "pml_full": exits.get("pml_full", 0), "shadow_bytes": counters["vmm_table_bytes"],

@@ -61,7 +61,11 @@ def main(argv: list[str] | None = None) -> int:
             verdicts += done
     equal = sum(verdict.equal for verdict in verdicts)
     pages = sum(verdict.pages_equal for verdict in verdicts)
+    compared = sum(verdict.compared for verdict in verdicts)
+    statistics = compared - sum(len(verdict.statistics) for verdict in verdicts), compared
+    missing = "not compared: irq_exits, which are the host's timer; req_event of guests with an APIC"
     print(f"pages mapped and unsync at the end of a phase: {pages} of {len(verdicts)} equal")
+    print(f"statistics of KVM's own: {statistics[0]} of {statistics[1]} equal; {missing}")
     print(f"kvm-agreement: {equal} of {len(verdicts) + failed} phases equal")
     return 0 if verdicts and equal == len(verdicts) + failed else 1
 
@@ -77,6 +81,10 @@ def line(verdict: Verdict) -> str:
         text += f"  statistics of KVM and ours: {verdict.statistics}"
     if not verdict.interrupts_equal:
         text += "  interrupts differ"
+    if verdict.details:
+        text += f"  details of KVM and ours: {verdict.details}"
+    if not verdict.parity:
+        text += "  not the same with a policy in Python"
     if not verdict.pages_equal:
         text += f"  (pages: KVM {verdict.real_pages} ours {verdict.our_pages})"
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from . import sequence
 from .apic import ApicGuest, ApicPhase
 from .configurations import configuration
+from .exits import difference
 from .guest import Guest, Phase
 from .recorded import Recording
 from .specified import SpecifiedGuest
@@ -23,6 +25,10 @@ __all__ = ["Verdict", "compare", "description"]
 
 Runs = list[list[int]]
 GAUGES = ("pages_4k", "pages_2m", "pages_1g", "mmu_unsync")
+
+
+# Of Vmm.stats: no statistic of KVM's is behind these.
+OURS_ALONE = {"dirty_pages", "pml_full", "shadow_bytes"}
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,21 @@ class Verdict:
     ours: dict[str, int]
     real_dirty: tuple[int, Runs] | None
     our_dirty: tuple[int, Runs] | None
-    real_pages: tuple[int, ...]  # mapped at the end: 4K, 2M, 1G, unsync; not part of the verdict
+    real_pages: tuple[int, ...]  # mapped at the end: 4K, 2M, 1G, unsync
     our_pages: tuple[int, ...]
     order_equal: bool = True  # exits and injections in the same order, where the guest is one that notes them
     interrupts_equal: bool = True
     difference: str = ""
     statistics: dict[str, tuple[int, int]] = field(default_factory=dict)  # that differ: KVM's own, and ours
+    compared: int = 0  # statistics that were
+    details: dict[str, tuple[int, int]] = field(default_factory=dict)  # qualifications and error codes that differ
+    parity: bool = True  # with a policy in Python that notes every exit and leaves it to the default: the same
 
     @property
     def equal(self) -> bool:
-        same = self.real == self.ours and self.real_dirty == self.our_dirty and not self.statistics
-        return same and self.order_equal and self.interrupts_equal
+        same = self.real == self.ours and self.real_dirty == self.our_dirty and self.pages_equal
+        same = same and not self.statistics and not self.details
+        return same and self.order_equal and self.interrupts_equal and self.parity
 
     @property
     def pages_equal(self) -> bool:
@@ -61,44 +71,60 @@ def description(guest: str) -> ModuleType | None:
 def compare(recording: Recording, name: str, guest: ModuleType, specified: bool = False) -> Iterator[Verdict]:
     """Run the guest in one configuration and set each phase beside the recorded one.
 
-    specified: on the executable specification instead of the machine.
+    specified: on the executable specification instead of the machine. The machine runs twice, with the handlers of the
+    kernel layer, and with a policy in Python that sees each exit before them.
     """
     setting = configuration(name, recording.vendor, recording.parameters.get(name), recording.emulator)
-    if issubclass(guest.Guest, ApicGuest):
-        runner: Guest = guest.Guest(guest.LAYOUT, setting.apic)
+    runs: list[list[Phase]] = []
+    if specified:
+        runs = [run(SpecifiedGuest(guest.LAYOUT, setting.config, setting.slots), guest)] * 2
+    elif issubclass(guest.Guest, ApicGuest):
+        runs = [run(guest.Guest(guest.LAYOUT, setting.apic, noting=noting), guest) for noting in (False, True)]
     else:
-        runner = (SpecifiedGuest if specified else Guest)(guest.LAYOUT, setting.config, setting.slots)
-    guest.run(runner)
+        runs = [run(Guest(guest.LAYOUT, setting.config, setting.slots, noting), guest) for noting in (False, True)]
+    phases = sorted(recording.results[name], key=int)
     nothing = Phase({})
-    statistics = runner.statistics if isinstance(runner, SpecifiedGuest) else []
-    for number, phase in enumerate(sorted(recording.results[name], key=int)):
+    for phase, plain, noted in itertools.zip_longest(phases, *runs, fillvalue=nothing):
+        if phase is nothing:
+            return
         real = recording.results[name][phase]
-        ours = runner.phases[number] if number < len(runner.phases) else nothing
+        exits = recording.ours(plain.exits)
+        theirs = recording.statistics(name, phase)
+        ours = recording.our_statistics(noted.statistics, exits) if theirs is not None else {}
+        ours = {key: ours[key] for key in ours.keys() - OURS_ALONE - guest.Guest.unlike}
         yield Verdict(
             configuration=name,
             phase=phase,
             real=recording.exits(name, phase),
-            ours=recording.ours(ours.exits),
+            ours=exits,
             real_dirty=_recorded_log(real.get("dirty_log_after_phase")),
-            our_dirty=_log(ours.dirty),
-            real_pages=_gauges(real, ours),
-            our_pages=(*ours.pages, ours.unsync),
-            # those of phase 0 began when the virtual machine had run already
-            statistics=_statistics(real, statistics[number] if 0 < number < len(statistics) else {}),
-            **_order(recording, name, real, ours, guest.LAYOUT.code),
+            our_dirty=_log(plain.dirty),
+            real_pages=_gauges(real, plain),
+            our_pages=(*plain.pages, plain.unsync),
+            statistics={key: (theirs.get(key, 0), n) for key, n in ours.items() if theirs and theirs.get(key, 0) != n},
+            compared=len(ours),
+            details={} if isinstance(noted, ApicPhase) else difference(recording, name, real, noted.noted),
+            parity=same(plain, noted),
+            **_order(recording, name, real, noted, guest.LAYOUT.code),
         )
+
+
+def run(runner: Guest, guest: ModuleType) -> list[Phase]:
+    guest.run(runner)
+    return runner.phases
+
+
+def same(one: Phase, other: Phase) -> bool:
+    """The same exits, log, pages and statistics; what only a policy can note left out."""
+    logs = np.array_equal(*(np.zeros(0) if phase.dirty is None else phase.dirty for phase in (one, other)))
+    left = {key: n for key, n in one.statistics.items() if other.statistics.get(key) != n}
+    return one.exits == other.exits and logs and one.pages == other.pages and not left.keys() - {"irq_injections"}
 
 
 def _gauges(real: dict[str, Any], ours: Phase) -> tuple[int, ...]:
     """As recorded; a KVM without these statistics leaves them out, then nothing is to be compared."""
     recorded = real["gauges_after"]
     return tuple(recorded[gauge] for gauge in GAUGES) if recorded else (*ours.pages, ours.unsync)
-
-
-def _statistics(real: dict[str, Any], ours: dict[str, int]) -> dict[str, tuple[int, int]]:
-    """Those that differ: (KVM's, ours)."""
-    theirs = real.get("stat_deltas", ours)
-    return {name: (theirs.get(name, 0), n) for name, n in ours.items() if theirs.get(name, 0) != n}
 
 
 def _order(recording: Recording, name: str, real: dict[str, Any], ours: Phase, code: int) -> dict[str, Any]:

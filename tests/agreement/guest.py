@@ -25,16 +25,19 @@ Another operation is a method here and, where it is new to the machine, an instr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu import Access, Config, GuestState, Machine, MemorySlot
+from fastmmu import Access, Config, Exit, GuestState, Machine, MemorySlot
 from fastmmu.exits import ExitReason
+
+from .exits import Noted, Recorder
 
 PAGE = 4096
 MAX_FAULTS = 8
@@ -70,23 +73,32 @@ class Phase:
     dirty: npt.NDArray[np.bool_] | None = None  # of the log fetched after it
     pages: tuple[int, int, int] = (0, 0, 0)  # mapped, by size 4K, 2M, 1G
     unsync: int = 0
+    statistics: dict[str, int] = field(default_factory=dict)  # KVM's, without what the host did before the guest ran
+    noted: Counter[Noted] = field(default_factory=Counter)  # exits with their details, where a policy notes them
 
 
 @dataclass
 class Guest:
-    """A guest on a machine of one configuration."""
+    """A guest on a machine of one configuration. noting: a policy in Python sees each exit, and notes it."""
 
     layout: Layout
     config: Config
     slots: tuple[MemorySlot, ...] = ()  # private ones, by configuration
+    noting: bool = False
     phases: list[Phase] = field(default_factory=list)
     on_page_fault: Callable[[int], None] | None = None
+    unlike: ClassVar[frozenset[str]] = frozenset()  # KVM's statistics of which this guest shows less than KVM
 
     def __post_init__(self) -> None:
         layout = self.layout
         config = self.config.replace(memory=layout.memory)
         host = config.host_pages or "4k"
         slots = tuple(slot._replace(host=host) for slot in layout.slots) + self.slots
+        self.recorder = Recorder()
+        self._noted: Counter[Noted] = Counter()
+        self._kind = "r"
+        self._delivering = False
+        self._vectoring = 0
         self.machine = self.make_machine(config, layout.state, slots)
         self.memory = self.machine.guest_memory.u64
         for address, word in layout.words.items():
@@ -97,6 +109,8 @@ class Guest:
         self.rsp = layout.stack
         self._faults = 0
         self._before = self._exits()
+        self._counted = self._statistics()
+        self.recorder.note = self.note
 
     def make_machine(self, config: Config, state: dict[str, int], slots: tuple[MemorySlot, ...]) -> Any:
         """The machine of this guest."""
@@ -105,7 +119,7 @@ class Guest:
 
     def machine_arguments(self) -> dict[str, Any]:
         """More arguments of the machine."""
-        return {}
+        return {"policy": self.recorder} if self.noting else {}
 
     # ---- instructions -------------------------------------------------------------------------------------------
 
@@ -115,13 +129,13 @@ class Guest:
 
     def write(self, va: int, value: int) -> None:
         self._fetch()
-        self._access(lambda: self.machine.store(va, value), va)
+        self._access(lambda: self.machine.store(va, value), va, "w")
 
     def push(self, value: int = 0) -> None:
         self._fetch()
         self.rsp -= 8
         at = self.rsp
-        self._access(lambda: self.machine.store(at, value), at)
+        self._access(lambda: self.machine.store(at, value), at, "w")
 
     def pop(self) -> None:
         self._fetch()
@@ -169,6 +183,7 @@ class Guest:
             self._end_phase()
             if host is not None:
                 host()
+            self._counted = self._statistics()
 
     # ---- the host -----------------------------------------------------------------------------------------------
 
@@ -187,7 +202,7 @@ class Guest:
     # ---- how they are made --------------------------------------------------------------------------------------
 
     def _fetch(self) -> None:
-        self._access(lambda: self.machine.access(self.rip, "x"), self.rip)
+        self._access(lambda: self.machine.access(self.rip, "x"), self.rip, "x")
 
     def _value(self, access: Access) -> int | None:
         gpa = access.gpa
@@ -195,9 +210,10 @@ class Guest:
             return None
         return int(self.memory[gpa >> 3])
 
-    def _access(self, make: Callable[[], Access], va: int) -> Access:
+    def _access(self, make: Callable[[], Access], va: int, kind: str = "r") -> Access:
         """An access, and the guest's own answer to a #PF."""
         for _ in range(MAX_FAULTS):
+            self._kind = kind
             access = make()
             if access.error_code is None:
                 return access
@@ -212,12 +228,16 @@ class Guest:
         layout = self.layout
         self._faults += 1
         rip, rsp = self.rip, self.rsp
+        exits = self._count_exits()
+        self._delivering = True
         for table, at in ((layout.idt, 14 * 16), (layout.gdt, 8)):
             self._access(lambda at=table + at: self.machine.access(at), table)  # type: ignore[misc]
         self.rsp &= ~15
         for _ in range(6):  # SS, RSP, RFLAGS, CS, RIP, error code
             self.rsp -= 8
-            self._access(lambda: self.machine.store(self.rsp, 0), self.rsp)
+            self._access(lambda: self.machine.store(self.rsp, 0), self.rsp, "w")
+        self._delivering = False
+        self._vectoring += self._count_exits() - exits
         self.rip = layout.handler
         self.on_page_fault(cr2)
         self._fetch()  # IRET
@@ -232,6 +252,16 @@ class Guest:
         counted: dict[str, int] = self.machine.counters()["exits_by_reason"]
         return dict(counted)
 
+    def _count_exits(self) -> int:
+        return int(self.machine.counters()["vm_exits"])
+
+    def _statistics(self) -> dict[str, int]:
+        return dict(self.machine.vmm.stats())
+
+    def note(self, exit: Exit) -> None:
+        """An exit, before it is handled."""
+        self._noted[Noted(exit.reason, exit.qualification, exit.error_code, self._kind, self._delivering)] += 1
+
     def _end_phase(self) -> None:
         now = self._exits()
         exits = {}
@@ -241,4 +271,8 @@ class Guest:
         self._before = now
         counters: dict[str, Any] = self.machine.vmm.counters()
         small, large, huge = counters["pages"]
-        self.phases.append(Phase(exits, None, (small, large, huge), counters["unsync"]))
+        statistics = {name: n - self._counted.get(name, 0) for name, n in self._statistics().items()}
+        # KVM asks for an event to be delivered for each #PF it passes on, and again where an exit broke a delivery off
+        statistics["req_event"] = statistics["pf_guest"] + self._vectoring
+        self.phases.append(Phase(exits, None, (small, large, huge), counters["unsync"], statistics, self._noted))
+        self._noted, self._vectoring = Counter(), 0

@@ -40,6 +40,7 @@ class Recording:
     parameters: dict[str, dict[str, str]]
     emulator: str
     results: dict[str, dict[str, Any]]
+    lacks: frozenset[str] = frozenset()  # of AMD's "decodeassists", "nrip_save"
 
     def exits(self, configuration: str, phase: str) -> dict[str, int]:
         """By reason, in this program's names; those of the host's own timer are listed apart in the file."""
@@ -48,6 +49,21 @@ class Recording:
             key = AMD.get(name, name) if self.vendor == "amd" else name
             counted[key] = counted.get(key, 0) + count
         return counted
+
+    def statistics(self, configuration: str, phase: str) -> dict[str, int] | None:
+        """KVM's own, of a phase; without exits by the host's timer. None: this KVM has none, or began in mid-phase."""
+        real = self.results[configuration][phase]
+        if not real.get("stat_deltas"):
+            return None
+        return {**real["stat_deltas"], "exits": real["stat_deltas"].get("exits", 0) - real["host_interrupt_exits"]}
+
+    def our_statistics(self, statistics: dict[str, int], exits: dict[str, int]) -> dict[str, int]:
+        """Those of this machine, as this processor makes them: without decode assists KVM emulates what exits for a
+        control register or INVLPG, without the next RIP CPUID, to step over it."""
+        emulated = exits.get("CR_ACCESS", 0) + exits.get("INVLPG", 0) if "decodeassists" in self.lacks else 0
+        emulated += exits.get("CPUID", 0) if "nrip_save" in self.lacks else 0
+        found = {**statistics, "insn_emulation": statistics.get("insn_emulation", 0) + emulated}
+        return {name: n for name, n in found.items() if name in statistics}
 
     def ours(self, exits: dict[ExitReason, int]) -> dict[str, int]:
         """Exits of this machine in the same names."""
@@ -81,6 +97,7 @@ def recordings(directory: Path) -> list[Recording]:
         if not isinstance(content, dict) or not {"results", "workload_name", "phases"} <= set(content):
             continue
         text = json.dumps(content.get("environment", {}))
+        lacks = {name for name in ("decodeassists", "nrip_save") if f"no {name}" in text}
         found.append(
             Recording(
                 path=path,
@@ -90,6 +107,7 @@ def recordings(directory: Path) -> list[Recording]:
                 parameters=content.get("module_parameters", {}),
                 emulator="bochs" if "Bochs" in text else "qemu",
                 results=content["results"],
+                lacks=frozenset(lacks),
             )
         )
     return found

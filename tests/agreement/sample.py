@@ -19,7 +19,10 @@ KEEP = {
     ),
     "amd": ("tdpN_4k", "shadow_4k"),
 }
-COMPARED = ("exits", "dirty_log_after_phase", "gauges_after", "exit_sequence", "guest_irq_log")
+COMPARED = (
+    *("exits", "dirty_log_after_phase", "gauges_after", "exit_sequence", "guest_irq_log"),
+    *("stat_deltas", "host_interrupt_exits", "exit_info1", "page_fault_error_codes"),
+)
 
 
 def main() -> None:

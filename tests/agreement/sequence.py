@@ -1,10 +1,7 @@
 """The recorded order of exits and interrupts, in the form of :mod:`.apic`.
 
-Three details are compared as far as the recording goes: addresses within the guest's code page by their page, for the
-binary is not recorded; bits 11:9 of an EPT violation's qualification only where any violation of the recording has
-one, for processors without advanced exit information leave them 0; bit 0 of a violation by an access to a guest's
-paging structure not where Bochs was the processor, which leaves it 0 although EPT A/D flags make each such access a
-read and a write (the deviation ad_qual_bit0 of the vectors' FORMAT.md).
+Details are compared as far as the recording goes: addresses within the guest's code page by their page, for the binary
+is not recorded; qualifications of EPT violations as in :mod:`.exits`.
 """
 
 from __future__ import annotations
@@ -12,14 +9,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fastmmu.exits import ExitReason, Qualification
+from fastmmu.exits import ExitReason
 
+from .exits import advanced, of_violation
 from .recorded import KVM_NAMES, Recording
 
 __all__ = ["ours", "recorded", "recorded_interrupts"]
 
 Sequence = list[tuple[str, int]]
-ADVANCED = Qualification.USER_PAGE | Qualification.WRITABLE_PAGE | Qualification.NX_PAGE
 WORDS = {"MARK": "mark", "INJECT": "out"}
 
 
@@ -46,24 +43,12 @@ def recorded_interrupts(phase: dict[str, Any]) -> Sequence | list[tuple[int, int
     return [(int(vector, 0), int(step, 0)) for vector, step in phase["guest_irq_log"]]
 
 
-def _advanced(recording: Recording, configuration: str) -> bool:
-    phases = recording.results[configuration].values()
-    exits = [entry for phase in phases for entry in recorded(phase)]
-    return any(detail & ADVANCED for name, detail in exits if name == ExitReason.EPT_VIOLATION.name)
-
-
 def ours(sequence: Sequence, recording: Recording, configuration: str) -> Sequence:
     """What this machine did, in the recording's names and with as much detail."""
-    keep = ~0 if _advanced(recording, configuration) else ~int(ADVANCED)
-
-    def qualification(detail: int) -> int:
-        structure = detail & Qualification.GLA_VALID and not detail & Qualification.TRANSLATED
-        if recording.emulator == "bochs" and structure and detail & Qualification.WRITE:
-            detail &= ~int(Qualification.READ)
-        return detail & keep
-
+    has_advanced = advanced(recording, configuration)
+    violation = ExitReason.EPT_VIOLATION.name
     return [
-        (KVM_NAMES.get(name, name), qualification(detail) if name == ExitReason.EPT_VIOLATION.name else detail)
+        (KVM_NAMES.get(name, name), of_violation(detail, recording, has_advanced) if name == violation else detail)
         for name, detail in sequence
     ]
 

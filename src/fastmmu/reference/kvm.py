@@ -9,7 +9,7 @@ that invalidates what it changed; `remember` keeps translations as such a TLB do
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from .ept import Ept
 from .kvm_map import Done, Fault, map_direct
 from .kvm_memory import LOG, HostMemory
 from .kvm_shadow import shadow_fault
+from .kvm_stats import CURRENT, GUEST
 from .kvm_sync import invalidate, load_root, new_registers, sync_below, wrote_table
 from .kvm_tables import ALL, Leaf, Link, Mark, Role, TablePage, Tables, U
 from .kvm_vm import Log, Policy, Slot, Vm
@@ -32,6 +33,7 @@ __all__ = ["Came", "Kvm", "Log", "Mapping", "Policy", "Slot", "Tables"]
 
 OWNED_CR4 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 16  # PVI TSD DE PCE OSFXSR OSXMMEXCPT FSGSBASE
 PGE = 1 << 7
+SMEP = 1 << 20
 ROLE_CR4 = 1 << 20 | 1 << 21  # SMEP, SMAP: of those that a 4-level guest can change
 EMPTY_LOG = 511
 
@@ -86,6 +88,9 @@ class Kvm:
         self.amd, self.guest_ad_checked = amd, guest_ad_checked
         self.pml_index = EMPTY_LOG
         self.remember = remember
+        self.note: Callable[[ExitReason, int, int], None] | None = (
+            None  # called at each exit: qualification, error code
+        )
         self.translations: dict[tuple[int, str, bool], int] = {}
         self.walked: set[int] = set()  # addresses of guest entries behind these translations
         self.reload()
@@ -160,9 +165,12 @@ class Kvm:
 
     # ---- VM exits ---------------------------------------------------------------------------------------------
 
-    def exit(self, reason: ExitReason) -> None:
+    def exit(self, reason: ExitReason, qualification: int = 0, error_code: int = 0) -> None:
         """Every exit reads the processor's log (kvm_policy.md §4.2)."""
+        if self.note:
+            self.note(reason, qualification, error_code)
         self.vm.exits[reason] += 1
+        self.vm.stats.entered()
         self.drain()
 
     def drain(self) -> None:
@@ -177,10 +185,10 @@ class Kvm:
             if not self.vm.policy.shadow:
                 self.forget()
                 return Came(None, outcome.error_code, outcome.cr2)
-            self.exit(ExitReason.EXCEPTION_NMI)
+            self.exit(ExitReason.EXCEPTION_NMI, la, outcome.error_code)
             return self.on_page_fault(la, access, user, value, outcome.error_code)
         if isinstance(outcome, EptViolation):
-            self.exit(ExitReason.EPT_VIOLATION)
+            self.exit(ExitReason.EPT_VIOLATION, outcome.qualification)
             q = outcome.qualification
             fault = Fault(outcome.gpa, outcome.gpa, bool(q & 2), bool(q & 4), bool(q >> 3 & 7))
             return self.on_ept_violation(fault, bool(q & Qualification.TRANSLATED))
@@ -199,6 +207,8 @@ class Kvm:
     def on_page_fault(self, la: int, access: str, user: bool, value: int | None, code: int) -> Came | None:
         vm = self.vm
         known = self.mark_at(la) if code & 8 else None
+        stats = vm.stats
+        stats.count["pf_taken"] += known is None
         kind = "w" if access == "rw" else access
         done, gpa = shadow_fault(vm, self.registers(user), la, kind, bool(code & 1), known)
         if isinstance(done, PageFault):
@@ -208,7 +218,10 @@ class Kvm:
             return None
         if done in (Done.FIXED, Done.SPURIOUS):
             vm.count["pf_fixed" if done is Done.FIXED else "pf_spurious"] += 1
+            stats.count["pf_fixed"] += done is Done.FIXED
             return None
+        stats.count["pf_emulate"] += known is None
+        stats.emulated(gpa, mmio=done is Done.EMULATE)
         if done is Done.EMULATE:
             vm.count["mmio"] += 1
             return Came(gpa)
@@ -225,6 +238,7 @@ class Kvm:
         vm = self.vm
         dirty = vm.count["dirty_faults"]
         done = map_direct(vm, fault)
+        self.counted(done, fault.gpa)
         if done is Done.EMULATE:
             assert translated, f"a table of the guest at {fault.gpa:#x}, where no memory is"
             vm.count["mmio"] += 1
@@ -235,10 +249,24 @@ class Kvm:
 
     def on_ept_misconfig(self, gpa: int) -> Came | None:
         vm = self.vm
-        if not self.mark_at(gpa) and map_direct(vm, Fault(gpa, gpa, False, False, False)) is not Done.EMULATE:
-            return None  # memory by now
+        if self.mark_at(gpa):
+            vm.stats.emulated(gpa, mmio=True)
+        else:
+            done = map_direct(vm, Fault(gpa, gpa, False, False, False))
+            self.counted(done, gpa)
+            if done is not Done.EMULATE:
+                return None  # memory by now
         vm.count["mmio"] += 1
         return Came(gpa)
+
+    def counted(self, done: Done, gpa: int) -> None:
+        """A direct fault, in the statistics."""
+        stats = self.vm.stats
+        stats.count["pf_taken"] += 1
+        stats.count["pf_fixed"] += done in (Done.FIXED, Done.FAST)
+        if done is Done.EMULATE:
+            stats.count["pf_emulate"] += 1
+            stats.emulated(gpa, mmio=True)
 
     # ---- other instructions -----------------------------------------------------------------------------------
 
@@ -251,7 +279,8 @@ class Kvm:
         self.vm.state = replace(self.vm.state, cr3=value)
         self.forget()
         if self.vm.policy.shadow:
-            self.exit(ExitReason.CR_ACCESS)
+            self.exit(ExitReason.CR_ACCESS, 3)
+            self.vm.stats.owe(CURRENT)
             load_root(self.vm, value)
             self.entered()
 
@@ -263,7 +292,10 @@ class Kvm:
         intercepted = ~0 if self.amd else ~OWNED_CR4 if vm.policy.shadow else ~(OWNED_CR4 | PGE)
         if not (old ^ value) & intercepted and not self.amd:
             return
-        self.exit(ExitReason.CR_ACCESS)
+        self.exit(ExitReason.CR_ACCESS, 4)
+        vm.stats.owe(GUEST, bool((old ^ value) & PGE))
+        vm.stats.owe(CURRENT, not (old ^ value) & PGE and bool(value & ~old & SMEP))
+        vm.stats.flush()  # before roots are made, or brought in sync
         if vm.policy.shadow and (old ^ value) & ROLE_CR4:
             new_registers(vm, vm.state.cr3)
         elif vm.policy.shadow and (old ^ value) & PGE:
@@ -275,7 +307,7 @@ class Kvm:
     def invlpg(self, la: int) -> None:
         self.forget()
         if self.vm.policy.shadow:
-            self.exit(ExitReason.INVLPG)
+            self.exit(ExitReason.INVLPG, la)
             for root in self.vm.roots:
                 if root:
                     invalidate(self.vm, root, la)
@@ -288,35 +320,45 @@ class Kvm:
         assert slot
         return slot
 
+    def paid(self, flush: bool) -> None:
+        """An operation of the host ends, with a flush of every vCPU or without."""
+        self.vm.stats.request(flush)
+        self.entered()
+
     def start_dirty_log(self, number: int, *, manual: bool = False, initially_set: bool = False) -> None:
         self.drain()
+        begun = self.slot(number).log is None
         kvm_log.start(self.vm, self.slot(number), manual=manual, initial=initially_set)
         self.forget()
-        self.entered()
+        self.paid(begun and not (manual and initially_set))
 
     def dirty_log(self, number: int) -> set[int]:
         self.drain()
         found = kvm_log.get(self.vm, self.slot(number))
-        self.entered()
+        log = self.slot(number).log
+        self.paid(bool(found and log and not log.manual))
         return found
 
     def clear_dirty_log(self, number: int, first: int, count: int) -> None:
         self.drain()
-        kvm_log.clear(self.vm, self.slot(number), first, count)
-        self.entered()
+        flush = kvm_log.clear(self.vm, self.slot(number), first, count)
+        self.paid(flush)
 
     def stop_dirty_log(self, number: int) -> None:
         self.drain()
-        kvm_log.stop(self.vm, self.slot(number))
-        self.entered()
+        flush = kvm_log.stop(self.vm, self.slot(number))
+        self.paid(flush)
 
     def delete_slot(self, number: int) -> None:
         """Every table goes with it (kvm_policy.md §2.5)."""
         self.vm.slots[number] = None
         self.vm.generation += 1
         self.vm.zap_all()
+        made = self.vm.tables.made
+        self.vm.stats.request(not self.vm.policy.tdp)  # no root leads to those of the TDP MMU any more
         self.forget()
         self.entered()
+        self.vm.stats.tables_early = self.vm.tables.made - made
 
     def swap_out(self, number: int, page: int) -> bool:
         done = kvm_log.swap_out(self.vm, self.slot(number), self.slot(number).base + page)
@@ -325,7 +367,7 @@ class Kvm:
 
     def young(self, number: int, page: int, *, clear: bool = False) -> bool:
         found = kvm_log.young(self.vm, self.slot(number).base + page, clear=clear)
-        self.entered()
+        self.paid(self.vm.tables.lost)
         return found
 
     def touch(self, number: int, first: int, count: int) -> None:

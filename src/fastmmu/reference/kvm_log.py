@@ -69,36 +69,42 @@ def get(vm: Vm, slot: Slot) -> set[int]:
     return found
 
 
-def clear(vm: Vm, slot: Slot, first: int, count: int) -> None:
-    """The log of these pages begins anew."""
+def clear(vm: Vm, slot: Slot, first: int, count: int) -> bool:
+    """The log of these pages begins anew. Returns whether one was in it."""
     assert slot.log
-    for page in sorted(slot.log.dirty & set(range(first, first + count))):
+    found = sorted(slot.log.dirty & set(range(first, first + count)))
+    for page in found:
         slot.log.dirty.discard(page)
         if slot.log.initial:
             split_ahead(vm, slot.base + page)
             vm.write_protect(slot.base + page, 2, for_good=vm.policy.modern)
         protect(vm, slot.base + page)
+    return bool(found)
 
 
-def stop(vm: Vm, slot: Slot) -> None:
-    """Rights come back by the faults that miss them; small leaves go where a large one could stand."""
+def stop(vm: Vm, slot: Slot) -> bool:
+    """Rights come back by the faults that miss them; small leaves go where a large one could stand: did any?"""
+    gone = False
     slot.log = None
     vm.generation += 1
     for page in [page for page in vm.tables.pages.values() if page.role.level == 1 and page.role.direct]:
         if not (slot.holds(page.gfn) and page.gfn & 511 == 0 and large_allowed(vm, slot, page.gfn)):
             continue
+        gone |= any(isinstance(entry, Leaf) for entry in page.entries.values())
         if vm.policy.tdp:
             vm.zap(page)
             continue
         for index, entry in list(page.entries.items()):
             if isinstance(entry, Leaf):
                 vm.tables.put(page, index, None)
+    return gone
 
 
 def swap_out(vm: Vm, slot: Slot, gfn: int) -> bool:
     """The host takes the page; not where the VMM reads a guest's table in it."""
     if slot.host != "untouched" or slot.page(gfn) not in ("present", "clean") or vm.tables.shadows[gfn]:
         return False
+    vm.stats.request(bool(vm.tables.leaves_of(gfn, 1, 2)))
     for page, index, _ in vm.tables.leaves_of(gfn, 1, 2):
         vm.tables.put(page, index, None)
     slot.state[gfn] = "swapped"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
+from .kvm_stats import loses
 from .kvm_tables import ALL, Entry, Leaf, Link, Mark, Role, TablePage, W, X, index_of
 from .kvm_vm import Slot, Vm
 
@@ -56,6 +57,7 @@ def fault_in(vm: Vm, fault: Fault) -> Done | None:
     if fault.write and page != "present":
         slot.state[fault.gfn] = "present"
         if page == "zero":  # copied on write: the host unmaps the page of zeros, and the fault is stale
+            vm.stats.request(bool(vm.tables.leaves_of(fault.gfn, 1, 2)))
             for place in vm.tables.leaves_of(fault.gfn, 1, 2):
                 vm.tables.put(place[0], place[1], None)
             vm.count["retries"] += 1
@@ -119,14 +121,18 @@ def set_leaf(
         vm.tables.put(page, index, Mark(gfn, vm.generation))
         return Done.EMULATE
     old = page.entries.get(index)
+    flush = False
     if not vm.policy.tdp and (isinstance(old, Link) or (isinstance(old, Leaf) and old.gfn != gfn)):
         vm.tables.put(page, index, None)  # the table below stays for another use; another page is forgotten first
-        old = None
+        old, flush = None, True
     new, refused = make_leaf(
         vm, old, slot, gfn, page.role.level, access, prefetch=prefetch, host_writable=host_writable
     )
     if new != old:
         vm.tables.put(page, index, new)
+        if isinstance(old, Leaf) and not vm.policy.tdp:
+            flush = loses(old, new, flags=vm.policy.shadow or vm.policy.ad)
+        vm.stats.request(flush or isinstance(old, Link))
         if isinstance(old, Link):  # the TDP MMU has no tables but those in use
             vm.zap(old.page)
     if refused and write:
@@ -144,9 +150,11 @@ def table(vm: Vm, gfn: int, role: Role) -> tuple[TablePage, bool]:
         return page, False
     if not role.direct:
         if role.level > 1:  # protected for good: what is out of sync would never be synchronized
-            for other in [other for other in vm.tables.shadows[gfn] if other.unsync]:
+            unsync = [other for other in vm.tables.shadows[gfn] if other.unsync]
+            vm.stats.request(bool(unsync))
+            for other in unsync:
                 vm.zap(other)
-        vm.write_protect(gfn, 1, 2, for_good=True)
+        vm.stats.request(vm.write_protect(gfn, 1, 2, for_good=True))
     return vm.tables.make(gfn, role), True
 
 
@@ -176,6 +184,7 @@ def map_below(vm: Vm, page: TablePage, fault: Fault, largest: int, access: int) 
             role = Role(level - 1, True, access, page.role.registers)
             child, _ = table(vm, fault.gfn & -(1 << 9 * (level - 1)), role)
             vm.count["splits"] += isinstance(entry, Leaf)
+            vm.stats.request(isinstance(entry, Leaf | Link))
             vm.tables.put(page, index, Link(child))
             page = child
         else:
@@ -227,6 +236,7 @@ def fast_fault(vm: Vm, fault: Fault) -> Done | None:
         return None
     need = X if fault.fetch else W if fault.write else 0
     if leaf.allows(need):
+        vm.stats.count["pf_fast"] += 1
         return Done.SPURIOUS
     new = replace(leaf, tracked=False)
     if fault.write and leaf.may_write:
@@ -240,6 +250,7 @@ def fast_fault(vm: Vm, fault: Fault) -> Done | None:
         slot.wrote(fault.gfn)
         vm.count["dirty_faults"] += 1
     vm.count["fast"] += 1
+    vm.stats.count["pf_fast"] += 1
     return Done.FAST
 
 

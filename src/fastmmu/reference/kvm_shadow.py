@@ -90,9 +90,10 @@ def step_down(vm: Vm, page: TablePage, index: int, gfn: int, access: int) -> Tab
     child, new = table(vm, gfn, role)
     if not new:
         if child.unsync:
-            sync_page(vm, child)
+            vm.stats.request(sync_page(vm, child))
         child.writes = 0
         sync_below(vm, child)
     vm.count["splits"] += isinstance(entry, Leaf)
+    vm.stats.request(isinstance(entry, Leaf))
     vm.tables.put(page, index, Link(child))
     return child

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from . import guest
 from .kvm_map import make_leaf, set_leaf, table
-from .kvm_tables import ALL, Leaf, Mark, Role, TablePage, U, W, X
+from .kvm_stats import loses
+from .kvm_tables import ALL, Leaf, Link, Mark, Role, TablePage, U, W, X
 from .kvm_vm import Vm
 
 __all__ = [
@@ -72,18 +73,24 @@ def prefetch_entry(vm: Vm, page: TablePage, index: int, *, log: bool) -> bool:
 # ---- synchronizing --------------------------------------------------------------------------------------------
 
 
-def sync_page(vm: Vm, page: TablePage) -> None:
-    """Every entry follows the guest's: dropped where that is gone or leads elsewhere, else with today's rights."""
+def sync_page(vm: Vm, page: TablePage) -> bool:
+    """Every entry follows the guest's: dropped where that is gone or leads elsewhere, else with today's rights.
+
+    Returns whether KVM flushes for that.
+    """
     vm.count["synced"] += 1
+    flush = False
     for index, entry in sorted(page.entries.items()):
         gpte = gpte_of(vm, page, index)
         if not usable(vm, gpte):
             vm.tables.put(page, index, None)
+            flush = True
             continue
         gfn, access = leaf_of(vm, page, gpte)
         assert isinstance(entry, Leaf | Mark)
         if entry.gfn != gfn:
             vm.tables.put(page, index, None)
+            flush |= isinstance(entry, Leaf)
         elif isinstance(entry, Mark):
             vm.tables.put(page, index, Mark(gfn, vm.generation))
         else:
@@ -91,23 +98,28 @@ def sync_page(vm: Vm, page: TablePage) -> None:
             assert slot
             host = entry.host_writable
             new, _ = make_leaf(vm, entry, slot, gfn, 1, access, prefetch=True, host_writable=host, can_unsync=False)
+            flush |= loses(entry, new, flags=True)
             vm.tables.put(page, index, new)
+    return flush
 
 
 def sync_below(vm: Vm, page: TablePage) -> None:
     """All pages out of sync that can be reached: first protected from the guest's writes, then synchronized."""
     unsync = [below for below in vm.tables.below(page) if below.unsync]
-    for below in unsync:
-        vm.write_protect(below.gfn, 1, 2, for_good=True)
+    protected = [vm.write_protect(below.gfn, 1, 2, for_good=True) for below in unsync]
+    vm.stats.request(any(protected))
+    flush = False
     for below in unsync:
         below.unsync = False
-        sync_page(vm, below)
+        flush |= sync_page(vm, below)
+    vm.stats.request(flush)
 
 
 def invalidate(vm: Vm, root: TablePage, la: int) -> None:
     """INVLPG below one root: an entry out of sync is dropped and read again."""
     page, index, _ = list(vm.tables.path(root, la))[-1]
     if page.unsync:
+        vm.stats.request(isinstance(page.entries.get(index), Leaf))
         vm.tables.put(page, index, None)
         prefetch_entry(vm, page, index, log=True)
 
@@ -124,6 +136,7 @@ def load_root(vm: Vm, cr3: int) -> None:
         place = vm.roots.index(wanted)
         vm.roots = [wanted, *vm.roots[:place], *vm.roots[place + 1 :]]
     else:
+        vm.stats.flush()  # what is asked for until here; the root is made on the way to the VM entry
         if vm.roots[0]:  # else it went, and another takes its place
             vm.roots = [None, *vm.roots[:-1]]
         place = -1
@@ -150,6 +163,7 @@ def wrote_table(vm: Vm, gpa: int, nbytes: int) -> None:
     if not any(vm.tables.shadows.values()):
         return
     vm.count["pte_writes"] += 1
+    flush = False
     within = gpa >> 3 == (gpa + nbytes - 1) >> 3 and (nbytes >= 4 or (nbytes == 1 and gpa & 7 == 0))
     for page in list(vm.tables.shadows[gpa >> 12]):
         if (page.gfn, page.role) not in vm.tables.pages:
@@ -159,5 +173,9 @@ def wrote_table(vm: Vm, gpa: int, nbytes: int) -> None:
         if not within or page.writes >= 3:
             vm.count["flooded"] += 1
             vm.zap(page)
+            flush = True
         else:
-            vm.tables.put(page, (gpa & 0xFFF) >> 3, None)
+            index = (gpa & 0xFFF) >> 3
+            flush |= isinstance(page.entries.get(index), Leaf | Link)
+            vm.tables.put(page, index, None)
+    vm.stats.request(flush)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..exits import ExitReason
+from .kvm_stats import Stats
 from .kvm_tables import TablePage, Tables, W
 from .memory import SparseMemory
 from .state import State
@@ -91,6 +92,7 @@ class Vm:
         self.roots: list[TablePage | None] = [None] * (4 if policy.modern and policy.shadow else 1)
         self.count: Counter[str] = Counter()
         self.exits: Counter[ExitReason] = Counter()
+        self.stats = Stats()
 
     @property
     def root(self) -> TablePage:
@@ -131,17 +133,21 @@ class Vm:
             page.unsync = True
         return True
 
-    def write_protect(self, gfn: int, *levels: int, for_good: bool) -> None:
+    def write_protect(self, gfn: int, *levels: int, for_good: bool) -> bool:
         """No leaf lets the guest write there; for_good: no fault gives that back before the VMM says so.
 
-        KVM before Linux 6.1 lets go of large leaves then.
+        KVM before Linux 6.1 lets go of large leaves then. Returns whether any let it, or could have come to.
         """
+        found = False
         for page, index, leaf in self.tables.leaves_of(gfn, *levels):
             if leaf.level > 1 and for_good and not self.policy.modern:
                 self.tables.put(page, index, None)
+                found = True
                 continue
+            found |= leaf.writable or (for_good and leaf.may_write)
             may = leaf.may_write and not for_good
             self.tables.put(page, index, replace(leaf, access=leaf.access & ~W, may_write=may))
+        return found
 
     def zap(self, page: TablePage) -> int:
         """The table page goes, and what is out of sync below it (kvm_policy.md §2.5). Returns how many pages went."""
@@ -150,11 +156,14 @@ class Vm:
             for below in list(self.tables.below(page)):
                 if below.unsync and (below.gfn, below.role) in self.tables.pages:
                     gone += self.zap(below)
+        self.stats.count["mmu_shadow_zapped"] += 1
         self.tables.remove(page)
         self.roots = [None if root is page else root for root in self.roots]
         return gone + 1
 
     def zap_all(self) -> None:
+        self.stats.count["mmu_shadow_zapped"] += len(self.tables.pages)
+        self.stats.roots_gone += 0 if self.policy.tdp else sum(root is not None for root in self.roots)
         for page in list(self.tables.pages.values()):
             self.tables.remove(page)
         self.roots = [None] * len(self.roots)
@@ -170,5 +179,6 @@ class Vm:
             if not old:
                 return
             gone = self.zap(min(old, key=lambda page: page.number))
+            self.stats.request(wanted == 25 - spare)  # one for all that go
             self.count["recycled"] += gone
             wanted -= gone
