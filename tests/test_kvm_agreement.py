@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,13 +139,44 @@ def test_the_command_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
     assert "518 [32+1 256+5 4096+512]" in out
 
 
+def test_parameters_that_an_older_kvm_does_not_have() -> None:
+    given = {"kvm_intel.ept": "Y", "kvm_intel.enable_apicv": "N", "kvm_intel.flexpriority": "Y", "kvm.tdp_mmu": "Y"}
+    older = configuration("eptY_thp", "intel", given, "bochs", (5, 10))
+    assert not older.config.eager_page_split
+    assert not older.config.pml
+    assert older.config.tdp_mmu
+    assert older.config.mmio_caching
+    assert len(older.slots) == 1  # the APIC's page, without APICv
+    assert configuration("eptY_noapicv_thp", "intel").slots == ()
+    assert not configuration("eptY_thp", "intel", {"kvm_intel.ept": "Y"}).config.tdp_mmu
+    assert not configuration("eptY_thp", "intel", kernel=(5, 10)).config.eager_page_split
+    amd = configuration("nptY_4k", "amd", {"kvm_amd.npt": "0", "kvm.tdp_mmu": "Y"}).config
+    assert amd.mmu == "shadow"
+    assert not amd.eager_page_split
+
+
+def test_a_recording_may_bring_its_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((sample_directory() / "amd_a.json").read_text())
+    content |= {"workload_name": "Q", "results": {"nptN_4k": content["results"]["tdpN_4k"]}}
+    (tmp_path / "amd_q.json").write_text(json.dumps(content))
+    assert main(["--data", str(tmp_path)]) == 1
+    assert "Write guest_q.py" in capsys.readouterr().out
+    text = (Path(__file__).parent / "agreement" / "guest_a.py").read_text()
+    (tmp_path / "guest_q.py").write_text(text.replace("from .guest", "from tests.agreement.guest"))
+    assert main(["--data", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("kvm-agreement: 42 of 42 phases equal\n")
+
+
 def test_names_of_configurations() -> None:
     assert configuration("eptY_noflex_4k", "intel").slots == ()
     assert configuration("eptY_4k", "intel").slots == (MemorySlot(0xFEE0_0000, 0x1000, private=True),)
     assert configuration("eptN_thpB", "intel").config.backing == "2m"
     assert not configuration("eptY_nopml_4k", "intel").config.pml
     assert configuration("eptY_4k", "intel", {"kvm_intel.pml": "N"}).config.pml is False
-    with pytest.raises(ValueError, match="xyz"):
-        configuration("eptY_xyz_4k", "intel")
+    assert configuration("nptN_thp", "amd").config == configuration("tdpN_thp", "amd").config
+    assert configuration("eptY_noeager_nommio_thp", "intel").config.eager_page_split is False
+    for name, part in {"eptY_xyz_4k": "xyz", "ept_4k": "'ept'", "eptY_1g": "backing", "eptN_8k_4k": "8k"}.items():
+        with pytest.raises(ValueError, match=f"{part}.*configurations.py"):
+            configuration(name, "intel")
     with pytest.raises(ConfigError, match="pml"):
         configuration("eptY_4k", "intel").config.replace(vendor="amd")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from .apic import ApicGuest
 from .compare import Verdict, compare, description
+from .guest import Guest
 from .recorded import data_directory, recordings, sample_directory
 
 
@@ -38,12 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     for recording in found:
         if options.guest not in ("", recording.guest):
             continue
-        guest = description(recording.guest)
-        if options.spec and guest and issubclass(guest.Guest, ApicGuest):
+        guest = description(recording.guest, directory)
+        if options.spec and guest and issubclass(getattr(guest, "Guest", Guest), ApicGuest):
             print(f"{recording.path.name}: guest {recording.guest} is one of the APIC; left out")
             continue
         if guest is None:
-            print(f"{recording.path.name}: guest {recording.guest} has no description here; left out")
+            name = f"guest_{recording.guest.lower()}.py"
+            print(f"{recording.path.name}: guest {recording.guest} has no description; left out. Write {name}")
             continue
         for name in recording.results:
             if options.only not in name:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -62,10 +64,26 @@ class Verdict:
         return self.real_pages == self.our_pages
 
 
-def description(guest: str) -> ModuleType | None:
-    """The module that describes a guest; None where there is none."""
-    name = f"{__package__}.guest_{guest.lower()}"
+def description(guest: str, directory: Path | None = None) -> ModuleType | None:
+    """The module that describes a guest, `guest_x.py` in a directory of recordings or here; None: there is none."""
+    module = f"guest_{guest.lower()}"
+    if directory is not None and (directory / f"{module}.py").is_file():
+        return _beside(directory / f"{module}.py")
+    name = f"{__package__}.{module}"
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _beside(path: Path) -> ModuleType:
+    """It imports this package as `tests.agreement`, whatever it is called here."""
+    for name, loaded in list(sys.modules.items()):
+        if name == __package__ or name.startswith(f"{__package__}."):
+            sys.modules.setdefault("tests.agreement" + name.removeprefix(str(__package__)), loaded)
+    spec = importlib.util.spec_from_file_location(f"recorded_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def compare(recording: Recording, name: str, guest: ModuleType, specified: bool = False) -> Iterator[Verdict]:
@@ -74,14 +92,16 @@ def compare(recording: Recording, name: str, guest: ModuleType, specified: bool 
     specified: on the executable specification instead of the machine. The machine runs twice, with the handlers of the
     kernel layer, and with a policy in Python that sees each exit before them.
     """
-    setting = configuration(name, recording.vendor, recording.parameters.get(name), recording.emulator)
+    parameters = recording.parameters.get(name)
+    setting = configuration(name, recording.vendor, parameters, recording.emulator, recording.kernel)
+    kind = getattr(guest, "Guest", Guest)
     runs: list[list[Phase]] = []
     if specified:
         runs = [run(SpecifiedGuest(guest.LAYOUT, setting.config, setting.slots), guest)] * 2
-    elif issubclass(guest.Guest, ApicGuest):
-        runs = [run(guest.Guest(guest.LAYOUT, setting.apic, noting=noting), guest) for noting in (False, True)]
+    elif issubclass(kind, ApicGuest):
+        runs = [run(kind(guest.LAYOUT, setting.apic, noting=noting), guest) for noting in (False, True)]
     else:
-        runs = [run(Guest(guest.LAYOUT, setting.config, setting.slots, noting), guest) for noting in (False, True)]
+        runs = [run(kind(guest.LAYOUT, setting.config, setting.slots, noting), guest) for noting in (False, True)]
     phases = sorted(recording.results[name], key=int)
     nothing = Phase({})
     for phase, plain, noted in itertools.zip_longest(phases, *runs, fillvalue=nothing):
@@ -91,7 +111,7 @@ def compare(recording: Recording, name: str, guest: ModuleType, specified: bool 
         exits = recording.ours(plain.exits)
         theirs = recording.statistics(name, phase)
         ours = recording.our_statistics(noted.statistics, exits) if theirs is not None else {}
-        ours = {key: ours[key] for key in ours.keys() - OURS_ALONE - guest.Guest.unlike}
+        ours = {key: ours[key] for key in ours.keys() - OURS_ALONE - kind.unlike}
         yield Verdict(
             configuration=name,
             phase=phase,

@@ -1,9 +1,11 @@
 """The vocabulary in which a recorded guest is written down.
 
-A guest named X is the module `tests/agreement/guest_x.py`. It holds
+A guest named X is the module `guest_x.py`, here or in the directory of the recordings, where it is found first; there
+it begins with `from tests.agreement.guest import Guest, Layout`. It holds
 
     LAYOUT          a Layout: the memory slots, registers and tables that the VMM set up before the guest ran
     run(guest)      what the guest does, by the methods of Guest below, phase by phase
+    Guest           the class below; of a guest that uses its local APIC `ApicGuest` of `tests.agreement.apic`
 
 Each instruction of the guest is one call: the fetch of its code page comes first, then its accesses.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ AMD = {
 KVM_NAMES = {"WRMSR": "MSR_WRITE", "RDMSR": "MSR_READ", "VIRTUALIZED_EOI": "EOI_INDUCED"}
 """Names of exit reasons that KVM on Intel has differently."""
 
+STATISTICS = (5, 19)
+"""Version of Linux from which faults are counted by what became of them."""
+
 NPF = (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIG)
 
 
@@ -41,6 +45,7 @@ class Recording:
     emulator: str
     results: dict[str, dict[str, Any]]
     lacks: frozenset[str] = frozenset()  # of AMD's "decodeassists", "nrip_save"
+    kernel: tuple[int, int] = (6, 1)  # version of Linux
 
     def exits(self, configuration: str, phase: str) -> dict[str, int]:
         """By reason, in this program's names; those of the host's own timer are listed apart in the file."""
@@ -51,9 +56,10 @@ class Recording:
         return counted
 
     def statistics(self, configuration: str, phase: str) -> dict[str, int] | None:
-        """KVM's own, of a phase; without exits by the host's timer. None: this KVM has none, or began in mid-phase."""
+        """KVM's own, of a phase; without exits by the host's timer. None: this KVM has none, or others than Linux 6, or
+        the phase is the first, in which the virtual machine was set up."""
         real = self.results[configuration][phase]
-        if not real.get("stat_deltas"):
+        if not real.get("stat_deltas") or self.kernel < STATISTICS:
             return None
         return {**real["stat_deltas"], "exits": real["stat_deltas"].get("exits", 0) - real["host_interrupt_exits"]}
 
@@ -97,6 +103,7 @@ def recordings(directory: Path) -> list[Recording]:
         if not isinstance(content, dict) or not {"results", "workload_name", "phases"} <= set(content):
             continue
         text = json.dumps(content.get("environment", {}))
+        kernel = re.search(r"\b(\d+)\.(\d+)\.\d+", content.get("environment", {}).get("l0_kernel", ""))
         lacks = {name for name in ("decodeassists", "nrip_save") if f"no {name}" in text}
         found.append(
             Recording(
@@ -108,6 +115,7 @@ def recordings(directory: Path) -> list[Recording]:
                 emulator="bochs" if "Bochs" in text else "qemu",
                 results=content["results"],
                 lacks=frozenset(lacks),
+                kernel=(int(kernel[1]), int(kernel[2])) if kernel else (6, 1),
             )
         )
     return found
