@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmu import Action, Config, ConfigError, GuestState, Machine, Policy, StateError, reference
+from fastmmu import Action, Config, ConfigError, GuestState, Host, Machine, Policy, StateError, reference
 from fastmmu.exits import ExitReason
 from fastmmu.machine.policy import Exit
 from fastmmu.reference import modes
@@ -293,9 +293,49 @@ def test_a_policy_may_refuse_or_swallow_a_write() -> None:
     assert machine.mov_from_cr0() == 0x10
 
 
+@pytest.mark.parametrize("place", [0xFEFF_C000, 0xFFFF_C000, 64 << 20])
+def test_the_place_of_the_identity_table(place: int) -> None:
+    """User space chooses it, KVM has a slot there: seen by whoever looks at guest-physical memory."""
+    machine = machine_of(Scheme.EPT, CONFIGS[Scheme.EPT].replace(identity_map=place))
+    assert machine.hardware["cr3"] == place
+    assert machine.access(place + 4, "w").gpa == place + 4
+    assert machine.counters()["mmio"] == 0
+    assert machine.load(place + 4, 4).value == 0x40_00E7
+    assert machine.load(place + 0x1066 - 2, 4).value == (0x68 + 32) << 16  # the I/O bitmap's place in the task state
+    assert machine.access(place - 1).gpa == place - 1
+    to(machine, {"cr0": 0x8000_0011, "cr4": 0x10})
+    assert machine.hardware["cr3"] == TOP
+    to(machine, {"cr0": 0x11})
+    assert machine.hardware["cr3"] == place
+
+
 def test_no_room_for_the_identity_table() -> None:
     machine = Machine(Config(mmu="ept", memory="8G"), guest_kernel=False, state=GuestState(cr3=TOP))
     with pytest.raises(ConfigError, match="identity table"):
         machine.mov_cr0(0x11)
+    for place in (0, 0xFFFB_C001, 0xFFFF_D000, 1 << 32):
+        with pytest.raises(ConfigError, match="identity_map="):
+            Config(mmu="ept", identity_map=place)
     machine = machine_of(Scheme.EPT, CONFIGS[Scheme.EPT].replace(unrestricted_guest=True))
     assert machine.hardware["cr0"] == 0x30
+
+
+@pytest.mark.parametrize("tpr", [None, "flexpriority"])
+def test_vcpus_of_a_host_share_an_identity_table(tpr: str | None) -> None:
+    """Of each machine its own: both start in real mode, one turns paging on."""
+    config = CONFIGS[Scheme.EPT].replace(tpr=tpr)
+    state = GuestState(cr0=0x10, cr3=0, cr4=0, efer=0, maxphyaddr=46)
+    host = Host([(config, 3), (config.replace(identity_map=0xFEFF_8000), 2)], guest_kernel=False, state=state)
+    for _ in range(2):
+        for vcpu in range(5):
+            machine = host.place(vcpu, 0)
+            machine.guest_memory.write64(TOP, 0x40_0083 | 0x83 << 32)
+            paging = vcpu in (1, 4)
+            to(machine, {"cr0": 0x8000_0011 if paging else 0x10, "cr3": TOP, "cr4": 0x10})
+            assert machine.access(0x2340, "w").gpa == (0x40_2340 if paging else 0x2340)
+            assert machine.hardware["cr3"] == (TOP if paging else machine.config.identity_map)
+            assert machine.access(0xFFF0_0000 if paging else 0x2340)[:1] == ((None,) if paging else (0x2340,))
+    machine = host.place(0, 0)
+    for place in (0xFFFB_C000, 0xFFFB_F000):
+        assert machine.access(place, "w").gpa == place
+    assert machine.counters()["mmio"] == 0

@@ -105,8 +105,9 @@ def test_pdpte_registers(config: Config) -> None:
     assert machine.store(0x1008, RW).gpa == ROOT + 8  # not present: not looked at
     machine.mov_cr3(ROOT)
     assert machine.access(GB) == (None, 0, GB)
-    with pytest.raises(BusError):
-        machine.mov_cr3(0x8000_0000)
+    for _ in range(2):  # no memory there: KVM, which cannot read them, refuses the load
+        with pytest.raises(BusError if config.mmu == "native" else StateError, match=r"PDPTE|paging structure"):
+            machine.mov_cr3(0x8000_0000)
 
 
 def test_a_pdpt_at_32_bytes(config: Config) -> None:

@@ -43,6 +43,6 @@ cdef class Assembly:
     cdef _raise(self, uint64_t n)
 
 
-cdef uint64_t apic_bytes(config, uint32_t vcpus) except? 0
+cdef uint64_t behind_bytes(config, bint guest_kernel, uint32_t vcpus) except? 0
 cdef uint64_t host_bytes(config) except 0
 cdef TLB tlb_of(config)

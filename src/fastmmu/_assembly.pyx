@@ -19,7 +19,7 @@ from fastmmu._kvm_registers cimport kvm_registers
 from fastmmu._kvm_roots cimport kvm_load_root
 from fastmmu._memory cimport PhysicalMemory
 from fastmmu._mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init
-from fastmmu._modes cimport IDENTITY_MAP, TASK_STATE, modes_tables
+from fastmmu._modes cimport modes_tables
 from fastmmu._patch cimport patch_record
 from fastmmu._roots cimport mmu_set_root
 from fastmmu._slots cimport Slot, slots_add, slots_order, slots_untouched
@@ -53,11 +53,25 @@ cdef enum:
     EXIT_PREEMPTION_TIMER = 52
 
 
-cdef uint64_t apic_bytes(config, uint32_t vcpus) except? 0:
-    # host memory behind that of a host's machine: 2 MB for the APIC-access page, and the pages of further vCPUs
-    if config.tpr is None or config.mmu == "native":
+cdef bint has_identity(config, bint guest_kernel):
+    # the VMM needs an identity table where the guest may stop paging, and guest memory leaves it room
+    return (config.mmu == "ept" and not config.unrestricted and not guest_kernel
+            and config.memory_bytes <= config.identity_map)
+
+
+cdef uint64_t private_bytes(config, bint guest_kernel) except? 0:
+    # host memory for the VMM's own slots behind those of the guest: APIC-access page, identity table, task state
+    if config.mmu == "native":
         return 0
-    return (2 << 21) + (<uint64_t> VCPU_BYTES * vcpus & ~(<uint64_t> 0x1FFFFF))
+    return (1 << 21 if config.tpr is not None else 0) + (3 << 21 if has_identity(config, guest_kernel) else 0)
+
+
+cdef uint64_t behind_bytes(config, bint guest_kernel, uint32_t vcpus) except? 0:
+    # host memory behind that of a host's machine: these slots, and the pages of further vCPUs
+    cdef uint64_t own = private_bytes(config, guest_kernel)
+    if config.tpr is None or config.mmu == "native":
+        return own
+    return own + (1 << 21) + (<uint64_t> VCPU_BYTES * vcpus & ~(<uint64_t> 0x1FFFFF))
 
 
 cdef uint64_t host_bytes(config) except 0:
@@ -92,11 +106,10 @@ cdef class Assembly:
         self.kvm.modes.unrestricted = config.unrestricted
         self.kvm.modes.keys = config.mmu == "shadow" and config.shadow_keys
         self.kvm.modes.pcid = config.mmu == "shadow" and config.kvm == "6.1"
-        if (config.mmu == "ept" and not config.unrestricted and not guest_kernel and place is None
-                and guest_bytes <= IDENTITY_MAP):
-            self.kvm.modes.identity = True
-            slots.append(MemorySlot(IDENTITY_MAP, 0x1000, private=True))
-            slots.append(MemorySlot(TASK_STATE, 0x3000, private=True))
+        if has_identity(config, guest_kernel):
+            self.kvm.modes.identity = config.identity_map
+            slots.append(MemorySlot(config.identity_map, 0x1000, private=True))
+            slots.append(MemorySlot(config.identity_map + 0x1000, 0x3000, private=True))
         vpid = 1 if config.vpid else 0
         if place is None:
             self.tlb = tlb_of(config)
@@ -164,7 +177,8 @@ cdef class Assembly:
         cdef uint64_t page = self.origin + VIRTUAL_APIC
         config = self.config
         if number:
-            page = self.origin + host_bytes(config) + (1 << 21) + <uint64_t> VCPU_BYTES * (number - 1)
+            page = (self.origin + host_bytes(config) + private_bytes(config, self.loop.kernel != NULL)
+                    + <uint64_t> VCPU_BYTES * (number - 1))
         if self.v.guest:
             irq_init(irq, &self.v, self.memory.mem.base + page, <uint64_t *> (self.memory.mem.base + page + 0x1000))
         else:

@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from fastmmu._assembly cimport apic_bytes, host_bytes, tlb_of
+from fastmmu._assembly cimport behind_bytes, host_bytes, tlb_of
 from fastmmu._guest_kernel cimport kernel_switch
 from fastmmu._interrupts cimport Interrupts, irq_boundary, irq_free
 from fastmmu._ipi cimport NO_EXIT, ipi_arrived, ipi_routed
@@ -92,7 +92,7 @@ cdef class Host:
             if config.apic_id + count > most:
                 raise ConfigError(f"tpr={config.tpr!r}: vCPUs up to number {config.apic_id + count - 1}; the guest's "
                                   f"APICs, or its records of the TPR, have room for 0..{most - 1}")
-            total += host_bytes(config) + apic_bytes(config, count)
+            total += host_bytes(config) + behind_bytes(config, guest_kernel, count)
         for name in less:
             if name not in _LESS:
                 raise ConfigError(f"no flush {name!r} to leave out; choose from {', '.join(_LESS)}")
@@ -113,7 +113,7 @@ cdef class Host:
                 raise ConfigError(f"{count} vCPUs that begin with PAE paging; give GuestState(pdptes=)")
             m.kvm.less = flags
             machines.append(m)
-            origin += host_bytes(config) + apic_bytes(config, count)
+            origin += host_bytes(config) + behind_bytes(config, guest_kernel, count)
         self.machines = tuple(machines)
         self._seats(vpids)
 

@@ -5,6 +5,7 @@ from libc.string cimport memcpy, memset
 
 from fastmmu._bits cimport FRAME, ONES
 from fastmmu._ept cimport QUAL_TRANSLATED
+from fastmmu._guest cimport page_fault
 from fastmmu._interrupts cimport APIC_BASE
 from fastmmu._kvm cimport Kvm
 from fastmmu._kvm_flush cimport kvm_owed_flush
@@ -14,7 +15,9 @@ from fastmmu._map cimport (
     map_direct,
 )
 from fastmmu._memory cimport mem_holds
+from fastmmu._modes cimport modes_own_cr3
 from fastmmu._reclaim cimport host_wrote
+from fastmmu._registers cimport RULE_PDPTE
 from fastmmu._shadow cimport (
     SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY, SHADOW_SPURIOUS,
     shadow_fault,
@@ -22,10 +25,14 @@ from fastmmu._shadow cimport (
 from fastmmu._slots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu._spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
 from fastmmu._sync cimport guest_wrote, shadow_drop
-from fastmmu._types cimport ACC_R, ACC_W, ACC_X, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Walk
-from fastmmu._vcpu cimport (
-    ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort,
+from fastmmu._types cimport (
+    ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk,
 )
+from fastmmu._vcpu cimport (
+    ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF,
+    ACT_RETRY, Vcpu, vcpu_abort,
+)
+from fastmmu._walk cimport walk_steps
 
 cdef uint64_t RESERVED = 8                      # bit of the error code
 
@@ -125,6 +132,42 @@ cdef int kvm_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
 
 # ---- EPT ------------------------------------------------------------------------------------------------
 
+cdef int no_table(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # A table of the guest's lies where no memory is. KVM emulates the instruction; to its own walk the entry there is
+    # not present, and PDPTEs that it cannot read are refused.
+    cdef Walk w
+    decoded(kvm, 0, False)
+    if v.access == ACC_PDPTES:
+        v.rule = RULE_PDPTE
+        return ACT_INJECT_GP
+    page_fault(&v.hw, &w, v.access, 0)
+    v.cr2 = v.access_la
+    v.error_code = w.error_code
+    return ACT_INJECT_PF
+
+
+cdef bint of_table(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+    # a mark of MMIO that the processor met does not tell: where the walk of the access ends for want of memory
+    cdef Paging guest = v.hw
+    cdef Walk w
+    guest.write_ad = 0
+    if v.access == ACC_PDPTES:
+        return True
+    if not modes_own_cr3(&kvm.modes, v):        # the identity table has its slot
+        return False
+    return (walk_steps(&kvm.mmu.guest, &guest, NULL, v.access_la, v.access, &w, NULL) == FAULT_BUS
+            and w.gpa >> 12 == gpa >> 12)
+
+
+cdef int mmio(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+    if of_table(kvm, v, gpa):
+        return no_table(kvm, v)
+    v.emulated = gpa
+    v.c.mmio += 1
+    decoded(kvm, gpa, True)
+    return ACT_EMULATED
+
+
 cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
     cdef Fault f
     cdef uint64_t dirty = kvm.mmu.counters.dirty_faults, code = v.vmcs.exit_qualification
@@ -138,7 +181,11 @@ cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
     if result == FILL_NO_TABLES:
         return kvm_out_of_tables(kvm, v)
     if result == FILL_NO_SLOT or result == FILL_READ_ONLY:
-        if not code & QUAL_TRANSLATED:          # a paging structure of the guest, not its data
+        if not code & QUAL_TRANSLATED and result == FILL_NO_SLOT:
+            kvm.stats.pf_emulate += 1
+            kvm_owed_flush(kvm, v)
+            return no_table(kvm, v)
+        if not code & QUAL_TRANSLATED:          # a write to A or D in a read-only slot
             vcpu_abort(v, ABORT_BUS, v.vmcs.guest_linear_address)
             return ACT_ABORT
         v.emulated = f.gpa
@@ -163,20 +210,14 @@ cdef int kvm_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil:
     f.la = f.gpa = v.vmcs.guest_physical_address
     f.write = f.fetch = f.present = False
     if marked(kvm, f.gpa) != ONES:
-        v.emulated = f.gpa
-        v.c.mmio += 1
-        decoded(kvm, f.gpa, True)
-        return ACT_EMULATED
+        return mmio(kvm, v, f.gpa)
     kvm.stats.pf_taken += 1
     action = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else FILL_UNCHANGED
     kvm_owed_flush(kvm, v)
     kvm.stats.pf_fixed += action == FILL_MAPPED
     if action == FILL_NO_SLOT:                  # marked anew
-        v.emulated = f.gpa
-        v.c.mmio += 1
         kvm.stats.pf_emulate += 1
-        decoded(kvm, f.gpa, True)
-        return ACT_EMULATED
+        return mmio(kvm, v, f.gpa)
     if action == FILL_UNCHANGED:
         vcpu_abort(v, ABORT_MISCONFIG, f.gpa)   # nobody made this entry
         return ACT_ABORT

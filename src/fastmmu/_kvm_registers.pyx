@@ -14,14 +14,14 @@ from fastmmu._mmu cimport mmu_hpa
 from fastmmu._modes cimport modes_load, modes_shadow
 from fastmmu._registers cimport (
     CR0_CD, CR0_PG, CR0_TS, CR3_NO_FLUSH, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_SMEP, CR4_VMXE,
-    RULE_CR4_NOT_OFFERED, RULE_CR4_RESERVED, RULE_NONE, Registers, pae_paging, paging_of, registers_cr0, registers_cr3,
-    registers_cr4, registers_efer, registers_lmsw, registers_load_pdptes, registers_pdptes,
+    RULE_CR4_NOT_OFFERED, RULE_CR4_RESERVED, RULE_NONE, RULE_PDPTE, Registers, pae_paging, paging_of, registers_cr0,
+    registers_cr3, registers_cr4, registers_efer, registers_lmsw, registers_load_pdptes, registers_pdptes,
 )
 from fastmmu._roots cimport mmu_forget_previous, mmu_root_found, mmu_root_kept
 from fastmmu._sync cimport sync_every_root, sync_roots
 from fastmmu._types cimport Paging
 from fastmmu._vcpu cimport (
-    ABORT_BUS, ABORT_IDENTITY, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, INS_CLTS, INS_INVLPG, INS_LMSW, INS_MOV_FROM_CR,
+    ABORT_IDENTITY, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, INS_CLTS, INS_INVLPG, INS_LMSW, INS_MOV_FROM_CR,
     INS_MOV_TO_CR, INS_RDMSR, INS_WRMSR, Vcpu, vcpu_abort,
 )
 from fastmmu._vmx cimport SECONDARY_VPID, secondary_control
@@ -100,13 +100,12 @@ cdef int adopt(Kvm *kvm, Vcpu *v, const Registers *new) noexcept nogil:
 
 
 cdef int read_pdptes(Kvm *kvm, Vcpu *v, Registers *new) noexcept nogil:
-    # RULE_NONE, a rule, or -1 where they lie outside memory
+    # RULE_NONE or a rule; KVM cannot read those that lie outside memory, and so refuses them
     cdef uint64_t loaded[4]
     cdef uint64_t at = mmu_hpa(&kvm.mmu, new.cr3 & 0xFFFFFFE0U)
     cdef int i
     if at == ONES or not mem_holds(v.mem, at, sizeof(loaded)):
-        vcpu_abort(v, ABORT_BUS, new.cr3)
-        return -1
+        return RULE_PDPTE
     for i in range(4):
         loaded[i] = mem_read64(v.mem, at + 8 * i)
     return registers_pdptes(new, loaded)
@@ -149,8 +148,6 @@ cdef int kvm_emulate(Kvm *kvm, Vcpu *v, uint32_t instruction, uint32_t cr, uint6
     cr = cr if instruction == INS_MOV_TO_CR else 0
     if not rule and (pae_paging(&new) if cr == 3 else registers_load_pdptes(a, &new)):
         rule = read_pdptes(kvm, v, &new)
-        if rule < 0:
-            return ACT_ABORT
     if rule:
         v.rule = rule
         return ACT_INJECT_GP

@@ -14,7 +14,7 @@ from fastmmu._mmu cimport (
 from fastmmu._roots cimport mmu_set_pae_roots, mmu_set_role, mmu_set_root, mmu_write_pdptes
 from fastmmu._sync cimport sync_roots
 from fastmmu._types cimport MODE_32, MODE_NONE, MODE_PAE, Paging
-from fastmmu._vcpu cimport ABORT_BUS, ABORT_TABLES, ACT_ABORT, ACT_RETRY, Vcpu, vcpu_abort
+from fastmmu._vcpu cimport ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_RETRY, Vcpu, vcpu_abort
 from fastmmu._vmx cimport ENTRY_LONG_MODE
 
 
@@ -60,7 +60,7 @@ cdef int kvm_set_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
     cdef int i
     if shadow_root(kvm, cr3):
         if not kvm.mmu.out_of_tables:
-            return vcpu_abort(v, ABORT_BUS, cr3)
+            return vcpu_abort(v, ABORT_ROOT, cr3)
         mmu_zap_all(&kvm.mmu)
         if shadow_root(kvm, cr3):
             return vcpu_abort(v, ABORT_TABLES, kvm.mmu.pool_end)

@@ -6,19 +6,11 @@ from fastmmu._registers cimport Registers, pages
 from fastmmu._types cimport Mem
 from fastmmu._vcpu cimport Vcpu
 
-cdef extern from *:
-    """
-    #define FM_IDENTITY_MAP 0xFFFBC000ull
-    #define FM_TASK_STATE 0xFFFBD000ull
-    """
-    const uint64_t IDENTITY_MAP "FM_IDENTITY_MAP"       # guest-physical: one page
-    const uint64_t TASK_STATE "FM_TASK_STATE"           # and three, above it
-
 cdef struct Modes:
     bint ept                    # else shadow paging
     bint amd                    # nested paging runs every mode, and CR0, CR4 are intercepted otherwise
     bint unrestricted           # the processor runs a guest without paging
-    bint identity               # the identity table and the task state have their slots
+    uint64_t identity           # guest-physical address of the identity table, which has its slot; 0: there is none
     bint keys                   # shadow tables carry the guest's protection keys
     bint pcid                   # translations of shadow tables are tagged by the guest's PCID
 

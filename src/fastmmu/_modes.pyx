@@ -42,7 +42,7 @@ cdef uint64_t CR4_GUEST = CR4_GUEST_SHADOW | CR4_PGE
 
 
 cdef void modes_tables(Mem *mem, uint64_t identity, uint64_t task) noexcept nogil:
-    # host-physical addresses of the pages behind IDENTITY_MAP and TASK_STATE
+    # host-physical addresses of the page of the identity table, and of the three of the task state
     cdef uint64_t i
     for i in range(1024):
         mem_write32(mem, identity + 4 * i, <uint32_t> (i << 22 | IDENTITY_ENTRY))
@@ -63,7 +63,7 @@ cdef int modes_load(const Modes *m, Vcpu *v) noexcept nogil:
     if restricted and not pages(a):
         if not m.identity:
             return -1
-        cr3 = IDENTITY_MAP
+        cr3 = m.identity
         cr4 = (cr4 & ~<uint64_t> (CR4_PAE | CR4_SMEP | CR4_SMAP | CR4_PKE)) | CR4_PSE
     if not m.ept:
         modes_shadow(m, a, &shadow)

@@ -12,7 +12,7 @@ cdef enum ShadowResult:
     SHADOW_EMULATE = 3          # a write to a shadowed table: emulate it
     SHADOW_MMIO = 4             # no memory behind the guest-physical address
     SHADOW_NO_TABLES = 5
-    SHADOW_BUS = 6              # a guest entry points outside guest memory
+    SHADOW_BUS = 6              # a guest table lies in a further slot, which the walk does not read
     SHADOW_RETRY = 7            # the host changed its tables meanwhile
 
 cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, uint64_t known,

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu._bits cimport FRAME
+from fastmmu._guest cimport page_fault
 from fastmmu._map cimport (
     FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, FILL_UNCHANGED, Fault, descend,
     fault_in, map_below, map_direct,
@@ -15,7 +16,7 @@ from fastmmu._slots cimport Slot, mark_dirty, slot_of
 from fastmmu._spte cimport MAY_ALL, MAY_KEY, MAY_U, MAY_W, MAY_X
 from fastmmu._sync cimport clear_writes, prefetch_guest, rights_of, sync_from, sync_page
 from fastmmu._types cimport (
-    ACC_RW, ACC_W, ACC_X, FAULT_NONE, FAULT_PF, MODE_NONE, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
+    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
 )
 from fastmmu._walk cimport walk_steps
 
@@ -30,6 +31,12 @@ cdef void log_flags(Mmu *mmu, const Steps *steps) noexcept nogil:
             if slot != NULL:
                 host_wrote(mmu, slot, steps.step[i].gpa >> 12)
                 mark_dirty(slot, steps.step[i].gpa >> 12)
+
+
+cdef bint no_memory(Mmu *mmu, uint64_t gpa) noexcept nogil:
+    # KVM reads no table there: the entry counts as not present. Of the APIC-access page, too, which holds zeros.
+    cdef Slot *slot = slot_of(&mmu.slots, gpa >> 12)
+    return slot == NULL or slot.private
 
 
 cdef int unpaged_fault(Mmu *mmu, Fault *f) noexcept nogil:
@@ -68,6 +75,9 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
     fault = walk_steps(&mmu.guest, guest, NULL, la, acc, w, &steps)
     log_flags(mmu, &steps)
     if fault == FAULT_PF:
+        return SHADOW_REFLECT
+    if fault == FAULT_BUS and no_memory(mmu, w.gpa):
+        page_fault(guest, w, acc, 0)
         return SHADOW_REFLECT
     if fault != FAULT_NONE:
         return SHADOW_BUS

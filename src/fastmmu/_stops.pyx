@@ -4,7 +4,8 @@ from libc.stdint cimport uint64_t
 
 from fastmmu._vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY,
-    ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_TABLES, Vcpu,
+    ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_ROOT,
+    ABORT_TABLES, Vcpu,
 )
 from fastmmu._vmx cimport ERROR_CONTROL_FIELDS
 
@@ -35,8 +36,11 @@ cdef object stop(const Vcpu *v, uint64_t n):
                            "tables off guest-physical 0xfee00000, or give a Policy with on_apic_access")
     if why == ABORT_IDENTITY:
         return ConfigError(f"event {n}: the guest turns to cr0={address:#x}, without paging, and there is no identity "
-                           "table for it at 0xfffbc000: guest memory reaches there, or the machine is one of a Host; "
-                           "give at most 3G, or unrestricted_guest=True")
+                           "table for it: guest memory covers its place, Config(identity_map=); give at most 3G, or "
+                           "unrestricted_guest=True")
+    if why == ABORT_ROOT:
+        return BusError(f"event {n}: the top table for cr3={address:#x} lies outside memory: a triple fault, by which "
+                        "KVM ends a shadowed guest; load a CR3 that points to memory")
     if why == ABORT_BUS:
         return BusError(f"event {n}: a paging structure for {address:#x} lies outside memory")
     if why == ABORT_NO_PROGRESS:

@@ -50,6 +50,7 @@ cdef enum Abort:
     ABORT_AWAY = 14             # the host is taking the page away and has not ended
     ABORT_APIC_TABLE = 15       # a paging structure on the APIC-access page that the VMM would have to read
     ABORT_IDENTITY = 16         # the guest stops paging, and there is no identity table
+    ABORT_ROOT = 17             # no memory behind the root of the guest's tables: KVM shuts the machine down
 
 cdef enum Privileged:           # instructions of CPL 0 that exit here, as the bytes at RIP would say
     INS_NONE = 0

@@ -403,6 +403,7 @@ cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil:
             return DONE_GP
         clear_exit_information(&v.vmcs)
         v.vmcs.guest_physical_address = w.gpa
+        v.access = ACC_PDPTES
         if fault == FAULT_EPT_VIOLATION:
             inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, False, 0)
             v.vmcs.exit_qualification = w.qual
@@ -412,7 +413,6 @@ cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil:
         elif fault == FAULT_APIC:
             v.vmcs.guest_physical_address = 0
             v.vmcs.exit_qualification = w.qual
-            v.access = ACC_PDPTES
             action = vcpu_exit(v, EXIT_APIC_ACCESS)
             if action == ACT_EMULATED:          # the VMM loads them, from the memory of the page
                 behind = v.ept
@@ -425,6 +425,8 @@ cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil:
                 return DONE_OK
         else:
             action = ACT_ABORT
+        if action == ACT_INJECT_GP:
+            return DONE_GP
         if action != ACT_RETRY:
             return vcpu_abort(v, ABORT_BUS, r.cr3)
     return vcpu_abort(v, ABORT_NO_PROGRESS, r.cr3)

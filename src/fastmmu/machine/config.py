@@ -45,6 +45,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     shadow_keys: bool = False
     guest_ad_checked: bool = True
     unrestricted_guest: bool | None = None
+    identity_map: int = 0xFFFB_C000
     host_memory: int | str | None = None
     host_reclaim: Literal["clock", "lru"] = "clock"
     ageing: Literal["track", "zap", "old"] | None = None
@@ -115,6 +116,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param unrestricted_guest: the processor runs a guest over EPT that does not page; without it KVM makes a
         virtual-8086 task of real mode, and an identity table stands in for paging that is off (kvm_policy.md §3.4).
         None: as `kvm`, False for the slides'. AMD's processors run every mode.
+    :param identity_map: guest-physical address of that table, above guest memory and below 4 GB; the task state of
+        real mode takes the three pages behind it (KVM_SET_IDENTITY_MAP_ADDR, KVM_SET_TSS_ADDR).
     :param guest_ad_checked: see :class:`fastmmu.Eptp`; False: the processor is Bochs'.
     :param eager_page_split, nx_huge_pages, mmio_caching: KVM's module parameters of these names.
     :param shadow_keys: shadow paging copies the guest's protection keys into its tables, so that it may use them;
@@ -158,6 +161,11 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
         if self.host_memory is not None and not 1 <= parse_bytes(self.host_memory) <= 1 << 46:
             raise ConfigError(f"Config: host_memory={self.host_memory!r} is outside 1..64T; a host has 64k at least")
+        if self.identity_map & 0xFFF or not 0 < self.identity_map <= 0xFFFF_C000:
+            raise ConfigError(
+                f"Config: identity_map={self.identity_map:#x} is no page with three more behind it below 4 GB; "
+                "give a multiple of 4096 up to 0xffffc000"
+            )
         if 0 < self.table_pages < 16:
             raise ConfigError(
                 f"Config: table_pages={self.table_pages} is too few for the tables of one access; at least 16"

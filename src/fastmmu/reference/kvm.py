@@ -191,10 +191,10 @@ class Kvm:
             self.exit(ExitReason.EPT_VIOLATION, outcome.qualification)
             q = outcome.qualification
             fault = Fault(outcome.gpa, outcome.gpa, bool(q & 2), bool(q & 4), bool(q >> 3 & 7))
-            return self.on_ept_violation(fault, bool(q & Qualification.TRANSLATED))
+            return self.on_ept_violation(fault, bool(q & Qualification.TRANSLATED), la, access, user)
         if isinstance(outcome, EptMisconfig):
             self.exit(ExitReason.EPT_MISCONFIG)
-            return self.on_ept_misconfig(outcome.gpa)
+            return self.on_ept_misconfig(outcome.gpa, la, access, user)
         assert isinstance(outcome, PmlFull), outcome
         self.exit(ExitReason.PML_FULL)
         return None
@@ -234,39 +234,43 @@ class Kvm:
             wrote_table(vm, gpa, 8)
         return Came(gpa)
 
-    def on_ept_violation(self, fault: Fault, translated: bool) -> Came | None:
+    def no_memory(self, gpa: int, la: int, access: str, user: bool) -> Came:
+        """KVM emulates the instruction. To its own walk a table that lies in no memory holds no present entry."""
+        outcome = walk(self.vm.memory, self.registers(user), la, access, write=False)
+        self.vm.stats.emulated(gpa, mmio=isinstance(outcome, Mapped))
+        if isinstance(outcome, PageFault):
+            self.forget()
+            return Came(None, outcome.error_code, outcome.cr2)
+        self.vm.count["mmio"] += 1
+        return Came(gpa)
+
+    def on_ept_violation(self, fault: Fault, translated: bool, la: int, access: str, user: bool) -> Came | None:
         vm = self.vm
         dirty = vm.count["dirty_faults"]
         done = map_direct(vm, fault)
-        self.counted(done, fault.gpa)
+        self.counted(done)
         if done is Done.EMULATE:
-            assert translated, f"a table of the guest at {fault.gpa:#x}, where no memory is"
-            vm.count["mmio"] += 1
-            return Came(fault.gpa)
+            assert translated or fault.slot is None, f"A or D of a table at {fault.gpa:#x}, which is read-only"
+            return self.no_memory(fault.gpa, la, access, user)
         vm.count["ept_build"] += done is Done.FIXED and vm.count["dirty_faults"] == dirty
         vm.count["ept_spurious"] += done is Done.SPURIOUS
         return None
 
-    def on_ept_misconfig(self, gpa: int) -> Came | None:
+    def on_ept_misconfig(self, gpa: int, la: int, access: str, user: bool) -> Came | None:
         vm = self.vm
-        if self.mark_at(gpa):
-            vm.stats.emulated(gpa, mmio=True)
-        else:
+        if not self.mark_at(gpa):
             done = map_direct(vm, Fault(gpa, gpa, False, False, False))
-            self.counted(done, gpa)
+            self.counted(done)
             if done is not Done.EMULATE:
                 return None  # memory by now
-        vm.count["mmio"] += 1
-        return Came(gpa)
+        return self.no_memory(gpa, la, access, user)
 
-    def counted(self, done: Done, gpa: int) -> None:
+    def counted(self, done: Done) -> None:
         """A direct fault, in the statistics."""
         stats = self.vm.stats
         stats.count["pf_taken"] += 1
         stats.count["pf_fixed"] += done in (Done.FIXED, Done.FAST)
-        if done is Done.EMULATE:
-            stats.count["pf_emulate"] += 1
-            stats.emulated(gpa, mmio=True)
+        stats.count["pf_emulate"] += done is Done.EMULATE
 
     # ---- other instructions -----------------------------------------------------------------------------------
 
