@@ -14,6 +14,7 @@ import pytest
 import fastmmu
 from fastmmu import Config, ConfigError, GuestState, Host, Machine, OutOfMemoryError, StateError
 from fastmmu.ops import Op
+from vmm_tables import check_reverse_maps, guest_memory_at
 
 Columns = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint64]]
 SMALL = Config(mmu="ept", memory="64M", tlb="nehalem")
@@ -79,6 +80,27 @@ def test_whatever_the_schedule_every_guest_sees_what_it_would_alone(config: Conf
     assert (host.totals()["migrations"] > 0) is (cpus > 1)
     by_cpu = sum(cpu.counters()["l1d"]["lookups"] for cpu in host.cpus)
     assert sum(host.counters(i)["l1d_hits"] + host.counters(i)["l1d_misses"] for i in range(4)) == by_cpu
+
+
+@pytest.mark.parametrize("kvm", KVMS)
+def test_no_entry_leads_to_the_memory_of_another_machine(kvm: str) -> None:
+    """P4 of kvm_policy.md §13: linear and guest-physical addresses are the same in all, host memory is not shared."""
+    configs = [
+        Config(mmu="shadow", memory="64M", kvm=kvm),
+        Config(mmu="ept", memory="64M", kvm=kvm, pages="thp", vpid=True),
+        Config(mmu="shadow", memory="128M", kvm=kvm, pages="thp", host_pages="untouched"),
+        Config(mmu="ept", memory="64M", kvm=kvm, tdp_mmu=False, pages="2m"),
+    ]
+    host = Host(configs, cpus=2)
+    columns = program(7, 3000)
+    for vcpu, cpu, at in turns([3000] * 4, 2, seed=3):
+        host.run(vcpu, cpu, *(column[at] for column in columns))
+    start = 0
+    for machine in host.machines:
+        end = guest_memory_at(machine) + machine.config.memory_bytes
+        assert machine.vmm.reverse_maps()[0]
+        check_reverse_maps(machine, start, end)
+        start = end
 
 
 @pytest.mark.parametrize("kvm", KVMS)

@@ -25,7 +25,7 @@ from test_machine_equivalence import (
     execute,
     machine_for,
 )
-from vmm_tables import guest_memory_at, leaves
+from vmm_tables import check_reverse_maps, guest_memory_at, leaves
 
 LINUX = Config(memory="64M", kvm="6.1", vpid=True)
 SHADOW = [
@@ -44,6 +44,10 @@ EPT = [
 FEW_TABLES = [
     LINUX.replace(mmu="shadow", table_pages=16),
     LINUX.replace(mmu="ept", tdp_mmu=False, table_pages=16),
+]
+SLIDES = [
+    Config(memory="64M", mmu="shadow", host_pages="2m"),
+    Config(memory="64M", mmu="ept", kvm="6.1", unrestricted_guest=False),
 ]
 LOGGED = [
     *SHADOW[:3],
@@ -90,6 +94,7 @@ def test_a_guest_cannot_tell(program: Program) -> None:
             assert differences(machine.guest_memory.u64[WORDS], want) == {}, f"{title(config)}: {program!r}"
             assert machine.counters()["mmio"] == 0
             check_vmm_tables(machine, program)
+            check_reverse_maps(machine)
 
 
 def stale_but_legal(config: Config, program: Program, number: int) -> bool:
@@ -202,6 +207,7 @@ def test_nothing_written_is_missing_from_the_dirty_log(program: Program, reads: 
             written.clear()
             before = machine.guest_memory.u64[WORDS].copy()
         assert differences(machine.guest_memory.u64[WORDS], contents(program.after)) == {}, title(config)
+        check_reverse_maps(machine)
 
 
 def test_the_property_of_the_log_can_fail() -> None:
@@ -245,6 +251,41 @@ def test_the_same_leaves_after_everything_was_zapped(config: Config) -> None:
     assert touch() == first != []
 
 
+@examples
+@given(programs, st.lists(st.tuples(st.integers(0, 80), st.sampled_from("rwx"), st.booleans()), max_size=20))
+def test_zapped_tables_come_back_as_in_a_new_machine(program: Program, more: list[tuple[int, str, bool]]) -> None:
+    """P6: whatever the guest did before, nothing of it is left in what the same accesses build."""
+    accesses = [(i.la, i.access, i.user) for i in program.instructions if isinstance(i, Access)]
+    accesses += [(accesses[which % len(accesses)][0], access, user) for which, access, user in more if accesses]
+    spare = (MemorySlot(1 << 32, 1 << 21),)
+    for config in [*SHADOW, *EPT, *FEW_TABLES, *SLIDES]:
+        if config.host_pages == "untouched":  # the host keeps the pages that it gave
+            continue
+        state = GuestState(**program.regime.registers(program.cr3))
+        used = Machine(config, guest_kernel=False, state=state, slots=spare)
+        for gpa, value in program.before.items():
+            used.guest_memory.u64[gpa >> 3] = value
+        for instruction in program.instructions:
+            execute(used, instruction)
+        used.vmm.delete_slot(1)
+        gauges = used.vmm.stats()
+        names = ("pages_4k", "pages_2m", "pages_1g", "mmu_unsync", "nx_lpage_splits")
+        assert [gauges[name] for name in names] == [0] * 5
+        cr3 = used.state.cr3
+        new = Machine(config, guest_kernel=False, state=GuestState(**program.regime.registers(cr3)), slots=spare)
+        new.guest_memory.u64[WORDS] = used.guest_memory.u64[WORDS]
+        found = []
+        for machine in (used, new):
+            if execute(machine, MovCr3(cr3)) is not None:
+                return  # PDPTEs that no MOV to CR3 takes
+            for la, access, user in accesses * 2:
+                machine.access(la, access, user=user)
+            check_reverse_maps(machine)
+            found.append(set(leaves(machine, guest_memory_at(machine))))
+        assert found[0] == found[1], f"{title(config)}: {program!r}"
+        assert differences(used.guest_memory.u64[WORDS], new.guest_memory.u64[WORDS]) == {}
+
+
 # ---- a host short of memory ---------------------------------------------------------------------------------------
 
 
@@ -265,4 +306,5 @@ def test_a_host_that_swaps_changes_nothing(program: Program, taken: list[tuple[i
                 gone.add(frame)
                 assert frame not in {leaf.gpa & -4096 for leaf in leaves(machine)}, "an entry leads to a page on disk"
         assert differences(machine.guest_memory.u64[WORDS], contents(program.after)) == {}, title(config)
+        check_reverse_maps(machine)
         assert machine.vmm.counters()["swap_outs"] >= len(gone)

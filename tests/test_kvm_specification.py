@@ -19,7 +19,7 @@ from fastmmu import Config, GuestState, Machine
 from fastmmu.errors import BusError
 from guest_layouts import Regime, start
 from host_programs import SLOTS, Runner, Step, regimes, steps
-from vmm_tables import mapped
+from vmm_tables import check_reverse_maps, mapped
 
 SLIDES = Config(memory="64M")
 LINUX = Config(memory="64M", kvm="6.1", vpid=True)
@@ -113,6 +113,7 @@ def compare(config: Config, regime: Regime, seed: int, program: list[Step], flus
                 surplus, missing = have_tables[name] - value, value - have_tables[name]
                 assert not surplus | missing, f"{where}: {name} too many {surplus}, missing {missing}"
         before = now
+    check_reverse_maps(machine)
     return len(program)
 
 

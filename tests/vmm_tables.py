@@ -80,6 +80,36 @@ def _below(
             yield from _below(machine, slot, entry & FRAME, level - 1, at, below)
 
 
+def check_reverse_maps(machine: Machine, start: int = 0, end: int | None = None) -> None:
+    """What the MMU has noted of its entries is what stands in its tables: an entry leads to a page just where the page
+    knows of it (kvm_policy.md §2.3). Tables lie in the VMM's memory, pages in that of slots (§13 P4).
+
+    start, end: host-physical addresses where the machine begins, and behind its slots; None: the end of host memory.
+    """
+    pages, tables = machine.vmm.reverse_maps()
+    slot, end = guest_memory_at(machine), machine.memory.nbytes if end is None else end
+    found: dict[tuple[int, int], list[tuple[int, int]]] = {place: [] for place in tables}
+    for table, level in tables:
+        assert start < table < slot, f"table {table:#x} of level {level} lies outside the VMM's memory"
+        words = machine.memory.u64[table >> 3 : (table >> 3) + 512]
+        for index in words.nonzero()[0].tolist():
+            entry = int(words[index])
+            if not entry & 1 << 11:  # a mark of MMIO
+                continue
+            size = 1 << 9 * level + 3
+            if level == 1 or entry & 1 << 7:
+                to, what = entry & FRAME & -size, size
+                assert slot <= to <= to + size <= end, f"an entry leads to {to:#x}, outside the slots"
+            else:
+                to, what = entry & FRAME, level - 1
+                assert (to, what) in tables, f"an entry of level {level} leads to {to:#x}, no table of the next level"
+            found.setdefault((to, what), []).append((table, index))
+    noted = {**pages, **tables}
+    assert noted.keys() == found.keys()
+    for place, entries in found.items():
+        assert sorted(noted[place]) == sorted(entries), f"what leads to {place}"
+
+
 Mapped = tuple[int, int, int | None, int]
 
 

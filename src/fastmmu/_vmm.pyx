@@ -20,6 +20,17 @@ from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 _FORGO = {"tables": FORGO_TABLES, "registers": FORGO_REGISTERS, "invlpg": FORGO_INVLPG}
 
 
+cdef list linked(const Mmu *mmu, uint32_t place):
+    # a list of entries, from its first on
+    cdef const Sp *sp
+    found = []
+    while place:
+        sp = &mmu.sp[(place - 1) >> 9]
+        found.append((int(sp.hpa), int((place - 1) & 511)))
+        place = sp.next[(place - 1) & 511]
+    return found
+
+
 cdef class Vmm:
     """Operations on the memory slots of a :class:`fastmmu.Machine`, from ``machine.vmm``.
 
@@ -342,3 +353,24 @@ cdef class Vmm:
                 found.append((int(sp.gfn), int(sp.level), bool(sp.direct), int(sp.access), int(sp.role),
                               bool(sp.unsync)))
         return found
+
+    def reverse_maps(self):
+        """Which entries lead where, as the MMU has it noted: (pages, tables), two dicts of lists of entries, each as
+        (host-physical address of its table page, index) (kvm_policy.md §2.3).
+
+        pages: of each page mapped by leaf entries, by (host-physical address, size). tables: of every table page there
+        is, by (host-physical address, level).
+        """
+        cdef Mmu *mmu = &self.kvm.mmu
+        cdef uint64_t frame
+        cdef uint32_t i
+        pages = {}
+        for frame in range(mmu.slots.frames):
+            if mmu.rmap[frame]:
+                pages[int(mmu.slots.base + (frame << 12)), 1 << 12] = linked(mmu, mmu.rmap[frame])
+            if not frame & 511 and mmu.rmap_large[frame >> 9]:
+                pages[int(mmu.slots.base + (frame << 12)), 1 << 21] = linked(mmu, mmu.rmap_large[frame >> 9])
+        return pages, {
+            (int(mmu.sp[i].hpa), int(mmu.sp[i].level)): linked(mmu, mmu.sp[i].parents)
+            for i in range(mmu.n_sp) if mmu.sp[i].used
+        }
