@@ -112,8 +112,37 @@ def test_what_is_refused() -> None:
         vmm.use_dirty_ring(1024)
     with pytest.raises(StateError, match="slot 0"):
         vmm.delete_slot(0)
-    with pytest.raises(StateError, match="no page"):
-        vmm.swap_out(0, 1 << 40)
+    for page in (1 << 40, 1 << 70, -1):
+        for wrong in (
+            lambda page=page: vmm.swap_out(0, page),
+            lambda page=page: vmm.young(0, page),
+            lambda page=page: vmm.touch(0, 0, page),
+            lambda page=page: vmm.merge(0, [page]),
+            lambda page=page: vmm.invalidate_range_start(0, page, 1),
+            lambda page=page: vmm.clear_dirty_log(0, page, 64),
+        ):
+            with pytest.raises(StateError, match=f"no pages? .*{page}"):
+                wrong()
+        with pytest.raises(StateError, match=f"no slot {page}"):
+            vmm.dirty_log(page)
+    for ratio in (-1, 1 << 32):
+        with pytest.raises(StateError, match=f"ratio={ratio}"):
+            vmm.recover_nx(ratio)
+    for value in (-1, 1 << 64):
+        for wrong in (
+            lambda value=value: machine.access(value),
+            lambda value=value: machine.store(value, 0),
+            lambda value=value: machine.load(value),
+            lambda value=value: machine.invlpg(value),
+            lambda value=value: machine.mov_cr0(value),
+            lambda value=value: machine.mov_cr3(value),
+            lambda value=value: machine.mov_cr4(value),
+            lambda value=value: machine.wrmsr_efer(value),
+        ):
+            with pytest.raises(StateError, match=f"={value} does not fit 64 bits"):
+                wrong()
+        with pytest.raises(StateError, match=f"an access of {value} bytes"):
+            machine.access(0, size=value)
     with pytest.raises(ConfigError, match="table_pages"):
         LINUX.replace(table_pages=15)
     with pytest.raises(ConfigError, match="pml"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmu import Config, Host, Op
+from fastmmu import Config, Host, Op, StateError
 from vmm_tables import leaves
 
 EPT = Config(memory="64M", mmu="ept", kvm="6.1", vpid=True)
@@ -212,3 +212,65 @@ def test_every_vcpu_gets_the_new_root(kvm: str) -> None:
         assert roots[0] == roots[1]
         host.machines[0].vmm.guest_caching(uncached=True)
     assert found[0] == found[1] == found[2]
+
+
+def stored(host: Host, vcpu: int, cpu: int, first: int, pages: int) -> set[int]:
+    """Pages that stores by a vCPU to so many pages from its page `first` on came to."""
+    op, gpa = np.full(pages, Op.WRITE, np.uint8), np.zeros(pages, np.uint64)
+    addr = np.array([(1 << 40) + (page << 12) for page in range(first, first + pages)], np.uint64)
+    host.run(vcpu, cpu, op, np.ones(pages, np.uint8), addr, gpa)
+    return {int(at) >> 12 for at in gpa}
+
+
+@pytest.mark.parametrize("pml", [False, True])
+def test_each_vcpu_has_a_ring(pml: bool) -> None:
+    """Soft full is that of the vCPU that runs; its exit to user space reads all of them, and so does a look."""
+    room = 1024 - 64 - 512 * pml
+    host = Host([(EPT.replace(pml=pml), 3)], cpus=2)
+    vmm = host.machines[0].vmm
+    for vcpu in range(3):
+        stored(host, vcpu, vcpu % 2, 0, 1000)
+    vmm.use_dirty_ring(1024)
+    vmm.start_dirty_log(0)
+    written = set[int]()
+    for vcpu in range(3):  # together more than one ring holds
+        written |= stored(host, vcpu, vcpu % 2, 0, room // 2)
+    assert vmm.counters()["ring_full"] == 0
+    assert written <= set(np.flatnonzero(vmm.dirty_log(0)).tolist())
+    for vcpu in (0, 2):
+        written |= stored(host, vcpu, vcpu % 2, 0, room // 2)
+    assert vmm.counters()["ring_full"] == 0
+    written |= stored(host, 1, 1, 0, 1000)
+    assert vmm.counters()["ring_full"] == 1
+    assert written <= set(np.flatnonzero(vmm.dirty_log(0)).tolist())
+
+
+def test_a_ring_is_read_where_vcpus_leave_without_a_handled_exit() -> None:
+    """The host's timer takes the CPU: the processor's log is read into the ring, and that before it is full."""
+    host = Host([(EPT.replace(pml=True), 2)], cpus=1)
+    vmm = host.machines[0].vmm
+    for vcpu in (0, 1):
+        stored(host, vcpu, 0, 0, 2000)
+    vmm.use_dirty_ring(1024)
+    vmm.start_dirty_log(0)
+    for _ in range(3):
+        written = set[int]()
+        for first in range(0, 2000, 400):
+            written |= stored(host, 0, 0, first, 400)
+            host.place(1, 0)
+        assert written <= set(np.flatnonzero(vmm.dirty_log(0)).tolist())
+    assert vmm.counters()["ring_full"] >= 3
+
+
+def test_what_a_host_refuses() -> None:
+    host = Host([(EPT, 2)], cpus=1)
+    with pytest.raises(StateError, match="vCPU 2 is outside"):
+        host.place(2, 0)
+    for cpu in (-1, 1, 1 << 70):
+        with pytest.raises(StateError, match=rf"CPU {cpu} is outside 0\.\.0"):
+            host.place(0, cpu)
+    host.remove(1)
+    for ended in (lambda: host.place(1, 0), lambda: host.remove(1)):
+        with pytest.raises(StateError, match=r"vCPU 1 has ended, by Host\.remove"):
+            ended()
+    assert host.counters(1)["accesses"] == 0

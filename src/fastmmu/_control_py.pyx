@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 from fastmmu._control cimport (
     vcpu_clts, vcpu_lmsw, vcpu_mov_cr0, vcpu_mov_cr4, vcpu_mov_from_cr, vcpu_rdmsr_efer, vcpu_wrmsr_efer,
 )
-from fastmmu._instructions cimport Instructions
+from fastmmu._instructions cimport Instructions, word
 from fastmmu._modes cimport modes_own_cr3
 from fastmmu._registers cimport CR3_NO_FLUSH, CR4_PCIDE, RULE_CR3_RESERVED, Registers, long_mode, pae_paging
 from fastmmu._vcpu cimport DONE_GP, DONE_OK, vcpu_mov_cr3
@@ -30,26 +30,26 @@ cdef class RegisterInstructions(Instructions):
             raise StateError(f"{name}={value:#x}: #GP(0), {RULES[self.v.rule]} (paging.md §1.2)")
         self._raise(0)
 
-    def mov_cr0(self, uint64_t value):
+    def mov_cr0(self, value):
         """MOV to CR0 by the guest. Bits that no CR0 has are ignored, ET reads 1. Setting PG with EFER.LME = 1 enters
         long mode; PG and PE go off one by one or together.
 
         :raises StateError: #GP, naming the rule; CR0, EFER.LMA and the PDPTE registers are as before.
         """
         self._guest_runs()
-        self._written(vcpu_mov_cr0(&self.v, value), "cr0", value)
+        self._written(vcpu_mov_cr0(&self.v, word(value, "cr0")), "cr0", value)
 
-    def lmsw(self, uint64_t source, *, bint memory=False):
+    def lmsw(self, source, *, bint memory=False):
         """LMSW by the guest: bits 3:0 of CR0; it cannot clear PE. `memory`: the operand is in memory."""
         self._guest_runs()
-        self._written(vcpu_lmsw(&self.v, source, memory), "lmsw", source)
+        self._written(vcpu_lmsw(&self.v, word(source, "lmsw"), memory), "lmsw", source)
 
     def clts(self):
         """CLTS by the guest."""
         self._guest_runs()
         self._written(vcpu_clts(&self.v), "clts", 0)
 
-    def mov_cr3(self, uint64_t value):
+    def mov_cr3(self, value):
         """MOV to CR3 by the guest; bit 63 keeps the PCID's translations (CR4.PCIDE = 1). With PAE paging it loads the
         PDPTE registers.
 
@@ -58,7 +58,7 @@ cdef class RegisterInstructions(Instructions):
         cdef int outcome
         cdef Registers r
         self._guest_runs()
-        outcome = vcpu_mov_cr3(&self.v, value)
+        outcome = vcpu_mov_cr3(&self.v, word(value, "cr3"))
         if outcome == DONE_GP and self.v.rule == RULE_CR3_RESERVED:
             self._registers(&r)
             reserved = value >> (r.maxphyaddr if long_mode(&r) else 32) << (r.maxphyaddr if long_mode(&r) else 32)
@@ -67,21 +67,21 @@ cdef class RegisterInstructions(Instructions):
             raise StateError(f"cr3={value:#x} has reserved bits {reserved:#x}")
         self._written(outcome, "cr3", value)
 
-    def mov_cr4(self, uint64_t value):
+    def mov_cr4(self, value):
         """MOV to CR4 by the guest.
 
         :raises StateError: #GP, naming the rule; CR4 and the PDPTE registers are as before.
         """
         self._guest_runs()
-        self._written(vcpu_mov_cr4(&self.v, value), "cr4", value)
+        self._written(vcpu_mov_cr4(&self.v, word(value, "cr4")), "cr4", value)
 
-    def wrmsr_efer(self, uint64_t value):
+    def wrmsr_efer(self, value):
         """WRMSR of IA32_EFER by the guest; LMA is not written, it follows LME and CR0.PG.
 
         :raises StateError: #GP, naming the rule.
         """
         self._guest_runs()
-        self._written(vcpu_wrmsr_efer(&self.v, value), "efer", value)
+        self._written(vcpu_wrmsr_efer(&self.v, word(value, "efer")), "efer", value)
 
     def mov_from_cr0(self):
         """The guest reads CR0."""

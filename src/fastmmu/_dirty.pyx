@@ -162,7 +162,7 @@ cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
         if not slot.manual:
             slot.dirty[i] = 0
         while bits:
-            if not slot.manual and slot.ring == NULL:
+            if not slot.manual:
                 protect(mmu, slot, slot.base_gfn + (i << 6) + lowest(bits))
             bits &= bits - 1
             found += 1
@@ -195,19 +195,26 @@ cdef inline int lowest(uint64_t bits) noexcept nogil:
 
 
 cdef void dirty_collect(Mmu *mmu) noexcept nogil:
-    # user space reads the ring into its own bitmap, and what it has read is logged anew
+    # user space reads the rings of all vCPUs into its own bitmap, and what it has read is logged anew
+    cdef uint32_t i
+    collect_ring(mmu, &mmu.slots.ring)
+    for i in range(mmu.slots.rings if mmu.slots.waiting != NULL else 0):
+        collect_ring(mmu, &mmu.slots.waiting[i])
+
+
+cdef void collect_ring(Mmu *mmu, Ring *ring) noexcept nogil:
     cdef Slot *slot
     cdef uint64_t page
     cdef uint32_t i
-    for i in range(mmu.slots.ring.used):
-        slot = &mmu.slots.slot[mmu.slots.ring.entry[i] >> 48]
-        page = mmu.slots.ring.entry[i] & ((<uint64_t> 1 << 48) - 1)
+    for i in range(ring.used):
+        slot = &mmu.slots.slot[ring.entry[i] >> 48]
+        page = ring.entry[i] & ((<uint64_t> 1 << 48) - 1)
         if slot.dirty == NULL or page >= slot.npages:   # no longer logged, or gone
             continue
         slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
         protect(mmu, slot, slot.base_gfn + page)
         mmu.flush = True
-    mmu.slots.ring.used = 0
+    ring.used = 0
 
 
 cdef void dirty_drain(Mmu *mmu, uint64_t log, uint64_t index) noexcept nogil:
@@ -242,12 +249,20 @@ cdef void nx_recover(Mmu *mmu, uint32_t ratio) noexcept nogil:
         left -= 1
 
 
-cdef int dirty_ring(Mmu *mmu, uint32_t size) noexcept nogil:
-    # logs started from now on are rings; -1 where memory does not suffice
-    cdef Ring *ring = &mmu.slots.ring
-    ring.entry = <uint64_t *> calloc(size, sizeof(uint64_t))
-    if ring.entry == NULL:
-        return -1
-    ring.size = size
-    ring.room = size - RESERVED - (LOGGED if mmu.policy.pml else 0)
+cdef int dirty_ring(Mmu *mmu, uint32_t size, uint32_t vcpus, uint32_t running) noexcept nogil:
+    # logs started from now on are rings, one a vCPU; -1 where memory does not suffice
+    cdef Ring *ring
+    cdef uint32_t i
+    if vcpus > 1:
+        mmu.slots.waiting = <Ring *> calloc(vcpus, sizeof(Ring))
+        if mmu.slots.waiting == NULL:
+            return -1
+    mmu.slots.rings = vcpus
+    for i in range(vcpus):
+        ring = &mmu.slots.ring if i == running else &mmu.slots.waiting[i]
+        ring.entry = <uint64_t *> calloc(size, sizeof(uint64_t))
+        if ring.entry == NULL:
+            return -1
+        ring.size = size
+        ring.room = size - RESERVED - (LOGGED if mmu.policy.pml else 0)
     return 0

@@ -20,6 +20,7 @@ cdef struct Seat:               # a vCPU; while its machine holds another one, w
     uint64_t until_exit
     uint32_t vm, index          # which vCPU of which machine
     uint32_t cpu                # physical CPU that it ran on last
+    bint ended                  # removed
     bint begun
     Interrupts *irq             # its local APIC, or NULL
     TlbCounters counted         # of the TLBs it ran on, its part
@@ -39,6 +40,7 @@ cdef class Host:
     cdef _seats(self, list vpids)
     cdef _apics(self, uint32_t vm, uint32_t first, uint32_t count)
     cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF
+    cdef Seat *_alive(self, vcpu) except NULL
     cdef void _hold(self, Seat *s)
     cdef int _enter(self, Seat *s, uint32_t cpu)
     cdef void _leave(self, uint32_t cpu)

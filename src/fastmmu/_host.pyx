@@ -1,5 +1,7 @@
 """The host as a Python object."""
 
+from operator import index
+
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -197,9 +199,15 @@ cdef class Host:
         free(self.occupant)
 
     cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF:
-        if not 0 <= vcpu < self.n_seats:
+        if not 0 <= index(vcpu) < self.n_seats:
             raise StateError(f"vCPU {vcpu} is outside 0..{self.n_seats - 1}")
         return vcpu
+
+    cdef Seat *_alive(self, vcpu) except NULL:
+        cdef Seat *s = &self.seat[self._number(vcpu)]
+        if s.ended:
+            raise StateError(f"vCPU {vcpu} has ended, by Host.remove; run another")
+        return s
 
     # ---- which vCPU is where ------------------------------------------------------------------------------------
 
@@ -280,29 +288,30 @@ cdef class Host:
         self.occupant[cpu] = NOWHERE
         self.switches += 1
 
-    def place(self, vcpu, uint32_t cpu):
+    def place(self, vcpu, cpu):
         """Put a vCPU on a physical CPU: who was there, and where it was, is left by a VM exit.
 
         :returns: the :class:`Machine`, which now holds this vCPU: a bare guest's instructions run on it.
-        :raises StateError: there is no such vCPU or CPU.
+        :raises StateError: there is no such vCPU or CPU, or the vCPU has ended.
         """
-        cdef uint32_t number = self._number(vcpu)
-        cdef Seat *s = &self.seat[number]
+        cdef Seat *s = self._alive(vcpu)
+        cdef uint32_t number = s - self.seat, at
         cdef Machine m = self.machines[s.vm]
         cdef TlbCounters before
         cdef Tlb *tlb
         cdef int outcome
-        if cpu >= self.n_cpus:
+        if not 0 <= index(cpu) < self.n_cpus:
             raise StateError(f"CPU {cpu} is outside 0..{self.n_cpus - 1}")
+        at = cpu
         m._guest_runs()
-        if self.occupant[cpu] != number:
-            self._leave(cpu)
+        if self.occupant[at] != number:
+            self._leave(at)
             if s.cpu != NOWHERE and self.occupant[s.cpu] == number:
                 self._leave(s.cpu)
-        self.occupant[cpu] = number
-        tlb = (<TLB> self.cpus[cpu]).t
+        self.occupant[at] = number
+        tlb = (<TLB> self.cpus[at]).t
         before = tlb.c
-        outcome = self._enter(s, cpu)
+        outcome = self._enter(s, at)
         count_since(&s.counted, &before, &tlb.c)
         if outcome:
             m._raise(0)
@@ -326,15 +335,19 @@ cdef class Host:
             count_since(&s.counted, &before, &m.v.tlb.c)
 
     def remove(self, vcpu):
-        """The vCPU ends: it leaves its CPU and gives back its VPID, which flushes nothing. It must not run again."""
-        cdef uint32_t number = self._number(vcpu)
-        cdef Seat *s = &self.seat[number]
+        """The vCPU ends: it leaves its CPU and gives back its VPID, which flushes nothing. It cannot run again.
+
+        :raises StateError: there is no such vCPU, or it has ended.
+        """
+        cdef Seat *s = self._alive(vcpu)
+        cdef uint32_t number = s - self.seat
         cdef Machine m = self.machines[s.vm]
         if s.cpu != NOWHERE and self.occupant[s.cpu] == number:
             self._leave(s.cpu)
         self._hold(s)
         if m.kvm.shadow:
             mmu_forget_roots(&m.kvm.mmu.vcpu)
+        s.ended = True
         vpid_free(&self.vpids, m.v.vmcs.vpid)
         m.v.vmcs.vpid = 0
         m.v.vmcs.secondary &= ~SECONDARY_VPID

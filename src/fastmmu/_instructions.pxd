@@ -6,6 +6,9 @@ from fastmmu._assembly cimport Assembly
 from fastmmu._data cimport Data
 
 
+cdef uint64_t word(value, str name) except? 0xFFFFFFFFFFFFFFFFULL
+
+
 cdef class Instructions(Assembly):
     cdef _gpa(self, uint64_t hpa)
     cdef _begin(self, Data *d)

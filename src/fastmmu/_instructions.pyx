@@ -44,10 +44,25 @@ class Load(NamedTuple):
     value: int | None
 
 
+cdef uint64_t word(value, str name) except? 0xFFFFFFFFFFFFFFFFULL:
+    # an address, or what a register gets
+    try:
+        return value
+    except OverflowError:
+        raise StateError(f"{name}={value} does not fit 64 bits; give 0..2**64 - 1") from None
+
+
+cdef unsigned int width(size) except 0:
+    # of an access, in bytes
+    if not 0 < index(size) <= 16:
+        raise StateError(f"an access of {size} bytes; give 1, 2, 4, 8 or 16")
+    return size
+
+
 cdef class Instructions(Assembly):
     """What a bare guest of a :class:`fastmmu.Machine` can do."""
 
-    def access(self, uint64_t la, access="r", *, bint user=False, unsigned int size=1):
+    def access(self, la, access="r", *, bint user=False, size=1):
         """One access of a bare guest: :class:`Access`, with the guest-physical address or the #PF.
 
         :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch). No data move, as in :meth:`load`
@@ -57,36 +72,36 @@ cdef class Instructions(Assembly):
         :raises StateError: an access or size that is none, an address that is not canonical.
         """
         cdef Data d
-        data_begin(&d, la, access_code(access), user, size)
+        data_begin(&d, word(la, "la"), access_code(access), user, width(size))
         self._begin(&d)
         self.v.c.ops[d.acc] += 1
         return self._came(&d)
 
-    def load(self, uint64_t la, unsigned int size=8, *, bint user=False):
+    def load(self, la, size=8, *, bint user=False):
         """A load of `size` bytes, 1, 2, 4, 8 or 16: :class:`Load`.
 
         From memory, or from a register of the APIC (``Config.tpr``), whoever emulates it. Of other addresses without
         memory no value is known. Errors: as :meth:`access`.
         """
         cdef Data d
-        data_begin(&d, la, ACC_R, user, size)
+        data_begin(&d, word(la, "la"), ACC_R, user, width(size))
         d.moves = True
         self._begin(&d)
         self.v.c.kernel_accesses += 1
         gpa, error_code, cr2 = self._came(&d)
         value = None
         if error_code is None and d.known:
-            value = int.from_bytes((<const char *> d.bytes)[:size], "little")
+            value = int.from_bytes((<const char *> d.bytes)[:d.size], "little")
         return Load(gpa, error_code, cr2, value)
 
-    def store(self, uint64_t la, value, unsigned int size=8, *, bint user=False):
+    def store(self, la, value, size=8, *, bint user=False):
         """A store of `size` bytes, 1, 2, 4, 8 or 16: :class:`Access`. Page tables are edited this way.
 
         :raises StateError: a value that they do not hold; else as :meth:`access`.
         """
         cdef Data d
         cdef bytes stored
-        data_begin(&d, la, ACC_W, user, size)
+        data_begin(&d, word(la, "la"), ACC_W, user, width(size))
         d.moves = True
         self._begin(&d)
         value = index(value)
@@ -133,16 +148,16 @@ cdef class Instructions(Assembly):
             raise StateError(f"linear address {la:#x} is not canonical" if self.v.hw.la_bits > 32 else
                              f"linear address {la:#x} does not fit the 32 bits of this paging mode")
 
-    def exit_instruction(self, uint64_t reason):
+    def exit_instruction(self, reason):
         """An instruction that exits unconditionally, such as CPUID (10) or OUT (30); `reason`: basic exit reason."""
         self._guest_runs()
-        if exit_instruction(&self.loop, reason) != DONE_OK:
+        if exit_instruction(&self.loop, word(reason, "reason")) != DONE_OK:
             self._raise(0)
 
-    def invlpg(self, uint64_t la):
+    def invlpg(self, la):
         """INVLPG by the guest."""
         cdef int outcome
         self._guest_runs()
-        outcome = vcpu_invlpg(&self.v, la)
+        outcome = vcpu_invlpg(&self.v, word(la, "la"))
         if outcome != DONE_OK:
             self._raise(0)

@@ -37,10 +37,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
         action = kvm.surface(kvm.machine, v)
     else:
         action = kvm_default(kvm, v)
-    if kvm.mmu.slots.ring.size and kvm.mmu.slots.ring.used >= kvm.mmu.slots.ring.room:
-        kvm.mmu.counters.ring_full += 1         # an exit to user space, which reads the ring
-        dirty_collect(&kvm.mmu)
-        kvm_owed_flush(kvm, v)
+    read_full_ring(kvm, v)
     if kvm.irq != NULL:
         kvm_apic_end(kvm.irq, action)
     return action
@@ -113,6 +110,15 @@ cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil:
         return
     dirty_drain(&kvm.mmu, v.vmcs.pml_address, v.vmcs.pml_index)
     v.vmcs.pml_index = 511
+    read_full_ring(kvm, v)
+
+
+cdef void read_full_ring(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # an exit to user space, which reads the rings, before the guest runs on
+    if kvm.mmu.slots.ring.size and kvm.mmu.slots.ring.used >= kvm.mmu.slots.ring.room:
+        kvm.mmu.counters.ring_full += 1
+        dirty_collect(&kvm.mmu)
+        kvm_owed_flush(kvm, v)
 
 
 cdef void kvm_arm(Kvm *kvm, Vcpu *v) noexcept nogil:

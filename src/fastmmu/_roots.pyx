@@ -2,13 +2,14 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc
+from libc.string cimport memset
 
 from fastmmu._bits cimport ONES, P
 from fastmmu._memory cimport mem_write64
 from fastmmu._mmu cimport (
     NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, MmuContext, mmu_find, mmu_forget_roots, mmu_make_room, mmu_sp,
 )
-from fastmmu._slots cimport slot_of
+from fastmmu._slots cimport Ring, slot_of
 from fastmmu._spte cimport MAY_ALL
 
 
@@ -27,6 +28,10 @@ cdef int mmu_vcpus(Mmu *mmu, uint32_t n) noexcept nogil:
 
 cdef void mmu_switch(Mmu *mmu, uint32_t old, uint32_t new) noexcept nogil:
     # another vCPU runs
+    if mmu.slots.waiting != NULL:
+        mmu.slots.waiting[old] = mmu.slots.ring
+        mmu.slots.ring = mmu.slots.waiting[new]
+        memset(&mmu.slots.waiting[new], 0, sizeof(Ring))
     if mmu.n_waiting == 0:
         return
     mmu.waiting[old] = mmu.vcpu

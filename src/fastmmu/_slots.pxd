@@ -52,7 +52,9 @@ cdef struct Slots:
     uint32_t generation         # of the layout: what was cached of an older one is void
     uint64_t base               # host-physical address of the first page of any slot
     uint64_t frames             # host pages from there on
-    Ring ring
+    Ring ring                   # of the vCPU that the machine holds
+    Ring *waiting               # [number of the vCPU] of the others; NULL: there is one vCPU
+    uint32_t rings              # vCPUs that have one
     uint64_t limit              # pages of slots with `host` that the host keeps in memory; 0: all
     uint64_t resident
     uint64_t hand               # of the clock: frame at which it stands

@@ -3,9 +3,9 @@
 from libc.stdint cimport uint64_t
 
 from fastmmu._vcpu cimport (
-    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_MEMORY,
-    ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_ROOT,
-    ABORT_TABLES, Vcpu,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_FAULT,
+    ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP,
+    ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, Vcpu,
 )
 from fastmmu._vmx cimport ERROR_CONTROL_FIELDS
 
@@ -56,6 +56,10 @@ cdef object stop(const Vcpu *v, uint64_t n):
     if why == ABORT_AWAY:
         return StateError(f"event {n}: the host is taking guest-physical page {address:#x} away, its fault begins anew "
                           "until that has ended; call Vmm.invalidate_range_end, then repeat the access")
+    if why == ABORT_GUEST_FAULT:
+        return StateError(f"event {n}: a fault at {address:#x} that no page answers: registers or tables of the guest "
+                          "kernel were changed from outside; leave them to it, or make the Machine with "
+                          "guest_kernel=False")
     if why == ABORT_MISCONFIG:
         return PolicyError(f"event {n}: EPT misconfiguration at guest-physical {address:#x}")
-    return FastmmuError(f"event {n}: the guest kernel has no answer to the fault at {address:#x} (code {why})")
+    return FastmmuError(f"event {n}: stopped at {address:#x} for a reason without a name, {why}; please report this")

@@ -1,11 +1,8 @@
 # What a VMM's user space does while the guest stands still.
 
-from libc.stdint cimport uint64_t
-
 from fastmmu._kvm cimport Kvm
 from fastmmu._slots cimport Slot
 from fastmmu._vcpu cimport Vcpu
-
 
 cdef class Vmm:
     cdef object machine         # keeps alive what the pointers below point into
@@ -14,4 +11,5 @@ cdef class Vmm:
     cdef int paid(self) except -1
     cdef int reload(self) except -1
     cdef int slot(self, number) except -1
-    cdef Slot *pages(self, number, uint64_t first, uint64_t count) except NULL
+    cdef int layout_changed(self) except -1
+    cdef Slot *pages(self, number, first, count) except NULL

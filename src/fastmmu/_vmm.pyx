@@ -1,5 +1,7 @@
 """The VMM's user space: memory slots and their dirty logs, as the ioctls of KVM have them (kvm_policy.md §4)."""
 
+from operator import index
+
 import numpy as np
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -15,6 +17,7 @@ from fastmmu._mmu cimport NO_SP, PAE_LEVELS, Mmu, MmuCounters, Sp, mmu_shadowed,
 from fastmmu._notifier cimport host_merge, notify_end, notify_start
 from fastmmu._reclaim cimport host_give, host_take, host_wrote
 from fastmmu._slots cimport HOST_SHARED, Slot, host_holds, slot_hpa, slots_delete
+from fastmmu._spte cimport MMIO_GENERATIONS
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 
 _FORGO = {"tables": FORGO_TABLES, "registers": FORGO_REGISTERS, "invlpg": FORGO_INVLPG}
@@ -38,10 +41,10 @@ cdef class Vmm:
     """
 
     cdef int slot(self, number) except -1:
-        cdef int n = number
-        if not 0 <= n < self.kvm.mmu.slots.n or not self.kvm.mmu.slots.slot[n].npages:
+        chosen = index(number)
+        if not 0 <= chosen < self.kvm.mmu.slots.n or not self.kvm.mmu.slots.slot[<int> chosen].npages:
             raise StateError(f"there is no slot {number}; slots are numbered from 0, those deleted are gone")
-        return n
+        return chosen
 
     cdef int paid(self) except -1:
         # the flush that an operation owes; Linux requests it of every vCPU
@@ -70,12 +73,19 @@ cdef class Vmm:
         self.kvm.stats.early_tables = mmu.counters.tables_made - self.kvm.stats.early_tables
         return 0
 
-    cdef Slot *pages(self, number, uint64_t first, uint64_t count) except NULL:
+    cdef Slot *pages(self, number, first, count) except NULL:
         # the slot, which has these pages
         cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
-        if first > slot.npages or count > slot.npages - first:
+        if not 0 <= index(first) <= slot.npages or not 0 <= index(count) <= slot.npages - first:
             raise StateError(f"slot {number} has {slot.npages} pages, no pages {first} + {count}")
         return slot
+
+    cdef int layout_changed(self) except -1:
+        # marks of MMIO bear 19 bits of the layout's generation: where these begin anew old marks would be taken for
+        # new ones, so that every table goes (kvm_policy.md §4.4)
+        if self.kvm.mmu.slots.generation & (MMIO_GENERATIONS - 1) == 0:
+            self.reload()
+        return 0
 
     @property
     def forgone(self):
@@ -102,6 +112,7 @@ cdef class Vmm:
         kvm_drain(self.kvm, self.v)
         if dirty_start(&self.kvm.mmu, n, manual, initially_set):
             raise OutOfMemoryError(f"no memory for the dirty log of slot {number}")
+        self.layout_changed()
         kvm_arm(self.kvm, self.v)
         self.paid()
 
@@ -110,6 +121,7 @@ cdef class Vmm:
         cdef int n = self.slot(number)
         kvm_drain(self.kvm, self.v)
         dirty_stop(&self.kvm.mmu, n)
+        self.layout_changed()
         kvm_arm(self.kvm, self.v)
         self.paid()
 
@@ -136,21 +148,23 @@ cdef class Vmm:
         """
         cdef int n = self.slot(number)
         cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
-        cdef uint64_t start = first, pages = count
+        cdef uint64_t start, pages
         if slot.dirty == NULL or not slot.manual:
             raise StateError(f"slot {number} has no log to clear; start it with manual=True")
-        if (start > slot.npages or pages > slot.npages - start or start & 63
-                or (pages & 63 and start + pages < slot.npages)):
+        self.pages(number, first, count)
+        start, pages = first, count
+        if start & 63 or (pages & 63 and start + pages < slot.npages):
             raise StateError(f"pages {first} + {count}: multiples of 64 within the slot's {slot.npages} pages")
         kvm_drain(self.kvm, self.v)
         dirty_clear(&self.kvm.mmu, n, start, pages)
         self.paid()
 
     def use_dirty_ring(self, size):
-        """Log to a ring of `size` entries in place of bitmaps; :meth:`dirty_log` gives what was read from it.
+        """Log to rings of `size` entries, one a vCPU, in place of bitmaps; :meth:`dirty_log` gives what was read from
+        them.
 
-        Before the ring is full an exit to user space reads it (counter ``ring_full``): 64 entries are kept free, with
-        PML 512 more. The vCPUs of a machine share one ring.
+        Before the ring of a vCPU is full an exit to user space reads all of them (counter ``ring_full``): 64 entries
+        are kept free, with PML 512 more.
 
         :raises StateError: `size` is no power of two from 1024 to 65536, or a slot is logged already.
         """
@@ -160,8 +174,8 @@ cdef class Vmm:
         for i in range(self.kvm.mmu.slots.n):
             if self.kvm.mmu.slots.slot[i].dirty != NULL or self.kvm.mmu.slots.ring.size:
                 raise StateError("the ring is chosen once, before any slot is logged")
-        if dirty_ring(&self.kvm.mmu, size):
-            raise OutOfMemoryError("no memory for the ring")
+        if dirty_ring(&self.kvm.mmu, size, max(1, self.kvm.n_siblings), self.kvm.running):
+            raise OutOfMemoryError(f"no memory for rings of {size} entries")
 
     # ---- the host's MMU notifier (kvm_policy.md §6) ---------------------------------------------------------------
 
@@ -228,10 +242,12 @@ cdef class Vmm:
         cdef uint64_t[::1] taken
         chosen = []
         contents = None
+        pages = [*pages]
         if len({*pages}) != len(pages):
             raise StateError("a page stands twice among those to merge")
-        for page in pages:
-            self.pages(number, page, 1)
+        for one in pages:
+            self.pages(number, one, 1)
+            page = one
             if slot.host == NULL or not host_holds(slot.host[page]):
                 continue
             if mmu_shadowed(&self.kvm.mmu, slot.base_gfn + page):
@@ -250,14 +266,16 @@ cdef class Vmm:
         kvm_owed_flush(self.kvm, self.v)
         return len(chosen)
 
-    def recover_nx(self, unsigned int ratio=60):
+    def recover_nx(self, ratio=60):
         """One period of the thread that gives large pages back: of the regions mapped by small pages because code ran
         there (``Config.nx_huge_pages``, counter ``nx_lpage_splits``) one in `ratio` is unmapped, those longest so
         first, at least one; 0: none (KVM's nx_huge_pages_recovery_ratio).
 
-        :returns: number of regions unmapped.
+        :returns: number of regions unmapped. :raises StateError: a ratio out of range.
         """
         cdef uint64_t before = self.kvm.mmu.counters.nx_recovered
+        if not 0 <= index(ratio) < 1 << 32:
+            raise StateError(f"ratio={ratio}: one in how many regions, from 1 to {(1 << 32) - 1}; 0: none")
         if ratio:
             nx_recover(&self.kvm.mmu, ratio)
             self.paid()
