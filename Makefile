@@ -17,7 +17,7 @@ demo: .venv/with-cli ## native, shadow paging, EPT and EPT + VPID compared on th
 	$(BIN)/fastmmu compare
 
 test: .venv/with-test ## all tests, as many at a time as there are processors
-	$(BIN)/python -m pytest --numprocesses $(FASTMMU_JOBS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(FASTMMU_JOBS)
 
 check: .venv/with-check ## style, types, layers, and no Python in the kernels' hot loops
 	$(BIN)/ruff check .
