@@ -74,9 +74,58 @@ def test_marks_go_where_their_generation_begins_anew(mmu: str) -> None:
     assert marked() == marked() == 2
 
 
-def test_devices_that_overlap() -> None:
+def test_what_is_no_device() -> None:
     with pytest.raises(ConfigError, match="0x1000"):
         Bus({0: Device(), 0x800: Device()})
+    for address in (-1, 1 << 52, "a", 0.5):
+        with pytest.raises(ConfigError, match=f"a device at {address!r}"):
+            Bus({address: Device()})  # type: ignore[dict-item]
+    for device in (None, Device):
+        with pytest.raises(ConfigError, match="is no Device"):
+            Bus({0: device})  # type: ignore[dict-item]
+    for size in (0, -4, "4"):
+        small = Device()
+        small.size = size  # type: ignore[assignment]
+        with pytest.raises(ConfigError, match=f"size={size!r}"):
+            Bus({0: small})
+
+
+@pytest.mark.parametrize("mmu", ["ept", "shadow"])
+def test_sizes_of_stores_to_devices(mmu: str) -> None:
+    """All of the bytes; a store across the end of a page is two."""
+    first, second = Recorder(), Recorder()
+    machine = flat(LINUX.replace(mmu=mmu), policy=Bus({DEVICE: first, DEVICE + 0x1000: second}))
+    for size in (1, 2, 4, 8, 16):
+        machine.store(DEVICE, (1 << 8 * size) - 2, size)
+    machine.store(DEVICE | 0xFFC, 0x1122_3344_5566_7788)
+    assert first.asked == [
+        *(("write", 0, size, (1 << 8 * size) - 2) for size in (1, 2, 4, 8, 16)), ("write", 0xFFC, 4, 0x5566_7788),
+    ]  # fmt: skip
+    assert second.asked == [("write", 0, 4, 0x1122_3344)]
+
+
+@pytest.mark.parametrize("mmu", ["ept", "shadow"])
+@pytest.mark.parametrize("kvm", ["6.1", "slides"])
+def test_a_device_that_raises(mmu: str, kvm: str) -> None:
+    """It comes out unchanged; the machine is whole, and the instruction done again asks again."""
+
+    class Broken(Recorder):
+        broken = True
+
+        def write(self, offset: int, size: int, value: int) -> None:
+            super().write(offset, size, value)
+            if self.broken:
+                raise ZeroDivisionError("device")
+
+    device = Broken()
+    machine = flat(LINUX.replace(mmu=mmu, kvm=kvm), policy=Bus({DEVICE: device}))
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError, match="device"):
+            machine.store(DEVICE, 5)
+    device.broken = False
+    assert machine.store(DEVICE, 6).gpa == DEVICE
+    assert [value for _, _, _, value in device.asked] == [5, 5, 6]
+    assert machine.store(0x8000, 1).gpa == 0x8000
 
 
 def types(machine: Machine, la: int) -> tuple[int, int, MemoryType]:

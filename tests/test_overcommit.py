@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fastmmu import Config, ConfigError, Machine, TraceError, read_trace
+from fastmmu import Config, ConfigError, Machine, TraceError, interleave, read_trace
 from fastmmu.cli import main
 from fastmmu.machine.costs import CostModel
 from fastmmu.report.overcommit import overcommit_plot, overcommit_rows, overcommit_table
@@ -51,6 +51,16 @@ def test_the_guest_sees_nothing_of_it(trace: Trace) -> None:
     rows = overcommit_rows(found)
     assert [row["swap_ins"] for row in rows] == [r.counters["swap_ins"] for r in found]
     assert overcommit_table(found).count("equal") == len(found)
+
+
+def test_several_address_spaces(trace: Trace) -> None:
+    """Pages of the program that waits go while the other runs; equal results all the same."""
+    both = interleave([trace.head(60_000), read_trace(bundled()["zstd"]).head(60_000)], 4000)
+    found = list(overcommit(both, shares=(1.0, 0.3), memory="256M"))
+    assert len(found) == len(SCHEMES) * 3
+    assert {r.checksum for r in found} == {found[0].checksum}
+    assert found[0].counters["cr3_switches"] > 20
+    assert all(r.counters["swap_ins"] for r in found if r.reclaim)
 
 
 def test_a_difference_would_show(trace: Trace) -> None:

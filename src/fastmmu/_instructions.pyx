@@ -47,7 +47,7 @@ class Load(NamedTuple):
 cdef uint64_t word(value, str name) except? 0xFFFFFFFFFFFFFFFFULL:
     # an address, or what a register gets
     try:
-        return value
+        return index(value)
     except OverflowError:
         raise StateError(f"{name}={value} does not fit 64 bits; give 0..2**64 - 1") from None
 

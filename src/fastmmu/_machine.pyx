@@ -136,8 +136,8 @@ cdef class Machine(RegisterInstructions):
         None for anything but a store); None where it was none. For a policy, after :meth:`default`."""
         if not self.handling or self.v.emulated == ONES or mmu_hpa(&self.kvm.mmu, self.v.emulated) != ONES:
             return None
-        stored = (int(self.v.store_bytes), int(self.v.store_value)) if self.v.store_bytes else None
-        return int(self.v.emulated), stored
+        value = int(self.v.store_value) | (int(self.v.store_high) << 64 if self.v.store_bytes > 8 else 0)
+        return int(self.v.emulated), (int(self.v.store_bytes), value) if self.v.store_bytes else None
 
     @property
     def vmcs(self):

@@ -36,10 +36,20 @@ class Bus(Policy):
 
     Everything else about the exits is KVM's. Accesses where no device stands do nothing, as before.
 
-    :param devices: guest-physical address → :class:`Device`. :raises ConfigError: two of them overlap.
+    What a device raises comes out of the instruction; done again, the instruction asks the device again.
+
+    :param devices: guest-physical address → :class:`Device`. :raises ConfigError: two of them overlap, or one is no
+        device, or stands at no address of 52 bits.
     """
 
     def __init__(self, devices: Mapping[int, Device]) -> None:
+        for first, device in devices.items():
+            if not isinstance(device, Device):
+                raise ConfigError(f"{device!r} is no Device; give an object of a subclass of fastmmu.Device")
+            if not isinstance(device.size, int) or device.size < 1:
+                raise ConfigError(f"{device!r}: size={device.size!r} is no number of bytes, at least 1")
+            if not isinstance(first, int) or not 0 <= first <= (1 << 52) - device.size:
+                raise ConfigError(f"a device at {first!r} of {device.size:#x} bytes: addresses are 0..2**52 - 1")
         self.devices = sorted(devices.items(), key=lambda placed: placed[0])
         for (first, device), (second, _) in zip(self.devices, self.devices[1:], strict=False):
             if first + device.size > second:
