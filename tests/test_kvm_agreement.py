@@ -14,6 +14,8 @@ import pytest
 from agreement.__main__ import main
 from agreement.compare import Verdict, compare, description
 from agreement.configurations import configuration
+from agreement.guest import Guest
+from agreement.matrix import combinations, compared, different
 from agreement.recorded import Recording, data_directory, recordings, sample_directory
 from fastmmu import ConfigError, MemorySlot
 
@@ -153,6 +155,47 @@ def test_parameters_that_an_older_kvm_does_not_have() -> None:
     amd = configuration("nptY_4k", "amd", {"kvm_amd.npt": "0", "kvm.tdp_mmu": "Y"}).config
     assert amd.mmu == "shadow"
     assert not amd.eager_page_split
+
+
+@pytest.mark.parametrize(
+    ("vendor", "name"),
+    [
+        ("intel", "eptY_nopml_noeager_nxhp_noapicv_thp"),
+        ("amd", "shadow_nxhp_nommio_thp"),
+    ],
+)
+def test_the_machine_does_what_is_specified_in_other_configurations(vendor: str, name: str) -> None:
+    assert (vendor, name) in combinations("A")
+    guest = description("A")
+    assert guest is not None
+    assert [text for _, text in compared(vendor, name, guest) if text] == []
+
+
+def test_a_combination_that_differs_shows() -> None:
+    guest = description("A")
+    assert guest is not None
+    LAYOUT = dataclasses.replace(guest.LAYOUT)
+    runner = Guest(LAYOUT, configuration("eptN_thp", "intel").config)
+    other = Guest(LAYOUT, configuration("eptN_nommio_thp", "intel").config)
+    for each in (runner, other):
+        each.on_page_fault = None
+        each.read(0x1000)
+        each.mark()
+    assert different(runner.phases[0], runner.phases[0]) == {}
+    other.phases[0].statistics["pf_fixed"] += 1
+    other.phases[0].noted.update([None])
+    assert {"pf_fixed", "None"} == different(runner.phases[0], other.phases[0]).keys()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "name"),
+    [("intel", "eptY_nxhp_noflex_thp"), ("intel", "shadow_nommio_4k"), ("intel", "eptN_noad_noapicv_nopre")],
+)
+def test_guest_c_with_a_policy_in_python_is_the_same(vendor: str, name: str) -> None:
+    assert (vendor, name) in combinations("C")
+    guest = description("C")
+    assert guest is not None
+    assert [text for _, text in compared(vendor, name, guest) if text] == []
 
 
 def test_a_recording_may_bring_its_description(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
 """KVM's MMU, the kernels against the executable specification: random programs of a guest and of the host under it.
 
-After every step: what came of it, VM exits by reason and by class, leaves and marks, table pages. The machine's TLB is
-emptied before each step, so that every access walks, as those of the specification do.
+After every step: what came of it, VM exits by reason and by class, KVM's statistics, leaves and marks, table pages. The
+machine's TLB is emptied before each step, so that every access walks, as those of the specification do.
 FASTMMU_EXAMPLES=N runs N programs, at random.
 """
 
@@ -52,6 +52,12 @@ VMM_CLASSES = (
     *("unsynced", "synced", "pte_writes", "flooded", "splits", "recycled"),
 )
 
+UNSPECIFIED = {
+    *("dirty_pages", "pml_full", "shadow_bytes", "max_mmu_rmap_size", "mmu_pde_zapped"),
+    *("remote_tlb_flush", "irq_window_exits", "pages_1g"),
+}
+"""Statistics of `Vmm.stats` that the specification has not."""
+
 examples = settings(
     max_examples=int(os.environ.get("FASTMMU_EXAMPLES", "6")), derandomize="FASTMMU_EXAMPLES" not in os.environ
 )
@@ -72,6 +78,7 @@ def machines(config: Config, regime: Regime, seed: int) -> tuple[Machine, Specif
 def counted(machine: Any) -> dict[str, Any]:
     counters, vmm = machine.counters(), machine.vmm.counters()
     classes = {name: counters.get(name, 0) for name in CLASSES} | {name: vmm.get(name, 0) for name in VMM_CLASSES}
+    classes |= {f"stats {name}": n for name, n in machine.vmm.stats().items() if name not in UNSPECIFIED}
     return {"exits": counters["exits_by_reason"], **{name: n for name, n in classes.items() if n}}
 
 

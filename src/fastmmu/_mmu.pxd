@@ -68,7 +68,8 @@ cdef struct MmuCounters:
     uint64_t changes            # of entries
     uint64_t tables_made        # table pages allocated
     uint64_t tables_zapped
-    uint64_t zaps               # as Linux counts them: a root in use once more when it is freed
+    uint64_t zaps               # as Linux counts them: a root that is kept once more when it is freed
+    uint64_t roots_emptied      # roots in use that went, so that Linux makes another page for them
     uint64_t flush_requests     # of flushes of every vCPU (kvm_flush_remote_tlbs)
     uint64_t entries_filled     # leaf entries set
     uint64_t entries_zapped     # present entries cleared or reduced

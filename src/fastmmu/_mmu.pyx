@@ -438,11 +438,15 @@ cdef bint in_use(const Mmu *mmu, uint32_t i) noexcept nogil:
     return has_root(&mmu.vcpu, i)
 
 
-cdef void drop_previous(MmuContext *c, uint32_t i) noexcept nogil:
+cdef bint drop_previous(MmuContext *c, uint32_t i) noexcept nogil:
+    # returns whether the page was kept as a root
     cdef int kept
+    cdef bint found = False
     for kept in range(3):
         if c.previous[kept] == i:
             c.previous[kept] = NO_SP
+            found = True
+    return found
 
 
 cdef void zap_unsync_below(Mmu *mmu, uint32_t i) noexcept nogil:
@@ -469,14 +473,20 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
     cdef Sp *sp = &mmu.sp[i]
     cdef uint32_t *link
     cdef uint32_t id, n
+    cdef bint root, used
     mmu.counters.zaps += 1
     if not sp.direct:
         zap_unsync_below(mmu, i)
     empty(mmu, i)
-    drop_previous(&mmu.vcpu, i)
+    root = drop_previous(&mmu.vcpu, i)
     for n in range(mmu.n_waiting):
-        drop_previous(&mmu.waiting[n], i)
-    if in_use(mmu, i):
+        root |= drop_previous(&mmu.waiting[n], i)
+    used = in_use(mmu, i)
+    if root or used:                            # freed before the next VM entry
+        mmu.counters.zaps += 1
+        mmu.counters.flush_requests += 1
+    if used:
+        mmu.counters.roots_emptied += 1
         return
     mmu.counters.tables_zapped += 1
     while sp.parents:

@@ -194,7 +194,10 @@ cdef class Vmm:
         if flush and not clear:
             raise StateError("flush=True goes with clear=True: to ask alone changes nothing that could be stale")
         found = host_young(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page, asked)
-        self.paid()
+        if flush:
+            self.paid()
+        else:
+            kvm_owed_flush(self.kvm, self.v)
         return found
 
     def swap_out(self, number, page):
@@ -349,7 +352,8 @@ cdef class Vmm:
             "io_exits": exits.get("io_instruction", 0), "irq_window_exits": exits.get("interrupt_window", 0),
             "mmu_pte_write": c.pte_writes, "mmu_pde_zapped": c.pde_zapped, "mmu_flooded": c.flooded,
             "mmu_recycled": c.recycled, "mmu_unsync": c.unsync,
-            "mmu_cache_miss": 0 if tdp else c.tables_made - s.early_tables, "mmu_shadow_zapped": 0 if tdp else c.zaps,
+            "mmu_cache_miss": 0 if tdp else c.tables_made + c.roots_emptied - s.early_tables,
+            "mmu_shadow_zapped": 0 if tdp else c.zaps,
             "pages_4k": c.pages[0], "pages_2m": c.pages[1], "pages_1g": c.pages[2],
             "nx_lpage_splits": c.nx_lpage_splits, "max_mmu_rmap_size": c.max_mmu_rmap_size, "dirty_pages": c.logged,
             "pml_full": exits.get("pml_full", 0), "shadow_bytes": counters["vmm_table_bytes"],

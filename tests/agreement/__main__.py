@@ -13,6 +13,7 @@ from pathlib import Path
 from .apic import ApicGuest
 from .compare import Verdict, compare, description
 from .guest import Guest
+from .matrix import combinations, compared
 from .recorded import data_directory, recordings, sample_directory
 
 
@@ -25,7 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--spec", action="store_true", help="the executable specification of KVM's MMU (guest A; minutes)"
     )
+    parser.add_argument(
+        "--matrix",
+        action="store_true",
+        help="no recordings: the machine against the specification in every combination of parameters (an hour)",
+    )
     options = parser.parse_args(argv)
+    if options.matrix:
+        return matrix(options.guest or "A", options.only)
     directory = options.data or data_directory()
     found = recordings(directory) if directory.is_dir() else []
     if not found:
@@ -70,6 +78,23 @@ def main(argv: list[str] | None = None) -> int:
     print(f"statistics of KVM's own: {statistics[0]} of {statistics[1]} equal; {missing}")
     print(f"kvm-agreement: {equal} of {len(verdicts) + failed} phases equal")
     return 0 if verdicts and equal == len(verdicts) + failed else 1
+
+
+def matrix(letter: str, only: str) -> int:
+    guest = description(letter)
+    assert guest is not None
+    chosen = [each for each in combinations(letter) if only in f"{each[0]}_{each[1]}"]
+    phases = equal = 0
+    for vendor, name in sorted(chosen, key=lambda each: ("noapicv" in each[1], "novpid" in each[1])):
+        different = []
+        for number, text in compared(vendor, name, guest):
+            phases += 1
+            if text:
+                different.append(f"    {number:>3} DIFFERENT  {text}")
+        equal += not different
+        print(f"{vendor} {name}{'' if different else ': equal'}", *different, sep="\n", flush=True)
+    print(f"matrix: {equal} of {len(chosen)} combinations equal in every phase ({phases} phases)")
+    return 0 if chosen and equal == len(chosen) else 1
 
 
 def line(verdict: Verdict) -> str:

@@ -21,7 +21,7 @@ from .kvm_map import Done, Fault, map_direct
 from .kvm_memory import LOG, HostMemory
 from .kvm_shadow import shadow_fault
 from .kvm_stats import CURRENT, GUEST
-from .kvm_sync import invalidate, load_root, new_registers, sync_below, wrote_table
+from .kvm_sync import invalidate, load_root, new_registers, root_kept, sync_below, wrote_table
 from .kvm_tables import ALL, Leaf, Link, Mark, Role, TablePage, Tables, U
 from .kvm_vm import Log, Policy, Slot, Vm
 from .memory import SparseMemory
@@ -285,6 +285,8 @@ class Kvm:
         if self.vm.policy.shadow:
             self.exit(ExitReason.CR_ACCESS, 3)
             self.vm.stats.owe(CURRENT)
+            if not root_kept(self.vm, value):
+                self.vm.stats.flush()  # before the root is made, which is another round to the VM entry
             load_root(self.vm, value)
             self.entered()
 
@@ -371,7 +373,7 @@ class Kvm:
 
     def young(self, number: int, page: int, *, clear: bool = False) -> bool:
         found = kvm_log.young(self.vm, self.slot(number).base + page, clear=clear)
-        self.paid(self.vm.tables.lost)
+        self.entered()
         return found
 
     def touch(self, number: int, first: int, count: int) -> None:

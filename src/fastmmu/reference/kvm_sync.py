@@ -18,6 +18,7 @@ __all__ = [
     "new_registers",
     "prefetch_guest",
     "rights_of",
+    "root_kept",
     "sync_below",
     "sync_page",
     "wrote_table",
@@ -127,21 +128,24 @@ def invalidate(vm: Vm, root: TablePage, la: int) -> None:
 # ---- roots ----------------------------------------------------------------------------------------------------
 
 
+def root_kept(vm: Vm, cr3: int) -> TablePage | None:
+    """The shadow root for a CR3, if it is among the one in use and three before it."""
+    wanted = vm.tables.pages.get(((cr3 & vm.state.frame) >> 12, Role(4, False, ALL, vm.registers)))
+    return wanted if wanted and wanted in vm.roots else None
+
+
 def load_root(vm: Vm, cr3: int) -> None:
     """The shadow root for a CR3. The one in use and three before it are kept, latest first (kvm_policy.md §2.4)."""
-    gfn = (cr3 & vm.state.frame) >> 12
-    role = Role(4, False, ALL, vm.registers)
-    wanted = vm.tables.pages.get((gfn, role))
-    if wanted and wanted in vm.roots:
+    wanted = root_kept(vm, cr3)
+    if wanted:
         place = vm.roots.index(wanted)
         vm.roots = [wanted, *vm.roots[:place], *vm.roots[place + 1 :]]
     else:
-        vm.stats.flush()  # what is asked for until here; the root is made on the way to the VM entry
         if vm.roots[0]:  # else it went, and another takes its place
             vm.roots = [None, *vm.roots[:-1]]
         place = -1
         vm.make_room()
-        wanted, _ = table(vm, gfn, role)
+        wanted, _ = table(vm, (cr3 & vm.state.frame) >> 12, Role(4, False, ALL, vm.registers))
         vm.roots[0] = wanted
     if place:
         wanted.writes = 0

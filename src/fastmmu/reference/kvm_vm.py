@@ -156,7 +156,9 @@ class Vm:
             for below in list(self.tables.below(page)):
                 if below.unsync and (below.gfn, below.role) in self.tables.pages:
                     gone += self.zap(below)
-        self.stats.count["mmu_shadow_zapped"] += 1
+        kept = page in self.roots  # it is freed, and counted once more, before the next VM entry
+        self.stats.count["mmu_shadow_zapped"] += 1 + kept
+        self.stats.request(kept)
         self.tables.remove(page)
         self.roots = [None if root is page else root for root in self.roots]
         return gone + 1
