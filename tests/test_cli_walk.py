@@ -37,6 +37,7 @@ def image(tmp_path: Path) -> Path:
 
 def test_the_demonstration_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(capsys)
+    assert out.endswith("executable, memory type WB\n")
     assert references(out) == list(range(1, 25))
     assert "linear address 80_4020_1abc, read by the kernel; 4-level paging" in out
     assert "host-physical 1_0000_9abc, guest-physical 9abc" in out

@@ -93,6 +93,22 @@ def test_large_pages_leave_columns_out(memory: PhysicalMemory) -> None:
     assert "2 MB page in the guest, 2 MB page in the EPT" in told(memory)
 
 
+def test_the_effective_memory_type_is_told(memory: PhysicalMemory) -> None:
+    """The EPT's for all with IPAT, else combined with the guest's PAT; CR0.CD: UC (ept.md §8)."""
+    leaf = memory.read64(0x2_0000_3048) & ~0x78
+    for mt, ipat, guest, cr0, effective in (
+        (6, 1, 0x18, 0x8005_0033, "WB"),  # PCD and PWT choose UC, which counts for nothing
+        (6, 0, 0x18, 0x8005_0033, "UC"),
+        (6, 0, 0x08, 0x8005_0033, "WT"),
+        (4, 0, 0, 0x8005_0033, "WT"),
+        (0, 0, 0, 0x8005_0033, "UC"),
+        (6, 1, 0, 0xC005_0033, "UC"),
+    ):
+        memory.write64(0x2_0000_3048, leaf | mt << 3 | ipat << 6)
+        memory.write64(0x1_0000_4008, 0x9067 | guest)
+        assert told(memory, cr0=cr0).endswith(f"memory type {effective}")
+
+
 def test_rows_of_different_length(memory: PhysicalMemory) -> None:
     memory.write64(0x1_0000_4008, 0x20_9067)  # the data at guest-physical 209abc,
     memory.write64(0x2_0000_2008, 0x7_0000_00B7)  # which one 2 MB entry maps

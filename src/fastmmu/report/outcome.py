@@ -42,6 +42,8 @@ class Walk(Protocol):
     @property
     def ept_refs(self) -> int: ...
     @property
+    def memory_type(self) -> Any: ...
+    @property
     def rights(self) -> tuple[bool, bool, bool]: ...
 
 
@@ -105,6 +107,7 @@ def _translated(walk: Walk, ept: bool) -> list[str]:
     pages = [f"{size_name(size)} page" + by for size, by in _pages(walk, ept) if size]
     rights = "user" if user else "supervisor", "writable" if writable else "read-only"
     kinds = [*rights, "not executable" if execute_disable else "executable"] if walk.page_size else ["paging is off"]
+    kinds.append(f"memory type {walk.memory_type.name}")
     return [where, refs, ", ".join([*pages, *kinds])]
 
 

@@ -69,6 +69,7 @@ def as_dict(walk: Walk) -> dict[str, Any]:
         "ept_refs": walk.ept_refs,
         "page_size": walk.page_size,
         "ept_page_size": walk.ept_page_size,
+        "memory_type": walk.memory_type.name if translated else None,
         "steps": [
             {
                 "kind": StepKind(int(step["kind"])).name.lower(),
