@@ -2,7 +2,7 @@
 
 Environment: FASTMMU_NATIVE=1 compiles for this processor only; FASTMMU_CFLAGS replaces "-O3 -g0" (for a debugger:
 "-O0 -g"); FASTMMU_ANNOTATE=1 writes Cython's annotated HTML beside the generated C in build/cython; FASTMMU_JOBS=N
-compiles N extensions at a time. A change of any of the flags rebuilds.
+translates and compiles N extensions at a time. A change of any of the flags rebuilds.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ DIRECTIVES = {
 }
 
 
+JOBS = int(os.environ.get("FASTMMU_JOBS", "1"))
 FLAGS = os.environ.get("FASTMMU_CFLAGS", "-O3 -g0").split()
 if os.environ.get("FASTMMU_NATIVE") == "1":
     FLAGS.append("-march=native")
@@ -62,6 +63,7 @@ class BuildKernels(build_ext):
             compiler_directives=DIRECTIVES,
             annotate=os.environ.get("FASTMMU_ANNOTATE") == "1",
             force=self.force,
+            nthreads=JOBS if JOBS > 1 else 0,
             quiet=True,
         )
         by_name = {extension.name: extension for extension in made}
@@ -76,5 +78,5 @@ if __name__ == "__main__":
     setup(
         ext_modules=kernels(),
         cmdclass={"build_ext": BuildKernels},
-        options={"build_ext": {"parallel": int(os.environ.get("FASTMMU_JOBS", "1"))}},
+        options={"build_ext": {"parallel": JOBS}},
     )
