@@ -284,7 +284,8 @@ class Compiler:
             return  # PSE-36: bits of a frame number became those of an address above 4 GB
         if self.disciplined and self.cached.stale(la, access, user, outcome):
             if reload:
-                self.mov_cr3(self.cr3)
+                self.mov_cr3(self.cr3)  # with PAE paging the access may come out otherwise: PDPTE registers are new
+                outcome = reference.walk(self.memory, self.state(user), la, access, write=False)
             if self.cached.stale(la, access, user, outcome):
                 self.invlpg(la)
         for change in outcome.changes:
