@@ -145,7 +145,8 @@ class Logged:
         assert self.written | changed <= log
         if self.kind in KINDS[1:3]:
             self.vmm.clear_dirty_log(0, 0, ALL)
-        if self.held not in self.gone:  # else CR3 is one of tables that may have gone
+        # under shadow paging the CR3 of a vCPU that ended may be one of tables that have gone; the EPT is that of all
+        if self.machine.config.mmu == "ept" or self.held not in self.gone:
             assert not [leaf for leaf in leaves(self.machine) if leaf.size > 4096 and leaf.w]
         self.begin()
 
