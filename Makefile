@@ -25,7 +25,7 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 	$(BIN)/mypy
 	PATH="$(BIN):$$PATH" cython-lint src
 	$(BIN)/stubtest --concise --ignore-disjoint-bases --allowlist tools/stubs.allow $(STUBS)
-	$(BIN)/python -m pytest -q tests/test_project_layers.py tests/test_project_annotate.py
+	$(BIN)/python -m pytest -q tests/project/test_layers.py tests/project/test_annotate.py
 
 bench: .venv/with-test ## speed against the yardstick, a tuned C program (FASTMMU_YARDSTICK names its source)
 	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench || exit; done

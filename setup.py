@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent
 SRC = Path("src")
 OUT = Path("build")
 
-# tests/test_project_annotate.py compiles the kernels under the same directives.
+# tests/project/test_annotate.py compiles the kernels under the same directives.
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,

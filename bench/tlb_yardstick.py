@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._tlb_py import TLB
-from fastmmu.geometry import geometry
+from fastmmu.tlb.geometry import geometry
+from fastmmu.tlb.tlb import TLB
 
 sys.path.insert(0, str(Path(__file__).parent))
 from yardstick import build, yardstick_tlb

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ settings.load_profile("fastmmu")
 # Tables are as wide as the terminal, whoever has one.
 os.environ["COLUMNS"] = "120"
 
-GROUPED = ("test_project_wheel", "test_project_annotate")
+GROUPED = ("project/test_wheel.py", "project/test_annotate.py")
 """Modules whose set-up compiles all kernels: each on one worker, and first, so that no worker waits for them."""
 
 
@@ -27,7 +26,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadScopeScheduling):  # begins with the scopes that hold most tests
         def _split_scope(self, nodeid: str) -> str:
-            module = Path(nodeid.split("::")[0]).stem
-            return module if module in GROUPED else nodeid
+            module = nodeid.split("::")[0]
+            return module if module.endswith(GROUPED) else nodeid
 
     return Scheduling(config, log)

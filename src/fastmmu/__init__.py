@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from fastmmu import image
-from fastmmu._host import Host
-from fastmmu._instructions import Access, Load
-from fastmmu._leaves_py import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
-from fastmmu._machine import Machine
-from fastmmu._memory import PhysicalMemory
-from fastmmu._memtype import MemoryType, Mtrrs
-from fastmmu._nonroot import VmFunction, deliver_ve, vmfunc
-from fastmmu._state import Eptp, GuestState, Pml
-from fastmmu._tlb_py import TLB
-from fastmmu._translate_py import Translation, translate
-from fastmmu._vmm import Vmm
 from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
+from fastmmu.arch.memtype import MemoryType, Mtrrs
 from fastmmu.dtypes import Fault, StepKind
 from fastmmu.errors import (
     BusError,
@@ -27,17 +17,27 @@ from fastmmu.errors import (
     TraceError,
 )
 from fastmmu.exits import ExitReason, Qualification
-from fastmmu.geometry import Geometry, geometry
+from fastmmu.kvm.vmm import Vmm
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.devices import Bus, Device
+from fastmmu.machine.host import Host
+from fastmmu.machine.instructions import Access, Load
+from fastmmu.machine.machine import Machine
 from fastmmu.machine.policy import Action, Exit, Policy
 from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import Simulation, simulate
 from fastmmu.machine.slots import MemorySlot
 from fastmmu.ops import Op
+from fastmmu.paging.mappings import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
+from fastmmu.paging.memory import PhysicalMemory
+from fastmmu.paging.nonroot import VmFunction, deliver_ve, vmfunc
+from fastmmu.paging.state import Eptp, GuestState, Pml
+from fastmmu.paging.translate import Translation, translate
 from fastmmu.study.compare import compare
 from fastmmu.study.tpr import tpr_study
+from fastmmu.tlb.geometry import Geometry, geometry
+from fastmmu.tlb.tlb import TLB
 from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
 
 __version__ = "0.1.0"

@@ -2,12 +2,12 @@ from typing import Literal
 
 import numpy as np
 
-from fastmmu._memory import PhysicalMemory
-from fastmmu._memtype import MemoryType
-from fastmmu._state import Eptp, GuestState
-from fastmmu._tlb_py import TLB
+from fastmmu.arch.memtype import MemoryType
 from fastmmu.dtypes import Fault
 from fastmmu.exits import Qualification
+from fastmmu.paging.memory import PhysicalMemory
+from fastmmu.paging.state import Eptp, GuestState
+from fastmmu.tlb.tlb import TLB
 
 class WalkResult:
     la: int

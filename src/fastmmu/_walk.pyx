@@ -5,22 +5,22 @@ import numpy as np
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmmu._bits cimport ONES, P
-from fastmmu._caching cimport Cached
-from fastmmu._ept cimport (
+from fastmmu.arch.bits cimport ONES, P
+from fastmmu.paging.walk_caches cimport Cached
+from fastmmu.paging.ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, apic_access, ept_facts, ept_walk, need_of, on_apic_page, step,
 )
-from fastmmu._guest cimport guest_walk
-from fastmmu._memory cimport PhysicalMemory, mem_holds, mem_read64
-from fastmmu._memtype cimport effective_type
-from fastmmu._state cimport Eptp, GuestState, access_code, as_eptp
-from fastmmu._tlb cimport Tlb
-from fastmmu._tlb_py cimport TLB
-from fastmmu._types cimport (
+from fastmmu.paging.guest cimport guest_walk
+from fastmmu.paging.memory cimport PhysicalMemory, mem_holds, mem_read64
+from fastmmu.arch.memtype cimport effective_type
+from fastmmu.paging.state cimport Eptp, GuestState, access_code, as_eptp
+from fastmmu.tlb.lookup cimport Tlb
+from fastmmu.tlb.tlb cimport TLB
+from fastmmu.arch.types cimport (
     FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, FAULT_PML_FULL,
     FAULT_SPP, MODE_4, MODE_PAE, STEP_DATA, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
 )
-from fastmmu._memtype import MemoryType
+from fastmmu.arch.memtype import MemoryType
 from fastmmu.dtypes import STEP_DTYPE, Fault
 from fastmmu.errors import BusError, StateError
 from fastmmu.exits import Qualification
@@ -202,7 +202,7 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
     :param set_ad: False: a query, with the outcome that the access would have and memory left as it is. True: an
         access, which sets accessed and dirty flags in memory (paging.md §6, ept.md §7).
-    :param tlb: a :class:`~fastmmu._tlb_py.TLB` whose paging-structure caches and guest-physical mappings the walk uses
+    :param tlb: a :class:`~fastmmu.tlb.tlb.TLB` whose paging-structure caches and guest-physical mappings the walk uses
         and fills, in the context that it has in force; needs set_ad=True. None: no caches.
     :returns: :class:`WalkResult` with ``.pa``, ``.fault``, ``.steps``.
     :raises StateError: an address, access or EPTP that is none. :raises BusError: a root table outside memory.

@@ -57,7 +57,7 @@ STEP_DTYPE = np.dtype(
     ],
     align=True,
 )
-"""One reference of a walk; the C struct `Step` of `_types.pxd`."""
+"""One reference of a walk; the C struct `Step` of `arch/types.pxd`."""
 
 MAPPING_DTYPE = np.dtype(
     [
@@ -85,7 +85,7 @@ MAPPING_DTYPE = np.dtype(
     ],
     align=True,
 )
-"""One mapping of a linear address space; the C struct `LeafRow` of `_leaves.pxd`."""
+"""One mapping of a linear address space; the C struct `LeafRow` of `paging/leaves.pxd`."""
 
 _EPT_FIELDS = {
     "gpa": ("<u8", "va"),
@@ -126,4 +126,4 @@ MAPPING_FAULT_DTYPE = np.dtype(
     ],
     align=True,
 )
-"""A place where tables lead nowhere; the C struct `LeafFault` of `_leaves.pxd`."""
+"""A place where tables lead nowhere; the C struct `LeafFault` of `paging/leaves.pxd`."""

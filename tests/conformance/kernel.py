@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 import fastmmu
 from fastmmu import reference as ref
-from fastmmu._state import Pml, eptp_fault
 from fastmmu._walk import load_pdpte_registers, walk_ept
 from fastmmu.dtypes import ALL_ONES, Fault
 from fastmmu.exits import Qualification
+from fastmmu.paging.state import Pml, eptp_fault
 
 from .arena import Arena, MemoryCase, lowered
 from .cases import Case, EptpCase, GpaCase, Observed, PdpteCase, WalkCase

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from fastmmu import reference as ref
-from fastmmu._operands import EPT_VPID_CAP, check_invalidation
-from fastmmu._tlb_py import TLB
+from fastmmu.cpu.inv_operands import EPT_VPID_CAP, check_invalidation
 from fastmmu.exits import Completion
-from fastmmu.geometry import geometry
 from fastmmu.reference import operands
 from fastmmu.reference.invalidations import Tlb
 from fastmmu.reference.tlb import value
+from fastmmu.tlb.geometry import geometry
+from fastmmu.tlb.tlb import TLB
 
 from .cases import Adapter, WalkCase
 from .kernel import KernelAdapter

@@ -71,10 +71,10 @@ def add(commands: Any) -> None:
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu.geometry import geometry
     from fastmmu.report.curve import curve_plot, curve_rows, curve_table
     from fastmmu.report.figure import check_picture
     from fastmmu.study.curve import tlb_curve
+    from fastmmu.tlb.geometry import geometry
 
     given = {"l1_sets": options.l1_sets, "l2_sets": options.l2_sets, "ways": options.ways, "limit": options.most}
     tlb = geometry(

@@ -13,7 +13,7 @@ from fastmmu.cli import space, terminal
 from fastmmu.report import files
 
 if TYPE_CHECKING:
-    from fastmmu._leaves_py import MappingIterator
+    from fastmmu.paging.mappings import MappingIterator
 
 __all__ = ["add", "handle"]
 
@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu._leaves_py import iter_mappings
+    from fastmmu.paging.mappings import iter_mappings
     from fastmmu.report import mappings, walkview
 
     shared.check_files(options)

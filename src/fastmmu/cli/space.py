@@ -10,8 +10,8 @@ from fastmmu.cli import options as shared
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastmmu._memory import PhysicalMemory
-    from fastmmu._state import GuestState
+    from fastmmu.paging.memory import PhysicalMemory
+    from fastmmu.paging.state import GuestState
 
 __all__ = ["MEMORY", "add_registers", "memory_and_state", "state_of"]
 
@@ -74,7 +74,7 @@ def memory_and_state(
 
 def state_of(options: argparse.Namespace, own: dict[str, Any], **others: Any) -> GuestState:
     """The registers `own`, in their place those that the options give, and `others`."""
-    from fastmmu._state import GuestState
+    from fastmmu.paging.state import GuestState
 
     given = {name: getattr(options, name, None) for name in _REGISTERS}
     return GuestState(**{**own, **{name: value for name, value in given.items() if value is not None}, **others})

@@ -11,8 +11,8 @@ from fastmmu.cli import space, terminal
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastmmu._memory import PhysicalMemory
-    from fastmmu._state import GuestState
+    from fastmmu.paging.memory import PhysicalMemory
+    from fastmmu.paging.state import GuestState
     from fastmmu.report.outcome import Walk
 
 __all__ = ["EXAMPLE", "add", "example_memory", "handle"]
@@ -77,7 +77,7 @@ def add(commands: Any) -> None:
 
 def example_memory() -> PhysicalMemory:
     """Memory of the demonstration: 4-level guest tables under a 4-level EPT. Only the pages written take memory."""
-    from fastmmu._memory import PhysicalMemory
+    from fastmmu.paging.memory import PhysicalMemory
 
     memory = PhysicalMemory(_EXAMPLE_BYTES)
     for address, entry in _EXAMPLE_TABLES.items():

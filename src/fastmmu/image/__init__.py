@@ -1,4 +1,14 @@
-"""Images of physical memory: raw files, sets of pages, and guests recorded with their registers."""
+"""Images of physical memory: raw files, sets of pages, and guests recorded with their registers.
+
+    raw     the bytes of physical memory from address 0
+    pages   memory out of a few pages
+    guest   recorded guests: registers, pages, and what the recording machine said of them
+
+Imports `paging`: an image ends up as a `PhysicalMemory`.
+
+To add a format: a module that returns a `PhysicalMemory` (with registers a `Guest`), and its option in
+`cli/space.py`.
+"""
 
 from __future__ import annotations
 

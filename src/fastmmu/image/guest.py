@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._memory import PhysicalMemory
-from fastmmu._state import GuestState, Mode
 from fastmmu.errors import ConfigError
 from fastmmu.image.pages import PAGE, from_pages
+from fastmmu.paging.memory import PhysicalMemory
+from fastmmu.paging.state import GuestState, Mode
 
 __all__ = ["Guest", "read_guest"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._memory import PhysicalMemory
 from fastmmu.errors import ConfigError
+from fastmmu.paging.memory import PhysicalMemory
 
 __all__ = ["PAGE", "from_pages"]
 

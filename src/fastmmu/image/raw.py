@@ -5,8 +5,8 @@ from __future__ import annotations
 import mmap
 import os
 
-from fastmmu._memory import PhysicalMemory
 from fastmmu.errors import ConfigError
+from fastmmu.paging.memory import PhysicalMemory
 
 __all__ = ["open_raw"]
 

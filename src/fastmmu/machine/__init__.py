@@ -1,1 +1,22 @@
-"""The machine: configuration, VM entry and exit, policy, results."""
+"""A run: memory, processor, VMM and guest put together from a `Config`, driven, counted and priced.
+
+    config, slots, devices, policy   what users say: the scheme, memory slots, MMIO devices, exits taken over
+    assembly                         all parts of one machine, put together
+    instructions, control_instructions, apic_port   what a bare guest does
+    machine, host                    `Machine`, and `Host`: several CPUs, several machines
+    guest_kernel, events             the kernel under a trace of user addresses; the loop over events
+    records, system_loop, replay     a system trace: its records, the loop over them, `Replay`
+    simulate                         a trace through a machine
+    counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
+
+A trace of a program is accesses to user addresses: `events` runs it on the guest kernel here, which makes the page
+tables. A system trace is what a whole machine did, tables and all: `system_loop` puts them into guest memory and
+compares.
+
+Imports `arch` to `kvm`. `config`, `slots`, `devices` and `policy` import no kernel of this folder.
+
+To add an option: a field of `Config`, with its check and a sentence, and its use in `assembly`. To add a counter: the
+struct that counts it, its name in `counters`, its price in costs.toml.
+"""
+
+from __future__ import annotations

@@ -124,7 +124,7 @@ class CostModel(_Part, frozen=True, kw_only=True):
         :raises ConfigError: no TOML, an unknown key, a value out of range; names file, key and remedy.
         :raises OSError: the file cannot be read.
         """
-        defaults = tomllib.loads((files("fastmmu") / DEFAULT_COSTS).read_text(encoding="utf-8"))
+        defaults = tomllib.loads((files("fastmmu.machine") / DEFAULT_COSTS).read_text(encoding="utf-8"))
         name = DEFAULT_COSTS
         values = defaults
         if path is not None:

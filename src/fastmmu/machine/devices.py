@@ -9,7 +9,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.policy import Action, Exit, Policy
 
 if TYPE_CHECKING:
-    from fastmmu._machine import Machine
+    from fastmmu.machine.machine import Machine
 
 __all__ = ["Bus", "Device"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastmmu.exits import ExitReason
 
 if TYPE_CHECKING:
-    from fastmmu._machine import Machine
+    from fastmmu.machine.machine import Machine
 
 __all__ = ["Action", "Exit", "Policy", "overridden"]
 

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._machine import Machine
-from fastmmu._replay import KINDS, SystemReplay
-from fastmmu._state import GuestState
-from fastmmu._watch import StaleUse
+from fastmmu.cpu.stale import StaleUse
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
+from fastmmu.machine.machine import Machine
 from fastmmu.machine.policy import Policy
+from fastmmu.machine.system_loop import KINDS, SystemReplay
+from fastmmu.paging.state import GuestState
 
 __all__ = ["OMISSIONS", "Replay", "Replayed", "SystemSource"]
 

@@ -48,7 +48,7 @@ class Result:
     ========================  ===========================================================================
 
     ``.cycles``: modelled cycles in total; ``.cycles_by``: dict of cause -> cycles. ``.seconds``: wall time of the
-    simulation itself. ``.tlb``: what each structure of the TLB did, see :meth:`fastmmu._tlb_py.TLB.counters`.
+    simulation itself. ``.tlb``: what each structure of the TLB did, see :meth:`fastmmu.tlb.tlb.TLB.counters`.
     ``.config``: the :class:`Config`. ``.complete``: False where the run was interrupted.
     """
 

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._machine import Machine
 from fastmmu.errors import ConfigError, FastmmuError, TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.machine import Machine
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.replay import Replay, SystemSource
 from fastmmu.machine.result import Result

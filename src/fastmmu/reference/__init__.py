@@ -1,7 +1,6 @@
 """Executable specification of translation, in plain Python: guest paging, EPT, nested walks, memory types, enumeration.
 
-Written from the rules of the architecture, for reading and for checking the kernels against; it imports the vocabulary
-(ops, exits, errors, dtypes) and no kernel. Nothing here is fast.
+Written from the rules of the architecture, for reading and for checking the kernels against. Nothing here is fast.
 
     State ─┐                 ┌─ guest    formats and permissions of guest entries
     Ept  ──┼── walk / load_pdptes ┤
@@ -9,8 +8,15 @@ Written from the rules of the architecture, for reading and for checking the ker
                     └── Outcome: what it ended in, its steps, its changes to memory
 
 `apic` has the local APIC, `processors` several of them, `vapic` its virtualization, `vmentry` what VM entry checks.
-`nonroot` has #VE and VMFUNC, `memtype` the effective memory type, `mappings` lists a whole address space.
-`kvm`: a guest on KVM's MMU, step by step.
+`nonroot` has #VE and VMFUNC, `memtype` the effective memory type, `mappings` lists a whole address space. `operands`
+has INVEPT, INVVPID and INVPCID, `tlb`, `lru`, `caching` and `invalidations` what is cached and what ends it, `vpid`
+the allocator. `modes` changes paging modes. `entries`, `state`, `memory`, `run`, `outcome` are what these are written
+in. `kvm`: a guest on KVM's MMU, step by step, with `kvm_vm`, `kvm_tables`, `kvm_map`, `kvm_shadow`, `kvm_sync`,
+`kvm_memory`, `kvm_log`, `kvm_stats` behind it.
+
+Imports the vocabulary (ops, exits, errors, dtypes) and no kernel.
+
+To add a rule: write it here first, from the chapter; then the kernel; then a property test over both.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ NO_KEY = 1 << 59
 
 
 class ArrayLike(Protocol):
-    """What is asked of :class:`fastmmu.geometry.Array`."""
+    """What is asked of :class:`fastmmu.tlb.geometry.Array`."""
 
     @property
     def ways(self) -> int: ...

@@ -18,7 +18,7 @@ __all__ = ["LINEAR", "MAPPINGS", "Caches", "Entry", "piece", "value"]
 
 
 class Caches:
-    """All caches of translations of one physical CPU. `geometry`: a :class:`fastmmu.geometry.Geometry`."""
+    """All caches of translations of one physical CPU. `geometry`: a :class:`fastmmu.tlb.geometry.Geometry`."""
 
     def __init__(self, geometry: Any) -> None:
         self.geometry = geometry

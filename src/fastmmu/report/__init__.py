@@ -4,9 +4,14 @@
             ├─ compare ─ one table, a row a scheme, and why   (table, why)
             ├─ explain ─ what each TLB did, and what flushes cost
             └─ single ── all counters of one run
-    steps of a walk ──── walkview   (words)
+    steps of a walk ──── walkview   (picture, outcome, bits, words)
+    mappings ─────────── mappings
+    one study each: boot, curve, host, migrate, overcommit, schemes, tpr, vpid; pictures by `figure`
 
-Imports results and the cost model, never a kernel.
+Imports results, studies and the cost model, never a kernel.
+
+To add a table: a module that makes rows (dicts) and renders them by `table`; files come from the same rows by
+`files`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,20 @@
-"""Named experiments over the simulator."""
+"""Named experiments over the simulator; each is rows of results that `report` writes and `cli` offers as a command.
+
+    compare      one trace under several schemes
+    survey       what a trace holds, without a simulation
+    schemes      a system trace in all schemes
+    migrate      live migration, by method of dirty logging
+    overcommit   hosts short of memory
+    curve, curve_kernel, stack_distance   misses of TLBs of every size, from one pass
+    vpid         what VPID is worth
+    consolidate  programs on the CPUs of one host
+    tpr          ways of handling the TPR
+    boot         a guest that changes its paging mode
+
+Imports `machine`, `trace` and what is below them.
+
+To add a study: a module here that yields its results one by one, a table in `report`, a command in `cli`.
+"""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastmmu._machine import Machine
-from fastmmu._state import GuestState
 from fastmmu.errors import ConfigError, StateError
 from fastmmu.machine.config import Config
+from fastmmu.machine.machine import Machine
+from fastmmu.paging.state import GuestState
 
 __all__ = ["BOOT", "SCHEMES", "Boot", "Done", "Instruction", "Step", "boot", "broken"]
 

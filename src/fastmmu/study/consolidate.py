@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._host import Host
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.host import Host
 from fastmmu.machine.result import Result
 from fastmmu.ops import Op
 from fastmmu.trace import Trace

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._curve import StackDistances
 from fastmmu.errors import ConfigError
-from fastmmu.geometry import Array, Geometry, geometry, parse_array
+from fastmmu.study.curve_kernel import StackDistances
+from fastmmu.tlb.geometry import Array, Geometry, geometry, parse_array
 from fastmmu.trace import Trace
 
 __all__ = ["Curve", "Curves", "tlb_curve"]

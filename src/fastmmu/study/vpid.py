@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._machine import Machine
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
+from fastmmu.machine.machine import Machine
 from fastmmu.ops import LAST_ACCESS
 from fastmmu.trace import Batch, Trace
 

@@ -3,7 +3,21 @@
     file ── ByteSource ── reader (lackey, champsim, npy, arrow) ── combinators ── Batch(op, size, addr) ── simulator
             decompresses   one file each                            data_only, head, interleave, exits_every
 
+    base, events         what a trace is; a batch of its events
+    read, names          which format a file has, by content and by name
+    source, codecs       bytes of a file, decompressed on the way
+    filetrace            what readers of files share
+    lackey, lackey_parse, champsim, npy, arrow   the formats
+    system               system traces: what a whole machine did
+    combine, tpr         traces made of traces; TPR traffic put in between
+    write, bundle        writing them; those that come with the package
+
 Everything streams: memory does not grow with the length of a trace.
+
+Imports the vocabulary and `machine.records`, no other kernel.
+
+To add a format: a module with a class over `filetrace.FileTrace`, its row in `read`, its name in `names`;
+tests/trace/ test_files.py then takes it through every compression and batch length.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fastmmu import _lackey
 from fastmmu.errors import TraceError
+from fastmmu.trace import lackey_parse as _lackey
 from fastmmu.trace.events import Batch, empty_batch
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.source import ByteSource
@@ -22,7 +22,7 @@ __all__ = ["LackeyTrace"]
 
 _BUFFER = 1 << 18  # bytes; stays in the second-level cache. No line may be longer.
 
-_FAULTS = {  # the kinds of bad line of _lackey.pyx
+_FAULTS = {  # the kinds of bad line of trace/lackey_parse.pyx
     -1: "not a lackey line ('I  04001000,3', ' L …', ' S …', ' M …' or a line of Valgrind's, '==…')",
     -2: "the address is not hexadecimal",
     -3: "the address has more than 16 hexadecimal digits: it does not fit 64 bits",

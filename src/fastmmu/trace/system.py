@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu import _records
 from fastmmu.errors import TraceError
+from fastmmu.machine import records as _records
 from fastmmu.ops import LAST_ACCESS, Op, RecordOp
 from fastmmu.trace.base import Trace, check_chunk
 from fastmmu.trace.events import CHUNK, U8, U64, Batch

@@ -11,8 +11,8 @@ from typing import IO
 
 import numpy as np
 
-from fastmmu import _lackey
 from fastmmu.errors import TraceError
+from fastmmu.trace import lackey_parse as _lackey
 from fastmmu.trace.arrow import write_arrow
 from fastmmu.trace.base import Trace
 from fastmmu.trace.codecs import compressing

@@ -1,9 +1,0 @@
-# What a bare guest does to its control registers.
-
-from fastmmu._instructions cimport Instructions
-from fastmmu._registers cimport Registers
-
-
-cdef class RegisterInstructions(Instructions):
-    cdef _written(self, int outcome, str name, value)
-    cdef void _registers(self, Registers *r)

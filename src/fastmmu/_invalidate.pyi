@@ -1,1 +1,0 @@
-# Kernel only: nothing here is for Python. See _invalidate.pxd and _tlb_py.

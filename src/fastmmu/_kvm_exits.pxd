@@ -1,9 +1,0 @@
-# What KVM does at each VM exit, for exits that no Python policy takes over (kvm_policy.md §2-§3).
-
-from fastmmu._kvm cimport Kvm
-from fastmmu._vcpu cimport Vcpu
-
-cdef int kvm_handle(Vcpu *v) noexcept nogil
-cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef void kvm_arm(Kvm *kvm, Vcpu *v) noexcept nogil

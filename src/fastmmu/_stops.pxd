@@ -1,7 +1,0 @@
-# Errors of a machine that stopped.
-
-from libc.stdint cimport uint64_t
-
-from fastmmu._vcpu cimport Vcpu
-
-cdef object stop(const Vcpu *v, uint64_t n)

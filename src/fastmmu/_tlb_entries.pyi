@@ -1,1 +1,0 @@
-# Kernel only: nothing here is for Python. See _tlb_entries.pxd and _tlb_py.

@@ -1,8 +1,0 @@
-# The TLB of a physical CPU as a Python object; kernels use its `t`.
-
-from fastmmu._tlb_entries cimport Tlb
-
-
-cdef class TLB:
-    cdef Tlb *t
-    cdef readonly object geometry

@@ -1,0 +1,23 @@
+"""The processor: one access of a virtual CPU, the instructions that it runs, its local APIC, VM entry and exit.
+
+    vcpu          TLB, walk, fault, VM exit and entry of one access
+    access        an access to data of known size: memory, or the APIC-access page
+    control       instructions that write and read CR0, CR3, CR4, EFER
+    inv_operands  INVEPT, INVVPID, INVPCID up to the point where they invalidate
+    vmentry       what VM entry checks
+    apic          the local APIC over its register page
+    vapic         its virtualization: TPR shadow, APIC-access page, virtual interrupts, posted interrupts
+    interrupts    how the guest reaches its APIC, and how interrupts reach the guest
+    tpr_patch     instructions that access the TPR, and the calls that replace them
+    siblings      the vCPUs of one VM as they see each other
+    stale         the detector of missing flushes
+
+Imports `arch`, `tlb`, `paging`, `mmu`. An exit happens here; what it means is KVM's (`kvm`), called through one
+pointer.
+
+To add an exit: its number in `fastmmu/exits.py` and `arch/vmx.pxd`, the condition here, the handler in `kvm/exits`,
+its cost in `machine/costs.toml`. To add an instruction: its rules here, its exits there, `reference`, and a door in
+`machine`.
+"""
+
+from __future__ import annotations

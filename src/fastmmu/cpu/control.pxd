@@ -1,0 +1,13 @@
+# Instructions that write and read control registers, and EFER (paging.md §1.2, vmx.md §6).
+
+from libc.stdint cimport uint64_t
+
+from fastmmu.cpu.vcpu cimport Vcpu
+
+cdef int vcpu_mov_cr0(Vcpu *v, uint64_t value) noexcept nogil
+cdef int vcpu_mov_cr4(Vcpu *v, uint64_t value) noexcept nogil
+cdef int vcpu_lmsw(Vcpu *v, uint64_t source, bint memory) noexcept nogil
+cdef int vcpu_clts(Vcpu *v) noexcept nogil
+cdef int vcpu_mov_from_cr(Vcpu *v, int number, uint64_t *value) noexcept nogil
+cdef int vcpu_wrmsr_efer(Vcpu *v, uint64_t value) noexcept nogil
+cdef int vcpu_rdmsr_efer(Vcpu *v, uint64_t *value) noexcept nogil

@@ -1,0 +1,73 @@
+# The detector of missing flushes: every use of a cached translation is compared with memory (tlb.md §1).
+#
+# Each entry that a walk reads is kept as it was, with the number of the event: `Seen`. Where a use goes elsewhere, or
+# memory would refuse it, the first of these entries from the root down that memory holds differently now is the change.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastmmu.tlb.lookup cimport Tlb
+from fastmmu.arch.types cimport Ept, Mem, Paging, Steps
+
+cdef enum StaleKind:
+    STALE_ADDRESS = 0           # it leads to another place
+    STALE_RIGHTS = 1            # memory maps the page, and refuses the access
+    STALE_GONE = 2              # memory does not map the page
+    STALE_DIRTY = 3             # a write that would set a dirty flag now
+    STALE_KINDS = 4
+
+cdef enum Owed:                 # the invalidation that was left out
+    OWED_UNKNOWN = 0
+    OWED_INVLPG = 1             # or INVPCID
+    OWED_CR3 = 2                # MOV to CR3 without bit 63
+    OWED_INVVPID = 3            # by the VMM, which changed a shadow entry or the shadow root
+    OWED_INVEPT = 4             # by the VMM, which changed an EPT entry
+
+cdef struct Seen:
+    uint64_t key                # 0: free
+    uint64_t at                 # host-physical address of the entry
+    uint64_t gpa                # guest-physical one of a guest entry
+    uint64_t value
+    uint64_t root               # of the walk
+    uint64_t event
+
+cdef struct Stored:
+    uint64_t at                 # word + 1; 0: free
+    uint64_t event
+
+cdef struct Stale:
+    uint64_t event, la
+    uint64_t cached, backed     # physical address; all ones: none
+    uint64_t cached_by          # event
+    uint64_t entry, was, now    # the change
+    uint64_t changed_by         # event; all ones: not known
+    uint32_t kind, owed
+    uint32_t vpid, pcid
+    uint8_t access, level, ept
+
+cdef enum:
+    STALE_EXAMPLES = 64
+
+cdef struct Watch:
+    Seen *seen
+    Stored *stored
+    uint64_t seen_mask, seen_used, stored_mask, stored_used
+    bint shadow                 # the tables walked are the VMM's
+    uint64_t uses               # checked
+    uint64_t found
+    uint64_t by_kind[4]
+    uint64_t by_owed[5]
+    uint64_t examples
+    Stale example[64]
+
+cdef Watch *watch_new() noexcept nogil      # NULL: no memory
+cdef void watch_free(Watch *w) noexcept nogil
+cdef void watch_stored(Watch *w, uint64_t at, uint64_t event) noexcept nogil
+cdef void watch_walked(Watch *w, const Tlb *t, const Paging *g, uint64_t la, const Steps *steps,
+                       uint64_t event) noexcept nogil
+# A use of a cached translation, or of a walk that used caches, which led to `pa`. g, e: as for the access.
+cdef void watch_use(Watch *w, Mem *m, const Tlb *t, const Paging *g, const Ept *e, uint64_t la, int acc, bint is_global,
+                    uint64_t pa, uint64_t event) noexcept nogil
+
+
+cdef class MissingFlushes:
+    cdef Watch *w

@@ -1,0 +1,167 @@
+# The virtual CPU: TLB, walk, faults and VM exits of one access. It knows no policy: what an exit means is decided by
+# the function in `handler`.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu.arch.registers cimport Registers
+from fastmmu.tlb.lookup cimport Tlb
+from fastmmu.arch.types cimport Ept, Mem, Paging, Walk
+from fastmmu.cpu.vapic cimport Vapic
+from fastmmu.arch.vmx cimport Vmcs
+from fastmmu.cpu.stale cimport Watch
+
+cdef enum Outcome:              # of an access
+    DONE_OK = 0                 # hpa holds the address
+    DONE_EMULATED = 1           # the VMM completed it
+    DONE_PF = 2                 # #PF for the guest: cr2, error_code
+    DONE_GP = 3                 # non-canonical address; of a write to a register: Vcpu.rule
+    DONE_ABORT = 4              # the simulation cannot go on: Vcpu.abort says why
+
+cdef enum Action:               # what a handler tells the processor to do
+    ACT_RETRY = 0               # run the instruction again
+    ACT_EMULATED = 1            # the VMM did it
+    ACT_INJECT_PF = 2           # deliver a #PF: cr2, error_code
+    ACT_ABORT = 3
+    ACT_INJECT_GP = 4           # deliver #GP(0)
+
+cdef enum Who:                  # by whose rights an access is made; the value of `user` in calls
+    BY_SUPERVISOR = 0           # RFLAGS.AC as it stands
+    BY_USER = 1
+    BY_SYSTEM = 2               # implicit supervisor access to a descriptor table, at any CPL
+
+cdef enum:
+    ACC_PDPTES = 4              # no access to data: the load of the PDPTE registers
+
+cdef enum Abort:
+    ABORT_NONE = 0
+    ABORT_BUS = 1               # a table lies outside memory
+    ABORT_NO_PROGRESS = 2       # the same access exits again and again
+    ABORT_GUEST_MEMORY = 3      # guest memory used up
+    ABORT_TABLES = 4            # the VMM's table pages used up
+    ABORT_ADDRESS = 5           # not an address of the lower half
+    ABORT_PYTHON = 6            # a Python handler raised
+    ABORT_MISCONFIG = 7
+    ABORT_GUEST_FAULT = 8       # a fault that the guest kernel has no answer to
+    ABORT_OP = 9                # an event of an unknown operation
+    ABORT_HOST_MEMORY = 10
+    ABORT_ENTRY = 11            # VM entry failed: invalid control fields
+    ABORT_PROCESS = 12          # a process number that is none
+    ABORT_APIC = 13             # an APIC event that the guest's APIC cannot take
+    ABORT_AWAY = 14             # the host is taking the page away and has not ended
+    ABORT_APIC_TABLE = 15       # a paging structure on the APIC-access page that the VMM would have to read
+    ABORT_IDENTITY = 16         # the guest stops paging, and there is no identity table
+    ABORT_ROOT = 17             # no memory behind the root of the guest's tables: KVM shuts the machine down
+
+cdef enum Privileged:           # instructions of CPL 0 that exit here, as the bytes at RIP would say
+    INS_NONE = 0
+    INS_MOV_TO_CR = 1
+    INS_MOV_FROM_CR = 2
+    INS_CLTS = 3
+    INS_LMSW = 4
+    INS_RDMSR = 5               # of EFER
+    INS_WRMSR = 6
+    INS_INVLPG = 7
+
+cdef struct Counters:           # Python name of each: fastmmu.machine.counters
+    uint64_t ops[4]             # accesses of the trace by operation
+    uint64_t kernel_accesses
+    uint64_t page_crossings
+    uint64_t retries
+    uint64_t tlb_misses
+    uint64_t walks
+    uint64_t guest_walk_refs
+    uint64_t ept_walk_refs
+    uint64_t ad_writes
+    uint64_t guest_faults
+    uint64_t vm_exits
+    uint64_t cr3_switches
+    uint64_t invlpgs
+    uint64_t invpcids
+    uint64_t unmaps
+    uint64_t interrupts
+    uint64_t exit_instructions
+    uint64_t pages_touched
+    uint64_t collapses
+    uint64_t pf_fixed
+    uint64_t pf_guest
+    uint64_t pf_emulate
+    uint64_t pf_spurious
+    uint64_t ept_build
+    uint64_t ept_spurious
+    uint64_t mmio
+    uint64_t invvpid
+    uint64_t invept
+    uint64_t host_accesses      # of the host's own pages, at VM exits
+    uint64_t host_misses        # of both levels
+    uint64_t exits[80]
+
+ctypedef int (*ExitHandler)(Vcpu *v) noexcept nogil
+ctypedef int (*Premap)(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil
+
+cdef struct Vcpu:
+    Mem *mem                    # host physical memory
+    Tlb *tlb                    # of the physical CPU that it runs on
+    Paging hw                   # what the processor walks by: the guest's registers, or the VMM's under shadow paging
+    Registers r                 # the processor's registers, but CR3 and PDPTEs, which are in hw; of a guest as entered
+    Registers arch              # the VMM's record: the guest's registers as the guest has them
+    bint fresh                  # the VMM wrote guest state into the VMCS: the next VM entry loads it
+    bint vm86                   # RFLAGS.VM: instructions of CPL 0 are #GP
+    Ept ept
+    bint guest                  # in VMX non-root operation: exits exist
+    bint ept_on                 # EPT is in use: entered, and the control is 1
+    bint vpid_on                # the control as of the last VM entry
+    Vapic *apic                 # what virtualizes the guest's APIC; NULL: nothing does
+    bint below_threshold        # VM entry found the TPR below the threshold: exit 43 comes next
+    uint64_t need[3][4]         # [Who][Access]: rights that an access needs of a TLB entry
+    uint64_t cr2
+    uint32_t error_code
+    uint32_t abort              # Abort
+    uint64_t abort_address
+    uint32_t store_bytes        # of the store under way: 0 unknown, 4 or 8, 4096 a cleared page
+    uint64_t store_value
+    uint64_t store_high         # of a store of 16 bytes
+    uint64_t access_la          # of the access that exited: what the VMM finds when it decodes the instruction
+    int access                  # Access, or ACC_PDPTES
+    uint32_t access_bytes       # 0: unknown
+    uint64_t load_value         # what the VMM read for it,
+    bint loaded                 # if it did
+    uint64_t emulated           # guest-physical address of the access that the VMM completed; all ones: not known
+    bint event                  # the exit under way is an EXIT event: an instruction of which only the exit matters
+    uint32_t instruction        # Privileged: the one under way, its control register, source, and what it gives
+    uint32_t instruction_cr     # of INVPCID: the type
+    uint32_t invpcid_pcid
+    uint64_t source
+    uint64_t result
+    uint32_t rule               # RegisterRule of the last DONE_GP
+    Vmcs vmcs
+    ExitHandler handler
+    uint32_t host_pages         # pages of its own that the host touches at each VM exit
+    Premap premap               # not NULL: what is missing is mapped unseen, as if it had been there from the start
+    Watch *watch                # the detector of missing flushes, or NULL
+    uint64_t now                # number of the event under way, where it is on
+    void *owner                 # of handler
+    void *run                   # of premap
+    Counters c
+
+cdef enum:
+    MAX_RETRIES = 64
+
+cdef void vcpu_derive(Vcpu *v) noexcept nogil
+cdef int vcpu_enter(Vcpu *v) noexcept nogil
+cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil
+cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil
+cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
+cdef int vcpu_completed(int action) noexcept nogil      # outcome of an instruction that a VMM completed
+cdef int vcpu_privileged(Vcpu *v, int instruction, int cr, uint64_t source) noexcept nogil
+cdef void vcpu_registers(Vcpu *v) noexcept nogil        # paging from Vcpu.r
+cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil
+cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil   # VM exit alone: no handler, no entry
+cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
+cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint64_t *hpa) noexcept nogil
+cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil
+cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil
+cdef int vcpu_invpcid(Vcpu *v, int type, uint32_t pcid, uint64_t la) noexcept nogil
+cdef int vcpu_interrupt(Vcpu *v) noexcept nogil
+cdef void vcpu_set_ac(Vcpu *v, bint ac) noexcept nogil
+cdef void vcpu_set_pkru(Vcpu *v, uint32_t pkru) noexcept nogil
+cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil

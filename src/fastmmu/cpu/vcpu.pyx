@@ -1,0 +1,501 @@
+"""One access of a virtual CPU: TLB, walk, fault, VM exit and entry."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from fastmmu.cpu.apic cimport APIC_TPR
+from fastmmu.arch.bits cimport FRAME, ONES
+from fastmmu.paging.guest cimport reachable, root_address
+from fastmmu.tlb.invalidate cimport (
+    inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault, inv_transition,
+)
+from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
+from fastmmu.arch.registers cimport (
+    CR3_NO_FLUSH, EFER_LMA, EFER_LME, RULE_CR3_RESERVED, RULE_INJECTED, RULE_PDPTE, Registers, paging_of,
+)
+from fastmmu.tlb.lookup cimport (
+    F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
+    tlb_switch, tlb_value, tlb_value_of_walk,
+)
+from fastmmu.arch.types cimport (
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
+    FAULT_PML_FULL, MODE_PAE, Ept, Paging, Steps, Walk,
+)
+from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
+from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
+from fastmmu.arch.vmx cimport (
+    ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_CR_ACCESS, EXIT_ENTRY_STATE,
+    EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID,
+    EXIT_PML_FULL, EXIT_TPR_THRESHOLD, INTERRUPTION_GP, INTERRUPTION_PF, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD,
+    PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
+)
+from fastmmu._walk cimport load_pdptes, walk_cached
+from fastmmu.cpu.stale cimport watch_stored, watch_use, watch_walked
+
+cdef uint64_t RFLAGS_VM = 1 << 17
+cdef uint64_t HOST_PAGES = 0xFFFF888000000000ULL
+
+
+cdef void vcpu_derive(Vcpu *v) noexcept nogil:
+    derive_needs(v)
+    tlb_switch(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v))
+
+
+cdef void derive_needs(Vcpu *v) noexcept nogil:
+    # rights that each kind of access needs, from the registers in force (tlb.md §1.1 R5)
+    cdef uint64_t key = F_K if v.hw.pkr_user | v.hw.pkr_super else 0, look = F_LOOK if v.watch != NULL else 0
+    cdef uint64_t write
+    cdef uint64_t no_user = F_S if v.hw.smap else 0, wp = F_W if v.hw.wp else 0
+    cdef int r = ACC_R, w = ACC_W, rw = ACC_RW, x = ACC_X, user = BY_USER, system = BY_SYSTEM, kernel = BY_SUPERVISOR
+    key |= look
+    write = F_R | F_EW | F_D | key
+    v.need[user][r] = F_U | F_R | key
+    v.need[user][w] = v.need[user][rw] = F_U | F_W | write
+    v.need[user][x] = F_U | F_X | look
+    v.need[system][r] = F_R | key | no_user
+    v.need[system][w] = v.need[system][rw] = write | wp | no_user
+    v.need[system][x] = v.need[kernel][x] = F_X | look | (F_S if v.hw.smep else 0)
+    if v.hw.ac:
+        no_user = 0
+    v.need[kernel][r] = F_R | key | no_user
+    v.need[kernel][w] = v.need[kernel][rw] = write | wp | no_user
+    if v.vm86:                  # CPL 3, whatever the guest takes itself for
+        for r in range(4):
+            v.need[kernel][r] = v.need[user][r]
+
+
+cdef inline bint key_allows(const Vcpu *v, uint64_t value, int acc, int user) noexcept nogil:
+    # paging.md §4.2, of a page that has a protection key; a write needs more than a read only where R/W counts
+    cdef uint32_t key = (v.hw.pkr_user if value & F_U else v.hw.pkr_super) >> (2 * (value >> 52 & 15)) & 3
+    return not (key & 1 or (key & 2 and acc != ACC_R and (user == BY_USER or v.hw.wp)))
+
+
+cdef inline bint allows(const Vcpu *v, uint64_t value, int acc, int user) noexcept nogil:
+    cdef uint64_t lacking = v.need[user][acc] & ~value & ~F_LOOK
+    return lacking == 0 or (lacking == F_K and key_allows(v, value, acc, user))
+
+
+cdef void vcpu_set_ac(Vcpu *v, bint ac) noexcept nogil:
+    v.hw.ac = ac
+    derive_needs(v)
+
+
+cdef void vcpu_set_pkru(Vcpu *v, uint32_t pkru) noexcept nogil:
+    # no cached translation changes: rights are stored without the key's (tlb.md §1.1 R5)
+    v.hw.pkr_user = v.r.pkru = v.arch.pkru = pkru
+    derive_needs(v)
+
+
+cdef void vcpu_registers(Vcpu *v) noexcept nogil:
+    # what paging derives from the processor's registers, which are new; AC is not among them
+    cdef uint8_t ac = v.hw.ac
+    paging_of(&v.r, &v.hw)
+    v.hw.ac = ac
+    v.hw.write_ad = 1
+
+
+cdef inline uint32_t vpid_in_force(const Vcpu *v) noexcept nogil:
+    return v.vmcs.vpid if v.vpid_on else 0
+
+
+cdef inline uint64_t eptrta_in_force(const Vcpu *v) noexcept nogil:
+    return v.vmcs.eptp & FRAME if v.ept_on else NO_EPT
+
+
+cdef inline bint plain(const Vcpu *v) noexcept nogil:
+    # guest state that passes G1 to G6 at sight: in long mode, no control loads EFER or PAT, no reserved bit in CR3
+    return (not v.fresh and v.vmcs.vm_entry & ~ENTRY_LOAD_EFER == ENTRY_LONG_MODE and v.hw.lma
+            and not v.hw.cr3 & ~(v.hw.frame | 0xFFF))
+
+
+cdef void load_guest_state(Vcpu *v) noexcept nogil:
+    # vmx.md §4.1: the control says whether it is long mode, whatever EFER says of it
+    v.fresh = False
+    v.r.cr0 = v.vmcs.guest_cr0
+    v.r.cr3 = v.vmcs.guest_cr3
+    v.r.cr4 = v.vmcs.guest_cr4
+    v.r.efer = v.vmcs.guest_efer & ~(<uint64_t> EFER_LMA | EFER_LME)
+    if v.vmcs.vm_entry & ENTRY_LONG_MODE:
+        v.r.efer |= EFER_LMA | EFER_LME
+    memcpy(v.r.pdpte, v.vmcs.guest_pdpte, sizeof(v.r.pdpte))
+    v.vm86 = v.vmcs.guest_rflags & RFLAGS_VM != 0
+    vcpu_registers(v)
+
+
+cdef inline void save_guest_state(Vcpu *v) noexcept nogil:
+    v.vmcs.guest_cr0 = v.r.cr0
+    v.vmcs.guest_cr3 = v.hw.cr3
+    v.vmcs.guest_cr4 = v.r.cr4
+    if v.hw.mode == MODE_PAE and v.ept_on:
+        memcpy(v.vmcs.guest_pdpte, v.hw.pdpte, sizeof(v.hw.pdpte))
+
+
+cdef int vcpu_enter(Vcpu *v) noexcept nogil:
+    # VM entry (vmx.md §3, §4.1): controls and guest state are checked, EPT becomes active; without VPID nothing cached
+    # survives
+    cdef uint64_t qualification
+    cdef uint8_t vtpr = v.apic.page[<int> APIC_TPR] if v.apic != NULL else 0
+    if invalid_controls(&v.vmcs, vtpr, &MACHINE):
+        return vcpu_abort(v, ABORT_ENTRY, ERROR_CONTROL_FIELDS)
+    if not plain(v) and invalid_registers(&v.vmcs, &v.hw, v.mem, &qualification):
+        clear_exit_information(&v.vmcs)
+        v.vmcs.exit_reason = EXIT_ENTRY_STATE | ENTRY_FAILURE
+        v.vmcs.exit_qualification = qualification
+        return vcpu_abort(v, ABORT_ENTRY, v.vmcs.exit_reason)
+    if v.apic != NULL:
+        vapic_controls(v.apic, &v.vmcs)
+        v.below_threshold = vapic_entered(v.apic)
+        v.ept.apic_access = v.vmcs.apic_access_address | 0xFFF if v.apic.accesses else 0
+    if v.fresh:
+        load_guest_state(v)
+    v.ept_on = secondary_control(&v.vmcs, SECONDARY_EPT)
+    v.vpid_on = secondary_control(&v.vmcs, SECONDARY_VPID)
+    inv_transition(v.tlb, v.vpid_on)
+    vcpu_derive(v)
+    return DONE_OK
+
+
+cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
+    v.vmcs.exit_reason = reason
+    v.c.vm_exits += 1
+    v.c.exits[reason] += 1
+    inv_transition(v.tlb, v.vpid_on)
+    save_guest_state(v)
+    v.ept_on = v.vpid_on = False
+    v.emulated = ONES
+    if v.apic != NULL and v.apic.delivery:
+        v.vmcs.guest_interrupt_status = v.apic.rvi | <uint16_t> v.apic.svi << 8
+    if v.host_pages:
+        host_runs(v)
+
+
+cdef void host_runs(Vcpu *v) noexcept nogil:
+    # The host reads pages of its own, global ones, under VPID 0. Its tables are not modelled: a miss is counted and
+    # filled, not walked.
+    cdef uint64_t la, value
+    cdef uint32_t i
+    tlb_switch(v.tlb, 0, 0, NO_EPT)
+    v.c.host_accesses += v.host_pages
+    for i in range(v.host_pages):
+        la = HOST_PAGES + (<uint64_t> i << 12)
+        v.tlb.c.lookups[v.tlb.port[<int> ACC_R].l1.id] += 1
+        value = tlb_l1(v.tlb, ACC_R, la)
+        if not value and not tlb_l2(v.tlb, ACC_R, la):
+            v.c.host_misses += 1
+            tlb_fill(v.tlb, ACC_R, la, tlb_value(<uint64_t> i << 12, 0, 0, F_S | F_R | F_W | F_EW | F_D | F_G | F_K))
+
+
+cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
+    # VM exit, the VMM's handler, VM entry; and the exits that follow an entry at once (vmx.md §4.3)
+    cdef int action = leave_and_enter(v, reason), tries = 0
+    cdef uint64_t emulated = v.emulated
+    while v.below_threshold and action != ACT_ABORT:
+        v.below_threshold = False
+        tries += 1
+        if tries > MAX_RETRIES:
+            vcpu_abort(v, ABORT_NO_PROGRESS, 0)
+            return ACT_ABORT
+        clear_exit_information(&v.vmcs)
+        if leave_and_enter(v, EXIT_TPR_THRESHOLD) == ACT_ABORT:
+            return ACT_ABORT
+        v.emulated = emulated
+    return action
+
+
+cdef int leave_and_enter(Vcpu *v, uint32_t reason) noexcept nogil:
+    cdef int action
+    vcpu_leave(v, reason)
+    action = v.handler(v)
+    # also where the run ends here: it may go on after the error, and nothing runs with the state of an exit
+    return ACT_ABORT if vcpu_enter(v) else action
+
+
+cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil:
+    if not v.abort:
+        v.abort = why
+        v.abort_address = address
+    return DONE_ABORT
+
+
+cdef void look(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t hpa) noexcept nogil:
+    v.hw.user = user == BY_USER
+    v.hw.implicit = user == BY_SYSTEM
+    watch_use(v.watch, v.mem, v.tlb, &v.hw, &v.ept if v.ept_on else NULL, la, acc, value & F_G != 0, hpa, v.now)
+
+
+cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil:
+    cdef uint64_t value
+    v.tlb.c.lookups[v.tlb.port[acc].l1.id] += 1
+    value = tlb_l1(v.tlb, acc, la)
+    if value and not v.need[user][acc] & ~value:
+        hpa[0] = tlb_pa(value, la)
+        return DONE_OK
+    return vcpu_slow(v, la, acc, user, value, hpa)
+
+
+cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil:
+    # after the first level missed (value 0) or denied; the lookup in it has been counted
+    cdef Walk w
+    cdef const Ept *e
+    cdef Steps steps
+    cdef Steps *into = &steps if v.watch != NULL else NULL
+    cdef int fault, action, tries = 0
+    while True:
+        if not value:
+            value = tlb_l2(v.tlb, acc, la)
+            if not value:
+                v.c.tlb_misses += 1
+        if value and allows(v, value, acc, user):
+            hpa[0] = tlb_pa(value, la)
+            if v.watch != NULL:
+                look(v, la, acc, user, value, hpa[0])
+            return DONE_OK
+        # cached rights deny: memory decides (tlb.md §1.1)
+        e = &v.ept if v.ept_on else NULL
+        v.hw.user = user == BY_USER or v.vm86
+        v.hw.implicit = user == BY_SYSTEM
+        steps.n = 0
+        fault = walk_cached(v.mem, &v.hw, e, v.tlb, la, acc, &w, into)
+        while fault and v.premap != NULL:
+            tries += 1
+            if tries > MAX_RETRIES:
+                return vcpu_abort(v, ABORT_NO_PROGRESS, la)
+            action = v.premap(v, la, fault, &w)
+            if action == ACT_ABORT:
+                return DONE_ABORT
+            if action == ACT_EMULATED:          # nothing to map
+                break
+            fault = walk_cached(v.mem, &v.hw, e, v.tlb, la, acc, &w, into)
+        v.c.walks += 1
+        v.c.guest_walk_refs += w.guest_refs
+        v.c.ept_walk_refs += w.ept_refs
+        v.c.ad_writes += w.ad_writes
+        if fault == FAULT_NONE:
+            if value:
+                tlb_refill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
+            else:
+                tlb_fill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
+            hpa[0] = w.pa
+            if v.watch != NULL:
+                watch_walked(v.watch, v.tlb, &v.hw, la, &steps, v.now)
+                look(v, la, acc, user, F_G if w.global_page else 0, w.pa)
+            return DONE_OK
+        v.access_la = la
+        v.access = acc
+        if fault == FAULT_PF:
+            inv_page_fault(v.tlb, vpid_in_force(v), v.hw.pcid, la)
+            v.error_code = w.error_code
+            if not (v.guest and page_fault_exits(&v.vmcs, w.error_code)):
+                v.cr2 = la
+                v.c.guest_faults += 1
+                return DONE_PF
+            clear_exit_information(&v.vmcs)
+            v.vmcs.exit_qualification = la
+            v.vmcs.exit_interruption_info = INTERRUPTION_PF
+            v.vmcs.exit_interruption_error = w.error_code
+            action = vcpu_exit(v, EXIT_EXCEPTION)
+        elif fault == FAULT_EPT_VIOLATION:
+            inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, w.qual >> 8 & 1, la)
+            clear_exit_information(&v.vmcs)
+            v.vmcs.exit_qualification = w.qual
+            v.vmcs.guest_physical_address = w.gpa
+            v.vmcs.guest_linear_address = la
+            action = vcpu_exit(v, EXIT_EPT_VIOLATION)
+        elif fault == FAULT_EPT_MISCONFIG:
+            clear_exit_information(&v.vmcs)
+            v.vmcs.guest_physical_address = w.gpa
+            action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
+        elif fault == FAULT_PML_FULL:
+            clear_exit_information(&v.vmcs)
+            action = vcpu_exit(v, EXIT_PML_FULL)
+        elif fault == FAULT_APIC:
+            clear_exit_information(&v.vmcs)
+            v.vmcs.exit_qualification = w.qual
+            action = vcpu_exit(v, EXIT_APIC_ACCESS)
+        elif fault == FAULT_GP:
+            return DONE_GP
+        else:
+            return vcpu_abort(v, ABORT_BUS, la)
+
+        if action == ACT_EMULATED:
+            return DONE_EMULATED
+        if action == ACT_INJECT_PF:
+            v.c.guest_faults += 1
+            return DONE_PF
+        if action == ACT_INJECT_GP:
+            return DONE_GP
+        if action == ACT_ABORT:
+            return vcpu_abort(v, ABORT_NO_PROGRESS, la)
+        tries += 1
+        if tries > MAX_RETRIES:
+            return vcpu_abort(v, ABORT_NO_PROGRESS, la)
+        v.c.retries += 1
+        v.tlb.c.lookups[v.tlb.port[acc].l1.id] += 1
+        value = tlb_l1(v.tlb, acc, la)
+
+
+cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil:
+    # an aligned 64-bit load by the supervisor
+    cdef uint64_t hpa = 0
+    cdef int outcome
+    v.c.kernel_accesses += 1
+    value[0] = 0
+    outcome = vcpu_access(v, la, ACC_R, False, &hpa)
+    if outcome == DONE_OK and mem_holds(v.mem, hpa, 8):
+        value[0] = mem_read64(v.mem, hpa)
+    return outcome
+
+
+cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint64_t *hpa) noexcept nogil:
+    # an aligned store of 4 or 8 bytes by the supervisor; the VMM sees the value if it has to emulate it
+    cdef int outcome
+    v.c.kernel_accesses += 1
+    v.store_bytes = nbytes
+    v.store_value = value
+    outcome = vcpu_access(v, la, ACC_W, False, hpa)
+    v.store_bytes = 0
+    if outcome == DONE_OK and mem_holds(v.mem, hpa[0], nbytes):
+        if nbytes == 4:
+            mem_write32(v.mem, hpa[0], <uint32_t> value)
+        else:
+            mem_write64(v.mem, hpa[0], value)
+        if v.watch != NULL:
+            watch_stored(v.watch, hpa[0], v.now)
+    return outcome
+
+
+# ---- instructions of CPL 0 ----------------------------------------------------------------------------------
+
+cdef int vcpu_completed(int action) noexcept nogil:
+    if action == ACT_ABORT:
+        return DONE_ABORT
+    return DONE_GP if action == ACT_INJECT_GP else DONE_OK
+
+
+cdef int vcpu_privileged(Vcpu *v, int instruction, int cr, uint64_t source) noexcept nogil:
+    # An instruction of CPL 0 in a guest of which the VMM makes a virtual-8086 task: #GP(0), before any other exit that
+    # it might cause. The VMM reads at RIP which one it is, and emulates it (kvm_policy.md §3.4).
+    clear_exit_information(&v.vmcs)
+    v.vmcs.exit_interruption_info = INTERRUPTION_GP
+    v.instruction = instruction
+    v.instruction_cr = cr
+    v.source = source
+    v.rule = RULE_INJECTED
+    return vcpu_completed(vcpu_exit(v, EXIT_EXCEPTION))
+
+
+cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil:
+    # The PDPTE registers from r.cr3, as the processor loads them: a read through the EPT that translates no linear
+    # address (paging.md §3.2). DONE_GP where one is malformed.
+    cdef Walk w
+    cdef Ept behind
+    cdef Paging g
+    cdef int fault, action, _
+    for _ in range(MAX_RETRIES):
+        paging_of(r, &g)
+        fault = load_pdptes(v.mem, &g, &v.ept if v.ept_on else NULL, &w, NULL)
+        v.c.ept_walk_refs += w.ept_refs
+        if fault == FAULT_NONE:
+            memcpy(r.pdpte, g.pdpte, sizeof(r.pdpte))
+            return DONE_OK
+        if fault == FAULT_GP:
+            v.rule = RULE_PDPTE
+            return DONE_GP
+        clear_exit_information(&v.vmcs)
+        v.vmcs.guest_physical_address = w.gpa
+        v.access = ACC_PDPTES
+        if fault == FAULT_EPT_VIOLATION:
+            inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, False, 0)
+            v.vmcs.exit_qualification = w.qual
+            action = vcpu_exit(v, EXIT_EPT_VIOLATION)
+        elif fault == FAULT_EPT_MISCONFIG:
+            action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
+        elif fault == FAULT_APIC:
+            v.vmcs.guest_physical_address = 0
+            v.vmcs.exit_qualification = w.qual
+            action = vcpu_exit(v, EXIT_APIC_ACCESS)
+            if action == ACT_EMULATED:          # the VMM loads them, from the memory of the page
+                behind = v.ept
+                behind.apic_access = 0
+                behind.write_ad = 0
+                if load_pdptes(v.mem, &g, &behind, &w, NULL):
+                    v.rule = RULE_PDPTE
+                    return DONE_GP
+                memcpy(r.pdpte, g.pdpte, sizeof(r.pdpte))
+                return DONE_OK
+        else:
+            action = ACT_ABORT
+        if action == ACT_INJECT_GP:
+            return DONE_GP
+        if action != ACT_RETRY:
+            return vcpu_abort(v, ABORT_BUS, r.cr3)
+    return vcpu_abort(v, ABORT_NO_PROGRESS, r.cr3)
+
+
+cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
+    # bit 63: keep the translations of the new PCID (paging.md §7, vmx.md §6)
+    cdef uint64_t stored = value
+    cdef Registers new
+    cdef int outcome
+    v.c.cr3_switches += 1
+    if v.vm86:
+        return vcpu_privileged(v, INS_MOV_TO_CR, 3, value)
+    if v.guest and v.vmcs.primary & PRIMARY_CR3_LOAD:
+        clear_exit_information(&v.vmcs)
+        v.vmcs.operand = value
+        v.vmcs.exit_qualification = 3       # MOV to CR3 from RAX
+        v.rule = RULE_INJECTED
+        return vcpu_completed(vcpu_exit(v, EXIT_CR_ACCESS))
+    if v.hw.pcid_on:
+        stored &= ~CR3_NO_FLUSH
+    if stored & ~(v.hw.frame | 0xFFF if v.hw.lma else <uint64_t> 0xFFFFFFFFU):
+        v.rule = RULE_CR3_RESERVED
+        return DONE_GP
+    if v.hw.mode == MODE_PAE:
+        new = v.r
+        new.cr3 = stored
+        outcome = vcpu_pdptes(v, &new)
+        if outcome:
+            return outcome
+        memcpy(v.hw.pdpte, new.pdpte, sizeof(new.pdpte))
+    v.hw.cr3 = stored
+    v.hw.root = root_address(&v.hw, stored)
+    if v.hw.pcid_on:
+        v.hw.pcid = stored & 0xFFF
+    if not (v.hw.pcid_on and value & CR3_NO_FLUSH):
+        inv_mov_cr3(v.tlb, vpid_in_force(v), v.hw.pcid)
+    vcpu_derive(v)
+    return DONE_OK
+
+
+cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil:
+    v.c.invlpgs += 1
+    if v.vm86:
+        return vcpu_privileged(v, INS_INVLPG, 0, la)
+    if v.guest and v.vmcs.primary & PRIMARY_INVLPG:
+        clear_exit_information(&v.vmcs)
+        v.vmcs.exit_qualification = la
+        return DONE_ABORT if vcpu_exit(v, EXIT_INVLPG) == ACT_ABORT else DONE_OK
+    if reachable(la, v.hw.la_bits):         # else it does nothing
+        inv_invlpg(v.tlb, vpid_in_force(v), v.hw.pcid, la)
+    return DONE_OK
+
+
+cdef int vcpu_invpcid(Vcpu *v, int type, uint32_t pcid, uint64_t la) noexcept nogil:
+    # type and operand are valid (tlb.md §4)
+    v.c.invpcids += 1
+    if v.guest and v.vmcs.primary & PRIMARY_INVLPG:
+        clear_exit_information(&v.vmcs)
+        v.instruction_cr, v.invpcid_pcid, v.source = type, pcid, la
+        return DONE_ABORT if vcpu_exit(v, EXIT_INVPCID) == ACT_ABORT else DONE_OK
+    inv_invpcid(v.tlb, type, vpid_in_force(v), pcid, la)
+    return DONE_OK
+
+
+cdef int vcpu_interrupt(Vcpu *v) noexcept nogil:
+    v.c.interrupts += 1
+    if v.guest and v.vmcs.pin_based & PIN_EXTERNAL_INTERRUPT:
+        clear_exit_information(&v.vmcs)
+        if vcpu_exit(v, EXIT_EXTERNAL_INTERRUPT) == ACT_ABORT:
+            return DONE_ABORT
+    return DONE_OK

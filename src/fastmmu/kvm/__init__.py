@@ -1,0 +1,21 @@
+"""Policy: what KVM does at each VM exit, with the tables, the registers, the APIC and the vCPUs of a guest.
+
+    kvm         the VMM of a machine as a struct, of which each module takes what it needs
+    exits       what is done at each exit; the page-modification log
+    faults      #PF, EPT violation, EPT misconfiguration
+    roots       the root that a vCPU runs on
+    registers   control registers and EFER in KVM's hands
+    modes       a guest in each paging mode: from its registers to those of the hardware
+    flush       the flushes that KVM owes and pays
+    lapic       the exits of the APIC, injection, TPR threshold
+    ipi         interprocessor interrupts, and what a vCPU finds when it runs again
+    vpid        the VPIDs of a host
+    vmm         `Vmm`: what user space does to slots and dirty logs, for Python
+
+Imports `arch` to `cpu`. Rules are those of kvm_policy.md; each names its section.
+
+To add a handler: its function, its row in `exits`, and the same in `reference/kvm.py`; then `make kvm-agreement`,
+which sets both beside what real KVM did.
+"""
+
+from __future__ import annotations

@@ -1,0 +1,139 @@
+"""The default handlers of VM exits, in the kernel layer.
+
+A handler fills, zaps or write-protects through the MMU, pays the invalidation that the change owes (tlb.md §7, column
+that the configuration names) and says what the processor does next.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_drain
+from fastmmu.paging.guest cimport reachable
+from fastmmu.tlb.invalidate cimport inv_invvpid
+from fastmmu.kvm.kvm cimport FORGO_INVLPG, Kvm
+from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
+from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
+from fastmmu.kvm.flush cimport kvm_count_flushes, kvm_entered, kvm_owed_flush
+from fastmmu.kvm.registers cimport kvm_cr_access, kvm_emulate
+from fastmmu.kvm.modes cimport modes_save
+from fastmmu.mmu.roots cimport mmu_forget_previous
+from fastmmu.mmu.sync cimport shadow_invlpg, sync_roots
+from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
+from fastmmu.arch.vmx cimport (
+    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL,
+    EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, MSR_EFER, SECONDARY_PML, SECONDARY_VPID, secondary_control,
+)
+
+
+cdef int kvm_handle(Vcpu *v) noexcept nogil:
+    cdef Kvm *kvm = <Kvm *> v.owner
+    cdef int action
+    if v.ept.pml_index != NULL:
+        kvm_drain(kvm, v)
+    kvm_entered(kvm)
+    modes_save(&kvm.modes, v)
+    if kvm.irq != NULL:
+        kvm_apic_begin(kvm.irq)
+    if kvm.surfaced[v.vmcs.exit_reason]:
+        action = kvm.surface(kvm.machine, v)
+    else:
+        action = kvm_default(kvm, v)
+    read_full_ring(kvm, v)
+    if kvm.irq != NULL:
+        kvm_apic_end(kvm.irq, action)
+    return action
+
+
+cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
+    cdef uint64_t reason = v.vmcs.exit_reason
+    cdef int action
+    if v.event:
+        return ACT_EMULATED
+    if (reason == EXIT_WRMSR or reason == EXIT_RDMSR) and v.vmcs.operand == MSR_EFER:
+        return kvm_emulate(kvm, v, INS_WRMSR if reason == EXIT_WRMSR else INS_RDMSR, 0, v.source)
+    if kvm.irq != NULL:
+        action = kvm_apic_exit(kvm.irq)
+        if action != NOT_OF_APIC:
+            return action
+    if reason == EXIT_EXCEPTION:
+        if v.vmcs.exit_interruption_info == INTERRUPTION_GP:
+            return kvm_emulate(kvm, v, v.instruction, v.instruction_cr, v.source)
+        return kvm_page_fault(kvm, v)
+    if reason == EXIT_EPT_VIOLATION:
+        return kvm_ept_violation(kvm, v)
+    if reason == EXIT_CR_ACCESS:
+        return kvm_cr_access(kvm, v)
+    if reason == EXIT_INVLPG:
+        return invalidate_page(kvm, v, v.vmcs.exit_qualification)
+    if reason == EXIT_INVPCID:
+        return on_invpcid(kvm, v)
+    if reason == EXIT_EPT_MISCONFIG:
+        return kvm_ept_misconfig(kvm, v)
+    if reason == EXIT_PML_FULL:                 # the log was read at the exit, like at every other
+        return ACT_RETRY
+    return ACT_EMULATED                         # CPUID, external interrupt and the like: no state of ours changes
+
+
+# ---- invalidations of a shadowed guest ------------------------------------------------------------------
+
+cdef int invalidate_page(Kvm *kvm, Vcpu *v, uint64_t la) noexcept nogil:
+    # below every root that is kept, whichever PCID the guest has for it
+    shadow_invlpg(&kvm.mmu, &kvm.guest, la)
+    kvm_owed_flush(kvm, v)
+    if (not kvm.forgo & FORGO_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
+            and reachable(la, v.hw.la_bits)):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 0, v.vmcs.vpid, la)
+    return ACT_EMULATED
+
+
+cdef int on_invpcid(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # tlb.md §4: type 0 one page, 1 one PCID, 2 and 3 all of them
+    cdef uint32_t type = v.instruction_cr
+    if type == 0 and kvm.mmu.policy.modern:
+        kvm.stats.tlb_flush += 1
+        return invalidate_page(kvm, v, v.source)
+    kvm.stats.owes_current = type == 1 and v.invpcid_pcid == v.hw.pcid
+    kvm.stats.owes_guest = type > 1
+    kvm_count_flushes(kvm)
+    sync_roots(&kvm.mmu, &kvm.guest)
+    mmu_forget_previous(&kvm.mmu, <int> v.invpcid_pcid if type == 1 else -1)
+    kvm.mmu.flush = True
+    kvm_owed_flush(kvm, v)
+    return ACT_EMULATED
+
+
+# ---- the page-modification log --------------------------------------------------------------------------
+
+cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # the page-modification log into the dirty log
+    if v.ept.pml_index == NULL or v.vmcs.pml_index == 511:
+        return
+    dirty_drain(&kvm.mmu, v.vmcs.pml_address, v.vmcs.pml_index)
+    v.vmcs.pml_index = 511
+    read_full_ring(kvm, v)
+
+
+cdef void read_full_ring(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # an exit to user space, which reads the rings, before the guest runs on
+    if kvm.mmu.slots.ring.size and kvm.mmu.slots.ring.used >= kvm.mmu.slots.ring.room:
+        kvm.mmu.counters.ring_full += 1
+        dirty_collect(&kvm.mmu)
+        kvm_owed_flush(kvm, v)
+
+
+cdef void kvm_arm(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # the processor logs while any slot is logged; each vCPU has its own index, and its log is read at every exit
+    cdef int i
+    cdef bint logged = False
+    if not kvm.mmu.policy.pml:
+        return
+    for i in range(kvm.mmu.slots.n):
+        logged = logged or kvm.mmu.slots.slot[i].dirty != NULL
+    if logged and v.ept.pml_index == NULL:
+        v.vmcs.pml_index = 511
+    v.ept.pml_index = &v.vmcs.pml_index if logged else NULL
+    v.ept.pml_base = v.vmcs.pml_address
+    if logged:
+        v.vmcs.secondary |= SECONDARY_PML
+    else:
+        v.vmcs.secondary &= ~SECONDARY_PML

@@ -1,0 +1,271 @@
+"""What KVM does at #PF, EPT violation and EPT misconfiguration (kvm_policy.md §2.1, §3.2)."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from fastmmu.arch.bits cimport FRAME, ONES
+from fastmmu.paging.ept cimport QUAL_TRANSLATED
+from fastmmu.paging.guest cimport page_fault
+from fastmmu.cpu.interrupts cimport APIC_BASE
+from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.kvm.flush cimport kvm_owed_flush
+from fastmmu.kvm.roots cimport kvm_out_of_tables
+from fastmmu.mmu.direct cimport (
+    FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault, find_entry,
+    map_direct,
+)
+from fastmmu.paging.memory cimport mem_holds
+from fastmmu.kvm.modes cimport modes_own_cr3
+from fastmmu.mmu.reclaim cimport host_wrote
+from fastmmu.arch.registers cimport RULE_PDPTE
+from fastmmu.mmu.shadow cimport (
+    SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY, SHADOW_SPURIOUS,
+    shadow_fault,
+)
+from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_away, slot_of
+from fastmmu.mmu.spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
+from fastmmu.mmu.sync cimport guest_wrote, shadow_drop
+from fastmmu.arch.types cimport (
+    ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk,
+)
+from fastmmu.cpu.vcpu cimport (
+    ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF,
+    ACT_RETRY, Vcpu, vcpu_abort,
+)
+from fastmmu._walk cimport walk_steps
+
+cdef uint64_t RESERVED = 8                      # bit of the error code
+
+
+cdef inline int access_of(uint64_t error_code) noexcept nogil:
+    return ACC_W if error_code & 2 else ACC_X if error_code & 16 else ACC_R
+
+
+cdef uint64_t marked(Kvm *kvm, uint64_t address) noexcept nogil:
+    # the gfn that the tables mark as one without memory; all ones: there is no such mark, or one of an older layout
+    cdef uint32_t owner = 0
+    cdef uint64_t index = 0, entry = find_entry(&kvm.mmu, address, &owner, &index)
+    if not spte_is_mmio(kvm.mmu.format, entry) or not spte_mmio_current(entry, kvm.mmu.slots.generation):
+        return ONES
+    return (entry & FRAME & ~MMIO_RESERVED) >> 12
+
+
+cdef int retry(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+    # the fault begins anew; where the host is not done yet only its end can let the guest go on
+    cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
+    if slot == NULL or not slot_away(slot, gpa >> 12):
+        return ACT_RETRY
+    vcpu_abort(v, ABORT_AWAY, gpa)
+    return ACT_ABORT
+
+
+cdef void decoded(Kvm *kvm, uint64_t gpa, bint mmio) noexcept nogil:
+    # an instruction is emulated; where it accesses no memory, and not the APIC, user space has its part in it
+    kvm.stats.insn_emulation += 1
+    kvm.stats.mmio_exits += mmio and gpa >> 12 != APIC_BASE >> 12
+
+
+# ---- shadow paging --------------------------------------------------------------------------------------
+
+cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+    # the store into a shadowed table, and what it makes of the shadow entries
+    cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
+    if slot != NULL:
+        host_wrote(&kvm.mmu, slot, gpa >> 12)
+        mark_dirty(slot, gpa >> 12)
+    if 0 < v.store_bytes <= 16 and (gpa & 0xFFF) + v.store_bytes <= 4096:
+        if mem_holds(&kvm.mmu.guest, gpa, v.store_bytes):
+            memcpy(kvm.mmu.guest.base + gpa, &v.store_value, min(v.store_bytes, 8))
+            if v.store_bytes > 8:
+                memcpy(kvm.mmu.guest.base + gpa + 8, &v.store_high, v.store_bytes - 8)
+        guest_wrote(&kvm.mmu, gpa, v.store_bytes)
+    else:
+        if v.store_bytes == 4096:
+            memset(kvm.mmu.guest.base + (gpa & ~(<uint64_t> 0xFFF)), 0, 4096)
+        guest_wrote(&kvm.mmu, gpa & ~(<uint64_t> 0xFFF), 4096)
+
+
+cdef int kvm_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
+    cdef Walk w
+    cdef uint64_t code = v.vmcs.exit_interruption_error, la = v.vmcs.exit_qualification, known = ONES
+    cdef int result, action
+    kvm.guest.user = code >> 2 & 1
+    kvm.guest.ac = v.hw.ac
+    kvm.guest.implicit = v.hw.implicit
+    kvm.guest.pkr_user = v.hw.pkr_user
+    if code & RESERVED:                         # the VMM's own mark (kvm_policy.md §4.4)
+        known = marked(kvm, la)
+    kvm.stats.pf_taken += known == ONES
+    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(code), code & 1, known, &w)
+    if result == SHADOW_NO_TABLES:
+        return kvm_out_of_tables(kvm, v)
+    if result == SHADOW_REFLECT:
+        v.c.pf_guest += 1
+        v.cr2 = la
+        v.error_code = w.error_code
+        if w.error_code & 1 and not w.error_code & RESERVED:
+            shadow_drop(&kvm.mmu, &kvm.guest, la)       # like the processor, which drops the translation that denied
+            kvm_owed_flush(kvm, v)
+        return ACT_INJECT_PF
+    if result == SHADOW_BUS:
+        vcpu_abort(v, ABORT_BUS, w.gpa)
+        return ACT_ABORT
+    action = retry(kvm, v, w.gpa) if result == SHADOW_RETRY else ACT_RETRY
+    if result == SHADOW_FIXED:
+        v.c.pf_fixed += 1
+        kvm.stats.pf_fixed += 1
+    elif result == SHADOW_SPURIOUS:
+        v.c.pf_spurious += 1
+    elif result != SHADOW_RETRY:
+        action = ACT_EMULATED
+        v.emulated = w.gpa
+        kvm.stats.pf_emulate += known == ONES
+        decoded(kvm, w.gpa, result == SHADOW_MMIO)
+        if result == SHADOW_MMIO:
+            v.c.mmio += 1
+        else:
+            v.c.pf_emulate += 1
+            emulate_store(kvm, v, w.gpa)
+    kvm_owed_flush(kvm, v)
+    return action
+
+
+# ---- EPT ------------------------------------------------------------------------------------------------
+
+cdef int no_table(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # A table of the guest's lies where no memory is. KVM emulates the instruction; to its own walk the entry there is
+    # not present, and PDPTEs that it cannot read are refused.
+    cdef Walk w
+    decoded(kvm, 0, False)
+    if v.access == ACC_PDPTES:
+        v.rule = RULE_PDPTE
+        return ACT_INJECT_GP
+    page_fault(&v.hw, &w, v.access, 0)
+    v.cr2 = v.access_la
+    v.error_code = w.error_code
+    return ACT_INJECT_PF
+
+
+cdef bint of_table(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+    # a mark of MMIO that the processor met does not tell: where the walk of the access ends for want of memory
+    cdef Paging guest = v.hw
+    cdef Walk w
+    guest.write_ad = 0
+    if v.access == ACC_PDPTES:
+        return True
+    if not modes_own_cr3(&kvm.modes, v):        # the identity table has its slot
+        return False
+    return (walk_steps(&kvm.mmu.guest, &guest, NULL, v.access_la, v.access, &w, NULL) == FAULT_BUS
+            and w.gpa >> 12 == gpa >> 12)
+
+
+cdef int mmio(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+    if of_table(kvm, v, gpa):
+        return no_table(kvm, v)
+    v.emulated = gpa
+    v.c.mmio += 1
+    decoded(kvm, gpa, True)
+    return ACT_EMULATED
+
+
+cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
+    cdef Fault f
+    cdef uint64_t dirty = kvm.mmu.counters.dirty_faults, code = v.vmcs.exit_qualification
+    cdef int result
+    f.la = f.gpa = v.vmcs.guest_physical_address
+    f.write = code >> 1 & 1
+    f.fetch = code >> 2 & 1
+    f.present = code >> 3 & 7 != 0
+    kvm.stats.pf_taken += 1
+    result = map_direct(&kvm.mmu, &f)
+    if result == FILL_NO_TABLES:
+        return kvm_out_of_tables(kvm, v)
+    if result == FILL_NO_SLOT or result == FILL_READ_ONLY:
+        if not code & QUAL_TRANSLATED and result == FILL_NO_SLOT:
+            kvm.stats.pf_emulate += 1
+            kvm_owed_flush(kvm, v)
+            return no_table(kvm, v)
+        if not code & QUAL_TRANSLATED:          # a write to A or D in a read-only slot
+            vcpu_abort(v, ABORT_BUS, v.vmcs.guest_linear_address)
+            return ACT_ABORT
+        v.emulated = f.gpa
+        v.c.mmio += 1
+        kvm.stats.pf_emulate += 1
+        decoded(kvm, f.gpa, True)
+        kvm_owed_flush(kvm, v)
+        return ACT_EMULATED
+    kvm.stats.pf_fixed += result == FILL_MAPPED or result == FILL_FAST
+    if result == FILL_MAPPED:
+        if kvm.mmu.counters.dirty_faults == dirty:
+            v.c.ept_build += 1
+    elif result != FILL_FAST and result != FILL_RETRY:
+        v.c.ept_spurious += 1
+    kvm_owed_flush(kvm, v)
+    return retry(kvm, v, f.gpa) if result == FILL_RETRY else ACT_RETRY
+
+
+cdef int kvm_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil:
+    cdef Fault f
+    cdef int action
+    f.la = f.gpa = v.vmcs.guest_physical_address
+    f.write = f.fetch = f.present = False
+    if marked(kvm, f.gpa) != ONES:
+        return mmio(kvm, v, f.gpa)
+    kvm.stats.pf_taken += 1
+    action = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else FILL_UNCHANGED
+    kvm_owed_flush(kvm, v)
+    kvm.stats.pf_fixed += action == FILL_MAPPED
+    if action == FILL_NO_SLOT:                  # marked anew
+        kvm.stats.pf_emulate += 1
+        return mmio(kvm, v, f.gpa)
+    if action == FILL_UNCHANGED:
+        vcpu_abort(v, ABORT_MISCONFIG, f.gpa)   # nobody made this entry
+        return ACT_ABORT
+    return retry(kvm, v, f.gpa) if action == FILL_RETRY else ACT_RETRY  # memory by now
+
+
+# ---- premapped runs -------------------------------------------------------------------------------------
+
+cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogil:
+    # the VMM's part of what a premapped run finds in place: ACT_INJECT_PF where the guest's own table lacks it,
+    # ACT_EMULATED where there is nothing to map, so that the access exits as ever: MMIO
+    cdef Walk guest
+    cdef Fault f
+    cdef int result
+    if w.fault == FAULT_EPT_VIOLATION:
+        f.la = f.gpa = w.gpa
+        f.write = f.fetch = f.present = False
+        result = map_direct(&kvm.mmu, &f)
+        kvm.mmu.flush = False
+        if result == FILL_NO_TABLES:
+            return kvm_out_of_tables(kvm, v)
+        if result == FILL_NO_SLOT and w.qual & QUAL_TRANSLATED:
+            return ACT_EMULATED
+        if result == FILL_NO_SLOT:
+            vcpu_abort(v, ABORT_BUS, w.gpa)
+            return ACT_ABORT
+        return ACT_RETRY
+    if w.fault == FAULT_EPT_MISCONFIG:
+        return ACT_EMULATED
+    if w.fault != FAULT_PF:
+        vcpu_abort(v, ABORT_BUS, w.gpa)
+        return ACT_ABORT
+    if not kvm.shadow:
+        return ACT_INJECT_PF
+    if w.error_code & RESERVED:
+        return ACT_EMULATED
+    kvm.guest.user = w.error_code >> 2 & 1
+    kvm.guest.ac = v.hw.ac
+    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(w.error_code), w.error_code & 1, ONES,
+                          &guest)
+    kvm.mmu.flush = False
+    if result == SHADOW_NO_TABLES:
+        return kvm_out_of_tables(kvm, v)
+    if result == SHADOW_REFLECT:
+        return ACT_INJECT_PF
+    if result == SHADOW_FIXED or result == SHADOW_SPURIOUS:
+        return ACT_RETRY
+    if result == SHADOW_MMIO:
+        return ACT_EMULATED
+    vcpu_abort(v, ABORT_BUS, guest.gpa)
+    return ACT_ABORT

@@ -1,0 +1,86 @@
+"""Flushes that the VMM pays: for entries and roots that it changed, on a new CPU, by other vCPUs (tlb.md §7)."""
+
+from libc.stdint cimport uint32_t
+
+from fastmmu.arch.bits cimport FRAME
+from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
+from fastmmu.kvm.kvm cimport FORGO_TABLES, LESS_MOVED, LESS_REMOTE, Kvm, KvmStats
+from fastmmu.cpu.siblings cimport Sibling
+from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
+
+
+cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # tlb.md §7: of its context, or of all of them. Without VPID the transitions flush linear mappings; the one after
+    # which user space was reached, and the VM entry to come.
+    cdef int every = kvm.mmu.policy.modern
+    if not kvm.shadow:
+        v.c.invept += 1
+        inv_invept(v.tlb, 1 + every, v.vmcs.eptp & FRAME)
+    elif secondary_control(&v.vmcs, SECONDARY_VPID):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 1 + every, v.vmcs.vpid, 0)
+    else:
+        inv_transition(v.tlb, False)
+
+
+cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil:
+    # What it cached there before may be stale, and its VPID may have been another's.
+    if kvm.less & LESS_MOVED:
+        return
+    if not kvm.mmu.policy.modern and not kvm.shadow and secondary_control(&v.vmcs, SECONDARY_VPID):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
+    kvm_flush(kvm, v)
+
+
+cdef void kvm_flush_current(Vcpu *v) noexcept nogil:
+    # Linear mappings are tagged by VPID alone, the hardware's PCID is 0 whatever the guest's: the old root's must go.
+    if secondary_control(&v.vmcs, SECONDARY_VPID):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
+
+
+cdef void kvm_entered(Kvm *kvm) noexcept nogil:
+    # what the VM entry did from which this exit is the way back: roots that went while in use are freed, and flushes
+    # that were requested are done, each kind once (kvm_policy.md §12)
+    cdef KvmStats *s = &kvm.stats
+    s.early_tables = 0
+    if s.early_zaps:
+        kvm.mmu.counters.zaps += s.early_zaps
+        kvm.mmu.counters.flush_requests += 1
+        s.early_zaps = 0
+    kvm_count_flushes(kvm)
+
+
+cdef void kvm_count_flushes(Kvm *kvm) noexcept nogil:
+    cdef KvmStats *s = &kvm.stats
+    if s.served != kvm.mmu.counters.flush_requests:
+        s.served = kvm.mmu.counters.flush_requests
+        s.tlb_flush += 1
+        s.owes_current = False
+    s.tlb_flush += s.owes_current + s.owes_guest
+    s.owes_current = s.owes_guest = False
+
+
+cdef void request_flushes(Kvm *kvm) noexcept nogil:
+    # The other vCPUs flush before they enter the guest again; one that is in it is made to exit.
+    cdef uint32_t i
+    cdef Sibling *other
+    kvm.remote_flushes += 1
+    for i in range(kvm.n_siblings):
+        other = &kvm.sibling[i]
+        if i != kvm.running:
+            kvm.flush_requests += 1
+            other.request = True
+            if other.in_guest and not other.kicked:
+                other.kicked = True
+                kvm.ipis += 1
+
+
+cdef void kvm_pay_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
+    kvm.mmu.flush = False
+    if not kvm.forgo & FORGO_TABLES:
+        kvm_flush(kvm, v)
+    if kvm.n_siblings > 1 and not kvm.less & LESS_REMOTE:
+        request_flushes(kvm)

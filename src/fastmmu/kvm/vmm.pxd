@@ -1,0 +1,15 @@
+# What a VMM's user space does while the guest stands still.
+
+from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.mmu.memslots cimport Slot
+from fastmmu.cpu.vcpu cimport Vcpu
+
+cdef class Vmm:
+    cdef object machine         # keeps alive what the pointers below point into
+    cdef Kvm *kvm
+    cdef Vcpu *v
+    cdef int paid(self) except -1
+    cdef int reload(self) except -1
+    cdef int slot(self, number) except -1
+    cdef int layout_changed(self) except -1
+    cdef Slot *pages(self, number, first, count) except NULL

@@ -1,0 +1,398 @@
+"""The VMM's user space: memory slots and their dirty logs, as the ioctls of KVM have them (kvm_policy.md §4)."""
+
+from operator import index
+
+import numpy as np
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
+from fastmmu.mmu.dirty_log cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
+from fastmmu.kvm.kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, KvmStats
+from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
+from fastmmu.kvm.flush cimport kvm_owed_flush
+from fastmmu.kvm.roots cimport kvm_reload
+from fastmmu.arch.memtype cimport Mtrrs
+from fastmmu.mmu.pages cimport NO_SP, PAE_LEVELS, Mmu, MmuCounters, Sp, mmu_shadowed, mmu_zap_all
+from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
+from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
+from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, host_holds, slot_hpa, slots_delete
+from fastmmu.mmu.spte cimport MMIO_GENERATIONS
+from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
+
+_FORGO = {"tables": FORGO_TABLES, "registers": FORGO_REGISTERS, "invlpg": FORGO_INVLPG}
+
+
+cdef list linked(const Mmu *mmu, uint32_t place):
+    # a list of entries, from its first on
+    cdef const Sp *sp
+    found = []
+    while place:
+        sp = &mmu.sp[(place - 1) >> 9]
+        found.append((int(sp.hpa), int((place - 1) & 511)))
+        place = sp.next[(place - 1) & 511]
+    return found
+
+
+cdef class Vmm:
+    """Operations on the memory slots of a :class:`fastmmu.Machine`, from ``machine.vmm``.
+
+    Slots are numbered from 0, the machine's memory; then those given to the machine, in their order.
+    """
+
+    cdef int slot(self, number) except -1:
+        chosen = index(number)
+        if not 0 <= chosen < self.kvm.mmu.slots.n or not self.kvm.mmu.slots.slot[<int> chosen].npages:
+            raise StateError(f"there is no slot {number}; slots are numbered from 0, those deleted are gone")
+        return chosen
+
+    cdef int paid(self) except -1:
+        # the flush that an operation owes; Linux requests it of every vCPU
+        self.kvm.mmu.counters.flush_requests += self.kvm.mmu.flush
+        kvm_owed_flush(self.kvm, self.v)
+        return 0
+
+    cdef int reload(self) except -1:
+        # every table goes, and another root takes the place of the one in use. Linux makes it at the next VM entry, and
+        # counts those in use once more there. Of the TDP MMU it flushes nothing: no root leads to those tables.
+        cdef Mmu *mmu = &self.kvm.mmu
+        cdef uint32_t i, roots = 0
+        for i in range(4):
+            if mmu.vcpu.root_level == PAE_LEVELS:
+                roots += mmu.vcpu.pae_root[i] != NO_SP
+            elif i == 0:
+                roots += mmu.vcpu.root != NO_SP
+            else:
+                roots += mmu.vcpu.previous[i - 1] != NO_SP
+        self.kvm.stats.early_zaps += roots if not mmu.policy.tdp else 0
+        mmu.counters.flush_requests += not mmu.policy.tdp
+        mmu_zap_all(mmu)
+        self.kvm.stats.early_tables = mmu.counters.tables_made
+        if kvm_reload(self.kvm, self.v):
+            raise OutOfMemoryError("no table page for a new root")
+        self.kvm.stats.early_tables = mmu.counters.tables_made - self.kvm.stats.early_tables
+        return 0
+
+    cdef Slot *pages(self, number, first, count) except NULL:
+        # the slot, which has these pages
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
+        if not 0 <= index(first) <= slot.npages or not 0 <= index(count) <= slot.npages - first:
+            raise StateError(f"slot {number} has {slot.npages} pages, no pages {first} + {count}")
+        return slot
+
+    cdef int layout_changed(self) except -1:
+        # marks of MMIO bear 19 bits of the layout's generation: where these begin anew old marks would be taken for
+        # new ones, so that every table goes (kvm_policy.md §4.4)
+        if self.kvm.mmu.slots.generation & (MMIO_GENERATIONS - 1) == 0:
+            self.reload()
+        return 0
+
+    @property
+    def forgone(self):
+        """Flushes that this VMM leaves out, to see that they are missed: a set of "tables" (after changes of the shadow
+        tables or the EPT), "registers" (guest CR0, CR3, CR4 under shadow paging), "invlpg"."""
+        return {name for name, bit in _FORGO.items() if self.kvm.forgo & <uint32_t> bit}
+
+    @forgone.setter
+    def forgone(self, names):
+        unknown = set(names) - set(_FORGO)
+        if unknown:
+            raise ConfigError(f"{sorted(unknown)[0]!r} is no flush; choose from {', '.join(_FORGO)}")
+        self.kvm.forgo = sum(_FORGO[name] for name in set(names))
+
+    def start_dirty_log(self, number, *, bint manual=False, bint initially_set=False):
+        """Log the guest's writes to a slot from now on; nothing happens where it is logged already.
+
+        :param manual: reading the log leaves it; :meth:`clear_dirty_log` does the rest
+            (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2).
+        :param initially_set: and it starts with every page set, so that nothing is protected before it is cleared.
+        :raises StateError: no such slot. :raises OutOfMemoryError: no memory for the bitmap.
+        """
+        cdef int n = self.slot(number)
+        kvm_drain(self.kvm, self.v)
+        if dirty_start(&self.kvm.mmu, n, manual, initially_set):
+            raise OutOfMemoryError(f"no memory for the dirty log of slot {number}")
+        self.layout_changed()
+        kvm_arm(self.kvm, self.v)
+        self.paid()
+
+    def stop_dirty_log(self, number):
+        """End the log of a slot. Writes to pages that it protected still fault, once each."""
+        cdef int n = self.slot(number)
+        kvm_drain(self.kvm, self.v)
+        dirty_stop(&self.kvm.mmu, n)
+        self.layout_changed()
+        kvm_arm(self.kvm, self.v)
+        self.paid()
+
+    def dirty_log(self, number):
+        """Pages of a slot written since its log was started or last read, which this call begins anew.
+
+        :returns: array of bool, one a page of 4096 bytes. :raises StateError: no such slot, or it is not logged.
+        """
+        cdef int n = self.slot(number)
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
+        if slot.dirty == NULL:
+            raise StateError(f"slot {number} is not logged; call start_dirty_log first")
+        words = np.zeros((slot.npages + 63) >> 6, np.uint64)
+        cdef uint64_t[::1] out = words
+        kvm_drain(self.kvm, self.v)
+        dirty_get(&self.kvm.mmu, n, &out[0])
+        self.paid()
+        return np.unpackbits(words.view(np.uint8), count=slot.npages, bitorder="little").view(np.bool_)
+
+    def clear_dirty_log(self, number, first, count):
+        """Begin the log anew for `count` pages from page `first` of a slot whose log is ``manual``.
+
+        :raises StateError: no such log, or `first` or `count` is no multiple of 64 (the end of the slot aside).
+        """
+        cdef int n = self.slot(number)
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
+        cdef uint64_t start, pages
+        if slot.dirty == NULL or not slot.manual:
+            raise StateError(f"slot {number} has no log to clear; start it with manual=True")
+        self.pages(number, first, count)
+        start, pages = first, count
+        if start & 63 or (pages & 63 and start + pages < slot.npages):
+            raise StateError(f"pages {first} + {count}: multiples of 64 within the slot's {slot.npages} pages")
+        kvm_drain(self.kvm, self.v)
+        dirty_clear(&self.kvm.mmu, n, start, pages)
+        self.paid()
+
+    def use_dirty_ring(self, size):
+        """Log to rings of `size` entries, one a vCPU, in place of bitmaps; :meth:`dirty_log` gives what was read from
+        them.
+
+        Before the ring of a vCPU is full an exit to user space reads all of them (counter ``ring_full``): 64 entries
+        are kept free, with PML 512 more.
+
+        :raises StateError: `size` is no power of two from 1024 to 65536, or a slot is logged already.
+        """
+        cdef int i
+        if size not in (1024, 2048, 4096, 8192, 16384, 32768, 65536):
+            raise StateError(f"a ring of {size} entries: use a power of two from 1024 to 65536")
+        for i in range(self.kvm.mmu.slots.n):
+            if self.kvm.mmu.slots.slot[i].dirty != NULL or self.kvm.mmu.slots.ring.size:
+                raise StateError("the ring is chosen once, before any slot is logged")
+        if dirty_ring(&self.kvm.mmu, size, max(1, self.kvm.n_siblings), self.kvm.running):
+            raise OutOfMemoryError(f"no memory for rings of {size} entries")
+
+    # ---- the host's MMU notifier (kvm_policy.md §6) ---------------------------------------------------------------
+
+    def young(self, number, page, *, bint clear=False, bint flush=False):
+        """Was a page of a slot used since its A flags were last cleared? The host asks so before it takes a page.
+
+        Where the tables have no A flags, what `clear` does is as ``Config.ageing`` says.
+
+        :param clear: the next call is about the time from now on (clear_young); else nothing changes (test_young).
+        :param flush: with `clear`: cached translations go as well where it was used (clear_flush_young), so that a use
+            by one of them does not go unseen.
+        """
+        cdef Slot *slot = self.pages(number, page, 1)
+        cdef int asked = (CLEAR_FLUSH_YOUNG if flush else CLEAR_YOUNG) if clear else TEST_YOUNG
+        cdef bint found
+        if flush and not clear:
+            raise StateError("flush=True goes with clear=True: to ask alone changes nothing that could be stale")
+        found = host_young(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page, asked)
+        if flush:
+            self.paid()
+        else:
+            kvm_owed_flush(self.kvm, self.v)
+        return found
+
+    def swap_out(self, number, page):
+        """The host takes a page of an untouched slot to disk; False where it is not there, or is a shadowed table."""
+        cdef Slot *slot = self.pages(number, page, 1)
+        cdef bint done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
+        kvm_owed_flush(self.kvm, self.v)
+        return done
+
+    def invalidate_range_start(self, number, first, count):
+        """The host begins to change what is behind `count` pages from page `first` of a slot: no translation leads to
+        them when this returns, and none is made until :meth:`invalidate_range_end`.
+
+        A fault that wants one of them meanwhile begins anew (counter ``retries``); as it would for ever, the access
+        stops with a :class:`StateError`, and can be repeated. Several such changes may be under way: then all pages of
+        a slot from the first to the last are held back, as in KVM.
+
+        :raises StateError: the slot has no such pages.
+        """
+        cdef Slot *slot = self.pages(number, first, count)
+        notify_start(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> first, count)
+        kvm_owed_flush(self.kvm, self.v)
+
+    def invalidate_range_end(self, number):
+        """The change of a slot's pages begun last has ended; a fault that looked a page up before must look again.
+
+        :raises StateError: none is under way.
+        """
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
+        if not slot.invalidating:
+            raise StateError(f"no change of pages of slot {number} is under way; call invalidate_range_start first")
+        notify_end(&self.kvm.mmu, slot)
+
+    def merge(self, number, pages):
+        """The host merges pages of an untouched slot that hold the same, as Linux' KSM does: they become one, which can
+        only be read; a write gives its page a copy of its own (counter ``copied``).
+
+        Pages that are not there, or are shadowed tables, are left out. In the simulation each keeps its address.
+
+        :returns: number of pages merged, 0 where fewer than two are left. :raises StateError: no such pages, a page
+            twice, or contents differ. :raises OutOfMemoryError: no memory for the groups.
+        """
+        cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
+        cdef uint64_t page
+        cdef uint64_t[::1] taken
+        chosen = []
+        contents = None
+        pages = [*pages]
+        if len({*pages}) != len(pages):
+            raise StateError("a page stands twice among those to merge")
+        for one in pages:
+            self.pages(number, one, 1)
+            page = one
+            if slot.host == NULL or not host_holds(slot.host[page]):
+                continue
+            if mmu_shadowed(&self.kvm.mmu, slot.base_gfn + page):
+                continue
+            words = self.machine.memory.u64[slot_hpa(slot, slot.base_gfn + page) >> 3:][:512]
+            if contents is None:
+                contents = words
+            elif not np.array_equal(words, contents):
+                raise StateError(f"pages {chosen[0]} and {page} differ: only equal pages can be one")
+            chosen.append(page)
+        if len(chosen) < 2:
+            return 0
+        taken = np.array(chosen, np.uint64)
+        if host_merge(&self.kvm.mmu, slot, &taken[0], len(chosen)):
+            raise OutOfMemoryError("no memory for the groups of merged pages")
+        kvm_owed_flush(self.kvm, self.v)
+        return len(chosen)
+
+    def recover_nx(self, ratio=60):
+        """One period of the thread that gives large pages back: of the regions mapped by small pages because code ran
+        there (``Config.nx_huge_pages``, counter ``nx_lpage_splits``) one in `ratio` is unmapped, those longest so
+        first, at least one; 0: none (KVM's nx_huge_pages_recovery_ratio).
+
+        :returns: number of regions unmapped. :raises StateError: a ratio out of range.
+        """
+        cdef uint64_t before = self.kvm.mmu.counters.nx_recovered
+        if not 0 <= index(ratio) < 1 << 32:
+            raise StateError(f"ratio={ratio}: one in how many regions, from 1 to {(1 << 32) - 1}; 0: none")
+        if ratio:
+            nx_recover(&self.kvm.mmu, ratio)
+            self.paid()
+        return self.kvm.mmu.counters.nx_recovered - before
+
+    # ---- memory ---------------------------------------------------------------------------------------------------
+
+    def guest_caching(self, Mtrrs mtrrs=None, *, uncached=None):
+        """The guest changes its MTRRs, or CR0.CD: with non-coherent DMA every table of the VMM goes (kvm_policy.md §7).
+
+        :param uncached: CR0.CD; None: as it is.
+        """
+        if mtrrs is not None:
+            self.kvm.mmu.mtrrs = mtrrs.state
+        if uncached is not None:
+            self.kvm.mmu.uncached = bool(uncached)
+        if self.kvm.mmu.noncoherent:
+            self.reload()
+
+    def delete_slot(self, number):
+        """Take a slot away. Every table of the VMM goes with it, as in KVM.
+
+        :raises StateError: no such slot, or slot 0, in which the guest's tables lie.
+        """
+        cdef int n = self.slot(number)
+        if n == 0:
+            raise StateError("slot 0 is the machine's own memory and cannot be deleted")
+        kvm_drain(self.kvm, self.v)
+        # the tables go first: their entries are found through the slots
+        self.reload()
+        slots_delete(&self.kvm.mmu.slots, n)
+        kvm_arm(self.kvm, self.v)
+
+    def touch(self, number, first, count):
+        """The host writes pages of an untouched slot, as a loader does: `count` pages from page `first` of the slot."""
+        cdef Slot *slot = self.pages(number, first, count)
+        cdef uint64_t start = first, i
+        if slot.host != NULL:
+            for i in range(start, start + <uint64_t> count):
+                if host_holds(slot.host[i]) or slot.host[i] == HOST_SHARED:
+                    host_wrote(&self.kvm.mmu, slot, slot.base_gfn + i)
+                else:
+                    host_give(&self.kvm.mmu, slot, slot.base_gfn + i)
+        kvm_owed_flush(self.kvm, self.v)
+
+    def counters(self):
+        """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G; resident: pages that the
+        host holds for untouched slots."""
+        cdef MmuCounters c = self.kvm.mmu.counters
+        return {**dict(c), "resident": self.kvm.mmu.slots.resident}
+
+    def stats(self):
+        """By the names of KVM's statistics (kvm_policy.md §12), where they mean what KVM's do: dict of int.
+
+        Of the TDP MMU those of table pages are 0, as in KVM; shadow_bytes counts all of them. insn_emulation: what
+        processors with decode assists leave to the VMM. tlb_flush: of a machine with one vCPU. Three have no statistic
+        of KVM's behind them: dirty_pages, pml_full, shadow_bytes. Not among them is max_mmu_page_hash_collisions: the
+        hash is not KVM's.
+        """
+        cdef MmuCounters c = self.kvm.mmu.counters
+        cdef KvmStats s = self.kvm.stats
+        cdef bint tdp = self.kvm.mmu.policy.tdp
+        counters = self.machine.counters()
+        exits = counters["exits_by_reason"]
+        return {
+            "exits": counters["vm_exits"], "pf_taken": s.pf_taken, "pf_fixed": s.pf_fixed, "pf_emulate": s.pf_emulate,
+            "pf_spurious": counters["pf_spurious"] + counters["ept_spurious"], "pf_fast": c.fast + c.fast_spurious,
+            "pf_guest": counters["pf_guest"], "pf_mmio_spte_created": c.mmio_marked, "tlb_flush": s.tlb_flush,
+            "remote_tlb_flush": counters["remote_flushes"], "remote_tlb_flush_requests": c.flush_requests,
+            "invlpg": exits.get("invlpg", 0), "insn_emulation": s.insn_emulation, "mmio_exits": s.mmio_exits,
+            "io_exits": exits.get("io_instruction", 0), "irq_window_exits": exits.get("interrupt_window", 0),
+            "mmu_pte_write": c.pte_writes, "mmu_pde_zapped": c.pde_zapped, "mmu_flooded": c.flooded,
+            "mmu_recycled": c.recycled, "mmu_unsync": c.unsync,
+            "mmu_cache_miss": 0 if tdp else c.tables_made + c.roots_emptied - s.early_tables,
+            "mmu_shadow_zapped": 0 if tdp else c.zaps,
+            "pages_4k": c.pages[0], "pages_2m": c.pages[1], "pages_1g": c.pages[2],
+            "nx_lpage_splits": c.nx_lpage_splits, "max_mmu_rmap_size": c.max_mmu_rmap_size, "dirty_pages": c.logged,
+            "pml_full": exits.get("pml_full", 0), "shadow_bytes": counters["vmm_table_bytes"],
+        }
+
+    def table_pages(self):
+        """Every table page that there is: list of (gfn, level, direct, access, registers, unsync), in no order.
+
+        gfn: the guest table that it shadows; of a direct page the first gfn mapped. access: what the entries that lead
+        to it allow, X = 1, W = 2, U = 4; registers: what they make of the guest's tables (role of kvm_policy.md §1).
+        unsync: the guest may have changed its table since it was read.
+        """
+        cdef Sp *sp
+        cdef uint32_t i
+        found = []
+        for i in range(self.kvm.mmu.n_sp):
+            sp = &self.kvm.mmu.sp[i]
+            if sp.used:
+                found.append((int(sp.gfn), int(sp.level), bool(sp.direct), int(sp.access), int(sp.role),
+                              bool(sp.unsync)))
+        return found
+
+    def reverse_maps(self):
+        """Which entries lead where, as the MMU has it noted: (pages, tables), two dicts of lists of entries, each as
+        (host-physical address of its table page, index) (kvm_policy.md §2.3).
+
+        pages: of each page mapped by leaf entries, by (host-physical address, size). tables: of every table page there
+        is, by (host-physical address, level).
+        """
+        cdef Mmu *mmu = &self.kvm.mmu
+        cdef uint64_t frame
+        cdef uint32_t i
+        pages = {}
+        for frame in range(mmu.slots.frames):
+            if mmu.rmap[frame]:
+                pages[int(mmu.slots.base + (frame << 12)), 1 << 12] = linked(mmu, mmu.rmap[frame])
+            if not frame & 511 and mmu.rmap_large[frame >> 9]:
+                pages[int(mmu.slots.base + (frame << 12)), 1 << 21] = linked(mmu, mmu.rmap_large[frame >> 9])
+        return pages, {
+            (int(mmu.sp[i].hpa), int(mmu.sp[i].level)): linked(mmu, mmu.sp[i].parents)
+            for i in range(mmu.n_sp) if mmu.sp[i].used
+        }

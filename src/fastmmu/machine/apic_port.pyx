@@ -1,0 +1,123 @@
+"""The local APIC of a machine's guest: what the guest does with it, and the interrupts that arrive."""
+
+from typing import NamedTuple
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastmmu.cpu.interrupts cimport irq_accept, irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr, irq_wait
+from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, DONE_PF
+from fastmmu.errors import StateError
+from fastmmu.exits import N_REASONS, ExitReason
+
+
+class Delivered(NamedTuple):
+    """One interrupt that the guest's handler got: its vector, and the accesses of the trace until then."""
+
+    vector: int
+    at: int
+
+
+cdef class GuestApic:
+    """The local APIC of the guest of a :class:`fastmmu.Machine`, from ``machine.apic``.
+
+    Each method is an instruction of the guest, or an event, and all that follows from it: VM exits, the VMM's handling
+    of them, interrupts delivered at the next instruction boundary and the guest's handler, which ends the interrupt.
+    Loads and stores through the page are :meth:`Machine.load` and :meth:`Machine.store`, too.
+
+    :raises PolicyError: an instruction while a VM exit is handled; :meth:`interrupt` alone can be called then.
+    """
+
+    cdef _done(self, int outcome):
+        if outcome == DONE_OK:
+            return
+        if outcome == DONE_GP:
+            raise StateError("#GP(0): the register refuses the value, or the address is not canonical")
+        if outcome == DONE_PF:
+            v = self.irq[0].v
+            raise StateError(f"#PF at {v.cr2:#x}, error code {v.error_code:#x}: the guest does not map its APIC there")
+        self.machine.stopped()
+
+    @property
+    def address(self):
+        """Linear address at which the guest sees the page of its APIC; may be set."""
+        return self.irq[0].la
+
+    @address.setter
+    def address(self, uint64_t la):
+        if la & 0xFFF:
+            raise StateError(f"the APIC's page at {la:#x} is not aligned to 4096")
+        self.irq[0].la = la
+
+    def read(self, unsigned int offset, unsigned int size=4):
+        """A read of a register through the page; its value."""
+        self.machine.may_run()
+        self._done(irq_mmio(self.irq[0], offset, size, False, 0))
+        return self.irq[0].value
+
+    def write(self, unsigned int offset, uint64_t value, unsigned int size=4):
+        """A write of a register through the page."""
+        self.machine.may_run()
+        self._done(irq_mmio(self.irq[0], offset, size, True, value))
+
+    def read_cr8(self):
+        """MOV from CR8."""
+        self.machine.may_run()
+        self._done(irq_cr8(self.irq[0], False, 0))
+        return self.irq[0].value
+
+    def write_cr8(self, uint64_t value):
+        """MOV to CR8. :raises StateError: #GP, bits 63:4 are not 0."""
+        if value >> 4:
+            raise StateError(f"#GP(0): cr8={value:#x} has bits above 3")
+        self.machine.may_run()
+        self._done(irq_cr8(self.irq[0], True, value))
+
+    def rdmsr(self, unsigned int msr):
+        """RDMSR of 800H to 8FFH, 6E0H or 1BH."""
+        self.machine.may_run()
+        self._done(irq_msr(self.irq[0], msr, False, 0))
+        return self.irq[0].value
+
+    def wrmsr(self, unsigned int msr, uint64_t value):
+        """WRMSR of 800H to 8FFH, 6E0H (IA32_TSC_DEADLINE) or 1BH (bit 10 of which chooses x2APIC mode)."""
+        self.machine.may_run()
+        self._done(irq_msr(self.irq[0], msr, True, value))
+
+    def set_interrupts(self, bint on):
+        """CLI, or STI and the instruction after it."""
+        self.machine.may_run()
+        self._done(irq_flag(self.irq[0], on))
+
+    def interrupt(self, uint8_t vector, *, bint level=False, unsigned int reason=ExitReason.EXTERNAL_INTERRUPT):
+        """A device asks for an interrupt; `reason`: of the exit by which the VMM learns of it unless it is posted.
+
+        From the handler of a VM exit, as a device model of the VMM does it, there is no other exit: the interrupt goes
+        into the registers and is delivered after the next VM entry.
+        """
+        if reason >= N_REASONS:
+            raise StateError(f"exit reason {reason} is none; see fastmmu.ExitReason")
+        if self.machine.exiting:
+            irq_accept(self.irq[0], vector, level)
+            return
+        self.machine.may_run()
+        self._done(irq_arrive(self.irq[0], vector, level, reason))
+
+    @property
+    def now(self):
+        """The bus clock and the time-stamp counter: accesses of the trace so far, those of all vCPUs of the machine."""
+        return self.irq[0].now
+
+    def wait(self, uint64_t accesses):
+        """Time passes as if the trace had so many accesses more: the timer counts, handlers return."""
+        self.machine.may_run()
+        self._done(irq_wait(self.irq[0], accesses))
+
+    @property
+    def deliveries(self):
+        """Every interrupt delivered so far, in order, as :class:`Delivered`."""
+        return [Delivered(self.irq[0].log[i].vector, self.irq[0].log[i].at) for i in range(self.irq[0].log_n)]
+
+    @property
+    def page(self):
+        """The registers as 4096 bytes, a copy: of the virtual-APIC page, or of the physical APIC without a VMM."""
+        return bytes(self.irq[0].apic.page[:4096])

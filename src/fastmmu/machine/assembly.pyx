@@ -1,0 +1,370 @@
+"""A machine put together from its configuration: memory, processor, VMM, guest."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from fastmmu.cpu.apic cimport APIC_ID
+from fastmmu.machine.apic_port cimport GuestApic
+from fastmmu.paging.guest cimport root_address
+from fastmmu.machine.guest_kernel cimport (
+    GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
+)
+from fastmmu.cpu.interrupts cimport (
+    APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
+    Interrupts, irq_free, irq_init,
+)
+from fastmmu.kvm.lapic cimport kvm_apic_init
+from fastmmu.kvm.exits cimport kvm_handle
+from fastmmu.kvm.registers cimport kvm_registers
+from fastmmu.kvm.roots cimport kvm_load_root
+from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.mmu.pages cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init
+from fastmmu.kvm.modes cimport modes_tables
+from fastmmu.cpu.tpr_patch cimport patch_record
+from fastmmu.mmu.roots cimport mmu_set_root
+from fastmmu.mmu.memslots cimport Slot, slots_add, slots_order, slots_untouched
+from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING
+from fastmmu.paging.state cimport Eptp, GuestState
+from fastmmu.machine.stops cimport stop
+from fastmmu.tlb.tlb cimport TLB
+from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
+from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON
+from fastmmu.arch.vmx cimport (
+    EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE, PRIMARY_INVLPG,
+    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID,
+)
+from fastmmu._walk cimport load_pdptes
+from fastmmu.cpu.stale cimport MissingFlushes
+
+from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, PolicyError, StateError
+from fastmmu.tlb.geometry import geometry
+from fastmmu.machine.config import parse_bytes
+from fastmmu.machine.slots import MemorySlot
+
+cdef enum:                      # host-physical pages of the VMM
+    PML_LOG = 0x1000            # page 0 stays unused, so that no root is 0
+    VIRTUAL_APIC = 0x2000
+    POSTED_DESCRIPTOR = 0x3000
+    PAE_ROOT = 0x4000           # PDPTEs of a shadowed guest of 32-bit addresses
+    VMM_TABLES = 0x5000
+    VCPU_BYTES = 0x2000         # of a vCPU that is not the first: virtual-APIC page, posted-interrupt descriptor
+
+cdef enum:
+    EXIT_PREEMPTION_TIMER = 52
+
+
+cdef bint has_identity(config, bint guest_kernel):
+    # the VMM needs an identity table where the guest may stop paging, and guest memory leaves it room
+    return (config.mmu == "ept" and not config.unrestricted and not guest_kernel
+            and config.memory_bytes <= config.identity_map)
+
+
+cdef uint64_t private_bytes(config, bint guest_kernel) except? 0:
+    # host memory for the VMM's own slots behind those of the guest: APIC-access page, identity table, task state
+    if config.mmu == "native":
+        return 0
+    return (1 << 21 if config.tpr is not None else 0) + (3 << 21 if has_identity(config, guest_kernel) else 0)
+
+
+cdef uint64_t behind_bytes(config, bint guest_kernel, uint32_t vcpus) except? 0:
+    # host memory behind that of a host's machine: these slots, and the pages of further vCPUs
+    cdef uint64_t own = private_bytes(config, guest_kernel)
+    if config.tpr is None or config.mmu == "native":
+        return own
+    return own + (1 << 21) + (<uint64_t> VCPU_BYTES * vcpus & ~(<uint64_t> 0x1FFFFF))
+
+
+cdef uint64_t host_bytes(config) except 0:
+    # host memory that a machine takes: the guest's, and in front of it the VMM's tables
+    cdef uint64_t guest_bytes = config.memory_bytes
+    if config.mmu == "native":
+        return guest_bytes
+    return guest_bytes + (((guest_bytes >> 5) + (1 << 26)) & ~(<uint64_t> 0x1FFFFF))
+
+
+cdef TLB tlb_of(config):
+    return TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb, replacement=config.replacement,
+                        walk_caches=config.walk_caches))
+
+
+cdef class Assembly:
+    """What a :class:`fastmmu.Machine` consists of."""
+
+    def __init__(self, config, bint guest_kernel, GuestState state, slots, place):
+        cdef uint64_t guest_bytes, more
+        cdef uint32_t vpid
+        self.config = config
+        self.loop.exit_every = self.loop.until_exit = config.exit_every
+        self.loop.v = &self.v
+        self.v.run = &self.loop
+        guest_bytes = config.memory_bytes
+        slots = [*slots]
+        if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
+            slots.append(MemorySlot(APIC_BASE, 0x1000, private=True))
+        self.kvm.modes.ept = config.mmu == "ept"
+        self.kvm.modes.amd = config.vendor == "amd"
+        self.kvm.modes.unrestricted = config.unrestricted
+        self.kvm.modes.keys = config.mmu == "shadow" and config.shadow_keys
+        self.kvm.modes.pcid = config.mmu == "shadow" and config.kvm == "6.1"
+        if has_identity(config, guest_kernel):
+            self.kvm.modes.identity = config.identity_map
+            slots.append(MemorySlot(config.identity_map, 0x1000, private=True))
+            slots.append(MemorySlot(config.identity_map + 0x1000, 0x3000, private=True))
+        vpid = 1 if config.vpid else 0
+        if place is None:
+            self.tlb = tlb_of(config)
+            placed, more = self._place(slots, host_bytes(config))
+            self.memory = PhysicalMemory(more)
+        else:
+            self.memory, self.origin, self.tlb, vpid = place
+            placed, more = self._place(slots, self.origin + host_bytes(config))
+        self.loop.guest_base = self.origin + host_bytes(config) - guest_bytes
+        self.guest.base = self.memory.mem.base + self.loop.guest_base
+        self.guest.nbytes = guest_bytes
+        self.v.mem = &self.memory.mem
+        self.v.tlb = self.tlb.t
+        if config.find_missing_flushes:
+            self.missing_flushes = MissingFlushes(shadow=config.mmu == "shadow")
+            self.v.watch = self.missing_flushes.w
+        self.v.owner = &self.kvm
+        self.v.handler = kvm_handle
+        if state is None:
+            state = GuestState(cr4=0xA0 | (1 << 17 if config.pcid else 0), cr3=0, maxphyaddr=46)
+        self.v.hw = state.paging
+        self.v.hw.write_ad = 1
+        if guest_kernel:
+            self._boot()
+            state = state.replace(cr3=self.kernel.root[0] | (1 if config.pcid else 0))
+            self.v.hw = state.paging
+            self.v.hw.write_ad = 1
+        elif config.mmu == "shadow" and state.cr4 & (1 << 22 | 1 << 24) and not config.shadow_keys:
+            raise ConfigError(f"cr4={state.cr4:#x}: shadow paging does not virtualize protection keys, KVM offers none "
+                              "then; clear bits 22 and 24, or use shadow_keys=True or mmu='ept'")
+        self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
+        self.v.r = state.regs
+        self.pdptes_due = state.paging.mode == MODE_PAE and state.pdptes is None
+        if config.mmu != "native":
+            self._build_vmm(vpid, state, placed, more)
+        if config.tpr is not None:
+            self._init_apic(&self.irq, 0)
+            self._attach_apic(&self.irq)
+        self.initial = state
+
+    cdef _boot(self):
+        cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
+        if self.config.premapped and pages == PAGES_THP:
+            pages = PAGES_2M                    # what is mapped beforehand is collapsed beforehand
+        if kernel_init(&self.kernel, &self.v, &self.guest, pages, self.config.thp_threshold, self.config.pcid):
+            raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
+        self.loop.kernel = &self.kernel
+        self.kernel.apic = self.config.tpr is not None
+        if kernel_boot(&self.kernel):
+            self._raise(0)
+
+    @property
+    def apic(self):
+        """The guest's local APIC, :class:`GuestApic`, of the vCPU that the machine holds; None where it has none."""
+        cdef GuestApic apic
+        if self.loop.irq == NULL:
+            return None
+        apic = GuestApic.__new__(GuestApic)
+        apic.machine = self
+        apic.irq = &self.loop.irq
+        return apic
+
+    cdef _init_apic(self, Interrupts *irq, uint32_t number):
+        # of vCPU `number`, whose pages lie in front of the VMM's tables, those of further ones behind the machine
+        cdef uint64_t page = self.origin + VIRTUAL_APIC
+        config = self.config
+        if number:
+            page = (self.origin + host_bytes(config) + private_bytes(config, self.loop.kernel != NULL)
+                    + <uint64_t> VCPU_BYTES * (number - 1))
+        if self.v.guest:
+            irq_init(irq, &self.v, self.memory.mem.base + page, <uint64_t *> (self.memory.mem.base + page + 0x1000))
+        else:
+            irq_init(irq, &self.v, NULL, NULL)
+        irq.clock = &self.loop.before
+        irq.apic.id = irq.patch.cpu = config.apic_id + number
+        irq.apic.page[<int> APIC_ID + 3] = irq.apic.id
+        irq.way = {
+            "trap": WAY_TRAP, "patch": WAY_PATCH, "flexpriority": WAY_FLEXPRIORITY, "apicv": WAY_APICV,
+        }[config.tpr]
+        irq.rule = RULE_SLIDES if config.tpr_threshold == "slides" else RULE_KVM
+        irq.handler = HANDLER_IRQL if config.guest_handler == "irql" else HANDLER_EOI
+        irq.handler_length = config.handler_length
+        irq.tpr_shadow = config.tpr_shadow
+        irq.timer_reason = EXIT_PREEMPTION_TIMER if config.kvm == "6.1" else EXIT_EXTERNAL_INTERRUPT
+        irq.patch.one_vcpu = config.tpr_patch == "one-vcpu"
+        irq.la = APIC_BASE
+        if self.loop.kernel != NULL:
+            irq.la = GUEST_APIC
+            irq.patch.code_la = GUEST_CODE
+            irq.patch.rom_la = GUEST_ROM
+            irq.patch.record_hpa = self.loop.guest_base + self.kernel.rom_gpa + (patch_record(&irq.patch) & 0xFFF)
+        if self.v.guest:
+            self.v.vmcs.virtual_apic_address = page
+            self.v.vmcs.posted_descriptor_address = page + 0x1000
+            kvm_apic_init(irq)
+
+    cdef void _attach_apic(self, Interrupts *irq):
+        # the vCPU that runs is the one with this APIC
+        self.loop.irq = irq
+        self.kvm.irq = irq if self.v.guest else NULL
+
+    cdef _place(self, slots, end):
+        # host-physical addresses of more slots, and the end of memory; equal to the guest's modulo 2 MB
+        placed = []
+        for slot in slots:
+            if self.config.mmu == "native":
+                raise ConfigError('slots are the VMM\'s: use mmu="ept" or mmu="shadow"')
+            if (slot.gpa | slot.size) & 0xFFF or slot.size <= 0 or slot.gpa < 0 or slot.gpa + slot.size > 1 << 46:
+                raise ConfigError(f"{slot}: gpa and size must be multiples of 4096 below {1 << 46:#x}")
+            at = (end + 0x1FFFFF & ~0x1FFFFF) + (slot.gpa & 0x1FFFFF)
+            end = at + slot.size
+            placed.append((slot, at))
+        return placed, (end + 0x1FFFFF & ~0x1FFFFF)
+
+    cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
+                   bint device):
+        cdef int n = slots_add(&self.kvm.mmu.slots, gpa >> 12, size >> 12, hpa)
+        cdef Slot *slot
+        if n < 0:
+            raise ConfigError(f"slot at {gpa:#x} of {size:#x} bytes " +
+                              ("overlaps another" if n == -2 else "is one too many; there are at most 32"))
+        slot = &self.kvm.mmu.slots.slot[n]
+        slot.readonly = readonly
+        slot.private = private
+        slot.device = device
+        slot.huge = host == "2m"
+        if host == "untouched" and slots_untouched(&self.kvm.mmu.slots, n):
+            raise OutOfMemoryError(f"no memory for the state of {size >> 12} host pages; make the slot smaller")
+
+    cdef _set_policy(self):
+        cdef Policy *p = &self.kvm.mmu.policy
+        config = self.config
+        p.modern = p.prefetch = p.unsync = p.flooding = config.kvm == "6.1"
+        if config.unsync is not None:
+            p.unsync = config.unsync
+        p.fast = p.modern and config.mmu == "ept"
+        p.mmio_caching = p.modern and config.mmio_caching
+        p.tdp = config.mmu == "ept" and config.tdp_mmu
+        p.eager_split = config.eager_page_split
+        p.nx_huge = config.nx_huge_pages
+        p.pml = config.pml
+        p.limit = config.table_pages
+        p.ageing = {"track": AGE_TRACK, "zap": AGE_ZAP, "old": AGE_OLD, None: AGE_TRACK if p.modern else AGE_ZAP}[
+            config.ageing]
+        if config.host_memory is not None:
+            if config.host_reclaim == "lru" and slots_order(&self.kvm.mmu.slots):
+                raise OutOfMemoryError("no memory for the order of use of the host's pages; make the memory smaller")
+            self.kvm.mmu.slots.limit = max(16, parse_bytes(config.host_memory) >> 12)
+
+    cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end):
+        cdef bint shadow = self.config.mmu == "shadow"
+        cdef Eptp eptp
+        if shadow and self.v.hw.mode < MODE_4 and self.origin + PAE_ROOT >> 32:
+            raise ConfigError(f"a shadowed machine at {self.origin:#x} of the host's memory: its PDPTEs must lie below "
+                              "4 GB; give the machines before it less by Config(memory=)")
+        self.v.vmcs.pml_address = self.origin + PML_LOG
+        if mmu_init(&self.kvm.mmu, &self.memory.mem, self.loop.guest_base, end - self.loop.guest_base,
+                    FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, self.origin + VMM_TABLES,
+                    self.loop.guest_base):
+            raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
+        self.kvm.mmu.guest = self.guest
+        self.kvm.mmu.pdpt = self.origin + PAE_ROOT
+        self._set_policy()
+        self.kvm.mmu.noncoherent = self.config.noncoherent_dma
+        self.kvm.mmu.ignore_cd = self.config.cd_quirk
+        self.kvm.mmu.mtrrs = (<GuestState> state).mtrrs.state
+        self.kvm.mmu.uncached = state.cr0 >> 30 & 1
+        self._add_slot(0, self.guest.nbytes, self.loop.guest_base,
+                       "untouched" if self.config.host_pages == "untouched" or self.config.host_memory is not None
+                       else self.config.backing, False, False, False)
+        for slot, hpa in placed:
+            self._add_slot(slot.gpa, slot.size, hpa, slot.host, slot.readonly, slot.private, slot.device)
+            if slot.gpa == APIC_BASE and slot.private:
+                self.v.vmcs.apic_access_address = hpa
+        self.kvm.shadow = shadow
+        self.v.guest = True
+        self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
+        self.v.vmcs.primary = PRIMARY_SECONDARY
+        self.v.vmcs.secondary = SECONDARY_VPID if vpid else 0
+        self.v.vmcs.vpid = vpid
+        self.v.host_pages = self.config.exit_pages
+        self.v.arch = self.v.r
+        if self.kvm.modes.identity:
+            modes_tables(&self.memory.mem, placed[len(placed) - 2][1], placed[len(placed) - 1][1])
+        if shadow:                              # vmx.md §2: with EPT the guest that pages owns all three
+            self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | PRIMARY_INVLPG
+            if kvm_registers(&self.kvm, &self.v):
+                self._raise(0)
+            return
+        if mmu_set_root(&self.kvm.mmu, 0, True):
+            raise OutOfMemoryError("no table page for the root of the EPT")
+        eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.vcpu.root].hpa | (0x5E if self.config.ept_ad else 0x1E), maxphyaddr=46,
+                    guest_ad_checked=self.config.guest_ad_checked)
+        self.v.ept = eptp.ept
+        self.v.ept.write_ad = 1
+        self.v.vmcs.secondary |= SECONDARY_EPT
+        self.v.vmcs.eptp = eptp.value
+        if kvm_registers(&self.kvm, &self.v):
+            self._raise(0)
+
+    def __dealloc__(self):
+        irq_free(&self.irq)
+        kernel_free(&self.kernel)
+        mmu_free(&self.kvm.mmu)
+
+    # ---- whether the guest may run --------------------------------------------------------------------------
+
+    cdef _guest_runs(self):
+        if self.handling:
+            raise PolicyError("the guest stands still while a VM exit is handled: its instructions cannot run in a "
+                              "handler; return an Action first")
+        if self.running:
+            raise PolicyError("another thread runs this machine; one machine is one CPU, give each thread its own")
+        if self.pdptes_due:
+            self._first_pdptes()
+        self.v.now += 1                         # each call is an event, where nothing else numbers them
+
+    cdef _first_pdptes(self):
+        # PDPTE registers that the state leaves open come from memory at CR3, before the guest's first instruction
+        cdef Paging paging = self.kvm.guest if self.kvm.shadow else self.v.hw
+        cdef Walk w
+        cdef int fault = load_pdptes(&self.guest, &paging, NULL, &w, NULL)
+        if fault == FAULT_GP:
+            raise StateError(f"cr3={int(paging.cr3):#x}: a present PDPTE there has reserved bits (paging.md §3.2)")
+        if fault:
+            raise BusError(f"cr3={int(paging.cr3):#x}: its PDPTEs lie outside memory of {self.guest.nbytes:#x} bytes")
+        self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
+        self.pdptes_due = False
+        memcpy(self.v.arch.pdpte, paging.pdpte, sizeof(paging.pdpte))
+        if not self.kvm.shadow:
+            memcpy(self.v.hw.pdpte, paging.pdpte, sizeof(paging.pdpte))
+            return
+        memcpy(self.kvm.guest.pdpte, paging.pdpte, sizeof(paging.pdpte))
+        if kvm_load_root(&self.kvm, &self.v, self.kvm.guest.cr3):
+            self._raise(0)
+        self.kvm.mmu.flush = False              # nothing is cached
+
+    cdef _raise(self, uint64_t n):
+        cdef object error
+        if self.v.abort == ABORT_PYTHON:
+            error, self.raised = self.raised, None
+        else:
+            error = stop(&self.v, n)
+        self.v.abort = ABORT_NONE
+        raise error
+
+    def may_run(self):
+        """:raises PolicyError: no instruction of the guest can run now; for the parts of a machine."""
+        self._guest_runs()
+
+    @property
+    def exiting(self):
+        """A VM exit is being handled, by a Python policy."""
+        return bool(self.handling)
+
+    def stopped(self):
+        """Raise what stopped the guest; for the parts of a machine."""
+        self._raise(0)

@@ -1,0 +1,23 @@
+# The event loop over a virtual CPU and its guest kernel; no Python object in it.
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastmmu.machine.guest_kernel cimport GuestKernel
+from fastmmu.cpu.interrupts cimport Interrupts
+from fastmmu.arch.types cimport Walk
+from fastmmu.cpu.vcpu cimport Vcpu
+
+cdef struct Run:
+    Vcpu *v
+    GuestKernel *kernel         # NULL: a bare guest
+    uint64_t guest_base         # host-physical address of guest-physical 0
+    uint64_t first              # number of the first event
+    uint64_t exit_every         # accesses between periodic exits; 0: none
+    uint64_t until_exit         # accesses until the next
+    Interrupts *irq             # the guest's local APIC; NULL: it has none
+    uint64_t before             # accesses of earlier batches
+
+cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
+                         uint64_t *out) noexcept nogil
+cdef int premap(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil
+cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil

@@ -1,0 +1,215 @@
+"""The event loop: a trace on a virtual CPU, with the guest kernel under it.
+
+    trace ──► run_events ──► first-level TLB ──miss──► vcpu_slow ──► walk
+                  │                                      │ exit
+                  ├── #PF ──► guest kernel               └──► handler: KVM's, or a Python policy's
+                  └── system events ──► guest kernel, VM exits
+"""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
+from fastmmu.cpu.interrupts cimport irq_boundary, irq_due, irq_event, irq_left, irq_pass, irq_waits
+from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.kvm.faults cimport kvm_premap
+from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
+from fastmmu.arch.types cimport FAULT_PF, Walk
+from fastmmu.cpu.vcpu cimport (
+    ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
+    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_invlpg,
+    vcpu_slow,
+)
+from fastmmu.arch.vmx cimport EXIT_CPUID, clear_exit_information
+
+cdef enum:                      # fastmmu.ops.Op
+    OP_MAX_ACCESS = 3
+    OP_SWITCH = 16
+    OP_INVLPG = 17
+    OP_UNMAP = 18
+    OP_EXIT = 19
+    OP_INTERRUPT = 20
+    OP_APIC_FIRST = 21
+    OP_APIC_LAST = 30
+
+cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
+
+
+cdef int fault_in(Run *m, uint64_t la, int acc, int outcome, uint64_t *hpa) noexcept nogil:
+    # what the guest kernel does about a fault of the program, and the access again
+    cdef int tries = 0
+    while outcome == DONE_PF:
+        if m.kernel == NULL or tries > 4:
+            return vcpu_abort(m.v, ABORT_GUEST_FAULT, la)
+        if kernel_page_fault(m.kernel, m.v.cr2, m.v.error_code):
+            return vcpu_abort(m.v, ABORT_GUEST_FAULT, la)
+        tries += 1
+        m.v.c.retries += 1
+        outcome = vcpu_access(m.v, la, acc, True, hpa)
+    if outcome == DONE_GP:
+        return vcpu_abort(m.v, ABORT_ADDRESS, la)
+    return outcome
+
+
+cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
+    cdef int outcome
+    if op == OP_SWITCH:
+        return kernel_switch(m.kernel, addr)
+    if op == OP_INVLPG:
+        return vcpu_invlpg(m.v, addr)
+    if op == OP_UNMAP:
+        m.v.c.unmaps += 1
+        # premapped tables stand from the first access to the last
+        return DONE_OK if m.v.premap != NULL else kernel_unmap(m.kernel, addr)
+    if op == OP_EXIT:
+        return exit_instruction(m, addr)
+    if op == OP_INTERRUPT:
+        return vcpu_interrupt(m.v)
+    if OP_APIC_FIRST <= op <= OP_APIC_LAST and m.irq != NULL:
+        outcome = irq_event(m.irq, op, addr)
+        return vcpu_abort(m.v, ABORT_APIC, addr) if outcome == DONE_GP or outcome == DONE_PF else outcome
+    return vcpu_abort(m.v, ABORT_APIC if OP_APIC_FIRST <= op <= OP_APIC_LAST else ABORT_OP, op)
+
+
+cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
+    # an instruction that exits unconditionally; without a VMM it is just executed
+    cdef int action
+    if reason >= 80:
+        return vcpu_abort(m.v, ABORT_OP, reason)
+    m.v.c.exit_instructions += 1
+    if m.v.guest:
+        clear_exit_information(&m.v.vmcs)
+        m.v.event = True
+        action = vcpu_exit(m.v, reason)
+        m.v.event = False
+        if action == ACT_ABORT:
+            return DONE_ABORT
+        if m.irq != NULL:                       # the handler of the exit can have asked for an interrupt
+            return irq_boundary(m.irq)
+    return DONE_OK
+
+
+cdef inline void elapse(Run *m, uint64_t accesses) noexcept nogil:
+    # so many were made since the last time; not more than next_stop said
+    if m.until_exit:
+        m.until_exit -= accesses
+    if m.irq != NULL:
+        irq_pass(m.irq, accesses)
+
+
+cdef inline uint64_t next_stop(const Run *m) noexcept nogil:
+    # accesses until something is due: a periodic exit, the timer, the end of a handler; 0: nothing is
+    cdef uint64_t stop = m.until_exit, left
+    if m.irq != NULL:
+        left = irq_left(m.irq)
+        if left and (not stop or left < stop):
+            return left
+    return stop
+
+
+cdef int due(Run *m) noexcept nogil:
+    if m.exit_every and not m.until_exit:
+        m.until_exit = m.exit_every
+        if exit_instruction(m, EXIT_CPUID):
+            return DONE_ABORT
+    return irq_due(m.irq) if m.irq != NULL else <int> DONE_OK
+
+
+cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
+                         uint64_t *out) noexcept nogil:
+    # events done; fewer than n where m.v.abort says why. out: guest-physical address of each access, or NULL.
+    # Counts of operations and of first-level lookups are added afterwards: they would cost a store each.
+    cdef Vcpu *v = m.v
+    cdef uint64_t i, la, value, hpa = 0, until = next_stop(m), begun = 0, others = 0, told = 0
+    cdef int outcome, o
+    cdef uint64_t *need = v.need[1]
+    for i in range(n):
+        o = op[i]
+        la = addr[i]
+        if o > OP_MAX_ACCESS:
+            if m.irq != NULL:
+                elapse(m, i - others - told)
+                told = i - others
+            v.now = m.first + i
+            if system_event(m, o, la):
+                break
+            others += 1
+            if m.irq != NULL:
+                until = next_stop(m)
+            if out != NULL:
+                out[i] = NO_ADDRESS
+            continue
+        if la >> 47:
+            vcpu_abort(v, ABORT_ADDRESS, la)
+            break
+        value = tlb_l1(v.tlb, o, la)
+        if not value or need[o] & ~value:
+            v.now = m.first + i
+            if m.irq != NULL:
+                elapse(m, i - others - told)
+                told = i - others
+            outcome = vcpu_slow(v, la, o, True, value, &hpa)
+            if outcome > DONE_EMULATED:
+                outcome = fault_in(m, la, o, outcome, &hpa)
+                if outcome > DONE_EMULATED:
+                    begun = 1
+                    break
+            if out != NULL:
+                out[i] = hpa - m.guest_base if outcome == DONE_OK else NO_ADDRESS
+            if m.irq != NULL and irq_waits(m.irq):
+                until = 1                       # it is due after this access
+        elif out != NULL:
+            out[i] = tlb_pa(value, la) - m.guest_base
+        if (la & 0xFFF) + size[i] > 0x1000:
+            la = (la | 0xFFF) + 1
+            if la >> 47:
+                vcpu_abort(v, ABORT_ADDRESS, la)
+                begun = 1
+                break
+            v.c.page_crossings += 1
+            outcome = vcpu_access(v, la, o, True, &hpa)
+            if outcome > DONE_EMULATED and fault_in(m, la, o, outcome, &hpa) > DONE_EMULATED:
+                begun = 1
+                break
+        if until:
+            until -= 1
+            if not until:
+                elapse(m, i + 1 - others - told)
+                told = i + 1 - others
+                v.now = m.first + i
+                if due(m):
+                    begun = 1
+                    break
+                until = next_stop(m)
+    else:
+        i = n
+    elapse(m, max(told, i - others) - told)     # without an access that ended the run
+    m.before += max(told, i - others)
+    count_accesses(m, op, i + begun)        # one that was looked up counts, even if it ended the run
+    return i
+
+
+cdef void count_accesses(Run *m, const uint8_t *op, uint64_t n) noexcept nogil:
+    cdef uint64_t i, k, found
+    for k in range(4):
+        found = 0
+        for i in range(n):
+            found += op[i] == k
+        m.v.c.ops[k] += found
+        m.v.tlb.c.lookups[m.v.tlb.port[k].l1.id] += found
+
+
+cdef int premap(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil:
+    # map what a premapped run finds in place, without a trace of it in the counters
+    cdef Run *m = <Run *> v.run
+    cdef int action = ACT_INJECT_PF, outcome
+    if m.v.guest:
+        action = kvm_premap(<Kvm *> v.owner, v, la, w)
+    elif fault != FAULT_PF:
+        vcpu_abort(v, ABORT_BUS, w.gpa)
+        return ACT_ABORT
+    if action == ACT_INJECT_PF:
+        m.kernel.silent = True
+        outcome = kernel_page_fault(m.kernel, la, w.error_code & ~1U)
+        m.kernel.silent = False
+        return ACT_ABORT if outcome else ACT_RETRY
+    return action

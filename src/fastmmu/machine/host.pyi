@@ -1,0 +1,44 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu.machine.apic_port import Delivered
+from fastmmu.machine.config import Config
+from fastmmu.machine.machine import Machine
+from fastmmu.paging.memory import PhysicalMemory
+from fastmmu.paging.state import GuestState
+from fastmmu.tlb.tlb import TLB
+
+class Host:
+    memory: PhysicalMemory
+    cpus: tuple[TLB, ...]
+    machines: tuple[Machine, ...]
+    def __init__(
+        self,
+        vms: Sequence[Config | tuple[Config, int]],
+        *,
+        cpus: int = 1,
+        guest_kernel: bool = True,
+        state: GuestState | None = None,
+        less: Sequence[str] = (),
+    ) -> None: ...
+    def place(self, vcpu: int, cpu: int) -> Machine: ...
+    def run(
+        self,
+        vcpu: int,
+        cpu: int,
+        op: npt.NDArray[np.uint8],
+        size: npt.NDArray[np.uint8],
+        addr: npt.NDArray[np.uint64],
+        out: npt.NDArray[np.uint64] | None = None,
+        first: int = 0,
+    ) -> int: ...
+    def remove(self, vcpu: int) -> None: ...
+    def vpid(self, vcpu: int) -> int: ...
+    def counters(self, vcpu: int) -> dict[str, Any]: ...
+    def deliveries(self, vcpu: int) -> list[Delivered]: ...
+    def totals(self) -> dict[str, int]: ...
+    @property
+    def vcpus(self) -> int: ...

@@ -1,0 +1,326 @@
+"""The loop over the records of a system trace.
+
+    record ──► first-level TLB ──miss──► vcpu_slow ──► walk of the guest's own tables
+       │                                     │ #PF, VM exit
+       ├── the physical address, the #PF: compared with the record
+       └── stores to page tables go into simulated memory; registers and invalidations to the vCPU
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from fastmmu.cpu.control cimport vcpu_mov_cr0, vcpu_mov_cr4, vcpu_wrmsr_efer
+from fastmmu.paging.guest cimport canonical
+from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.machine.machine cimport Machine
+from fastmmu.paging.memory cimport mem_holds
+from fastmmu.machine.records cimport (
+    REC_AC, REC_CR0, REC_CR3, REC_CR4, REC_DATA, REC_EFER, REC_EXCEPTION, REC_IMPLICIT, REC_INITIAL, REC_INTERRUPT,
+    REC_INVLPG, REC_INVPCID, REC_PKRU, REC_TABLE, REC_X, record_fault,
+)
+from fastmmu.paging.state cimport GuestState
+from fastmmu.mmu.sync cimport guest_wrote
+from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
+from fastmmu.arch.types cimport ACC_R, ACC_W, ACC_X
+from fastmmu.cpu.vcpu cimport (
+    BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_access,
+    vcpu_interrupt, vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
+)
+from fastmmu.arch.vmx cimport VECTOR_PF
+from fastmmu.cpu.stale cimport watch_stored
+from fastmmu.arch.registers import RULES
+from fastmmu.errors import ConfigError, FastmmuError, StateError, TraceError
+
+
+cdef enum:
+    PF_W = 2
+    PF_U = 4
+    PF_ID = 16
+
+
+cdef void differs(Replay *p, uint64_t record, int kind, uint64_t expected, uint64_t got) noexcept nogil:
+    cdef Mismatch *m
+    if p.found < EXAMPLES:
+        m = &p.example[p.found]
+        m.record = record
+        m.kind = kind
+        m.expected = expected
+        m.got = got
+    p.found += 1
+    p.differences[kind] += 1
+
+
+cdef inline int who(Replay *p, const Record *r, bint user) noexcept nogil:
+    # by whose rights, after AC is what the record says
+    cdef bint ac = r.flags & REC_AC != 0
+    if user:
+        return BY_USER
+    if r.flags & REC_IMPLICIT:
+        return BY_SYSTEM
+    if ac != p.v.hw.ac:
+        vcpu_set_ac(p.v, ac)
+    return BY_SUPERVISOR
+
+
+cdef int store(Replay *p, const Record *r, uint64_t value, uint64_t gpa) noexcept nogil:
+    # A store into a page table. One that went astray is put where the trace has it: what it breaks later would be
+    # counted twice.
+    p.stores += 1
+    if p.omit & OMIT_STORES:
+        return STOP_NONE
+    if not mem_holds(&p.guest, gpa, r.size):
+        return STOP_TABLE
+    memcpy(p.guest.base + gpa, &value, r.size)
+    if p.v.watch != NULL:
+        watch_stored(p.v.watch, p.guest_base + gpa, p.v.now)
+    return STOP_NONE
+
+
+cdef int access(Replay *p, uint64_t record, const Record *r, const uint64_t *data, uint64_t n_data) noexcept nogil:
+    cdef Vcpu *v = p.v
+    cdef int acc = r.op, outcome = DONE_OK, user = who(p, r, r.cpl == 3)
+    cdef uint64_t value = 0, got = 0, stored = 0
+    if r.flags & REC_DATA:
+        if p.data_at == n_data:
+            return STOP_DATA
+        stored = data[p.data_at]
+        p.data_at += 1
+        v.store_bytes = r.size
+        v.store_value = stored
+    v.c.ops[acc] += 1
+    v.tlb.c.lookups[v.tlb.port[acc].l1.id] += 1
+    value = tlb_l1(v.tlb, acc, r.lin)
+    if value and not v.need[user][acc] & ~value:
+        got = tlb_pa(value, r.lin) - p.guest_base
+    else:
+        outcome = vcpu_slow(v, r.lin, acc, user, value, &got)
+        got = v.emulated if outcome == DONE_EMULATED else got - p.guest_base
+    v.store_bytes = 0
+    if outcome == DONE_ABORT:
+        return STOP_ABORT
+    if outcome == DONE_PF:
+        differs(p, record, DIFF_FAULTED, r.val, v.error_code)
+    elif outcome > DONE_EMULATED:
+        return STOP_ADDRESS
+    elif got != r.val:
+        differs(p, record, DIFF_ADDRESS, r.val, got)
+    if r.flags & REC_DATA:
+        return store(p, r, stored, r.val)
+    return STOP_NONE
+
+
+cdef int page_fault(Replay *p, uint64_t record, const Record *r) noexcept nogil:
+    # the access that the error code and CR2 tell of, which has no record of its own
+    cdef int acc = ACC_X if r.aux & PF_ID else ACC_W if r.aux & PF_W else ACC_R
+    cdef int user = BY_SYSTEM if r.cpl == 3 and not r.aux & PF_U else who(p, r, r.aux & PF_U)
+    cdef uint64_t hpa = 0
+    cdef int outcome = vcpu_access(p.v, r.lin, acc, user, &hpa)
+    p.faults += 1
+    if outcome == DONE_ABORT:
+        return STOP_ABORT
+    if outcome == DONE_OK or outcome == DONE_EMULATED:
+        differs(p, record, DIFF_NO_FAULT, r.aux, 0)
+    elif outcome != DONE_PF:
+        return STOP_ADDRESS
+    elif p.v.error_code != r.aux or p.v.cr2 != r.lin:
+        differs(p, record, DIFF_FAULT, r.aux, p.v.error_code)
+    return STOP_NONE
+
+
+cdef int other(Replay *p, uint64_t record, const Record *r, const uint8_t *pages, uint64_t n_pages) noexcept nogil:
+    cdef Vcpu *v = p.v
+    cdef int op = r.op
+    if op == REC_EXCEPTION:
+        if r.size != VECTOR_PF:
+            return STOP_NONE
+        return page_fault(p, record, r) if canonical(r.lin, v.hw.la_bits) else STOP_ADDRESS
+    if op == REC_TABLE:
+        if p.page_at == n_pages:
+            return STOP_DATA
+        if not mem_holds(&p.guest, r.val, 4096):
+            return STOP_TABLE
+        memcpy(p.guest.base + r.val, pages + 4096 * p.page_at, 4096)
+        p.page_at += 1
+        p.tables += 1
+        if v.guest:             # what the guest wrote before, unseen by the trace
+            guest_wrote(&(<Kvm *> v.owner).mmu, r.val, 4096)
+        return STOP_NONE
+    if r.flags & REC_INITIAL:
+        return STOP_NONE
+    if op == REC_CR3:
+        return STOP_ABORT if not p.omit & OMIT_CR3 and vcpu_mov_cr3(v, r.val) != DONE_OK else STOP_NONE
+    if op == REC_INVLPG:
+        return STOP_ABORT if vcpu_invlpg(v, r.lin) != DONE_OK else STOP_NONE
+    if op == REC_INVPCID:
+        if r.size == 0 and not canonical(r.lin, v.hw.la_bits):
+            return STOP_ADDRESS
+        return STOP_ABORT if vcpu_invpcid(v, r.size, r.aux, r.lin) != DONE_OK else STOP_NONE
+    if op == REC_PKRU:
+        p.pkru = r.val
+        vcpu_set_pkru(v, p.pkru if p.keys else 0)
+        return STOP_NONE
+    if op == REC_INTERRUPT:
+        return STOP_ABORT if vcpu_interrupt(v) != DONE_OK else STOP_NONE
+    if op == REC_CR0 or op == REC_CR4 or op == REC_EFER:
+        return STOP_REGISTER
+    return STOP_NONE
+
+
+cdef int write(Vcpu *v, const Record *r) noexcept nogil:
+    if r.op == REC_CR0:
+        return vcpu_mov_cr0(v, r.val)
+    return vcpu_mov_cr4(v, r.val) if r.op == REC_CR4 else vcpu_wrmsr_efer(v, r.val)
+
+
+cdef uint64_t replay_records(Replay *p, uint64_t first, const Record *rows, uint64_t n, const uint64_t *data,
+                             uint64_t n_data, const uint8_t *pages, uint64_t n_pages, int *stop) noexcept nogil:
+    # records done; fewer than n where `stop` says why
+    cdef uint64_t i
+    cdef const Record *r
+    for i in range(n):
+        r = &rows[i]
+        p.v.now = first + i
+        if record_fault(r):
+            stop[0] = STOP_RECORD
+        elif r.op > REC_X:
+            stop[0] = other(p, first + i, r, pages, n_pages)
+        elif canonical(r.lin, p.v.hw.la_bits):
+            stop[0] = access(p, first + i, r, data, n_data)
+        else:
+            stop[0] = STOP_ADDRESS
+        if stop[0]:
+            return i
+    return n
+
+
+# ---- for Python ----------------------------------------------------------------------------------------------
+
+KINDS = ("address", "faulted", "no fault", "fault")
+"""Kinds of mismatch: another physical address; a #PF where the trace has none; none where it has one; another error
+code or CR2."""
+
+_OMISSIONS = {"cr3": OMIT_CR3, "stores": OMIT_STORES}
+
+
+cdef class SystemReplay:
+    """A bare guest that does what a system trace says.
+
+    :param machine: :class:`Machine` with ``guest_kernel=False`` and this `state`. :param state: registers at the start.
+    :param omit: what to leave out: "cr3" (writes to CR3), "stores" (stores to page tables).
+    """
+
+    cdef Replay p
+    cdef readonly Machine machine
+    cdef readonly GuestState state
+    cdef readonly list tables           # address of each page table, in the order of the TABLE records
+
+    def __init__(self, Machine machine not None, GuestState state not None, *, omit=()):
+        if machine.loop.kernel != NULL:
+            raise ConfigError("a system trace brings its own kernel; make the Machine with guest_kernel=False")
+        if state.paging.levels != 4:
+            raise ConfigError(f"a system trace of a guest in mode {state.mode.name}: only 4-level paging is replayed")
+        for name in omit:
+            if name not in _OMISSIONS:
+                raise ConfigError(f"{name!r} cannot be left out; choose from {', '.join(_OMISSIONS)}")
+            self.p.omit |= <uint32_t> _OMISSIONS[name]
+        self.machine = machine
+        self.tables = []
+        self.p.v = &machine.v
+        self.p.guest = machine.guest
+        self.p.guest_base = machine.loop.guest_base
+        self.p.pkru = state.pkru
+        self._adopt(state)
+
+    cdef _adopt(self, GuestState state):
+        self.state = state
+        self.p.keys = state.paging.lma and state.cr4 >> 22 & 1
+
+    def run(self, const uint8_t[::1] rows not None, const uint64_t[::1] data not None,
+            const uint8_t[::1] pages not None, uint64_t first=0):
+        """Carry out records.
+
+        :param rows: their bytes, 24 each. :param data: a value for each with flag 1. :param pages: 4096 bytes for each
+            TABLE record. :param first: number of the first record, for messages.
+        :raises TraceError: a malformed record, naming its number.
+        """
+        cdef uint64_t n = rows.shape[0] // sizeof(Record), at = 0, n_data = data.shape[0]
+        cdef uint64_t n_pages = pages.shape[0] // 4096, i
+        cdef const Record *r = NULL
+        cdef const uint64_t *values = NULL
+        cdef const uint8_t *content = NULL
+        cdef int stop = STOP_NONE
+        if rows.shape[0] % sizeof(Record):
+            raise TraceError(f"{rows.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
+        self.machine._guest_runs()
+        if n == 0:
+            return
+        r = <const Record *> &rows[0]
+        if n_data:
+            values = &data[0]
+        if n_pages:
+            content = &pages[0]
+        self.p.data_at = self.p.page_at = 0
+        while at < n:
+            self.machine.running = True
+            with nogil:
+                at += replay_records(&self.p, first + at, r + at, n - at, values, n_data, content, n_pages, &stop)
+            self.machine.running = False
+            if stop == STOP_NONE:
+                break
+            if stop != STOP_REGISTER:
+                raise self._error(stop, first + at, &r[at])
+            self._write(&r[at], first + at)
+            at += 1
+        for i in range(at):
+            if r[i].op == REC_TABLE:
+                self.tables.append(r[i].val)
+
+    cdef _write(self, const Record *r, uint64_t number):
+        # CR0, CR4, EFER: legal, as it was done
+        cdef Vcpu *v = self.p.v
+        cdef GuestState old = self.state, new
+        cdef int outcome
+        name = {REC_CR0: "cr0", REC_CR4: "cr4", REC_EFER: "efer"}[r.op]
+        try:
+            new = old.replace(**{name: r.val, "cr3": 0, "pkru": self.p.pkru})
+        except StateError as error:
+            raise TraceError(str(error), where=f"record {number}") from error
+        if new.paging.levels != 4:
+            raise TraceError(f"the guest turns to mode {new.mode.name}; the machine runs 4-level paging",
+                             where=f"record {number}")
+        outcome = write(v, r)
+        if outcome == DONE_GP:
+            raise TraceError(f"{name}={r.val:#x} is #GP(0): {RULES[v.rule]}", where=f"record {number}")
+        if outcome != DONE_OK:
+            self.machine._raise(number)
+        self._adopt(new)
+        vcpu_set_pkru(v, self.p.pkru if self.p.keys else 0)
+
+    cdef _error(self, int stop, uint64_t number, const Record *r):
+        where = f"record {number}"
+        if stop == STOP_ABORT:
+            try:
+                self.machine._raise(number)
+            except FastmmuError as error:
+                return error
+        if stop == STOP_ADDRESS:
+            return TraceError(f"linear address {r.lin:#x} is not canonical", where=where)
+        if stop == STOP_TABLE:
+            return TraceError(f"the page table at {r.val:#x} lies outside guest memory of {self.p.guest.nbytes:#x} "
+                              "bytes; raise Config(memory=)", where=where)
+        if stop == STOP_DATA:
+            return TraceError("its value or its page is not there", where=where)
+        return TraceError("the record is malformed", where=where)
+
+    def counters(self):
+        """dict: records of #PF compared, stores to page tables, page tables, mismatches in all and by kind."""
+        cdef Replay *p = &self.p
+        return {"page_faults": p.faults, "table_stores": p.stores, "tables": p.tables, "mismatches": p.found,
+                **{kind: p.differences[i] for i, kind in enumerate(KINDS)}}
+
+    def examples(self):
+        """The first mismatches: list of (record, kind, expected, got); addresses, or error codes of a #PF."""
+        cdef Replay *p = &self.p
+        cdef uint64_t i
+        return [(p.example[i].record, KINDS[p.example[i].kind], p.example[i].expected, p.example[i].got)
+                for i in range(min(p.found, <uint64_t> EXAMPLES))]

@@ -1,0 +1,20 @@
+"""The tables that the VMM owns, as Linux has them in arch/x86/kvm/mmu: direct (EPT) and shadow.
+
+    memslots   guest-physical memory, the host memory behind it, the bitmap of pages written
+    spte       one entry: what its bits say, how it is made
+    pages      table pages by (gfn, role), reverse maps, the one place where an entry changes
+    roots      the root in use and those kept for their next use
+    direct     the leaf for a page; direct mappings and their faults, fast faults, marks of MMIO
+    shadow     what a #PF was, and the shadow entry that answers it
+    sync       shadow pages out of sync, emulated writes to guest tables, INVLPG, prefetch
+    dirty_log  write protection or the processor's log; splitting and joining large pages
+    ageing, reclaim, notifier   what the host asks of pages, takes away, changes
+
+Imports `arch`, `tlb`, `paging`. No exit and no policy of KVM's vCPUs is known here: a fault comes in, a result goes
+out.
+
+To add a kind of entry: its bits in `spte` (they may not overlap: static assertions), its making there, its change
+through `pages` alone; `reference/kvm_tables.py`; a property in tests/mmu.
+"""
+
+from __future__ import annotations

@@ -1,0 +1,56 @@
+"""Was a page used since the host asked last? A flags tell; without them entries that fault tell (kvm_policy.md §6)."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu.arch.bits cimport EPT_A, EPT_W, A
+from fastmmu.paging.memory cimport mem_read64, mem_write64
+from fastmmu.mmu.pages cimport AGE_OLD, AGE_ZAP, Mmu, mmu_change, mmu_frame, mmu_written
+from fastmmu.mmu.memslots cimport Slot, slot_hpa
+from fastmmu.mmu.spte cimport FORMAT_EPT, spte_track, spte_tracked
+
+
+cdef bint entry_young(Mmu *mmu, uint64_t at, bint clear) noexcept nogil:
+    # one leaf entry: was it used, and is it, where `clear`, as if not
+    cdef uint64_t entry = mem_read64(mmu.mem, at), flag = EPT_A if mmu.format == FORMAT_EPT else A
+    if mmu.format == FORMAT_EPT and not mmu.ad:
+        if spte_tracked(entry):
+            return False
+        if clear:
+            if entry & EPT_W:                   # the write that follows a read of the page would tell no more
+                mmu_written(mmu, entry)
+            mem_write64(mmu.mem, at, spte_track(entry))
+        return True
+    if clear:
+        mem_write64(mmu.mem, at, entry & ~flag)
+    return entry & flag != 0
+
+
+cdef bint list_young(Mmu *mmu, uint32_t *head, bint clear) noexcept nogil:
+    # the entries of one reverse map
+    cdef uint32_t id = head[0]
+    cdef bint young = False
+    if mmu.format == FORMAT_EPT and not mmu.ad and mmu.policy.ageing == AGE_OLD:
+        return False
+    if mmu.format == FORMAT_EPT and not mmu.ad and mmu.policy.ageing == AGE_ZAP:
+        young = id != 0
+        while clear and head[0]:
+            mmu_change(mmu, (head[0] - 1) >> 9, (head[0] - 1) & 511, 0)
+        return young
+    while id:
+        young |= entry_young(mmu, mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511), clear)
+        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+    return young
+
+
+cdef bint host_young(Mmu *mmu, Slot *slot, uint64_t gfn, int asked) noexcept nogil:
+    # clearing alone flushes nothing, as Linux has it: a page whose translation stays cached looks old
+    cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
+    cdef bint young = list_young(mmu, &mmu.rmap[frame], asked != TEST_YOUNG)
+    young |= list_young(mmu, &mmu.rmap_large[frame >> 9], asked != TEST_YOUNG)
+    if young and asked == CLEAR_FLUSH_YOUNG:
+        mmu.flush = True
+    if young:
+        mmu.counters.aged_young += 1
+    else:
+        mmu.counters.aged_old += 1
+    return young

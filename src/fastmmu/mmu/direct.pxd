@@ -1,0 +1,33 @@
+# Mappings: the leaf entry for a page, direct mappings and their faults. kvm_policy.md §3.2, §4.3, §4.4, §5.
+
+from libc.stdint cimport uint64_t, uint32_t
+
+from fastmmu.mmu.pages cimport Mmu
+from fastmmu.mmu.memslots cimport Slot
+
+cdef enum FillResult:
+    FILL_MAPPED = 0             # the entry now allows the access
+    FILL_NO_SLOT = 1            # no memory behind it: MMIO
+    FILL_NO_TABLES = 2          # the pool of table pages is used up
+    FILL_UNCHANGED = 3          # it allowed the access already: spurious
+    FILL_FAST = 4               # a right was given back, nothing was looked up
+    FILL_RETRY = 5              # the host changed its pages meanwhile: run the access again
+    FILL_READ_ONLY = 6          # a write to a read-only slot: the device model's
+    FILL_TRACKED = 7            # a write to a shadowed table: emulate it
+
+cdef struct Fault:              # what a fault asks of the MMU
+    uint64_t la                 # address in the tables: linear, under EPT guest-physical
+    uint64_t gpa
+    bint write, fetch
+    bint present                # an entry was there, but did not allow the access
+    Slot *slot                  # of gpa; NULL: none
+    bint host_writable          # the host lets the page be written
+
+cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil
+cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t gfn, int access, bint prefetch,
+                  bint write, bint host_writable, bint can_unsync) noexcept nogil
+cdef uint32_t descend(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t gfn, bint direct, int access) noexcept nogil
+cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil
+cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil
+cdef bint page_for_prefetch(const Slot *slot, uint64_t gfn) noexcept nogil
+cdef uint64_t find_entry(const Mmu *mmu, uint64_t la, uint32_t *owner, uint64_t *index) noexcept nogil

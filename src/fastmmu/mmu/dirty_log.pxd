@@ -1,0 +1,14 @@
+# Dirty logging: which pages the guest has written (kvm_policy.md §4.1, §4.2).
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu.mmu.pages cimport Mmu
+
+cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept nogil
+cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil
+cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil
+cdef void dirty_clear(Mmu *mmu, int number, uint64_t first, uint64_t pages) noexcept nogil
+cdef void dirty_collect(Mmu *mmu) noexcept nogil
+cdef int dirty_ring(Mmu *mmu, uint32_t size, uint32_t vcpus, uint32_t running) noexcept nogil
+cdef void nx_recover(Mmu *mmu, uint32_t ratio) noexcept nogil
+cdef void dirty_drain(Mmu *mmu, uint64_t log, uint64_t index) noexcept nogil

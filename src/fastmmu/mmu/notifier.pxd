@@ -1,0 +1,10 @@
+# What the host tells the VMM before it changes what is behind a page (kvm_policy.md §6).
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu.mmu.pages cimport Mmu
+from fastmmu.mmu.memslots cimport Slot
+
+cdef void notify_start(Mmu *mmu, Slot *slot, uint64_t gfn, uint64_t pages) noexcept nogil
+cdef void notify_end(Mmu *mmu, Slot *slot) noexcept nogil
+cdef int host_merge(Mmu *mmu, Slot *slot, const uint64_t *page, uint32_t n) noexcept nogil

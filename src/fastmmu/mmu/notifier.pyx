@@ -1,0 +1,80 @@
+"""The MMU notifier: pages that the host takes away while the guest runs, or merges (kvm_policy.md §6)."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, realloc
+
+from fastmmu.arch.bits cimport EPT_A, RW, A
+from fastmmu.paging.memory cimport mem_read64
+from fastmmu.mmu.pages cimport Mmu, mmu_change, mmu_frame, mmu_zap_gfn
+from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, order_drop, slot_hpa
+from fastmmu.mmu.spte cimport (
+    EPT_HOST_WRITE, EPT_MAY_WRITE, FORMAT_EPT, PT_HOST_WRITE, PT_MAY_WRITE, spte_track,
+)
+
+
+cdef void notify_start(Mmu *mmu, Slot *slot, uint64_t gfn, uint64_t pages) noexcept nogil:
+    # from here to the end no entry leads to these pages, and none is made: a fault that wants one is begun again
+    cdef uint64_t i, changes = mmu.counters.changes
+    if slot.invalidating:
+        slot.away = min(slot.away, gfn)
+        slot.away_end = max(slot.away_end, gfn + pages)
+    else:
+        slot.away = gfn
+        slot.away_end = gfn + pages
+    slot.invalidating += 1
+    for i in range(gfn, gfn + pages):
+        mmu_zap_gfn(mmu, slot, i)
+    mmu.counters.flush_requests += mmu.counters.changes != changes
+
+
+cdef void notify_end(Mmu *mmu, Slot *slot) noexcept nogil:
+    # a fault that looked the page up before this must look again
+    mmu.slots.sequence += 1
+    slot.invalidating -= 1
+
+
+cdef void change_pte(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+    # entries lead to the shared page from now on, read-only
+    cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn)), lose, entry
+    cdef uint32_t id = mmu.rmap[frame]
+    lose = RW | (EPT_HOST_WRITE | EPT_MAY_WRITE if mmu.format == FORMAT_EPT else PT_HOST_WRITE | PT_MAY_WRITE)
+    if mmu.ad:
+        lose |= EPT_A if mmu.format == FORMAT_EPT else A
+    while id:
+        entry = mem_read64(mmu.mem, mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511)) & ~lose
+        mmu_change(mmu, (id - 1) >> 9, (id - 1) & 511, entry if mmu.ad else spte_track(entry))
+        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+    mmu.flush = True
+
+
+cdef int host_merge(Mmu *mmu, Slot *slot, const uint64_t *page, uint32_t n) noexcept nogil:
+    # n present pages of equal contents become one; -1 where memory does not suffice. Linux 6.1 tells of it as of any
+    # change, so that entries go; before, they alone were changed
+    cdef void *grown
+    cdef uint32_t i
+    cdef uint64_t gfn
+    if slot.group == NULL:
+        slot.group = <uint32_t *> calloc(slot.npages + 1, sizeof(uint32_t))
+    grown = realloc(mmu.slots.group, (mmu.slots.groups + 1) * sizeof(uint32_t))
+    if grown != NULL:
+        mmu.slots.group = <uint32_t *> grown
+    if slot.group == NULL or grown == NULL:
+        return -1
+    mmu.slots.group[mmu.slots.groups] = n
+    for i in range(n):
+        gfn = slot.base_gfn + page[i]
+        if mmu.policy.modern:
+            notify_start(mmu, slot, gfn, 1)
+        else:
+            change_pte(mmu, slot, gfn)
+        slot.host[page[i]] = HOST_SHARED
+        slot.group[page[i]] = mmu.slots.groups
+        order_drop(&mmu.slots, mmu_frame(mmu, slot_hpa(slot, gfn)))
+        if mmu.policy.modern:
+            notify_end(mmu, slot)
+        else:
+            mmu.slots.sequence += 1
+    mmu.slots.groups += 1
+    mmu.slots.resident -= n - 1
+    mmu.counters.merged += n
+    return 0

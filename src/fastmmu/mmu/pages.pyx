@@ -1,0 +1,551 @@
+"""Tables that the VMM owns: table pages, reverse maps, the one place where an entry changes.
+
+Free functions over the struct ``Mmu``; the machine layer drives them. Rules: kvm_policy.md §1-§4.
+"""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memset
+
+from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, FRAME, ONES, PS, RW, US, XD, P
+from fastmmu.paging.memory cimport mem_read64, mem_write64
+from fastmmu.mmu.memslots cimport Slot, slot_hpa, slot_of, slots_free
+from fastmmu.mmu.spte cimport (
+    FORMAT_EPT, FORMAT_PAGING, SPTE_MARK, spte_dirty, spte_leaf, spte_may_write, spte_present, spte_table,
+)
+from fastmmu.arch.types cimport Mem
+
+cdef uint64_t KEY = 15ULL << 59                 # of an ordinary entry
+
+cdef enum:
+    MIN_FREE = 5
+    REFILL = 25
+
+
+cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format, bint ad, uint64_t pool,
+                  uint64_t pool_end) noexcept nogil:
+    # base, nbytes: host memory for slots; 0, or -1 where the host's memory does not suffice
+    memset(mmu, 0, sizeof(Mmu))
+    mmu.mem = mem
+    mmu.slots.base = base
+    mmu.slots.frames = nbytes >> 12
+    mmu.format = format
+    mmu.ad = ad
+    mmu.pool = mmu.pool_start = pool
+    mmu.pool_end = pool_end
+    mmu.free_sp = NO_SP
+    mmu.vcpu.root_level = EPT_LEVELS
+    mmu_forget_roots(&mmu.vcpu)
+    mmu.bucket_mask = 4095
+    while mmu.bucket_mask < mmu.slots.frames:
+        mmu.bucket_mask = 2 * mmu.bucket_mask + 1
+    # calloc: untouched parts take no memory; heads are stored as id + 1, so that zero is "none"
+    mmu.bucket = <uint32_t *> calloc(mmu.bucket_mask + 1, sizeof(uint32_t))
+    mmu.rmap = <uint32_t *> calloc(mmu.slots.frames + 1, sizeof(uint32_t))
+    mmu.rmap_large = <uint32_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint32_t))
+    mmu.tables_in = <uint16_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint16_t))
+    mmu.rmap_n = <uint32_t *> calloc(mmu.slots.frames + 1, sizeof(uint32_t))
+    mmu.rmap_large_n = <uint32_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint32_t))
+    mmu.slots.written = <uint64_t *> calloc((mmu.slots.frames >> 6) + 1, sizeof(uint64_t))
+    mmu.owner = <uint32_t *> calloc((pool_end - pool >> 12) + 1, sizeof(uint32_t))
+    if (mmu.bucket == NULL or mmu.rmap == NULL or mmu.rmap_large == NULL or mmu.tables_in == NULL
+            or mmu.owner == NULL or mmu.rmap_n == NULL or mmu.rmap_large_n == NULL or mmu.slots.written == NULL):
+        mmu_free(mmu)
+        return -1
+    return 0
+
+
+cdef void mmu_free(Mmu *mmu) noexcept nogil:
+    cdef uint32_t i
+    for i in range(mmu.n_sp):
+        free(mmu.sp[i].next)
+    free(mmu.sp)
+    free(mmu.freed)
+    free(mmu.bucket)
+    free(mmu.rmap)
+    free(mmu.rmap_large)
+    free(mmu.rmap_n)
+    free(mmu.rmap_large_n)
+    free(mmu.tables_in)
+    free(mmu.owner)
+    free(mmu.waiting)
+    slots_free(&mmu.slots)
+    memset(mmu, 0, sizeof(Mmu))
+
+
+cdef uint64_t mmu_hpa(Mmu *mmu, uint64_t gpa) noexcept nogil:
+    # host-physical address behind a guest-physical one; all ones where no slot holds it
+    cdef Slot *slot = slot_of(&mmu.slots, gpa >> 12)
+    return ONES if slot == NULL else slot_hpa(slot, gpa >> 12) | gpa & 0xFFF
+
+
+# ---- table pages ------------------------------------------------------------------------------------------
+
+cdef uint64_t new_page(Mmu *mmu) noexcept nogil:
+    cdef uint64_t hpa
+    if mmu.n_freed:
+        mmu.n_freed -= 1
+        hpa = mmu.freed[mmu.n_freed]
+    elif mmu.pool + 4096 <= mmu.pool_end:
+        hpa = mmu.pool
+        mmu.pool += 4096
+    else:
+        return ONES
+    memset(mmu.mem.base + hpa, 0, 4096)
+    return hpa
+
+
+cdef void give_back(Mmu *mmu, uint64_t hpa) noexcept nogil:
+    cdef uint32_t room
+    cdef void *grown
+    if mmu.n_freed == mmu.freed_room:
+        room = 2 * mmu.freed_room + 64
+        grown = realloc(mmu.freed, room * sizeof(uint64_t))
+        if grown == NULL:
+            return                              # the page stays unused; nothing else depends on it
+        mmu.freed = <uint64_t *> grown
+        mmu.freed_room = room
+    mmu.freed[mmu.n_freed] = hpa
+    mmu.n_freed += 1
+
+
+cdef uint32_t new_descriptor(Mmu *mmu) noexcept nogil:
+    cdef uint32_t i = mmu.free_sp, room
+    cdef void *grown
+    cdef uint32_t *links
+    if i != NO_SP:
+        mmu.free_sp = mmu.sp[i].chain
+        return i
+    if mmu.n_sp >= 1 << 22:                     # ids of entries are 32 bits
+        return NO_SP
+    if mmu.n_sp == mmu.sp_room:
+        room = 2 * mmu.sp_room + 256
+        grown = realloc(mmu.sp, room * sizeof(Sp))
+        if grown == NULL:
+            return NO_SP
+        mmu.sp = <Sp *> grown
+        mmu.sp_room = room
+    links = <uint32_t *> malloc(1024 * sizeof(uint32_t))
+    if links == NULL:
+        return NO_SP
+    i = mmu.n_sp
+    mmu.n_sp += 1
+    mmu.sp[i].next = links
+    mmu.sp[i].prev = links + 512
+    return i
+
+
+cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil:
+    cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
+    cdef const Sp *sp
+    while i:
+        sp = &mmu.sp[i - 1]
+        if (sp.gfn == gfn and sp.level == level and sp.direct == direct and sp.access == access
+                and sp.role == mmu.vcpu.role and sp.quadrant == quadrant):
+            return i - 1
+        i = sp.chain
+    return NO_SP
+
+
+cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil:
+    # the table page of (gfn, role), made where there is none; NO_SP where no page is left. A guest's table lies in a
+    # slot.
+    cdef uint32_t i = mmu_find(mmu, gfn, level, direct, access, quadrant)
+    cdef uint64_t hpa
+    cdef uint32_t *links
+    cdef Sp *sp
+    if i != NO_SP:
+        mmu.sp[i].writes = 0                    # it is in use again
+        return i
+    hpa = new_page(mmu)
+    i = NO_SP if hpa == ONES else new_descriptor(mmu)
+    if i == NO_SP:
+        if hpa != ONES:
+            give_back(mmu, hpa)
+        mmu.out_of_tables = True
+        return NO_SP
+    sp = &mmu.sp[i]
+    links = sp.next
+    memset(sp, 0, sizeof(Sp))
+    sp.next = links
+    sp.prev = links + 512
+    sp.hpa = hpa
+    sp.gfn = gfn
+    sp.level = level
+    sp.direct = direct
+    sp.access = access
+    sp.role = mmu.vcpu.role
+    sp.quadrant = quadrant
+    sp.used = 1
+    if not direct:
+        if level > 1:
+            zap_unsync_of(mmu, gfn)
+        if not mmu_shadowed(mmu, gfn):
+            mmu.tables_in[mmu_frame(mmu, mmu_hpa(mmu, gfn << 12)) >> 9] += 1
+        mmu.counters.flush_requests += mmu_write_protect(mmu, gfn, True)
+        mmu.indirect += 1
+    sp.chain = mmu.bucket[gfn & mmu.bucket_mask]
+    mmu.bucket[gfn & mmu.bucket_mask] = i + 1
+    mmu.owner[hpa - mmu.pool_start >> 12] = i
+    sp.born = <uint32_t> mmu.counters.tables_made
+    mmu.counters.tables_made += 1
+    return i
+
+
+cdef void zap_unsync_of(Mmu *mmu, uint64_t gfn) noexcept nogil:
+    # a table of an upper level is write-protected for good: an unsync page of the same table would never be synced
+    cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask], after
+    cdef uint64_t zaps = mmu.counters.zaps
+    while i:
+        after = mmu.sp[i - 1].chain
+        if mmu.sp[i - 1].gfn == gfn and mmu.sp[i - 1].unsync:
+            mmu_zap(mmu, i - 1)
+        i = after
+    mmu.counters.flush_requests += mmu.counters.zaps != zaps
+
+
+# ---- which pages the guest may not write unseen -------------------------------------------------------------
+
+cdef bint mmu_shadowed(const Mmu *mmu, uint64_t gfn) noexcept nogil:
+    # the page is a guest table that is shadowed
+    cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
+    while i:
+        if mmu.sp[i - 1].gfn == gfn and not mmu.sp[i - 1].direct:
+            return True
+        i = mmu.sp[i - 1].chain
+    return False
+
+
+cdef bint mmu_tracked(const Mmu *mmu, uint64_t gfn) noexcept nogil:
+    # writes to the page are emulated, always: shadowed above level 1, or at any level without unsync
+    cdef uint32_t i
+    if mmu.indirect == 0:
+        return False
+    i = mmu.bucket[gfn & mmu.bucket_mask]
+    while i:
+        if (mmu.sp[i - 1].gfn == gfn and not mmu.sp[i - 1].direct
+                and (mmu.sp[i - 1].level > 1 or not mmu.policy.unsync)):
+            return True
+        i = mmu.sp[i - 1].chain
+    return False
+
+
+cdef bint mmu_may_write(Mmu *mmu, uint64_t gfn, bint can_unsync, bint prefetch) noexcept nogil:
+    # whether an entry may map the page writable; shadowed page tables become unsync for that (kvm_policy.md §2.2)
+    cdef uint32_t i
+    cdef Sp *sp
+    if mmu.indirect == 0:
+        return True
+    if mmu_tracked(mmu, gfn):
+        return False
+    i = mmu.bucket[gfn & mmu.bucket_mask]
+    while i:
+        sp = &mmu.sp[i - 1]
+        if sp.gfn == gfn and not sp.direct:
+            if not can_unsync or (prefetch and not sp.unsync):
+                return False
+            if not sp.unsync:
+                sp.unsync = 1
+                mmu.counters.unsynced += 1
+                mmu.counters.unsync += 1
+                mark_parents(mmu, sp)
+        i = sp.chain
+    return True
+
+
+cdef void mark_parents(Mmu *mmu, const Sp *sp) noexcept nogil:
+    cdef uint32_t id = sp.parents
+    while id:
+        mark_unsync(mmu, id - 1)
+        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+
+
+cdef void mark_unsync(Mmu *mmu, uint32_t id) noexcept nogil:
+    # below this entry there is an unsync page
+    cdef Sp *sp = &mmu.sp[id >> 9]
+    cdef uint64_t bit = <uint64_t> 1 << (id & 63)
+    if sp.unsync_child[(id & 511) >> 6] & bit:
+        return
+    sp.unsync_child[(id & 511) >> 6] |= bit
+    sp.unsync_children += 1
+    if sp.unsync_children == 1:
+        mark_parents(mmu, sp)
+
+
+cdef bint mmu_write_protect(Mmu *mmu, uint64_t gfn, bint tracked) noexcept nogil:
+    # every entry that maps the page becomes read-only. tracked: no fault gives the right back before the VMM says so,
+    # and that of large entries goes as well; before Linux 6.1 these go themselves. Returns whether any
+    # had it, or could have been given it.
+    cdef Slot *slot = slot_of(&mmu.slots, gfn)
+    cdef uint64_t frame
+    cdef uint32_t id
+    cdef bint found
+    if slot == NULL:
+        return False
+    frame = mmu_frame(mmu, slot_hpa(slot, gfn))
+    found = protect_list(mmu, mmu.rmap[frame], tracked)
+    if tracked and mmu.policy.modern:
+        found |= protect_list(mmu, mmu.rmap_large[frame >> 9], True)
+    while tracked and not mmu.policy.modern and mmu.rmap_large[frame >> 9]:
+        id = mmu.rmap_large[frame >> 9] - 1
+        mmu_change(mmu, id >> 9, id & 511, 0)
+        found = True
+    return found
+
+
+cdef bint protect_list(Mmu *mmu, uint32_t id, bint tracked) noexcept nogil:
+    # the entries of one reverse map, from its first on
+    cdef uint64_t at, entry, lose
+    cdef Sp *sp
+    cdef bint found = False
+    while id:
+        sp = &mmu.sp[(id - 1) >> 9]
+        at = sp.hpa + 8 * ((id - 1) & 511)
+        entry = mem_read64(mmu.mem, at)
+        lose = RW | (spte_may_write(mmu.format) if tracked else 0)
+        if entry & RW:
+            mmu.counters.write_protected += 1
+            mmu.flush = True
+            if not mmu.ad:
+                mmu_written(mmu, entry)
+        if entry & lose:
+            found = True
+            mem_write64(mmu.mem, at, entry & ~lose)
+        id = sp.next[(id - 1) & 511]
+    return found
+
+
+# ---- the one place where an entry changes ------------------------------------------------------------------
+
+cdef uint32_t *list_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
+    # head of the list in which an entry is linked: rmap of the frame mapped, or parents of the table pointed to
+    cdef uint64_t frame
+    if spte_leaf(entry, sp.level):
+        frame = mmu_frame(mmu, entry & FRAME)
+        return &mmu.rmap[frame] if sp.level == 1 else &mmu.rmap_large[frame >> 9]
+    return &mmu.sp[child_of(mmu, entry)].parents
+
+
+cdef inline uint32_t *count_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
+    # of the page that a leaf entry maps: leaf entries there are
+    cdef uint64_t frame = mmu_frame(mmu, entry & FRAME)
+    return &mmu.rmap_n[frame] if sp.level == 1 else &mmu.rmap_large_n[frame >> 9]
+
+
+cdef inline uint32_t child_of(const Mmu *mmu, uint64_t entry) noexcept nogil:
+    # table page that a non-leaf entry points to
+    return mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
+
+
+cdef inline bint loses(const Mmu *mmu, uint64_t old, uint64_t new) noexcept nogil:
+    # a cached translation of the old entry allows what the new one does not; more rights need no flush (ept.md §11)
+    cdef uint64_t rights = EPT_R | EPT_W | EPT_X if mmu.format == FORMAT_EPT else P | RW | US
+    cdef uint64_t place = FRAME | SPTE_MARK | PS | (0 if mmu.format == FORMAT_EPT else KEY)
+    return (old & rights & ~new or (old ^ new) & place or (mmu.format == FORMAT_PAGING and new & ~old & XD)
+            or (mmu.policy.modern and old & ~new & spte_dirty(mmu.format)))
+
+
+cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil:
+    # every change of an entry passes here: reverse maps, counters and the flush that it owes hang on it
+    cdef Sp *sp = &mmu.sp[owner]
+    cdef uint64_t at = sp.hpa + 8 * index
+    cdef uint64_t old = mem_read64(mmu.mem, at)
+    cdef uint32_t id = (owner << 9) + <uint32_t> index + 1
+    cdef uint32_t *head
+    cdef uint32_t *count
+    cdef uint32_t near, far
+    cdef uint64_t dirty = mmu_dirty_flag(mmu)
+    mem_write64(mmu.mem, at, new)
+    mmu.counters.changes += 1
+    if spte_present(old) and loses(mmu, old, new):
+        mmu.flush = True
+        mmu.counters.entries_zapped += 1
+        if sp.level == 1 and old & dirty and (not new & dirty or (old ^ new) & FRAME):
+            mmu_written(mmu, old)
+    if spte_present(new) and spte_leaf(new, sp.level):
+        mmu.counters.entries_filled += 1
+    if not (old ^ new) & (FRAME | SPTE_MARK | PS):
+        return
+    if spte_present(old):
+        head = list_of(mmu, sp, old)
+        near = sp.prev[index]
+        far = sp.next[index]
+        if near:
+            mmu.sp[(near - 1) >> 9].next[(near - 1) & 511] = far
+        else:
+            head[0] = far
+        if far:
+            mmu.sp[(far - 1) >> 9].prev[(far - 1) & 511] = near
+        sp.present -= 1
+        if spte_leaf(old, sp.level):
+            mmu.counters.pages[sp.level - 1] -= 1
+            count_of(mmu, sp, old)[0] -= 1
+    if spte_present(new):
+        head = list_of(mmu, sp, new)
+        far = head[0]
+        sp.next[index] = far
+        sp.prev[index] = 0
+        if far:
+            mmu.sp[(far - 1) >> 9].prev[(far - 1) & 511] = id
+        head[0] = id
+        sp.present += 1
+        if spte_leaf(new, sp.level):
+            mmu.counters.pages[sp.level - 1] += 1
+            count = count_of(mmu, sp, new)
+            count[0] += 1
+            if count[0] > mmu.counters.max_mmu_rmap_size and not mmu.policy.tdp:
+                mmu.counters.max_mmu_rmap_size = count[0]
+
+
+cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil:
+    mmu_change(mmu, owner, index, spte_table(mmu.format, mmu.sp[child].hpa, mmu.ad))
+    if mmu.sp[child].unsync or mmu.sp[child].unsync_children:
+        mark_unsync(mmu, (owner << 9) + <uint32_t> index)
+
+
+# ---- forgetting -------------------------------------------------------------------------------------------
+
+cdef void mmu_zap_gfn(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+    # the host takes the page away: no entry leads to it afterwards
+    cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
+    cdef uint32_t id
+    while mmu.rmap[frame]:
+        id = mmu.rmap[frame] - 1
+        mmu_change(mmu, id >> 9, id & 511, 0)
+    while mmu.rmap_large[frame >> 9]:
+        id = mmu.rmap_large[frame >> 9] - 1
+        mmu_change(mmu, id >> 9, id & 511, 0)
+
+
+cdef void empty(Mmu *mmu, uint32_t i) noexcept nogil:
+    cdef uint64_t index
+    for index in range(512):
+        if mem_read64(mmu.mem, mmu.sp[i].hpa + 8 * index):
+            mmu_change(mmu, i, index, 0)
+
+
+cdef bint has_root(const MmuContext *c, uint32_t i) noexcept nogil:
+    return (i == c.root or i == c.previous[0] or i == c.previous[1] or i == c.previous[2]
+            or i == c.pae_root[0] or i == c.pae_root[1] or i == c.pae_root[2] or i == c.pae_root[3])
+
+
+cdef bint in_use(const Mmu *mmu, uint32_t i) noexcept nogil:
+    # a root of any vCPU
+    cdef uint32_t n
+    for n in range(mmu.n_waiting):
+        if has_root(&mmu.waiting[n], i):
+            return True
+    return has_root(&mmu.vcpu, i)
+
+
+cdef bint drop_previous(MmuContext *c, uint32_t i) noexcept nogil:
+    # returns whether the page was kept as a root
+    cdef int kept
+    cdef bint found = False
+    for kept in range(3):
+        if c.previous[kept] == i:
+            c.previous[kept] = NO_SP
+            found = True
+    return found
+
+
+cdef void zap_unsync_below(Mmu *mmu, uint32_t i) noexcept nogil:
+    # nothing would find these pages at the next flush point (kvm_policy.md §2.5)
+    cdef Sp *sp = &mmu.sp[i]
+    cdef uint64_t index, entry
+    cdef uint32_t child
+    if not sp.unsync_children:
+        return
+    for index in range(512):
+        if not sp.unsync_child[index >> 6] & <uint64_t> 1 << (index & 63):
+            continue
+        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
+        if spte_present(entry) and not spte_leaf(entry, sp.level):
+            child = child_of(mmu, entry)
+            if mmu.sp[child].unsync:
+                mmu_zap(mmu, child)
+            else:
+                zap_unsync_below(mmu, child)
+
+
+cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
+    # the table page goes: its entries, those that point to it, and itself unless it is a root in use
+    cdef Sp *sp = &mmu.sp[i]
+    cdef uint32_t *link
+    cdef uint32_t id, n
+    cdef bint root, used
+    mmu.counters.zaps += 1
+    if not sp.direct:
+        zap_unsync_below(mmu, i)
+    empty(mmu, i)
+    root = drop_previous(&mmu.vcpu, i)
+    for n in range(mmu.n_waiting):
+        root |= drop_previous(&mmu.waiting[n], i)
+    used = in_use(mmu, i)
+    if root or used:                            # freed before the next VM entry
+        mmu.counters.zaps += 1
+        mmu.counters.flush_requests += 1
+    if used:
+        mmu.counters.roots_emptied += 1
+        return
+    mmu.counters.tables_zapped += 1
+    while sp.parents:
+        id = sp.parents - 1
+        mmu_change(mmu, id >> 9, id & 511, 0)
+    link = &mmu.bucket[sp.gfn & mmu.bucket_mask]
+    while link[0] != i + 1:
+        link = &mmu.sp[link[0] - 1].chain
+    link[0] = sp.chain
+    sp.used = 0
+    if sp.split:
+        mmu.counters.nx_lpage_splits -= 1
+    if sp.unsync:
+        mmu.counters.unsync -= 1
+    if not sp.direct:
+        mmu.indirect -= 1
+        if not mmu_shadowed(mmu, sp.gfn):
+            mmu.tables_in[mmu_frame(mmu, mmu_hpa(mmu, sp.gfn << 12)) >> 9] -= 1
+    give_back(mmu, sp.hpa)
+    sp.chain = mmu.free_sp
+    mmu.free_sp = i
+
+
+cdef void mmu_forget_roots(MmuContext *c) noexcept nogil:
+    c.rooted = False
+    c.root = c.previous[0] = c.previous[1] = c.previous[2] = NO_SP
+    c.pae_root[0] = c.pae_root[1] = c.pae_root[2] = c.pae_root[3] = NO_SP
+
+
+cdef void mmu_zap_all(Mmu *mmu) noexcept nogil:
+    # every table page goes; the caller sets a root again before the guest runs, the other vCPUs when they run next
+    cdef uint32_t i
+    mmu_forget_roots(&mmu.vcpu)
+    for i in range(mmu.n_waiting):
+        mmu_forget_roots(&mmu.waiting[i])
+    for i in range(mmu.n_sp):
+        if mmu.sp[i].used:
+            mmu_zap(mmu, i)
+    mmu.out_of_tables = False
+    mmu.flush = True
+
+
+cdef void mmu_make_room(Mmu *mmu) noexcept nogil:
+    # before a fault: where few table pages are left of those allowed, the oldest go (kvm_policy.md §2.5)
+    cdef uint64_t live = mmu.counters.tables_made - mmu.counters.tables_zapped
+    cdef uint64_t spare = mmu.policy.limit - live if mmu.policy.limit > live else 0
+    cdef uint64_t zapped = mmu.counters.tables_zapped, enough = zapped + REFILL - spare
+    cdef uint32_t i, oldest, requests = 0
+    if mmu.policy.limit == 0 or mmu.policy.tdp or spare >= MIN_FREE:
+        return
+    while mmu.counters.tables_zapped < enough:
+        oldest = NO_SP
+        for i in range(mmu.n_sp):
+            if mmu.sp[i].used and not in_use(mmu, i) and (oldest == NO_SP or mmu.sp[i].born < mmu.sp[oldest].born):
+                oldest = i
+        if oldest == NO_SP:
+            break
+        zapped = mmu.counters.tables_zapped
+        mmu_zap(mmu, oldest)
+        mmu.counters.recycled += mmu.counters.tables_zapped - zapped
+        requests = 1
+    mmu.counters.flush_requests += requests

@@ -1,0 +1,15 @@
+# Roots of the VMM's tables.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu.mmu.pages cimport Mmu
+
+cdef int mmu_vcpus(Mmu *mmu, uint32_t n) noexcept nogil
+cdef void mmu_switch(Mmu *mmu, uint32_t old, uint32_t new) noexcept nogil
+cdef void mmu_write_pdptes(Mmu *mmu) noexcept nogil
+cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil
+cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil
+cdef int mmu_set_pae_roots(Mmu *mmu, const uint64_t *gfn, bint direct) noexcept nogil
+cdef bint mmu_root_found(const Mmu *mmu, uint64_t gfn) noexcept nogil
+cdef bint mmu_root_kept(const Mmu *mmu, uint64_t gfn, uint32_t pcid) noexcept nogil
+cdef void mmu_forget_previous(Mmu *mmu, int pcid) noexcept nogil

@@ -1,0 +1,134 @@
+"""Roots of the VMM's tables: the one in use, and those kept for their next use (kvm_policy.md §2.4)."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc
+from libc.string cimport memset
+
+from fastmmu.arch.bits cimport ONES, P
+from fastmmu.paging.memory cimport mem_write64
+from fastmmu.mmu.pages cimport (
+    NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, MmuContext, mmu_find, mmu_forget_roots, mmu_make_room, mmu_sp,
+)
+from fastmmu.mmu.memslots cimport Ring, slot_of
+from fastmmu.mmu.spte cimport MAY_ALL
+
+
+cdef int mmu_vcpus(Mmu *mmu, uint32_t n) noexcept nogil:
+    # roots of their own for so many vCPUs, of which the first runs; -1 where memory does not suffice
+    cdef uint32_t i
+    mmu.waiting = <MmuContext *> calloc(n, sizeof(MmuContext))
+    if mmu.waiting == NULL:
+        return -1
+    mmu.n_waiting = n
+    for i in range(n):
+        mmu.waiting[i].root_level = mmu.vcpu.root_level
+        mmu_forget_roots(&mmu.waiting[i])
+    return 0
+
+
+cdef void mmu_switch(Mmu *mmu, uint32_t old, uint32_t new) noexcept nogil:
+    # another vCPU runs
+    if mmu.slots.waiting != NULL:
+        mmu.slots.waiting[old] = mmu.slots.ring
+        mmu.slots.ring = mmu.slots.waiting[new]
+        memset(&mmu.slots.waiting[new], 0, sizeof(Ring))
+    if mmu.n_waiting == 0:
+        return
+    mmu.waiting[old] = mmu.vcpu
+    mmu.vcpu = mmu.waiting[new]
+    mmu_forget_roots(&mmu.waiting[new])
+
+
+cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil:
+    # what the guest's registers make of its tables; the caller sets a root. Roots of another role are not kept, their
+    # table pages are (kvm_policy.md §2.4).
+    if role != mmu.vcpu.role or root_level != mmu.vcpu.root_level:
+        mmu_forget_roots(&mmu.vcpu)
+    mmu.vcpu.role = role
+    mmu.vcpu.root_level = root_level
+
+
+cdef int mmu_set_pae_roots(Mmu *mmu, const uint64_t *gfn, bint direct) noexcept nogil:
+    # gfn: what each GB begins with, all ones: its PDPTE is not present. 0; -1 as mmu_set_root
+    cdef uint32_t root[4]
+    cdef int i
+    for i in range(4):
+        if gfn[i] != ONES and not direct and slot_of(&mmu.slots, gfn[i]) == NULL:
+            return -1
+    mmu_make_room(mmu)
+    for i in range(4):
+        root[i] = NO_SP
+        if gfn[i] != ONES:
+            root[i] = mmu_sp(mmu, gfn[i], PAE_LEVELS - 1, direct, MAY_ALL, i if mmu.vcpu.role & ROLE_4_BYTE else 0)
+            if root[i] == NO_SP:
+                return -1
+    for i in range(4):
+        mmu.vcpu.pae_root[i] = root[i]
+    mmu.vcpu.rooted = True
+    mmu_write_pdptes(mmu)
+    return 0
+
+
+cdef void mmu_write_pdptes(Mmu *mmu) noexcept nogil:
+    cdef uint32_t root
+    cdef int i
+    for i in range(4):
+        root = mmu.vcpu.pae_root[i]
+        mem_write64(mmu.mem, mmu.pdpt + 8 * i, 0 if root == NO_SP else mmu.sp[root].hpa | P)
+
+
+cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:
+    # 0; -1 where no table page is left, or where no memory is there for the guest's own root
+    cdef uint32_t root
+    cdef int i = 0
+    if not direct and slot_of(&mmu.slots, gfn) == NULL:
+        return -1
+    root = mmu_find(mmu, gfn, mmu.vcpu.root_level, direct, MAY_ALL, 0)
+    if root != NO_SP and root == mmu.vcpu.root:
+        return 0
+    if not mmu.policy.modern:
+        mmu.vcpu.root = NO_SP                        # the slides' KVM keeps none
+    else:
+        while i < 2 and (root == NO_SP or root != mmu.vcpu.previous[i]):
+            i += 1
+        if root == NO_SP or root != mmu.vcpu.previous[i]:
+            root = NO_SP                        # not one of those kept
+        while i:                                # those used since it was last used move back by one
+            mmu.vcpu.previous[i] = mmu.vcpu.previous[i - 1]
+            mmu.vcpu.previous_pcid[i] = mmu.vcpu.previous_pcid[i - 1]
+            i -= 1
+        mmu.vcpu.previous[0] = mmu.vcpu.root
+        mmu.vcpu.previous_pcid[0] = mmu.vcpu.root_pcid
+        mmu.vcpu.root = root
+    if mmu.vcpu.root == NO_SP:
+        mmu_make_room(mmu)
+    mmu.vcpu.root = mmu_sp(mmu, gfn, mmu.vcpu.root_level, direct, MAY_ALL, 0)
+    mmu.vcpu.rooted = mmu.vcpu.root != NO_SP
+    return 0 if mmu.vcpu.rooted else -1
+
+
+cdef bint mmu_root_found(const Mmu *mmu, uint64_t gfn) noexcept nogil:
+    # the root of a guest's table is the one in use, or one of those kept
+    cdef uint32_t root = mmu_find(mmu, gfn, mmu.vcpu.root_level, False, MAY_ALL, 0)
+    return root != NO_SP and (root == mmu.vcpu.root or root == mmu.vcpu.previous[0]
+                              or root == mmu.vcpu.previous[1] or root == mmu.vcpu.previous[2])
+
+
+cdef bint mmu_root_kept(const Mmu *mmu, uint64_t gfn, uint32_t pcid) noexcept nogil:
+    # the root of a guest CR3 was loaded before, and no flush of its PCID came since
+    cdef uint32_t root = mmu_find(mmu, gfn, mmu.vcpu.root_level, False, MAY_ALL, 0)
+    cdef int i
+    if root == NO_SP:
+        return False
+    for i in range(3):
+        if root == mmu.vcpu.previous[i] and pcid == mmu.vcpu.previous_pcid[i]:
+            return True
+    return root == mmu.vcpu.root and pcid == mmu.vcpu.root_pcid
+
+
+cdef void mmu_forget_previous(Mmu *mmu, int pcid) noexcept nogil:
+    # roots kept for a PCID, or for any (-1): their next load brings them in sync
+    cdef int i
+    for i in range(3):
+        if pcid < 0 or mmu.vcpu.previous_pcid[i] == <uint32_t> pcid:
+            mmu.vcpu.previous[i] = NO_SP

@@ -1,0 +1,143 @@
+"""Shadow paging of a guest in any paging mode: classify a #PF, build the shadow entry (kvm_policy.md §2)."""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
+
+from fastmmu.arch.bits cimport FRAME
+from fastmmu.paging.guest cimport page_fault
+from fastmmu.mmu.direct cimport (
+    FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, FILL_UNCHANGED, Fault, descend,
+    fault_in, map_below, map_direct,
+)
+from fastmmu.paging.memory cimport mem_read64
+from fastmmu.mmu.pages cimport NO_SP, ROLE_KEYS, Mmu, mmu_make_room, mmu_top, mmu_tracked
+from fastmmu.mmu.reclaim cimport host_wrote
+from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_of
+from fastmmu.mmu.spte cimport MAY_ALL, MAY_KEY, MAY_U, MAY_W, MAY_X
+from fastmmu.mmu.sync cimport clear_writes, prefetch_guest, rights_of, sync_from, sync_page
+from fastmmu.arch.types cimport (
+    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
+)
+from fastmmu._walk cimport walk_steps
+
+
+cdef void log_flags(Mmu *mmu, const Steps *steps) noexcept nogil:
+    # A and D flags that the walk set are writes to the guest's memory
+    cdef Slot *slot
+    cdef int i
+    for i in range(steps.n):
+        if steps.step[i].kind == STEP_GUEST_AD:
+            slot = slot_of(&mmu.slots, steps.step[i].gpa >> 12)
+            if slot != NULL:
+                host_wrote(mmu, slot, steps.step[i].gpa >> 12)
+                mark_dirty(slot, steps.step[i].gpa >> 12)
+
+
+cdef bint no_memory(Mmu *mmu, uint64_t gpa) noexcept nogil:
+    # KVM reads no table there: the entry counts as not present. Of the APIC-access page, too, which holds zeros.
+    cdef Slot *slot = slot_of(&mmu.slots, gpa >> 12)
+    return slot == NULL or slot.private
+
+
+cdef int unpaged_fault(Mmu *mmu, Fault *f) noexcept nogil:
+    # linear = guest-physical: the tables are direct, and nothing of the guest's denies
+    cdef int result = map_direct(mmu, f)
+    if result == FILL_TRACKED:
+        return SHADOW_EMULATE
+    if result == FILL_NO_SLOT or result == FILL_READ_ONLY:
+        return SHADOW_MMIO
+    if result == FILL_NO_TABLES:
+        return SHADOW_NO_TABLES
+    if result == FILL_RETRY:
+        return SHADOW_RETRY
+    return SHADOW_SPURIOUS if result == FILL_UNCHANGED else SHADOW_FIXED
+
+
+cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, uint64_t known,
+                      Walk *w) noexcept nogil:
+    # `guest`: the guest's registers, privilege as of the access; the walk sets the guest's A and D flags. `present`: of
+    # the error code. `known`: gfn that the entry marks as MMIO, all ones: none
+    cdef Steps steps
+    cdef Fault f
+    cdef uint32_t owner
+    cdef uint64_t entry, at, linked
+    cdef int fault, i, access = MAY_ALL, level = 0
+    f.write = acc == ACC_W or acc == ACC_RW
+    f.fetch = acc == ACC_X
+    f.present = present
+    if guest.mode == MODE_NONE:
+        memset(w, 0, sizeof(Walk))
+        w.gpa = f.la = f.gpa = la
+        if la >> 12 == known:
+            return SHADOW_MMIO
+        return unpaged_fault(mmu, &f)
+    steps.n = 0
+    fault = walk_steps(&mmu.guest, guest, NULL, la, acc, w, &steps)
+    log_flags(mmu, &steps)
+    if fault == FAULT_PF:
+        return SHADOW_REFLECT
+    if fault == FAULT_BUS and no_memory(mmu, w.gpa):
+        page_fault(guest, w, acc, 0)
+        return SHADOW_REFLECT
+    if fault != FAULT_NONE:
+        return SHADOW_BUS
+    f.la = la
+    f.gpa = w.gpa
+    if w.gpa >> 12 == known:
+        return SHADOW_MMIO
+    if f.write and mmu_tracked(mmu, w.gpa >> 12) and (present or not mmu.policy.modern):
+        if mmu.policy.flooding:
+            clear_writes(mmu, la)
+        return SHADOW_EMULATE
+    fault = fault_in(mmu, &f)
+    if fault == FILL_RETRY:
+        return SHADOW_RETRY
+    if fault == FILL_READ_ONLY or (fault == FILL_NO_SLOT and not mmu.policy.mmio_caching):
+        return SHADOW_MMIO
+    mmu_make_room(mmu)
+    owner = mmu_top(mmu, la)
+    if owner == NO_SP:          # the last table page could not be had
+        return SHADOW_NO_TABLES
+
+    for i in range(steps.n):
+        if steps.step[i].kind != STEP_GUEST:
+            continue
+        level = steps.step[i].level
+        entry = steps.step[i].entry
+        access &= rights_of(entry)
+        mmu.sp[owner].writes = 0
+        if w.guest_shift == 12 + guest.index_bits * (level - 1):
+            break
+        at = mmu.sp[owner].hpa + 8 * (la >> (9 * level + 3) & 511)
+        linked = mem_read64(mmu.mem, at)
+        owner = descend(mmu, owner, la >> (9 * level + 3) & 511, (entry & FRAME) >> 12, False, access)
+        if owner == NO_SP:
+            return SHADOW_NO_TABLES
+        if mem_read64(mmu.mem, at) != linked:   # present from now on: a guest need not flush for that
+            if mmu.sp[owner].unsync:
+                mmu.counters.flush_requests += sync_page(mmu, guest, owner)
+            sync_from(mmu, guest, owner)
+    if mmu.vcpu.role & ROLE_KEYS:
+        if f.slot != NULL and f.write and not w.rw and w.us:
+            return SHADOW_EMULATE           # a page of the supervisor's would not obey PKRU
+        access |= w.pkey << MAY_KEY
+    if f.slot != NULL and f.write and not w.rw:
+        # allowed by CR0.WP = 0 only: writable for the supervisor alone (kvm_policy.md §2.1)
+        access = (access | MAY_W) & ~MAY_U
+        if guest.smep:
+            access &= ~MAY_X
+    if not w.dirty:             # the first write must fault, to set the guest's D
+        access &= ~MAY_W
+    if f.write and f.slot != NULL and f.slot.dirty != NULL:
+        mmu.counters.dirty_faults += 1
+    fault = map_below(mmu, owner, &f, level, access)
+    if fault == FILL_NO_TABLES:
+        return SHADOW_NO_TABLES
+    if fault != FILL_UNCHANGED and level == 1 and mmu.policy.prefetch:
+        prefetch_guest(mmu, guest, owner, la >> 12 & 511)
+    if fault == FILL_TRACKED:
+        return SHADOW_EMULATE
+    if fault == FILL_NO_SLOT:
+        return SHADOW_MMIO
+    # spurious, as KVM counts it: tables may have been linked, the leaf was there (recorded: phase 2 of guest A)
+    return SHADOW_SPURIOUS if fault == FILL_UNCHANGED else SHADOW_FIXED

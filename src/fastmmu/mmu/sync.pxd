@@ -1,0 +1,17 @@
+# Shadow pages and the guest tables behind them: sync, INVLPG, emulated writes, prefetch. kvm_policy.md §2.2, §2.4.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu.mmu.pages cimport Mmu
+from fastmmu.arch.types cimport Paging
+
+cdef int rights_of(uint64_t entry) noexcept nogil
+cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index) noexcept nogil
+cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil
+cdef void sync_from(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil
+cdef void sync_roots(Mmu *mmu, const Paging *guest) noexcept nogil
+cdef void sync_every_root(Mmu *mmu, const Paging *guest) noexcept nogil
+cdef void shadow_drop(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nogil
+cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nogil
+cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil
+cdef void clear_writes(Mmu *mmu, uint64_t la) noexcept nogil

@@ -1,0 +1,20 @@
+"""Translation, facts only: the guest's walk, the EPT walk, both; one address, arrays, whole address spaces.
+
+    memory       `PhysicalMemory`: one buffer; the bounds check and the reads of the kernels
+    state        `GuestState`, `Eptp`: registers checked once, and what walks derive from them
+    guest, ept   the two walks, headers that callers specialize (no EPT, no caches, no record of steps)
+    walk_caches  what walks find in the paging-structure caches and leave there
+    batch        many addresses of one space; `translate` is that for arrays and threads
+    leaves       every mapping of a space; `mappings` is that as record arrays
+    nonroot      what needs no exit: #VE and EPTP switching by VMFUNC
+
+`fastmmu._walk`, at the top of the package, is the door to the walks: one address with every memory reference.
+
+Imports `arch` and `tlb`. A walk reports what it met and sets A/D flags; what that means is decided above.
+
+To add a paging mode: its masks in `state` (a mode is data for `guest`, no walker of its own), `reference/guest.py`,
+and the mode in tests/paging's products. To add a condition of an access: a named bit in
+tests/support/access_product.py first.
+"""
+
+from __future__ import annotations

@@ -1,0 +1,289 @@
+# The EPT walk: guest-physical to host-physical (ept.md §2-§4, §7).
+
+from libc.stdint cimport uint16_t, uint64_t
+
+from fastmmu.arch.bits cimport (
+    EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_SPP, EPT_W, EPT_X, EPT_XU, FRAME, PS, SPP_RESERVED, SUPPRESS_VE,
+)
+from fastmmu.paging.walk_caches cimport Cached, Mapping, find_ept_table, find_mapping, keep_mapping
+from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu.tlb.lookup cimport tlb_epsc_drop, tlb_epsc_fill, tlb_gpm_drop
+from fastmmu.arch.types cimport (
+    ACC_R, ACC_W, ACC_X, FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL,
+    FAULT_SPP, MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, Steps, Walk,
+)
+
+cdef enum:
+    NEED_R = 1              # the order of the entry's bits and of the qualification's
+    NEED_W = 2
+    NEED_X = 4
+    QUAL_GLA = 1 << 7
+    QUAL_TRANSLATED = 1 << 8
+    QUAL_SPP_MISS = 1 << 11     # of exit 66: an invalid entry; 0: a reserved bit
+    QUAL_APIC_PHYSICAL = 15 << 12   # of exit 44: a guest-physical access, not during event delivery
+
+cdef struct EptLeaf:
+    uint64_t hpa
+    uint64_t entries        # AND over the entries used
+    uint64_t leaf
+    int shift
+    int dirty               # leaf D after the walk; 1 where A/D flags are off
+
+
+cdef inline uint64_t need_of(int acc) noexcept nogil:
+    # of a data access (ept.md §4)
+    return NEED_X if acc == ACC_X else NEED_R if acc == ACC_R else NEED_W if acc == ACC_W else NEED_R | NEED_W
+
+
+cdef inline void step(Steps *steps, int kind, int level, int guest_level,
+                      uint64_t hpa, uint64_t gpa, uint64_t entry) noexcept nogil:
+    if steps.n < MAX_STEPS:
+        steps.step[steps.n].hpa = hpa
+        steps.step[steps.n].gpa = gpa
+        steps.step[steps.n].entry = entry
+        steps.step[steps.n].kind = kind
+        steps.step[steps.n].level = level
+        steps.step[steps.n].guest_level = guest_level
+        steps.step[steps.n].pad = 0
+        steps.n += 1
+
+
+cdef inline uint64_t ept_present(const Ept *e) noexcept nogil:
+    # the bits of which a present entry has one (ept.md §2)
+    return EPT_R | EPT_W | EPT_X | (EPT_XU if e.mbec else 0)
+
+
+cdef inline uint64_t ept_bad_type(uint64_t leaf) noexcept nogil:
+    # nonzero for the memory types 2, 3 and 7, which do not exist (ept.md §3); no branch, for loops over entries
+    return leaf >> 4 & (~(leaf >> 5) | leaf >> 3) & 1
+
+
+cdef inline bint ept_misconfigured(const Ept *e, uint64_t entry, int level, bint leaf) noexcept nogil:
+    # of a present entry, each by its own bits (ept.md §3)
+    if entry & e.rsvd[level][leaf]:
+        return True
+    if not (entry & EPT_R) and (entry & EPT_W or not e.xo):
+        return True
+    return leaf and ept_bad_type(entry)
+
+
+cdef inline int ept_violation(Walk *w, uint64_t need, uint64_t entries, bint mbec, uint64_t bits) noexcept nogil:
+    w.qual = need | (entries & 7) << 3 | bits
+    if mbec:
+        w.qual |= (entries >> 10 & 1) << 6
+    return FAULT_EPT_VIOLATION
+
+
+cdef inline uint64_t ept_denied(const Ept *e, uint64_t need, bint user, uint64_t entries) noexcept nogil:
+    cdef uint64_t denied = need & ~entries & 3
+    if need & NEED_X and not entries & (EPT_XU if e.mbec and user else EPT_X):
+        denied |= NEED_X
+    return denied
+
+
+cdef inline bint on_apic_page(const Ept *e, uint64_t hpa) noexcept nogil:
+    return hpa | 0xFFF == e.apic_access
+
+
+cdef inline int apic_access(Walk *w, uint64_t gpa, uint64_t hpa) noexcept nogil:
+    # a paging structure of the guest lies on the APIC-access page: an exit in place of the reference (apic.md §4)
+    w.gpa = gpa
+    w.qual = (hpa & 0xFFF) | QUAL_APIC_PHYSICAL
+    return FAULT_APIC
+
+
+cdef inline bint from_mapping(const Ept *e, Cached *c, uint64_t gpa, uint64_t need, bint user,
+                              EptLeaf *out) noexcept nogil:
+    # a guest-physical mapping that is cached and suffices; one that does not is dropped
+    cdef Mapping held
+    if not find_mapping(c, gpa, &held):
+        return False
+    if ept_denied(e, need, user, held.rights) or (need & NEED_W and not held.dirty):
+        tlb_gpm_drop(c.tlb, gpa)
+        return False
+    c.used = True
+    out.hpa = held.hpa
+    out.entries = held.rights
+    out.leaf = held.type
+    out.shift = held.shift
+    out.dirty = held.dirty
+    return True
+
+
+cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t need, bint user, uint64_t bits,
+                         int guest_level, EptLeaf *out, Walk *w, Steps *steps) noexcept nogil:
+    # need: NEED_* of the access; user: user-mode linear address (MBEC); bits: qualification bits 7..11 of a violation.
+    # Top-down; the first not-present or malformed entry decides, rights are judged at the leaf (ept.md §4).
+    # c: caches, or NULL.
+    cdef Mapping found
+    cdef uint64_t table = e.root, entry, ptr, entries = ~(<uint64_t> 0), want, offset, cached = 0
+    cdef uint64_t upto[6]       # ANDed over the entries down to this level
+    cdef uint64_t path[6]
+    cdef uint64_t held[6]
+    cdef uint64_t present = ept_present(e)
+    cdef uint64_t denied
+    cdef int level = e.levels, top, shift, i
+    cdef bint leaf
+    cdef uint16_t index
+
+    w.gpa = gpa
+    w.ept_entry = SUPPRESS_VE
+    if level == 4 and gpa >> 48:
+        return ept_violation(w, need, 0, False, bits)
+    if c != NULL:
+        if not c.look:
+            tlb_gpm_drop(c.tlb, gpa)
+            tlb_epsc_drop(c.tlb, gpa)
+        elif from_mapping(e, c, gpa, need, user, out):
+            return FAULT_NONE
+        cached = find_ept_table(c, gpa, e.levels, &level)
+        if cached:
+            table = cached & e.frame
+            entries = cached | ~(<uint64_t> 7 | EPT_XU)
+    top = level
+    while True:
+        shift = 12 + 9 * (level - 1)
+        ptr = table + ((gpa >> shift & 511) << 3)
+        if not mem_holds(m, ptr, 8):
+            w.pa = ptr
+            return FAULT_BUS
+        entry = mem_read64(m, ptr)
+        w.ept_refs += 1
+        if steps != NULL:
+            step(steps, STEP_EPT, level, guest_level, ptr, gpa, entry)
+        w.ept_entry = entry
+        if not entry & present:
+            return ept_violation(w, need, 0, False, bits)
+        leaf = level == 1 or entry & PS
+        if ept_misconfigured(e, entry, level, leaf):
+            return FAULT_EPT_MISCONFIG
+        entries &= entry
+        path[level] = ptr
+        held[level] = entry
+        upto[level] = entries
+        if leaf:
+            break
+        table = entry & e.frame
+        level -= 1
+
+    denied = ept_denied(e, need, user, entries)
+    if denied:
+        if not (e.spp and denied == NEED_W and level == 1 and entry & EPT_SPP and entries & EPT_R
+                and bits & QUAL_TRANSLATED):
+            return ept_violation(w, need, entries, e.mbec, bits)
+        i = spp_walk(m, e, gpa, w, steps)
+        if i != SPP_WRITABLE:
+            return ept_violation(w, need, entries, e.mbec, bits) if i == FAULT_NONE else i
+
+    if e.ad:
+        want = EPT_A | (EPT_D if need & NEED_W else 0)
+        if not entries & EPT_A or (entry & want) != want:
+            if e.pml_index != NULL and not e.write_ad:
+                if query_log(e, path, held, level, want, w):
+                    return FAULT_PML_FULL
+            elif e.pml_index != NULL and e.pml_index[0] > 511:
+                return FAULT_PML_FULL
+            if e.write_ad:
+                for i in range(top, level, -1):
+                    if not held[i] & EPT_A:
+                        ept_set(m, w, steps, path[i], held[i] | EPT_A, i, guest_level, gpa)
+                if (entry & want) != want:
+                    ept_set(m, w, steps, path[level], entry | want, level, guest_level, gpa)
+                    if e.pml_index != NULL and want & ~entry & EPT_D:
+                        index = e.pml_index[0]
+                        if not mem_holds(m, e.pml_base + 8 * index, 8):
+                            w.pa = e.pml_base + 8 * index
+                            return FAULT_BUS
+                        mem_write64(m, e.pml_base + 8 * index, gpa & ~(<uint64_t> 0xFFF))
+                        e.pml_index[0] = index - 1
+            entry |= want
+
+    offset = (<uint64_t> 1 << shift) - 1
+    out.hpa = (entry & e.frame & ~offset) | (gpa & offset)
+    out.entries = entries
+    out.leaf = entry
+    out.shift = shift
+    out.dirty = not e.ad or entry & EPT_D != 0
+    if c != NULL:
+        for i in range(top, level, -1):
+            tlb_epsc_fill(c.tlb, gpa, i, (held[i] & FRAME) | (upto[i] & present) | <uint64_t> 1 << 63)
+        found.hpa = out.hpa
+        found.rights = entries & present
+        found.type = entry
+        found.shift = shift
+        found.dirty = out.dirty
+        keep_mapping(c, gpa, &found)
+    return FAULT_NONE
+
+
+cdef enum:
+    SPP_WRITABLE = -1
+
+
+cdef inline int spp_walk(Mem *m, const Ept *e, uint64_t gpa, Walk *w, Steps *steps) noexcept nogil:
+    # may the 128-byte sub-page be written (ept.md §10)? SPP_WRITABLE, FAULT_NONE for no, or the fault
+    cdef uint64_t table = e.spptp & e.frame, entry = 0, ptr
+    cdef int level
+    for level in range(4, 0, -1):
+        ptr = table + ((gpa >> (9 * level + 3) & 511) << 3)
+        if not mem_holds(m, ptr, 8):
+            w.pa = ptr
+            return FAULT_BUS
+        entry = mem_read64(m, ptr)
+        if steps != NULL:
+            step(steps, STEP_SPP, level, 0, ptr, gpa, entry)
+        if level > 1:
+            if not entry & 1:
+                w.qual = QUAL_SPP_MISS
+                return FAULT_SPP
+            if entry & ~(e.frame | 1):
+                w.qual = 0
+                return FAULT_SPP
+            table = entry & e.frame
+    if entry & SPP_RESERVED:
+        w.qual = 0
+        return FAULT_SPP
+    return SPP_WRITABLE if entry >> (2 * (gpa >> 7 & 31)) & 1 else FAULT_NONE
+
+
+cdef inline bint query_log(const Ept *e, const uint64_t *path, const uint64_t *held, int leaf, uint64_t want,
+                           Walk *w) noexcept nogil:
+    # would the page-modification log be full at this point of the access? Memory keeps no trace of a query, so the
+    # flags that the access would have set until here are kept in the walk.
+    cdef uint64_t missing[6]
+    cdef bint update = False
+    cdef int i, k
+    for i in range(leaf, e.levels + 1):
+        missing[i] = (want if i == leaf else EPT_A) & ~held[i]
+        for k in range(w.flagged):
+            if w.flag_at[k] == path[i]:
+                missing[i] &= ~w.flag[k]
+        update = update or missing[i]
+    if not update:
+        return False
+    if <uint16_t> (e.pml_index[0] - w.logged) > 511:
+        return True
+    for i in range(leaf, e.levels + 1):
+        if missing[i] and w.flagged < 40:
+            w.flag_at[w.flagged] = path[i]
+            w.flag[w.flagged] = missing[i]
+            w.flagged += 1
+    w.logged += missing[leaf] & EPT_D != 0
+    return False
+
+
+cdef inline void ept_set(Mem *m, Walk *w, Steps *steps, uint64_t ptr, uint64_t entry, int level, int guest_level,
+                         uint64_t gpa) noexcept nogil:
+    mem_write64(m, ptr, entry)
+    w.ad_writes += 1
+    if steps != NULL:
+        step(steps, STEP_EPT_AD, level, guest_level, ptr, gpa, entry)
+
+
+cdef inline void ept_facts(Walk *w, const EptLeaf *leaf) noexcept nogil:
+    # what the final translation says of the page
+    w.ept_shift = leaf.shift
+    w.ept_rights = (leaf.entries & 7) | (leaf.entries >> 10 & 1) << 3
+    w.ept_dirty = leaf.dirty
+    w.ept_mt = leaf.leaf >> 3 & 7
+    w.ept_ipat = leaf.leaf & EPT_IPAT != 0

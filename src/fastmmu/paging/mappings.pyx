@@ -1,0 +1,270 @@
+"""Every mapping of an address space, as record arrays."""
+
+import numpy as np
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
+
+from fastmmu.paging.ept cimport ept_present
+from fastmmu.paging.leaves cimport (
+    CAUSES, KEPT_FAULTS, REGIONS, EptRegion, LeafFault, LeafRow, Leaves, leaves_fault, leaves_free, leaves_range,
+    leaves_run, leaves_types,
+)
+from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
+from fastmmu.paging.state cimport Eptp, GuestState, as_eptp
+from fastmmu.arch.types cimport MODE_4, Walk
+from fastmmu._walk cimport prepare
+from fastmmu.dtypes import EPT_MAPPING_DTYPE, MAPPING_DTYPE, MAPPING_FAULT_DTYPE, Fault
+from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError
+
+__all__ = ["MAX_ROWS", "MappingArray", "MappingIterator", "ept_mappings", "iter_ept_mappings", "iter_mappings",
+           "mappings"]
+
+MAX_ROWS = 1 << 24
+"""Rows that :func:`mappings` collects where no ``limit`` is given: 64 GB of 4 KB pages, 0.9 GB of rows."""
+
+assert sizeof(LeafRow) == MAPPING_DTYPE.itemsize == EPT_MAPPING_DTYPE.itemsize
+assert sizeof(LeafFault) == MAPPING_FAULT_DTYPE.itemsize
+
+cdef enum:
+    FIRST_ROWS = 1 << 12
+    WORK = 1 << 14              # tables read between two looks for signals
+
+
+class MappingArray(np.recarray):
+    """The rows of :func:`mappings`, and what is not among them. (``size`` of an array is its length; the column is
+    ``rows["size"]``.)
+
+    ``.truncated``: ``limit`` cut the list off, there is at least one mapping more. ``.skipped``: {:class:`Fault`:
+    how often} of the places where tables lead nowhere. ``.faults``: record array (``MAPPING_FAULT_DTYPE``) of the
+    first 4096 of those. Arrays made from this one (slices, copies) have None for the three.
+    """
+
+    truncated = None
+    skipped = None
+    faults = None
+
+
+cdef class MappingIterator:
+    """Mappings in arrays of up to ``chunk`` rows; see :func:`iter_mappings`.
+
+    ``.skipped``, ``.faults`` and ``.truncated`` as those of :class:`MappingArray`, so far; ``.rows``: rows handed out.
+    """
+
+    cdef Leaves s
+    cdef PhysicalMemory memory
+    cdef GuestState state
+    cdef object dtype
+    cdef object left                # rows that the limit still allows; None: no limit
+    cdef uint64_t chunk
+    cdef bint busy
+    cdef readonly object truncated
+    cdef readonly object rows
+
+    def __dealloc__(self):
+        leaves_free(&self.s)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef uint64_t n = self.chunk if self.left is None else min(self.chunk, self.left)
+        rows = np.empty(n, self.dtype)
+        cdef uint64_t got = self.fill(rows, 0, n)
+        if not got:
+            raise StopIteration
+        return (rows if got == n else rows[:got].copy()).view(np.recarray)
+
+    @property
+    def skipped(self):
+        return {Fault(i + 1): int(self.s.count[i]) for i in range(CAUSES) if self.s.count[i]}
+
+    @property
+    def faults(self):
+        kept = <const char *> self.s.kept
+        return np.frombuffer(kept[:self.s.n_kept * sizeof(LeafFault)], MAPPING_FAULT_DTYPE).view(np.recarray)
+
+    cdef uint64_t fill(self, rows, uint64_t at, uint64_t n) except? 0:
+        # up to n rows from index `at` on; fewer only at the end
+        cdef LeafRow *out = <LeafRow *> <uintptr_t> rows.ctypes.data + at
+        cdef LeafRow one
+        cdef uint64_t got = self.run(out, n)
+        self.rows += got
+        if self.left is not None:
+            self.left -= got
+            if self.left == 0 and not self.truncated:
+                self.truncated = self.run(&one, 1) == 1
+        return got
+
+    cdef uint64_t ahead(self, uint64_t most, bint loose) except? 0:
+        # how many rows are still to come, up to `most`: on a copy of the state
+        cdef uint64_t got = 0
+        cdef Leaves *copy = <Leaves *> malloc(sizeof(Leaves))
+        if copy == NULL:
+            raise OutOfMemoryError("no memory for the state of an enumeration")
+        copy[0] = self.s
+        copy.loose = loose
+        copy.kept = NULL
+        copy.n_kept = KEPT_FAULTS
+        copy.barren = NULL
+        copy.barren_size = copy.barren_used = 0
+        try:
+            while got < most and not copy.done:
+                with nogil:
+                    leaves_run(copy, NULL, most - got, WORK)
+                got += copy.n
+                PyErr_CheckSignals()
+        finally:
+            copy.region = NULL          # shared: what it holds is so for both
+            leaves_free(copy)
+            free(copy)
+        return min(got, most)
+
+    cdef uint64_t run(self, LeafRow *out, uint64_t n) except? 0:
+        cdef uint64_t got = 0
+        if self.busy:
+            raise ConfigError("this iterator is being advanced by another thread; give each thread its own")
+        self.busy = True
+        try:
+            while got < n and not self.s.done:
+                with nogil:
+                    leaves_run(&self.s, out + got, n - got, WORK)
+                got += self.s.n
+                PyErr_CheckSignals()
+        finally:
+            self.busy = False
+        return got
+
+
+cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, stop, limit, chunk, bint bare):
+    cdef MappingIterator it = MappingIterator.__new__(MappingIterator)
+    cdef Leaves *s = &it.s
+    cdef Walk w
+    cdef int fault = 0
+    memset(s, 0, sizeof(Leaves))
+    it.memory = mem
+    it.state = state
+    it.dtype = EPT_MAPPING_DTYPE if bare else MAPPING_DTYPE
+    it.left = None if limit is None else _count("limit", limit, 0)
+    it.chunk = _count("chunk", chunk, 1)
+    it.rows = 0
+    it.truncated = False
+    first = 0 if start is None else _address("start", start, (1 << 64) - 1)
+    last = (1 << 64) - 1 if stop is None else _address("stop", stop, 1 << 64) - 1
+    s.m = &mem.mem
+    s.mtrrs = &state.mtrrs.state
+    s.bare = bare
+    s.nested = eptp is not None
+    if bare:
+        s.e = (<Eptp> eptp).ept
+        if not mem_holds(s.m, s.e.root, 4096):
+            raise BusError(f"eptp={(<Eptp> eptp).value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
+    else:
+        fault = prepare(mem, state, eptp, False, False, &s.g, &s.e, &w)
+        s.sign = s.g.la_bits - 1 if s.g.mode >= MODE_4 else 0
+    s.present_ept = ept_present(&s.e)
+    s.kept = <LeafFault *> calloc(KEPT_FAULTS, sizeof(LeafFault))
+    if s.nested:
+        s.region = <EptRegion *> calloc(REGIONS, sizeof(EptRegion))
+    if s.kept == NULL or (s.nested and s.region == NULL):
+        raise OutOfMemoryError("no memory for the state of an enumeration")
+    leaves_types(s)
+    s.done = last < first or not leaves_range(s, first, last)
+    if fault and not s.done:                # of the load of the PDPTE registers: there is no address space
+        leaves_fault(s, 0, 1 << 32, s.g.cr3 & 0xFFFFFFE0U, w.ept_entry, fault, 0, s.nested)
+        s.done = True
+    return it
+
+
+def _count(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ConfigError(f"{name} must be an integer >= {least}, not {value!r}")
+    return int(value)
+
+
+def _address(name, value, most):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
+        raise StateError(f"{name} must be an address, 0..{most:#x}, not {value!r}; addresses are unsigned")
+    return int(value)
+
+
+cdef _collect(MappingIterator it, remedy):
+    # The first rows are taken at once. If there are more, they are counted before there is memory for them: loosely
+    # at first, which is quick and never too low.
+    cdef uint64_t most = MAX_ROWS + 1 if it.left is None else it.left, n = min(most, <uint64_t> FIRST_ROWS), more = 0
+    rows = np.empty(n, it.dtype)
+    n = it.fill(rows, 0, n)
+    if not it.s.done:
+        more = it.ahead(min(most - n, <uint64_t> MAX_ROWS + 1), True)
+        if n + more > MAX_ROWS:
+            more = it.ahead(most - n, False)
+    if it.left is None and n + more > MAX_ROWS:
+        raise OutOfMemoryError(f"more than {MAX_ROWS} mappings, {MAX_ROWS * MAPPING_DTYPE.itemsize >> 20} MB of rows; "
+                               f"give limit= or start= and stop=, or take them in parts from {remedy}")
+    if more:
+        first, rows = rows, np.empty(n + more, it.dtype)
+        rows[:n] = first
+        n += it.fill(rows, n, more)
+    if it.left is None:
+        it.fill(np.empty(1, it.dtype), 0, 1)    # faults behind the last row
+    rows = (rows[:n] if 2 * n > <uint64_t> len(rows) else rows[:n].copy()).view(MappingArray)
+    rows.truncated = it.truncated
+    rows.skipped = it.skipped
+    rows.faults = it.faults
+    return rows
+
+
+def iter_mappings(PhysicalMemory mem not None, GuestState state not None, eptp=None, *, start=None, stop=None,
+                  limit=None, chunk=1 << 16):
+    """:func:`mappings` in arrays of up to ``chunk`` rows, one after the other: memory is bounded, whatever the tables.
+
+    The rows do not depend on ``chunk``. Memory must not change between the first array and the last.
+
+    :returns: :class:`MappingIterator`; for other parameters and errors see :func:`mappings`.
+    """
+    return _begin(mem, state, eptp, start, stop, limit, chunk, False)
+
+
+def mappings(PhysicalMemory mem not None, GuestState state not None, eptp=None, *, start=None, stop=None, limit=None):
+    """Every mapping of an address space.
+
+    A row for each page, never merged with its neighbour, so huge pages stay visible; under EPT for each part of a page
+    that one EPT page maps. Rows are in the order of table indices, which is that of addresses as unsigned numbers: in
+    long mode the kernel's half comes last. Entries with reserved bits, misconfigured EPT entries, pages without EPT
+    and tables outside memory map nothing; they are counted (``.skipped``) and described (``.faults``). Rights are
+    reported, not judged: a page that nobody may read is a row. With paging off there is one page of 4 GB.
+
+    Tables that point at themselves are no trouble: a table without mappings is read once and not again, so the time
+    is in proportion to the rows and to the tables in memory.
+
+    :param mem: host physical memory; it is not written. :param state: registers; CPL, AC and keys play no part.
+    :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
+    :param start, stop: only pages that meet the linear addresses start..stop-1, unsigned; None = the whole space.
+    :param limit: most rows to return; the result's ``.truncated`` says whether there are more. None = 2**24 rows, and
+        an error above that.
+    :returns: :class:`MappingArray`, a NumPy record array of dtype ``MAPPING_DTYPE``, 56 bytes a row.
+    :raises StateError: an EPTP, start or stop that is none. :raises BusError: a root table outside memory.
+    :raises OutOfMemoryError: more rows than 2**24, where no limit was given.
+    """
+    return _collect(_begin(mem, state, eptp, start, stop, limit, 1, False), "iter_mappings()")
+
+
+def iter_ept_mappings(PhysicalMemory mem not None, eptp, *, start=None, stop=None, limit=None, chunk=1 << 16):
+    """:func:`ept_mappings` in arrays of up to ``chunk`` rows; see :func:`iter_mappings`."""
+    return _begin(mem, _ANY, as_eptp(eptp), start, stop, limit, chunk, True)
+
+
+def ept_mappings(PhysicalMemory mem not None, eptp, *, start=None, stop=None, limit=None):
+    """Every mapping of a guest-physical address space: the leaves of an EPT, in the order of their addresses.
+
+    :param eptp: EPT pointer (int or :class:`Eptp`). Addresses go up to 2**48 with 4 levels, up to 2**52 with 5.
+    :param start, stop: only pages that meet the guest-physical addresses start..stop-1.
+    :returns: :class:`MappingArray` of dtype ``EPT_MAPPING_DTYPE``; for the rest see :func:`mappings`. Entries that are
+        not present are counted as ``Fault.EPT_VIOLATION``, side by side in one table as one.
+    """
+    return _collect(_begin(mem, _ANY, as_eptp(eptp), start, stop, limit, 1, True), "iter_ept_mappings()")
+
+
+_ANY = GuestState(cr0=0x10)             # an EPT needs no registers

@@ -1,0 +1,305 @@
+"""Guest state and EPT pointer: registers as the programmer knows them, checked once."""
+
+import enum
+
+import numpy as np
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
+
+from fastmmu.arch.bits cimport FRAME, PS
+from fastmmu.arch.memtype cimport Mtrrs
+from fastmmu.arch.registers cimport Registers, pae_paging, paging_of
+from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept
+from fastmmu.errors import StateError
+
+_PE, _PG = 1 << 0, 1 << 31
+_PAE, _PCIDE = 1 << 5, 1 << 17
+PAT_RESET = 0x0007040600070406
+_LME, _LMA = 1 << 8, 1 << 10
+
+
+class Mode(enum.IntEnum):
+    """Paging modes (paging.md §1.1)."""
+
+    NONE = MODE_NONE
+    BITS_32 = MODE_32
+    PAE = MODE_PAE
+    LEVEL_4 = MODE_4
+    LEVEL_5 = MODE_5
+
+
+def _integer(name, value, bits):
+    if isinstance(value, bool) and bits == 1:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise StateError(f"{name} must be an integer, not {value!r}")
+    if not 0 <= value < 1 << bits:
+        raise StateError(f"{name}={int(value):#x} does not fit {bits} bits")
+    return int(value)
+
+
+cpdef int access_code(object access) except -1:
+    """Code of an access given as "r", "w", "rw" (read-modify-write) or "x"."""
+    if access == "r":
+        return ACC_R
+    if access == "w":
+        return ACC_W
+    if access == "rw":
+        return ACC_RW
+    if access == "x":
+        return ACC_X
+    raise StateError(f'access must be "r", "w", "rw" or "x", not {access!r}')
+
+
+cdef class GuestState:
+    """The registers that guest paging depends on; immutable, see :meth:`replace`.
+
+    The defaults are those of a 64-bit kernel: long mode with 4-level paging, CR0.WP, EFER.NXE, CPL 0.
+
+    :param cr0, cr3, cr4, efer: control registers (int).
+    :param cpl: current privilege level, 0..3. :param ac: RFLAGS.AC. :param pkru, pkrs: protection-key rights.
+    :param implicit: the access is an implicit supervisor access (descriptor tables).
+    :param maxphyaddr: physical-address width M, 32..52; bits M and above of an entry are reserved.
+    :param page1gb: 1 GB pages exist. :param pse36: width N of PSE-36 addresses, 32 (none)..40.
+    :param pdptes: the four PAE PDPTE registers; with None they are loaded from memory at CR3 by each call.
+    :param upper_a: "eager" or "lazy", when A of upper entries is set in walks that fault (paging.md §6).
+    :param pat: IA32_PAT. :param mtrrs: :class:`Mtrrs`, for the memory type without EPT; default: all write-back.
+    :raises StateError: a value that does not fit, or a combination that no processor accepts (paging.md §1.2).
+    """
+
+    def __init__(self, *, cr0=0x80050033, cr3=0, cr4=0xA0, efer=0xD01, cpl=0, ac=0, pkru=0, pkrs=0, implicit=False,
+                 maxphyaddr=52, page1gb=True, pse36=None, pdptes=None, upper_a="eager",
+                 pat=PAT_RESET, Mtrrs mtrrs=None):
+        maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
+        if not 32 <= maxphyaddr <= 52:
+            raise StateError(f"maxphyaddr={maxphyaddr} is outside 32..52")
+        if pse36 is None:
+            pse36 = min(maxphyaddr, 40)
+        if not 32 <= pse36 <= 40:
+            raise StateError(f"pse36={pse36} is outside 32..40 (32 = no PSE-36)")
+        if upper_a not in ("eager", "lazy"):
+            raise StateError(f'upper_a must be "eager" or "lazy", not {upper_a!r}')
+        if pdptes is not None:
+            pdptes = tuple(_integer("a PDPTE", entry, 64) for entry in pdptes)
+            if len(pdptes) != 4:
+                raise StateError(f"there are four PDPTE registers, not {len(pdptes)}")
+        self.registers = {
+            "cr0": _integer("cr0", cr0, 64), "cr3": _integer("cr3", cr3, 64), "cr4": _integer("cr4", cr4, 64),
+            "efer": _integer("efer", efer, 64), "cpl": _integer("cpl", cpl, 2), "ac": _integer("ac", ac, 1),
+            "pkru": _integer("pkru", pkru, 32), "pkrs": _integer("pkrs", pkrs, 32), "implicit": bool(implicit),
+            "maxphyaddr": maxphyaddr, "page1gb": bool(page1gb), "pse36": int(pse36), "pdptes": pdptes,
+            "upper_a": upper_a, "pat": _integer("pat", pat, 64), "mtrrs": mtrrs,
+        }
+        for index in range(8):
+            if pat >> 8 * index & 0xFF not in (0, 1, 4, 5, 6, 7):
+                raise StateError(f"pat={pat:#x}: entry {index} is no memory type; use 0, 1, 4, 5, 6 or 7")
+        self.mtrrs = Mtrrs() if mtrrs is None else mtrrs
+        self._derive()
+
+    def _derive(self):
+        cdef Registers *g = &self.regs
+        r = self.registers
+        cdef uint64_t cr0 = r["cr0"], cr3 = r["cr3"], cr4 = r["cr4"], efer = r["efer"]
+        cdef int m = r["maxphyaddr"]
+        if cr0 & _PG and not cr0 & _PE:
+            raise StateError(f"cr0={cr0:#x}: PG=1 needs PE=1")
+        lma = bool(cr0 & _PG and efer & _LMA)
+        if cr0 & _PG and bool(efer & _LME) != bool(efer & _LMA):
+            raise StateError(f"efer={efer:#x}: with paging on, LMA must equal LME; set or clear both bits 8 and 10")
+        if lma and not cr4 & _PAE:
+            raise StateError(f"cr4={cr4:#x}: long mode needs CR4.PAE (bit 5)")
+        if cr4 & _PCIDE and not lma:
+            raise StateError(f"cr4={cr4:#x}: CR4.PCIDE (bit 17) needs long mode")
+        if lma and (cr3 & ~(<uint64_t> 1 << 63 if cr4 & _PCIDE else 0)) >> m:
+            raise StateError(f"cr3={cr3:#x} has bits at or above MAXPHYADDR={m}")
+        memset(g, 0, sizeof(Registers))
+        g.cr0, g.cr3, g.cr4 = cr0, cr3, cr4
+        g.efer = efer if cr0 & _PG else efer & ~(<uint64_t> _LMA)
+        g.maxphyaddr, g.page1gb, g.pse36 = m, r["page1gb"], r["pse36"]
+        g.pat, g.pkru, g.pkrs = r["pat"], r["pkru"], r["pkrs"]
+        g.cpl, g.ac, g.implicit = r["cpl"], r["ac"], r["implicit"]
+        g.lazy_upper_a = r["upper_a"] == "lazy"
+        if pae_paging(g) and r["pdptes"] is not None:
+            self._load_pdptes(r["pdptes"])
+        paging_of(g, &self.paging)
+
+    def _load_pdptes(self, pdptes):
+        cdef uint64_t reserved = 0x1E6 | ~((<uint64_t> 1 << <int> self.registers["maxphyaddr"]) - 1)
+        for i, entry in enumerate(pdptes):
+            if entry & 1 and entry & reserved:
+                raise StateError(f"PDPTE{i}={entry:#x} has reserved bits {entry & reserved:#x} (paging.md §3.2)")
+            self.regs.pdpte[<int> i] = entry
+
+    def replace(self, **changes):
+        """A new state with some registers changed; the names are those of the constructor."""
+        return GuestState(**{**self.registers, **changes})
+
+    def __getattr__(self, name):
+        try:
+            return self.registers[name]
+        except KeyError:
+            raise AttributeError(f"GuestState has no register {name!r}") from None
+
+    @property
+    def mode(self):
+        """Paging mode in force, a :class:`Mode`."""
+        return Mode(self.paging.mode)
+
+    def __eq__(self, other):
+        return isinstance(other, GuestState) and self.registers == other.registers
+
+    def __hash__(self):
+        return hash(tuple(self.registers.values()))
+
+    def __reduce__(self):
+        return _restore, (GuestState, self.registers)
+
+    def __repr__(self):
+        values = ", ".join(
+            f"{k}={v:#x}" if type(v) is int and v > 9 else f"{k}={v!r}" for k, v in self.registers.items()
+        )
+        return f"GuestState({values})"
+
+
+def _restore(cls, arguments):
+    return cls(**arguments)
+
+
+cdef class Pml:
+    """The page-modification log of a virtual CPU (ept.md §7): 512 entries, filled downwards.
+
+    :param base: its address, a multiple of 4 KB. :param index: entry that the next address goes to, 0..65535; above 511
+        the log is full. ``.index`` follows the log and may be set.
+    :raises StateError: an address or index that is none.
+    """
+
+    def __init__(self, base, index=511):
+        self.base = _integer("PML address", base, 52)
+        if self.base & 0xFFF:
+            raise StateError(f"PML address {base:#x} is not aligned to 4 KB")
+        self.index = index
+
+    @property
+    def index(self):
+        return self.next
+
+    @index.setter
+    def index(self, value):
+        self.next = _integer("PML index", value, 16)
+
+    def __repr__(self):
+        return f"Pml({self.base:#x}, index={self.next})"
+
+
+cdef class Eptp:
+    """An EPT pointer with the capabilities that decide what it means (ept.md §1); immutable.
+
+    :param value: EPTP as in the VMCS: root table | A/D (bit 6) | walk length - 1 (5:3) | memory type (2:0);
+        a 4-level write-back table at ``root`` is ``root | 0x1E``.
+    :param execute_only: execute-only translations are supported. :param mbec: mode-based execute control is on.
+    :param advanced_info: qualification bits 9..11 are reported.
+    :param ad_before_final: guest A/D flags are set before the final address is translated (ept.md §6).
+    :param guest_ad_checked: with EPT A/D flags off, setting them needs EPT write permission; False: as Bochs.
+    :param pml: :class:`Pml`, the page-modification log; None: off. :param spptp: address of the sub-page permission
+        table; None: off. :param apic_access: address of the APIC-access page; None: APIC accesses are not virtualized.
+        A walk ends where a paging structure of the guest lies on that page, with ``Fault.APIC_ACCESS`` (exit 44); what
+        the access itself does there is :class:`VirtualApic`'s. ``translate`` and ``mappings`` say where tables lead,
+        whatever page they are on.
+    :raises StateError: an EPTP that VM entry would refuse, naming the field.
+    """
+
+    def __init__(self, value, *, maxphyaddr=52, execute_only=True, mbec=False, page1gb=True, advanced_info=True,
+                 ad_before_final=True, guest_ad_checked=True, Pml pml=None, spptp=None, apic_access=None):
+        value = _integer("eptp", value, 64)
+        maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
+        why = eptp_fault(value, maxphyaddr)
+        if why:
+            raise StateError(f"eptp={value:#x}: {why}")
+        self.value = value
+        self.options = {
+            "maxphyaddr": maxphyaddr, "execute_only": bool(execute_only), "mbec": bool(mbec), "page1gb":
+            bool(page1gb), "advanced_info": bool(advanced_info), "ad_before_final": bool(ad_before_final),
+            "guest_ad_checked": bool(guest_ad_checked), "spptp": spptp, "apic_access": apic_access,
+        }
+        self.pml = pml
+        cdef Ept *e = &self.ept
+        cdef int level
+        cdef uint64_t bits = value
+        memset(e, 0, sizeof(Ept))
+        e.frame = FRAME & ((<uint64_t> 1 << <int> maxphyaddr) - 1)
+        e.root = bits & e.frame
+        e.levels = (bits >> 3 & 7) + 1
+        e.ad = bits >> 6 & 1
+        e.mbec = bool(mbec)
+        e.xo = bool(execute_only)
+        e.adv_info = bool(advanced_info)
+        e.ad_before_final = bool(ad_before_final)
+        e.ad_unchecked = not guest_ad_checked
+        if spptp is not None:
+            e.spp = 1
+            e.spptp = _integer("spptp", spptp, maxphyaddr)
+            if e.spptp & 0xFFF:
+                raise StateError(f"spptp={spptp:#x} is not aligned to 4 KB")
+        if apic_access is not None:
+            e.apic_access = _integer("apic_access", apic_access, maxphyaddr)
+            if e.apic_access & 0xFFF:
+                raise StateError(f"apic_access={apic_access:#x} is not aligned to 4 KB")
+            e.apic_access |= 0xFFF
+        e.large_ok[2] = 1
+        e.large_ok[3] = bool(page1gb)
+        for level in range(1, 6):               # ept.md §3 rule 3
+            e.rsvd[level][0] = FRAME & ~e.frame | (0x78 if level > 1 else 0)
+            e.rsvd[level][1] = FRAME & ~e.frame
+            if level > 1 and not e.large_ok[level]:
+                e.rsvd[level][1] |= 0x78 | PS
+        e.rsvd[2][1] |= 0x1FF000
+        if e.large_ok[3]:
+            e.rsvd[3][1] |= 0x3FFFF000
+
+    def __repr__(self):
+        return f"Eptp({self.value:#x})"
+
+    def __eq__(self, other):
+        return isinstance(other, Eptp) and (self.value, self.options) == (other.value, other.options)
+
+    def __hash__(self):
+        return hash((self.value, tuple(self.options.values())))
+
+
+cdef int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, bint five_levels) noexcept nogil:
+    # what VM entry, INVEPT and VMFUNC refuse an EPTP for (ept.md §1)
+    if value & 7 != 0 and value & 7 != 6:
+        return EPTP_TYPE
+    if value >> 3 & 7 != 3 and not (value >> 3 & 7 == 4 and five_levels):
+        return EPTP_LENGTH
+    if value & 0x40 and not ad_supported:
+        return EPTP_AD
+    if value & 0xF80:
+        return EPTP_RESERVED
+    if value >> maxphyaddr:
+        return EPTP_ADDRESS
+    return EPTP_VALID
+
+
+def eptp_fault(value, maxphyaddr=52, ad_supported=True, five_levels=True):
+    """Why VM entry and INVEPT refuse an EPTP, as a sentence with the remedy; "" if they accept it (ept.md §1)."""
+    cdef int defect = eptp_defect(value, maxphyaddr, ad_supported, five_levels)
+    if defect == EPTP_TYPE:
+        return f"memory type {value & 7} (bits 2:0) is neither 0 (UC) nor 6 (WB); a 4-level WB pointer is root | 0x1e"
+    if defect == EPTP_LENGTH:
+        return (f"walk length - 1 is {value >> 3 & 7} (bits 5:3), must be 3{' or 4' if five_levels else ''}; "
+                "a 4-level WB pointer is root | 0x1e")
+    if defect == EPTP_AD:
+        return "accessed and dirty flags (bit 6) are not supported"
+    if defect == EPTP_RESERVED:
+        return f"bits 11:7 are reserved, have {value >> 7 & 31:#x}"
+    if defect == EPTP_ADDRESS:
+        return f"bits at or above MAXPHYADDR={maxphyaddr} are set"
+    return ""
+
+
+cdef Eptp as_eptp(object eptp):
+    if isinstance(eptp, Eptp):
+        return eptp
+    return Eptp(eptp)

@@ -1,0 +1,26 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu.paging.memory import PhysicalMemory
+from fastmmu.paging.state import Eptp, GuestState
+
+CHUNK: int
+
+class Translation:
+    @property
+    def pa(self) -> npt.NDArray[np.uint64]: ...
+    @property
+    def fault(self) -> npt.NDArray[np.uint8]: ...
+
+def translate(
+    mem: PhysicalMemory,
+    state: GuestState,
+    va: npt.ArrayLike,
+    *,
+    access: str = "r",
+    eptp: int | Eptp | None = None,
+    out: npt.NDArray[Any] | Translation | None = None,
+    threads: int = 1,
+) -> Translation: ...

@@ -1,0 +1,93 @@
+# What walks find in the paging-structure caches and among the guest-physical mappings, and what they leave there
+# (tlb.md §1.1, R1-R6).
+#
+# A cached entry may deny what memory allows. So a walk that used one and fails is made again, from the root and from
+# memory, and replaces what it had used: `look`, `used`.
+#
+#   paging-structure cache   63 XD | 51:12 host-physical address of the next table | 6 EPT lets the table be written |
+#                            2 U/S | 1 R/W | 0 P: ANDed over the entries until here, XD ORed
+#   the same of EPT          63 set | 51:12 next table | 10 XU | 2:0 X W R, ANDed
+#   guest-physical mapping   as any TLB value: R, EW, X, XU in the place of U, D; ignore-PAT in bit 52
+
+from libc.stdint cimport uint64_t
+
+from fastmmu.arch.bits cimport EPT_IPAT, EPT_W, EPT_XU, FRAME, P, RW, US, XD
+from fastmmu.tlb.lookup cimport (
+    F_D, F_EW, F_R, F_U, F_X, Tlb, tlb_epsc, tlb_epsc_fill, tlb_gpm, tlb_gpm_fill, tlb_pa, tlb_psc, tlb_psc_fill,
+    tlb_value,
+)
+
+cdef enum:
+    TABLE_WRITABLE = 1 << 6
+    GPM_IPAT_BIT = 52
+
+cdef struct Cached:
+    Tlb *tlb                    # its context in force is the walk's
+    bint look                   # cached entries may be used
+    bint used                   # one was
+
+cdef struct Mapping:            # a guest-physical mapping
+    uint64_t hpa
+    uint64_t rights             # R W X, XU, in the bits of an EPT entry
+    uint64_t type               # memory type and ignore-PAT, in the bits of an EPT leaf
+    int shift                   # log2 of the size of the EPT's page
+    bint dirty
+
+
+cdef inline uint64_t next_table(uint64_t table, uint64_t every, uint64_t some, bint writable) noexcept nogil:
+    return (table & FRAME) | (every & (US | RW)) | (some & XD) | (TABLE_WRITABLE if writable else 0) | P
+
+
+cdef inline uint64_t find_table(Cached *c, uint64_t la, int levels, int *level) noexcept nogil:
+    # of the longest prefix cached, the value; `level` becomes that of the next table. 0: none
+    cdef uint64_t value
+    cdef int at = 0
+    if not c.look:
+        return 0
+    value = tlb_psc(c.tlb, la, levels + 1, &at)
+    if value:
+        c.used = True
+        level[0] = at - 1
+    return value
+
+
+cdef inline uint64_t find_ept_table(Cached *c, uint64_t gpa, int levels, int *level) noexcept nogil:
+    cdef uint64_t value
+    cdef int at = 0
+    if not c.look:
+        return 0
+    value = tlb_epsc(c.tlb, gpa, levels + 1, &at)
+    if value:
+        c.used = True
+        level[0] = at - 1
+    return value
+
+
+cdef inline bint find_mapping(Cached *c, uint64_t gpa, Mapping *out) noexcept nogil:
+    cdef uint64_t value
+    if not c.look:
+        return False
+    value = tlb_gpm(c.tlb, gpa)
+    if not value:
+        return False
+    out.hpa = tlb_pa(value, gpa)
+    out.rights = (1 if value & F_R else 0) | (2 if value & F_EW else 0) | (4 if value & F_X else 0)
+    if value & F_U:
+        out.rights |= EPT_XU
+    out.type = (value >> 56 & 7) << 3 | (EPT_IPAT if value >> GPM_IPAT_BIT & 1 else 0)
+    out.shift = 12 + 9 * <int> (value >> 10 & 3)
+    out.dirty = value & F_D != 0
+    return True
+
+
+cdef inline void keep_mapping(Cached *c, uint64_t gpa, const Mapping *m) noexcept nogil:
+    cdef uint64_t flags = (F_R if m.rights & 1 else 0) | (F_EW if m.rights & 2 else 0) | (F_X if m.rights & 4 else 0)
+    cdef int size = (m.shift - 12) // 9
+    if m.rights & EPT_XU:
+        flags |= F_U
+    if m.dirty:
+        flags |= F_D
+    flags |= (m.type >> 3 & 7) << 56
+    if m.type & EPT_IPAT:
+        flags |= <uint64_t> 1 << GPM_IPAT_BIT
+    tlb_gpm_fill(c.tlb, gpa, tlb_value(m.hpa, size, size, flags))

@@ -1,0 +1,315 @@
+# What the TLB of one physical CPU is made of: structs, contexts, entries. Lookups and fills: tlb/lookup.pxd.
+#
+# A TLB has units (first level per kind of access, second level, guest-physical mappings, paging-structure caches);
+# a unit has an array per page size, or one array for several. An entry is a key and a value:
+#
+#   key    62:18  linear address bits 56:12 of the page's first byte | 17:2 context | 1:0 size (0 4K, 1 2M, 2 1G)
+#   value  59 K | 58:56 memory type | 55:52 protection key | 51:12 frame | 11:10 size of the guest's page | 9:8 size of
+#          the entry | 7 G | 6 D | 5 X | 4 EW | 3 W | 2 R | 1 S | 0 U
+#
+# A context stands for (kind, VPID, PCID, EPTRTA), see TlbKind. To flush one is to mark its number dead: O(1). Dead
+# entries match nothing, count as empty ways, and a new number is given out at the next fill.
+#
+# The rights in a value are those that an access needs, so it is allowed iff (need & ~value) == 0:
+#
+#   user read U|R    user write U|R|W|EW|D    user fetch U|X    supervisor: no U; + S where SMAP or SMEP forbids user
+#   pages; W only with CR0.WP; + K where a key register denies something, and then an entry without K is looked at.
+#   R, EW: EPT read, write (set without EPT). X: fetch, guest and EPT. D: no D to set. K: the protection key is 0.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #define FM_TLB_U     0x01ULL
+    #define FM_TLB_S     0x02ULL
+    #define FM_TLB_R     0x04ULL
+    #define FM_TLB_W     0x08ULL
+    #define FM_TLB_X     0x20ULL
+    #define FM_TLB_EW    0x10ULL
+    #define FM_TLB_D     0x40ULL
+    #define FM_TLB_G     0x80ULL
+    #define FM_TLB_K     (1ULL << 59)
+    #define FM_TLB_LOOK  (1ULL << 60)
+    #define FM_TLB_FRAME 0x000FFFFFFFFFF000ULL
+    #define FM_TLB_LA    0x01FFFFFFFFFFF000ULL
+    #define FM_TLB_PAGE  0x7FFFFFFFFFFC0000ULL
+    #define FM_NO_EPT    1ULL
+    #define FM_NIBBLES   0x1111111111111111ULL
+    #define FM_IDENTITY  0xFEDCBA9876543210ULL
+    #define FM_CONTEXT   0x3FFFFULL
+    #define fm_ctz(x) __builtin_ctz(x)
+    #define fm_ctzll(x) __builtin_ctzll(x)
+    /* Bit per key that equals k or g; n: a multiple of 4, at most 32. No early exit, which no processor predicts. */
+    #if defined(__x86_64__) && defined(__GNUC__)
+    #include <immintrin.h>
+    __attribute__((target("avx2"), unused))
+    static uint32_t fm_equal_avx2(const uint64_t *key, uint32_t n, uint64_t k, uint64_t g) {
+        __m256i kk = _mm256_set1_epi64x((long long)k), gg = _mm256_set1_epi64x((long long)g);
+        uint32_t hits = 0, i;
+        for (i = 0; i < n; i += 4) {
+            __m256i x = _mm256_loadu_si256((const __m256i *)(key + i));
+            x = _mm256_or_si256(_mm256_cmpeq_epi64(x, kk), _mm256_cmpeq_epi64(x, gg));
+            hits |= (uint32_t)_mm256_movemask_pd(_mm256_castsi256_pd(x)) << i;
+        }
+        return hits;
+    }
+    #endif
+    static inline uint32_t fm_equal(const uint64_t *key, uint32_t n, uint64_t k, uint64_t g) {
+        uint32_t hits = 0, i;
+    #if defined(__x86_64__) && defined(__GNUC__)
+        if (__builtin_cpu_supports("avx2")) return fm_equal_avx2(key, n, k, g);
+    #endif
+        for (i = 0; i < n; i++) hits |= (uint32_t)((key[i] == k) | (key[i] == g)) << i;
+        return hits;
+    }
+    _Static_assert((FM_TLB_LA << 6) == FM_TLB_PAGE, "the page in the key is bits 56:12 of the address");
+    """
+    const uint64_t F_U "FM_TLB_U"
+    const uint64_t F_S "FM_TLB_S"
+    const uint64_t F_R "FM_TLB_R"
+    const uint64_t F_W "FM_TLB_W"
+    const uint64_t F_EW "FM_TLB_EW"
+    const uint64_t F_X "FM_TLB_X"
+    const uint64_t F_D "FM_TLB_D"
+    const uint64_t F_G "FM_TLB_G"
+    const uint64_t F_K "FM_TLB_K"
+    const uint64_t F_LOOK "FM_TLB_LOOK"     # in no value: an access that needs it is looked at
+    const uint64_t TLB_FRAME "FM_TLB_FRAME"
+    const uint64_t TLB_LA "FM_TLB_LA"
+    const uint64_t TLB_PAGE "FM_TLB_PAGE"
+    const uint64_t NO_EPT "FM_NO_EPT"       # EPTRTA of linear mappings; a real one has zeros in 11:0
+    const uint64_t NIBBLES "FM_NIBBLES"
+    const uint64_t IDENTITY "FM_IDENTITY"
+    const uint64_t CONTEXT "FM_CONTEXT"     # context and size in a key
+    uint32_t equal "fm_equal"(const uint64_t *key, uint32_t n, uint64_t k, uint64_t g) noexcept nogil
+    uint32_t ctz "fm_ctz"(uint32_t) noexcept nogil
+    uint32_t ctzll "fm_ctzll"(uint64_t) noexcept nogil
+
+cdef enum:                      # units
+    L1I = 0
+    L1D = 1
+    L1S = 2                     # stores, where they have a TLB of their own
+    L2I = 3                     # second level of fetches, where it is not the unified one
+    L2 = 4
+    GPM = 5                     # guest-physical mappings
+    PSC = 6                     # linear and combined paging-structure caches: classes PDE, PDPTE, PML4E, PML5E
+    EPSC = 7                    # guest-physical paging-structure caches
+    UNITS = 8
+
+cdef enum:                      # TlbKind: what identifies a context of this kind (tlb.md §1)
+    K_LOCAL = 0                 # VPID, PCID, EPTRTA
+    K_GLOBAL = 1                # VPID, EPTRTA
+    K_PSC = 2                   # VPID, PCID, EPTRTA
+    K_GPM = 3                   # EPTRTA
+    K_EPSC = 4                  # EPTRTA
+    KINDS = 5
+
+cdef enum:                      # why entries were invalidated
+    BY_CR3 = 0
+    BY_CR0 = 1
+    BY_CR4 = 2
+    BY_INVLPG = 3
+    BY_INVPCID = 4              # + type
+    BY_INVVPID = 8              # + type
+    BY_INVEPT = 12              # + type - 1
+    BY_TRANSITION = 14          # VM entry or VM exit without VPID
+    BY_VMFUNC = 15
+    BY_PAGE_FAULT = 16
+    BY_EPT_VIOLATION = 17
+    BY_REWALK = 18              # rights or D did not suffice
+    BY_CONTEXTS = 19            # context numbers ran out
+    BY_RESET = 20
+    CAUSES = 21
+
+cdef enum:
+    CLASSES = 4
+    MAX_ARRAYS = 24
+    BUCKETS = 4096              # of the hash of contexts
+    NO_CONTEXT = 0xFFFF         # matches no entry
+
+cdef enum:                      # state of a context
+    CTX_FREE = 0
+    CTX_LIVE = 1                # has entries, or is being given its first
+    CTX_DEAD = 2                # flushed; entries still to be overwritten
+
+cdef enum:                      # how an array chooses the way to replace
+    LRU_ORDER = 0               # true LRU, at most 16 ways
+    LRU_MOVE = 1                # true LRU: the entries themselves lie in the order of their last use
+    PLRU = 2                    # tree, at most 64 ways
+
+cdef struct TlbSet:             # a power of two in size
+    uint64_t key, value         # copy of the entry used last, so that one comparison serves most lookups; or 0
+    uint64_t order              # LRU_ORDER: the ways, the one used last in bits 3:0; empty ways come last
+    uint64_t tree               # PLRU: bit n = node n of a heap-ordered tree points right
+    uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty
+
+cdef struct TlbArray:
+    uint8_t *base               # sets
+    uint64_t *plru_and          # [way]: nodes on the way's path cleared
+    uint64_t *plru_or           # [way]: nodes on its path that must point right, away from it
+    void *memory
+    uint32_t sets, ways
+    uint32_t mask               # sets - 1
+    uint32_t log                # log2 of a set's bytes
+    uint32_t pad                # ways, rounded up to 4; the keys beyond stay 0
+    uint32_t quota[4]           # [class]: most ways of a set that the class may hold
+    uint32_t last               # LRU_ORDER: where the least recent way stands in `order`
+    uint64_t nibbles            # LRU_ORDER: the bits of `order` in use
+    uint32_t plain              # LRU_ORDER without quotas, no paging-structure cache
+    uint32_t dead               # entries of dead contexts
+    uint32_t pieces             # entries smaller than the guest's page, dead ones too
+    uint8_t policy
+    uint8_t unit                # TlbUnitId
+    uint8_t classes             # bit c: holds class c
+    uint8_t shift               # log2 of the page size of class 0; class c: + 9 c
+    uint8_t grows               # a live entry is never replaced: the array gets larger
+
+cdef struct TlbUnit:
+    TlbArray *by[4]             # [class]; NULL: not cached at this size
+    uint32_t live[4]            # [class]: entries that can match
+    uint32_t large              # live[1] + live[2] + live[3]
+    uint32_t id
+
+cdef struct TlbPort:            # what one kind of access goes through; base, mask, log: of l1.by[0]
+    uint8_t *base
+    uint32_t mask, log
+    TlbUnit *l1
+    TlbUnit *l2                 # NULL: none
+
+cdef struct TlbContext:
+    uint64_t eptrta
+    uint32_t vpid, pcid
+    uint32_t total              # entries in the arrays
+    uint32_t live[8][4]         # [unit][class]; 0 where dead
+    uint16_t next               # hash chain
+    uint16_t place              # index into live_ids
+    uint8_t kind, cause
+
+cdef struct TlbCounters:
+    uint64_t lookups[8]         # [unit]; first level: added by the caller
+    uint64_t hits[8][4]         # [unit][class]; first level, class 0: lookups - misses - the other classes' hits
+    uint64_t misses[8]
+    uint64_t fills[8]
+    uint64_t evictions[8]
+    uint64_t flushes[21]        # [cause]: operations
+    uint64_t invalidated[21][8]  # [cause][unit]: entries
+    uint64_t refill_misses[21]  # [cause]: walks for a translation that this flush took and nothing had overwritten
+    uint64_t survivals          # entries of the first and second level that lived through a VM entry or exit
+
+cdef struct Tlb:
+    uint64_t key[5]             # [kind]: context in force << 2; NO_CONTEXT << 2 where it has no entries
+    TlbPort port[4]             # [Access]
+    TlbUnit unit[8]
+    TlbArray array[24]
+    uint32_t arrays
+    uint32_t omit               # causes, as bits, whose invalidations do nothing: what goes wrong without them?
+    void (*grow)(Tlb *t, TlbArray *a) noexcept nogil    # of the module above
+    uint32_t smash              # pages too large for the second level are cached there in pieces
+    uint32_t vpid, pcid         # in force
+    uint64_t eptrta
+    TlbContext *ctx
+    uint8_t *state              # [context]: ContextState
+    uint16_t *free_ids
+    uint16_t *live_ids
+    uint16_t *bucket
+    uint32_t max_id, next_id, n_free, n_live
+    TlbCounters c
+
+# ---- ways of a set, in order of their last use ------------------------------------------------------------------
+
+cdef inline uint64_t order_first(uint64_t order, uint32_t way) noexcept nogil:
+    # The way becomes the most recent. Its nibble is the lowest one that is 0 after the XOR.
+    cdef uint64_t x = order ^ way * NIBBLES
+    cdef uint32_t at = ctzll((x - NIBBLES) & ~x & (NIBBLES << 3)) & 60
+    cdef uint64_t below = (<uint64_t> 1 << at) - 1
+    return order & ~(below << 4 | 15) | (order & below) << 4 | way
+
+
+cdef inline uint64_t order_last(uint64_t order, uint32_t way, uint32_t ways) noexcept nogil:
+    # The way becomes the least recent: it goes to the front, and all rotate by one.
+    cdef uint64_t o = order_first(order, way)
+    cdef uint64_t used = ~<uint64_t> 0 >> (64 - 4 * ways)
+    return o & ~used | (o & used) >> 4 | <uint64_t> way << (4 * (ways - 1))
+
+
+cdef inline void touch(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    # The way is the one used last. Not for LRU_MOVE.
+    if a.policy == LRU_ORDER:
+        x.order = order_first(x.order, way)
+    else:
+        x.tree = x.tree & a.plru_and[way] | a.plru_or[way]
+    x.key = x.way[way]
+    x.value = x.way[a.pad + way]
+
+
+# ---- entries ----------------------------------------------------------------------------------------------------
+
+cdef inline TlbSet *set_at(const TlbArray *a, uint64_t s) noexcept nogil:
+    return <TlbSet *> (a.base + (s << a.log))
+
+
+cdef inline TlbSet *set_of(const TlbArray *a, int size, uint64_t la) noexcept nogil:
+    return set_at(a, la >> (a.shift + 9 * size) & a.mask)
+
+
+cdef inline uint64_t page_of(const TlbArray *a, int size, uint64_t la) noexcept nogil:
+    # As in a key: page and size.
+    cdef int shift = a.shift + 9 * size
+    return ((la & TLB_LA) >> shift << shift) << 6 | size
+
+
+cdef inline bint is_piece(uint64_t value) noexcept nogil:
+    return (value >> 10 & 3) > (value >> 8 & 3)
+
+
+cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil
+
+cdef inline uint64_t find(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
+    # Value, or 0. k, g: keys of the context in force and of its global pages. A hit is the one used last; where both
+    # are cached the more recent is hit (LRU_MOVE too; PLRU: the lower way).
+    cdef uint64_t order
+    cdef uint32_t hits, way
+    if a.policy != LRU_ORDER:
+        return find_elsewhere(a, x, k, g)
+    hits = equal(x.way, a.pad, k, g)
+    if not hits:
+        return 0
+    way = ctz(hits)
+    if hits & (hits - 1):
+        order = x.order
+        while not hits >> (order & 15) & 1:
+            order >>= 4
+        way = order & 15
+    x.order = order_first(x.order, way)
+    x.key = x.way[way]
+    x.value = x.way[a.pad + way]
+    return x.value
+
+
+cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil
+
+cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
+    # In place of a live entry of the same context and size if it is the least recent: no account but the eviction's.
+    cdef TlbSet *x = set_of(a, size, la)
+    cdef uint64_t key = page_of(a, size, la) | t.key[kind]
+    cdef uint32_t way = x.order >> a.last & 15
+    if a.plain and a.dead == 0 and a.pieces == 0 and ((x.way[way] ^ key) & CONTEXT) == 0 and not is_piece(value):
+        x.order = x.order & ~a.nibbles | (x.order << 4 & a.nibbles) | way
+        x.key = x.way[way] = key
+        x.value = x.way[a.pad + way] = value
+        t.c.evictions[GPM if kind == K_GPM else a.unit] += 1
+        t.c.fills[GPM if kind == K_GPM else a.unit] += 1
+    else:
+        insert_elsewhere(t, a, kind, size, la, value)
+
+
+cdef void use_way(TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil      # the way is the one used last
+# Empties a way. cause -1: not an invalidation. LRU_MOVE: the ways after it move up.
+cdef void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil
+cdef uint32_t way_at(const TlbArray *a, const TlbSet *x, uint32_t place) noexcept nogil  # LRU: 0 is the most recent
+
+# ---- contexts ---------------------------------------------------------------------------------------------------
+
+cdef void tlb_switch(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noexcept nogil  # in force from now on
+cdef uint64_t tlb_kill(Tlb *t, uint32_t id, int cause) noexcept nogil  # flushes a live one; number of entries

@@ -1,0 +1,318 @@
+"""Kernel of the tagged TLB: contexts, entries, replacement. Header: tlb/entries.pxd."""
+
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memmove
+
+cdef enum:
+    NO_WAY = 0xFFFFFFFF
+
+
+cdef inline bint is_live(const Tlb *t, uint64_t key) noexcept nogil:
+    return t.state[key >> 2 & 0xFFFF] == CTX_LIVE
+
+
+cdef inline bint is_dead(const Tlb *t, uint64_t key) noexcept nogil:
+    return t.state[key >> 2 & 0xFFFF] == CTX_DEAD
+
+
+# ---- contexts ---------------------------------------------------------------------------------------------
+
+cdef inline uint32_t bucket_of(int kind, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noexcept nogil:
+    # Without the EPT root for the kinds that have a VPID: MOV CR3 finds the contexts of all roots in one chain.
+    cdef uint64_t h = <uint64_t> vpid << 12 | pcid
+    if kind == K_GPM or kind == K_EPSC:
+        h = eptrta >> 12
+    return ((h * 8 + kind) * <uint64_t> 0x9E3779B97F4A7C15) >> 52
+
+
+cdef uint32_t find_context(Tlb *t, int kind) noexcept nogil:
+    # The context of this kind in force; NO_CONTEXT if it has no entries.
+    cdef bint tagged = kind != K_GPM and kind != K_EPSC
+    cdef uint32_t vpid = t.vpid if tagged else 0
+    cdef uint32_t pcid = t.pcid if tagged and kind != K_GLOBAL else 0
+    cdef uint32_t id = t.bucket[bucket_of(kind, vpid, pcid, t.eptrta)]
+    cdef TlbContext *x
+    while id:
+        x = &t.ctx[id]
+        if x.kind == kind and x.vpid == vpid and x.pcid == pcid and x.eptrta == t.eptrta:
+            return id
+        id = x.next
+    return NO_CONTEXT
+
+
+cdef void unlist(Tlb *t, uint32_t id) noexcept nogil:
+    # A context that can no longer be found: its key, if in force, goes too.
+    cdef TlbContext *x = &t.ctx[id]
+    cdef uint16_t *link = &t.bucket[bucket_of(x.kind, x.vpid, x.pcid, x.eptrta)]
+    while link[0] != id:
+        link = &t.ctx[link[0]].next
+    link[0] = x.next
+    t.n_live -= 1
+    t.live_ids[x.place] = t.live_ids[t.n_live]
+    t.ctx[t.live_ids[x.place]].place = x.place
+    if t.key[x.kind] == id << 2:
+        t.key[x.kind] = NO_CONTEXT << 2
+
+
+cdef void release(Tlb *t, uint32_t id) noexcept nogil:
+    # No entry left: a live context disappears, a dead one's number can be given out again.
+    if t.state[id] == CTX_LIVE:
+        unlist(t, id)
+    t.state[id] = CTX_FREE
+    t.free_ids[t.n_free] = id
+    t.n_free += 1
+
+
+cdef uint64_t tlb_kill(Tlb *t, uint32_t id, int cause) noexcept nogil:
+    # Flushes a live context; number of entries.
+    cdef TlbContext *x = &t.ctx[id]
+    cdef uint64_t total = 0
+    cdef uint32_t n
+    cdef int u, size
+    for u in range(UNITS):
+        for size in range(CLASSES):
+            n = x.live[u][size]
+            if n:
+                t.unit[u].live[size] -= n
+                if size:
+                    t.unit[u].large -= n
+                t.unit[u].by[size].dead += n
+                t.c.invalidated[cause][u] += n
+                x.live[u][size] = 0
+                total += n
+    unlist(t, id)
+    x.cause = cause
+    t.state[id] = CTX_DEAD      # it had entries, as every live one; release() follows the last of them
+    return total
+
+
+cdef void sweep(Tlb *t) noexcept nogil:
+    # Empties the ways of dead contexts, which frees their numbers.
+    cdef TlbArray *a
+    cdef uint32_t i, s, w
+    for i in range(t.arrays):
+        a = &t.array[i]
+        if a.dead:
+            for s in range(a.sets):
+                w = a.ways
+                while w > 0:    # from the last way on: LRU_MOVE moves up only what has been looked at
+                    w -= 1
+                    if is_dead(t, set_at(a, s).way[w]):
+                        tlb_remove(t, a, set_at(a, s), w, -1)
+
+
+cdef void make_context(Tlb *t, int kind) noexcept nogil:
+    # A number for the context of this kind in force, which has no entries yet.
+    cdef bint tagged = kind != K_GPM and kind != K_EPSC
+    cdef uint32_t id
+    cdef TlbContext *x
+    if t.n_free == 0 and t.next_id > t.max_id:
+        sweep(t)
+        if t.n_free == 0:       # every number has live entries; to forget too much is allowed
+            t.c.flushes[BY_CONTEXTS] += 1
+            tlb_kill(t, t.live_ids[0], BY_CONTEXTS)
+            sweep(t)
+    if t.n_free:
+        t.n_free -= 1
+        id = t.free_ids[t.n_free]
+    else:
+        id = t.next_id
+        t.next_id += 1
+    x = &t.ctx[id]
+    x.kind = kind
+    x.vpid = t.vpid if tagged else 0
+    x.pcid = t.pcid if tagged and kind != K_GLOBAL else 0
+    x.eptrta = t.eptrta
+    x.total = 0
+    x.place = t.n_live
+    t.live_ids[t.n_live] = id
+    t.n_live += 1
+    t.state[id] = CTX_LIVE
+    cdef uint16_t *head = &t.bucket[bucket_of(kind, x.vpid, x.pcid, x.eptrta)]
+    x.next = head[0]
+    head[0] = id
+    t.key[kind] = id << 2
+
+
+cdef void tlb_switch(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noexcept nogil:
+    cdef int kind
+    if t.vpid == vpid and t.pcid == pcid and t.eptrta == eptrta:
+        return
+    t.vpid = vpid
+    t.pcid = pcid
+    t.eptrta = eptrta
+    for kind in range(KINDS):
+        t.key[kind] = <uint64_t> find_context(t, kind) << 2
+
+
+# ---- entries ----------------------------------------------------------------------------------------------
+
+cdef inline bint can_be_piece(const TlbArray *a, uint64_t value) noexcept nogil:
+    return a.unit <= GPM and is_piece(value)
+
+
+cdef inline int unit_of(const TlbArray *a, int kind) noexcept nogil:
+    return GPM if kind == K_GPM else a.unit     # guest-physical mappings may share the second level
+
+
+cdef void forget(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int cause) noexcept nogil:
+    # Accounts for an entry that leaves its way; cause -1: not an invalidation.
+    cdef uint32_t id = key >> 2 & 0xFFFF
+    cdef int size = key & 3
+    cdef TlbContext *x = &t.ctx[id]
+    cdef int u = unit_of(a, x.kind)
+    a.pieces -= can_be_piece(a, value)
+    if t.state[id] == CTX_DEAD:
+        a.dead -= 1
+    else:
+        x.live[u][size] -= 1
+        t.unit[u].live[size] -= 1
+        if size:
+            t.unit[u].large -= 1
+        if cause >= 0:
+            t.c.invalidated[cause][u] += 1
+    x.total -= 1
+    if x.total == 0:
+        release(t, id)
+
+
+cdef uint32_t way_at(const TlbArray *a, const TlbSet *x, uint32_t place) noexcept nogil:
+    return x.order >> (4 * place) & 15 if a.policy == LRU_ORDER else place
+
+
+cdef uint64_t move_first(TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    # LRU_MOVE: the entry is the one used last; its value.
+    x.key = x.way[way]
+    x.value = x.way[a.pad + way]
+    memmove(x.way + 1, x.way, 8 * way)
+    memmove(x.way + a.pad + 1, x.way + a.pad, 8 * way)
+    x.way[0] = x.key
+    x.way[a.pad] = x.value
+    return x.value
+
+
+cdef void use_way(TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    if a.policy == LRU_MOVE:
+        move_first(a, x, way)
+    else:
+        touch(a, x, way)
+
+
+cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
+    # The rest of find(): LRU_MOVE, PLRU.
+    cdef uint32_t j = 0, hits = 0, n = 0
+    while j < a.pad and not hits:
+        n = 8 if a.pad - j >= 8 else 4
+        hits = equal(x.way + j, n, k, g)
+        j += n
+    if not hits:
+        return 0
+    j += ctz(hits) - n
+    if a.policy == LRU_MOVE:
+        return move_first(a, x, j)
+    touch(a, x, j)
+    return x.value
+
+
+cdef void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil:
+    cdef uint32_t w = way
+    forget(t, a, x.way[way], x.way[a.pad + way], cause)
+    if x.key == x.way[way]:
+        x.key = 0
+    if a.policy == LRU_ORDER:
+        x.order = order_last(x.order, way, a.ways)
+    elif a.policy == LRU_MOVE:
+        w = a.ways - 1
+        memmove(x.way + way, x.way + way + 1, 8 * (w - way))
+        memmove(x.way + a.pad + way, x.way + a.pad + way + 1, 8 * (w - way))
+    x.way[w] = 0
+    x.way[a.pad + w] = 0
+
+
+cdef uint32_t plru_victim(const TlbArray *a, const TlbSet *x, uint64_t allowed) noexcept nogil:
+    # Follows the tree, where a half holds no allowed way takes the other. allowed: bit per way, not 0.
+    cdef uint32_t leaves = 1, half, first = 0, node = 1
+    cdef bint right
+    while leaves < a.ways:
+        leaves *= 2
+    half = leaves // 2
+    while half:
+        right = x.tree >> node & 1
+        if not (allowed >> (first + half * right) & ((<uint64_t> 1 << half) - 1)):
+            right = not right
+        first += half * right
+        node = 2 * node + right
+        half //= 2
+    return first
+
+
+cdef uint32_t limited_victim(const Tlb *t, const TlbArray *a, const TlbSet *x, int size) noexcept nogil:
+    # Among the ways of this size where they are as many as it may hold; else NO_WAY.
+    cdef uint32_t place, way, last = NO_WAY, n = 0
+    cdef uint64_t same = 0
+    for place in range(a.ways):
+        way = way_at(a, x, place)
+        if is_live(t, x.way[way]) and (x.way[way] & 3) == <uint64_t> size:
+            n += 1
+            same |= <uint64_t> 1 << (way & 63)
+            last = way
+    if n < a.quota[size]:
+        return NO_WAY
+    return plru_victim(a, x, same) if a.policy == PLRU else last
+
+
+cdef uint32_t victim(const Tlb *t, const TlbArray *a, const TlbSet *x, int size) noexcept nogil:
+    # An empty way, or that of a dead context, before any live entry.
+    cdef uint32_t way, place
+    if a.quota[size] < a.ways:
+        way = limited_victim(t, a, x, size)
+        if way != NO_WAY:
+            return way
+    if a.policy == PLRU:
+        for way in range(a.ways):
+            if x.way[way] == 0 or is_dead(t, x.way[way]):
+                return way
+        return plru_victim(a, x, (<uint64_t> 2 << (a.ways - 1)) - 1)
+    way = way_at(a, x, a.ways - 1)
+    if a.dead and x.way[way]:
+        place = a.ways
+        while place > 0:
+            place -= 1
+            if is_dead(t, x.way[way_at(a, x, place)]):
+                return way_at(a, x, place)
+    return way
+
+
+cdef void charge(Tlb *t, TlbArray *a, int kind, uint64_t key, uint64_t old, uint64_t old_value) noexcept nogil:
+    # Accounts for an entry that comes and the one whose way it takes.
+    cdef TlbContext *x = &t.ctx[key >> 2 & 0xFFFF]
+    cdef int u = unit_of(a, kind), size = key & 3
+    x.total += 1                # first: the old one may be this context's only entry
+    x.live[u][size] += 1
+    t.unit[u].live[size] += 1
+    if size:
+        t.unit[u].large += 1
+    if old:
+        if is_live(t, old):
+            t.c.evictions[unit_of(a, t.ctx[old >> 2 & 0xFFFF].kind)] += 1
+        forget(t, a, old, old_value, -1)
+
+
+cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
+    cdef TlbSet *x = set_of(a, size, la)
+    cdef uint32_t way
+    cdef uint64_t key
+    if t.key[kind] == NO_CONTEXT << 2:
+        make_context(t, kind)
+    key = page_of(a, size, la) | t.key[kind]
+    way = victim(t, a, x, size)
+    if a.grows and x.way[way] and is_live(t, x.way[way]):
+        t.grow(t, a)
+        x = set_of(a, size, la)
+        way = victim(t, a, x, size)
+    charge(t, a, kind, key, x.way[way], x.way[a.pad + way])
+    a.pieces += can_be_piece(a, value)
+    t.c.fills[unit_of(a, kind)] += 1
+    x.way[way] = key
+    x.way[a.pad + way] = value
+    use_way(a, x, way)

@@ -1,0 +1,239 @@
+"""Kernel of the invalidations (tlb.md §3-§5) over the TLB of tlb/lookup.pxd."""
+
+from libc.stdint cimport uint32_t, uint64_t
+
+from fastmmu.tlb.entries cimport (
+    BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID, BY_PAGE_FAULT, BY_RESET,
+    BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S,
+    L2, L2I, NO_EPT, PSC, TLB_LA, Tlb, TlbArray, TlbContext, TlbSet, set_at,
+    set_of, tlb_kill, tlb_remove
+)
+
+cdef enum:
+    # kinds, as bits
+    LOCAL = 1 << K_LOCAL
+    GLOBAL = 1 << K_GLOBAL
+    CACHES = 1 << K_PSC
+    GUEST = (1 << K_GPM) | (1 << K_EPSC)
+    # conditions that a context must meet
+    THIS_VPID = 1
+    THIS_PCID = 2               # not asked of global ones
+    THIS_ROOT = 4
+    NOT_VPID_0 = 8              # guest-physical ones, which have no VPID, are not selected by kind
+    ANY_ROOT = 16               # made while EPT was in use
+
+cdef struct Which:
+    uint32_t kinds
+    uint32_t condition
+    uint32_t vpid, pcid
+    uint64_t eptrta
+
+
+cdef bint selects(const Which *q, const TlbContext *x) noexcept nogil:
+    cdef uint32_t c = q.condition
+    if not q.kinds >> x.kind & 1:
+        return False
+    if c & THIS_VPID and x.vpid != q.vpid:
+        return False
+    if c & THIS_PCID and x.kind != K_GLOBAL and x.pcid != q.pcid:
+        return False
+    if c & THIS_ROOT and x.eptrta != q.eptrta:
+        return False
+    if c & NOT_VPID_0 and x.vpid == 0:
+        return False
+    return not (c & ANY_ROOT and x.eptrta == NO_EPT)
+
+
+cdef uint64_t flush(Tlb *t, const Which *q, int cause) noexcept nogil:
+    # Whole contexts.
+    cdef uint64_t n = 0
+    cdef uint32_t i = t.n_live
+    t.c.flushes[cause] += 1
+    if t.omit >> cause & 1:
+        return 0
+    while i > 0:                # a killed one is replaced by the last, which has been looked at
+        i -= 1
+        if selects(q, &t.ctx[t.live_ids[i]]):
+            n += tlb_kill(t, t.live_ids[i], cause)
+    return n
+
+
+cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_t la, bint whole) noexcept nogil:
+    # Whether la lies in the page that the entry is, or (whole) is a piece of; a paging-structure entry is used for la.
+    cdef int shift = a.shift + 9 * (key & 3)
+    cdef int page = value >> 10 & 3
+    if whole and a.unit <= GPM and page > <int> (key & 3):
+        shift = 22 if page == 3 else 12 + 9 * page
+    return (((key >> 18 << 12) ^ (la & TLB_LA)) >> shift) == 0
+
+
+cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which *q, int cause,
+                        bint whole) noexcept nogil:
+    # One set. From the last way on: LRU_MOVE moves up only what has been looked at.
+    cdef uint64_t n = 0, key
+    cdef uint32_t w = a.ways
+    while w > 0:
+        w -= 1
+        key = x.way[w]
+        if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and covers(a, key, x.way[a.pad + w], la, whole):
+            if selects(q, &t.ctx[key >> 2 & 0xFFFF]):
+                tlb_remove(t, a, x, w, cause)
+                n += 1
+    return n
+
+
+cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int cause, bint whole) noexcept nogil:
+    # Single entries; whole: the other pieces of the page of la too. All sets where such pieces are about, else the set
+    # of each size.
+    cdef TlbArray *a
+    cdef uint64_t n = 0
+    cdef uint32_t i, s
+    cdef int size
+    if t.omit >> cause & 1:
+        return 0
+    for i in range(t.arrays):
+        a = &t.array[i]
+        if not units >> a.unit & 1:
+            continue
+        if whole and a.pieces:
+            for s in range(a.sets):
+                n += drop_from(t, a, set_at(a, s), la, q, cause, True)
+            continue
+        for size in range(CLASSES):
+            if a.classes >> size & 1:
+                n += drop_from(t, a, set_of(a, size, la), la, q, cause, whole)
+    return n
+
+
+cdef enum:
+    # units, as bits; an array that guest-physical mappings share with the second level belongs to the latter
+    MAPPINGS = (1 << L1I) | (1 << L1D) | (1 << L1S) | (1 << L2I) | (1 << L2)
+    LINEAR = (1 << L1I) | (1 << L1D) | (1 << L1S) | (1 << L2I) | (1 << L2) | (1 << PSC)
+    GUEST_PHYSICAL = (1 << GPM) | (1 << L2) | (1 << EPSC)
+
+
+cdef inline Which which(uint32_t kinds, uint32_t condition, uint32_t vpid, uint32_t pcid,
+                        uint64_t eptrta) noexcept nogil:
+    cdef Which q
+    q.kinds = kinds
+    q.condition = condition
+    q.vpid = vpid
+    q.pcid = pcid
+    q.eptrta = eptrta
+    return q
+
+
+# ---- tlb.md §3 ----------------------------------------------------------------------------------------------
+
+cdef uint64_t this_pcid(Tlb *t, uint32_t vpid, uint32_t pcid, int cause) noexcept nogil:
+    cdef Which q = which(LOCAL | CACHES, THIS_VPID | THIS_PCID, vpid, pcid, 0)
+    return flush(t, &q, cause)
+
+
+cdef uint64_t this_vpid(Tlb *t, uint32_t vpid, int cause) noexcept nogil:
+    cdef Which q = which(LOCAL | GLOBAL | CACHES, THIS_VPID, vpid, 0, 0)
+    return flush(t, &q, cause)
+
+
+cdef uint64_t this_vpid_but_global(Tlb *t, uint32_t vpid, int cause) noexcept nogil:
+    cdef Which q = which(LOCAL | CACHES, THIS_VPID, vpid, 0, 0)
+    return flush(t, &q, cause)
+
+
+cdef uint64_t this_address(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t la, int cause) noexcept nogil:
+    # Global mappings stay; of the paging-structure caches what would be used for la goes.
+    cdef Which q = which(LOCAL | CACHES, THIS_VPID | THIS_PCID, vpid, pcid, 0)
+    t.c.flushes[cause] += 1
+    return drop(t, LINEAR, la, &q, cause, True)
+
+
+cdef uint64_t inv_mov_cr3(Tlb *t, uint32_t vpid, uint32_t pcid) noexcept nogil:
+    return this_pcid(t, vpid, pcid, BY_CR3)
+
+
+cdef uint64_t inv_cr0_pg(Tlb *t, uint32_t vpid) noexcept nogil:
+    return this_vpid(t, vpid, BY_CR0)
+
+
+cdef uint64_t inv_cr4_all(Tlb *t, uint32_t vpid) noexcept nogil:
+    return this_vpid(t, vpid, BY_CR4)
+
+
+cdef uint64_t inv_cr4_pcid(Tlb *t, uint32_t vpid, uint32_t pcid) noexcept nogil:
+    return this_pcid(t, vpid, pcid, BY_CR4)
+
+
+cdef uint64_t inv_invlpg(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t la) noexcept nogil:
+    # Global ones too, and every paging-structure entry of the PCID whatever its address.
+    cdef Which q = which(LOCAL | GLOBAL, THIS_VPID | THIS_PCID, vpid, pcid, 0)
+    cdef uint64_t n = drop(t, MAPPINGS, la, &q, BY_INVLPG, True)
+    q.kinds = CACHES
+    return n + flush(t, &q, BY_INVLPG)
+
+
+cdef uint64_t inv_page_fault(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t la) noexcept nogil:
+    return this_address(t, vpid, pcid, la, BY_PAGE_FAULT)
+
+
+cdef uint64_t inv_invpcid(Tlb *t, int type, uint32_t vpid, uint32_t pcid, uint64_t la) noexcept nogil:
+    # tlb.md §4
+    if type == 0:
+        return this_address(t, vpid, pcid, la, BY_INVPCID)
+    if type == 1:
+        return this_pcid(t, vpid, pcid, BY_INVPCID + 1)
+    if type == 2:
+        return this_vpid(t, vpid, BY_INVPCID + 2)
+    return this_vpid_but_global(t, vpid, BY_INVPCID + 3)
+
+
+# ---- tlb.md §5 ----------------------------------------------------------------------------------------------
+
+cdef uint64_t inv_transition(Tlb *t, bint vpid_enabled) noexcept nogil:
+    cdef int u, size
+    if not vpid_enabled:
+        return this_vpid(t, 0, BY_TRANSITION)
+    for u in range(L2 + 1):
+        for size in range(CLASSES):
+            t.c.survivals += t.unit[u].live[size]
+    return 0
+
+
+cdef uint64_t inv_invvpid(Tlb *t, int type, uint32_t vpid, uint64_t la) noexcept nogil:
+    cdef Which q
+    if type == 0:
+        q = which(LOCAL | GLOBAL | CACHES, THIS_VPID, vpid, 0, 0)
+        t.c.flushes[BY_INVVPID] += 1
+        return drop(t, LINEAR, la, &q, BY_INVVPID, True)
+    if type == 1:
+        return this_vpid(t, vpid, BY_INVVPID + 1)
+    if type == 2:
+        q = which(LOCAL | GLOBAL | CACHES, NOT_VPID_0, 0, 0, 0)
+        return flush(t, &q, BY_INVVPID + 2)
+    return this_vpid_but_global(t, vpid, BY_INVVPID + 3)
+
+
+cdef uint64_t inv_invept(Tlb *t, int type, uint64_t eptrta) noexcept nogil:
+    cdef Which q = which(LOCAL | GLOBAL | CACHES | GUEST, THIS_ROOT if type == 1 else ANY_ROOT, 0, 0, eptrta)
+    return flush(t, &q, BY_INVEPT + type - 1)
+
+
+cdef uint64_t inv_vmfunc(Tlb *t, bint vpid_enabled) noexcept nogil:
+    cdef Which q = which(LOCAL | GLOBAL | CACHES, THIS_VPID | ANY_ROOT, 0, 0, 0)
+    return 0 if vpid_enabled else flush(t, &q, BY_VMFUNC)
+
+
+cdef uint64_t inv_ept_violation(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta, uint64_t gpa, bint has_la,
+                                uint64_t la) noexcept nogil:
+    # Addresses, not pages: other pieces of a large page stay.
+    cdef Which q = which(GUEST, THIS_ROOT, 0, 0, eptrta)
+    cdef uint64_t n = drop(t, GUEST_PHYSICAL, gpa, &q, BY_EPT_VIOLATION, False)
+    t.c.flushes[BY_EPT_VIOLATION] += 1
+    if has_la:
+        q = which(LOCAL | CACHES, THIS_VPID | THIS_PCID | THIS_ROOT, vpid, pcid, eptrta)
+        n += drop(t, LINEAR, la, &q, BY_EPT_VIOLATION, False)
+    return n
+
+
+cdef uint64_t inv_reset(Tlb *t) noexcept nogil:
+    cdef Which q = which(LOCAL | GLOBAL | CACHES | GUEST, 0, 0, 0, 0)
+    return flush(t, &q, BY_RESET)

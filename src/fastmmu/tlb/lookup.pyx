@@ -1,0 +1,361 @@
+"""Kernel of the tagged TLB: second-level lookups, fills, making one. Header: tlb/lookup.pxd."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from fastmmu.tlb.entries cimport (
+    BUCKETS, CTX_DEAD, IDENTITY, K_EPSC, K_GPM, K_PSC, KINDS, LRU_MOVE, LRU_ORDER, MAX_ARRAYS, NO_CONTEXT, PLRU,
+    TLB_PAGE, TlbContext, insert, set_at, tlb_remove, use_way, way_at
+)
+from fastmmu.arch.types cimport ACC_R, ACC_X
+
+cdef enum:
+    MOST_SETS = 1 << 20         # of an array that grows
+    MOST_WAYS = 1 << 12
+
+# ---- lookup -----------------------------------------------------------------------------------------------
+
+cdef uint64_t tlb_l1_large(Tlb *t, TlbUnit *u, uint64_t la) noexcept nogil:
+    cdef uint64_t value
+    cdef int size
+    for size in range(1, 3):
+        if u.live[size]:
+            value = tlb_find(t, u, size, la)
+            if value:
+                t.c.hits[u.id][size] += 1
+                return value
+    return 0
+
+
+cdef inline uint64_t piece(uint64_t value, uint64_t la, int size) noexcept nogil:
+    # The part of a larger page that holds la, as an entry of the given size.
+    cdef uint64_t rest = <uint64_t> ((3 << 8) | (3 << 10))
+    return tlb_value(tlb_pa(value, la), size, value >> 10 & 3, value & ~(TLB_FRAME | rest))
+
+
+cdef uint64_t install(Tlb *t, TlbUnit *u, uint64_t la, uint64_t value, int kind, bint in_pieces) noexcept nogil:
+    # Caches in a unit, under the largest size it has that is not above the value's; 0 where it cannot.
+    cdef int size = value >> 8 & 3
+    if u.by[size] == NULL:
+        if not in_pieces:
+            return 0
+        while u.by[size] == NULL:
+            if size == 0:
+                return 0
+            size -= 1
+        value = piece(value, la, size)
+    insert(t, u.by[size], kind, size, la, value)
+    return value
+
+
+cdef uint64_t tlb_l2(Tlb *t, int acc, uint64_t la) noexcept nogil:
+    cdef TlbPort *p = &t.port[acc]
+    cdef TlbUnit *u = p.l2
+    cdef uint64_t value
+    cdef int size
+    t.c.misses[p.l1.id] += 1
+    if u == NULL:
+        return 0
+    t.c.lookups[u.id] += 1
+    for size in range(CLASSES):
+        if u.live[size]:
+            value = tlb_find(t, u, size, la)
+            if value:
+                t.c.hits[u.id][size] += 1
+                return install(t, p.l1, la, value, K_GLOBAL if value & F_G else K_LOCAL, True)
+    t.c.misses[u.id] += 1
+    return 0
+
+
+cdef uint64_t tlb_gpm(Tlb *t, uint64_t gpa) noexcept nogil:
+    cdef TlbUnit *u = &t.unit[GPM]
+    cdef uint64_t value, key
+    cdef int size
+    t.c.lookups[GPM] += 1
+    for size in range(CLASSES):
+        if u.live[size]:
+            key = page_of(u.by[size], size, gpa) | t.key[K_GPM]
+            value = find(u.by[size], set_of(u.by[size], size, gpa), key, key)
+            if value:
+                t.c.hits[GPM][size] += 1
+                return value
+    t.c.misses[GPM] += 1
+    return 0
+
+
+cdef uint64_t longest_prefix(Tlb *t, int unit, int kind, uint64_t la, int above, int *level) noexcept nogil:
+    cdef TlbUnit *u = &t.unit[unit]
+    cdef uint64_t value, key
+    cdef int size
+    t.c.lookups[unit] += 1
+    for size in range(above - 2):
+        if u.live[size]:
+            key = page_of(u.by[size], size, la) | t.key[kind]
+            value = find(u.by[size], set_of(u.by[size], size, la), key, key)
+            if value:
+                t.c.hits[unit][size] += 1
+                level[0] = size + 2
+                return value
+    t.c.misses[unit] += 1
+    return 0
+
+
+cdef uint64_t tlb_psc(Tlb *t, uint64_t la, int above, int *level) noexcept nogil:
+    return longest_prefix(t, PSC, K_PSC, la, above, level)
+
+
+cdef uint64_t tlb_epsc(Tlb *t, uint64_t gpa, int above, int *level) noexcept nogil:
+    return longest_prefix(t, EPSC, K_EPSC, gpa, above, level)
+
+
+# ---- fills ------------------------------------------------------------------------------------------------
+
+cdef void claim_ghost(Tlb *t, TlbUnit *u, uint64_t la, uint64_t value) noexcept nogil:
+    # The flushed entry of the same context and page, if nothing has overwritten it: this walk is the flush's doing.
+    cdef int size = value >> 8 & 3, kind = K_GLOBAL if value & F_G else K_LOCAL
+    cdef TlbArray *a = u.by[size]
+    cdef TlbContext *c
+    cdef TlbSet *x
+    cdef uint64_t key
+    cdef uint32_t place, way
+    if a == NULL or a.dead == 0:
+        return
+    x = set_of(a, size, la)
+    for place in range(a.ways):
+        way = way_at(a, x, place)
+        key = x.way[way]
+        if (key & (TLB_PAGE | 3)) == page_of(a, size, la) and t.state[key >> 2 & 0xFFFF] == CTX_DEAD:
+            c = &t.ctx[key >> 2 & 0xFFFF]
+            if c.kind == kind and c.vpid == t.vpid and c.eptrta == t.eptrta and (kind == K_GLOBAL or c.pcid == t.pcid):
+                t.c.refill_misses[c.cause] += 1
+                tlb_remove(t, a, x, way, -1)
+                return
+
+
+cdef uint64_t tlb_fill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept nogil:
+    cdef TlbPort *p = &t.port[acc]
+    cdef int kind = K_GLOBAL if value & F_G else K_LOCAL
+    claim_ghost(t, p.l2 if p.l2 else p.l1, la, value)
+    if p.l2:
+        install(t, p.l2, la, value, kind, t.smash)
+    return install(t, p.l1, la, value, kind, True)
+
+
+cdef void drop(Tlb *t, TlbUnit *u, uint64_t la, uint64_t k, uint64_t g) noexcept nogil:
+    # Everything in a unit that la would hit; k, g: contexts. From the last way on: LRU_MOVE moves up only what has been
+    # looked at.
+    cdef TlbSet *x
+    cdef uint64_t page
+    cdef uint32_t w
+    cdef int size
+    for size in range(CLASSES):
+        if u.live[size]:
+            x = set_of(u.by[size], size, la)
+            page = page_of(u.by[size], size, la)
+            w = u.by[size].ways
+            while w > 0:
+                w -= 1
+                if x.way[w] == (page | k) or x.way[w] == (page | g):
+                    tlb_remove(t, u.by[size], x, w, BY_REWALK)
+
+
+cdef uint64_t tlb_refill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept nogil:
+    t.c.flushes[BY_REWALK] += 1
+    drop(t, t.port[acc].l1, la, t.key[K_LOCAL], t.key[K_GLOBAL])
+    if t.port[acc].l2:
+        drop(t, t.port[acc].l2, la, t.key[K_LOCAL], t.key[K_GLOBAL])
+    return tlb_fill(t, acc, la, value)
+
+
+cdef void tlb_gpm_fill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil:
+    install(t, &t.unit[GPM], gpa, value, K_GPM, True)
+
+
+cdef void tlb_psc_fill(Tlb *t, uint64_t la, int level, uint64_t value) noexcept nogil:
+    if t.unit[PSC].by[level - 2]:
+        insert(t, t.unit[PSC].by[level - 2], K_PSC, level - 2, la, value)
+
+
+cdef void tlb_epsc_fill(Tlb *t, uint64_t gpa, int level, uint64_t value) noexcept nogil:
+    if t.unit[EPSC].by[level - 2]:
+        insert(t, t.unit[EPSC].by[level - 2], K_EPSC, level - 2, gpa, value)
+
+
+cdef void tlb_gpm_drop(Tlb *t, uint64_t gpa) noexcept nogil:
+    drop(t, &t.unit[GPM], gpa, t.key[K_GPM], t.key[K_GPM])
+
+
+cdef void tlb_psc_drop(Tlb *t, uint64_t la) noexcept nogil:
+    drop(t, &t.unit[PSC], la, t.key[K_PSC], t.key[K_PSC])
+
+
+cdef void tlb_epsc_drop(Tlb *t, uint64_t gpa) noexcept nogil:
+    drop(t, &t.unit[EPSC], gpa, t.key[K_EPSC], t.key[K_EPSC])
+
+
+# ---- making -----------------------------------------------------------------------------------------------
+
+cdef Tlb *tlb_new(uint32_t max_id) noexcept nogil:
+    cdef Tlb *t = <Tlb *> calloc(1, sizeof(Tlb))
+    cdef int i
+    if t == NULL:
+        return NULL
+    t.max_id = max_id
+    t.next_id = 1
+    t.eptrta = NO_EPT
+    t.grow = tlb_grow
+    t.ctx = <TlbContext *> calloc(max_id + 1, sizeof(TlbContext))
+    t.state = <uint8_t *> calloc(1 << 16, 1)
+    t.free_ids = <uint16_t *> calloc(max_id + 1, 2)
+    t.live_ids = <uint16_t *> calloc(max_id + 2, 2)
+    t.bucket = <uint16_t *> calloc(BUCKETS, 2)
+    for i in range(KINDS):
+        t.key[i] = NO_CONTEXT << 2
+    for i in range(UNITS):
+        t.unit[i].id = i
+    if t.ctx == NULL or t.state == NULL or t.free_ids == NULL or t.live_ids == NULL or t.bucket == NULL:
+        tlb_free(t)
+        return NULL
+    return t
+
+
+cdef void tlb_free(Tlb *t) noexcept nogil:
+    cdef uint32_t i
+    if t == NULL:
+        return
+    for i in range(t.arrays):
+        free(t.array[i].memory)
+    free(t.ctx)
+    free(t.state)
+    free(t.free_ids)
+    free(t.live_ids)
+    free(t.bucket)
+    free(t)
+
+
+cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t ways, bint plru) noexcept nogil:
+    # -1: no memory
+    cdef uint32_t i, w, node, leaves = 1
+    cdef int size
+    memset(a, 0, sizeof(TlbArray))
+    a.sets = sets
+    a.mask = sets - 1
+    a.ways = ways
+    a.pad = (ways + 3) & ~<uint32_t> 3
+    a.log = 6
+    while <uint32_t> 1 << a.log < 32 + 16 * a.pad:
+        a.log += 1
+    a.policy = PLRU if plru else LRU_ORDER if ways <= 16 else LRU_MOVE
+    a.plain = a.policy == LRU_ORDER and unit <= GPM
+    a.unit = unit
+    a.classes = classes
+    a.shift = 21 if unit == PSC or unit == EPSC else 12
+    a.memory = calloc((<uint64_t> sets << a.log) + 64 + 2 * 64 * 8, 1)
+    if a.memory == NULL:
+        return -1
+    a.base = <uint8_t *> ((<uintptr_t> a.memory + 63) & ~<uintptr_t> 63)    # cache lines
+    a.plru_and = <uint64_t *> (a.base + (<uint64_t> sets << a.log))
+    a.plru_or = a.plru_and + 64
+    if a.policy == LRU_ORDER:
+        a.last = 4 * (ways - 1)
+        a.nibbles = ~<uint64_t> 0 >> (64 - 4 * ways)
+        for i in range(sets):
+            set_at(a, i).order = IDENTITY
+    if plru:
+        while leaves < ways:
+            leaves *= 2
+        for w in range(ways):
+            a.plru_and[w] = ~<uint64_t> 0
+            node = leaves + w
+            while node > 1:
+                a.plru_and[w] &= ~(<uint64_t> 1 << (node >> 1))
+                if not node & 1:
+                    a.plru_or[w] |= <uint64_t> 1 << (node >> 1)
+                node >>= 1
+    for size in range(CLASSES):
+        a.quota[size] = ways
+    return 0
+
+
+cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, bint plru, bint grows) noexcept nogil:
+    # Index of the new array; -1: no memory, or too many.
+    cdef TlbArray *a = &t.array[t.arrays]
+    cdef int size
+    if t.arrays == MAX_ARRAYS or make_array(a, unit, classes, sets, ways, plru):
+        return -1
+    a.grows = grows
+    a.plain = a.plain and not grows
+    for size in range(CLASSES):
+        if classes >> size & 1:
+            t.unit[unit].by[size] = a
+    t.arrays += 1
+    return t.arrays - 1
+
+
+cdef inline void aim(TlbPort *p) noexcept nogil:
+    p.base = p.l1.by[0].base
+    p.mask = p.l1.by[0].mask
+    p.log = p.l1.by[0].log
+
+
+cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
+    # More room, with everything in its order; where the host has no memory the array stays as it is. More ways where
+    # one set alone is full, else more sets.
+    cdef TlbArray new
+    cdef TlbSet *x
+    cdef TlbSet *to
+    cdef uint64_t used = 0
+    cdef uint32_t s, w, way, place, sets = a.sets, ways = a.ways
+    cdef int i
+    for s in range(a.sets):
+        for w in range(a.ways):
+            used += set_at(a, s).way[w] != 0
+    if 4 * used < <uint64_t> a.sets * a.ways or a.sets >= MOST_SETS:
+        ways *= 2
+    else:
+        sets *= 2
+    if ways > MOST_WAYS or make_array(&new, a.unit, a.classes, sets, ways, False):
+        return
+    new.grows = True
+    new.plain = False
+    new.dead = a.dead
+    new.pieces = a.pieces
+    for s in range(a.sets):
+        x = set_at(a, s)
+        place = a.ways
+        while place > 0:        # from the least recent on
+            place -= 1
+            w = way_at(a, x, place)
+            if x.way[w]:
+                to = set_of(&new, x.way[w] & 3, x.way[w] >> 18 << 12)
+                way = way_at(&new, to, new.ways - 1)
+                to.way[way] = x.way[w]
+                to.way[new.pad + way] = x.way[a.pad + w]
+                use_way(&new, to, way)
+    free(a.memory)
+    a[0] = new
+    for i in range(4):
+        if t.port[i].l1 != NULL and t.port[i].l1.by[0] == a:
+            aim(&t.port[i])
+
+
+cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil:
+    # ACC_R, ACC_W, ACC_RW, ACC_X; a unit that was not added leaves its accesses to the next in line
+    cdef TlbUnit *store = &t.unit[L1S] if t.unit[L1S].by[0] else &t.unit[L1D]
+    cdef TlbUnit *l2 = &t.unit[L2] if t.unit[L2].by[0] else NULL
+    cdef TlbUnit *l2i = &t.unit[L2I] if t.unit[L2I].by[0] else l2 if l2_fetches else NULL
+    cdef TlbPort *p
+    cdef uint32_t i
+    cdef int acc, size
+    for acc in range(4):
+        p = &t.port[acc]
+        p.l1 = &t.unit[L1I] if acc == ACC_X else &t.unit[L1D] if acc == ACC_R else store
+        p.l2 = l2i if acc == ACC_X else l2
+        aim(p)
+    if gpm_in_l2:
+        for size in range(CLASSES):
+            t.unit[GPM].by[size] = t.unit[L2].by[size]
+    for i in range(t.arrays):
+        for size in range(CLASSES):
+            t.array[i].plain = t.array[i].plain and t.array[i].quota[size] >= t.array[i].ways

@@ -1,0 +1,33 @@
+"""The programs in examples/ run, and say what they claim."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def output(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *argv: str) -> str:
+    monkeypatch.setattr(sys, "argv", [name, *argv])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_compare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = output("compare.py", capsys, monkeypatch)
+    assert "VM exits without VPID cost 2" in out  # two hundred odd refills each: the pages between two exits
+
+
+def test_compare_of_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = output("compare.py", capsys, monkeypatch, str(EXAMPLES.parent / "tests/data/true.lackey"))
+    assert out.startswith("true: ")
+
+
+def test_walk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = output("walk.py", capsys, monkeypatch)
+    assert "0x8040201abc -> 0x9abc in 4 references" in out
+    assert "w -> #PF, error code 0007" in out

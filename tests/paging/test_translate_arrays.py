@@ -1,0 +1,268 @@
+"""The result of a batch walk does not depend on how its arrays lie in memory, nor on threads and chunks."""
+
+from __future__ import annotations
+
+import array
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastmmu
+import fastmmu.paging.translate
+from fastmmu import BusError, ConfigError, GuestState, PhysicalMemory, StateError
+from tests.support.soup import Soup
+
+ONES = 2**64 - 1
+
+
+@pytest.fixture(params=[False, True], ids=["native", "nested"])
+def soup(request: pytest.FixtureRequest) -> Soup:
+    return Soup(5, "4", request.param)
+
+
+def translate(soup: Soup, va: Any, **options: Any) -> fastmmu.Translation:
+    return fastmmu.translate(soup.mem, soup.state, va, eptp=soup.eptp, **options)
+
+
+def same(one: fastmmu.Translation, other: fastmmu.Translation) -> bool:
+    return np.array_equal(one.pa, other.pa) and np.array_equal(one.fault, other.fault)
+
+
+# ---- threads and chunks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000, 1 << 20])
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_and_chunks(soup: Soup, threads: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    va = soup.addresses(2003)
+    expected = translate(soup, va)
+    monkeypatch.setattr(fastmmu.paging.translate, "CHUNK", chunk)
+    assert same(translate(soup, va, threads=threads), expected)
+
+
+def test_the_work_is_shared(soup: Soup, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda self: started.append(self) or start(self))
+    monkeypatch.setattr(fastmmu.paging.translate, "CHUNK", 100)
+    va = soup.addresses(1000)
+    translate(soup, va, threads=4)
+    assert len(started) == 3  # the calling thread is one of the four
+    translate(soup, va[:150], threads=4)
+    assert len(started) == 4  # no more threads than chunks
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_threads_that_the_system_refuses(soup: Soup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    va = soup.addresses(1000)
+    expected = translate(soup, va)
+    monkeypatch.setattr(fastmmu.paging.translate, "CHUNK", 100)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert same(translate(soup, va, threads=4), expected)
+
+
+# ---- the addresses --------------------------------------------------------------------------------------------
+
+
+def test_size_does_not_matter(soup: Soup) -> None:
+    va = soup.addresses(300)
+    expected = translate(soup, va)
+    for n in (0, 1, 2, 63, 64, 65, 127, 128, 129, 299):
+        found = translate(soup, va[:n])
+        assert np.array_equal(found.pa, expected.pa[:n])
+        assert np.array_equal(found.fault, expected.fault[:n])
+
+
+def test_layout_does_not_matter(soup: Soup, tmp_path: Path) -> None:
+    va = soup.addresses(360)
+    expected = translate(soup, va)
+    assert 0 < np.count_nonzero(expected.fault) < 360
+    spread = np.zeros(1080, np.uint64)
+    spread[::3] = va
+    frozen = va.copy()
+    frozen.flags.writeable = False
+    odd = np.frombuffer(b"\0" + va.tobytes(), np.uint8)[1:].view("<u8")
+    assert not odd.flags.aligned
+    np.save(tmp_path / "va.npy", va)
+    for other in (
+        spread[::3], frozen, odd, va[::-1].copy()[::-1], va.astype(">u8"), va.astype("<i8"), va.astype(">i8"),
+        np.load(tmp_path / "va.npy", mmap_mode="r"), va.tolist(), tuple(va.tolist()), array.array("Q", va.tolist()),
+        memoryview(va),
+    ):  # fmt: skip
+        assert same(translate(soup, other), expected)
+    for order in ("C", "F"):
+        grid = translate(soup, va.reshape(4, 9, 10).copy(order=order))
+        assert grid.pa.shape == grid.fault.shape == (4, 9, 10)
+        assert np.array_equal(grid.pa.ravel(), expected.pa)
+        assert np.array_equal(grid.fault.ravel(), expected.fault)
+
+
+@pytest.mark.parametrize("make", [int, np.uint64, np.array])
+def test_scalar(soup: Soup, make: Any) -> None:
+    for la in soup.addresses(20).tolist():
+        found, walk = translate(soup, make(la)), fastmmu.walk(soup.mem, soup.state, la, eptp=soup.eptp)
+        assert found.pa.shape == found.fault.shape == ()
+        assert (int(found.pa), int(found.fault)) == (walk.pa, walk.fault)
+
+
+@pytest.mark.parametrize("empty", [[], (), np.zeros(0, np.uint64), np.zeros((3, 0), np.int32)], ids=repr)
+def test_empty(soup: Soup, empty: Any) -> None:
+    for threads in (1, 2):
+        found = translate(soup, empty, threads=threads)
+        assert found.pa.shape == found.fault.shape == np.shape(empty)
+        assert (found.pa.dtype, found.fault.dtype) == (np.uint64, np.uint8)
+
+
+def test_lists_of_small_and_large_integers(soup: Soup) -> None:
+    """NumPy alone would make them floating point."""
+    va = soup.addresses(50)
+    expected = translate(soup, va)
+    mixed = [la - (la >> 63 << 64) if i % 2 else la for i, la in enumerate(va.tolist())]
+    assert np.asarray(mixed).dtype == np.float64
+    assert same(translate(soup, mixed), expected)
+    assert same(translate(soup, np.array(mixed, object)), expected)
+
+
+def test_signed_addresses_are_sign_extended() -> None:
+    mem = PhysicalMemory(8 << 12)
+    mem.u64[(1 << 9) + 511] = 2 << 12 | 7
+    mem.u64[(2 << 9) + 511] = 3 << 12 | 7
+    mem.u64[(3 << 9) + 511] = 0x4000_0000 | 0x87
+    state = GuestState(cr3=0x1000)
+    for va in (-0x1000, np.int64(-0x1000), np.array([-0x1000], np.int16), [0xFFFF_FFFF_FFFF_F000]):
+        found = fastmmu.translate(mem, state, va)
+        assert found.pa.ravel().tolist() == [0x401F_F000]
+
+
+@pytest.mark.parametrize(
+    ("va", "says"),
+    [
+        (1.5, "not 1.5"),
+        ([1, 2.0], "not 2.0"),
+        (np.zeros(3), "53 bits.*dtype=np.uint64"),
+        (np.float64(1), "53 bits"),
+        (np.zeros(0), "dtype=np.uint64"),
+        (2**64, "64 bits"),
+        ([2**64, 1], "64 bits"),
+        ([-(2**63) - 1], "64 bits"),
+        ([True, 2**64], "not True"),
+        (None, "not None"),
+        (True, "truth values"),
+        (np.zeros(2, bool), "truth values"),
+        ("0x1000", "integers"),
+        ([1, [2, 3]], "dtype=np.uint64"),
+        (np.zeros(2, complex), "integers"),
+        (np.zeros(2, "M8[s]"), "integers"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_address(soup: Soup, va: Any, says: str) -> None:
+    with pytest.raises(StateError, match=says):
+        translate(soup, va)
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------
+
+
+def test_read_only_and_memory_mapped_memory(soup: Soup, tmp_path: Path) -> None:
+    va = soup.addresses(200)
+    expected = translate(soup, va)
+    soup.mem.u8.tofile(tmp_path / "mem")
+    frozen = soup.mem.u8.copy()
+    frozen.flags.writeable = False
+    for source in (frozen, np.memmap(tmp_path / "mem", mode="r"), frozen.tobytes()):
+        mem = PhysicalMemory.from_array(source)
+        assert not mem.writable
+        assert same(fastmmu.translate(mem, soup.state, va, eptp=soup.eptp), expected)
+
+
+def test_roots_outside_memory() -> None:
+    mem = PhysicalMemory(4 << 12)
+    with pytest.raises(BusError, match="cr3=0x4000"):
+        fastmmu.translate(mem, GuestState(cr3=0x4000), [0])
+    with pytest.raises(BusError, match="eptp=0x401e"):
+        fastmmu.translate(mem, GuestState(cr3=0), [0], eptp=0x401E)
+    with pytest.raises(StateError, match="eptp=0x4003"):
+        fastmmu.translate(mem, GuestState(cr3=0), [0], eptp=0x4003)
+    with pytest.raises(StateError, match="access"):
+        fastmmu.translate(mem, GuestState(cr3=0), [0], access="execute")
+
+
+# ---- out ------------------------------------------------------------------------------------------------------
+
+
+def test_out(soup: Soup) -> None:
+    va = soup.addresses(300).reshape(30, 10)
+    expected = translate(soup, va)
+    aligned, wide, odd = np.zeros((30, 10), np.uint64), np.zeros((60, 20), np.uint64), np.zeros(2401, np.uint8)
+    for out in (aligned, wide[::2, 1::2], odd[1:].view(np.uint64).reshape(30, 10), aligned.reshape(10, 30).T):
+        found = translate(soup, va, out=out, threads=2)
+        assert found.pa is out
+        assert same(found, expected)
+    assert not wide[1::2].any()
+    assert not wide[:, ::2].any()
+
+
+def test_a_previous_result_is_filled_again(soup: Soup) -> None:
+    first, second = soup.addresses(300), soup.addresses(300)
+    expected = translate(soup, second)
+    result = translate(soup, first)
+    pa, fault = result.pa, result.fault
+    again = translate(soup, second, out=result)
+    assert again is result
+    assert again.pa is pa
+    assert again.fault is fault
+    assert same(again, expected)
+
+
+def test_out_may_overlap_the_addresses(soup: Soup) -> None:
+    va = soup.addresses(300)
+    expected = translate(soup, va)
+    for shift in (0, 1, 150):
+        for step in (1, 2, -1):
+            buffer = np.zeros(800, np.uint64)
+            source = buffer[:300]
+            source[:] = va
+            out = buffer[shift : shift + 300 * abs(step)][::step]
+            assert np.may_share_memory(source, out)
+            assert same(translate(soup, source, out=out, threads=2), expected)
+
+
+def test_out_that_does_not_fit(soup: Soup) -> None:
+    va = soup.addresses(8)
+    frozen = np.zeros(8, np.uint64)
+    frozen.flags.writeable = False
+    for out, says in (
+        (np.zeros(7, np.uint64), r"shape \(7,\)"),
+        (np.zeros((8, 1), np.uint64), "shape"),
+        (np.zeros(8, np.int64), "int64"),
+        (np.zeros(8, ">u8"), "byte order"),
+        (frozen, "read-only"),
+        ([0] * 8, "list"),
+        (translate(soup, va[:4]), r"shape \(4,\)"),
+        (soup.mem.u64[:8], "overlaps the simulated memory"),
+        (soup.mem.u64[16:32:2], "overlaps the simulated memory"),
+        (soup.mem.u64[-8:], "overlaps the simulated memory"),
+    ):
+        before = soup.mem.u8.tobytes()
+        with pytest.raises(ConfigError, match=says):
+            translate(soup, va, out=out)
+        assert soup.mem.u8.tobytes() == before
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, None])
+def test_threads_that_are_none(soup: Soup, threads: Any) -> None:
+    with pytest.raises(ConfigError, match="threads must be a positive integer"):
+        translate(soup, [0], threads=threads)
+
+
+def test_the_result_says_what_it_is(soup: Soup) -> None:
+    found = translate(soup, soup.addresses(300))
+    assert repr(found) == f"<translation of 300 addresses, {np.count_nonzero(found.fault)} faults>"
+    assert (found.pa[found.fault != 0] == ONES).all()

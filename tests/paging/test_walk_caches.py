@@ -1,0 +1,226 @@
+"""Walks that use and fill caches: kernel against the executable specification; and what the caches are good for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastmmu
+from fastmmu import reference as ref
+from fastmmu.errors import StateError
+from fastmmu.reference.invalidations import Tlb
+from fastmmu.tlb.geometry import Array, Geometry, geometry
+from fastmmu.tlb.tlb import TLB
+from tests.support.soup import EPT, GUEST, Soup
+
+STEP = ("hpa", "gpa", "entry", "kind", "level", "guest_level")
+PAGES, TABLES = ("4k", "2m", "1g"), ("pde", "pdpte", "pml4e", "pml5e")
+FIRST = {"l1i": (Array(2, 2),), "l1d": (Array(2, 2),)}
+SHAPES = {
+    "small": Geometry(
+        name="small", psc=(Array(4, 4, TABLES),), epsc=(Array(4, 2, TABLES),), gpm=Array(8, 4, PAGES), **FIRST
+    ),
+    "apart": Geometry(
+        name="apart",
+        psc=tuple(Array(3, 3, (size,)) for size in TABLES),
+        epsc=tuple(Array(20, 20, (size,)) for size in TABLES),
+        gpm=Array(4, 4),
+        **FIRST,
+    ),
+    "shared": Geometry(name="shared", l2=(Array(32, 4, PAGES),), psc=(Array(2, 2, ("pdpte",)),), gpm="shared", **FIRST),
+    "none": geometry("skylake", walk_caches=False),
+    "strict": geometry("strict"),
+}
+
+
+def specification(soup: Soup) -> tuple[ref.State, ref.Ept | None]:
+    given = soup.state
+    names = ("cr0", "cr3", "cr4", "efer", "cpl", "ac", "pkru", "pkrs", "implicit", "maxphyaddr", "upper_a")
+    state = ref.State(
+        **{name: getattr(given, name) for name in names},
+        gb_pages=given.page1gb,
+        pse36_bits=given.pse36,
+        pdpte=given.pdptes or (0, 0, 0, 0),
+    )
+    if soup.eptp is None:
+        return state, None
+    options = soup.eptp.options
+    caps = ref.EptCap.ALL
+    caps &= ~(0 if options["execute_only"] else ref.EptCap.EXECUTE_ONLY)
+    caps &= ~(0 if options["page1gb"] else ref.EptCap.PAGE_1G)
+    return state, ref.Ept(
+        eptp=soup.eptp.value,
+        caps=caps,
+        maxphyaddr=options["maxphyaddr"],
+        mbec=int(options["mbec"]),
+        guest_ad_before_final_ept=options["ad_before_final"],
+    )
+
+
+def summary(found: Any) -> tuple[Any, ...]:
+    """Of an outcome of either: what it was, where it led or what it reports, and every step."""
+    steps = [tuple(int(getattr(step, name)) for name in STEP) for step in found.steps]
+    fault = int(found.fault)
+    if isinstance(found, fastmmu.WalkResult):
+        more: tuple[Any, ...] = {
+            0: (found.pa, found.gpa, found.rights, found.page_size or 0, found.ept_page_size or 0, found.memory_type),
+            1: (found.error_code,),
+            3: (found.exit_qualification, found.gpa),
+            4: (found.gpa,),
+        }.get(fault, ())
+    else:
+        sizes = (found.guest_size, found.ept_size) if fault == 0 else ()
+        more = {
+            0: lambda: (found.pa, found.gpa, (found.us, found.rw, found.xd), *sizes, found.memory_type),
+            1: lambda: (found.error_code,),
+            3: lambda: (found.qualification, found.gpa),
+            4: lambda: (found.gpa,),
+        }.get(fault, tuple)()
+    return fault, *more, steps
+
+
+class Twins:
+    """The same memory, caches and registers, for the kernel and for the specification."""
+
+    def __init__(self, seed: int, mode: str, ept: bool, shape: Geometry) -> None:
+        self.soup = soup = Soup(seed, mode, ept)
+        if mode == "pae":
+            pdptes = tuple(
+                int(entry) & 0x000F_FFFF_FFFF_F001 & (1 << soup.maxphyaddr) - 1 for entry in soup.mem.u64[:4]
+            )
+            soup.state = soup.state.replace(pdptes=pdptes)
+        self.rng = soup.rng
+        self.state, self.ept = specification(soup)
+        self.words = soup.mem.u64.copy()
+        self.memory = ref.ArrayMemory(self.words)
+        self.kernel, self.spec = TLB(shape), Tlb(shape)
+        self.root = None if soup.eptp is None else soup.eptp.value & 0x000F_FFFF_FFFF_F000
+        self.vpid, self.pcid = 0, 0
+        self.switch()
+        self.seen: set[int] = set()
+
+    def switch(self) -> None:
+        self.vpid, self.pcid = (int(self.rng.integers(0, 2)) for _ in range(2))
+        for tlb in (self.kernel, self.spec):
+            tlb.switch(self.vpid, self.pcid, self.root)
+
+    def walk(self, la: int) -> None:
+        access = str(self.rng.choice(["r", "w", "rw", "x"]))
+        got = fastmmu.walk(
+            self.soup.mem, self.soup.state, la, access=access, eptp=self.soup.eptp, set_ad=True, tlb=self.kernel
+        )
+        want = ref.walk(self.memory, self.state, la, access, ept=self.ept, tlb=self.spec)
+        assert summary(got) == summary(want)
+        self.seen.add(int(got.fault))
+
+    def store(self) -> None:
+        """Changes an entry somewhere, and tells nobody."""
+        first = int(self.rng.choice([GUEST, EPT])) << 9
+        at, other = (first + int(self.rng.integers(0, 15 << 9)) for _ in range(2))
+        value = self.soup.mem.u64[other] ^ np.uint64(self.rng.choice([0, 1, 2, 4, 0x20]))
+        self.soup.mem.u64[at] = self.words[at] = value
+
+    def invalidate(self, la: int) -> None:
+        rng, vpid, pcid = self.rng, int(self.rng.integers(0, 2)), int(self.rng.integers(0, 2))
+        operation: list[tuple[Any, ...]] = [
+            ("invlpg", la, vpid, pcid),
+            ("mov_cr3", vpid, pcid),
+            ("page_fault", la, vpid, pcid),
+            ("invpcid", int(rng.integers(0, 4)), vpid, pcid, la),
+            ("transition", bool(rng.integers(0, 2))),
+            ("invvpid", int(rng.integers(0, 4)), vpid, la),
+            ("invept", int(rng.integers(1, 3)), self.root or 0),
+        ]
+        name, *arguments = operation[int(rng.integers(0, len(operation)))]
+        assert getattr(self.kernel, name)(*arguments) == getattr(self.spec, name)(*arguments)
+
+    def run(self, n: int) -> None:
+        addresses = [int(la) for la in self.soup.addresses(6)]
+        for _ in range(n):
+            la = int(self.rng.choice(np.array(addresses, np.uint64))) ^ int(self.rng.choice([0, 0, 0x1000, 0x20_0000]))
+            chance = self.rng.random()
+            if chance < 0.85:
+                self.walk(la)
+            elif chance < 0.93:
+                self.store()
+            elif chance < 0.97:
+                self.invalidate(la)
+            else:
+                self.switch()
+        assert np.array_equal(self.soup.mem.u64, self.words)
+        assert sorted(self.kernel.entries(), key=repr) == sorted(self.spec.entries(), key=repr)
+        assert self.kernel.counters() == self.spec.counters()
+
+
+@pytest.mark.parametrize("ept", [False, True], ids=["guest", "nested"])
+@pytest.mark.parametrize("mode", ["none", "32", "pae", "4", "5"])
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, (1 << 32) - 1))
+def test_kernel_equals_specification(shape: str, mode: str, ept: bool, seed: int) -> None:
+    Twins(seed, mode, ept, SHAPES[shape]).run(60)
+
+
+def test_programs_get_everywhere() -> None:
+    hits: dict[str, int] = {}
+    seen: set[int] = set()
+    for seed in range(60):
+        twins = Twins(seed, "5" if seed % 2 else "4", seed % 3 > 0, SHAPES["strict"])
+        twins.run(60)
+        seen |= twins.seen
+        counted = twins.kernel.counters()
+        for unit in ("psc", "epsc", "gpm"):
+            assert counted[unit]["evictions"] == 0
+            for size, n in counted[unit]["hits"].items():
+                hits[f"{unit} {size}"] = hits.get(f"{unit} {size}", 0) + n
+            hits[f"rewalk {unit}"] = hits.get(f"rewalk {unit}", 0) + counted["invalidated"].get("rewalk", {}).get(
+                unit, 0
+            )
+    assert seen >= {0, 1, 3, 4}
+    del hits["epsc pml5e"]  # only where all lower levels miss
+    assert min(hits.values()) > 0, hits
+
+
+# ---- what the caches save (tlb.md §2) ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cached", "references"), [((), 4), (("pml4e",), 3), (("pdpte",), 2), (("pde", "pml4e"), 1)])
+def test_references_of_a_walk(cached: tuple[str, ...], references: int) -> None:
+    arrays = tuple(Array(4, 4, (size,)) for size in cached)
+    tlb = TLB(Geometry(name="one", psc=arrays, **FIRST))
+    memory = fastmmu.PhysicalMemory(0x10000)
+    for level, table in enumerate((0x1000, 0x2000, 0x3000, 0x4000)):
+        for index in (0, 1):
+            memory.write64(table + 8 * index, (0x2000 + 0x1000 * level) | 0x67)
+    state = fastmmu.GuestState(cr3=0x1000)
+    walks = [fastmmu.walk(memory, state, la, set_ad=True, tlb=tlb).guest_refs for la in (0x123, 0x1123)]
+    assert walks == [4, references]
+
+
+def test_a_query_has_no_caches() -> None:
+    with pytest.raises(StateError, match="pass set_ad=True"):
+        fastmmu.walk(fastmmu.PhysicalMemory(0x2000), fastmmu.GuestState(), 0, tlb=TLB())
+
+
+def test_arrays_grow_where_nothing_may_be_replaced() -> None:
+    """Over more sets, and over more ways where one set alone is full; every entry stays, the most recent first."""
+    tlb = TLB("strict")
+    for vpid in range(200):
+        tlb.switch(vpid, 0)
+        tlb.fill(0x5000, TLB.value(vpid << 12))
+    tlb.switch(0, 0)
+    for page in range(40_000):
+        tlb.fill(page << 12, TLB.value((1 << 30) + (page << 12)))
+    assert tlb.live()["l2"] == 40_000 + 199 + 1
+    counted = tlb.counters()
+    assert sum(counted[unit]["evictions"] for unit in ("l1i", "l1d", "l2")) == 0
+    assert tlb.lookup(0x5000) == (1, TLB.value((1 << 30) + 0x5000))
+    for vpid in range(1, 200):
+        tlb.switch(vpid, 0)
+        assert tlb.lookup(0x5000) == (1, TLB.value(vpid << 12))
+    tlb.switch(0, 0)
+    assert all(tlb.lookup(page << 12)[0] == 1 for page in range(40_000))

@@ -1,0 +1,1 @@
+"""What several tests need; no test stands here, and no test imports a test."""
