@@ -2,10 +2,10 @@
 
 from libc.stdint cimport uint64_t
 
+from fastmmu.arch.types cimport Ept, Mem, Paging, Steps, Walk
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport Tlb
-from fastmmu.arch.types cimport Ept, Mem, Paging, Steps, Walk
 
 
 cdef class WalkResult:

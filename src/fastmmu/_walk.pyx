@@ -6,20 +6,20 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmmu.arch.bits cimport ONES, P
-from fastmmu.paging.walk_caches cimport Cached
+from fastmmu.arch.memtype cimport effective_type
+from fastmmu.arch.types cimport (
+    FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, FAULT_PML_FULL,
+    FAULT_SPP, MODE_4, MODE_PAE, STEP_DATA, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
+)
 from fastmmu.paging.ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, apic_access, ept_facts, ept_walk, need_of, on_apic_page, step,
 )
 from fastmmu.paging.guest cimport guest_walk
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds, mem_read64
-from fastmmu.arch.memtype cimport effective_type
 from fastmmu.paging.state cimport Eptp, GuestState, access_code, as_eptp
+from fastmmu.paging.walk_caches cimport Cached
 from fastmmu.tlb.lookup cimport Tlb
 from fastmmu.tlb.tlb cimport TLB
-from fastmmu.arch.types cimport (
-    FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, FAULT_PML_FULL,
-    FAULT_SPP, MODE_4, MODE_PAE, STEP_DATA, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
-)
 from fastmmu.arch.memtype import MemoryType
 from fastmmu.dtypes import STEP_DTYPE, Fault
 from fastmmu.errors import BusError, StateError

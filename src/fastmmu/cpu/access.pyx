@@ -12,10 +12,11 @@ virtualized; it exits with the first offset there, and the VMM that emulates it 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmmu.cpu.apic cimport APIC_ICR_LOW
 from fastmmu.arch.bits cimport ONES
-from fastmmu.paging.memory cimport mem_holds
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
+from fastmmu.arch.vmx cimport clear_exit_information
+from fastmmu.cpu.apic cimport APIC_ICR_LOW
+from fastmmu.cpu.stale cimport watch_stored
 from fastmmu.cpu.vapic cimport (
     LINEAR_FETCH, VAPIC_DONE, VAPIC_TRAP, Vapic, vapic_modify, vapic_other, vapic_read, vapic_write,
 )
@@ -23,8 +24,7 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_NO_PROGRESS, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, MAX_RETRIES,
     Vcpu, vcpu_abort, vcpu_access, vcpu_exit,
 )
-from fastmmu.arch.vmx cimport clear_exit_information
-from fastmmu.cpu.stale cimport watch_stored
+from fastmmu.paging.memory cimport mem_holds
 
 cdef struct Part:               # of an access, on one page
     uint64_t la

@@ -2,13 +2,13 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastmmu.cpu.apic cimport Apic, Ipi
+from fastmmu.arch.vmx cimport PRIMARY_INTERRUPT_WINDOW
 from fastmmu.cpu.access cimport Data
-from fastmmu.cpu.tpr_patch cimport Patch
+from fastmmu.cpu.apic cimport Apic, Ipi
 from fastmmu.cpu.siblings cimport Sibling
+from fastmmu.cpu.tpr_patch cimport Patch
 from fastmmu.cpu.vapic cimport Vapic
 from fastmmu.cpu.vcpu cimport Vcpu
-from fastmmu.arch.vmx cimport PRIMARY_INTERRUPT_WINDOW
 
 cdef enum TprWay:               # who handles the TPR, apic.md §2-§6
     WAY_TRAP = 0                # every access of the page exits and is emulated

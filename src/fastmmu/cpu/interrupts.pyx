@@ -11,15 +11,20 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
+from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
+from fastmmu.arch.vmx cimport (
+    EXIT_EXTERNAL_INTERRUPT, EXIT_INTERRUPT_WINDOW, EXIT_RDMSR, EXIT_VMCALL, EXIT_WRMSR, PRIMARY_INTERRUPT_WINDOW,
+    clear_exit_information,
+)
+from fastmmu.cpu.access cimport Data, data_access, data_begin, data_size, data_store, data_value
 from fastmmu.cpu.apic cimport (
     APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_LVT_TIMER, APIC_NONE, APIC_SELF_IPI, APIC_TPR, MODE_LOWEST, Ipi,
     apic_acknowledge, apic_addressed, apic_elapse, apic_put, apic_read, apic_receives, apic_request, apic_reset,
     apic_send, apic_set_deadline, apic_set_x2apic, apic_word, apic_write,
 )
-from fastmmu.cpu.access cimport Data, data_access, data_begin, data_size, data_store, data_value
-from fastmmu.paging.memory cimport mem_holds
-from fastmmu.cpu.tpr_patch cimport HIGH_HALF, SITE_BYTES, Patch, Site, patch_decode, patch_place, patch_polls, patch_record
-from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
+from fastmmu.cpu.tpr_patch cimport (
+    HIGH_HALF, SITE_BYTES, Patch, Site, patch_decode, patch_place, patch_polls, patch_record,
+)
 from fastmmu.cpu.vapic cimport (
     VAPIC_DONE, VAPIC_GP, vapic_deliver, vapic_posted, vapic_rdmsr, vapic_read_cr8, vapic_wrmsr, vapic_write_cr8,
 )
@@ -27,10 +32,7 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, Vcpu,
     vcpu_abort, vcpu_access, vcpu_exit, vcpu_load, vcpu_store,
 )
-from fastmmu.arch.vmx cimport (
-    EXIT_EXTERNAL_INTERRUPT, EXIT_INTERRUPT_WINDOW, EXIT_RDMSR, EXIT_VMCALL, EXIT_WRMSR, PRIMARY_INTERRUPT_WINDOW,
-    clear_exit_information,
-)
+from fastmmu.paging.memory cimport mem_holds
 
 cdef enum:
     X2_FIRST = 0x800

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.paging.guest cimport canonical
 from fastmmu.arch.vmx cimport CAP_ALL, CAP_INVEPT, CAP_INVVPID, eptp_valid
+from fastmmu.paging.guest cimport canonical
 
 from fastmmu.errors import StateError
 from fastmmu.exits import Completion

@@ -5,8 +5,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmmu.tlb.lookup cimport Tlb
 from fastmmu.arch.types cimport Ept, Mem, Paging, Steps
+from fastmmu.tlb.lookup cimport Tlb
 
 cdef enum StaleKind:
     STALE_ADDRESS = 0           # it leads to another place

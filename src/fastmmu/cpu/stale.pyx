@@ -6,14 +6,14 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from fastmmu._walk cimport load_pdptes, walk_steps
 from fastmmu.arch.bits cimport EPT_A, EPT_D, ONES, PS, A, D
-from fastmmu.paging.guest cimport leaf_address
-from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
-from fastmmu.tlb.lookup cimport NO_EPT
 from fastmmu.arch.types cimport (
     ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, MODE_PAE, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, Step, Walk,
 )
-from fastmmu._walk cimport load_pdptes, walk_steps
+from fastmmu.paging.guest cimport leaf_address
+from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
+from fastmmu.tlb.lookup cimport NO_EPT
 from fastmmu.errors import OutOfMemoryError
 
 cdef enum:

@@ -5,14 +5,14 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu.cpu.apic cimport (
-    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_IRR, APIC_ISR, APIC_PPR, APIC_SELF_IPI, APIC_TPR, apic_clear,
-    apic_highest, apic_priority, apic_put, apic_set, apic_word,
-)
 from fastmmu.arch.vmx cimport (
     EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_TPR_THRESHOLD, EXIT_VIRTUALIZED_EOI, PRIMARY_CR8_LOAD,
     PRIMARY_CR8_STORE, PRIMARY_INTERRUPT_WINDOW, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS,
     SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_X2APIC, Vmcs, secondary_control,
+)
+from fastmmu.cpu.apic cimport (
+    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_IRR, APIC_ISR, APIC_PPR, APIC_SELF_IPI, APIC_TPR, apic_clear,
+    apic_highest, apic_priority, apic_put, apic_set, apic_word,
 )
 from fastmmu.errors import StateError
 from fastmmu.exits import ExitReason

@@ -4,11 +4,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.registers cimport Registers
-from fastmmu.tlb.lookup cimport Tlb
 from fastmmu.arch.types cimport Ept, Mem, Paging, Walk
-from fastmmu.cpu.vapic cimport Vapic
 from fastmmu.arch.vmx cimport Vmcs
 from fastmmu.cpu.stale cimport Watch
+from fastmmu.cpu.vapic cimport Vapic
+from fastmmu.tlb.lookup cimport Tlb
 
 cdef enum Outcome:              # of an access
     DONE_OK = 0                 # hpa holds the address

@@ -3,34 +3,34 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu.cpu.apic cimport APIC_TPR
+from fastmmu._walk cimport load_pdptes, walk_cached
 from fastmmu.arch.bits cimport FRAME, ONES
-from fastmmu.paging.guest cimport reachable, root_address
-from fastmmu.tlb.invalidate cimport (
-    inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault, inv_transition,
-)
-from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
 from fastmmu.arch.registers cimport (
     CR3_NO_FLUSH, EFER_LMA, EFER_LME, RULE_CR3_RESERVED, RULE_INJECTED, RULE_PDPTE, Registers, paging_of,
-)
-from fastmmu.tlb.lookup cimport (
-    F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
-    tlb_switch, tlb_value, tlb_value_of_walk,
 )
 from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
     FAULT_PML_FULL, MODE_PAE, Ept, Paging, Steps, Walk,
 )
-from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
-from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu.arch.vmx cimport (
     ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_CR_ACCESS, EXIT_ENTRY_STATE,
     EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID,
     EXIT_PML_FULL, EXIT_TPR_THRESHOLD, INTERRUPTION_GP, INTERRUPTION_PF, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD,
     PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
 )
-from fastmmu._walk cimport load_pdptes, walk_cached
+from fastmmu.cpu.apic cimport APIC_TPR
 from fastmmu.cpu.stale cimport watch_stored, watch_use, watch_walked
+from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
+from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
+from fastmmu.paging.guest cimport reachable, root_address
+from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
+from fastmmu.tlb.invalidate cimport (
+    inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault, inv_transition,
+)
+from fastmmu.tlb.lookup cimport (
+    F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
+    tlb_switch, tlb_value, tlb_value_of_walk,
+)
 
 cdef uint64_t RFLAGS_VM = 1 << 17
 cdef uint64_t HOST_PAGES = 0xFFFF888000000000ULL

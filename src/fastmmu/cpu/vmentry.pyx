@@ -5,15 +5,15 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmmu.cpu.apic cimport APIC_TPR
-from fastmmu.paging.memory cimport PhysicalMemory, mem_holds, mem_read64
-from fastmmu.cpu.vapic cimport Vapic, vapic_controls, vapic_entered
 from fastmmu.arch.vmx cimport (
     CAP_ALL, CAP_WALK_5, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_ACK_INTERRUPT, EXIT_ENTRY_STATE,
     EXIT_TPR_THRESHOLD, PIN_EXTERNAL_INTERRUPT, PIN_POSTED, PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW,
     SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS, SECONDARY_EPT, SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_VPID,
     SECONDARY_X2APIC, Vmcs, eptp_valid, secondary_control,
 )
+from fastmmu.cpu.apic cimport APIC_TPR
+from fastmmu.cpu.vapic cimport Vapic, vapic_controls, vapic_entered
+from fastmmu.paging.memory cimport PhysicalMemory, mem_holds, mem_read64
 from fastmmu.errors import StateError
 
 cdef enum:

@@ -1,7 +1,7 @@
 # What KVM does at each VM exit, for exits that no Python policy takes over (kvm_policy.md §2-§3).
 
-from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.kvm cimport Kvm
 
 cdef int kvm_handle(Vcpu *v) noexcept nogil
 cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil

@@ -6,22 +6,22 @@ that the configuration names) and says what the processor does next.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_drain
-from fastmmu.paging.guest cimport reachable
-from fastmmu.tlb.invalidate cimport inv_invvpid
-from fastmmu.kvm.kvm cimport FORGO_INVLPG, Kvm
-from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
-from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
-from fastmmu.kvm.flush cimport kvm_count_flushes, kvm_entered, kvm_owed_flush
-from fastmmu.kvm.registers cimport kvm_cr_access, kvm_emulate
-from fastmmu.kvm.modes cimport modes_save
-from fastmmu.mmu.roots cimport mmu_forget_previous
-from fastmmu.mmu.sync cimport shadow_invlpg, sync_roots
-from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
 from fastmmu.arch.vmx cimport (
     EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL,
     EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, MSR_EFER, SECONDARY_PML, SECONDARY_VPID, secondary_control,
 )
+from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
+from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
+from fastmmu.kvm.flush cimport kvm_count_flushes, kvm_entered, kvm_owed_flush
+from fastmmu.kvm.kvm cimport FORGO_INVLPG, Kvm
+from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
+from fastmmu.kvm.modes cimport modes_save
+from fastmmu.kvm.registers cimport kvm_cr_access, kvm_emulate
+from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_drain
+from fastmmu.mmu.roots cimport mmu_forget_previous
+from fastmmu.mmu.sync cimport shadow_invlpg, sync_roots
+from fastmmu.paging.guest cimport reachable
+from fastmmu.tlb.invalidate cimport inv_invvpid
 
 
 cdef int kvm_handle(Vcpu *v) noexcept nogil:

@@ -3,36 +3,36 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from fastmmu._walk cimport walk_steps
 from fastmmu.arch.bits cimport FRAME, ONES
-from fastmmu.paging.ept cimport QUAL_TRANSLATED
-from fastmmu.paging.guest cimport page_fault
+from fastmmu.arch.registers cimport RULE_PDPTE
+from fastmmu.arch.types cimport (
+    ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk,
+)
 from fastmmu.cpu.interrupts cimport APIC_BASE
-from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.cpu.vcpu cimport (
+    ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF,
+    ACT_RETRY, Vcpu, vcpu_abort,
+)
 from fastmmu.kvm.flush cimport kvm_owed_flush
+from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.kvm.roots cimport kvm_out_of_tables
 from fastmmu.mmu.direct cimport (
     FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault, find_entry,
     map_direct,
 )
-from fastmmu.paging.memory cimport mem_holds
-from fastmmu.kvm.modes cimport modes_own_cr3
+from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu.mmu.reclaim cimport host_wrote
-from fastmmu.arch.registers cimport RULE_PDPTE
 from fastmmu.mmu.shadow cimport (
     SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY, SHADOW_SPURIOUS,
     shadow_fault,
 )
-from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu.mmu.spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
 from fastmmu.mmu.sync cimport guest_wrote, shadow_drop
-from fastmmu.arch.types cimport (
-    ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk,
-)
-from fastmmu.cpu.vcpu cimport (
-    ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF,
-    ACT_RETRY, Vcpu, vcpu_abort,
-)
-from fastmmu._walk cimport walk_steps
+from fastmmu.paging.ept cimport QUAL_TRANSLATED
+from fastmmu.paging.guest cimport page_fault
+from fastmmu.paging.memory cimport mem_holds
 
 cdef uint64_t RESERVED = 8                      # bit of the error code
 

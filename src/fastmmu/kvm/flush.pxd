@@ -1,7 +1,7 @@
 # Flushes that the VMM pays (tlb.md §7).
 
-from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.kvm cimport Kvm
 
 cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil   # all that the vCPU may have cached where it is now
 cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil   # it runs on a physical CPU for the first time, or again

@@ -3,11 +3,11 @@
 from libc.stdint cimport uint32_t
 
 from fastmmu.arch.bits cimport FRAME
-from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
-from fastmmu.kvm.kvm cimport FORGO_TABLES, LESS_MOVED, LESS_REMOTE, Kvm, KvmStats
+from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
 from fastmmu.cpu.siblings cimport Sibling
 from fastmmu.cpu.vcpu cimport Vcpu
-from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
+from fastmmu.kvm.kvm cimport FORGO_TABLES, LESS_MOVED, LESS_REMOTE, Kvm, KvmStats
+from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
 
 
 cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil:

@@ -9,15 +9,15 @@ A vCPU that stands still on its CPU sees the kick, or the notification, before i
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT
 from fastmmu.cpu.apic cimport (
     APIC_ENABLED, APIC_ISR, APIC_SVR, APIC_TPR, MODE_LOWEST, Ipi, apic_addressed, apic_highest, apic_priority,
     apic_receives, apic_request, apic_word,
 )
 from fastmmu.cpu.interrupts cimport Interrupts, irq_accept, irq_elapse, irq_sent
-from fastmmu.paging.memory cimport mem_read32
 from fastmmu.cpu.siblings cimport Sibling
 from fastmmu.cpu.vapic cimport vapic_posted
-from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT
+from fastmmu.paging.memory cimport mem_read32
 
 cdef enum:
     NOBODY = 0xFFFFFFFF

@@ -1,13 +1,13 @@
-# The VMM of a machine: its tables, the guest as it sees it, its other vCPUs. What it does is in the other modules of this folder.
+# The VMM of a machine: its tables, the guest as it sees it, its other vCPUs. The other modules work on it.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.mmu.pages cimport Mmu
-from fastmmu.cpu.siblings cimport Sibling
-from fastmmu.kvm.modes cimport Modes
 from fastmmu.arch.types cimport Paging
+from fastmmu.cpu.interrupts cimport Interrupts
+from fastmmu.cpu.siblings cimport Sibling
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.modes cimport Modes
+from fastmmu.mmu.pages cimport Mmu
 
 ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
 

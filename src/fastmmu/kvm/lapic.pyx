@@ -6,31 +6,31 @@ something asked for it (`request_event`), as in KVM.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.cpu.apic cimport (
-    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_ID, APIC_IRR, APIC_ISR, APIC_LDR, APIC_LVT_TIMER, APIC_NONE,
-    APIC_SHORTHAND_SELF, APIC_TMR, APIC_TPR, Ipi, apic_acknowledge, apic_deliverable, apic_highest, apic_put, apic_read,
-    apic_send, apic_set_x2apic, apic_update_ppr, apic_word, apic_write,
-)
 from fastmmu.arch.bits cimport P
-from fastmmu.cpu.interrupts cimport (
-    APIC_BASE, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept, irq_deadline, irq_elapse,
-)
-from fastmmu.paging.guest cimport page_fault
-from fastmmu.kvm.ipi cimport NOTIFICATION_VECTOR, ipi_send
-from fastmmu.kvm.kvm cimport Kvm
-from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64, mem_write64
-from fastmmu.cpu.tpr_patch cimport SITE_BYTES, patch_dword, patch_replace
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, Walk
-from fastmmu.cpu.vapic cimport LINEAR_WRITE, PHYSICAL_OTHER, vapic_posted
-from fastmmu.cpu.vcpu cimport (
-    ABORT_APIC_TABLE, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, Vcpu, vcpu_abort,
-)
 from fastmmu.arch.vmx cimport (
     EXIT_ACK_INTERRUPT, EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_INTERRUPT_WINDOW, EXIT_RDMSR,
     EXIT_TPR_THRESHOLD, EXIT_VIRTUALIZED_EOI, EXIT_VMCALL, EXIT_WRMSR, PIN_POSTED, PRIMARY_CR8_LOAD, PRIMARY_CR8_STORE,
     PRIMARY_INTERRUPT_WINDOW, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS,
     SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_X2APIC,
 )
+from fastmmu.cpu.apic cimport (
+    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_ID, APIC_IRR, APIC_ISR, APIC_LDR, APIC_LVT_TIMER, APIC_NONE,
+    APIC_SHORTHAND_SELF, APIC_TMR, APIC_TPR, Ipi, apic_acknowledge, apic_deliverable, apic_highest, apic_put, apic_read,
+    apic_send, apic_set_x2apic, apic_update_ppr, apic_word, apic_write,
+)
+from fastmmu.cpu.interrupts cimport (
+    APIC_BASE, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept, irq_deadline, irq_elapse,
+)
+from fastmmu.cpu.tpr_patch cimport SITE_BYTES, patch_dword, patch_replace
+from fastmmu.cpu.vapic cimport LINEAR_WRITE, PHYSICAL_OTHER, vapic_posted
+from fastmmu.cpu.vcpu cimport (
+    ABORT_APIC_TABLE, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, Vcpu, vcpu_abort,
+)
+from fastmmu.kvm.ipi cimport NOTIFICATION_VECTOR, ipi_send
+from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.paging.guest cimport page_fault
+from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64, mem_write64
 
 cdef enum:
     MSR_APIC_BASE = 0x1B

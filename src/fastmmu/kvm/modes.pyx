@@ -13,16 +13,16 @@ and from it exit (kvm_policy.md §3.4).
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmmu.paging.memory cimport mem_write32
 from fastmmu.arch.registers cimport (
     CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE,
     CR4_SMAP, CR4_SMEP, CR4_VMXE, EFER_LME, EFER_NXE, Registers, long_mode, pae_paging, pages,
 )
 from fastmmu.arch.types cimport Mem
-from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.arch.vmx cimport (
     ENTRY_LOAD_EFER, ENTRY_LONG_MODE, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE, SECONDARY_UNRESTRICTED, VECTOR_PF,
 )
+from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.paging.memory cimport mem_write32
 
 cdef enum:
     CR4_VME = 1

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.kvm cimport Kvm
 
 cdef int kvm_registers(Kvm *kvm, Vcpu *v) noexcept nogil
 cdef int kvm_emulate(Kvm *kvm, Vcpu *v, uint32_t instruction, uint32_t cr, uint64_t source) noexcept nogil

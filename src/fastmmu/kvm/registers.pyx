@@ -4,27 +4,27 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastmmu.arch.bits cimport FRAME, ONES
-from fastmmu.paging.guest cimport root_address
-from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid
-from fastmmu.kvm.kvm cimport FORGO_REGISTERS, FORGO_TABLES, Kvm
-from fastmmu.kvm.flush cimport kvm_count_flushes, kvm_flush_current, kvm_owed_flush
-from fastmmu.kvm.roots cimport kvm_new_role, kvm_reload, kvm_set_root
-from fastmmu.paging.memory cimport mem_holds, mem_read64
-from fastmmu.mmu.pages cimport mmu_hpa
-from fastmmu.kvm.modes cimport modes_load, modes_shadow
 from fastmmu.arch.registers cimport (
     CR0_CD, CR0_PG, CR0_TS, CR3_NO_FLUSH, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_SMEP, CR4_VMXE,
     RULE_CR4_NOT_OFFERED, RULE_CR4_RESERVED, RULE_NONE, RULE_PDPTE, Registers, pae_paging, paging_of, registers_cr0,
     registers_cr3, registers_cr4, registers_efer, registers_lmsw, registers_load_pdptes, registers_pdptes,
 )
-from fastmmu.mmu.roots cimport mmu_forget_previous, mmu_root_found, mmu_root_kept
-from fastmmu.mmu.sync cimport sync_every_root, sync_roots
 from fastmmu.arch.types cimport Paging
+from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
 from fastmmu.cpu.vcpu cimport (
     ABORT_IDENTITY, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, INS_CLTS, INS_INVLPG, INS_LMSW, INS_MOV_FROM_CR,
     INS_MOV_TO_CR, INS_RDMSR, INS_WRMSR, Vcpu, vcpu_abort,
 )
-from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
+from fastmmu.kvm.flush cimport kvm_count_flushes, kvm_flush_current, kvm_owed_flush
+from fastmmu.kvm.kvm cimport FORGO_REGISTERS, FORGO_TABLES, Kvm
+from fastmmu.kvm.modes cimport modes_load, modes_shadow
+from fastmmu.kvm.roots cimport kvm_new_role, kvm_reload, kvm_set_root
+from fastmmu.mmu.pages cimport mmu_hpa
+from fastmmu.mmu.roots cimport mmu_forget_previous, mmu_root_found, mmu_root_kept
+from fastmmu.mmu.sync cimport sync_every_root, sync_roots
+from fastmmu.paging.guest cimport root_address
+from fastmmu.paging.memory cimport mem_holds, mem_read64
+from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid
 
 
 cdef int kvm_registers(Kvm *kvm, Vcpu *v) noexcept nogil:

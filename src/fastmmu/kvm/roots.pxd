@@ -2,9 +2,9 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.arch.types cimport Paging
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.kvm cimport Kvm
 
 cdef int kvm_set_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil
 cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil

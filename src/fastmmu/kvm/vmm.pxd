@@ -1,8 +1,8 @@
 # What a VMM's user space does while the guest stands still.
 
+from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.mmu.memslots cimport Slot
-from fastmmu.cpu.vcpu cimport Vcpu
 
 cdef class Vmm:
     cdef object machine         # keeps alive what the pointers below point into

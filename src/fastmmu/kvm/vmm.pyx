@@ -6,17 +6,17 @@ import numpy as np
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
-from fastmmu.mmu.dirty_log cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
-from fastmmu.kvm.kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, KvmStats
+from fastmmu.arch.memtype cimport Mtrrs
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
 from fastmmu.kvm.flush cimport kvm_owed_flush
+from fastmmu.kvm.kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, KvmStats
 from fastmmu.kvm.roots cimport kvm_reload
-from fastmmu.arch.memtype cimport Mtrrs
-from fastmmu.mmu.pages cimport NO_SP, PAE_LEVELS, Mmu, MmuCounters, Sp, mmu_shadowed, mmu_zap_all
-from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
-from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
+from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
+from fastmmu.mmu.dirty_log cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
 from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, host_holds, slot_hpa, slots_delete
+from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
+from fastmmu.mmu.pages cimport NO_SP, PAE_LEVELS, Mmu, MmuCounters, Sp, mmu_shadowed, mmu_zap_all
+from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
 from fastmmu.mmu.spte cimport MMIO_GENERATIONS
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 

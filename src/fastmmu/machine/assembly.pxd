@@ -2,15 +2,15 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu.arch.types cimport Mem
+from fastmmu.cpu.interrupts cimport Interrupts
+from fastmmu.cpu.stale cimport MissingFlushes
+from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport GuestKernel
-from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.tlb.tlb cimport TLB
-from fastmmu.arch.types cimport Mem
-from fastmmu.cpu.vcpu cimport Vcpu
-from fastmmu.cpu.stale cimport MissingFlushes
 
 
 cdef class Assembly:

@@ -3,43 +3,43 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu.cpu.apic cimport APIC_ID
-from fastmmu.machine.apic_port cimport GuestApic
-from fastmmu.paging.guest cimport root_address
-from fastmmu.machine.guest_kernel cimport (
-    GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
-)
-from fastmmu.cpu.interrupts cimport (
-    APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
-    Interrupts, irq_free, irq_init,
-)
-from fastmmu.kvm.lapic cimport kvm_apic_init
-from fastmmu.kvm.exits cimport kvm_handle
-from fastmmu.kvm.registers cimport kvm_registers
-from fastmmu.kvm.roots cimport kvm_load_root
-from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.mmu.pages cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init
-from fastmmu.kvm.modes cimport modes_tables
-from fastmmu.cpu.tpr_patch cimport patch_record
-from fastmmu.mmu.roots cimport mmu_set_root
-from fastmmu.mmu.memslots cimport Slot, slots_add, slots_order, slots_untouched
-from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING
-from fastmmu.paging.state cimport Eptp, GuestState
-from fastmmu.machine.stops cimport stop
-from fastmmu.tlb.tlb cimport TLB
+from fastmmu._walk cimport load_pdptes
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
-from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON
 from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE, PRIMARY_INVLPG,
     PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID,
 )
-from fastmmu._walk cimport load_pdptes
+from fastmmu.cpu.apic cimport APIC_ID
+from fastmmu.cpu.interrupts cimport (
+    APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
+    Interrupts, irq_free, irq_init,
+)
 from fastmmu.cpu.stale cimport MissingFlushes
+from fastmmu.cpu.tpr_patch cimport patch_record
+from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON
+from fastmmu.kvm.exits cimport kvm_handle
+from fastmmu.kvm.lapic cimport kvm_apic_init
+from fastmmu.kvm.modes cimport modes_tables
+from fastmmu.kvm.registers cimport kvm_registers
+from fastmmu.kvm.roots cimport kvm_load_root
+from fastmmu.machine.apic_port cimport GuestApic
+from fastmmu.machine.guest_kernel cimport (
+    GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
+)
+from fastmmu.machine.stops cimport stop
+from fastmmu.mmu.memslots cimport Slot, slots_add, slots_order, slots_untouched
+from fastmmu.mmu.pages cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init
+from fastmmu.mmu.roots cimport mmu_set_root
+from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING
+from fastmmu.paging.guest cimport root_address
+from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.paging.state cimport Eptp, GuestState
+from fastmmu.tlb.tlb cimport TLB
 
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, PolicyError, StateError
-from fastmmu.tlb.geometry import geometry
 from fastmmu.machine.config import parse_bytes
 from fastmmu.machine.slots import MemorySlot
+from fastmmu.tlb.geometry import geometry
 
 cdef enum:                      # host-physical pages of the VMM
     PML_LOG = 0x1000            # page 0 stays unused, so that no root is 0

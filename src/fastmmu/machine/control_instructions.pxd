@@ -1,7 +1,7 @@
 # What a bare guest does to its control registers.
 
-from fastmmu.machine.instructions cimport Instructions
 from fastmmu.arch.registers cimport Registers
+from fastmmu.machine.instructions cimport Instructions
 
 
 cdef class RegisterInstructions(Instructions):

@@ -3,14 +3,14 @@
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
+from fastmmu.arch.registers cimport CR3_NO_FLUSH, CR4_PCIDE, RULE_CR3_RESERVED, Registers, long_mode, pae_paging
+from fastmmu.arch.vmx cimport EXIT_CR_ACCESS, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE
 from fastmmu.cpu.control cimport (
     vcpu_clts, vcpu_lmsw, vcpu_mov_cr0, vcpu_mov_cr4, vcpu_mov_from_cr, vcpu_rdmsr_efer, vcpu_wrmsr_efer,
 )
-from fastmmu.machine.instructions cimport Instructions, word
-from fastmmu.kvm.modes cimport modes_own_cr3
-from fastmmu.arch.registers cimport CR3_NO_FLUSH, CR4_PCIDE, RULE_CR3_RESERVED, Registers, long_mode, pae_paging
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, vcpu_mov_cr3
-from fastmmu.arch.vmx cimport EXIT_CR_ACCESS, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE
+from fastmmu.kvm.modes cimport modes_own_cr3
+from fastmmu.machine.instructions cimport Instructions, word
 
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import StateError

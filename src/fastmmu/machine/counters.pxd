@@ -1,7 +1,7 @@
 # Counters of a run as a dict.
 
+from fastmmu.cpu.vcpu cimport Counters
 from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.tlb.lookup cimport TlbCounters
-from fastmmu.cpu.vcpu cimport Counters
 
 cdef dict counters_of(Counters *c, TlbCounters *t, Kvm *kvm)

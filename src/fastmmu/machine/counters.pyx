@@ -1,8 +1,8 @@
 """Counters of a run, by name."""
 
+from fastmmu.cpu.vcpu cimport Counters
 from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.tlb.lookup cimport L1D, L1I, L1S, L2, L2I, TlbCounters
-from fastmmu.cpu.vcpu cimport Counters
 
 from fastmmu.exits import N_REASONS, ExitReason
 

@@ -2,10 +2,10 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastmmu.machine.guest_kernel cimport GuestKernel
-from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.arch.types cimport Walk
+from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.machine.guest_kernel cimport GuestKernel
 
 cdef struct Run:
     Vcpu *v

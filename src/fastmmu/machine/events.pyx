@@ -8,18 +8,18 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
-from fastmmu.cpu.interrupts cimport irq_boundary, irq_due, irq_event, irq_left, irq_pass, irq_waits
-from fastmmu.kvm.kvm cimport Kvm
-from fastmmu.kvm.faults cimport kvm_premap
-from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 from fastmmu.arch.types cimport FAULT_PF, Walk
+from fastmmu.arch.vmx cimport EXIT_CPUID, clear_exit_information
+from fastmmu.cpu.interrupts cimport irq_boundary, irq_due, irq_event, irq_left, irq_pass, irq_waits
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
     DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_invlpg,
     vcpu_slow,
 )
-from fastmmu.arch.vmx cimport EXIT_CPUID, clear_exit_information
+from fastmmu.kvm.faults cimport kvm_premap
+from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
+from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 
 cdef enum:                      # fastmmu.ops.Op
     OP_MAX_ACCESS = 3

@@ -10,14 +10,14 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport FRAME, PCD, PWT, A, D, G, P, PS, RW, US, XD
-from fastmmu.cpu.interrupts cimport APIC_BASE
-from fastmmu.paging.memory cimport mem_read64, mem_write64
-from fastmmu.cpu.tpr_patch cimport SITE_BYTES, SITES, patch_original
 from fastmmu.arch.types cimport ACC_R, ACC_W, Mem
+from fastmmu.cpu.interrupts cimport APIC_BASE
+from fastmmu.cpu.tpr_patch cimport SITE_BYTES, SITES, patch_original
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_EMULATED,
     DONE_OK, Vcpu, vcpu_abort, vcpu_access, vcpu_invlpg, vcpu_load, vcpu_mov_cr3, vcpu_store,
 )
+from fastmmu.paging.memory cimport mem_read64, mem_write64
 
 cdef enum:
     BLOCK = 1 << 21

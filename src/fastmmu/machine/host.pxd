@@ -2,13 +2,13 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.cpu.siblings cimport Sibling
-from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.arch.types cimport Paging
+from fastmmu.cpu.interrupts cimport Interrupts
+from fastmmu.cpu.siblings cimport Sibling
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.vpid cimport VpidMap
+from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.tlb.lookup cimport TlbCounters
 
 cdef enum:
     NOWHERE = 0xFFFFFFFF

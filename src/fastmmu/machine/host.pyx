@@ -6,28 +6,28 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from fastmmu.machine.assembly cimport behind_bytes, host_bytes, tlb_of
-from fastmmu.machine.guest_kernel cimport kernel_switch
+from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, SECONDARY_VPID
 from fastmmu.cpu.interrupts cimport Interrupts, irq_boundary, irq_free
+from fastmmu.cpu.siblings cimport Sibling
+from fastmmu.cpu.vcpu cimport Vcpu, vcpu_derive, vcpu_enter, vcpu_leave
+from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
+from fastmmu.kvm.flush cimport kvm_flush, kvm_moved, kvm_owed_flush
 from fastmmu.kvm.ipi cimport NO_EXIT, ipi_arrived, ipi_routed
 from fastmmu.kvm.kvm cimport LESS_MOVED, LESS_REMOTE, Kvm
 from fastmmu.kvm.lapic cimport kvm_apic_begin, kvm_apic_entry
-from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
-from fastmmu.kvm.flush cimport kvm_flush, kvm_moved, kvm_owed_flush
 from fastmmu.kvm.roots cimport kvm_resume_root
+from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free, vpid_init
+from fastmmu.machine.assembly cimport behind_bytes, host_bytes, tlb_of
+from fastmmu.machine.guest_kernel cimport kernel_switch
 from fastmmu.machine.machine cimport Machine
-from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.mmu.pages cimport NO_SP, mmu_forget_roots
 from fastmmu.mmu.roots cimport mmu_switch, mmu_vcpus
-from fastmmu.cpu.siblings cimport Sibling
+from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.tlb.lookup cimport Tlb, TlbCounters
 from fastmmu.tlb.tlb cimport TLB
-from fastmmu.cpu.vcpu cimport Vcpu, vcpu_derive, vcpu_enter, vcpu_leave
-from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, SECONDARY_VPID
-from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free, vpid_init
 
-from fastmmu.machine.apic_port import Delivered
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
+from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
 
 _LESS = {"moved": LESS_MOVED, "remote": LESS_REMOTE}

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.machine.assembly cimport Assembly
 from fastmmu.cpu.access cimport Data
+from fastmmu.machine.assembly cimport Assembly
 
 
 cdef uint64_t word(value, str name) except? 0xFFFFFFFFFFFFFFFFULL

@@ -6,16 +6,16 @@ from typing import NamedTuple
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from fastmmu.machine.assembly cimport Assembly
 from fastmmu.arch.bits cimport ONES
-from fastmmu.cpu.access cimport Data, data_access, data_begin, data_size
-from fastmmu.machine.events cimport exit_instruction
-from fastmmu.paging.guest cimport reachable
-from fastmmu.cpu.interrupts cimport irq_data
-from fastmmu.mmu.memslots cimport Slot
-from fastmmu.paging.state cimport access_code
 from fastmmu.arch.types cimport ACC_R, ACC_W
+from fastmmu.cpu.access cimport Data, data_access, data_begin, data_size
+from fastmmu.cpu.interrupts cimport irq_data
 from fastmmu.cpu.vcpu cimport DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, vcpu_invlpg
+from fastmmu.machine.assembly cimport Assembly
+from fastmmu.machine.events cimport exit_instruction
+from fastmmu.mmu.memslots cimport Slot
+from fastmmu.paging.guest cimport reachable
+from fastmmu.paging.state cimport access_code
 
 from fastmmu.errors import StateError
 

@@ -1,9 +1,9 @@
 # One machine, with its policy and its results.
 
-from fastmmu.machine.control_instructions cimport RegisterInstructions
 from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.cpu.vcpu cimport Counters
+from fastmmu.machine.control_instructions cimport RegisterInstructions
+from fastmmu.tlb.lookup cimport TlbCounters
 
 
 cdef class Machine(RegisterInstructions):

@@ -3,20 +3,20 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu.arch.bits cimport ONES
-from fastmmu.machine.counters cimport counters_of
-from fastmmu.machine.events cimport premap, run_events
-from fastmmu.machine.control_instructions cimport RegisterInstructions
 from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.kvm.exits cimport kvm_default
-from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.mmu.pages cimport mmu_hpa
-from fastmmu.paging.state cimport GuestState
-from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.cpu.vcpu cimport (
     ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Counters, Vcpu, vcpu_abort,
     vcpu_derive, vcpu_enter,
 )
+from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.vmm cimport Vmm
+from fastmmu.machine.control_instructions cimport RegisterInstructions
+from fastmmu.machine.counters cimport counters_of
+from fastmmu.machine.events cimport premap, run_events
+from fastmmu.mmu.pages cimport mmu_hpa
+from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.paging.state cimport GuestState
+from fastmmu.tlb.lookup cimport TlbCounters
 
 from fastmmu.errors import ConfigError, PolicyError, TraceError
 from fastmmu.exits import ExitReason

@@ -2,12 +2,12 @@
 
 from libc.stdint cimport uint64_t
 
+from fastmmu.arch.vmx cimport ERROR_CONTROL_FIELDS
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_FAULT,
     ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP,
     ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, Vcpu,
 )
-from fastmmu.arch.vmx cimport ERROR_CONTROL_FIELDS
 
 from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
 

@@ -2,9 +2,9 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmmu.machine.records cimport Record
 from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.machine.records cimport Record
 
 cdef enum Stop:                 # why replay_records returned before the last record
     STOP_NONE = 0

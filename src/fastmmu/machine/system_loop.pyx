@@ -9,25 +9,25 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu.cpu.control cimport vcpu_mov_cr0, vcpu_mov_cr4, vcpu_wrmsr_efer
-from fastmmu.paging.guest cimport canonical
-from fastmmu.kvm.kvm cimport Kvm
-from fastmmu.machine.machine cimport Machine
-from fastmmu.paging.memory cimport mem_holds
-from fastmmu.machine.records cimport (
-    REC_AC, REC_CR0, REC_CR3, REC_CR4, REC_DATA, REC_EFER, REC_EXCEPTION, REC_IMPLICIT, REC_INITIAL, REC_INTERRUPT,
-    REC_INVLPG, REC_INVPCID, REC_PKRU, REC_TABLE, REC_X, record_fault,
-)
-from fastmmu.paging.state cimport GuestState
-from fastmmu.mmu.sync cimport guest_wrote
-from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 from fastmmu.arch.types cimport ACC_R, ACC_W, ACC_X
+from fastmmu.arch.vmx cimport VECTOR_PF
+from fastmmu.cpu.control cimport vcpu_mov_cr0, vcpu_mov_cr4, vcpu_wrmsr_efer
+from fastmmu.cpu.stale cimport watch_stored
 from fastmmu.cpu.vcpu cimport (
     BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_access,
     vcpu_interrupt, vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
 )
-from fastmmu.arch.vmx cimport VECTOR_PF
-from fastmmu.cpu.stale cimport watch_stored
+from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.machine.machine cimport Machine
+from fastmmu.machine.records cimport (
+    REC_AC, REC_CR0, REC_CR3, REC_CR4, REC_DATA, REC_EFER, REC_EXCEPTION, REC_IMPLICIT, REC_INITIAL, REC_INTERRUPT,
+    REC_INVLPG, REC_INVPCID, REC_PKRU, REC_TABLE, REC_X, record_fault,
+)
+from fastmmu.mmu.sync cimport guest_wrote
+from fastmmu.paging.guest cimport canonical
+from fastmmu.paging.memory cimport mem_holds
+from fastmmu.paging.state cimport GuestState
+from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import ConfigError, FastmmuError, StateError, TraceError
 

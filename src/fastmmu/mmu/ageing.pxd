@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.mmu.pages cimport Mmu
 from fastmmu.mmu.memslots cimport Slot
+from fastmmu.mmu.pages cimport Mmu
 
 cdef enum Asked:
     TEST_YOUNG = 0              # and change nothing

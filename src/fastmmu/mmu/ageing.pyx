@@ -3,10 +3,10 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport EPT_A, EPT_W, A
-from fastmmu.paging.memory cimport mem_read64, mem_write64
-from fastmmu.mmu.pages cimport AGE_OLD, AGE_ZAP, Mmu, mmu_change, mmu_frame, mmu_written
 from fastmmu.mmu.memslots cimport Slot, slot_hpa
+from fastmmu.mmu.pages cimport AGE_OLD, AGE_ZAP, Mmu, mmu_change, mmu_frame, mmu_written
 from fastmmu.mmu.spte cimport FORMAT_EPT, spte_track, spte_tracked
+from fastmmu.paging.memory cimport mem_read64, mem_write64
 
 
 cdef bint entry_young(Mmu *mmu, uint64_t at, bint clear) noexcept nogil:

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint64_t, uint32_t
 
-from fastmmu.mmu.pages cimport Mmu
 from fastmmu.mmu.memslots cimport Slot
+from fastmmu.mmu.pages cimport Mmu
 
 cdef enum FillResult:
     FILL_MAPPED = 0             # the entry now allows the access

@@ -3,22 +3,22 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, FRAME, PS, RW
-from fastmmu.paging.memory cimport mem_read64
 from fastmmu.arch.memtype cimport MT_UC, MT_WB, mtrr_type
-from fastmmu.mmu.pages cimport (
-    NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_make_room, mmu_may_write, mmu_quadrant, mmu_sp, mmu_top,
-    mmu_tracked,
-)
-from fastmmu.mmu.notifier cimport notify_end, notify_start
-from fastmmu.mmu.reclaim cimport host_fetch, host_give
 from fastmmu.mmu.memslots cimport (
     HOST_ABSENT, HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, HOST_ZERO, Slot, host_page, mark_dirty, slot_away,
     slot_hpa, slot_huge, slot_of,
 )
+from fastmmu.mmu.notifier cimport notify_end, notify_start
+from fastmmu.mmu.pages cimport (
+    NO_SP, Mmu, Sp, mmu_change, mmu_frame, mmu_link, mmu_make_room, mmu_may_write, mmu_quadrant, mmu_sp, mmu_top,
+    mmu_tracked,
+)
+from fastmmu.mmu.reclaim cimport host_fetch, host_give
 from fastmmu.mmu.spte cimport (
     FORMAT_EPT, MAY_ALL, MAY_W, MAY_X, spte_leaf, spte_make, spte_may_write, spte_mmio, spte_present, spte_restore,
     spte_tracked, spte_update_flushes,
 )
+from fastmmu.paging.memory cimport mem_read64
 
 cdef enum:
     PREFETCH = 8                # entries, aligned

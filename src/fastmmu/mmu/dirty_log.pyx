@@ -4,13 +4,13 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastmmu.arch.bits cimport EPT_D, EPT_X, PS, RW
-from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu.mmu.memslots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
 from fastmmu.mmu.pages cimport (
     NO_SP, Mmu, mmu_change, mmu_frame, mmu_link, mmu_quadrant, mmu_sp, mmu_write_protect, mmu_written,
     mmu_zap,
 )
-from fastmmu.mmu.memslots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
 from fastmmu.mmu.spte cimport FORMAT_EPT, MAY_X, spte_may_write, spte_present, spte_tracked
+from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
 
 cdef enum:
     RESERVED = 64               # of a ring: what the VMM may add before user space sees that it is full

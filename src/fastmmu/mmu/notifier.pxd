@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.mmu.pages cimport Mmu
 from fastmmu.mmu.memslots cimport Slot
+from fastmmu.mmu.pages cimport Mmu
 
 cdef void notify_start(Mmu *mmu, Slot *slot, uint64_t gfn, uint64_t pages) noexcept nogil
 cdef void notify_end(Mmu *mmu, Slot *slot) noexcept nogil

@@ -4,12 +4,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, realloc
 
 from fastmmu.arch.bits cimport EPT_A, RW, A
-from fastmmu.paging.memory cimport mem_read64
-from fastmmu.mmu.pages cimport Mmu, mmu_change, mmu_frame, mmu_zap_gfn
 from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, order_drop, slot_hpa
+from fastmmu.mmu.pages cimport Mmu, mmu_change, mmu_frame, mmu_zap_gfn
 from fastmmu.mmu.spte cimport (
     EPT_HOST_WRITE, EPT_MAY_WRITE, FORMAT_EPT, PT_HOST_WRITE, PT_MAY_WRITE, spte_track,
 )
+from fastmmu.paging.memory cimport mem_read64
 
 
 cdef void notify_start(Mmu *mmu, Slot *slot, uint64_t gfn, uint64_t pages) noexcept nogil:

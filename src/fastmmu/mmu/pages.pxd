@@ -4,9 +4,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport EPT_W, FRAME
 from fastmmu.arch.memtype cimport MtrrState
+from fastmmu.arch.types cimport Mem
 from fastmmu.mmu.memslots cimport Slot, Slots
 from fastmmu.mmu.spte cimport spte_dirty
-from fastmmu.arch.types cimport Mem
 
 cdef enum:
     NO_SP = 0xFFFFFFFFU

@@ -8,12 +8,12 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, FRAME, ONES, PS, RW, US, XD, P
-from fastmmu.paging.memory cimport mem_read64, mem_write64
+from fastmmu.arch.types cimport Mem
 from fastmmu.mmu.memslots cimport Slot, slot_hpa, slot_of, slots_free
 from fastmmu.mmu.spte cimport (
     FORMAT_EPT, FORMAT_PAGING, SPTE_MARK, spte_dirty, spte_leaf, spte_may_write, spte_present, spte_table,
 )
-from fastmmu.arch.types cimport Mem
+from fastmmu.paging.memory cimport mem_read64, mem_write64
 
 cdef uint64_t KEY = 15ULL << 59                 # of an ordinary entry
 

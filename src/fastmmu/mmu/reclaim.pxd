@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.mmu.pages cimport Mmu
 from fastmmu.mmu.memslots cimport Slot
+from fastmmu.mmu.pages cimport Mmu
 
 cdef void host_give(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil
 cdef bint host_take(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil

@@ -14,11 +14,11 @@ A page taken away keeps its contents: what is modelled is that no entry leads to
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, host_young
-from fastmmu.mmu.pages cimport Mmu, mmu_frame, mmu_shadowed, mmu_written
-from fastmmu.mmu.notifier cimport notify_end, notify_start
 from fastmmu.mmu.memslots cimport (
     HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, Recency, Slot, host_holds, order_add, order_drop, slot_hpa,
 )
+from fastmmu.mmu.notifier cimport notify_end, notify_start
+from fastmmu.mmu.pages cimport Mmu, mmu_frame, mmu_shadowed, mmu_written
 
 cdef enum:
     PROTECTED = 2               # youngest generations of which no page goes

@@ -5,12 +5,12 @@ from libc.stdlib cimport calloc
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport ONES, P
-from fastmmu.paging.memory cimport mem_write64
+from fastmmu.mmu.memslots cimport Ring, slot_of
 from fastmmu.mmu.pages cimport (
     NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, MmuContext, mmu_find, mmu_forget_roots, mmu_make_room, mmu_sp,
 )
-from fastmmu.mmu.memslots cimport Ring, slot_of
 from fastmmu.mmu.spte cimport MAY_ALL
+from fastmmu.paging.memory cimport mem_write64
 
 
 cdef int mmu_vcpus(Mmu *mmu, uint32_t n) noexcept nogil:

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.mmu.pages cimport Mmu
 from fastmmu.arch.types cimport Paging, Walk
+from fastmmu.mmu.pages cimport Mmu
 
 cdef enum ShadowResult:
     SHADOW_FIXED = 0            # the shadow tables now allow the access

@@ -3,22 +3,22 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
+from fastmmu._walk cimport walk_steps
 from fastmmu.arch.bits cimport FRAME
-from fastmmu.paging.guest cimport page_fault
+from fastmmu.arch.types cimport (
+    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
+)
 from fastmmu.mmu.direct cimport (
     FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, FILL_UNCHANGED, Fault, descend,
     fault_in, map_below, map_direct,
 )
-from fastmmu.paging.memory cimport mem_read64
+from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_of
 from fastmmu.mmu.pages cimport NO_SP, ROLE_KEYS, Mmu, mmu_make_room, mmu_top, mmu_tracked
 from fastmmu.mmu.reclaim cimport host_wrote
-from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_of
 from fastmmu.mmu.spte cimport MAY_ALL, MAY_KEY, MAY_U, MAY_W, MAY_X
 from fastmmu.mmu.sync cimport clear_writes, prefetch_guest, rights_of, sync_from, sync_page
-from fastmmu.arch.types cimport (
-    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
-)
-from fastmmu._walk cimport walk_steps
+from fastmmu.paging.guest cimport page_fault
+from fastmmu.paging.memory cimport mem_read64
 
 
 cdef void log_flags(Mmu *mmu, const Steps *steps) noexcept nogil:

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.mmu.pages cimport Mmu
 from fastmmu.arch.types cimport Paging
+from fastmmu.mmu.pages cimport Mmu
 
 cdef int rights_of(uint64_t entry) noexcept nogil
 cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index) noexcept nogil

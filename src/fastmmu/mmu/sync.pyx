@@ -3,17 +3,17 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport FRAME, RW, US, XD, A, D, P
+from fastmmu.arch.types cimport Paging
 from fastmmu.mmu.direct cimport page_for_prefetch, set_leaf
-from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
+from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_hpa, slot_of
 from fastmmu.mmu.pages cimport (
     NO_SP, PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, Mmu, Sp, mmu_change, mmu_may_write, mmu_top, mmu_write_protect, mmu_zap,
 )
-from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_hpa, slot_of
 from fastmmu.mmu.spte cimport (
     MAY_KEY, MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_leaf, spte_make, spte_mmio, spte_present,
     spte_update_flushes,
 )
-from fastmmu.arch.types cimport Paging
+from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
 
 cdef enum:
     PREFETCH = 8                # entries, aligned

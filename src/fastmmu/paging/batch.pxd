@@ -12,8 +12,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD
-from fastmmu.paging.ept cimport ept_bad_type
 from fastmmu.arch.types cimport ACC_RW, ACC_W, ACC_X, FAULT_BUS, MODE_4, MODE_32, Ept, Mem, Paging
+from fastmmu.paging.ept cimport ept_bad_type
 
 cdef enum:
     LANES = 64

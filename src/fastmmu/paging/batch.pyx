@@ -3,15 +3,15 @@
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
 
+from fastmmu._walk cimport walk_silent, walk_steps
 from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD
-from fastmmu.paging.ept cimport NEED_R, EptLeaf, ept_walk
-from fastmmu.paging.guest cimport canonical, is_leaf, key_of, leaf_address, table_address
-from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
 from fastmmu.arch.types cimport (
     FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_NONE, MODE_PAE, STEP_EPT, STEP_GUEST,
     Ept, Paging, Steps, Walk,
 )
-from fastmmu._walk cimport walk_silent, walk_steps
+from fastmmu.paging.ept cimport NEED_R, EptLeaf, ept_walk
+from fastmmu.paging.guest cimport canonical, is_leaf, key_of, leaf_address, table_address
+from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
 
 
 # ---- regions ----------------------------------------------------------------------------------------------

@@ -5,13 +5,13 @@ from libc.stdint cimport uint16_t, uint64_t
 from fastmmu.arch.bits cimport (
     EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_SPP, EPT_W, EPT_X, EPT_XU, FRAME, PS, SPP_RESERVED, SUPPRESS_VE,
 )
-from fastmmu.paging.walk_caches cimport Cached, Mapping, find_ept_table, find_mapping, keep_mapping
-from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
-from fastmmu.tlb.lookup cimport tlb_epsc_drop, tlb_epsc_fill, tlb_gpm_drop
 from fastmmu.arch.types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL,
     FAULT_SPP, MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, Steps, Walk,
 )
+from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu.paging.walk_caches cimport Cached, Mapping, find_ept_table, find_mapping, keep_mapping
+from fastmmu.tlb.lookup cimport tlb_epsc_drop, tlb_epsc_fill, tlb_gpm_drop
 
 cdef enum:
     NEED_R = 1              # the order of the entry's bits and of the qualification's

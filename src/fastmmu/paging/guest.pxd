@@ -4,17 +4,17 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport FRAME, ONES, A, D, EPT_W, G, P, PS, RW, US, XD
-from fastmmu.paging.walk_caches cimport TABLE_WRITABLE, Cached, find_table, next_table
+from fastmmu.arch.types cimport (
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_32, MODE_NONE, MODE_PAE,
+    STEP_DATA, STEP_GUEST, STEP_GUEST_AD, Ept, Mem, Paging, Steps, Walk,
+)
 from fastmmu.paging.ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, apic_access, ept_facts, ept_violation, ept_walk, need_of,
     on_apic_page, step,
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64, mem_write32, mem_write64
+from fastmmu.paging.walk_caches cimport TABLE_WRITABLE, Cached, find_table, next_table
 from fastmmu.tlb.lookup cimport tlb_psc_drop, tlb_psc_fill
-from fastmmu.arch.types cimport (
-    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_32, MODE_NONE, MODE_PAE,
-    STEP_DATA, STEP_GUEST, STEP_GUEST_AD, Ept, Mem, Paging, Steps, Walk,
-)
 
 cdef enum:
     PF_P = 1

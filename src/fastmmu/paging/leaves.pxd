@@ -9,9 +9,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastmmu.arch.bits cimport ONES, A, D, G
-from fastmmu.paging.guest cimport key_of, pat_index
 from fastmmu.arch.memtype cimport MtrrState, mtrr_type
 from fastmmu.arch.types cimport Ept, Mem, Paging
+from fastmmu.paging.guest cimport key_of, pat_index
 
 cdef enum:
     CAUSES = 5                  # counts are indexed by FaultCode - 1; the last is FAULT_BUS

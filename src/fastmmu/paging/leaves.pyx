@@ -5,13 +5,13 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, P, PS
-from fastmmu.paging.ept cimport ept_misconfigured
-from fastmmu.paging.guest cimport is_leaf, leaf_address
-from fastmmu.paging.memory cimport mem_holds, mem_read64
 from fastmmu.arch.memtype cimport MT_UC, MT_WB, combined_type
 from fastmmu.arch.types cimport (
     FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PF, MODE_NONE, MODE_PAE,
 )
+from fastmmu.paging.ept cimport ept_misconfigured
+from fastmmu.paging.guest cimport is_leaf, leaf_address
+from fastmmu.paging.memory cimport mem_holds, mem_read64
 
 cdef extern from *:
     """

@@ -7,6 +7,8 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
+from fastmmu._walk cimport prepare
+from fastmmu.arch.types cimport MODE_4, Walk
 from fastmmu.paging.ept cimport ept_present
 from fastmmu.paging.leaves cimport (
     CAUSES, KEPT_FAULTS, REGIONS, EptRegion, LeafFault, LeafRow, Leaves, leaves_fault, leaves_free, leaves_range,
@@ -14,8 +16,6 @@ from fastmmu.paging.leaves cimport (
 )
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
 from fastmmu.paging.state cimport Eptp, GuestState, as_eptp
-from fastmmu.arch.types cimport MODE_4, Walk
-from fastmmu._walk cimport prepare
 from fastmmu.dtypes import EPT_MAPPING_DTYPE, MAPPING_DTYPE, MAPPING_FAULT_DTYPE, Fault
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError
 

@@ -8,12 +8,12 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from fastmmu._walk cimport prepare
 from fastmmu.arch.bits cimport ONES
+from fastmmu.arch.types cimport Ept, Paging, Walk
+from fastmmu.paging.batch cimport MAX_REGION_BITS, MIN_REGION_BITS, Query, Region, query_init, take, translate_batch
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState, access_code
-from fastmmu.paging.batch cimport MAX_REGION_BITS, MIN_REGION_BITS, Query, Region, query_init, take, translate_batch
-from fastmmu.arch.types cimport Ept, Paging, Walk
-from fastmmu._walk cimport prepare
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 
 CHUNK = 1 << 16     # addresses that a thread takes at a time; no result depends on it

@@ -1,4 +1,4 @@
-# The TLB of one physical CPU: lookups and fills. What it consists of: tlb/entries.pxd; invalidations: tlb/invalidate.pxd.
+# The TLB of one physical CPU: lookups and fills. Its parts: tlb/entries.pxd; invalidations: tlb/invalidate.pxd.
 #
 # One lookup:
 #
@@ -12,13 +12,13 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu.arch.types cimport Walk
 from fastmmu.tlb.entries cimport (
     BY_CONTEXTS, BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID,
     BY_PAGE_FAULT, BY_RESET, BY_REWALK, BY_TRANSITION, BY_VMFUNC, CAUSES, CLASSES, EPSC, F_D, F_EW, F_G, F_K, F_LOOK,
     F_R, F_S, F_U, F_W, F_X, GPM, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC, TLB_FRAME, TLB_LA, Tlb, TlbCounters, TlbPort,
     TlbUnit, TlbArray, TlbSet, UNITS, K_GLOBAL, K_LOCAL, find, page_of, set_of, tlb_switch
 )
-from fastmmu.arch.types cimport Walk
 
 # ---- values -----------------------------------------------------------------------------------------------
 

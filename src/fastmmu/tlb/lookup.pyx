@@ -4,11 +4,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
     BUCKETS, CTX_DEAD, IDENTITY, K_EPSC, K_GPM, K_PSC, KINDS, LRU_MOVE, LRU_ORDER, MAX_ARRAYS, NO_CONTEXT, PLRU,
     TLB_PAGE, TlbContext, insert, set_at, tlb_remove, use_way, way_at
 )
-from fastmmu.arch.types cimport ACC_R, ACC_X
 
 cdef enum:
     MOST_SETS = 1 << 20         # of an array that grows

@@ -3,6 +3,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
+from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, Walk
+from fastmmu.tlb.entries cimport (
+    CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_K, F_R, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC,
+    TlbArray, TlbContext, TlbPort, UNITS, set_at, tlb_switch, way_at
+)
 from fastmmu.tlb.invalidate cimport (
     inv_cr0_pg, inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invept, inv_invlpg, inv_invpcid, inv_invvpid,
     inv_mov_cr3, inv_page_fault, inv_reset, inv_transition, inv_vmfunc
@@ -11,11 +16,6 @@ from fastmmu.tlb.lookup cimport (
     tlb_add, tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_free, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_new, tlb_psc,
     tlb_psc_fill, tlb_ready, tlb_refill, tlb_value, tlb_value_of_walk
 )
-from fastmmu.tlb.entries cimport (
-    CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_K, F_R, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC,
-    TlbArray, TlbContext, TlbPort, UNITS, set_at, tlb_switch, way_at
-)
-from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, Walk
 
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.tlb.geometry import PAGES, TABLES, Array
