@@ -44,12 +44,12 @@ clean: ## removes everything that make made
 # ---- set-up: each file in .venv/ stands for a step that is done again only where what it depends on changed --------
 
 .venv/with-cli: .venv/tools $(KERNELS)
-	@echo "fastmmu: compiling the kernels, installing into .venv (a minute or two the first time)"
+	@echo "fastmmu: compiling the kernels, installing into .venv (a minute or so the first time)"
 	@$(PIP) install --no-build-isolation -e '.[cli]'
 	@touch $@
 
 .venv/with-test: .venv/tools $(KERNELS)
-	@echo "fastmmu: compiling the kernels, installing into .venv with all extras (a minute or two the first time)"
+	@echo "fastmmu: compiling the kernels, installing into .venv with all extras (a minute or so the first time)"
 	@$(PIP) install --no-build-isolation -e '.[all]' --group test
 	@touch $@ .venv/with-cli
 

@@ -1,13 +1,15 @@
 """Builds the Cython kernels: every src/fastmmu/**/*.pyx becomes an extension module. Metadata is in pyproject.toml.
 
-Environment: FASTMMU_NATIVE=1 compiles for this processor only; FASTMMU_CFLAGS replaces "-O3 -g0" (for a debugger:
-"-O0 -g"); FASTMMU_ANNOTATE=1 writes Cython's annotated HTML beside the generated C in build/cython; FASTMMU_JOBS=N
-translates and compiles N extensions at a time. A change of any of the flags rebuilds.
+Environment: FASTMMU_NATIVE=1 compiles for this processor only; FASTMMU_CFLAGS replaces all flags of the compiler (for a
+debugger: "-O0 -g"); FASTMMU_ANNOTATE=1 writes Cython's annotated HTML beside the generated C in build/cython;
+FASTMMU_JOBS=N translates and compiles N extensions at a time (else as many as there are processors). A change of any of
+the flags rebuilds.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import Cython
@@ -29,19 +31,30 @@ DIRECTIVES = {
     "embedsignature": True,
 }
 
+# Typed memoryviews and the like, once for all modules in place of once in each.
+SHARED = "fastmmu._cyutility"
 
-JOBS = int(os.environ.get("FASTMMU_JOBS", "1"))
-FLAGS = os.environ.get("FASTMMU_CFLAGS", "-O3 -g0").split()
+JOBS = int(os.environ.get("FASTMMU_JOBS") or len(os.sched_getaffinity(0)))
+KERNEL_FLAGS = ["-O3", "-g0"]
+EDGE_FLAGS = ["-O1", "-g0"]
+"""Of modules that only Python calls: without a function that runs without the interpreter there is no hot loop."""
+if "FASTMMU_CFLAGS" in os.environ:
+    KERNEL_FLAGS = EDGE_FLAGS = os.environ["FASTMMU_CFLAGS"].split()
 if os.environ.get("FASTMMU_NATIVE") == "1":
-    FLAGS.append("-march=native")
-SETTINGS = repr((Cython.__version__, DIRECTIVES, FLAGS))
+    KERNEL_FLAGS = [*KERNEL_FLAGS, "-march=native"]
+SETTINGS = repr((Cython.__version__, DIRECTIVES, KERNEL_FLAGS, EDGE_FLAGS))
+
+
+def flags(source: Path) -> list[str]:
+    hot = re.search(r"^\s*cdef .*\bnoexcept nogil:|^\s.*\) noexcept nogil:", source.read_text(), re.MULTILINE)
+    return KERNEL_FLAGS if hot else EDGE_FLAGS
 
 
 def kernels() -> list[Extension]:
     sources = sorted(path.relative_to(ROOT) for path in (ROOT / SRC).rglob("*.pyx"))
     return [
-        Extension(".".join(source.relative_to(SRC).with_suffix("").parts), [str(source)], extra_compile_args=FLAGS)
-        for source in sources
+        *(Extension(".".join(source.relative_to(SRC).with_suffix("").parts), [str(source)]) for source in sources),
+        Extension(SHARED, [str(SRC / (SHARED.replace(".", "/") + ".c"))]),
     ]
 
 
@@ -50,17 +63,20 @@ class BuildKernels(build_ext):
 
     def finalize_options(self) -> None:
         super().finalize_options()
+        self.parallel = self.parallel or JOBS
         if self.editable_mode:  # setuptools would build in a temporary directory, everything anew each time
             self.build_temp = self.build_lib = str(OUT / "editable")
 
     def run(self) -> None:
         stamp = Path(self.build_temp) / "settings"
         self.force = self.force or not stamp.exists() or stamp.read_text() != SETTINGS
+        sources = {extension.name: Path(extension.sources[0]) for extension in self.extensions}
         made = cythonize(
             self.extensions,
             build_dir=str(OUT / "cython"),
             include_path=[str(SRC)],
             compiler_directives=DIRECTIVES,
+            shared_utility_qualified_name=SHARED,
             annotate=os.environ.get("FASTMMU_ANNOTATE") == "1",
             force=self.force,
             nthreads=JOBS if JOBS > 1 else 0,
@@ -69,14 +85,12 @@ class BuildKernels(build_ext):
         by_name = {extension.name: extension for extension in made}
         for extension in self.extensions:
             vars(extension).update(vars(by_name[extension.name]))
+            source = sources[extension.name]
+            extension.extra_compile_args = flags(source) if source.suffix == ".pyx" else EDGE_FLAGS
         super().run()
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(SETTINGS)
 
 
 if __name__ == "__main__":
-    setup(
-        ext_modules=kernels(),
-        cmdclass={"build_ext": BuildKernels},
-        options={"build_ext": {"parallel": JOBS}},
-    )
+    setup(ext_modules=kernels(), cmdclass={"build_ext": BuildKernels})

@@ -99,11 +99,16 @@ def load_setup() -> ModuleType:
     return setup
 
 
-def translate(sources: list[Path], src: Path, out: Path) -> dict[Path, str]:
+def translate(sources: list[Path], src: Path, out: Path, shared: str | None = None) -> dict[Path, str]:
     """The C of each source; what stands in `out` and is newer than its source and headers is left as it is."""
     extensions = [Extension(".".join(path.relative_to(src).with_suffix("").parts), [str(path)]) for path in sources]
     made = cythonize(
-        extensions, build_dir=str(out), include_path=[str(src)], compiler_directives=load_setup().DIRECTIVES, quiet=True
+        extensions,
+        build_dir=str(out),
+        include_path=[str(src)],
+        compiler_directives=load_setup().DIRECTIVES,
+        shared_utility_qualified_name=shared,
+        quiet=True,
     )
     return {path: Path(extension.sources[0]).read_text() for path, extension in zip(sources, made, strict=True)}
 
@@ -123,7 +128,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
         return {
             ROOT / path: c
             for path, c in translate(
-                [path.relative_to(ROOT) for path in KERNELS], Path("src"), Path("build") / "cython"
+                [path.relative_to(ROOT) for path in KERNELS], Path("src"), Path("build") / "cython", load_setup().SHARED
             ).items()
         }
 
