@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,6 @@ from tests.conformance import vectors, vmx
 
 SAMPLES = vmx.sets(vectors.sample_directory())
 FULL = vmx.sets(vectors.data_directory())
-FULL_SLICE = 1000  # vectors of a full set that the pytest run takes; `python -m tests.conformance` takes all
-
-
-@functools.cache
-def length(path: Path) -> int:
-    return sum(1 for _ in vectors.read(path))
 
 
 def check(implementation: vmx.Implementation, path: Path, stride: int = 1) -> None:
@@ -42,7 +35,7 @@ def test_sample(implementation: vmx.Implementation, path: Path) -> None:
 @pytest.mark.parametrize("path", FULL, ids=vectors.set_name)
 @pytest.mark.parametrize("implementation", vmx.IMPLEMENTATIONS, ids=lambda chosen: chosen.name)
 def test_slice_of_the_full_set(implementation: vmx.Implementation, path: Path) -> None:
-    check(implementation, path, stride=max(1, length(path) // FULL_SLICE))
+    check(implementation, path, stride=vectors.slice_stride(path, 1000))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,12 @@ from tests.conformance.spec import SpecAdapter
 
 SAMPLES = vectors.sets(vectors.sample_directory())
 FULL = vectors.sets(vectors.data_directory())
-FULL_SLICE = 250  # vectors of a full set that the pytest run takes; `python -m tests.conformance` takes all
 
 
 @pytest.fixture(params=adapters(batch=True), ids=lambda adapter: adapter.name)
 def adapter(request: pytest.FixtureRequest) -> Adapter:
     chosen: Adapter = request.param
     return chosen
-
-
-@functools.cache
-def length(path: Path) -> int:
-    return sum(1 for _ in vectors.read(path))
 
 
 def check(adapter: Adapter, path: Path, stride: int = 1) -> None:
@@ -48,7 +41,7 @@ def test_sample(adapter: Adapter, path: Path) -> None:
 @pytest.mark.skipif(not FULL, reason=f"skipped: no vectors in {vectors.data_directory().name}; set FASTMMU_VECTORS")
 @pytest.mark.parametrize("path", FULL, ids=vectors.set_name)
 def test_slice_of_the_full_set(adapter: Adapter, path: Path) -> None:
-    check(adapter, path, stride=max(1, length(path) // FULL_SLICE))
+    check(adapter, path, stride=vectors.slice_stride(path))
 
 
 # ---- the comparison itself -----------------------------------------------------------------------------------

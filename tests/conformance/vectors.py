@@ -6,6 +6,7 @@ assume that accessed flags of upper guest entries are set lazily.
 
 from __future__ import annotations
 
+import functools
 import json
 import lzma
 import os
@@ -20,7 +21,18 @@ from fastmmu import reference as ref
 from .cases import Adapter, Case, EptpCase, GpaCase, Observed, PdpteCase, WalkCase
 from .differences import differences
 
-__all__ = ["MASKS", "Report", "case_of", "compare", "data_directory", "read", "run_set", "sample_directory", "sets"]
+__all__ = [
+    "MASKS",
+    "Report",
+    "case_of",
+    "compare",
+    "data_directory",
+    "read",
+    "run_set",
+    "sample_directory",
+    "sets",
+    "slice_stride",
+]
 
 Vector = dict[str, Any]
 PREFIXES = ("a_", "b_", "c_")
@@ -63,6 +75,16 @@ def read(path: Path) -> Iterator[Vector]:
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not a JSON object ({error})") from error
             yield vector
+
+
+@functools.cache
+def length(path: Path) -> int:
+    return sum(1 for _ in read(path))
+
+
+def slice_stride(path: Path, wanted: int = 250) -> int:
+    """Pytest takes one vector of so many of a full set; `python -m tests.conformance` takes all."""
+    return max(1, length(path) // wanted)
 
 
 # ---- a vector as a case --------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ import pytest
 
 from fastmmu import Action, Config, Exit, GuestState, Machine, Policy, PolicyError, StateError
 from fastmmu.ops import Op
-from tests.kvm.test_tpr import WAYS
 from tests.support.apic_tables import EOI, ICR, SIZES, TPR, codes
+from tests.support.tpr_ways import WAYS
 
 SVR = 0xF0
 PAGE, BEFORE, BEHIND = 0xC000_0000, 0xBFFF_F000, 0xC000_1000  # linear: the APIC's page between two of memory

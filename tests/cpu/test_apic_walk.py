@@ -16,8 +16,8 @@ from fastmmu import TLB, Eptp, Fault, GuestState, PhysicalMemory, StateError, lo
 from fastmmu import reference as ref
 from fastmmu.dtypes import StepKind
 from tests.conformance.cases import WalkCase
-from tests.paging.test_walk_property import KERNEL, SPEC, disagreements
 from tests.support.strategies import Scene, random_scene
+from tests.support.walk_comparison import KERNEL, SPEC, disagreements
 
 PHYSICAL = 15 << 12
 Steps = list[tuple[int, ...]]  # (kind, level, guest level, hpa, gpa, entry)

@@ -15,16 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmu import Config, GuestState, Machine, MemorySlot
-from tests.machine.test_equivalence import (
-    WORDS,
-    History,
-    check_vmm_tables,
-    contents,
-    differences,
-    execute,
-    machine_for,
-)
-from tests.support.guest_programs import FRAMES, Access, MovCr3, Program, Regime, Store, programs, start, undisciplined
+from tests.support.guest_layouts import FRAMES, Regime, start
+from tests.support.guest_programs import Access, MovCr3, Program, Store, programs, undisciplined
+from tests.support.guest_runs import WORDS, History, check_vmm_tables, contents, differences, execute, machine_for
 from tests.support.vmm_tables import check_reverse_maps, guest_memory_at, leaves
 
 LINUX = Config(memory="64M", kvm="6.1", vpid=True)
@@ -75,7 +68,7 @@ def title(config: Config) -> str:
 @examples
 @given(programs)
 def test_a_guest_cannot_tell(program: Program) -> None:
-    """P1 to P4, as `test_machine_equivalence` has them for the policy of the slides."""
+    """P1 to P4, as `tests/machine/test_equivalence.py` has them for the policy of the slides."""
     want = contents(program.after)
     for config in SHADOW + EPT + FEW_TABLES:
         machine = machine_for(config, program.regime, program.cr3, program.before)

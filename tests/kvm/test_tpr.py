@@ -15,23 +15,10 @@ from fastmmu import reference as ref
 from fastmmu.cpu import tpr_patch as patch
 from fastmmu.ops import Op
 from fastmmu.reference import apic as rules
+from tests.support.tpr_ways import WAYS
 
 PROGRAMS = int(os.environ.get("FASTMMU_EXAMPLES", "30"))
 TPR, EOI, SVR, ICR = 0x80, 0xB0, 0xF0, 0x300
-WAYS: dict[str, dict[str, Any]] = {
-    "native": {"mmu": "native", "tpr": "trap"},
-    "trap": {"mmu": "ept", "tpr": "trap"},
-    "trap, no shadow": {"mmu": "ept", "tpr": "trap", "tpr_shadow": False},
-    "trap, shadow paging": {"mmu": "shadow", "tpr": "trap"},
-    "patch": {"mmu": "ept", "tpr": "patch"},
-    "patch, vCPU 3": {"mmu": "shadow", "tpr": "patch", "apic_id": 3},
-    "patch, one vCPU": {"mmu": "ept", "tpr": "patch", "tpr_patch": "one-vcpu"},
-    "flexpriority": {"mmu": "ept", "tpr": "flexpriority"},
-    "flexpriority, slides": {"mmu": "ept", "tpr": "flexpriority", "tpr_threshold": "slides"},
-    "flexpriority, shadow paging": {"mmu": "shadow", "tpr": "flexpriority", "vpid": True},
-    "apicv": {"mmu": "ept", "tpr": "apicv", "vpid": True},
-    "apicv, shadow paging": {"mmu": "shadow", "tpr": "apicv"},
-}
 Events = list[tuple[Op, int]]
 
 

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmu import Config, ConfigError, GuestState, Host, Machine, reference
-from tests.machine.test_equivalence import WORDS
-from tests.support.guest_layouts import ALL_FRAMES, FRAMES, Mode, P, Regime, start_of
-from tests.support.guest_programs import MAXPHYADDR, N_EDITS, edited
+from tests.support.guest_layouts import ALL_FRAMES, FRAMES, MAXPHYADDR, Mode, P, Regime, start_of
+from tests.support.guest_programs import N_EDITS, edited
+from tests.support.guest_runs import WORDS
 from tests.support.vmm_tables import leaves
 
 LINUX = Config(memory="64M", mmu="shadow", kvm="6.1", vpid=True)

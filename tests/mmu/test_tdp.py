@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 
 from fastmmu import Config, Machine
-from tests.machine.test_equivalence import execute, machine_for
 from tests.support.flat_guest import PAGE, flat
 from tests.support.guest_programs import Program, programs
+from tests.support.guest_runs import execute, machine_for
 from tests.support.vmm_tables import Leaf, leaves
 
 LINUX = Config(memory="64M", mmu="ept", kvm="6.1", vpid=True)

@@ -13,66 +13,11 @@ from hypothesis import strategies as st
 
 import fastmmu
 from fastmmu import reference as ref
-from fastmmu.dtypes import ALL_ONES, Fault, StepKind
+from fastmmu.dtypes import ALL_ONES, Fault
 from tests.conformance.cases import Case, Observed, PdpteCase, WalkCase
-from tests.conformance.differences import differences
-from tests.conformance.kernel import WORDS, KernelAdapter, kernel_eptp, kernel_state
-from tests.conformance.spec import SpecAdapter
+from tests.conformance.kernel import WORDS, kernel_eptp, kernel_state
 from tests.support.strategies import ACCESSES, MEMORY, Scene, random_scene, scenes
-
-SPEC, KERNEL = SpecAdapter(), KernelAdapter()
-FLAG_WRITES = (StepKind.GUEST_AD, StepKind.EPT_AD)
-Steps = list[tuple[int, ...]]
-
-
-# ---- where the two may differ, and why -----------------------------------------------------------------------
-
-
-def tables_overlap(steps: Steps) -> bool:
-    """A guest entry is used in two roles: what the access writes in one it reads in the other.
-
-    A query, which writes nothing, cannot then foresee everything that the access would do.
-    """
-    guest_reads = [step[3] & ~7 for step in steps if step[0] == StepKind.GUEST]
-    ept_reads = {step[3] for step in steps if step[0] == StepKind.EPT}
-    return len(set(guest_reads)) < len(guest_reads) or not ept_reads.isdisjoint(guest_reads)
-
-
-def once(steps: Steps) -> Steps:
-    """Steps of an access; a flag set again where overlapping tables have it set already changes nothing."""
-    kept: Steps = []
-    for step in steps:
-        if not (step[0] in FLAG_WRITES and any(step[3] == old[3] and step[5] == old[5] for old in kept)):
-            kept.append(step)
-    return kept
-
-
-def without_flags(steps: Steps) -> Steps:
-    """Steps of a query: no flag is written, and none that the access would have set before is seen set."""
-    flags = {StepKind.GUEST: 0x60, StepKind.EPT: 0x300}
-    return [(*step[:5], step[5] & ~flags.get(StepKind(step[0]), 0)) for step in steps if step[0] not in FLAG_WRITES]
-
-
-# ---- comparison ----------------------------------------------------------------------------------------------
-
-
-def disagreements(case: WalkCase) -> list[str]:
-    """What the kernel says otherwise than the specification, in words; nothing where it cannot take the case."""
-    want, got = SPEC.run(case), KERNEL.run(case)
-    if isinstance(got, str):
-        return []
-    assert isinstance(want, dict)
-    if case.write:
-        want["steps"], got["steps"] = once(want["steps"]), once(got["steps"])
-    elif tables_overlap(want["steps"]):
-        assert got["ch"] == {}
-        return []
-    else:
-        want |= {"ch": {}, "steps": without_flags(want["steps"])}
-        if case.ept and case.ept.pml:
-            want["pmli"] = case.ept.pml[1]
-        got["steps"] = without_flags(got["steps"])
-    return differences(want, got, KERNEL.unreported, ("specification", "kernel"))
+from tests.support.walk_comparison import KERNEL, SPEC, disagreements, tables_overlap
 
 
 def check(scene: Scene, *, write: bool) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from fastmmu.reference import Mode, State, guest
 
 P, RW, US, A, D, PS, G, XD = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 63
+FRAME = 0x000F_FFFF_FFFF_F000  # address bits of an entry
 FRAMES = tuple(region << 21 | page << 12 for region in range(3) for page in range(3))
 WINDOW_TABLES = (0x80_0000, 0x80_1000, 0x80_2000, 0x80_3000, 0x80_4000, 0x80_5000)
 ALL_FRAMES = FRAMES + WINDOW_TABLES

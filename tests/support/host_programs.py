@@ -13,14 +13,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from fastmmu import MemorySlot
-from fastmmu.reference import Mode
-from tests.support.guest_layouts import ALL_FRAMES, FRAMES, PS, WINDOW, WINDOW_TABLES, P, Regime
+from tests.support.guest_layouts import ALL_FRAMES, FRAME, FRAMES, PS, WINDOW, WINDOW_TABLES, Mode, P, Regime
 from tests.support.guest_programs import N_EDITS, edited
 
 __all__ = ["DEVICES", "SLOTS", "Runner", "Step", "regimes", "steps"]
 
 Step = tuple[Any, ...]
-FRAME = 0x000F_FFFF_FFFF_F000
 SLOTS = (
     MemorySlot(0x800_0000, 0x1_0000, readonly=True),
     MemorySlot(0x900_0000, 0x20_0000),
