@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["WAYS"]
+__all__ = ["HOST_WAYS", "WAYS"]
 
 WAYS: dict[str, dict[str, Any]] = {
     "native": {"mmu": "native", "tpr": "trap"},
@@ -20,3 +20,17 @@ WAYS: dict[str, dict[str, Any]] = {
     "apicv": {"mmu": "ept", "tpr": "apicv", "vpid": True},
     "apicv, shadow paging": {"mmu": "shadow", "tpr": "apicv"},
 }
+HOST_WAYS: dict[str, dict[str, Any]] = {
+    "trap": {"mmu": "ept", "tpr": "trap"},
+    "trap, no shadow": {"mmu": "ept", "tpr": "trap", "tpr_shadow": False},
+    "trap, shadow paging": {"mmu": "shadow", "tpr": "trap"},
+    "patch": {"mmu": "ept", "tpr": "patch"},
+    "patch, shadow paging": {"mmu": "shadow", "tpr": "patch"},
+    "patch, one vCPU": {"mmu": "ept", "tpr": "patch", "tpr_patch": "one-vcpu"},
+    "flexpriority": {"mmu": "ept", "tpr": "flexpriority"},
+    "flexpriority, slides": {"mmu": "ept", "tpr": "flexpriority", "tpr_threshold": "slides"},
+    "flexpriority, shadow paging": {"mmu": "shadow", "tpr": "flexpriority", "vpid": True, "kvm": "6.1"},
+    "apicv": {"mmu": "ept", "tpr": "apicv", "vpid": True, "kvm": "6.1"},
+    "apicv, shadow paging": {"mmu": "shadow", "tpr": "apicv"},
+}
+"""Of a host: without those that know one vCPU only."""

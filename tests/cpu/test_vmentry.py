@@ -1,0 +1,81 @@
+"""What VM entry checks: specification and kernel on random VMCSs."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from fastmmu import reference as ref
+from fastmmu.cpu.vmentry import vm_entry
+from fastmmu.errors import StateError
+from fastmmu.reference import vmentry
+
+EXAMPLES = int(os.environ.get("FASTMMU_EXAMPLES", "300"))
+
+
+def random_entry(chance: random.Random) -> dict[str, int]:
+    def sparse(bits: int, weight: int) -> int:
+        return sum(1 << chance.randrange(bits) for _ in range(chance.randrange(weight + 1))) & (1 << bits) - 1
+
+    def page() -> int:
+        return chance.getrandbits(32) << 12 | chance.choice([0] * 8 + [0x40, 1]) | chance.choice([0] * 8 + [1 << 50])
+
+    fields = {
+        "pin_based": chance.choice([0, 1, 1]) | sparse(8, 2),
+        "primary": 1 << 31 | chance.choice([0, 1 << 21]) | sparse(32, 2),
+    }
+    fields |= {"secondary": sparse(28, 3), "tertiary": sparse(6, 1), "vm_exit": chance.choice([0, 1 << 15])}
+    fields |= {
+        "vm_entry": chance.choice([0, 1 << 9, 3 << 14, 1 << 9 | 3 << 14]),
+        "cr3_target_count": chance.randrange(6),
+    }
+    fields |= {"vpid": chance.choice([0, 7]), "posted_vector": chance.choice([0x20, 0x1F2])}
+    fields |= {"guest_interrupt_status": chance.getrandbits(16), "tpr_threshold": chance.choice([0, 3, 7, 0x13])}
+    fields |= {"vm_functions": chance.choice([0, 1, 2]), "eptp": page() | chance.choice([0x1E, 0x5E, 0x26, 6])}
+    names = ["virtual_apic_address", "apic_access_address", "posted_descriptor_address", "eptp_list_address"]
+    return fields | {name: page() for name in [*names, "pml_address", "ve_information_address", "sppt_pointer"]}
+
+
+def test_vm_entries_do_the_same() -> None:
+    chance = random.Random(3)
+    seen: set[str] = set()
+    for _ in range(20 * EXAMPLES):
+        control = random_entry(chance)
+        if chance.random() < 0.5:  # a plain VMCS, so that guest state is reached
+            control = {"eptp": 0x1E, "vm_entry": control["vm_entry"], "primary": 1 << 31 | chance.choice([0, 1 << 21])}
+            control["secondary"] = chance.choice([2, 0x82, 3, 0x303])
+            control["pin_based"] = 1
+        cr4 = 0x2020 ^ chance.choice([0, 0, 0x20, 0x2000, 1 << 17])
+        cr0 = chance.choice([0x80000021] * 6 + [0x80000020, 0x21, 0x20])
+        guest = {"guest_cr0": cr0, "guest_cr4": cr4, "guest_cr3": chance.choice([0x1000, 1 << 51])}
+        guest |= {"guest_efer": chance.choice([0, 0x500, 0x400]), "guest_rflags": chance.choice([2, 2, 0x20002])}
+        guest |= {"guest_pat": chance.choice([0x0007040600070406, 0x0207040600070406])}
+        pdpte = tuple(chance.choice([0, 0x1001, 0x1003, 1 << 50 | 1]) for _ in range(4))
+        vtpr, width = chance.getrandbits(8), chance.choice([36, 46, 52])
+        fields = vmentry.EntryFields(**control, **guest, guest_pdpte=pdpte)  # type: ignore[arg-type]
+        caps = vmentry.Capabilities(maxphyaddr=width)
+        memory = ref.SparseMemory()
+        failed = vmentry.invalid_controls(fields, vtpr, caps)
+        got = vm_entry(**control, **guest, guest_pdpte=pdpte, vtpr=vtpr, maxphyaddr=width)  # type: ignore[arg-type]
+        want = vmentry.enter(fields, vtpr, memory, caps)
+        match want:
+            case vmentry.VmFail(error):
+                assert (got.error, got.failed) == (error, tuple(failed))
+            case vmentry.EntryExit(reason, qualification):
+                state = vmentry.invalid_state(fields, memory, caps)
+                assert (got.reason, got.qualification) == (reason, qualification)
+                assert got.failed == ((state[0],) if state else ())
+            case vmentry.Entered(vppr, pending):
+                assert got == (0, (), None, 0, vppr if control["secondary"] >> 9 & 1 else got.vppr, pending)
+        seen |= set(got.failed) | {type(want).__name__}
+    assert {f"C{i}" for i in range(1, 19)} | {f"G{i}" for i in range(1, 7)} <= seen
+    assert {"VmFail", "EntryExit", "Entered"} <= seen
+
+
+def test_values_are_checked() -> None:
+    with pytest.raises(StateError, match="no control field 'tpr'"):
+        vm_entry(tpr=1)
+    with pytest.raises(StateError):
+        vm_entry(vpid=1 << 16)
