@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from fastmmu import image
-from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
-from fastmmu.arch.memtype import MemoryType, Mtrrs
-from fastmmu.dtypes import Fault, StepKind
-from fastmmu.errors import (
-    BusError,
-    ConfigError,
-    FastmmuError,
-    MissingExtraError,
-    OutOfMemoryError,
-    PolicyError,
-    StateError,
-    TraceError,
-)
-from fastmmu.exits import ExitReason, Qualification
-from fastmmu.kvm.vmm import Vmm
-from fastmmu.machine.config import Config
-from fastmmu.machine.costs import CostModel
-from fastmmu.machine.devices import Bus, Device
-from fastmmu.machine.host import Host
-from fastmmu.machine.instructions import Access, Load
-from fastmmu.machine.machine import Machine
-from fastmmu.machine.policy import Action, Exit, Policy
-from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import Simulation, simulate
-from fastmmu.machine.slots import MemorySlot
-from fastmmu.ops import Op
-from fastmmu.paging.mappings import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
-from fastmmu.paging.memory import PhysicalMemory
-from fastmmu.paging.nonroot import VmFunction, deliver_ve, vmfunc
-from fastmmu.paging.state import Eptp, GuestState, Pml
-from fastmmu.paging.translate import Translation, translate
-from fastmmu.study.compare import compare
-from fastmmu.study.tpr import tpr_study
-from fastmmu.tlb.geometry import Geometry, geometry
-from fastmmu.tlb.tlb import TLB
-from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
+from fastmmu._lazy import lazy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastmmu import image
+    from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
+    from fastmmu.arch.memtype import MemoryType, Mtrrs
+    from fastmmu.dtypes import Fault, StepKind
+    from fastmmu.errors import (
+        BusError,
+        ConfigError,
+        FastmmuError,
+        MissingExtraError,
+        OutOfMemoryError,
+        PolicyError,
+        StateError,
+        TraceError,
+    )
+    from fastmmu.exits import ExitReason, Qualification
+    from fastmmu.kvm.vmm import Vmm
+    from fastmmu.machine.config import Config
+    from fastmmu.machine.costs import CostModel
+    from fastmmu.machine.devices import Bus, Device
+    from fastmmu.machine.host import Host
+    from fastmmu.machine.instructions import Access, Load
+    from fastmmu.machine.machine import Machine
+    from fastmmu.machine.policy import Action, Exit, Policy
+    from fastmmu.machine.result import Result
+    from fastmmu.machine.simulate import Simulation, simulate
+    from fastmmu.machine.slots import MemorySlot
+    from fastmmu.ops import Op
+    from fastmmu.paging.mappings import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
+    from fastmmu.paging.memory import PhysicalMemory
+    from fastmmu.paging.nonroot import VmFunction, deliver_ve, vmfunc
+    from fastmmu.paging.state import Eptp, GuestState, Pml
+    from fastmmu.paging.translate import Translation, translate
+    from fastmmu.study.compare import compare
+    from fastmmu.study.tpr import tpr_study
+    from fastmmu.tlb.geometry import Geometry, geometry
+    from fastmmu.tlb.tlb import TLB
+    from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
 
 __version__ = "0.1.0"
 
@@ -104,3 +108,45 @@ __all__ = [
     "walk_ept",
     "write_trace",
 ]
+
+_HOMES = {
+    "fastmmu._walk": ("WalkResult", "load_pdpte_registers", "walk", "walk_ept"),
+    "fastmmu.arch.memtype": ("MemoryType", "Mtrrs"),
+    "fastmmu.dtypes": ("Fault", "StepKind"),
+    "fastmmu.errors": (
+        "BusError",
+        "ConfigError",
+        "FastmmuError",
+        "MissingExtraError",
+        "OutOfMemoryError",
+        "PolicyError",
+        "StateError",
+        "TraceError",
+    ),
+    "fastmmu.exits": ("ExitReason", "Qualification"),
+    "fastmmu.kvm.vmm": ("Vmm",),
+    "fastmmu.machine.config": ("Config",),
+    "fastmmu.machine.costs": ("CostModel",),
+    "fastmmu.machine.devices": ("Bus", "Device"),
+    "fastmmu.machine.host": ("Host",),
+    "fastmmu.machine.instructions": ("Access", "Load"),
+    "fastmmu.machine.machine": ("Machine",),
+    "fastmmu.machine.policy": ("Action", "Exit", "Policy"),
+    "fastmmu.machine.result": ("Result",),
+    "fastmmu.machine.simulate": ("Simulation", "simulate"),
+    "fastmmu.machine.slots": ("MemorySlot",),
+    "fastmmu.ops": ("Op",),
+    "fastmmu.paging.mappings": ("MappingArray", "ept_mappings", "iter_ept_mappings", "iter_mappings", "mappings"),
+    "fastmmu.paging.memory": ("PhysicalMemory",),
+    "fastmmu.paging.nonroot": ("VmFunction", "deliver_ve", "vmfunc"),
+    "fastmmu.paging.state": ("Eptp", "GuestState", "Pml"),
+    "fastmmu.paging.translate": ("Translation", "translate"),
+    "fastmmu.study.compare": ("compare",),
+    "fastmmu.study.tpr": ("tpr_study",),
+    "fastmmu.tlb.geometry": ("Geometry", "geometry"),
+    "fastmmu.tlb.tlb": ("TLB",),
+    "fastmmu.trace": ("Batch", "Trace", "interleave", "read_trace", "write_trace"),
+}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

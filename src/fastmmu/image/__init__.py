@@ -12,8 +12,21 @@ To add a format: a module that returns a `PhysicalMemory` (with registers a `Gue
 
 from __future__ import annotations
 
-from fastmmu.image.guest import Guest, read_guest
-from fastmmu.image.pages import from_pages
-from fastmmu.image.raw import open_raw
+from fastmmu._lazy import lazy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastmmu.image.guest import Guest, read_guest
+    from fastmmu.image.pages import from_pages
+    from fastmmu.image.raw import open_raw
 
 __all__ = ["Guest", "from_pages", "open_raw", "read_guest"]
+
+_HOMES = {
+    "fastmmu.image.guest": ("Guest", "read_guest"),
+    "fastmmu.image.pages": ("from_pages",),
+    "fastmmu.image.raw": ("open_raw",),
+}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -16,10 +16,25 @@ To add a table: a module that makes rows (dicts) and renders them by `table`; fi
 
 from __future__ import annotations
 
-from fastmmu.report.compare import comparison
-from fastmmu.report.explain import explain
-from fastmmu.report.files import save
-from fastmmu.report.rows import rows, slowdowns
-from fastmmu.report.single import single
+from fastmmu._lazy import lazy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastmmu.report.compare import comparison
+    from fastmmu.report.explain import explain
+    from fastmmu.report.files import save
+    from fastmmu.report.rows import rows, slowdowns
+    from fastmmu.report.single import single
 
 __all__ = ["comparison", "explain", "rows", "save", "single", "slowdowns"]
+
+_HOMES = {
+    "fastmmu.report.compare": ("comparison",),
+    "fastmmu.report.explain": ("explain",),
+    "fastmmu.report.files": ("save",),
+    "fastmmu.report.rows": ("rows", "slowdowns"),
+    "fastmmu.report.single": ("single",),
+}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -18,12 +18,16 @@ To add a study: a module here that yields its results one by one, a table in `re
 
 from __future__ import annotations
 
-from fastmmu.study.compare import SCHEMES, compare, configurations, each
-from fastmmu.study.consolidate import Consolidation, consolidate
-from fastmmu.study.curve import Curve, Curves, tlb_curve
-from fastmmu.study.survey import Survey, survey
-from fastmmu.study.tpr import WAYS, tpr_study
-from fastmmu.study.vpid import VpidPoint, vpid_experiment
+from fastmmu._lazy import lazy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastmmu.study.compare import SCHEMES, compare, configurations, each
+    from fastmmu.study.consolidate import Consolidation, consolidate
+    from fastmmu.study.curve import Curve, Curves, tlb_curve
+    from fastmmu.study.survey import Survey, survey
+    from fastmmu.study.tpr import WAYS, tpr_study
+    from fastmmu.study.vpid import VpidPoint, vpid_experiment
 
 __all__ = [
     "SCHEMES",
@@ -42,3 +46,15 @@ __all__ = [
     "tpr_study",
     "vpid_experiment",
 ]
+
+_HOMES = {
+    "fastmmu.study.compare": ("SCHEMES", "compare", "configurations", "each"),
+    "fastmmu.study.consolidate": ("Consolidation", "consolidate"),
+    "fastmmu.study.curve": ("Curve", "Curves", "tlb_curve"),
+    "fastmmu.study.survey": ("Survey", "survey"),
+    "fastmmu.study.tpr": ("WAYS", "tpr_study"),
+    "fastmmu.study.vpid": ("VpidPoint", "vpid_experiment"),
+}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

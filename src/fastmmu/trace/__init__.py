@@ -22,13 +22,17 @@ tests/trace/ test_files.py then takes it through every compression and batch len
 
 from __future__ import annotations
 
-from fastmmu.trace.base import Trace
-from fastmmu.trace.bundle import bundled
-from fastmmu.trace.combine import exits_every, interleave
-from fastmmu.trace.events import CHUNK, EVENT_DTYPE, Batch
-from fastmmu.trace.read import FORMATS, read_trace
-from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
-from fastmmu.trace.write import write_trace
+from fastmmu._lazy import lazy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastmmu.trace.base import Trace
+    from fastmmu.trace.bundle import bundled
+    from fastmmu.trace.combine import exits_every, interleave
+    from fastmmu.trace.events import CHUNK, EVENT_DTYPE, Batch
+    from fastmmu.trace.read import FORMATS, read_trace
+    from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
+    from fastmmu.trace.write import write_trace
 
 __all__ = [
     "CHUNK",
@@ -45,3 +49,16 @@ __all__ = [
     "with_tpr",
     "write_trace",
 ]
+
+_HOMES = {
+    "fastmmu.trace.base": ("Trace",),
+    "fastmmu.trace.bundle": ("bundled",),
+    "fastmmu.trace.combine": ("exits_every", "interleave"),
+    "fastmmu.trace.events": ("CHUNK", "EVENT_DTYPE", "Batch"),
+    "fastmmu.trace.read": ("FORMATS", "read_trace"),
+    "fastmmu.trace.tpr": ("TprProfile", "tpr_profile", "with_tpr"),
+    "fastmmu.trace.write": ("write_trace",),
+}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES)
