@@ -14,8 +14,8 @@ import pytest
 from fastmmu import StateError
 from fastmmu.cpu.inv_operands import EPT_VPID_CAP, check_invalidation
 from fastmmu.exits import Completion
-from fastmmu.reference import operands
-from fastmmu.reference.invalidations import Tlb
+from fastmmu.reference.cpu import inv_operands as operands
+from fastmmu.reference.tlb.invalidations import Tlb
 from tests.conformance import tlbs, vectors
 
 SAMPLES = tlbs.sets(vectors.sample_directory())

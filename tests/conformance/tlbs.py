@@ -16,9 +16,9 @@ from typing import Any
 from fastmmu import reference as ref
 from fastmmu.cpu.inv_operands import EPT_VPID_CAP, check_invalidation
 from fastmmu.exits import Completion
-from fastmmu.reference import operands
-from fastmmu.reference.invalidations import Tlb
-from fastmmu.reference.tlb import value
+from fastmmu.reference.cpu import inv_operands as operands
+from fastmmu.reference.tlb.invalidations import Tlb
+from fastmmu.reference.tlb.tlb import value
 from fastmmu.tlb.geometry import geometry
 from fastmmu.tlb.tlb import TLB
 

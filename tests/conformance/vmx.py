@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from fastmmu import reference as ref
 from fastmmu.cpu.vapic import VirtualApic
 from fastmmu.cpu.vmentry import vm_entry
-from fastmmu.reference import vmentry as rules
+from fastmmu.reference.cpu import vmentry as rules
 
 from .vectors import Report, Vector, read, set_name
 

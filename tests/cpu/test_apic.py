@@ -13,7 +13,7 @@ from fastmmu import reference as ref
 from fastmmu.cpu import apic as kernel_apic
 from fastmmu.cpu.apic import LocalApic
 from fastmmu.errors import StateError
-from fastmmu.reference import apic as rules
+from fastmmu.reference.cpu import apic as rules
 
 EXAMPLES = int(os.environ.get("FASTMMU_EXAMPLES", "300"))
 

@@ -14,7 +14,7 @@ from fastmmu import reference as ref
 from fastmmu.cpu.vapic import ApicOutcome, VirtualApic
 from fastmmu.errors import StateError
 from fastmmu.exits import ExitReason
-from fastmmu.reference import vapic
+from fastmmu.reference.cpu import vapic
 from tests.support.apic_tables import SIZES, codes
 
 EXAMPLES = int(os.environ.get("FASTMMU_EXAMPLES", "300"))

@@ -10,7 +10,7 @@ import pytest
 from fastmmu import reference as ref
 from fastmmu.cpu.vmentry import vm_entry
 from fastmmu.errors import StateError
-from fastmmu.reference import vmentry
+from fastmmu.reference.cpu import vmentry
 
 EXAMPLES = int(os.environ.get("FASTMMU_EXAMPLES", "300"))
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fastmmu import Action, Config, ConfigError, GuestState, Host, Machine, Policy, StateError, reference
 from fastmmu.exits import ExitReason
 from fastmmu.machine.policy import Exit
-from fastmmu.reference import modes
-from fastmmu.reference.modes import Refused, Registers, Scheme
+from fastmmu.reference.kvm import modes
+from fastmmu.reference.kvm.modes import Refused, Registers, Scheme
 from tests.support.vmm_tables import guest_memory_at
 
 MEMORY = 64 << 20

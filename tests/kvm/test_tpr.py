@@ -14,7 +14,7 @@ from fastmmu import Action, Config, ConfigError, Exit, GuestState, Machine, Poli
 from fastmmu import reference as ref
 from fastmmu.cpu import tpr_patch as patch
 from fastmmu.ops import Op
-from fastmmu.reference import apic as rules
+from fastmmu.reference.cpu import apic as rules
 from tests.support.tpr_ways import WAYS
 
 PROGRAMS = int(os.environ.get("FASTMMU_EXAMPLES", "30"))

@@ -8,7 +8,7 @@ import pytest
 
 from fastmmu import StateError
 from fastmmu.kvm.vpid import VpidAllocator
-from fastmmu.reference import vpid as spec
+from fastmmu.reference.kvm import vpid as spec
 
 AnyAllocator = VpidAllocator | spec.VpidAllocator
 KINDS = pytest.mark.parametrize("kind", [VpidAllocator, spec.VpidAllocator], ids=["kernel", "specification"])

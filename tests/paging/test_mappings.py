@@ -206,7 +206,7 @@ def test_parts_are_those_of_the_whole(mode: str, ept: bool, seed: int, data: st.
 
 def ept_rows(scene: Scene) -> list[tuple[int, int, int, int]]:
     """(gpa, size, rights, leaf), by the specification's own recursion."""
-    from fastmmu.reference.mappings import _ept_pages
+    from fastmmu.reference.paging.mappings import _ept_pages
 
     ept, top = scene.ept, 48 if scene.ept.levels == 4 else 52
     pages = _ept_pages(ref.SparseMemory(scene.mem, MEMORY), ept, ept.root, ept.levels, 0, 0x407, 0, (1 << top) - 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fastmmu
 from fastmmu import reference as ref
 from fastmmu.errors import StateError
-from fastmmu.reference.invalidations import Tlb
+from fastmmu.reference.tlb.invalidations import Tlb
 from fastmmu.tlb.geometry import Array, Geometry, geometry
 from fastmmu.tlb.tlb import TLB
 from tests.support.soup import EPT, GUEST, Soup

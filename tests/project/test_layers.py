@@ -177,11 +177,17 @@ def test_each_room_says_what_it_is_and_how_to_add_to_it() -> None:
         text = ast.get_docstring(ast.parse((ROOT / "src/fastmmu" / room / "__init__.py").read_text())) or ""
         assert "Imports" in text, f"{room}: the rule of imports"
         assert "To add" in text, f"{room}: how to add to it"
-        modules_of = {
-            path.stem for path in (ROOT / "src/fastmmu" / room).iterdir() if path.suffix in (".py", ".pyx", ".pxd")
-        }
-        missing = [name for name in sorted(modules_of - {"__init__"}) if not re.search(rf"\b{name}\b", text)]
-        assert missing == [], f"{room}: modules that its docstring does not name"
+
+
+def test_each_package_names_what_is_in_it() -> None:
+    packages = [path.parent for path in (ROOT / "src/fastmmu").rglob("__init__.py") if path.parent.name != "fastmmu"]
+    assert len(packages) > len(ORDER)
+    for package in packages:
+        text = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+        inside = {path.stem for path in package.iterdir() if path.suffix in (".py", ".pyx", ".pxd")}
+        inside |= {path.parent.name for path in package.glob("*/__init__.py")}
+        missing = [name for name in sorted(inside - {"__init__"}) if not re.search(rf"\b{name}\b", text)]
+        assert missing == [], f"{package.name}: modules that its docstring does not name"
 
 
 def tree(tmp_path: Path, files: dict[str, str]) -> Path:

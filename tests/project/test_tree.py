@@ -62,7 +62,6 @@ LONGER = {
     "src/fastmmu/cpu/interrupts.pyx",
     "src/fastmmu/cpu/vcpu.pyx",
     "src/fastmmu/mmu/pages.pyx",
-    "src/fastmmu/reference/kvm.py",
 }
 """Still to be split; none is added."""
 

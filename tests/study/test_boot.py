@@ -11,8 +11,8 @@ import pytest
 from fastmmu import GuestState, Machine, reference
 from fastmmu.cli.boot import NAMES
 from fastmmu.cli.main import main
-from fastmmu.reference import modes
-from fastmmu.reference.modes import Refused, Registers, Scheme
+from fastmmu.reference.kvm import modes
+from fastmmu.reference.kvm.modes import Refused, Registers, Scheme
 from fastmmu.report.boot import boot_rows, boot_table
 from fastmmu.study.boot import BOOT, SCHEMES, Boot, Instruction, boot, broken, execute
 

@@ -15,7 +15,7 @@ import fastmmu
 from fastmmu import Config, ConfigError, TraceError, geometry
 from fastmmu.cli import main
 from fastmmu.ops import Op
-from fastmmu.reference import lru
+from fastmmu.reference.tlb import lru
 from fastmmu.study import Curves, tlb_curve
 from fastmmu.trace import Trace, bundled, interleave
 

@@ -12,7 +12,8 @@ import itertools
 import random
 from typing import NamedTuple
 
-from fastmmu.reference import Mode, State, guest
+from fastmmu.reference import Mode, State
+from fastmmu.reference.paging import guest
 
 P, RW, US, A, D, PS, G, XD = 1, 2, 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8, 1 << 63
 FRAME = 0x000F_FFFF_FFFF_F000  # address bits of an entry

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu import Config, GuestState, Machine, StateError, reference
-from fastmmu.reference import guest
-from fastmmu.reference.modes import IDENTITY_MAP
+from fastmmu.reference.kvm.modes import IDENTITY_MAP
+from fastmmu.reference.paging import guest
 from tests.support.guest_layouts import ALL_FRAMES, FRAME, Mode, P, Regime
 from tests.support.guest_programs import (
     GENERAL_PROTECTION,

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastmmu import Config, Host, Machine
 from fastmmu.ops import Op
-from fastmmu.reference.processors import Processors
+from fastmmu.reference.cpu.processors import Processors
 
 TPR, EOI, SVR, LDR = 0x80, 0xB0, 0xF0, 0xD0
 LVT_TIMER, INITIAL, CURRENT, DIVIDE = 0x320, 0x380, 0x390, 0x3E0

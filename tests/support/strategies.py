@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 from hypothesis import strategies as st
 
 from fastmmu import reference as ref
-from fastmmu.reference import guest
+from fastmmu.reference.paging import guest
 from tests.conformance.cases import WalkCase
 
 __all__ = ["FRAMES", "Scene", "random_scene", "scenes"]

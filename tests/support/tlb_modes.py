@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fastmmu.reference.invalidations import Tlb
+from fastmmu.reference.tlb.invalidations import Tlb
 from fastmmu.tlb.geometry import Geometry
 from fastmmu.tlb.geometry import geometry as _geometry
 from fastmmu.tlb.tlb import TLB

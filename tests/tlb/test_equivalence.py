@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmu.reference.invalidations import Tlb
-from fastmmu.reference.tlb import piece, value
+from fastmmu.reference.tlb.invalidations import Tlb
+from fastmmu.reference.tlb.tlb import piece, value
 from fastmmu.tlb.geometry import PAGES, TABLES, Array, Geometry, geometry
 from fastmmu.tlb.tlb import TLB
 

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from fastmmu import StateError
-from fastmmu.reference.invalidations import Tlb
-from fastmmu.reference.tlb import value
+from fastmmu.reference.tlb.invalidations import Tlb
+from fastmmu.reference.tlb.tlb import value
 from fastmmu.tlb.geometry import Geometry, geometry, parse_array
 from fastmmu.tlb.tlb import TLB
 from tests.support.tlb_modes import KINDS, MODES, make_tlb

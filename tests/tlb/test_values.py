@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from fastmmu.reference.tlb import value
+from fastmmu.reference.tlb.tlb import value
 from fastmmu.tlb.tlb import TLB
 
 U, S, R, W, EW, X, D = (1 << i for i in range(7))

@@ -9,8 +9,8 @@ import pytest
 from fastmmu import Config, GuestState, Machine
 from fastmmu.cpu.inv_operands import check_invalidation
 from fastmmu.exits import Completion
-from fastmmu.reference import operands
-from fastmmu.reference.tlb import value
+from fastmmu.reference.cpu import inv_operands as operands
+from fastmmu.reference.tlb.tlb import value
 from fastmmu.tlb.geometry import geometry, parse_array
 from tests.support.tlb_modes import KINDS, MODES, AnyTlb, make_tlb
 from tests.support.vmm_tables import guest_memory_at

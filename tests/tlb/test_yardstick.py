@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fastmmu.reference.invalidations import Tlb
-from fastmmu.reference.tlb import value
+from fastmmu.reference.tlb.invalidations import Tlb
+from fastmmu.reference.tlb.tlb import value
 from fastmmu.tlb.geometry import geometry, parse_array
 from fastmmu.tlb.tlb import TLB
 

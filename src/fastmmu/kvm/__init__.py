@@ -14,7 +14,7 @@
 
 Imports `arch` to `cpu`. Rules are those of kvm_policy.md; each names its section.
 
-To add a handler: its function, its row in `exits`, and the same in `reference/kvm.py`; then `make kvm-agreement`,
+To add a handler: its function, its row in `exits`, and the same in `reference/kvm/`; then `make kvm-agreement`,
 which sets both beside what real KVM did.
 """
 

@@ -14,7 +14,7 @@ Imports `arch`, `tlb`, `paging`. No exit and no policy of KVM's vCPUs is known h
 out.
 
 To add a kind of entry: its bits in `spte` (they may not overlap: static assertions), its making there, its change
-through `pages` alone; `reference/kvm_tables.py`; a property in tests/mmu.
+through `pages` alone; `reference/kvm/tables.py`; a property in tests/mmu.
 """
 
 from __future__ import annotations

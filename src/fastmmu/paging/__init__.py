@@ -12,7 +12,7 @@
 
 Imports `arch` and `tlb`. A walk reports what it met and sets A/D flags; what that means is decided above.
 
-To add a paging mode: its masks in `state` (a mode is data for `guest`, no walker of its own), `reference/guest.py`,
+To add a paging mode: its masks in `state` (a mode is data for `guest`, no walker of its own), `reference/paging/`,
 and the mode in tests/paging's products. To add a condition of an access: a named bit in
 tests/support/access_product.py first.
 """

@@ -1,18 +1,13 @@
-"""Executable specification of translation, in plain Python: guest paging, EPT, nested walks, memory types, enumeration.
+"""Executable specification in plain Python, in rooms as the kernels have them.
 
 Written from the rules of the architecture, for reading and for checking the kernels against. Nothing here is fast.
 
-    State ─┐                 ┌─ guest    formats and permissions of guest entries
-    Ept  ──┼── walk / load_pdptes ┤
-    Memory ┘        │        └─ ept ── spp   one guest-physical translation, A/D flags, log
-                    └── Outcome: what it ended in, its steps, its changes to memory
+    tlb      what is cached, and what ends it
+    paging   one address, whole address spaces
+    cpu      local APICs, their virtualization, VM entry, INVEPT, INVVPID, INVPCID
+    kvm      a guest on KVM's MMU, step by step; paging modes, VPIDs
 
-`apic` has the local APIC, `processors` several of them, `vapic` its virtualization, `vmentry` what VM entry checks.
-`nonroot` has #VE and VMFUNC, `memtype` the effective memory type, `mappings` lists a whole address space. `operands`
-has INVEPT, INVVPID and INVPCID, `tlb`, `lru`, `caching` and `invalidations` what is cached and what ends it, `vpid`
-the allocator. `modes` changes paging modes. `entries`, `state`, `memory`, `run`, `outcome` are what these are written
-in. `kvm`: a guest on KVM's MMU, step by step, with `kvm_vm`, `kvm_tables`, `kvm_map`, `kvm_shadow`, `kvm_sync`,
-`kvm_memory`, `kvm_log`, `kvm_stats` behind it.
+What of it is used most stands here: `walk`, `State`, `Ept`, memories, outcomes, APICs.
 
 Imports the vocabulary (ops, exits, errors, dtypes) and no kernel.
 
@@ -21,13 +16,14 @@ To add a rule: write it here first, from the chapter; then the kernel; then a pr
 
 from __future__ import annotations
 
-from . import apic, vapic, vmentry
-from .apic import Ipi, LocalApic
-from .ept import Ept, EptCap, GpaReference, eptp_valid, translate_gpa
-from .mappings import Mapping, mappings
-from .memory import ArrayMemory, Memory, SparseMemory
-from .memtype import MemType, Mtrrs
-from .nonroot import (
+from .cpu import apic, vapic, vmentry
+from .cpu.apic import Ipi, LocalApic
+from .cpu.vapic import PostedDescriptor, VirtualApic
+from .paging.ept import Ept, EptCap, GpaReference, eptp_valid, translate_gpa
+from .paging.mappings import Mapping, mappings
+from .paging.memory import ArrayMemory, Memory, SparseMemory
+from .paging.memtype import MemType, Mtrrs
+from .paging.nonroot import (
     EptpSwitched,
     InvalidOpcode,
     VirtualizationException,
@@ -36,7 +32,7 @@ from .nonroot import (
     deliver_ve,
     vmfunc,
 )
-from .outcome import (
+from .paging.outcome import (
     ApicAccess,
     Bus,
     Change,
@@ -52,9 +48,8 @@ from .outcome import (
     SppEvent,
     Step,
 )
-from .state import Mode, State
-from .vapic import PostedDescriptor, VirtualApic
-from .walk import access_of, load_pdptes, walk
+from .paging.state import Mode, State
+from .paging.walk import access_of, load_pdptes, walk
 
 __all__ = [
     "ApicAccess",

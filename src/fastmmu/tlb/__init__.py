@@ -9,7 +9,7 @@
 Imports `arch`. It knows no page tables: walks hand it what they found.
 
 To add a preset: a row in `geometry`. To add an event that invalidates: a function in `invalidate`, its row in
-`reference/invalidations.py`, and a test in tests/tlb that says what dies and what survives.
+`reference/tlb/invalidations.py`, and a test in tests/tlb that says what dies and what survives.
 """
 
 from __future__ import annotations

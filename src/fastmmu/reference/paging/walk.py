@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..dtypes import StepKind
-from ..errors import StateError
-from ..ops import Op
+from ...dtypes import StepKind
+from ...errors import StateError
+from ...ops import Op
+from ..tlb.invalidations import Tlb
 from . import guest
-from .caching import Caching
 from .ept import READ, WRITE, Ept, GpaLeaf, GpaReference, structure_access, translate, update_violation
-from .invalidations import Tlb
 from .memory import Memory
 from .memtype import ept_access_type, guest_access_type
 from .outcome import GeneralProtection, Mapped, Outcome, PageFault, PdptesLoaded
 from .run import Ended, Run, conclude
 from .state import Mode, State, bits
+from .walk_caches import Caching
 
 __all__ = ["access_of", "load_pdptes", "walk"]
 
@@ -216,7 +216,7 @@ def walk(
 
     With `write` the walk sets accessed and dirty flags (guest and EPT) and appends to the page-modification log, as
     the access would. Without, it is a query: the same outcome, with the same steps and changes listed, and memory
-    untouched. Returns one of the classes of :mod:`fastmmu.reference.outcome`.
+    untouched. Returns one of the classes of :mod:`fastmmu.reference.paging.outcome`.
 
     Where a guest A or D flag has to be set in a page that EPT maps read-only (EPT A/D off) the violation reports
     bits 0 and 1 of the qualification; bit 0 is a don't-care of the architecture (ept.md §4 [C]).

@@ -10,9 +10,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
-from ..exits import ExitReason
-from .memory import Memory
-from .state import bits
+from ...exits import ExitReason
+from ..paging.memory import Memory
+from ..paging.state import bits
 
 __all__ = ["IDENTITY_MAP", "Hardware", "Refused", "Registers", "Scheme", "exit_of", "hardware", "write"]
 

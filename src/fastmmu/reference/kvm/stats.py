@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .kvm_tables import Leaf
+from .tables import Leaf
 
 __all__ = ["Stats", "loses"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ..exits import ExitReason
+from ...exits import ExitReason
 from .ept import SUPPRESS_VE, Ept, eptp_valid
 from .memory import Memory
 from .outcome import Bus, EptViolation

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .kvm_map import large_allowed
-from .kvm_tables import Leaf, Link, Role, TablePage, W, X
-from .kvm_vm import Log, Slot, Vm
+from .map import large_allowed
+from .tables import Leaf, Link, Role, TablePage, W, X
+from .vm import Log, Slot, Vm
 
 __all__ = ["clear", "get", "start", "stop", "swap_out", "young"]
 

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from ..exits import ExitReason
-from .kvm_stats import Stats
-from .kvm_tables import TablePage, Tables, W
-from .memory import SparseMemory
-from .state import State
+from ...exits import ExitReason
+from ..paging.memory import SparseMemory
+from ..paging.state import State
+from .stats import Stats
+from .tables import TablePage, Tables, W
 
 __all__ = ["Log", "Policy", "Slot", "Vm"]
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from fastmmu.exits import ExitReason
 
+from ..paging.ept import EptCap, eptp_valid
+from ..paging.memory import Memory
+from ..paging.state import bits
 from .apic import TPR, put_word
-from .ept import EptCap, eptp_valid
-from .memory import Memory
-from .state import bits
 from .vapic import VirtualApic
 
 __all__ = [

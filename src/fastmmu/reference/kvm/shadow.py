@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ..dtypes import StepKind
-from .kvm_map import Done, Fault, fault_in, map_below, prefetch_direct, table
-from .kvm_sync import invalidate, prefetch_guest, rights_of, sync_below, sync_page
-from .kvm_tables import ALL, Leaf, Link, Mark, Role, TablePage, U, W, X, index_of
-from .kvm_vm import Vm
-from .outcome import Mapped, Outcome, PageFault
-from .state import State
-from .walk import walk
+from ...dtypes import StepKind
+from ..paging.outcome import Mapped, Outcome, PageFault
+from ..paging.state import State
+from ..paging.walk import walk
+from .map import Done, Fault, fault_in, map_below, prefetch_direct, table
+from .sync import invalidate, prefetch_guest, rights_of, sync_below, sync_page
+from .tables import ALL, Leaf, Link, Mark, Role, TablePage, U, W, X, index_of
+from .vm import Vm
 
 __all__ = ["shadow_fault"]
 

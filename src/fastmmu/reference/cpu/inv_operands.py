@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..exits import Completion
-from .ept import EptCap, eptp_valid
-from .state import bits
+from ...exits import Completion
+from ..paging.ept import EptCap, eptp_valid
+from ..paging.state import bits
 
 __all__ = ["Executing", "check", "invept", "invpcid", "invvpid"]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .kvm_tables import Entry, Leaf, Link, Mark, TablePage, Tables, U, W, X
-from .memory import SparseMemory
+from ..paging.memory import SparseMemory
+from .tables import Entry, Leaf, Link, Mark, TablePage, Tables, U, W, X
 
 __all__ = ["LOG", "TABLES", "HostMemory"]
 

@@ -1,6 +1,6 @@
 """Executable specification of a 4-level guest on KVM: what it sees, the VM exits, the VMM's tables (kvm_policy.md).
 
-    instruction ─ processor: walk of memory ─ VM exit ─ KVM: kvm_shadow (shadow paging) or kvm_map (EPT) ─ again
+    instruction ─ processor: walk of memory ─ VM exit ─ KVM: `shadow` or `map` (EPT) ─ again
 
 The processor has no TLB: each access walks. A TLB that is flushed where it must be makes the same exits, for a guest
 that invalidates what it changed; `remember` keeps translations as such a TLB does, which only makes this faster.
@@ -9,25 +9,26 @@ that invalidates what it changed; `remember` keeps translations as such a TLB do
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..dtypes import StepKind
-from ..exits import ExitReason, Qualification
-from . import kvm_log
-from .ept import Ept
-from .kvm_map import Done, Fault, map_direct
-from .kvm_memory import LOG, HostMemory
-from .kvm_shadow import shadow_fault
-from .kvm_stats import CURRENT, GUEST
-from .kvm_sync import invalidate, load_root, new_registers, root_kept, sync_below, wrote_table
-from .kvm_tables import ALL, Leaf, Link, Mark, Role, TablePage, Tables, U
-from .kvm_vm import Log, Policy, Slot, Vm
-from .memory import SparseMemory
-from .outcome import EptMisconfig, EptViolation, Mapped, Outcome, PageFault, PmlFull
-from .state import State
-from .walk import walk
+from ...dtypes import StepKind
+from ...exits import ExitReason, Qualification
+from ..paging.ept import Ept
+from ..paging.memory import SparseMemory
+from ..paging.outcome import EptMisconfig, EptViolation, Mapped, Outcome, PageFault, PmlFull
+from ..paging.state import State
+from ..paging.walk import walk
+from . import log, view
+from .map import Done, Fault, map_direct
+from .memory import LOG, HostMemory
+from .shadow import shadow_fault
+from .stats import CURRENT, GUEST
+from .sync import invalidate, load_root, new_registers, root_kept, sync_below, wrote_table
+from .tables import ALL, Mark, Role, Tables
+from .view import Mapping
+from .vm import Log, Policy, Slot, Vm
 
 __all__ = ["Came", "Kvm", "Log", "Mapping", "Policy", "Slot", "Tables"]
 
@@ -55,18 +56,6 @@ class Came(NamedTuple):
     gpa: int | None
     error_code: int | None = None
     cr2: int | None = None
-
-
-class Mapping(NamedTuple):
-    """A leaf of the VMM's tables: `address` is linear under shadow paging, guest-physical under EPT.
-
-    A mark of MMIO has size 0, and no rights.
-    """
-
-    address: int
-    size: int
-    gpa: int
-    access: int
 
 
 class Kvm:
@@ -334,25 +323,25 @@ class Kvm:
     def start_dirty_log(self, number: int, *, manual: bool = False, initially_set: bool = False) -> None:
         self.drain()
         begun = self.slot(number).log is None
-        kvm_log.start(self.vm, self.slot(number), manual=manual, initial=initially_set)
+        log.start(self.vm, self.slot(number), manual=manual, initial=initially_set)
         self.forget()
         self.paid(begun and not (manual and initially_set))
 
     def dirty_log(self, number: int) -> set[int]:
         self.drain()
-        found = kvm_log.get(self.vm, self.slot(number))
-        log = self.slot(number).log
-        self.paid(bool(found and log and not log.manual))
+        found = log.get(self.vm, self.slot(number))
+        kept = self.slot(number).log
+        self.paid(bool(found and kept and not kept.manual))
         return found
 
     def clear_dirty_log(self, number: int, first: int, count: int) -> None:
         self.drain()
-        flush = kvm_log.clear(self.vm, self.slot(number), first, count)
+        flush = log.clear(self.vm, self.slot(number), first, count)
         self.paid(flush)
 
     def stop_dirty_log(self, number: int) -> None:
         self.drain()
-        flush = kvm_log.stop(self.vm, self.slot(number))
+        flush = log.stop(self.vm, self.slot(number))
         self.paid(flush)
 
     def delete_slot(self, number: int) -> None:
@@ -367,12 +356,12 @@ class Kvm:
         self.vm.stats.tables_early = self.vm.tables.made - made
 
     def swap_out(self, number: int, page: int) -> bool:
-        done = kvm_log.swap_out(self.vm, self.slot(number), self.slot(number).base + page)
+        done = log.swap_out(self.vm, self.slot(number), self.slot(number).base + page)
         self.entered()
         return done
 
     def young(self, number: int, page: int, *, clear: bool = False) -> bool:
-        found = kvm_log.young(self.vm, self.slot(number).base + page, clear=clear)
+        found = log.young(self.vm, self.slot(number).base + page, clear=clear)
         self.entered()
         return found
 
@@ -385,28 +374,12 @@ class Kvm:
 
     def leaves(self) -> set[Mapping]:
         """What the tables below the root in use map."""
-        return set(self._below(self.vm.root, 0))
-
-    def _below(self, page: TablePage, base: int) -> Iterable[Mapping]:
-        shift = 9 * page.role.level + 3
-        for index, entry in page.entries.items():
-            at = base | index << shift
-            if self.vm.policy.shadow and at >> 47:
-                at |= 0xFFFF << 48
-            if isinstance(entry, Link):
-                yield from self._below(entry.page, at)
-            elif isinstance(entry, Mark):
-                yield Mapping(at, 0, entry.gfn << 12, 0)
-            else:
-                access = 0 if entry.tracked else entry.access
-                access |= 0 if self.vm.policy.shadow else U
-                yield Mapping(at, 1 << shift, entry.gfn << 12, access)
+        return set(view.leaves(self.vm))
 
     def table_pages(self) -> list[tuple[int, int, bool, int, int, bool]]:
         """(gfn, level, direct, access, registers, unsync) of every table page."""
-        return [(page.gfn, *page.role, page.unsync) for page in self.vm.tables.pages.values()]
+        return view.table_pages(self.vm)
 
     def mapped_pages(self) -> tuple[int, int]:
         """Leaves there are, of 4 KB and of 2 MB."""
-        leaves = [e for p in self.vm.tables.pages.values() for e in p.entries.values() if isinstance(e, Leaf)]
-        return sum(leaf.level == 1 for leaf in leaves), sum(leaf.level == 2 for leaf in leaves)
+        return view.mapped_pages(self.vm)

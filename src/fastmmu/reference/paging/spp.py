@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..dtypes import StepKind
+from ...dtypes import StepKind
 from .outcome import SppEvent
 from .run import Ended, Run
 from .state import bits

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BusError
+from ...errors import BusError
 
 __all__ = ["ArrayMemory", "Memory", "Overlay", "SparseMemory"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
-from .kvm_stats import loses
-from .kvm_tables import ALL, Entry, Leaf, Link, Mark, Role, TablePage, W, X, index_of
-from .kvm_vm import Slot, Vm
+from .stats import loses
+from .tables import ALL, Entry, Leaf, Link, Mark, Role, TablePage, W, X, index_of
+from .vm import Slot, Vm
 
 __all__ = ["Done", "Fault", "fault_in", "make_leaf", "map_below", "map_direct", "prefetch_direct", "set_leaf", "table"]
 

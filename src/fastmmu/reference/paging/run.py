@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..dtypes import StepKind
+from ...dtypes import StepKind
 from .memory import Memory, Overlay
 from .outcome import Bus, Change, Outcome, Step
 

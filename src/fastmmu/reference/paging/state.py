@@ -6,7 +6,7 @@ import enum
 import functools
 from dataclasses import dataclass, field
 
-from ..errors import StateError
+from ...errors import StateError
 from .memtype import PAT_RESET, MemType, Mtrrs
 
 __all__ = ["Mode", "State", "bits"]
@@ -32,7 +32,7 @@ class State:
     """Registers, processor features and knobs that a guest walk depends on.
 
     The defaults are a supervisor in long mode. `pdpte` holds the four PDPTE registers, used by PAE paging only
-    (:func:`fastmmu.reference.walk.load_pdptes` loads them). `maxphyaddr` is M of paging.md; `pse36_bits` overrides
+    (:func:`~fastmmu.reference.load_pdptes` loads them). `maxphyaddr` is M of paging.md; `pse36_bits` overrides
     N = min(M, 40) of paging.md §3.1 (32 = no PSE-36). `upper_a` says when the A flag of an upper entry is set:
     ``"eager"`` as soon as the entry was found well-formed, ``"lazy"`` after all permission checks (paging.md §6).
     """

@@ -8,7 +8,7 @@ PAE                (31:30) | 29:21 | 20:12 | offset       31:30 picks a PDPTE re
 
 from __future__ import annotations
 
-from ..ops import Op
+from ...ops import Op
 from .state import Mode, State, bits
 
 __all__ = [

@@ -6,11 +6,11 @@ again where the guest's TLB would be flushed: MOV CR3, INVLPG, CR4.
 
 from __future__ import annotations
 
-from . import guest
-from .kvm_map import make_leaf, set_leaf, table
-from .kvm_stats import loses
-from .kvm_tables import ALL, Leaf, Link, Mark, Role, TablePage, U, W, X
-from .kvm_vm import Vm
+from ..paging import guest
+from .map import make_leaf, set_leaf, table
+from .stats import loses
+from .tables import ALL, Leaf, Link, Mark, Role, TablePage, U, W, X
+from .vm import Vm
 
 __all__ = [
     "invalidate",

@@ -6,9 +6,9 @@ walk that used something cached fails, memory decides: it is made again from the
 
 from __future__ import annotations
 
+from ..tlb.invalidations import Tlb
 from .ept import EXECUTE, EXECUTE_USER, IPAT, READ, WRITE, Ept, GpaLeaf, GpaReference, allowed
 from .guest import Rights
-from .invalidations import Tlb
 from .state import bits
 
 __all__ = ["Caching", "TableFound"]

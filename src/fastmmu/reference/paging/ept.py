@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..dtypes import StepKind
-from ..errors import StateError
-from ..exits import Qualification as Q
-from ..ops import Op
+from ...dtypes import StepKind
+from ...errors import StateError
+from ...exits import Qualification as Q
+from ...ops import Op
 from .memory import Memory
 from .outcome import ApicAccess, EptMisconfig, EptViolation, GpaMapped, Outcome, PmlFull
 from .run import Ended, Run, conclude
@@ -240,7 +240,7 @@ def allowed(ept: Ept, why: GpaReference, rights: int) -> bool:
 
 
 class GpaCaches(Protocol):
-    """Caches of a walk, see :class:`fastmmu.reference.caching.Caching`."""
+    """Caches of a walk, see :class:`fastmmu.reference.paging.walk_caches.Caching`."""
 
     def find_mapping(self, ept: Ept, gpa: int, why: GpaReference) -> GpaLeaf | None: ...
     def find_ept_table(self, ept: Ept, gpa: int) -> tuple[int, int, int] | None: ...

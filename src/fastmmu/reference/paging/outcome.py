@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..dtypes import Fault, StepKind
-from ..exits import ExitReason
+from ...dtypes import Fault, StepKind
+from ...exits import ExitReason
 
 __all__ = [
     "ApicAccess",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import StateError
+from ...errors import StateError
 
 __all__ = ["VpidAllocator"]
 

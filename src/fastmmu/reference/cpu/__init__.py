@@ -1,0 +1,10 @@
+"""The processor: local APICs, their virtualization, VM entry, operands of invalidations.
+
+apic           the local APIC
+processors     several of them, without a VMM
+vapic          virtualization of the APIC
+vmentry        what VM entry checks
+inv_operands   INVEPT, INVVPID, INVPCID
+"""
+
+from __future__ import annotations

@@ -1,0 +1,21 @@
+"""A guest on KVM's MMU, step by step (kvm_policy.md).
+
+kvm       `Kvm`: instructions of the guest, VM exits, operations of the host
+vm        policy, slots, roots: what the rules are written in
+tables    table pages by (gfn, role), their entries
+map       the leaf for a page; direct mappings
+shadow    what a #PF was, and the shadow entry that answers it
+sync      shadow pages out of sync, writes to guest tables, INVLPG
+log       dirty logs, pages swapped out and aged
+memory    the tables as they lie in host memory
+stats     flushes owed, and KVM's statistics
+view      the tables, to look at
+modes     a guest that changes its paging mode
+vpid      the allocator of VPIDs
+"""
+
+from __future__ import annotations
+
+from .kvm import Came, Kvm, Log, Mapping, Policy, Slot, Tables
+
+__all__ = ["Came", "Kvm", "Log", "Mapping", "Policy", "Slot", "Tables"]

@@ -1,0 +1,16 @@
+"""Translation: guest paging, EPT, nested walks, memory types, enumeration.
+
+State ─┐                 ┌─ guest    formats and permissions of guest entries
+Ept  ──┼── walk / load_pdptes ┤
+Memory ┘        │        └─ ept ── spp   one guest-physical translation, A/D flags, log
+                └── Outcome: what it ended in, its steps, its changes to memory
+
+state, memory, run, outcome   what walks are written in
+guest, ept, spp, walk         the walks
+walk_caches                   what a walk finds in the caches and leaves there
+memtype                       the effective memory type
+mappings                      every mapping of an address space
+nonroot                       #VE and VMFUNC
+"""
+
+from __future__ import annotations

@@ -1,0 +1,9 @@
+"""What a processor has cached, and what ends it (tlb.md).
+
+entries         entries, and the caches that hold them
+tlb             lookups and fills
+lru             miss-ratio curves: one TLB of one size, under true LRU
+invalidations   `Tlb`: what each event invalidates
+"""
+
+from __future__ import annotations
