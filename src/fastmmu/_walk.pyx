@@ -1,101 +1,28 @@
-"""One walk at a time, with every memory reference that it makes."""
+"""One walk at a time, with every memory reference that it makes: the door to the walks of paging/."""
 
 import numpy as np
 
-from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint64_t
+from libc.string cimport memset
 
-from fastmmu.arch.bits cimport ONES, P
+from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.memtype cimport effective_type
 from fastmmu.arch.types cimport (
-    FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF, FAULT_PML_FULL,
-    FAULT_SPP, MODE_4, MODE_PAE, STEP_DATA, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
+    FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PF, FAULT_PML_FULL, FAULT_SPP, MODE_4,
+    MODE_PAE, STEP_DATA, Ept, Paging, PmlQuery, Step, Steps, Walk,
 )
 from fastmmu.paging.ept cimport (
-    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, apic_access, ept_facts, ept_walk, need_of, on_apic_page, step,
+    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_walk, need_of, step,
 )
-from fastmmu.paging.guest cimport guest_walk
-from fastmmu.paging.memory cimport PhysicalMemory, mem_holds, mem_read64
-from fastmmu.paging.state cimport Eptp, GuestState, access_code, as_eptp
-from fastmmu.paging.walk_caches cimport Cached
+from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.paging.state cimport GuestState, access_code, pdpt_within, prepare
+from fastmmu.paging.walk cimport load_pdptes, walk_cached, walk_steps
 from fastmmu.tlb.lookup cimport Tlb
 from fastmmu.tlb.tlb cimport TLB
 from fastmmu.arch.memtype import MemoryType
 from fastmmu.dtypes import STEP_DTYPE, Fault
-from fastmmu.errors import BusError, StateError
+from fastmmu.errors import StateError
 from fastmmu.exits import Qualification
-
-cdef enum:
-    PDPT = 0xFFFFFFE0           # CR3[31:5]
-
-
-cdef int walk_silent(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w) noexcept nogil:
-    if e == NULL:
-        return guest_walk(m, g, NULL, NULL, la, acc, w, NULL)
-    return guest_walk(m, g, e, NULL, la, acc, w, NULL)
-
-
-cdef int with_caches(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
-                     Steps *steps) noexcept nogil:
-    if e == NULL:
-        return guest_walk(m, g, NULL, c, la, acc, w, steps)
-    return guest_walk(m, g, e, c, la, acc, w, steps)
-
-
-cdef int walk_cached(Mem *m, const Paging *g, const Ept *e, Tlb *t, uint64_t la, int acc, Walk *w,
-                     Steps *steps) noexcept nogil:
-    # A walk that fails after it used what was cached is made again from memory (tlb.md §1.1). Its references count
-    # where it succeeds; a processor that fails at once has made those of the first walk alone.
-    cdef Cached c
-    cdef uint32_t guest_refs, ept_refs, ad_writes
-    c.tlb = t
-    c.look = True
-    c.used = False
-    if with_caches(m, g, e, &c, la, acc, w, steps) == FAULT_NONE or not c.used:
-        return w.fault
-    guest_refs = w.guest_refs
-    ept_refs = w.ept_refs
-    ad_writes = w.ad_writes
-    c.look = False
-    if with_caches(m, g, e, &c, la, acc, w, steps):
-        w.guest_refs = w.ept_refs = 0
-    w.guest_refs += guest_refs
-    w.ept_refs += ept_refs
-    w.ad_writes += ad_writes
-    return w.fault
-
-
-cdef int walk_steps(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc, Walk *w, Steps *steps) noexcept nogil:
-    return guest_walk(m, g, e, NULL, la, acc, w, steps)
-
-
-cdef int load_pdptes(Mem *m, Paging *g, const Ept *e, Walk *w, Steps *steps) noexcept nogil:
-    # the four PAE PDPTE registers from CR3[31:5], as MOV to CR3 loads them (paging.md §3.2)
-    cdef EptLeaf leaf
-    cdef uint64_t gpa = g.cr3 & PDPT, hpa = gpa
-    cdef uint64_t reserved = 0x1E6 | ~(g.frame | 0xFFF)
-    cdef uint64_t loaded[4]
-    cdef int i, fault
-    memset(w, 0, sizeof(Walk))
-    if e != NULL:
-        fault = ept_walk(m, e, NULL, gpa, NEED_R, True, 0, 3, &leaf, w, steps)
-        if fault:
-            return fault
-        hpa = leaf.hpa
-        if on_apic_page(e, hpa):
-            return apic_access(w, gpa, hpa)
-    w.gpa = gpa
-    for i in range(4):
-        if not mem_holds(m, hpa + 8 * i, 8):
-            return FAULT_BUS
-        loaded[i] = mem_read64(m, hpa + 8 * i)
-        if steps != NULL:
-            step(steps, STEP_GUEST, 3, 3, hpa + 8 * i, gpa + 8 * i, loaded[i])
-    for i in range(4):
-        if loaded[i] & P and loaded[i] & reserved:
-            return FAULT_GP
-    memcpy(g.pdpte, loaded, sizeof(loaded))
-    return FAULT_NONE
 
 
 cdef class WalkResult:
@@ -210,11 +137,12 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     cdef WalkResult result = WalkResult.__new__(WalkResult)
     cdef Paging paging
     cdef Ept ept
+    cdef PmlQuery log
     cdef Steps steps
     cdef const Ept *e = NULL
     cdef int acc = access_code(access)
     cdef uint64_t la = linear_address(va)
-    cdef int fault = prepare(mem, state, eptp, set_ad, True, &paging, &ept, &result.walk)
+    cdef int fault = prepare(mem, state, eptp, set_ad, &log, &paging, &ept, &result.walk)
     cdef Tlb *caches = NULL
     if tlb is not None:
         if not set_ad:
@@ -258,6 +186,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
     cdef WalkResult result = WalkResult.__new__(WalkResult)
     cdef Paging paging
     cdef Ept ept
+    cdef PmlQuery log
     cdef Steps steps
     cdef EptLeaf leaf
     cdef int acc = access_code(access), fault
@@ -268,7 +197,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
         raise StateError(f"a guest-physical address is a positive integer of 64 bits, not {gpa!r}")
     target = <uint64_t> int(gpa)
     state = GuestState(cr0=0x10) if state is None else state
-    prepare(mem, state.replace(cr0=state.cr0 & ~(1 << 31)), eptp, set_ad, True, &paging, &ept, &result.walk)
+    prepare(mem, state.replace(cr0=state.cr0 & ~(1 << 31)), eptp, set_ad, &log, &paging, &ept, &result.walk)
     if gla is not None:
         bits = QUAL_GLA
         if not paging_structure:
@@ -304,12 +233,13 @@ def load_pdpte_registers(PhysicalMemory mem not None, GuestState state not None,
     cdef WalkResult result = WalkResult.__new__(WalkResult)
     cdef Paging paging
     cdef Ept ept
+    cdef PmlQuery log
     cdef Steps steps
     cdef int fault
     if state.paging.mode != MODE_PAE:
         raise StateError(f"PDPTE registers exist with PAE paging only, not with {state.mode.name}")
     pdpt_within(mem, state, eptp)
-    prepare(mem, state.replace(pdptes=(0, 0, 0, 0)), eptp, set_ad, True, &paging, &ept, &result.walk)
+    prepare(mem, state.replace(pdptes=(0, 0, 0, 0)), eptp, set_ad, &log, &paging, &ept, &result.walk)
     steps.n = 0
     fault = load_pdptes(&mem.mem, &paging, &ept if eptp is not None else NULL, &result.walk, &steps)
     if fault:
@@ -323,46 +253,3 @@ cdef uint64_t linear_address(va) except? 0:
     if isinstance(va, bool) or not isinstance(va, (int, np.integer)) or not -(1 << 63) <= va < 1 << 64:
         raise StateError(f"a linear address is an integer of 64 bits, not {va!r}")
     return <uint64_t> (int(va) & 0xFFFF_FFFF_FFFF_FFFF)
-
-
-cdef int pdpt_within(PhysicalMemory mem, GuestState state, eptp) except -1:
-    if eptp is None and not mem_holds(&mem.mem, state.paging.cr3 & PDPT, 32):
-        raise BusError(f"cr3={state.cr3:#x}: its PDPTEs lie outside memory of {mem.nbytes:#x} bytes")
-    return 0
-
-
-cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, bint log, Paging *paging,
-                 Ept *ept, Walk *w) except -1:
-    """Copies of the derived registers, checked against memory; a fault code where loading PDPTEs fails.
-
-    log: whether the page-modification log has a part in it. A translation alone neither fills it nor waits for it, and
-    nothing exits from it, whatever page its tables are on.
-    """
-    cdef Eptp pointer
-    cdef Ept *e = NULL
-    cdef int fault = 0
-    if set_ad and not mem.writable:
-        raise StateError("set_ad=True needs writable memory; this memory is read-only, pass a copy or set_ad=False")
-    paging[0] = state.paging
-    paging.write_ad = bool(set_ad)
-    if eptp is not None:
-        pointer = as_eptp(eptp)
-        ept[0] = pointer.ept
-        if log and pointer.pml is not None and ept.ad:
-            ept.pml_base = pointer.pml.base
-            ept.pml_index = &pointer.pml.next
-        if not log:
-            ept.apic_access = 0
-        ept.write_ad = bool(set_ad)
-        e = ept
-        if not mem_holds(&mem.mem, ept.root, 4096):
-            raise BusError(f"eptp={pointer.value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
-    elif paging.levels and paging.mode != MODE_PAE and not mem_holds(&mem.mem, paging.root, 4096):
-        raise BusError(f"cr3={state.cr3:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
-    if paging.mode == MODE_PAE and state.pdptes is None:
-        pdpt_within(mem, state, eptp)
-        fault = load_pdptes(&mem.mem, paging, e, w, NULL)
-        w.fault = fault
-        if fault:
-            w.pa = ONES
-    return fault

@@ -159,7 +159,7 @@ def test_no_python_in_the_kernel(path: Path, generated: dict[Path, str]) -> None
 
 
 def test_the_walk_is_such_a_kernel() -> None:
-    assert any(function.hot for function in functions(SRC / "fastmmu" / "_walk.pyx", SRC))
+    assert any(function.hot for function in functions(SRC / "fastmmu" / "paging" / "walk.pyx", SRC))
 
 
 def test_a_touch_is_found(tmp_path: Path) -> None:

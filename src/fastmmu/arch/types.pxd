@@ -62,12 +62,19 @@ cdef struct Paging:             # derived once from CR0, CR3, CR4, EFER, CPL, AC
     uint8_t lazy_upper_a        # knob upper_a = lazy (paging.md §6)
     uint8_t write_ad            # 1: an access, sets A and D; 0: a query, memory stays as it is
 
+cdef struct PmlQuery:           # what the access that a query stands for would have written until now (ept.md §7)
+    uint32_t logged             # entries of the page-modification log
+    uint32_t n                  # EPT entries whose flags it would have set:
+    uint64_t hpa[40]
+    uint64_t flags[40]
+
 cdef struct Ept:                # derived once from EPTP and the VMX capabilities (ept.md §1)
     uint64_t root
     uint64_t frame
     uint64_t rsvd[6][2]         # [level][leaf]
     uint64_t pml_base
     uint16_t *pml_index         # NULL: PML off
+    PmlQuery *pml_query         # of a query with PML; else NULL
     uint64_t apic_access        # last byte of the APIC-access page; 0: APIC accesses are not virtualized
     uint8_t levels              # 4 or 5
     uint64_t spptp              # sub-page permission table
@@ -128,7 +135,12 @@ cdef struct Walk:
     uint8_t ept_ipat
     uint16_t guest_refs, ept_refs
     uint16_t ad_writes
-    uint16_t logged             # of a query: entries that the access would have put into the page-modification log
-    uint16_t flagged            # and the EPT entries whose flags it would have set:
-    uint64_t flag_at[40]        # address
-    uint64_t flag[40]           # bits
+
+cdef struct GuestPath:          # the guest entries that a walk read, each at its level (KVM's guest_walker)
+    int top                     # level of the first; 0: none was read
+    int level                   # level of the last
+    uint32_t updated            # bit [level]: A or D was set in memory
+    uint64_t hpa[6]
+    uint64_t gpa[6]             # without EPT the same; not known where a cached entry led to its table
+    uint64_t entry[6]           # as it was read
+    uint64_t ept[6]             # AND of the EPT entries that map its table; all ones without EPT

@@ -6,13 +6,14 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from fastmmu._walk cimport load_pdptes, walk_steps
 from fastmmu.arch.bits cimport EPT_A, EPT_D, ONES, PS, A, D
 from fastmmu.arch.types cimport (
-    ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, MODE_PAE, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, Step, Walk,
+    ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, MODE_PAE, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, GuestPath, Step,
+    Walk,
 )
 from fastmmu.paging.guest cimport leaf_address
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
+from fastmmu.paging.walk cimport load_pdptes, walk_path, walk_silent
 from fastmmu.tlb.lookup cimport NO_EPT
 from fastmmu.errors import OutOfMemoryError
 
@@ -221,37 +222,28 @@ cdef uint64_t find_change(Watch *w, Mem *m, const Tlb *t, const Paging *g, uint6
     return root
 
 
-cdef bint clean(const Steps *steps, bint ept_ad) noexcept nogil:
-    # a write through these entries has a dirty flag to set
-    cdef const Step *guest = NULL
-    cdef const Step *ept = NULL
-    cdef int i
-    for i in range(steps.n):
-        if steps.step[i].kind == STEP_GUEST:
-            guest = &steps.step[i]
-        elif steps.step[i].kind == STEP_EPT:
-            ept = &steps.step[i]
-    return (guest != NULL and not guest.entry & D) or (ept_ad and ept != NULL and not ept.entry & EPT_D)
+cdef bint clean(const GuestPath *path, const Walk *w, bint ept_ad) noexcept nogil:
+    # a write by this walk has a dirty flag to set
+    return (path.level <= path.top and not path.entry[path.level] & D) or (ept_ad and not w.ept_entry & EPT_D)
 
 
 cdef void watch_use(Watch *w, Mem *m, const Tlb *t, const Paging *g, const Ept *e, uint64_t la, int acc, bint is_global,
                     uint64_t pa, uint64_t event) noexcept nogil:
     cdef Paging paging = g[0]
     cdef Ept ept
-    cdef Steps steps
+    cdef GuestPath path
     cdef Walk walk
     cdef Stale x
     cdef uint64_t root
     cdef bint dirty
     w.uses += 1
-    steps.n = 0
     paging.write_ad = 0
     if e != NULL:
         ept = e[0]
         ept.write_ad = 0
         ept.pml_index = NULL
-    walk_steps(m, &paging, &ept if e != NULL else NULL, la, acc, &walk, &steps)
-    dirty = (acc == ACC_W or acc == ACC_RW) and clean(&steps, e != NULL and e.ad)
+    walk_path(m, &paging, &ept if e != NULL else NULL, la, acc, &walk, &path)
+    dirty = (acc == ACC_W or acc == ACC_RW) and clean(&path, &walk, e != NULL and e.ad)
     if walk.fault == FAULT_NONE and walk.pa == pa and not dirty:
         return
     memset(&x, 0, sizeof(x))
@@ -276,8 +268,7 @@ cdef void watch_use(Watch *w, Mem *m, const Tlb *t, const Paging *g, const Ept *
         paging.root = paging.cr3 = root
         if paging.mode == MODE_PAE:
             load_pdptes(m, &paging, &ept if e != NULL else NULL, &walk, NULL)
-        steps.n = 0
-        walk_steps(m, &paging, &ept if e != NULL else NULL, la, acc, &walk, &steps)
+        walk_silent(m, &paging, &ept if e != NULL else NULL, la, acc, &walk)
         if walk.fault == FAULT_NONE and walk.pa == pa:
             return
     w.found += 1

@@ -3,7 +3,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu._walk cimport load_pdptes, walk_cached
 from fastmmu.arch.bits cimport FRAME, ONES
 from fastmmu.arch.registers cimport (
     CR3_NO_FLUSH, EFER_LMA, EFER_LME, RULE_CR3_RESERVED, RULE_INJECTED, RULE_PDPTE, Registers, paging_of,
@@ -24,6 +23,7 @@ from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu.paging.guest cimport reachable, root_address
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
+from fastmmu.paging.walk cimport load_pdptes, walk_cached
 from fastmmu.tlb.invalidate cimport (
     inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault, inv_transition,
 )

@@ -3,7 +3,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmmu._walk cimport walk_steps
 from fastmmu.arch.bits cimport FRAME, ONES
 from fastmmu.arch.registers cimport RULE_PDPTE
 from fastmmu.arch.types cimport (
@@ -33,6 +32,7 @@ from fastmmu.mmu.sync cimport guest_wrote, shadow_drop
 from fastmmu.paging.ept cimport QUAL_TRANSLATED
 from fastmmu.paging.guest cimport page_fault
 from fastmmu.paging.memory cimport mem_holds
+from fastmmu.paging.walk cimport walk_silent
 
 cdef uint64_t RESERVED = 8                      # bit of the error code
 
@@ -155,7 +155,7 @@ cdef bint of_table(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
         return True
     if not modes_own_cr3(&kvm.modes, v):        # the identity table has its slot
         return False
-    return (walk_steps(&kvm.mmu.guest, &guest, NULL, v.access_la, v.access, &w, NULL) == FAULT_BUS
+    return (walk_silent(&kvm.mmu.guest, &guest, NULL, v.access_la, v.access, &w) == FAULT_BUS
             and w.gpa >> 12 == gpa >> 12)
 
 

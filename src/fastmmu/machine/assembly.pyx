@@ -3,7 +3,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu._walk cimport load_pdptes
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE, PRIMARY_INVLPG,
@@ -34,6 +33,7 @@ from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu.paging.guest cimport root_address
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport Eptp, GuestState
+from fastmmu.paging.walk cimport load_pdptes
 from fastmmu.tlb.tlb cimport TLB
 
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, PolicyError, StateError

@@ -3,10 +3,9 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu._walk cimport walk_steps
 from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.types cimport (
-    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, STEP_GUEST, STEP_GUEST_AD, Paging, Steps, Walk,
+    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk,
 )
 from fastmmu.mmu.direct cimport (
     FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, FILL_UNCHANGED, Fault, descend,
@@ -19,18 +18,19 @@ from fastmmu.mmu.spte cimport MAY_ALL, MAY_KEY, MAY_U, MAY_W, MAY_X
 from fastmmu.mmu.sync cimport clear_writes, prefetch_guest, rights_of, sync_from, sync_page
 from fastmmu.paging.guest cimport page_fault
 from fastmmu.paging.memory cimport mem_read64
+from fastmmu.paging.walk cimport walk_path
 
 
-cdef void log_flags(Mmu *mmu, const Steps *steps) noexcept nogil:
+cdef void log_flags(Mmu *mmu, const GuestPath *path) noexcept nogil:
     # A and D flags that the walk set are writes to the guest's memory
     cdef Slot *slot
-    cdef int i
-    for i in range(steps.n):
-        if steps.step[i].kind == STEP_GUEST_AD:
-            slot = slot_of(&mmu.slots, steps.step[i].gpa >> 12)
+    cdef int level
+    for level in range(path.top, path.level - 1, -1):
+        if path.updated >> level & 1:
+            slot = slot_of(&mmu.slots, path.gpa[level] >> 12)
             if slot != NULL:
-                host_wrote(mmu, slot, steps.step[i].gpa >> 12)
-                mark_dirty(slot, steps.step[i].gpa >> 12)
+                host_wrote(mmu, slot, path.gpa[level] >> 12)
+                mark_dirty(slot, path.gpa[level] >> 12)
 
 
 cdef bint no_memory(Mmu *mmu, uint64_t gpa) noexcept nogil:
@@ -57,11 +57,11 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
                       Walk *w) noexcept nogil:
     # `guest`: the guest's registers, privilege as of the access; the walk sets the guest's A and D flags. `present`: of
     # the error code. `known`: gfn that the entry marks as MMIO, all ones: none
-    cdef Steps steps
+    cdef GuestPath path
     cdef Fault f
     cdef uint32_t owner
     cdef uint64_t entry, at, linked
-    cdef int fault, i, access = MAY_ALL, level = 0
+    cdef int fault, access = MAY_ALL, level
     f.write = acc == ACC_W or acc == ACC_RW
     f.fetch = acc == ACC_X
     f.present = present
@@ -71,9 +71,8 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
         if la >> 12 == known:
             return SHADOW_MMIO
         return unpaged_fault(mmu, &f)
-    steps.n = 0
-    fault = walk_steps(&mmu.guest, guest, NULL, la, acc, w, &steps)
-    log_flags(mmu, &steps)
+    fault = walk_path(&mmu.guest, guest, NULL, la, acc, w, &path)
+    log_flags(mmu, &path)
     if fault == FAULT_PF:
         return SHADOW_REFLECT
     if fault == FAULT_BUS and no_memory(mmu, w.gpa):
@@ -99,14 +98,11 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
     if owner == NO_SP:          # the last table page could not be had
         return SHADOW_NO_TABLES
 
-    for i in range(steps.n):
-        if steps.step[i].kind != STEP_GUEST:
-            continue
-        level = steps.step[i].level
-        entry = steps.step[i].entry
+    for level in range(path.top, path.level - 1, -1):
+        entry = path.entry[level]
         access &= rights_of(entry)
         mmu.sp[owner].writes = 0
-        if w.guest_shift == 12 + guest.index_bits * (level - 1):
+        if level == path.level:
             break
         at = mmu.sp[owner].hpa + 8 * (la >> (9 * level + 3) & 511)
         linked = mem_read64(mmu.mem, at)

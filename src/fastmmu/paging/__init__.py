@@ -4,11 +4,12 @@
     state        `GuestState`, `Eptp`: registers checked once, and what walks derive from them
     guest, ept   the two walks, headers that callers specialize (no EPT, no caches, no record of steps)
     walk_caches  what walks find in the paging-structure caches and leave there
+    walk         one address: a query, an access, with or without caches, its path; the PDPTE registers
     batch        many addresses of one space; `translate` is that for arrays and threads
     leaves       every mapping of a space; `mappings` is that as record arrays
     nonroot      what needs no exit: #VE and EPTP switching by VMFUNC
 
-`fastmmu._walk`, at the top of the package, is the door to the walks: one address with every memory reference.
+`fastmmu._walk`, at the top of the package, is the door for Python: one address with every memory reference.
 
 Imports `arch` and `tlb`. A walk reports what it met and sets A/D flags; what that means is decided above.
 

@@ -3,15 +3,17 @@
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu._walk cimport walk_silent, walk_steps
 from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD
 from fastmmu.arch.types cimport (
-    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_NONE, MODE_PAE, STEP_EPT, STEP_GUEST,
-    Ept, Paging, Steps, Walk,
+    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_NONE, MODE_PAE, Ept, GuestPath, Paging,
+    Walk,
 )
 from fastmmu.paging.ept cimport NEED_R, EptLeaf, ept_walk
-from fastmmu.paging.guest cimport canonical, is_leaf, key_of, leaf_address, table_address
-from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
+from fastmmu.paging.guest cimport (
+    canonical, entry_address, is_leaf, key_of, leaf_address, level_shift, read_entry, table_address,
+)
+from fastmmu.paging.memory cimport mem_holds
+from fastmmu.paging.walk cimport walk_path, walk_silent
 
 
 # ---- regions ----------------------------------------------------------------------------------------------
@@ -29,11 +31,11 @@ cdef uint64_t native_region(Query *q, uint64_t la) noexcept nogil:
             return no_region(FAULT_PF)
         table &= g.frame
     while level > 1 and not value:
-        shift = 12 + g.index_bits * (level - 1)
-        at = table + ((la >> shift & ((<uint64_t> 1 << g.index_bits) - 1)) << g.entry_shift)
+        shift = level_shift(g, level)
+        at = entry_address(g, table, la, shift)
         if not mem_holds(q.m, at, <uint64_t> 1 << g.entry_shift):
             return no_region(FAULT_BUS)
-        entry = mem_read64(q.m, at) if g.entry_shift == 3 else mem_read32(q.m, at)
+        entry = read_entry(q.m, g, at)
         if not entry & P or entry & g.rsvd[level][entry >> 7 & 1]:
             return no_region(FAULT_PF)
         every &= entry
@@ -51,45 +53,39 @@ cdef uint64_t native_region(Query *q, uint64_t la) noexcept nogil:
 
 
 cdef uint64_t guest_region(Query *q, uint64_t la) noexcept nogil:
-    # What one exact walk tells of its region, read off the record of its references: it got to the PTE only if every
-    # entry above, and every EPT translation of a table, is in order.
+    # What the path of one exact walk tells of its region: it got to the PTE only if every entry above, and every EPT
+    # translation of a table, is in order.
     cdef const Paging *g = q.g
     cdef Walk w
-    cdef Steps steps
-    cdef uint64_t every = ONES, any_ = 0, entry = 0, table = 0, mapping = ONES, value
-    cdef int i, level = 0, mapped_level = 0
+    cdef GuestPath path
+    cdef uint64_t every = ONES, any_ = 0, entry, table, value
+    cdef int level
     if q.e == NULL:
         return native_region(q, la)
-    steps.n = 0
-    walk_steps(q.m, g, q.e, la, q.acc, &w, &steps)
-    for i in range(steps.n):
-        if steps.step[i].kind == STEP_EPT and steps.step[i].guest_level:
-            if steps.step[i].guest_level != mapped_level:
-                mapped_level = steps.step[i].guest_level
-                mapping = ONES
-            mapping &= steps.step[i].entry
-        elif steps.step[i].kind == STEP_GUEST:
-            if level:
-                every &= entry
-                any_ |= entry
-            level = steps.step[i].level
-            entry = steps.step[i].entry
-            table = steps.step[i].hpa & FRAME
+    walk_path(q.m, g, q.e, la, q.acc, &w, &path)
+    for level in range(path.top, path.level, -1):
+        every &= path.entry[level]
+        any_ |= path.entry[level]
+    level = path.level
+    if level > path.top:
+        return no_region(w.fault)
+    entry = path.entry[level]
+    table = path.hpa[level] & FRAME
     if g.lazy_upper_a and q.want and not every & A:
         return no_region(FAULT_NONE)    # whether A may be set above is asked after the PTE has been judged
     if level == 1:
         if not mem_holds(q.m, table, 4096):
             return no_region(FAULT_BUS)
         value = table | P
-    elif level and entry & P and entry & PS and g.large_ok[level] and w.fault != FAULT_PF:
+    elif entry & P and entry & PS and g.large_ok[level] and w.fault != FAULT_PF:
         every &= entry
         any_ |= entry
-        value = leaf_address(g, entry, la, 12 + g.index_bits * (level - 1)) >> q.region_shift << q.region_shift
+        value = leaf_address(g, entry, la, level_shift(g, level)) >> q.region_shift << q.region_shift
         value |= PS | P | (entry & (A | D)) | <uint64_t> key_of(g, entry) << 59
     else:
         return no_region(w.fault)
     value |= (every & (US | RW)) | (any_ & XD)
-    if not q.want or mapping & EPT_W:
+    if not q.want or path.ept[level] & EPT_W:
         value |= A | D
     return value
 
@@ -99,18 +95,16 @@ cdef uint64_t ept_region(Query *q, uint64_t gpa) noexcept nogil:
     cdef const Ept *e = q.e
     cdef EptLeaf leaf
     cdef Walk w
-    cdef Steps steps
-    cdef uint64_t every = ONES, entry = 0, table = 0, offset
-    cdef int i, level = 0, fault
+    cdef uint64_t every, entry, table, offset
+    cdef int level, fault
     memset(&w, 0, sizeof(w))
-    steps.n = 0
-    fault = ept_walk(q.m, e, NULL, gpa, NEED_R, True, 0, 0, &leaf, &w, &steps)
-    for i in range(steps.n):
-        if level:
-            every &= entry
-        level = steps.step[i].level
-        entry = steps.step[i].entry
-        table = steps.step[i].hpa & FRAME
+    fault = ept_walk(q.m, e, NULL, gpa, NEED_R, True, 0, 0, &leaf, &w, NULL)
+    level = leaf.level
+    if level > leaf.top:
+        return PS
+    entry = leaf.entry[level]
+    table = leaf.at[level] & FRAME
+    every = leaf.every[level + 1] if level < leaf.top else ONES
     if level == 1 and mem_holds(q.m, table, 4096):
         return table | (every & (EPT_R | EPT_W | EPT_X | EPT_XU))
     if level > 1 and entry & PS and fault != FAULT_EPT_MISCONFIG:

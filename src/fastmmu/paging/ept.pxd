@@ -1,13 +1,13 @@
 # The EPT walk: guest-physical to host-physical (ept.md §2-§4, §7).
 
-from libc.stdint cimport uint16_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport (
     EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_SPP, EPT_W, EPT_X, EPT_XU, FRAME, PS, SPP_RESERVED, SUPPRESS_VE,
 )
 from fastmmu.arch.types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL,
-    FAULT_SPP, MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, Steps, Walk,
+    FAULT_SPP, MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, PmlQuery, Steps, Walk,
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu.paging.walk_caches cimport Cached, Mapping, find_ept_table, find_mapping, keep_mapping
@@ -22,17 +22,49 @@ cdef enum:
     QUAL_SPP_MISS = 1 << 11     # of exit 66: an invalid entry; 0: a reserved bit
     QUAL_APIC_PHYSICAL = 15 << 12   # of exit 44: a guest-physical access, not during event delivery
 
-cdef struct EptLeaf:
+cdef enum EptpDefect:
+    EPTP_VALID = 0
+    EPTP_TYPE = 1
+    EPTP_LENGTH = 2
+    EPTP_AD = 3
+    EPTP_RESERVED = 4
+    EPTP_ADDRESS = 5
+
+cdef struct EptLeaf:            # where a walk led
     uint64_t hpa
     uint64_t entries        # AND over the entries used
     uint64_t leaf
     int shift
     int dirty               # leaf D after the walk; 1 where A/D flags are off
+    int top                 # the entries that it read, also one that failed: from this level
+    int level               # to this one; above `top`: none
+    uint64_t at[6]          # [level]: host-physical address
+    uint64_t entry[6]       # as it was read
+    uint64_t every[6]       # AND over the entries down to here
+
+
+cdef inline int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, bint five_levels) noexcept nogil:
+    # what VM entry, INVEPT and VMFUNC refuse an EPTP for (ept.md §1)
+    if value & 7 != 0 and value & 7 != 6:
+        return EPTP_TYPE
+    if value >> 3 & 7 != 3 and not (value >> 3 & 7 == 4 and five_levels):
+        return EPTP_LENGTH
+    if value & 0x40 and not ad_supported:
+        return EPTP_AD
+    if value & 0xF80:
+        return EPTP_RESERVED
+    if value >> maxphyaddr:
+        return EPTP_ADDRESS
+    return EPTP_VALID
 
 
 cdef inline uint64_t need_of(int acc) noexcept nogil:
     # of a data access (ept.md §4)
     return NEED_X if acc == ACC_X else NEED_R if acc == ACC_R else NEED_W if acc == ACC_W else NEED_R | NEED_W
+
+
+cdef inline uint64_t ept_entry_address(uint64_t table, uint64_t gpa, int level) noexcept nogil:
+    return table + ((gpa >> (9 * level + 3) & 511) << 3)
 
 
 cdef inline void step(Steps *steps, int kind, int level, int guest_level,
@@ -117,9 +149,6 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
     # c: caches, or NULL.
     cdef Mapping found
     cdef uint64_t table = e.root, entry, ptr, entries = ~(<uint64_t> 0), want, offset, cached = 0
-    cdef uint64_t upto[6]       # ANDed over the entries down to this level
-    cdef uint64_t path[6]
-    cdef uint64_t held[6]
     cdef uint64_t present = ept_present(e)
     cdef uint64_t denied
     cdef int level = e.levels, top, shift, i
@@ -128,6 +157,8 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
 
     w.gpa = gpa
     w.ept_entry = SUPPRESS_VE
+    out.top = 0
+    out.level = 1
     if level == 4 and gpa >> 48:
         return ept_violation(w, need, 0, False, bits)
     if c != NULL:
@@ -140,10 +171,10 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
         if cached:
             table = cached & e.frame
             entries = cached | ~(<uint64_t> 7 | EPT_XU)
-    top = level
+    top = out.top = level
+    out.level = top + 1
     while True:
-        shift = 12 + 9 * (level - 1)
-        ptr = table + ((gpa >> shift & 511) << 3)
+        ptr = ept_entry_address(table, gpa, level)
         if not mem_holds(m, ptr, 8):
             w.pa = ptr
             return FAULT_BUS
@@ -152,15 +183,16 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
         if steps != NULL:
             step(steps, STEP_EPT, level, guest_level, ptr, gpa, entry)
         w.ept_entry = entry
+        entries &= entry
+        out.level = level
+        out.at[level] = ptr
+        out.entry[level] = entry
+        out.every[level] = entries
         if not entry & present:
             return ept_violation(w, need, 0, False, bits)
         leaf = level == 1 or entry & PS
         if ept_misconfigured(e, entry, level, leaf):
             return FAULT_EPT_MISCONFIG
-        entries &= entry
-        path[level] = ptr
-        held[level] = entry
-        upto[level] = entries
         if leaf:
             break
         table = entry & e.frame
@@ -178,17 +210,17 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
     if e.ad:
         want = EPT_A | (EPT_D if need & NEED_W else 0)
         if not entries & EPT_A or (entry & want) != want:
-            if e.pml_index != NULL and not e.write_ad:
-                if query_log(e, path, held, level, want, w):
+            if e.pml_query != NULL:
+                if query_log(e, out, want):
                     return FAULT_PML_FULL
             elif e.pml_index != NULL and e.pml_index[0] > 511:
                 return FAULT_PML_FULL
             if e.write_ad:
                 for i in range(top, level, -1):
-                    if not held[i] & EPT_A:
-                        ept_set(m, w, steps, path[i], held[i] | EPT_A, i, guest_level, gpa)
+                    if not out.entry[i] & EPT_A:
+                        ept_set(m, w, steps, out.at[i], out.entry[i] | EPT_A, i, guest_level, gpa)
                 if (entry & want) != want:
-                    ept_set(m, w, steps, path[level], entry | want, level, guest_level, gpa)
+                    ept_set(m, w, steps, out.at[level], entry | want, level, guest_level, gpa)
                     if e.pml_index != NULL and want & ~entry & EPT_D:
                         index = e.pml_index[0]
                         if not mem_holds(m, e.pml_base + 8 * index, 8):
@@ -198,6 +230,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
                         e.pml_index[0] = index - 1
             entry |= want
 
+    shift = 9 * level + 3
     offset = (<uint64_t> 1 << shift) - 1
     out.hpa = (entry & e.frame & ~offset) | (gpa & offset)
     out.entries = entries
@@ -206,7 +239,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
     out.dirty = not e.ad or entry & EPT_D != 0
     if c != NULL:
         for i in range(top, level, -1):
-            tlb_epsc_fill(c.tlb, gpa, i, (held[i] & FRAME) | (upto[i] & present) | <uint64_t> 1 << 63)
+            tlb_epsc_fill(c.tlb, gpa, i, (out.entry[i] & FRAME) | (out.every[i] & present) | <uint64_t> 1 << 63)
         found.hpa = out.hpa
         found.rights = entries & present
         found.type = entry
@@ -225,7 +258,7 @@ cdef inline int spp_walk(Mem *m, const Ept *e, uint64_t gpa, Walk *w, Steps *ste
     cdef uint64_t table = e.spptp & e.frame, entry = 0, ptr
     cdef int level
     for level in range(4, 0, -1):
-        ptr = table + ((gpa >> (9 * level + 3) & 511) << 3)
+        ptr = ept_entry_address(table, gpa, level)
         if not mem_holds(m, ptr, 8):
             w.pa = ptr
             return FAULT_BUS
@@ -246,29 +279,29 @@ cdef inline int spp_walk(Mem *m, const Ept *e, uint64_t gpa, Walk *w, Steps *ste
     return SPP_WRITABLE if entry >> (2 * (gpa >> 7 & 31)) & 1 else FAULT_NONE
 
 
-cdef inline bint query_log(const Ept *e, const uint64_t *path, const uint64_t *held, int leaf, uint64_t want,
-                           Walk *w) noexcept nogil:
-    # would the page-modification log be full at this point of the access? Memory keeps no trace of a query, so the
-    # flags that the access would have set until here are kept in the walk.
+cdef inline bint query_log(const Ept *e, const EptLeaf *found, uint64_t want) noexcept nogil:
+    # would the page-modification log be full at this point of the access?
+    cdef PmlQuery *q = e.pml_query
     cdef uint64_t missing[6]
     cdef bint update = False
-    cdef int i, k
+    cdef int i, leaf = found.level
+    cdef uint32_t k
     for i in range(leaf, e.levels + 1):
-        missing[i] = (want if i == leaf else EPT_A) & ~held[i]
-        for k in range(w.flagged):
-            if w.flag_at[k] == path[i]:
-                missing[i] &= ~w.flag[k]
+        missing[i] = (want if i == leaf else EPT_A) & ~found.entry[i]
+        for k in range(q.n):
+            if q.hpa[k] == found.at[i]:
+                missing[i] &= ~q.flags[k]
         update = update or missing[i]
     if not update:
         return False
-    if <uint16_t> (e.pml_index[0] - w.logged) > 511:
+    if <uint16_t> (e.pml_index[0] - q.logged) > 511:
         return True
     for i in range(leaf, e.levels + 1):
-        if missing[i] and w.flagged < 40:
-            w.flag_at[w.flagged] = path[i]
-            w.flag[w.flagged] = missing[i]
-            w.flagged += 1
-    w.logged += missing[leaf] & EPT_D != 0
+        if missing[i] and q.n < 40:
+            q.hpa[q.n] = found.at[i]
+            q.flags[q.n] = missing[i]
+            q.n += 1
+    q.logged += missing[leaf] & EPT_D != 0
     return False
 
 

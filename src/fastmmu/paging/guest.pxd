@@ -6,7 +6,7 @@ from libc.string cimport memset
 from fastmmu.arch.bits cimport FRAME, ONES, A, D, EPT_W, G, P, PS, RW, US, XD
 from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_32, MODE_NONE, MODE_PAE,
-    STEP_DATA, STEP_GUEST, STEP_GUEST_AD, Ept, Mem, Paging, Steps, Walk,
+    STEP_DATA, STEP_GUEST, STEP_GUEST_AD, Ept, GuestPath, Mem, Paging, Steps, Walk,
 )
 from fastmmu.paging.ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, apic_access, ept_facts, ept_violation, ept_walk, need_of,
@@ -17,21 +17,15 @@ from fastmmu.paging.walk_caches cimport TABLE_WRITABLE, Cached, find_table, next
 from fastmmu.tlb.lookup cimport tlb_psc_drop, tlb_psc_fill
 
 cdef enum:
+    PDPT = 0xFFFFFFE0           # CR3 of PAE paging: where the PDPTEs lie
+
+cdef enum:
     PF_P = 1
     PF_W = 2
     PF_U = 4
     PF_RSVD = 8
     PF_ID = 16
     PF_PK = 32
-
-cdef struct GuestEntry:         # one entry of a walk, kept until its A and D flags are set
-    uint64_t hpa
-    uint64_t gpa
-    uint64_t value
-    uint64_t ept                # AND of the EPT entries that map the table
-    uint64_t link               # of a non-leaf: what is cached of the way down to here
-    uint64_t ept_leaf           # the last of them
-
 
 cdef inline bint canonical(uint64_t la, int bits) noexcept nogil:
     cdef int64_t top = <int64_t> la >> (bits - 1)
@@ -47,7 +41,7 @@ cdef inline uint64_t root_address(const Paging *g, uint64_t cr3) noexcept nogil:
     # what CR3 points to (paging.md §2): the top table, with PAE paging the PDPTEs
     if g.mode >= MODE_4:
         return cr3 & g.frame
-    return cr3 & (0xFFFFFFE0U if g.mode == MODE_PAE else 0xFFFFF000U)
+    return cr3 & (PDPT if g.mode == MODE_PAE else 0xFFFFF000U)
 
 
 cdef inline int page_fault(const Paging *g, Walk *w, int acc, uint32_t code) noexcept nogil:
@@ -80,28 +74,44 @@ cdef inline int permission(const Paging *g, Walk *w, int acc, uint32_t *code) no
     return denied
 
 
-cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestEntry *entry, uint64_t want, int level,
-                          Walk *w, Steps *steps) noexcept nogil:
-    # A (and D) of one guest entry. The update is a write to the guest's table: with EPT A/D flags off only now is
-    # the right to write it needed (ept.md §4, §6).
-    if (entry.value & want) == want:
+cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestPath *path, int level, uint64_t ept_leaf,
+                          uint64_t want, uint64_t *now, Walk *w, Steps *steps) noexcept nogil:
+    # A (and D) of the entry read at a level; `now` becomes its value. The update is a write to the guest's table: with
+    # EPT A/D flags off only now is the right to write it needed (ept.md §4, §6). ept_leaf: the entry that denies it.
+    cdef uint64_t hpa = path.hpa[level]
+    now[0] = path.entry[level]
+    if (now[0] & want) == want:
         return FAULT_NONE
-    if e != NULL and not e.ad and not entry.ept & EPT_W and not e.ad_unchecked:
-        w.gpa = entry.gpa
-        w.ept_entry = entry.ept_leaf
-        return ept_violation(w, NEED_R | NEED_W, entry.ept, e.mbec, QUAL_GLA)
-    entry.value |= want
+    if e != NULL and not e.ad and not path.ept[level] & EPT_W and not e.ad_unchecked:
+        w.gpa = path.gpa[level]
+        w.ept_entry = ept_leaf
+        return ept_violation(w, NEED_R | NEED_W, path.ept[level], e.mbec, QUAL_GLA)
+    now[0] |= want
     if g.write_ad:
         # a locked read-modify-write: the entry may have changed since it was read, being an EPT entry as well
-        entry.value = want | (mem_read32(m, entry.hpa) if g.entry_shift == 2 else mem_read64(m, entry.hpa))
+        now[0] = want | read_entry(m, g, hpa)
         if g.entry_shift == 2:
-            mem_write32(m, entry.hpa, <uint32_t> entry.value)
+            mem_write32(m, hpa, <uint32_t> now[0])
         else:
-            mem_write64(m, entry.hpa, entry.value)
+            mem_write64(m, hpa, now[0])
+        path.updated |= <uint32_t> 1 << level
         w.ad_writes += 1
         if steps != NULL:
-            step(steps, STEP_GUEST_AD, level, level, entry.hpa, entry.gpa, entry.value)
+            step(steps, STEP_GUEST_AD, level, level, hpa, path.gpa[level], now[0])
     return FAULT_NONE
+
+
+cdef inline int level_shift(const Paging *g, int level) noexcept nogil:
+    # log2 of what one entry of the level covers
+    return 12 + g.index_bits * (level - 1)
+
+
+cdef inline uint64_t entry_address(const Paging *g, uint64_t table, uint64_t la, int shift) noexcept nogil:
+    return table + ((la >> shift & ((<uint64_t> 1 << g.index_bits) - 1)) << g.entry_shift)
+
+
+cdef inline uint64_t read_entry(const Mem *m, const Paging *g, uint64_t hpa) noexcept nogil:
+    return mem_read64(m, hpa) if g.entry_shift == 3 else mem_read32(m, hpa)
 
 
 cdef inline bint is_leaf(const Paging *g, uint64_t entry, int level) noexcept nogil:
@@ -129,25 +139,30 @@ cdef inline uint64_t leaf_address(const Paging *g, uint64_t entry, uint64_t la, 
 
 
 cdef inline int guest_walk(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
-                           Steps *steps) noexcept nogil:
-    # Returns and stores a FaultCode. The order of references and of faults is ept.md §5-§6. c: caches, or NULL.
-    w.fault = guest_walk_(m, g, e, c, la, acc, w, steps)
+                           GuestPath *path, Steps *steps) noexcept nogil:
+    # Returns and stores a FaultCode. The order of references and of faults is ept.md §5-§6. c: caches, or NULL; steps:
+    # where each reference is recorded, or NULL.
+    w.fault = guest_walk_(m, g, e, c, la, acc, w, path, steps)
     if w.fault != FAULT_NONE:
         w.pa = ONES
     return w.fault
 
 
 cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
-                            Steps *steps) noexcept nogil:
-    cdef GuestEntry path[6]
+                            GuestPath *path, Steps *steps) noexcept nogil:
     cdef EptLeaf table_leaf
-    cdef uint64_t table, cached = 0, gpa, hpa, entry = 0, every = ONES, any_ = 0, want
-    cdef uint64_t size = <uint64_t> 1 << g.entry_shift, index_mask = (<uint64_t> 1 << g.index_bits) - 1
+    cdef uint64_t link[6]       # [level] of a table entry: what is cached of the way down to it
+    cdef uint64_t ept_leaf[6]   # the last of the EPT entries behind path.ept
+    cdef uint64_t table, cached = 0, gpa, hpa, entry = 0, every = ONES, any_ = 0, want, now
+    cdef uint64_t size = <uint64_t> 1 << g.entry_shift
     cdef uint32_t code
     cdef int level = g.levels, top, shift = 0, fault, i, lazy = 0
     cdef bint caches = c != NULL and g.index_bits == 9
 
-    memset(w, 0, sizeof(Walk) - 2 * sizeof(w.flag))     # these stand at the end and are counted
+    memset(w, 0, sizeof(Walk))
+    path.top = 0
+    path.level = 1
+    path.updated = 0
     if g.mode >= MODE_4:
         if not canonical(la, g.la_bits):
             return FAULT_GP
@@ -170,16 +185,17 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             table = cached & FRAME
             every = cached | ~(US | RW)
             any_ = cached & XD
-    top = level
+    top = path.top = level
+    path.level = top + 1
 
     while True:
-        shift = 12 + g.index_bits * (level - 1)
-        gpa = table + ((la >> shift & index_mask) << g.entry_shift)
+        shift = level_shift(g, level)
+        gpa = entry_address(g, table, la, shift)
         hpa = gpa
-        path[level].ept = ONES
-        path[level].ept_leaf = 0
+        path.ept[level] = ONES
+        ept_leaf[level] = 0
         if cached:              # the table's host-physical address; its guest-physical one matters to faults alone
-            path[level].ept = EPT_W if cached & TABLE_WRITABLE else 0
+            path.ept[level] = EPT_W if cached & TABLE_WRITABLE else 0
             cached = 0
         elif e != NULL:
             fault = ept_walk(m, e, c, gpa, NEED_R | NEED_W if e.ad else NEED_R, True, QUAL_GLA, level, &table_leaf, w,
@@ -187,18 +203,22 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             if fault:
                 return fault
             hpa = table_leaf.hpa
-            path[level].ept = table_leaf.entries
-            path[level].ept_leaf = table_leaf.leaf
+            path.ept[level] = table_leaf.entries
+            ept_leaf[level] = table_leaf.leaf
         if e != NULL and on_apic_page(e, hpa):
             return apic_access(w, gpa, hpa)
         if caches and level < top:
-            path[level + 1].link = next_table(hpa, every, any_, path[level].ept & EPT_W != 0)
+            link[level + 1] = next_table(hpa, every, any_, path.ept[level] & EPT_W != 0)
             if not lazy:
-                tlb_psc_fill(c.tlb, la, level + 1, path[level + 1].link)
+                tlb_psc_fill(c.tlb, la, level + 1, link[level + 1])
         if not mem_holds(m, hpa, size):
             w.gpa = gpa
             return FAULT_BUS
-        entry = mem_read64(m, hpa) if g.entry_shift == 3 else mem_read32(m, hpa)
+        entry = read_entry(m, g, hpa)
+        path.level = level
+        path.hpa[level] = hpa
+        path.gpa[level] = gpa
+        path.entry[level] = entry
         w.guest_refs += 1
         if steps != NULL:
             step(steps, STEP_GUEST, level, level, hpa, gpa, entry)
@@ -210,13 +230,10 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             return page_fault(g, w, acc, PF_P | PF_RSVD)
         every &= entry
         any_ |= entry
-        path[level].hpa = hpa
-        path[level].gpa = gpa
-        path[level].value = entry
         if is_leaf(g, entry, level):
             break
         if not g.lazy_upper_a and not entry & A:
-            fault = set_flags(m, g, e, &path[level], A, level, w, steps)
+            fault = set_flags(m, g, e, path, level, ept_leaf[level], A, &now, w, steps)
             if fault:
                 return fault
         if g.lazy_upper_a and not entry & A and not lazy:
@@ -243,15 +260,15 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             return fault
     if g.lazy_upper_a:
         for i in range(top, level, -1):
-            fault = set_flags(m, g, e, &path[i], A, i, w, steps)
+            fault = set_flags(m, g, e, path, i, ept_leaf[i], A, &now, w, steps)
             if fault:
                 return fault
             if caches and i <= lazy:
-                tlb_psc_fill(c.tlb, la, i, path[i].link)
-    fault = set_flags(m, g, e, &path[level], want, level, w, steps)
+                tlb_psc_fill(c.tlb, la, i, link[i])
+    fault = set_flags(m, g, e, path, level, ept_leaf[level], want, &now, w, steps)
     if fault:
         return fault
-    w.leaf = path[level].value
+    w.leaf = now
     w.dirty = w.leaf & D != 0
     if e != NULL and not e.ad_before_final:
         w.gpa = gpa

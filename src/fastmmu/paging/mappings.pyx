@@ -7,15 +7,15 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from fastmmu._walk cimport prepare
 from fastmmu.arch.types cimport MODE_4, Walk
 from fastmmu.paging.ept cimport ept_present
+from fastmmu.paging.guest cimport PDPT
 from fastmmu.paging.leaves cimport (
     CAUSES, KEPT_FAULTS, REGIONS, EptRegion, LeafFault, LeafRow, Leaves, leaves_fault, leaves_free, leaves_range,
     leaves_run, leaves_types,
 )
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
-from fastmmu.paging.state cimport Eptp, GuestState, as_eptp
+from fastmmu.paging.state cimport Eptp, GuestState, as_eptp, prepare
 from fastmmu.dtypes import EPT_MAPPING_DTYPE, MAPPING_DTYPE, MAPPING_FAULT_DTYPE, Fault
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError
 
@@ -162,7 +162,7 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
         if not mem_holds(s.m, s.e.root, 4096):
             raise BusError(f"eptp={(<Eptp> eptp).value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
     else:
-        fault = prepare(mem, state, eptp, False, False, &s.g, &s.e, &w)
+        fault = prepare(mem, state, eptp, False, NULL, &s.g, &s.e, &w)
         s.sign = s.g.la_bits - 1 if s.g.mode >= MODE_4 else 0
     s.present_ept = ept_present(&s.e)
     s.kept = <LeafFault *> calloc(KEPT_FAULTS, sizeof(LeafFault))
@@ -173,7 +173,7 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
     leaves_types(s)
     s.done = last < first or not leaves_range(s, first, last)
     if fault and not s.done:                # of the load of the PDPTE registers: there is no address space
-        leaves_fault(s, 0, 1 << 32, s.g.cr3 & 0xFFFFFFE0U, w.ept_entry, fault, 0, s.nested)
+        leaves_fault(s, 0, 1 << 32, s.g.cr3 & PDPT, w.ept_entry, fault, 0, s.nested)
         s.done = True
     return it
 

@@ -9,9 +9,9 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from fastmmu._walk cimport WalkResult
 from fastmmu.arch.bits cimport SUPPRESS_VE
 from fastmmu.arch.types cimport FAULT_EPT_VIOLATION, FAULT_NONE, Mem, Walk
-from fastmmu.paging.ept cimport QUAL_GLA
+from fastmmu.paging.ept cimport EPTP_VALID, QUAL_GLA, eptp_defect
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds, mem_read64, mem_write64
-from fastmmu.paging.state cimport EPTP_VALID, Eptp, as_eptp, eptp_defect
+from fastmmu.paging.state cimport Eptp, as_eptp
 from fastmmu.errors import BusError, StateError
 from fastmmu.exits import ExitReason
 

@@ -4,7 +4,8 @@ from libc.stdint cimport uint16_t, uint64_t
 
 from fastmmu.arch.memtype cimport Mtrrs
 from fastmmu.arch.registers cimport Registers
-from fastmmu.arch.types cimport Ept, Paging
+from fastmmu.arch.types cimport Ept, Paging, PmlQuery, Walk
+from fastmmu.paging.memory cimport PhysicalMemory
 
 
 cdef class GuestState:
@@ -26,15 +27,8 @@ cdef class Eptp:
     cdef readonly Pml pml
 
 
-cdef enum EptpDefect:
-    EPTP_VALID = 0
-    EPTP_TYPE = 1
-    EPTP_LENGTH = 2
-    EPTP_AD = 3
-    EPTP_RESERVED = 4
-    EPTP_ADDRESS = 5
-
-
-cdef int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, bint five_levels) noexcept nogil
 cdef Eptp as_eptp(object eptp)
 cpdef int access_code(object access) except -1
+cdef int pdpt_within(PhysicalMemory mem, GuestState state, object eptp) except -1
+cdef int prepare(PhysicalMemory mem, GuestState state, object eptp, object set_ad, PmlQuery *log, Paging *paging,
+                 Ept *ept, Walk *w) except -1

@@ -7,11 +7,17 @@ import numpy as np
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport FRAME, PS
+from fastmmu.arch.bits cimport FRAME, ONES, PS
 from fastmmu.arch.memtype cimport Mtrrs
 from fastmmu.arch.registers cimport Registers, pae_paging, paging_of
-from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept
-from fastmmu.errors import StateError
+from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept, Walk
+from fastmmu.paging.ept cimport (
+    EPTP_AD, EPTP_ADDRESS, EPTP_LENGTH, EPTP_RESERVED, EPTP_TYPE, eptp_defect,
+)
+from fastmmu.paging.guest cimport PDPT
+from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
+from fastmmu.paging.walk cimport load_pdptes
+from fastmmu.errors import BusError, StateError
 
 _PE, _PG = 1 << 0, 1 << 31
 _PAE, _PCIDE = 1 << 5, 1 << 17
@@ -267,21 +273,6 @@ cdef class Eptp:
         return hash((self.value, tuple(self.options.values())))
 
 
-cdef int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, bint five_levels) noexcept nogil:
-    # what VM entry, INVEPT and VMFUNC refuse an EPTP for (ept.md §1)
-    if value & 7 != 0 and value & 7 != 6:
-        return EPTP_TYPE
-    if value >> 3 & 7 != 3 and not (value >> 3 & 7 == 4 and five_levels):
-        return EPTP_LENGTH
-    if value & 0x40 and not ad_supported:
-        return EPTP_AD
-    if value & 0xF80:
-        return EPTP_RESERVED
-    if value >> maxphyaddr:
-        return EPTP_ADDRESS
-    return EPTP_VALID
-
-
 def eptp_fault(value, maxphyaddr=52, ad_supported=True, five_levels=True):
     """Why VM entry and INVEPT refuse an EPTP, as a sentence with the remedy; "" if they accept it (ept.md §1)."""
     cdef int defect = eptp_defect(value, maxphyaddr, ad_supported, five_levels)
@@ -303,3 +294,50 @@ cdef Eptp as_eptp(object eptp):
     if isinstance(eptp, Eptp):
         return eptp
     return Eptp(eptp)
+
+
+cdef int pdpt_within(PhysicalMemory mem, GuestState state, eptp) except -1:
+    if eptp is None and not mem_holds(&mem.mem, state.paging.cr3 & PDPT, 32):
+        raise BusError(f"cr3={state.cr3:#x}: its PDPTEs lie outside memory of {mem.nbytes:#x} bytes")
+    return 0
+
+
+cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, PmlQuery *log, Paging *paging,
+                 Ept *ept, Walk *w) except -1:
+    """Copies of the derived registers, checked against memory; a fault code where loading PDPTEs fails.
+
+    log: what a query keeps of the page-modification log; NULL: the log has no part in it. A translation alone neither
+    fills it nor waits for it, and nothing exits from it, whatever page its tables are on.
+    """
+    cdef Eptp pointer
+    cdef Ept *e = NULL
+    cdef int fault = 0
+    if set_ad and not mem.writable:
+        raise StateError("set_ad=True needs writable memory; this memory is read-only, pass a copy or set_ad=False")
+    paging[0] = state.paging
+    paging.write_ad = bool(set_ad)
+    if eptp is not None:
+        pointer = as_eptp(eptp)
+        ept[0] = pointer.ept
+        if log == NULL:
+            ept.apic_access = 0
+        elif pointer.pml is not None and ept.ad:
+            ept.pml_base = pointer.pml.base
+            ept.pml_index = &pointer.pml.next
+            ept.pml_query = NULL if set_ad else log
+            log.n = log.logged = 0
+        ept.write_ad = bool(set_ad)
+        e = ept
+        if not mem_holds(&mem.mem, ept.root, 4096):
+            raise BusError(f"eptp={pointer.value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
+    elif paging.levels and paging.mode != MODE_PAE and not mem_holds(&mem.mem, paging.root, 4096):
+        raise BusError(f"cr3={state.cr3:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
+    if paging.mode == MODE_PAE and state.pdptes is None:
+        pdpt_within(mem, state, eptp)
+        fault = load_pdptes(&mem.mem, paging, e, w, NULL)
+        w.fault = fault
+        if fault:
+            w.pa = ONES
+        if log != NULL:
+            log.n = log.logged = 0          # what is asked of the log begins with the walk
+    return fault

@@ -8,12 +8,11 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from fastmmu._walk cimport prepare
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport Ept, Paging, Walk
 from fastmmu.paging.batch cimport MAX_REGION_BITS, MIN_REGION_BITS, Query, Region, query_init, take, translate_batch
 from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.paging.state cimport GuestState, access_code
+from fastmmu.paging.state cimport GuestState, access_code, prepare
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 
 CHUNK = 1 << 16     # addresses that a thread takes at a time; no result depends on it
@@ -108,7 +107,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     addresses = _addresses(va)
     if type(threads) is not int and not isinstance(threads, np.integer) or threads < 1:
         raise ConfigError(f"threads must be a positive integer, not {threads!r}")
-    cdef int fault = prepare(mem, state, eptp, False, False, &batch.paging, &batch.ept, &w)
+    cdef int fault = prepare(mem, state, eptp, False, NULL, &batch.paging, &batch.ept, &w)
     if out is None:
         result = Translation.__new__(Translation)
         result.pa = np.empty(addresses.shape, _U64)
