@@ -1,6 +1,6 @@
 """Bare guests without paging, with 32-bit, PAE and 5-level paging: what the VMM makes for them, exit for exit.
 
-That they come out as the architecture says, whatever they do: `test_machine_equivalence`, `test_kvm_properties`.
+That they come out as the architecture says, whatever they do: `machine/test_equivalence.py`, `test_properties.py`.
 """
 
 from __future__ import annotations

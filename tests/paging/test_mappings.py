@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import fastmmu
 from fastmmu import Fault, GuestState
 from fastmmu import reference as ref
-from tests.support.soup import MODES, Soup
-from tests.support.spaces import Space, eptp_of, memory_of, state_of
-from tests.support.strategies import MEMORY, Scene, random_scene
+from tests.support.address_spaces import Space, eptp_of, memory_of, state_of
+from tests.support.random_scenes import MEMORY, Scene, random_scene
+from tests.support.random_tables import MODES, RandomTables
 
 ROWS = 300  # tables that point at themselves map more; the first are compared
 SKIPPED = {Fault.PAGE_FAULT, Fault.EPT_VIOLATION, Fault.EPT_MISCONFIG, Fault.BUS}
@@ -85,14 +85,14 @@ def test_equals_the_specification(mode: ref.Mode, ept: int, seed: int) -> None:
 @settings(max_examples=4)
 @given(seed=st.integers(0, 1 << 32))
 def test_decodes_the_leaf(mode: str, ept: bool, seed: int) -> None:
-    soup = Soup(seed, mode, ept)
-    rows = fastmmu.mappings(soup.mem, soup.state, soup.eptp, limit=ROWS)
+    tables = RandomTables(seed, mode, ept)
+    rows = fastmmu.mappings(tables.mem, tables.state, tables.eptp, limit=ROWS)
     for row in plain(rows[rows.guest_shift > 0]):
-        walk = fastmmu.walk(soup.mem, soup.state.replace(cpl=0, cr0=0x8000_0031, ac=1), row.va, eptp=soup.eptp)
+        walk = fastmmu.walk(tables.mem, tables.state.replace(cpl=0, cr0=0x8000_0031, ac=1), row.va, eptp=tables.eptp)
         large = row.guest_shift > 12
         assert row.large == large
         assert (row.accessed, row.dirty) == (row.leaf >> 5 & 1, row.leaf >> 6 & 1)
-        assert row.global_page == (row.leaf >> 8 & 1 and soup.state.cr4 >> 7 & 1)
+        assert row.global_page == (row.leaf >> 8 & 1 and tables.state.cr4 >> 7 & 1)
         assert row.pat == (row.leaf >> 3 & 3 | (row.leaf >> (12 if large else 7) & 1) << 2)
         assert row.key == (row.leaf >> 59 & 15 if mode in "45" else 0)
         if walk.fault == Fault.NONE:
@@ -179,8 +179,8 @@ def test_rows_translate_and_gaps_do_not(mode: ref.Mode, ept: int, seed: int) -> 
 @settings(max_examples=6)
 @given(seed=st.integers(0, 1 << 32), data=st.data())
 def test_parts_are_those_of_the_whole(mode: str, ept: bool, seed: int, data: st.DataObject) -> None:
-    soup = Soup(seed, mode, ept)
-    space = (soup.mem, soup.state, soup.eptp)
+    tables = RandomTables(seed, mode, ept)
+    space = (tables.mem, tables.state, tables.eptp)
     whole = fastmmu.mappings(*space, limit=20_000)
     chunk = data.draw(st.sampled_from([1, 2, 3, 7, 100, 511, 4096]))
     parts = fastmmu.iter_mappings(*space, limit=20_000, chunk=chunk)

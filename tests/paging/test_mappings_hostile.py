@@ -10,7 +10,7 @@ import pytest
 
 import fastmmu
 from fastmmu import Eptp, Fault, GuestState
-from tests.support.spaces import tables
+from tests.support.address_spaces import tables
 
 SELF = 0x1067
 NBYTES = 0x10_0000

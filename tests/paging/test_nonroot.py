@@ -13,7 +13,7 @@ import fastmmu
 from fastmmu import reference as ref
 from tests.conformance.cases import WalkCase
 from tests.conformance.kernel import kernel_eptp, kernel_state
-from tests.support.strategies import FRAMES, Scene, random_scene, scenes
+from tests.support.random_scenes import FRAMES, Scene, random_scene, scenes
 
 AREA = (FRAMES - 1) << 12
 NBYTES = FRAMES << 12

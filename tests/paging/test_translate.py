@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 
 import fastmmu
 from fastmmu import Eptp, Fault, GuestState, PhysicalMemory
-from tests.support.soup import MODES, Soup
+from tests.support.random_tables import MODES, RandomTables
 
 ACCESSES = ("r", "w", "rw", "x")
 
 
-def walks(soup: Soup, va: np.ndarray, access: str) -> list[tuple[int, int]]:
-    found = (fastmmu.walk(soup.mem, soup.state, la, access=access, eptp=soup.eptp) for la in va.tolist())
+def walks(tables: RandomTables, va: np.ndarray, access: str) -> list[tuple[int, int]]:
+    found = (fastmmu.walk(tables.mem, tables.state, la, access=access, eptp=tables.eptp) for la in va.tolist())
     return [(walk.pa, walk.fault.value) for walk in found]
 
 
-def batch(soup: Soup, va: np.ndarray, access: str) -> list[tuple[int, int]]:
-    found = fastmmu.translate(soup.mem, soup.state, va, access=access, eptp=soup.eptp)
+def batch(tables: RandomTables, va: np.ndarray, access: str) -> list[tuple[int, int]]:
+    found = fastmmu.translate(tables.mem, tables.state, va, access=access, eptp=tables.eptp)
     return list(zip(found.pa.tolist(), found.fault.tolist(), strict=True))
 
 
@@ -32,12 +32,12 @@ def batch(soup: Soup, va: np.ndarray, access: str) -> list[tuple[int, int]]:
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1 << 32), clean=st.booleans())
 def test_equals_the_walk(mode: str, ept: bool, seed: int, clean: bool) -> None:
-    soup = Soup(seed, mode, ept, clean)
-    va = soup.addresses(100)
-    before = soup.mem.u8.tobytes()
+    tables = RandomTables(seed, mode, ept, clean)
+    va = tables.addresses(100)
+    before = tables.mem.u8.tobytes()
     for access in ACCESSES:
-        assert batch(soup, va, access) == walks(soup, va, access)
-    assert soup.mem.u8.tobytes() == before
+        assert batch(tables, va, access) == walks(tables, va, access)
+    assert tables.mem.u8.tobytes() == before
 
 
 @pytest.mark.parametrize("ept", [False, True], ids=["native", "nested"])
@@ -46,8 +46,8 @@ def test_the_soup_has_every_outcome(mode: str, ept: bool) -> None:
     """The test above compares faults of every kind, and enough addresses that translate."""
     seen: Counter[Fault] = Counter()
     for seed in range(25):
-        soup = Soup(seed, mode, ept)
-        seen.update(Fault(fault) for _, fault in batch(soup, soup.addresses(400), ACCESSES[seed % 4]))
+        tables = RandomTables(seed, mode, ept)
+        seen.update(Fault(fault) for _, fault in batch(tables, tables.addresses(400), ACCESSES[seed % 4]))
     expected = {Fault.NONE}
     if mode != "none":
         expected |= {Fault.PAGE_FAULT, Fault.BUS}
@@ -63,12 +63,12 @@ def test_the_soup_has_every_outcome(mode: str, ept: bool) -> None:
 def test_more_regions_than_are_kept() -> None:
     """Few addresses keep few regions, so regions take each other's place within a block and between blocks."""
     for seed in range(6):
-        soup = Soup(seed, "4", bool(seed % 2), clean=True)
-        va = soup.addresses(60)
-        index = soup.rng.integers(0, 512, (3, 60)).astype(np.uint64)
+        tables = RandomTables(seed, "4", bool(seed % 2), clean=True)
+        va = tables.addresses(60)
+        index = tables.rng.integers(0, 512, (3, 60)).astype(np.uint64)
         va = va & np.uint64(0xFFF) | index[0] << 12 | index[1] << 21 | index[2] << 30
         assert len(np.unique(va >> np.uint64(21))) > 50
-        assert batch(soup, va, "r") == walks(soup, va, "r")
+        assert batch(tables, va, "r") == walks(tables, va, "r")
 
 
 # ---- the guest's A and D flags under an EPT without them ----------------------------------------------------------

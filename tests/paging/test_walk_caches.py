@@ -15,7 +15,7 @@ from fastmmu.errors import StateError
 from fastmmu.reference.tlb.invalidations import Tlb
 from fastmmu.tlb.geometry import Array, Geometry, geometry
 from fastmmu.tlb.tlb import TLB
-from tests.support.soup import EPT, GUEST, Soup
+from tests.support.random_tables import EPT, GUEST, RandomTables
 
 STEP = ("hpa", "gpa", "entry", "kind", "level", "guest_level")
 PAGES, TABLES = ("4k", "2m", "1g"), ("pde", "pdpte", "pml4e", "pml5e")
@@ -37,8 +37,8 @@ SHAPES = {
 }
 
 
-def specification(soup: Soup) -> tuple[ref.State, ref.Ept | None]:
-    given = soup.state
+def specification(tables: RandomTables) -> tuple[ref.State, ref.Ept | None]:
+    given = tables.state
     names = ("cr0", "cr3", "cr4", "efer", "cpl", "ac", "pkru", "pkrs", "implicit", "maxphyaddr", "upper_a")
     state = ref.State(
         **{name: getattr(given, name) for name in names},
@@ -46,14 +46,14 @@ def specification(soup: Soup) -> tuple[ref.State, ref.Ept | None]:
         pse36_bits=given.pse36,
         pdpte=given.pdptes or (0, 0, 0, 0),
     )
-    if soup.eptp is None:
+    if tables.eptp is None:
         return state, None
-    options = soup.eptp.options
+    options = tables.eptp.options
     caps = ref.EptCap.ALL
     caps &= ~(0 if options["execute_only"] else ref.EptCap.EXECUTE_ONLY)
     caps &= ~(0 if options["page1gb"] else ref.EptCap.PAGE_1G)
     return state, ref.Ept(
-        eptp=soup.eptp.value,
+        eptp=tables.eptp.value,
         caps=caps,
         maxphyaddr=options["maxphyaddr"],
         mbec=int(options["mbec"]),
@@ -87,18 +87,18 @@ class Twins:
     """The same memory, caches and registers, for the kernel and for the specification."""
 
     def __init__(self, seed: int, mode: str, ept: bool, shape: Geometry) -> None:
-        self.soup = soup = Soup(seed, mode, ept)
+        self.tables = tables = RandomTables(seed, mode, ept)
         if mode == "pae":
             pdptes = tuple(
-                int(entry) & 0x000F_FFFF_FFFF_F001 & (1 << soup.maxphyaddr) - 1 for entry in soup.mem.u64[:4]
+                int(entry) & 0x000F_FFFF_FFFF_F001 & (1 << tables.maxphyaddr) - 1 for entry in tables.mem.u64[:4]
             )
-            soup.state = soup.state.replace(pdptes=pdptes)
-        self.rng = soup.rng
-        self.state, self.ept = specification(soup)
-        self.words = soup.mem.u64.copy()
+            tables.state = tables.state.replace(pdptes=pdptes)
+        self.rng = tables.rng
+        self.state, self.ept = specification(tables)
+        self.words = tables.mem.u64.copy()
         self.memory = ref.ArrayMemory(self.words)
         self.kernel, self.spec = TLB(shape), Tlb(shape)
-        self.root = None if soup.eptp is None else soup.eptp.value & 0x000F_FFFF_FFFF_F000
+        self.root = None if tables.eptp is None else tables.eptp.value & 0x000F_FFFF_FFFF_F000
         self.vpid, self.pcid = 0, 0
         self.switch()
         self.seen: set[int] = set()
@@ -111,7 +111,7 @@ class Twins:
     def walk(self, la: int) -> None:
         access = str(self.rng.choice(["r", "w", "rw", "x"]))
         got = fastmmu.walk(
-            self.soup.mem, self.soup.state, la, access=access, eptp=self.soup.eptp, set_ad=True, tlb=self.kernel
+            self.tables.mem, self.tables.state, la, access=access, eptp=self.tables.eptp, set_ad=True, tlb=self.kernel
         )
         want = ref.walk(self.memory, self.state, la, access, ept=self.ept, tlb=self.spec)
         assert summary(got) == summary(want)
@@ -121,8 +121,8 @@ class Twins:
         """Changes an entry somewhere, and tells nobody."""
         first = int(self.rng.choice([GUEST, EPT])) << 9
         at, other = (first + int(self.rng.integers(0, 15 << 9)) for _ in range(2))
-        value = self.soup.mem.u64[other] ^ np.uint64(self.rng.choice([0, 1, 2, 4, 0x20]))
-        self.soup.mem.u64[at] = self.words[at] = value
+        value = self.tables.mem.u64[other] ^ np.uint64(self.rng.choice([0, 1, 2, 4, 0x20]))
+        self.tables.mem.u64[at] = self.words[at] = value
 
     def invalidate(self, la: int) -> None:
         rng, vpid, pcid = self.rng, int(self.rng.integers(0, 2)), int(self.rng.integers(0, 2))
@@ -139,7 +139,7 @@ class Twins:
         assert getattr(self.kernel, name)(*arguments) == getattr(self.spec, name)(*arguments)
 
     def run(self, n: int) -> None:
-        addresses = [int(la) for la in self.soup.addresses(6)]
+        addresses = [int(la) for la in self.tables.addresses(6)]
         for _ in range(n):
             la = int(self.rng.choice(np.array(addresses, np.uint64))) ^ int(self.rng.choice([0, 0, 0x1000, 0x20_0000]))
             chance = self.rng.random()
@@ -151,7 +151,7 @@ class Twins:
                 self.invalidate(la)
             else:
                 self.switch()
-        assert np.array_equal(self.soup.mem.u64, self.words)
+        assert np.array_equal(self.tables.mem.u64, self.words)
         assert sorted(self.kernel.entries(), key=repr) == sorted(self.spec.entries(), key=repr)
         assert self.kernel.counters() == self.spec.counters()
 

@@ -16,7 +16,7 @@ from fastmmu import reference as ref
 from fastmmu.dtypes import ALL_ONES, Fault
 from tests.conformance.cases import Case, Observed, PdpteCase, WalkCase
 from tests.conformance.kernel import WORDS, kernel_eptp, kernel_state
-from tests.support.strategies import ACCESSES, MEMORY, Scene, random_scene, scenes
+from tests.support.random_scenes import ACCESSES, MEMORY, Scene, random_scene, scenes
 from tests.support.walk_comparison import KERNEL, SPEC, disagreements, tables_overlap
 
 

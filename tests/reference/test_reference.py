@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from fastmmu import reference as ref
 from fastmmu.dtypes import Fault, StepKind
 from fastmmu.errors import BusError, StateError
-from tests.support.strategies import Scene, scenes
+from tests.support.random_scenes import Scene, scenes
 
 CAPS, WALK5 = ref.EptCap.ALL, ref.EptCap.WALK5
 

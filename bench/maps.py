@@ -1,6 +1,6 @@
 """`fastmmu.mappings` of a whole address space, and `fastmmu.translate` of what was asked of recorded guests.
 
-    python bench/leaves.py [--runs R] [--pages P ...] [--guests DIRECTORY]
+    python bench/maps.py [--runs R] [--pages P ...] [--guests DIRECTORY]
 
 Enumeration has no counterpart in the yardstick. Beside it stands what comes closest: the yardstick's scalar and group
 walk of the first address of each mapping, in address order. It is told the addresses, which an enumeration has to

@@ -1,6 +1,6 @@
 """Lines per second of lackey text: read_trace(...).batches(), a plain Python parser, and wc -l, on one file.
 
-    python bench/lackey.py [--lines N] [--runs R] [TRACE]
+    python bench/traces.py [--lines N] [--runs R] [TRACE]
 
 The text is that of TRACE (default: the bundled traces one after the other), repeated to at least N lines in a temporary
 file, which is uncompressed and in the page cache. Seconds are those of the processor, user and system, since each of

@@ -29,7 +29,7 @@ FRAMES = EPT + 5 * TABLES
 NBYTES = (FRAMES << 12) + 0x800  # the last frame lies in memory by half
 
 
-class Soup:
+class RandomTables:
     """`mem`, `state`, `eptp` (None without EPT) for a mode, all else by chance; `addresses(n)` to try."""
 
     def __init__(self, seed: int, mode: str, ept: bool, clean: bool = False) -> None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import fastmmu
 from fastmmu import Eptp, GuestState, PhysicalMemory
 from fastmmu import reference as ref
-from tests.support.strategies import MEMORY, Scene
+from tests.support.random_scenes import MEMORY, Scene
 
 __all__ = ["Space", "eptp_of", "memory_of", "state_of", "tables"]
 

@@ -16,7 +16,7 @@ from fastmmu import TLB, Eptp, Fault, GuestState, PhysicalMemory, StateError, lo
 from fastmmu import reference as ref
 from fastmmu.dtypes import StepKind
 from tests.conformance.cases import WalkCase
-from tests.support.strategies import Scene, random_scene
+from tests.support.random_scenes import Scene, random_scene
 from tests.support.walk_comparison import KERNEL, SPEC, disagreements
 
 PHYSICAL = 15 << 12

@@ -1,6 +1,6 @@
 """The TLB alone against the yardstick's: same addresses, same run, median of the ratios of neighbouring runs.
 
-    python bench/tlb_yardstick.py [--accesses N] [--runs R]
+    python bench/tlb.py [--accesses N] [--runs R]
 
 Both look up, fill and replace in 64/4 and 1536/12 with true LRU and must count the same hits and misses. Ours also
 carries frames and rights, compares the tags of context and global pages, and keeps accounts. Streams: `hot`: 94 % of
