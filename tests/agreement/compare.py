@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +64,10 @@ class Verdict:
 
 
 def description(guest: str, directory: Path | None = None) -> ModuleType | None:
-    """The module that describes a guest, `guest_x.py` in a directory of recordings or here; None: there is none."""
+    """The module that describes a guest, `guest_x.py` in a directory of recordings or here; None: there is none.
+
+    One that lies with its recordings imports this package as `tests.agreement`.
+    """
     module = f"guest_{guest.lower()}"
     if directory is not None and (directory / f"{module}.py").is_file():
         return _beside(directory / f"{module}.py")
@@ -74,10 +76,6 @@ def description(guest: str, directory: Path | None = None) -> ModuleType | None:
 
 
 def _beside(path: Path) -> ModuleType:
-    """It imports this package as `tests.agreement`, whatever it is called here."""
-    for name, loaded in list(sys.modules.items()):
-        if name == __package__ or name.startswith(f"{__package__}."):
-            sys.modules.setdefault("tests.agreement" + name.removeprefix(str(__package__)), loaded)
     spec = importlib.util.spec_from_file_location(f"recorded_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
