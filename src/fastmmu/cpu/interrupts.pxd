@@ -5,7 +5,6 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastmmu.arch.vmx cimport PRIMARY_INTERRUPT_WINDOW
 from fastmmu.cpu.access cimport Data
 from fastmmu.cpu.apic cimport Apic, Ipi
-from fastmmu.cpu.siblings cimport Sibling
 from fastmmu.cpu.tpr_patch cimport Patch
 from fastmmu.cpu.vapic cimport Vapic
 from fastmmu.cpu.vcpu cimport Vcpu
@@ -86,9 +85,6 @@ cdef struct Interrupts:
     uint16_t rtc_vector         # in the I/O APIC's entry of the real-time clock, whose EOI KVM always wants to see
     uint64_t *descriptor        # posted-interrupt descriptor: 8 qwords
     bint notified               # the notification vector is on its way
-    Sibling *sibling            # this vCPU as the others of its VM see it; NULL: there are no others, nor will be
-    Interrupts **peer           # [n_peers] every vCPU of the VM, by number
-    uint32_t n_peers
     uint64_t value              # read last
     uint64_t now                # accesses of the trace so far: the bus clock, and the time-stamp counter
     uint64_t *clock             # the same for the VM, as of the last batch of events

@@ -139,8 +139,6 @@ cdef struct Vcpu:
     Premap premap               # not NULL: what is missing is mapped unseen, as if it had been there from the start
     Watch *watch                # the detector of missing flushes, or NULL
     uint64_t now                # number of the event under way, where it is on
-    void *owner                 # of handler
-    void *run                   # of premap
     Counters c
 
 cdef enum:

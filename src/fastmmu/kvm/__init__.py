@@ -1,6 +1,7 @@
 """Policy: what KVM does at each VM exit, with the tables, the registers, the APIC and the vCPUs of a guest.
 
-    kvm         the VMM of a machine as a struct, of which each module takes what it needs
+    kvm         the VMM of a machine and its vCPUs as structs, of which each module takes what it needs
+    vcpu        a vCPU made, loaded, in and out of guest mode
     exits       what is done at each exit; the page-modification log
     faults      #PF, EPT violation, EPT misconfiguration
     roots       the root that a vCPU runs on

@@ -13,7 +13,7 @@ from fastmmu.arch.vmx cimport (
 from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
 from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
 from fastmmu.kvm.flush cimport kvm_count_flushes, kvm_entered, kvm_owed_flush
-from fastmmu.kvm.kvm cimport FORGO_INVLPG, Kvm
+from fastmmu.kvm.kvm cimport FORGO_INVLPG, Kvm, KvmVcpu, to_kvm_vcpu
 from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu.kvm.modes cimport modes_save
 from fastmmu.kvm.registers cimport kvm_cr_access, kvm_emulate
@@ -25,49 +25,51 @@ from fastmmu.tlb.invalidate cimport inv_invvpid
 
 
 cdef int kvm_handle(Vcpu *v) noexcept nogil:
-    cdef Kvm *kvm = <Kvm *> v.owner
+    cdef KvmVcpu *vcpu = to_kvm_vcpu(v)
+    cdef Kvm *kvm = vcpu.kvm
     cdef int action
     if v.ept.pml_index != NULL:
-        kvm_drain(kvm, v)
-    kvm_entered(kvm)
+        kvm_drain(vcpu)
+    kvm_entered(vcpu)
     modes_save(&kvm.modes, v)
-    if kvm.irq != NULL:
-        kvm_apic_begin(kvm.irq)
+    if vcpu.irq != NULL:
+        kvm_apic_begin(vcpu.irq)
     if kvm.surfaced[v.vmcs.exit_reason]:
         action = kvm.surface(kvm.machine, v)
     else:
-        action = kvm_default(kvm, v)
-    read_full_ring(kvm, v)
-    if kvm.irq != NULL:
-        kvm_apic_end(kvm.irq, action)
+        action = kvm_default(vcpu)
+    read_full_ring(vcpu)
+    if vcpu.irq != NULL:
+        kvm_apic_end(vcpu.irq, action)
     return action
 
 
-cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int kvm_default(KvmVcpu *vcpu) noexcept nogil:
+    cdef Vcpu *v = &vcpu.cpu
     cdef uint64_t reason = v.vmcs.exit_reason
     cdef int action
     if v.event:
         return ACT_EMULATED
     if (reason == EXIT_WRMSR or reason == EXIT_RDMSR) and v.vmcs.operand == MSR_EFER:
-        return kvm_emulate(kvm, v, INS_WRMSR if reason == EXIT_WRMSR else INS_RDMSR, 0, v.source)
-    if kvm.irq != NULL:
-        action = kvm_apic_exit(kvm.irq)
+        return kvm_emulate(vcpu, INS_WRMSR if reason == EXIT_WRMSR else INS_RDMSR, 0, v.source)
+    if vcpu.irq != NULL:
+        action = kvm_apic_exit(vcpu.irq)
         if action != NOT_OF_APIC:
             return action
     if reason == EXIT_EXCEPTION:
         if v.vmcs.exit_interruption_info == INTERRUPTION_GP:
-            return kvm_emulate(kvm, v, v.instruction, v.instruction_cr, v.source)
-        return kvm_page_fault(kvm, v)
+            return kvm_emulate(vcpu, v.instruction, v.instruction_cr, v.source)
+        return kvm_page_fault(vcpu)
     if reason == EXIT_EPT_VIOLATION:
-        return kvm_ept_violation(kvm, v)
+        return kvm_ept_violation(vcpu)
     if reason == EXIT_CR_ACCESS:
-        return kvm_cr_access(kvm, v)
+        return kvm_cr_access(vcpu)
     if reason == EXIT_INVLPG:
-        return invalidate_page(kvm, v, v.vmcs.exit_qualification)
+        return invalidate_page(vcpu, v.vmcs.exit_qualification)
     if reason == EXIT_INVPCID:
-        return on_invpcid(kvm, v)
+        return on_invpcid(vcpu)
     if reason == EXIT_EPT_MISCONFIG:
-        return kvm_ept_misconfig(kvm, v)
+        return kvm_ept_misconfig(vcpu)
     if reason == EXIT_PML_FULL:                 # the log was read at the exit, like at every other
         return ACT_RETRY
     return ACT_EMULATED                         # CPUID, external interrupt and the like: no state of ours changes
@@ -75,10 +77,12 @@ cdef int kvm_default(Kvm *kvm, Vcpu *v) noexcept nogil:
 
 # ---- invalidations of a shadowed guest ------------------------------------------------------------------
 
-cdef int invalidate_page(Kvm *kvm, Vcpu *v, uint64_t la) noexcept nogil:
+cdef int invalidate_page(KvmVcpu *vcpu, uint64_t la) noexcept nogil:
     # below every root that is kept, whichever PCID the guest has for it
-    shadow_invlpg(&kvm.mmu, &kvm.guest, la)
-    kvm_owed_flush(kvm, v)
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
+    shadow_invlpg(&kvm.mmu, &vcpu.guest, la)
+    kvm_owed_flush(vcpu)
     if (not kvm.forgo & FORGO_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
             and reachable(la, v.hw.la_bits)):
         v.c.invvpid += 1
@@ -86,43 +90,50 @@ cdef int invalidate_page(Kvm *kvm, Vcpu *v, uint64_t la) noexcept nogil:
     return ACT_EMULATED
 
 
-cdef int on_invpcid(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int on_invpcid(KvmVcpu *vcpu) noexcept nogil:
     # tlb.md §4: type 0 one page, 1 one PCID, 2 and 3 all of them
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef uint32_t type = v.instruction_cr
     if type == 0 and kvm.mmu.policy.modern:
         kvm.stats.tlb_flush += 1
-        return invalidate_page(kvm, v, v.source)
+        return invalidate_page(vcpu, v.source)
     kvm.stats.owes_current = type == 1 and v.invpcid_pcid == v.hw.pcid
     kvm.stats.owes_guest = type > 1
-    kvm_count_flushes(kvm)
-    sync_roots(&kvm.mmu, &kvm.guest)
+    kvm_count_flushes(vcpu)
+    sync_roots(&kvm.mmu, &vcpu.guest)
     mmu_forget_previous(&kvm.mmu, <int> v.invpcid_pcid if type == 1 else -1)
     kvm.mmu.flush = True
-    kvm_owed_flush(kvm, v)
+    kvm_owed_flush(vcpu)
     return ACT_EMULATED
 
 
 # ---- the page-modification log --------------------------------------------------------------------------
 
-cdef void kvm_drain(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef void kvm_drain(KvmVcpu *vcpu) noexcept nogil:
     # the page-modification log into the dirty log
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     if v.ept.pml_index == NULL or v.vmcs.pml_index == 511:
         return
     dirty_drain(&kvm.mmu, v.vmcs.pml_address, v.vmcs.pml_index)
     v.vmcs.pml_index = 511
-    read_full_ring(kvm, v)
+    read_full_ring(vcpu)
 
 
-cdef void read_full_ring(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef void read_full_ring(KvmVcpu *vcpu) noexcept nogil:
     # an exit to user space, which reads the rings, before the guest runs on
+    cdef Kvm *kvm = vcpu.kvm
     if kvm.mmu.slots.ring.size and kvm.mmu.slots.ring.used >= kvm.mmu.slots.ring.room:
         kvm.mmu.counters.ring_full += 1
         dirty_collect(&kvm.mmu)
-        kvm_owed_flush(kvm, v)
+        kvm_owed_flush(vcpu)
 
 
-cdef void kvm_arm(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef void kvm_arm(KvmVcpu *vcpu) noexcept nogil:
     # the processor logs while any slot is logged; each vCPU has its own index, and its log is read at every exit
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef int i
     cdef bint logged = False
     if not kvm.mmu.policy.pml:

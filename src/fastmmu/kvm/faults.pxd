@@ -3,10 +3,9 @@
 from libc.stdint cimport uint64_t
 
 from fastmmu.arch.types cimport Walk
-from fastmmu.cpu.vcpu cimport Vcpu
-from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.kvm.kvm cimport KvmVcpu
 
-cdef int kvm_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef int kvm_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil
-cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogil
+cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil
+cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil
+cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil
+cdef int kvm_premap(KvmVcpu *vcpu, uint64_t la, const Walk *w) noexcept nogil

@@ -14,7 +14,7 @@ from fastmmu.cpu.vcpu cimport (
     ACT_RETRY, Vcpu, vcpu_abort,
 )
 from fastmmu.kvm.flush cimport kvm_owed_flush
-from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.kvm.roots cimport kvm_out_of_tables
 from fastmmu.mmu.direct cimport (
@@ -50,8 +50,10 @@ cdef uint64_t marked(Kvm *kvm, uint64_t address) noexcept nogil:
     return (entry & FRAME & ~MMIO_RESERVED) >> 12
 
 
-cdef int retry(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+cdef int retry(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
     # the fault begins anew; where the host is not done yet only its end can let the guest go on
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
     if slot == NULL or not slot_away(slot, gpa >> 12):
         return ACT_RETRY
@@ -67,8 +69,10 @@ cdef void decoded(Kvm *kvm, uint64_t gpa, bint mmio) noexcept nogil:
 
 # ---- shadow paging --------------------------------------------------------------------------------------
 
-cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+cdef void emulate_store(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
     # the store into a shadowed table, and what it makes of the shadow entries
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
     if slot != NULL:
         host_wrote(&kvm.mmu, slot, gpa >> 12)
@@ -85,32 +89,34 @@ cdef void emulate_store(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
         guest_wrote(&kvm.mmu, gpa & ~(<uint64_t> 0xFFF), 4096)
 
 
-cdef int kvm_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Walk w
     cdef uint64_t code = v.vmcs.exit_interruption_error, la = v.vmcs.exit_qualification, known = ONES
     cdef int result, action
-    kvm.guest.user = code >> 2 & 1
-    kvm.guest.ac = v.hw.ac
-    kvm.guest.implicit = v.hw.implicit
-    kvm.guest.pkr_user = v.hw.pkr_user
+    vcpu.guest.user = code >> 2 & 1
+    vcpu.guest.ac = v.hw.ac
+    vcpu.guest.implicit = v.hw.implicit
+    vcpu.guest.pkr_user = v.hw.pkr_user
     if code & RESERVED:                         # the VMM's own mark (kvm_policy.md §4.4)
         known = marked(kvm, la)
     kvm.stats.pf_taken += known == ONES
-    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(code), code & 1, known, &w)
+    result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(code), code & 1, known, &w)
     if result == SHADOW_NO_TABLES:
-        return kvm_out_of_tables(kvm, v)
+        return kvm_out_of_tables(vcpu)
     if result == SHADOW_REFLECT:
         v.c.pf_guest += 1
         v.cr2 = la
         v.error_code = w.error_code
         if w.error_code & 1 and not w.error_code & RESERVED:
-            shadow_drop(&kvm.mmu, &kvm.guest, la)       # like the processor, which drops the translation that denied
-            kvm_owed_flush(kvm, v)
+            shadow_drop(&kvm.mmu, &vcpu.guest, la)       # like the processor, which drops the translation that denied
+            kvm_owed_flush(vcpu)
         return ACT_INJECT_PF
     if result == SHADOW_BUS:
         vcpu_abort(v, ABORT_BUS, w.gpa)
         return ACT_ABORT
-    action = retry(kvm, v, w.gpa) if result == SHADOW_RETRY else ACT_RETRY
+    action = retry(vcpu, w.gpa) if result == SHADOW_RETRY else ACT_RETRY
     if result == SHADOW_FIXED:
         v.c.pf_fixed += 1
         kvm.stats.pf_fixed += 1
@@ -125,16 +131,18 @@ cdef int kvm_page_fault(Kvm *kvm, Vcpu *v) noexcept nogil:
             v.c.mmio += 1
         else:
             v.c.pf_emulate += 1
-            emulate_store(kvm, v, w.gpa)
-    kvm_owed_flush(kvm, v)
+            emulate_store(vcpu, w.gpa)
+    kvm_owed_flush(vcpu)
     return action
 
 
 # ---- EPT ------------------------------------------------------------------------------------------------
 
-cdef int no_table(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int no_table(KvmVcpu *vcpu) noexcept nogil:
     # A table of the guest's lies where no memory is. KVM emulates the instruction; to its own walk the entry there is
     # not present, and PDPTEs that it cannot read are refused.
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Walk w
     decoded(kvm, 0, False)
     if v.access == ACC_PDPTES:
@@ -146,8 +154,10 @@ cdef int no_table(Kvm *kvm, Vcpu *v) noexcept nogil:
     return ACT_INJECT_PF
 
 
-cdef bint of_table(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
+cdef bint of_table(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
     # a mark of MMIO that the processor met does not tell: where the walk of the access ends for want of memory
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Paging guest = v.hw
     cdef Walk w
     guest.write_ad = 0
@@ -159,16 +169,20 @@ cdef bint of_table(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
             and w.gpa >> 12 == gpa >> 12)
 
 
-cdef int mmio(Kvm *kvm, Vcpu *v, uint64_t gpa) noexcept nogil:
-    if of_table(kvm, v, gpa):
-        return no_table(kvm, v)
+cdef int mmio(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
+    if of_table(vcpu, gpa):
+        return no_table(vcpu)
     v.emulated = gpa
     v.c.mmio += 1
     decoded(kvm, gpa, True)
     return ACT_EMULATED
 
 
-cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Fault f
     cdef uint64_t dirty = kvm.mmu.counters.dirty_faults, code = v.vmcs.exit_qualification
     cdef int result
@@ -179,12 +193,12 @@ cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
     kvm.stats.pf_taken += 1
     result = map_direct(&kvm.mmu, &f)
     if result == FILL_NO_TABLES:
-        return kvm_out_of_tables(kvm, v)
+        return kvm_out_of_tables(vcpu)
     if result == FILL_NO_SLOT or result == FILL_READ_ONLY:
         if not code & QUAL_TRANSLATED and result == FILL_NO_SLOT:
             kvm.stats.pf_emulate += 1
-            kvm_owed_flush(kvm, v)
-            return no_table(kvm, v)
+            kvm_owed_flush(vcpu)
+            return no_table(vcpu)
         if not code & QUAL_TRANSLATED:          # a write to A or D in a read-only slot
             vcpu_abort(v, ABORT_BUS, v.vmcs.guest_linear_address)
             return ACT_ABORT
@@ -192,7 +206,7 @@ cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
         v.c.mmio += 1
         kvm.stats.pf_emulate += 1
         decoded(kvm, f.gpa, True)
-        kvm_owed_flush(kvm, v)
+        kvm_owed_flush(vcpu)
         return ACT_EMULATED
     kvm.stats.pf_fixed += result == FILL_MAPPED or result == FILL_FAST
     if result == FILL_MAPPED:
@@ -200,35 +214,39 @@ cdef int kvm_ept_violation(Kvm *kvm, Vcpu *v) noexcept nogil:
             v.c.ept_build += 1
     elif result != FILL_FAST and result != FILL_RETRY:
         v.c.ept_spurious += 1
-    kvm_owed_flush(kvm, v)
-    return retry(kvm, v, f.gpa) if result == FILL_RETRY else ACT_RETRY
+    kvm_owed_flush(vcpu)
+    return retry(vcpu, f.gpa) if result == FILL_RETRY else ACT_RETRY
 
 
-cdef int kvm_ept_misconfig(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil:
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Fault f
     cdef int action
     f.la = f.gpa = v.vmcs.guest_physical_address
     f.write = f.fetch = f.present = False
     if marked(kvm, f.gpa) != ONES:
-        return mmio(kvm, v, f.gpa)
+        return mmio(vcpu, f.gpa)
     kvm.stats.pf_taken += 1
     action = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else FILL_UNCHANGED
-    kvm_owed_flush(kvm, v)
+    kvm_owed_flush(vcpu)
     kvm.stats.pf_fixed += action == FILL_MAPPED
     if action == FILL_NO_SLOT:                  # marked anew
         kvm.stats.pf_emulate += 1
-        return mmio(kvm, v, f.gpa)
+        return mmio(vcpu, f.gpa)
     if action == FILL_UNCHANGED:
         vcpu_abort(v, ABORT_MISCONFIG, f.gpa)   # nobody made this entry
         return ACT_ABORT
-    return retry(kvm, v, f.gpa) if action == FILL_RETRY else ACT_RETRY  # memory by now
+    return retry(vcpu, f.gpa) if action == FILL_RETRY else ACT_RETRY  # memory by now
 
 
 # ---- premapped runs -------------------------------------------------------------------------------------
 
-cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogil:
+cdef int kvm_premap(KvmVcpu *vcpu, uint64_t la, const Walk *w) noexcept nogil:
     # the VMM's part of what a premapped run finds in place: ACT_INJECT_PF where the guest's own table lacks it,
     # ACT_EMULATED where there is nothing to map, so that the access exits as ever: MMIO
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Walk guest
     cdef Fault f
     cdef int result
@@ -238,7 +256,7 @@ cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogi
         result = map_direct(&kvm.mmu, &f)
         kvm.mmu.flush = False
         if result == FILL_NO_TABLES:
-            return kvm_out_of_tables(kvm, v)
+            return kvm_out_of_tables(vcpu)
         if result == FILL_NO_SLOT and w.qual & QUAL_TRANSLATED:
             return ACT_EMULATED
         if result == FILL_NO_SLOT:
@@ -254,13 +272,13 @@ cdef int kvm_premap(Kvm *kvm, Vcpu *v, uint64_t la, const Walk *w) noexcept nogi
         return ACT_INJECT_PF
     if w.error_code & RESERVED:
         return ACT_EMULATED
-    kvm.guest.user = w.error_code >> 2 & 1
-    kvm.guest.ac = v.hw.ac
-    result = shadow_fault(&kvm.mmu, &kvm.guest, la, access_of(w.error_code), w.error_code & 1, ONES,
+    vcpu.guest.user = w.error_code >> 2 & 1
+    vcpu.guest.ac = v.hw.ac
+    result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(w.error_code), w.error_code & 1, ONES,
                           &guest)
     kvm.mmu.flush = False
     if result == SHADOW_NO_TABLES:
-        return kvm_out_of_tables(kvm, v)
+        return kvm_out_of_tables(vcpu)
     if result == SHADOW_REFLECT:
         return ACT_INJECT_PF
     if result == SHADOW_FIXED or result == SHADOW_SPURIOUS:

@@ -4,15 +4,18 @@ from libc.stdint cimport uint32_t
 
 from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
-from fastmmu.cpu.siblings cimport Sibling
 from fastmmu.cpu.vcpu cimport Vcpu
-from fastmmu.kvm.kvm cimport FORGO_TABLES, LESS_MOVED, LESS_REMOTE, Kvm, KvmStats
+from fastmmu.kvm.kvm cimport (
+    EXITING_GUEST_MODE, FORGO_TABLES, IN_GUEST_MODE, LESS_MOVED, LESS_REMOTE, REQ_TLB_FLUSH, Kvm, KvmStats, KvmVcpu,
+)
 from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
 
 
-cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef void kvm_flush(KvmVcpu *vcpu) noexcept nogil:
     # tlb.md §7: of its context, or of all of them. Without VPID the transitions flush linear mappings; the one after
     # which user space was reached, and the VM entry to come.
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef int every = kvm.mmu.policy.modern
     if not kvm.shadow:
         v.c.invept += 1
@@ -24,36 +27,41 @@ cdef void kvm_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
         inv_transition(v.tlb, False)
 
 
-cdef void kvm_moved(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef void kvm_moved(KvmVcpu *vcpu) noexcept nogil:
     # What it cached there before may be stale, and its VPID may have been another's.
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     if kvm.less & LESS_MOVED:
         return
     if not kvm.mmu.policy.modern and not kvm.shadow and secondary_control(&v.vmcs, SECONDARY_VPID):
         v.c.invvpid += 1
         inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
-    kvm_flush(kvm, v)
+    kvm_flush(vcpu)
 
 
-cdef void kvm_flush_current(Vcpu *v) noexcept nogil:
+cdef void kvm_flush_current(KvmVcpu *vcpu) noexcept nogil:
     # Linear mappings are tagged by VPID alone, the hardware's PCID is 0 whatever the guest's: the old root's must go.
+    cdef Vcpu *v = &vcpu.cpu
     if secondary_control(&v.vmcs, SECONDARY_VPID):
         v.c.invvpid += 1
         inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
 
 
-cdef void kvm_entered(Kvm *kvm) noexcept nogil:
+cdef void kvm_entered(KvmVcpu *vcpu) noexcept nogil:
     # what the VM entry did from which this exit is the way back: roots that went while in use are freed, and flushes
     # that were requested are done, each kind once (kvm_policy.md §12)
+    cdef Kvm *kvm = vcpu.kvm
     cdef KvmStats *s = &kvm.stats
     s.early_tables = 0
     if s.early_zaps:
         kvm.mmu.counters.zaps += s.early_zaps
         kvm.mmu.counters.flush_requests += 1
         s.early_zaps = 0
-    kvm_count_flushes(kvm)
+    kvm_count_flushes(vcpu)
 
 
-cdef void kvm_count_flushes(Kvm *kvm) noexcept nogil:
+cdef void kvm_count_flushes(KvmVcpu *vcpu) noexcept nogil:
+    cdef Kvm *kvm = vcpu.kvm
     cdef KvmStats *s = &kvm.stats
     if s.served != kvm.mmu.counters.flush_requests:
         s.served = kvm.mmu.counters.flush_requests
@@ -63,24 +71,26 @@ cdef void kvm_count_flushes(Kvm *kvm) noexcept nogil:
     s.owes_current = s.owes_guest = False
 
 
-cdef void request_flushes(Kvm *kvm) noexcept nogil:
+cdef void request_flushes(KvmVcpu *vcpu) noexcept nogil:
     # The other vCPUs flush before they enter the guest again; one that is in it is made to exit.
+    cdef Kvm *kvm = vcpu.kvm
+    cdef KvmVcpu *other
     cdef uint32_t i
-    cdef Sibling *other
     kvm.remote_flushes += 1
-    for i in range(kvm.n_siblings):
-        other = &kvm.sibling[i]
-        if i != kvm.running:
+    for i in range(kvm.n_vcpus):
+        other = kvm.vcpu[i]
+        if other != vcpu:
             kvm.flush_requests += 1
-            other.request = True
-            if other.in_guest and not other.kicked:
-                other.kicked = True
+            other.requests |= REQ_TLB_FLUSH
+            if other.mode == IN_GUEST_MODE:
+                other.mode = EXITING_GUEST_MODE
                 kvm.ipis += 1
 
 
-cdef void kvm_pay_flush(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef void kvm_pay_flush(KvmVcpu *vcpu) noexcept nogil:
+    cdef Kvm *kvm = vcpu.kvm
     kvm.mmu.flush = False
     if not kvm.forgo & FORGO_TABLES:
-        kvm_flush(kvm, v)
-    if kvm.n_siblings > 1 and not kvm.less & LESS_REMOTE:
-        request_flushes(kvm)
+        kvm_flush(vcpu)
+    if kvm.n_vcpus > 1 and not kvm.less & LESS_REMOTE:
+        request_flushes(vcpu)

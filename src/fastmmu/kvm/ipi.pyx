@@ -15,8 +15,8 @@ from fastmmu.cpu.apic cimport (
     apic_receives, apic_request, apic_word,
 )
 from fastmmu.cpu.interrupts cimport Interrupts, irq_accept, irq_elapse, irq_sent
-from fastmmu.cpu.siblings cimport Sibling
 from fastmmu.cpu.vapic cimport vapic_posted
+from fastmmu.kvm.kvm cimport EXITING_GUEST_MODE, IN_GUEST_MODE, OUTSIDE_GUEST_MODE, Kvm, KvmVcpu, to_kvm_vcpu
 from fastmmu.paging.memory cimport mem_read32
 
 cdef enum:
@@ -33,29 +33,30 @@ cdef uint8_t priority(const Interrupts *irq) noexcept nogil:
 
 cdef void ipi_send(Interrupts *irq, const Ipi *ipi) noexcept nogil:
     # what the ICR of a vCPU sends to those of its VM
+    cdef Kvm *kvm = to_kvm_vcpu(irq.v).kvm
     cdef Interrupts *other
     cdef uint32_t i, chosen = NOBODY
-    if irq.peer == NULL or ipi.mode > MODE_LOWEST:
+    if kvm.n_vcpus == 1 or ipi.mode > MODE_LOWEST:
         irq_sent(irq, ipi)
         return
     irq.c.ipis += 1
-    for i in range(irq.n_peers):
-        other = irq.peer[i]
+    for i in range(kvm.n_vcpus):
+        other = kvm.vcpu[i].irq
         if not apic_addressed(&other.apic, ipi):
             continue
         if ipi.mode != MODE_LOWEST:
             deliver(irq, other, ipi.vector)
         elif apic_word(other.apic.page, APIC_SVR) & <uint32_t> APIC_ENABLED:
             # lowest priority: the lowest PPR, the first among equals
-            if chosen == NOBODY or priority(other) < priority(irq.peer[chosen]):
+            if chosen == NOBODY or priority(other) < priority(kvm.vcpu[chosen].irq):
                 chosen = i
     if chosen != NOBODY:
-        deliver(irq, irq.peer[chosen], ipi.vector)
+        deliver(irq, kvm.vcpu[chosen].irq, ipi.vector)
 
 
 cdef void deliver(Interrupts *irq, Interrupts *to, uint8_t vector) noexcept nogil:
-    cdef Sibling *seen = to.sibling
-    cdef bint running = seen.in_guest and not seen.kicked
+    cdef KvmVcpu *vcpu = to_kvm_vcpu(to.v)
+    cdef bint running = vcpu.mode == IN_GUEST_MODE
     if to == irq:
         irq_accept(irq, vector, False)
         return
@@ -67,7 +68,7 @@ cdef void deliver(Interrupts *irq, Interrupts *to, uint8_t vector) noexcept nogi
         apic_request(to.apic.page, vector, False)
         to.request_event = True
         if running:
-            seen.kicked = True
+            vcpu.mode = EXITING_GUEST_MODE
             irq.c.kicks += 1
         return
     to.descriptor[vector >> 6] |= 1ULL << (vector & 63)
@@ -84,10 +85,11 @@ cdef uint32_t ipi_arrived(Interrupts *irq) noexcept nogil:
     # The vCPU is about to run on a physical CPU: what came while it did not. Reason of the VM exit that this takes if
     # it is in guest mode there, else NO_EXIT; the notification vector takes none.
     cdef uint32_t reason = NO_EXIT
+    cdef int mode = to_kvm_vcpu(irq.v).mode
     cdef uint64_t stood = irq.now
     cdef int vector
     irq.now = irq.clock[0]
-    if irq.sibling.in_guest:                    # it stood still on its CPU: what came meanwhile did not wait
+    if mode != OUTSIDE_GUEST_MODE:                    # it stood still on its CPU: what came meanwhile did not wait
         for vector in range(256):
             if irq.arrival[vector] >= stood:
                 irq.arrival[vector] = irq.now
@@ -96,9 +98,9 @@ cdef uint32_t ipi_arrived(Interrupts *irq) noexcept nogil:
         vapic_posted(&irq.virt, irq.descriptor)
     if irq_elapse(irq):
         reason = irq.timer_reason
-        if irq.sibling.in_guest:
+        if mode != OUTSIDE_GUEST_MODE:
             irq.arrived = irq.now
-    if irq.sibling.kicked:
+    if mode == EXITING_GUEST_MODE:
         reason = EXIT_EXTERNAL_INTERRUPT
     return reason
 

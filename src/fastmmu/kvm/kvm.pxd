@@ -1,13 +1,18 @@
-# The VMM of a machine: its tables, the guest as it sees it, its other vCPUs. The other modules work on it.
+# The VMM of a machine, and its vCPUs. The other modules work on them.
+#
+#   Vcpu      the processor's state (cpu/)          first member of
+#   KvmVcpu   what KVM keeps of a vCPU (this room)  first member of
+#   Run       what runs on it (machine/)
+#
+# so that each room finds its own part of a vCPU by the pointer that it was given (`to_kvm_vcpu`), as container_of does.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Paging
 from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.cpu.siblings cimport Sibling
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.modes cimport Modes
-from fastmmu.mmu.pages cimport Mmu
+from fastmmu.mmu.pages cimport Mmu, MmuContext
 
 ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
 
@@ -31,20 +36,48 @@ cdef struct KvmStats:           # of KVM's statistics those that are no counters
     bint owes_current           # a flush before the next VM entry: of linear mappings of this root, which a flush of
     bint owes_guest             # every vCPU includes; of the guest's own instruction, which nothing includes
 
+cdef enum Mode:                 # of a vCPU, as the others of its VM see it (vcpu->mode)
+    OUTSIDE_GUEST_MODE = 0
+    IN_GUEST_MODE = 1           # on a physical CPU: an IPI makes it exit
+    EXITING_GUEST_MODE = 2      # the IPI is on its way
+
+cdef enum Request:              # what a vCPU does before its next VM entry (KVM_REQ_...)
+    REQ_TLB_FLUSH = 1
+
+cdef enum:
+    NOWHERE = 0xFFFFFFFF
+
+cdef struct Kvm
+
+cdef struct KvmVcpu:
+    Vcpu cpu                    # first: see to_kvm_vcpu
+    Kvm *kvm
+    uint32_t index              # number within the VM (vcpu_idx)
+    Paging guest                # under shadow paging: the guest's own registers
+    MmuContext mmu              # its roots, its ring of written pages
+    Interrupts *irq             # its local APIC; NULL: the guest has none
+    int mode                    # Mode
+    uint32_t pcpu               # physical CPU that it ran on last (vcpu->cpu), or NOWHERE
+    uint32_t requests           # Request
+
 cdef struct Kvm:
     Mmu mmu
     bint shadow                 # shadow paging; else EPT
     Modes modes
-    Paging guest                # the guest's own registers, under shadow paging
+    KvmVcpu **vcpu              # [n_vcpus]
+    uint32_t n_vcpus
+    KvmVcpu *running            # loaded by kvm_vcpu_load: whose TLB a flush goes to at once; the others are requested
     uint32_t forgo              # Forgone: flushes that are left out, to see that they are missed
     uint8_t surfaced[80]        # [exit reason] a Python policy handles it
     Surface surface
     void *machine
-    Interrupts *irq             # the guest's local APIC; NULL: it has none
     uint32_t less               # flushes left out
-    Sibling *sibling            # [n_siblings]; NULL: the VM has one vCPU
-    uint32_t n_siblings, running
     uint64_t remote_flushes     # changes that other vCPUs had to flush for
     uint64_t flush_requests     # to another vCPU
     uint64_t ipis
     KvmStats stats
+
+
+cdef inline KvmVcpu *to_kvm_vcpu(Vcpu *v) noexcept nogil:
+    # of the vCPU whose processor state this is
+    return <KvmVcpu *> v

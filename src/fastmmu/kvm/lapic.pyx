@@ -28,7 +28,7 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_APIC_TABLE, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, Vcpu, vcpu_abort,
 )
 from fastmmu.kvm.ipi cimport NOTIFICATION_VECTOR, ipi_send
-from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.kvm.kvm cimport to_kvm_vcpu
 from fastmmu.paging.guest cimport page_fault
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64, mem_write64
 
@@ -146,7 +146,7 @@ cdef int access_exit(Interrupts *irq) noexcept nogil:
         irq.c.emulated += 1
         store(irq, APIC_EOI, 0)
     else:
-        (<Kvm *> v.owner).stats.insn_emulation += 1
+        to_kvm_vcpu(v).kvm.stats.insn_emulation += 1
         emulate(irq, offset)
     v.emulated = APIC_BASE | offset
     return ACT_EMULATED
@@ -313,7 +313,7 @@ cdef void patch(Interrupts *irq) noexcept nogil:
     # the instruction that accessed the TPR becomes a call. The first version has one record for all vCPUs, so it leaves
     # guests with more than one alone: they share their code.
     cdef uint64_t hpa = irq.patch.ip_hpa
-    if irq.patch.one_vcpu and (irq.patch.cpu or irq.n_peers > 1):
+    if irq.patch.one_vcpu and (irq.patch.cpu or to_kvm_vcpu(irq.v).kvm.n_vcpus > 1):
         return
     if irq.way != WAY_PATCH or not mem_holds(irq.v.mem, hpa, SITE_BYTES):
         return

@@ -16,7 +16,7 @@ from fastmmu.cpu.vcpu cimport (
     INS_MOV_TO_CR, INS_RDMSR, INS_WRMSR, Vcpu, vcpu_abort,
 )
 from fastmmu.kvm.flush cimport kvm_count_flushes, kvm_flush_current, kvm_owed_flush
-from fastmmu.kvm.kvm cimport FORGO_REGISTERS, FORGO_TABLES, Kvm
+from fastmmu.kvm.kvm cimport FORGO_REGISTERS, FORGO_TABLES, Kvm, KvmVcpu
 from fastmmu.kvm.modes cimport modes_load, modes_shadow
 from fastmmu.kvm.roots cimport kvm_new_role, kvm_reload, kvm_set_root
 from fastmmu.mmu.pages cimport mmu_hpa
@@ -27,8 +27,10 @@ from fastmmu.paging.memory cimport mem_holds, mem_read64
 from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid
 
 
-cdef int kvm_registers(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int kvm_registers(KvmVcpu *vcpu) noexcept nogil:
     # the guest's registers, v.arch, are new: hardware state and controls, and under shadow paging the root
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Registers registers
     cdef Paging guest, hardware
     if modes_load(&kvm.modes, v):
@@ -38,56 +40,60 @@ cdef int kvm_registers(Kvm *kvm, Vcpu *v) noexcept nogil:
     modes_shadow(&kvm.modes, &v.arch, &registers)
     paging_of(&v.arch, &guest)
     paging_of(&registers, &hardware)
-    kvm.guest.cr3 = v.arch.cr3
-    return kvm_new_role(kvm, v, &guest, &hardware)
+    vcpu.guest.cr3 = v.arch.cr3
+    return kvm_new_role(vcpu, &guest, &hardware)
 
 
-cdef int load_cr3(Kvm *kvm, Vcpu *v, const Registers *new, bint no_flush) noexcept nogil:
+cdef int load_cr3(KvmVcpu *vcpu, const Registers *new, bint no_flush) noexcept nogil:
     # MOV to CR3, which exits where CR3 is the VMM's: under shadow paging, and while a guest over EPT does not page.
     # Where the guest flushes nothing and the root is one of those kept, neither does the VMM: what may be stale then is
     # what may be stale without it.
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef bint flushes
     cdef bint kept = (no_flush and v.hw.pcid_on
-                      and mmu_root_kept(&kvm.mmu, root_address(&kvm.guest, new.cr3) >> 12, new.cr3 & 0xFFF))
+                      and mmu_root_kept(&kvm.mmu, root_address(&vcpu.guest, new.cr3) >> 12, new.cr3 & 0xFFF))
     v.arch = new[0]
     if not kvm.shadow:                          # the value counts when paging is on again
         kvm.stats.owes_guest = True
-        return ACT_ABORT if kvm_registers(kvm, v) else ACT_EMULATED
+        return ACT_ABORT if kvm_registers(vcpu) else ACT_EMULATED
     kvm.stats.owes_current = not (no_flush and v.hw.pcid_on)
-    if not mmu_root_found(&kvm.mmu, root_address(&kvm.guest, new.cr3) >> 12):
-        kvm_count_flushes(kvm)                  # before the root is made, which is another round to the VM entry
-    memcpy(kvm.guest.pdpte, new.pdpte, sizeof(new.pdpte))
-    if kvm_set_root(kvm, v, new.cr3):
+    if not mmu_root_found(&kvm.mmu, root_address(&vcpu.guest, new.cr3) >> 12):
+        kvm_count_flushes(vcpu)                  # before the root is made, which is another round to the VM entry
+    memcpy(vcpu.guest.pdpte, new.pdpte, sizeof(new.pdpte))
+    if kvm_set_root(vcpu, new.cr3):
         return ACT_ABORT
     if not kept:
-        sync_roots(&kvm.mmu, &kvm.guest)
+        sync_roots(&kvm.mmu, &vcpu.guest)
     if v.hw.pcid_on and not no_flush:
         mmu_forget_previous(&kvm.mmu, v.hw.pcid)
     flushes = kvm.mmu.flush and not kvm.forgo & FORGO_TABLES
     if kvm.mmu.flush:                           # tables had to go, or were brought in sync
-        kvm_owed_flush(kvm, v)
+        kvm_owed_flush(vcpu)
     if not flushes and not kept and not kvm.forgo & FORGO_REGISTERS:
-        kvm_flush_current(v)
+        kvm_flush_current(vcpu)
     return ACT_EMULATED
 
 
-cdef int adopt(Kvm *kvm, Vcpu *v, const Registers *new) noexcept nogil:
+cdef int adopt(KvmVcpu *vcpu, const Registers *new) noexcept nogil:
     # CR0, CR4 or EFER has changed. Under EPT: what the old registers made of linear addresses is cached (tlb.md §7).
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Registers old = v.arch
     cdef uint64_t cr4 = old.cr4 ^ new.cr4
     if cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE or (old.cr0 & ~new.cr0) & CR0_PG:
         kvm.stats.owes_guest = True
     if cr4 & CR4_PAE or cr4 & new.cr4 & CR4_SMEP:
         kvm.stats.owes_current = not kvm.stats.owes_guest
-    kvm_count_flushes(kvm)                      # what brings roots in sync asks for another
+    kvm_count_flushes(vcpu)                      # what brings roots in sync asks for another
     if kvm.shadow and cr4 & (CR4_PGE | CR4_PCIDE):
-        sync_every_root(&kvm.mmu, &kvm.guest)   # a new role has pages of its own
+        sync_every_root(&kvm.mmu, &vcpu.guest)   # a new role has pages of its own
     v.arch = new[0]
-    if kvm_registers(kvm, v):
+    if kvm_registers(vcpu):
         return ACT_ABORT
     if (old.cr0 ^ new.cr0) & CR0_CD:
         kvm.mmu.uncached = new.cr0 & CR0_CD != 0
-        if kvm.mmu.noncoherent and not kvm.mmu.ignore_cd and kvm_reload(kvm, v):
+        if kvm.mmu.noncoherent and not kvm.mmu.ignore_cd and kvm_reload(vcpu):
             return ACT_ABORT
     if kvm.shadow:
         return ACT_EMULATED
@@ -95,12 +101,14 @@ cdef int adopt(Kvm *kvm, Vcpu *v, const Registers *new) noexcept nogil:
         v.c.invept += 1
         inv_invept(v.tlb, 1, v.vmcs.eptp & FRAME)
     elif cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE:
-        kvm_flush_current(v)
+        kvm_flush_current(vcpu)
     return ACT_EMULATED
 
 
-cdef int read_pdptes(Kvm *kvm, Vcpu *v, Registers *new) noexcept nogil:
+cdef int read_pdptes(KvmVcpu *vcpu, Registers *new) noexcept nogil:
     # RULE_NONE or a rule; KVM cannot read those that lie outside memory, and so refuses them
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef uint64_t loaded[4]
     cdef uint64_t at = mmu_hpa(&kvm.mmu, new.cr3 & 0xFFFFFFE0U)
     cdef int i
@@ -111,8 +119,10 @@ cdef int read_pdptes(Kvm *kvm, Vcpu *v, Registers *new) noexcept nogil:
     return registers_pdptes(new, loaded)
 
 
-cdef int kvm_emulate(Kvm *kvm, Vcpu *v, uint32_t instruction, uint32_t cr, uint64_t source) noexcept nogil:
+cdef int kvm_emulate(KvmVcpu *vcpu, uint32_t instruction, uint32_t cr, uint64_t source) noexcept nogil:
     # an instruction on a control register or EFER, on the guest's own registers
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef Registers *a = &v.arch
     cdef Registers new = v.arch
     cdef int rule = RULE_NONE
@@ -147,20 +157,21 @@ cdef int kvm_emulate(Kvm *kvm, Vcpu *v, uint32_t instruction, uint32_t cr, uint6
             rule = RULE_CR4_NOT_OFFERED
     cr = cr if instruction == INS_MOV_TO_CR else 0
     if not rule and (pae_paging(&new) if cr == 3 else registers_load_pdptes(a, &new)):
-        rule = read_pdptes(kvm, v, &new)
+        rule = read_pdptes(vcpu, &new)
     if rule:
         v.rule = rule
         return ACT_INJECT_GP
     if cr == 3:
-        return load_cr3(kvm, v, &new, a.cr4 & CR4_PCIDE != 0 and source & CR3_NO_FLUSH != 0)
-    return adopt(kvm, v, &new)
+        return load_cr3(vcpu, &new, a.cr4 & CR4_PCIDE != 0 and source & CR3_NO_FLUSH != 0)
+    return adopt(vcpu, &new)
 
 
-cdef int kvm_cr_access(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int kvm_cr_access(KvmVcpu *vcpu) noexcept nogil:
     # vmx.md §5.1: what the qualification says
+    cdef Vcpu *v = &vcpu.cpu
     cdef uint64_t q = v.vmcs.exit_qualification
     cdef int type = q >> 4 & 3
     if type == 3:
-        return kvm_emulate(kvm, v, INS_LMSW, 0, q >> 16 & 0xFFFF)
-    return kvm_emulate(kvm, v, INS_CLTS if type == 2 else INS_MOV_FROM_CR if type == 1 else INS_MOV_TO_CR, q & 15,
+        return kvm_emulate(vcpu, INS_LMSW, 0, q >> 16 & 0xFFFF)
+    return kvm_emulate(vcpu, INS_CLTS if type == 2 else INS_MOV_FROM_CR if type == 1 else INS_MOV_TO_CR, q & 15,
                        v.vmcs.operand)

@@ -7,7 +7,7 @@ from fastmmu.arch.types cimport MODE_32, MODE_NONE, MODE_PAE, Paging
 from fastmmu.arch.vmx cimport ENTRY_LONG_MODE
 from fastmmu.cpu.vcpu cimport ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_RETRY, Vcpu, vcpu_abort
 from fastmmu.kvm.flush cimport kvm_flush_current, kvm_owed_flush
-from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.mmu.pages cimport (
     PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP, mmu_forget_roots,
     mmu_zap_all,
@@ -36,10 +36,11 @@ cdef int role_of(const Paging *guest, bint keys) noexcept nogil:
     return role | (ROLE_SMEP if guest.smep else 0) | (ROLE_SMAP if guest.smap else 0)
 
 
-cdef int shadow_root(Kvm *kvm, uint64_t cr3) noexcept nogil:
+cdef int shadow_root(KvmVcpu *vcpu, uint64_t cr3) noexcept nogil:
     # a guest whose addresses have 32 bits is shadowed by PAE tables: direct ones, four quadrants of its page directory,
     # or the page directories of its own PDPTEs
-    cdef const Paging *guest = &kvm.guest
+    cdef Kvm *kvm = vcpu.kvm
+    cdef const Paging *guest = &vcpu.guest
     cdef uint64_t i
     cdef uint64_t gfn[4]
     mmu_set_role(&kvm.mmu, role_of(guest, kvm.modes.keys), guest.levels if guest.levels >= 4 else PAE_LEVELS)
@@ -55,17 +56,19 @@ cdef int shadow_root(Kvm *kvm, uint64_t cr3) noexcept nogil:
     return mmu_set_pae_roots(&kvm.mmu, gfn, guest.mode == MODE_NONE)
 
 
-cdef int kvm_set_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
+cdef int kvm_set_root(KvmVcpu *vcpu, uint64_t cr3) noexcept nogil:
     # the shadow root of a guest CR3 and of its PDPTE registers, which the hardware uses in its place
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     cdef int i
-    if shadow_root(kvm, cr3):
+    if shadow_root(vcpu, cr3):
         if not kvm.mmu.out_of_tables:
             return vcpu_abort(v, ABORT_ROOT, cr3)
         mmu_zap_all(&kvm.mmu)
-        if shadow_root(kvm, cr3):
+        if shadow_root(vcpu, cr3):
             return vcpu_abort(v, ABORT_TABLES, kvm.mmu.pool_end)
-    kvm.guest.cr3 = cr3
-    kvm.guest.root = root_address(&kvm.guest, cr3)
+    vcpu.guest.cr3 = cr3
+    vcpu.guest.root = root_address(&vcpu.guest, cr3)
     if kvm.mmu.vcpu.root_level == PAE_LEVELS:
         v.hw.root = v.hw.cr3 = kvm.mmu.pdpt
         for i in range(4):
@@ -77,50 +80,56 @@ cdef int kvm_set_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
     return 0
 
 
-cdef int kvm_load_root(Kvm *kvm, Vcpu *v, uint64_t cr3) noexcept nogil:
+cdef int kvm_load_root(KvmVcpu *vcpu, uint64_t cr3) noexcept nogil:
     # in sync with what the guest's tables say
-    if kvm_set_root(kvm, v, cr3):
+    cdef Kvm *kvm = vcpu.kvm
+    if kvm_set_root(vcpu, cr3):
         return -1
-    sync_roots(&kvm.mmu, &kvm.guest)
+    sync_roots(&kvm.mmu, &vcpu.guest)
     return 0
 
 
-cdef int kvm_resume_root(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int kvm_resume_root(KvmVcpu *vcpu) noexcept nogil:
     # a vCPU runs on, with its own roots; those that another one zapped are made anew
+    cdef Kvm *kvm = vcpu.kvm
     if not kvm.mmu.vcpu.rooted:
-        if kvm_load_root(kvm, v, kvm.guest.cr3):
+        if kvm_load_root(vcpu, vcpu.guest.cr3):
             return -1
-        kvm_flush_current(v)
+        kvm_flush_current(vcpu)
     elif kvm.mmu.vcpu.root_level == PAE_LEVELS:
         mmu_write_pdptes(&kvm.mmu)
     return 0
 
 
-cdef int kvm_new_role(Kvm *kvm, Vcpu *v, const Paging *guest, const Paging *hardware) noexcept nogil:
+cdef int kvm_new_role(KvmVcpu *vcpu, const Paging *guest, const Paging *hardware) noexcept nogil:
     # registers of a shadowed guest other than CR3 are new: what they make of its tables has pages of its own
-    cdef uint64_t cr3 = kvm.guest.cr3
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
+    cdef uint64_t cr3 = vcpu.guest.cr3
     cdef uint8_t ac = v.hw.ac
-    if (guest.smep != kvm.guest.smep or guest.smap != kvm.guest.smap or guest.wp != kvm.guest.wp
-            or guest.nxe != kvm.guest.nxe):
-        mmu_forget_roots(&kvm.mmu.vcpu)              # Linux keeps none, whether or not the role is another
-    kvm.guest = guest[0]
+    if (guest.smep != vcpu.guest.smep or guest.smap != vcpu.guest.smap or guest.wp != vcpu.guest.wp
+            or guest.nxe != vcpu.guest.nxe):
+        mmu_forget_roots(kvm.mmu.vcpu)              # Linux keeps none, whether or not the role is another
+    vcpu.guest = guest[0]
     v.hw = hardware[0]
-    kvm.guest.ac = v.hw.ac = ac
-    kvm.guest.write_ad = v.hw.write_ad = 1
+    vcpu.guest.ac = v.hw.ac = ac
+    vcpu.guest.write_ad = v.hw.write_ad = 1
     v.vmcs.vm_entry = v.vmcs.vm_entry & ~ENTRY_LONG_MODE | (ENTRY_LONG_MODE if v.hw.lma else 0)
-    if kvm_load_root(kvm, v, cr3):
+    if kvm_load_root(vcpu, cr3):
         return -1
     kvm.mmu.flush = True
-    kvm_owed_flush(kvm, v)
+    kvm_owed_flush(vcpu)
     return 0
 
 
-cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int kvm_reload(KvmVcpu *vcpu) noexcept nogil:
     # every table goes, the guest goes on with an empty root
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
     mmu_zap_all(&kvm.mmu)
-    kvm_owed_flush(kvm, v)                      # while the old root is still in force
+    kvm_owed_flush(vcpu)                      # while the old root is still in force
     if kvm.shadow:
-        return kvm_load_root(kvm, v, kvm.guest.cr3)
+        return kvm_load_root(vcpu, vcpu.guest.cr3)
     if mmu_set_root(&kvm.mmu, 0, True):
         return vcpu_abort(v, ABORT_TABLES, kvm.mmu.pool_end)
     v.ept.root = kvm.mmu.sp[kvm.mmu.vcpu.root].hpa
@@ -128,6 +137,6 @@ cdef int kvm_reload(Kvm *kvm, Vcpu *v) noexcept nogil:
     return 0
 
 
-cdef int kvm_out_of_tables(Kvm *kvm, Vcpu *v) noexcept nogil:
+cdef int kvm_out_of_tables(KvmVcpu *vcpu) noexcept nogil:
     # start over with empty tables; the access faults them in again
-    return ACT_ABORT if kvm_reload(kvm, v) else ACT_RETRY
+    return ACT_ABORT if kvm_reload(vcpu) else ACT_RETRY

@@ -1,13 +1,11 @@
 # What a VMM's user space does while the guest stands still.
 
-from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.mmu.memslots cimport Slot
 
 cdef class Vmm:
-    cdef object machine         # keeps alive what the pointers below point into
+    cdef object machine         # keeps alive what the pointer below points into
     cdef Kvm *kvm
-    cdef Vcpu *v
     cdef int paid(self) except -1
     cdef int reload(self) except -1
     cdef int slot(self, number) except -1

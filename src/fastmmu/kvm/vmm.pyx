@@ -49,7 +49,7 @@ cdef class Vmm:
     cdef int paid(self) except -1:
         # the flush that an operation owes; Linux requests it of every vCPU
         self.kvm.mmu.counters.flush_requests += self.kvm.mmu.flush
-        kvm_owed_flush(self.kvm, self.v)
+        kvm_owed_flush(self.kvm.running)
         return 0
 
     cdef int reload(self) except -1:
@@ -68,7 +68,7 @@ cdef class Vmm:
         mmu.counters.flush_requests += not mmu.policy.tdp
         mmu_zap_all(mmu)
         self.kvm.stats.early_tables = mmu.counters.tables_made
-        if kvm_reload(self.kvm, self.v):
+        if kvm_reload(self.kvm.running):
             raise OutOfMemoryError("no table page for a new root")
         self.kvm.stats.early_tables = mmu.counters.tables_made - self.kvm.stats.early_tables
         return 0
@@ -109,20 +109,20 @@ cdef class Vmm:
         :raises StateError: no such slot. :raises OutOfMemoryError: no memory for the bitmap.
         """
         cdef int n = self.slot(number)
-        kvm_drain(self.kvm, self.v)
+        kvm_drain(self.kvm.running)
         if dirty_start(&self.kvm.mmu, n, manual, initially_set):
             raise OutOfMemoryError(f"no memory for the dirty log of slot {number}")
         self.layout_changed()
-        kvm_arm(self.kvm, self.v)
+        kvm_arm(self.kvm.running)
         self.paid()
 
     def stop_dirty_log(self, number):
         """End the log of a slot. Writes to pages that it protected still fault, once each."""
         cdef int n = self.slot(number)
-        kvm_drain(self.kvm, self.v)
+        kvm_drain(self.kvm.running)
         dirty_stop(&self.kvm.mmu, n)
         self.layout_changed()
-        kvm_arm(self.kvm, self.v)
+        kvm_arm(self.kvm.running)
         self.paid()
 
     def dirty_log(self, number):
@@ -136,7 +136,7 @@ cdef class Vmm:
             raise StateError(f"slot {number} is not logged; call start_dirty_log first")
         words = np.zeros((slot.npages + 63) >> 6, np.uint64)
         cdef uint64_t[::1] out = words
-        kvm_drain(self.kvm, self.v)
+        kvm_drain(self.kvm.running)
         dirty_get(&self.kvm.mmu, n, &out[0])
         self.paid()
         return np.unpackbits(words.view(np.uint8), count=slot.npages, bitorder="little").view(np.bool_)
@@ -155,7 +155,7 @@ cdef class Vmm:
         start, pages = first, count
         if start & 63 or (pages & 63 and start + pages < slot.npages):
             raise StateError(f"pages {first} + {count}: multiples of 64 within the slot's {slot.npages} pages")
-        kvm_drain(self.kvm, self.v)
+        kvm_drain(self.kvm.running)
         dirty_clear(&self.kvm.mmu, n, start, pages)
         self.paid()
 
@@ -174,7 +174,7 @@ cdef class Vmm:
         for i in range(self.kvm.mmu.slots.n):
             if self.kvm.mmu.slots.slot[i].dirty != NULL or self.kvm.mmu.slots.ring.size:
                 raise StateError("the ring is chosen once, before any slot is logged")
-        if dirty_ring(&self.kvm.mmu, size, max(1, self.kvm.n_siblings), self.kvm.running):
+        if dirty_ring(&self.kvm.mmu, size):
             raise OutOfMemoryError(f"no memory for rings of {size} entries")
 
     # ---- the host's MMU notifier (kvm_policy.md §6) ---------------------------------------------------------------
@@ -197,14 +197,14 @@ cdef class Vmm:
         if flush:
             self.paid()
         else:
-            kvm_owed_flush(self.kvm, self.v)
+            kvm_owed_flush(self.kvm.running)
         return found
 
     def swap_out(self, number, page):
         """The host takes a page of an untouched slot to disk; False where it is not there, or is a shadowed table."""
         cdef Slot *slot = self.pages(number, page, 1)
         cdef bint done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
-        kvm_owed_flush(self.kvm, self.v)
+        kvm_owed_flush(self.kvm.running)
         return done
 
     def invalidate_range_start(self, number, first, count):
@@ -219,7 +219,7 @@ cdef class Vmm:
         """
         cdef Slot *slot = self.pages(number, first, count)
         notify_start(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> first, count)
-        kvm_owed_flush(self.kvm, self.v)
+        kvm_owed_flush(self.kvm.running)
 
     def invalidate_range_end(self, number):
         """The change of a slot's pages begun last has ended; a fault that looked a page up before must look again.
@@ -266,7 +266,7 @@ cdef class Vmm:
         taken = np.array(chosen, np.uint64)
         if host_merge(&self.kvm.mmu, slot, &taken[0], len(chosen)):
             raise OutOfMemoryError("no memory for the groups of merged pages")
-        kvm_owed_flush(self.kvm, self.v)
+        kvm_owed_flush(self.kvm.running)
         return len(chosen)
 
     def recover_nx(self, ratio=60):
@@ -306,11 +306,11 @@ cdef class Vmm:
         cdef int n = self.slot(number)
         if n == 0:
             raise StateError("slot 0 is the machine's own memory and cannot be deleted")
-        kvm_drain(self.kvm, self.v)
+        kvm_drain(self.kvm.running)
         # the tables go first: their entries are found through the slots
         self.reload()
         slots_delete(&self.kvm.mmu.slots, n)
-        kvm_arm(self.kvm, self.v)
+        kvm_arm(self.kvm.running)
 
     def touch(self, number, first, count):
         """The host writes pages of an untouched slot, as a loader does: `count` pages from page `first` of the slot."""
@@ -322,7 +322,7 @@ cdef class Vmm:
                     host_wrote(&self.kvm.mmu, slot, slot.base_gfn + i)
                 else:
                     host_give(&self.kvm.mmu, slot, slot.base_gfn + i)
-        kvm_owed_flush(self.kvm, self.v)
+        kvm_owed_flush(self.kvm.running)
 
     def counters(self):
         """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G; resident: pages that the

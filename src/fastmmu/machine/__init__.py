@@ -1,7 +1,7 @@
 """A run: memory, processor, VMM and guest put together from a `Config`, driven, counted and priced.
 
     config, slots, devices, policy   what users say: the scheme, memory slots, MMIO devices, exits taken over
-    assembly                         all parts of one machine, put together
+    assembly                         all parts of one machine, put together; layout: where they lie in host memory
     instructions, control_instructions, apic_port   what a bare guest does
     machine, host                    `Machine`, and `Host`: several CPUs, several machines
     guest_kernel, events             the kernel under a trace of user addresses; the loop over events

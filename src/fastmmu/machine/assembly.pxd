@@ -3,10 +3,9 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
-from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.stale cimport MissingFlushes
 from fastmmu.cpu.vcpu cimport Vcpu
-from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport GuestKernel
 from fastmmu.paging.memory cimport PhysicalMemory
@@ -20,19 +19,22 @@ cdef class Assembly:
     cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory
     cdef readonly MissingFlushes missing_flushes    # or None
     cdef Mem guest              # guest-physical memory as a window of host memory
-    cdef Vcpu v
-    cdef Kvm kvm
+    cdef Kvm kvm                # and the vCPUs: each a Run, made and freed here
+    cdef Run *loop              # the vCPU that is loaded, as the rooms see it; never NULL
+    cdef KvmVcpu *vcpu
+    cdef Vcpu *v
     cdef GuestKernel kernel
-    cdef Run loop
-    cdef Interrupts irq         # the interrupt side of the first vCPU, where Config.tpr asks for an APIC
+    cdef uint64_t clock         # accesses of earlier batches, of all vCPUs
+    cdef object cpus            # a host's TLBs: keeps alive what its vCPUs point to
     cdef readonly object initial    # GuestState: registers at the start, and what of the processor never changes
     cdef bint pdptes_due        # its first instruction loads the PDPTE registers from memory
     cdef bint handling          # a Python handler runs: the guest stands still
     cdef bint running           # run() is under way, without the GIL
     cdef object raised          # exception of a Python handler
     cdef _boot(self)
-    cdef _init_apic(self, Interrupts *irq, uint32_t number)
-    cdef void _attach_apic(self, Interrupts *irq)
+    cdef Run *_add_vcpu(self, uint32_t vpid) except NULL
+    cdef void _load(self, Run *run)
+    cdef _init_apic(self, Run *run)
     cdef _place(self, slots, end)
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
                    bint device)
@@ -43,6 +45,4 @@ cdef class Assembly:
     cdef _raise(self, uint64_t n)
 
 
-cdef uint64_t behind_bytes(config, bint guest_kernel, uint32_t vcpus) except? 0
-cdef uint64_t host_bytes(config) except 0
 cdef TLB tlb_of(config)

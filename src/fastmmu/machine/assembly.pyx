@@ -1,12 +1,13 @@
 """A machine put together from its configuration: memory, processor, VMM, guest."""
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE, PRIMARY_INVLPG,
-    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID,
+    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, Vmcs,
 )
 from fastmmu.cpu.apic cimport APIC_ID
 from fastmmu.cpu.interrupts cimport (
@@ -15,20 +16,24 @@ from fastmmu.cpu.interrupts cimport (
 )
 from fastmmu.cpu.stale cimport MissingFlushes
 from fastmmu.cpu.tpr_patch cimport patch_record
-from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON
+from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu
 from fastmmu.kvm.exits cimport kvm_handle
 from fastmmu.kvm.lapic cimport kvm_apic_init
 from fastmmu.kvm.modes cimport modes_tables
 from fastmmu.kvm.registers cimport kvm_registers
 from fastmmu.kvm.roots cimport kvm_load_root
+from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_load, kvm_vcpu_put
 from fastmmu.machine.apic_port cimport GuestApic
+from fastmmu.machine.events cimport Run, to_run
 from fastmmu.machine.guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
+    kernel_load,
 )
+from fastmmu.machine.layout cimport PAE_ROOT, PML_LOG, VMM_TABLES, has_identity, host_bytes, vcpu_page
 from fastmmu.machine.stops cimport stop
 from fastmmu.mmu.memslots cimport Slot, slots_add, slots_order, slots_untouched
 from fastmmu.mmu.pages cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init
-from fastmmu.mmu.roots cimport mmu_set_root
+from fastmmu.mmu.roots cimport mmu_set_root, mmu_vcpu_create
 from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu.paging.guest cimport root_address
 from fastmmu.paging.memory cimport PhysicalMemory
@@ -41,45 +46,16 @@ from fastmmu.machine.config import parse_bytes
 from fastmmu.machine.slots import MemorySlot
 from fastmmu.tlb.geometry import geometry
 
-cdef enum:                      # host-physical pages of the VMM
-    PML_LOG = 0x1000            # page 0 stays unused, so that no root is 0
-    VIRTUAL_APIC = 0x2000
-    POSTED_DESCRIPTOR = 0x3000
-    PAE_ROOT = 0x4000           # PDPTEs of a shadowed guest of 32-bit addresses
-    VMM_TABLES = 0x5000
-    VCPU_BYTES = 0x2000         # of a vCPU that is not the first: virtual-APIC page, posted-interrupt descriptor
-
 cdef enum:
     EXIT_PREEMPTION_TIMER = 52
 
 
-cdef bint has_identity(config, bint guest_kernel):
-    # the VMM needs an identity table where the guest may stop paging, and guest memory leaves it room
-    return (config.mmu == "ept" and not config.unrestricted and not guest_kernel
-            and config.memory_bytes <= config.identity_map)
-
-
-cdef uint64_t private_bytes(config, bint guest_kernel) except? 0:
-    # host memory for the VMM's own slots behind those of the guest: APIC-access page, identity table, task state
-    if config.mmu == "native":
-        return 0
-    return (1 << 21 if config.tpr is not None else 0) + (3 << 21 if has_identity(config, guest_kernel) else 0)
-
-
-cdef uint64_t behind_bytes(config, bint guest_kernel, uint32_t vcpus) except? 0:
-    # host memory behind that of a host's machine: these slots, and the pages of further vCPUs
-    cdef uint64_t own = private_bytes(config, guest_kernel)
-    if config.tpr is None or config.mmu == "native":
-        return own
-    return own + (1 << 21) + (<uint64_t> VCPU_BYTES * vcpus & ~(<uint64_t> 0x1FFFFF))
-
-
-cdef uint64_t host_bytes(config) except 0:
-    # host memory that a machine takes: the guest's, and in front of it the VMM's tables
-    cdef uint64_t guest_bytes = config.memory_bytes
-    if config.mmu == "native":
-        return guest_bytes
-    return guest_bytes + (((guest_bytes >> 5) + (1 << 26)) & ~(<uint64_t> 0x1FFFFF))
+cdef void vmcs_vpid(Vmcs *vmcs, uint32_t vpid) noexcept:
+    # 0: it runs without
+    vmcs.vpid = vpid
+    vmcs.secondary &= ~SECONDARY_VPID
+    if vpid:
+        vmcs.secondary |= SECONDARY_VPID
 
 
 cdef TLB tlb_of(config):
@@ -90,13 +66,19 @@ cdef TLB tlb_of(config):
 cdef class Assembly:
     """What a :class:`fastmmu.Machine` consists of."""
 
+    def __cinit__(self, *args, **named):
+        cdef Run *run = <Run *> calloc(1, sizeof(Run))
+        if run == NULL or kvm_vcpu_create(&self.kvm, &run.vcpu):
+            free(run)
+            raise OutOfMemoryError("no memory for a vCPU")
+        run.clock = &self.clock
+        self._load(run)
+
     def __init__(self, config, bint guest_kernel, GuestState state, slots, place):
         cdef uint64_t guest_bytes, more
         cdef uint32_t vpid
         self.config = config
         self.loop.exit_every = self.loop.until_exit = config.exit_every
-        self.loop.v = &self.v
-        self.v.run = &self.loop
         guest_bytes = config.memory_bytes
         slots = [*slots]
         if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
@@ -126,7 +108,6 @@ cdef class Assembly:
         if config.find_missing_flushes:
             self.missing_flushes = MissingFlushes(shadow=config.mmu == "shadow")
             self.v.watch = self.missing_flushes.w
-        self.v.owner = &self.kvm
         self.v.handler = kvm_handle
         if state is None:
             state = GuestState(cr4=0xA0 | (1 << 17 if config.pcid else 0), cr3=0, maxphyaddr=46)
@@ -146,17 +127,17 @@ cdef class Assembly:
         if config.mmu != "native":
             self._build_vmm(vpid, state, placed, more)
         if config.tpr is not None:
-            self._init_apic(&self.irq, 0)
-            self._attach_apic(&self.irq)
+            self._init_apic(self.loop)
         self.initial = state
 
     cdef _boot(self):
         cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
         if self.config.premapped and pages == PAGES_THP:
             pages = PAGES_2M                    # what is mapped beforehand is collapsed beforehand
-        if kernel_init(&self.kernel, &self.v, &self.guest, pages, self.config.thp_threshold, self.config.pcid):
+        if kernel_init(&self.kernel, &self.guest, pages, self.config.thp_threshold, self.config.pcid):
             raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
         self.loop.kernel = &self.kernel
+        kernel_load(&self.kernel, self.v, &self.loop.process)
         self.kernel.apic = self.config.tpr is not None
         if kernel_boot(&self.kernel):
             self._raise(0)
@@ -165,25 +146,60 @@ cdef class Assembly:
     def apic(self):
         """The guest's local APIC, :class:`GuestApic`, of the vCPU that the machine holds; None where it has none."""
         cdef GuestApic apic
-        if self.loop.irq == NULL:
+        if self.vcpu.irq == NULL:
             return None
         apic = GuestApic.__new__(GuestApic)
         apic.machine = self
-        apic.irq = &self.loop.irq
+        apic.vcpu = &self.vcpu
         return apic
 
-    cdef _init_apic(self, Interrupts *irq, uint32_t number):
-        # of vCPU `number`, whose pages lie in front of the VMM's tables, those of further ones behind the machine
-        cdef uint64_t page = self.origin + VIRTUAL_APIC
+    cdef Run *_add_vcpu(self, uint32_t vpid) except NULL:
+        # for Host: one more, which begins as the first one does
+        cdef Run *run = <Run *> calloc(1, sizeof(Run))
+        cdef const Run *first = to_run(&self.kvm.vcpu[0].cpu)
+        if run == NULL:
+            raise OutOfMemoryError("no memory for a vCPU")
+        run[0] = first[0]
+        run.vcpu.irq = NULL
+        run.vcpu.cpu.apic = NULL
+        run.process = 0
+        if kvm_vcpu_create(&self.kvm, &run.vcpu):
+            free(run)
+            raise OutOfMemoryError("no memory for a vCPU")
+        mmu_vcpu_create(&self.kvm.mmu, &run.vcpu.mmu)
+        vmcs_vpid(&run.vcpu.cpu.vmcs, vpid)
+        if first.vcpu.irq != NULL:
+            self._init_apic(run)
+        return run
+
+    cdef void _load(self, Run *run):
+        # this vCPU runs from now on
+        if run == self.loop:
+            return
+        if self.loop != NULL:
+            kvm_vcpu_put(self.vcpu)
+        self.loop = run
+        self.vcpu = &run.vcpu
+        self.v = &run.vcpu.cpu
+        if self.kvm.n_vcpus > 1:
+            kernel_load(&self.kernel, self.v, &run.process)
+            kvm_vcpu_load(self.vcpu)
+
+    cdef _init_apic(self, Run *run):
+        # of a vCPU, whose pages lie in front of the VMM's tables, those of further ones behind the machine
+        cdef uint32_t number = run.vcpu.index
+        cdef uint64_t page = self.origin + vcpu_page(self.config, run.kernel != NULL, number)
+        cdef Vcpu *v = &run.vcpu.cpu
+        cdef Interrupts *irq = <Interrupts *> calloc(1, sizeof(Interrupts))
+        if irq == NULL:
+            raise OutOfMemoryError("no memory for the APIC of a vCPU")
+        run.vcpu.irq = irq
         config = self.config
-        if number:
-            page = (self.origin + host_bytes(config) + private_bytes(config, self.loop.kernel != NULL)
-                    + <uint64_t> VCPU_BYTES * (number - 1))
-        if self.v.guest:
-            irq_init(irq, &self.v, self.memory.mem.base + page, <uint64_t *> (self.memory.mem.base + page + 0x1000))
+        if v.guest:
+            irq_init(irq, v, self.memory.mem.base + page, <uint64_t *> (self.memory.mem.base + page + 0x1000))
         else:
-            irq_init(irq, &self.v, NULL, NULL)
-        irq.clock = &self.loop.before
+            irq_init(irq, v, NULL, NULL)
+        irq.clock = &self.clock
         irq.apic.id = irq.patch.cpu = config.apic_id + number
         irq.apic.page[<int> APIC_ID + 3] = irq.apic.id
         irq.way = {
@@ -196,20 +212,15 @@ cdef class Assembly:
         irq.timer_reason = EXIT_PREEMPTION_TIMER if config.kvm == "6.1" else EXIT_EXTERNAL_INTERRUPT
         irq.patch.one_vcpu = config.tpr_patch == "one-vcpu"
         irq.la = APIC_BASE
-        if self.loop.kernel != NULL:
+        if run.kernel != NULL:
             irq.la = GUEST_APIC
             irq.patch.code_la = GUEST_CODE
             irq.patch.rom_la = GUEST_ROM
-            irq.patch.record_hpa = self.loop.guest_base + self.kernel.rom_gpa + (patch_record(&irq.patch) & 0xFFF)
-        if self.v.guest:
-            self.v.vmcs.virtual_apic_address = page
-            self.v.vmcs.posted_descriptor_address = page + 0x1000
+            irq.patch.record_hpa = run.guest_base + self.kernel.rom_gpa + (patch_record(&irq.patch) & 0xFFF)
+        if v.guest:
+            v.vmcs.virtual_apic_address = page
+            v.vmcs.posted_descriptor_address = page + 0x1000
             kvm_apic_init(irq)
-
-    cdef void _attach_apic(self, Interrupts *irq):
-        # the vCPU that runs is the one with this APIC
-        self.loop.irq = irq
-        self.kvm.irq = irq if self.v.guest else NULL
 
     cdef _place(self, slots, end):
         # host-physical addresses of more slots, and the end of memory; equal to the guest's modulo 2 MB
@@ -270,6 +281,7 @@ cdef class Assembly:
                     FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, self.origin + VMM_TABLES,
                     self.loop.guest_base):
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
+        mmu_vcpu_create(&self.kvm.mmu, &self.vcpu.mmu)
         self.kvm.mmu.guest = self.guest
         self.kvm.mmu.pdpt = self.origin + PAE_ROOT
         self._set_policy()
@@ -288,15 +300,14 @@ cdef class Assembly:
         self.v.guest = True
         self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
         self.v.vmcs.primary = PRIMARY_SECONDARY
-        self.v.vmcs.secondary = SECONDARY_VPID if vpid else 0
-        self.v.vmcs.vpid = vpid
+        vmcs_vpid(&self.v.vmcs, vpid)
         self.v.host_pages = self.config.exit_pages
         self.v.arch = self.v.r
         if self.kvm.modes.identity:
             modes_tables(&self.memory.mem, placed[len(placed) - 2][1], placed[len(placed) - 1][1])
         if shadow:                              # vmx.md §2: with EPT the guest that pages owns all three
             self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | PRIMARY_INVLPG
-            if kvm_registers(&self.kvm, &self.v):
+            if kvm_registers(self.vcpu):
                 self._raise(0)
             return
         if mmu_set_root(&self.kvm.mmu, 0, True):
@@ -307,13 +318,19 @@ cdef class Assembly:
         self.v.ept.write_ad = 1
         self.v.vmcs.secondary |= SECONDARY_EPT
         self.v.vmcs.eptp = eptp.value
-        if kvm_registers(&self.kvm, &self.v):
+        if kvm_registers(self.vcpu):
             self._raise(0)
 
     def __dealloc__(self):
-        irq_free(&self.irq)
+        cdef uint32_t i
         kernel_free(&self.kernel)
         mmu_free(&self.kvm.mmu)
+        for i in range(self.kvm.n_vcpus):
+            if self.kvm.vcpu[i].irq != NULL:
+                irq_free(self.kvm.vcpu[i].irq)
+                free(self.kvm.vcpu[i].irq)
+            free(to_run(&self.kvm.vcpu[i].cpu))
+        free(self.kvm.vcpu)
 
     # ---- whether the guest may run --------------------------------------------------------------------------
 
@@ -329,7 +346,7 @@ cdef class Assembly:
 
     cdef _first_pdptes(self):
         # PDPTE registers that the state leaves open come from memory at CR3, before the guest's first instruction
-        cdef Paging paging = self.kvm.guest if self.kvm.shadow else self.v.hw
+        cdef Paging paging = self.vcpu.guest if self.kvm.shadow else self.v.hw
         cdef Walk w
         cdef int fault = load_pdptes(&self.guest, &paging, NULL, &w, NULL)
         if fault == FAULT_GP:
@@ -342,8 +359,8 @@ cdef class Assembly:
         if not self.kvm.shadow:
             memcpy(self.v.hw.pdpte, paging.pdpte, sizeof(paging.pdpte))
             return
-        memcpy(self.kvm.guest.pdpte, paging.pdpte, sizeof(paging.pdpte))
-        if kvm_load_root(&self.kvm, &self.v, self.kvm.guest.cr3):
+        memcpy(self.vcpu.guest.pdpte, paging.pdpte, sizeof(paging.pdpte))
+        if kvm_load_root(self.vcpu, self.vcpu.guest.cr3):
             self._raise(0)
         self.kvm.mmu.flush = False              # nothing is cached
 
@@ -352,7 +369,7 @@ cdef class Assembly:
         if self.v.abort == ABORT_PYTHON:
             error, self.raised = self.raised, None
         else:
-            error = stop(&self.v, n)
+            error = stop(self.v, n)
         self.v.abort = ABORT_NONE
         raise error
 

@@ -37,17 +37,17 @@ cdef class RegisterInstructions(Instructions):
         :raises StateError: #GP, naming the rule; CR0, EFER.LMA and the PDPTE registers are as before.
         """
         self._guest_runs()
-        self._written(vcpu_mov_cr0(&self.v, word(value, "cr0")), "cr0", value)
+        self._written(vcpu_mov_cr0(self.v, word(value, "cr0")), "cr0", value)
 
     def lmsw(self, source, *, bint memory=False):
         """LMSW by the guest: bits 3:0 of CR0; it cannot clear PE. `memory`: the operand is in memory."""
         self._guest_runs()
-        self._written(vcpu_lmsw(&self.v, word(source, "lmsw"), memory), "lmsw", source)
+        self._written(vcpu_lmsw(self.v, word(source, "lmsw"), memory), "lmsw", source)
 
     def clts(self):
         """CLTS by the guest."""
         self._guest_runs()
-        self._written(vcpu_clts(&self.v), "clts", 0)
+        self._written(vcpu_clts(self.v), "clts", 0)
 
     def mov_cr3(self, value):
         """MOV to CR3 by the guest; bit 63 keeps the PCID's translations (CR4.PCIDE = 1). With PAE paging it loads the
@@ -58,7 +58,7 @@ cdef class RegisterInstructions(Instructions):
         cdef int outcome
         cdef Registers r
         self._guest_runs()
-        outcome = vcpu_mov_cr3(&self.v, word(value, "cr3"))
+        outcome = vcpu_mov_cr3(self.v, word(value, "cr3"))
         if outcome == DONE_GP and self.v.rule == RULE_CR3_RESERVED:
             self._registers(&r)
             reserved = value >> (r.maxphyaddr if long_mode(&r) else 32) << (r.maxphyaddr if long_mode(&r) else 32)
@@ -73,7 +73,7 @@ cdef class RegisterInstructions(Instructions):
         :raises StateError: #GP, naming the rule; CR4 and the PDPTE registers are as before.
         """
         self._guest_runs()
-        self._written(vcpu_mov_cr4(&self.v, word(value, "cr4")), "cr4", value)
+        self._written(vcpu_mov_cr4(self.v, word(value, "cr4")), "cr4", value)
 
     def wrmsr_efer(self, value):
         """WRMSR of IA32_EFER by the guest; LMA is not written, it follows LME and CR0.PG.
@@ -81,20 +81,20 @@ cdef class RegisterInstructions(Instructions):
         :raises StateError: #GP, naming the rule.
         """
         self._guest_runs()
-        self._written(vcpu_wrmsr_efer(&self.v, word(value, "efer")), "efer", value)
+        self._written(vcpu_wrmsr_efer(self.v, word(value, "efer")), "efer", value)
 
     def mov_from_cr0(self):
         """The guest reads CR0."""
         cdef uint64_t value = 0
         self._guest_runs()
-        self._written(vcpu_mov_from_cr(&self.v, 0, &value), "cr0", 0)
+        self._written(vcpu_mov_from_cr(self.v, 0, &value), "cr0", 0)
         return value
 
     def mov_from_cr3(self):
         """The guest reads CR3: its own, whatever the hardware has."""
         cdef uint64_t value = 0
         self._guest_runs()
-        self._written(vcpu_mov_from_cr(&self.v, 3, &value), "cr3", 0)
+        self._written(vcpu_mov_from_cr(self.v, 3, &value), "cr3", 0)
         return value
 
     def mov_from_cr4(self):
@@ -103,14 +103,14 @@ cdef class RegisterInstructions(Instructions):
         self._guest_runs()
         if self.config.vendor == "amd":
             self.exit_instruction(EXIT_CR_ACCESS)
-        self._written(vcpu_mov_from_cr(&self.v, 4, &value), "cr4", 0)
+        self._written(vcpu_mov_from_cr(self.v, 4, &value), "cr4", 0)
         return value
 
     def rdmsr_efer(self):
         """RDMSR of IA32_EFER by the guest."""
         cdef uint64_t value = 0
         self._guest_runs()
-        self._written(vcpu_rdmsr_efer(&self.v, &value), "efer", 0)
+        self._written(vcpu_rdmsr_efer(self.v, &value), "efer", 0)
         return value
 
     cdef void _registers(self, Registers *r):
@@ -123,7 +123,7 @@ cdef class RegisterInstructions(Instructions):
         r[0] = self.v.arch
         r.cr0 = (r.cr0 & self.v.vmcs.cr0_mask) | (self.v.r.cr0 & ~self.v.vmcs.cr0_mask)
         r.cr4 = (r.cr4 & self.v.vmcs.cr4_mask) | (self.v.r.cr4 & ~self.v.vmcs.cr4_mask)
-        if modes_own_cr3(&self.kvm.modes, &self.v):
+        if modes_own_cr3(&self.kvm.modes, self.v):
             r.cr3 = self.v.hw.cr3
             if pae_paging(r):
                 memcpy(r.pdpte, self.v.hw.pdpte, sizeof(r.pdpte))

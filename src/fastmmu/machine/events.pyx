@@ -17,7 +17,6 @@ from fastmmu.cpu.vcpu cimport (
     vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
-from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
 from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 
@@ -39,14 +38,14 @@ cdef int fault_in(Run *m, uint64_t la, int acc, int outcome, uint64_t *hpa) noex
     cdef int tries = 0
     while outcome == DONE_PF:
         if m.kernel == NULL or tries > 4:
-            return vcpu_abort(m.v, ABORT_GUEST_FAULT, la)
-        if kernel_page_fault(m.kernel, m.v.cr2, m.v.error_code):
-            return vcpu_abort(m.v, ABORT_GUEST_FAULT, la)
+            return vcpu_abort(&m.vcpu.cpu, ABORT_GUEST_FAULT, la)
+        if kernel_page_fault(m.kernel, m.vcpu.cpu.cr2, m.vcpu.cpu.error_code):
+            return vcpu_abort(&m.vcpu.cpu, ABORT_GUEST_FAULT, la)
         tries += 1
-        m.v.c.retries += 1
-        outcome = vcpu_access(m.v, la, acc, True, hpa)
+        m.vcpu.cpu.c.retries += 1
+        outcome = vcpu_access(&m.vcpu.cpu, la, acc, True, hpa)
     if outcome == DONE_GP:
-        return vcpu_abort(m.v, ABORT_ADDRESS, la)
+        return vcpu_abort(&m.vcpu.cpu, ABORT_ADDRESS, la)
     return outcome
 
 
@@ -55,36 +54,36 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
     if op == OP_SWITCH:
         return kernel_switch(m.kernel, addr)
     if op == OP_INVLPG:
-        return vcpu_invlpg(m.v, addr)
+        return vcpu_invlpg(&m.vcpu.cpu, addr)
     if op == OP_UNMAP:
-        m.v.c.unmaps += 1
+        m.vcpu.cpu.c.unmaps += 1
         # premapped tables stand from the first access to the last
-        return DONE_OK if m.v.premap != NULL else kernel_unmap(m.kernel, addr)
+        return DONE_OK if m.vcpu.cpu.premap != NULL else kernel_unmap(m.kernel, addr)
     if op == OP_EXIT:
         return exit_instruction(m, addr)
     if op == OP_INTERRUPT:
-        return vcpu_interrupt(m.v)
-    if OP_APIC_FIRST <= op <= OP_APIC_LAST and m.irq != NULL:
-        outcome = irq_event(m.irq, op, addr)
-        return vcpu_abort(m.v, ABORT_APIC, addr) if outcome == DONE_GP or outcome == DONE_PF else outcome
-    return vcpu_abort(m.v, ABORT_APIC if OP_APIC_FIRST <= op <= OP_APIC_LAST else ABORT_OP, op)
+        return vcpu_interrupt(&m.vcpu.cpu)
+    if OP_APIC_FIRST <= op <= OP_APIC_LAST and m.vcpu.irq != NULL:
+        outcome = irq_event(m.vcpu.irq, op, addr)
+        return vcpu_abort(&m.vcpu.cpu, ABORT_APIC, addr) if outcome == DONE_GP or outcome == DONE_PF else outcome
+    return vcpu_abort(&m.vcpu.cpu, ABORT_APIC if OP_APIC_FIRST <= op <= OP_APIC_LAST else ABORT_OP, op)
 
 
 cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
     # an instruction that exits unconditionally; without a VMM it is just executed
     cdef int action
     if reason >= 80:
-        return vcpu_abort(m.v, ABORT_OP, reason)
-    m.v.c.exit_instructions += 1
-    if m.v.guest:
-        clear_exit_information(&m.v.vmcs)
-        m.v.event = True
-        action = vcpu_exit(m.v, reason)
-        m.v.event = False
+        return vcpu_abort(&m.vcpu.cpu, ABORT_OP, reason)
+    m.vcpu.cpu.c.exit_instructions += 1
+    if m.vcpu.cpu.guest:
+        clear_exit_information(&m.vcpu.cpu.vmcs)
+        m.vcpu.cpu.event = True
+        action = vcpu_exit(&m.vcpu.cpu, reason)
+        m.vcpu.cpu.event = False
         if action == ACT_ABORT:
             return DONE_ABORT
-        if m.irq != NULL:                       # the handler of the exit can have asked for an interrupt
-            return irq_boundary(m.irq)
+        if m.vcpu.irq != NULL:                       # the handler of the exit can have asked for an interrupt
+            return irq_boundary(m.vcpu.irq)
     return DONE_OK
 
 
@@ -92,15 +91,15 @@ cdef inline void elapse(Run *m, uint64_t accesses) noexcept nogil:
     # so many were made since the last time; not more than next_stop said
     if m.until_exit:
         m.until_exit -= accesses
-    if m.irq != NULL:
-        irq_pass(m.irq, accesses)
+    if m.vcpu.irq != NULL:
+        irq_pass(m.vcpu.irq, accesses)
 
 
 cdef inline uint64_t next_stop(const Run *m) noexcept nogil:
     # accesses until something is due: a periodic exit, the timer, the end of a handler; 0: nothing is
     cdef uint64_t stop = m.until_exit, left
-    if m.irq != NULL:
-        left = irq_left(m.irq)
+    if m.vcpu.irq != NULL:
+        left = irq_left(m.vcpu.irq)
         if left and (not stop or left < stop):
             return left
     return stop
@@ -111,14 +110,14 @@ cdef int due(Run *m) noexcept nogil:
         m.until_exit = m.exit_every
         if exit_instruction(m, EXIT_CPUID):
             return DONE_ABORT
-    return irq_due(m.irq) if m.irq != NULL else <int> DONE_OK
+    return irq_due(m.vcpu.irq) if m.vcpu.irq != NULL else <int> DONE_OK
 
 
 cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
                          uint64_t *out) noexcept nogil:
-    # events done; fewer than n where m.v.abort says why. out: guest-physical address of each access, or NULL.
+    # events done; fewer than n where m.vcpu.cpu.abort says why. out: guest-physical address of each access, or NULL.
     # Counts of operations and of first-level lookups are added afterwards: they would cost a store each.
-    cdef Vcpu *v = m.v
+    cdef Vcpu *v = &m.vcpu.cpu
     cdef uint64_t i, la, value, hpa = 0, until = next_stop(m), begun = 0, others = 0, told = 0
     cdef int outcome, o
     cdef uint64_t *need = v.need[1]
@@ -126,14 +125,14 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
         o = op[i]
         la = addr[i]
         if o > OP_MAX_ACCESS:
-            if m.irq != NULL:
+            if m.vcpu.irq != NULL:
                 elapse(m, i - others - told)
                 told = i - others
             v.now = m.first + i
             if system_event(m, o, la):
                 break
             others += 1
-            if m.irq != NULL:
+            if m.vcpu.irq != NULL:
                 until = next_stop(m)
             if out != NULL:
                 out[i] = NO_ADDRESS
@@ -144,7 +143,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
         value = tlb_l1(v.tlb, o, la)
         if not value or need[o] & ~value:
             v.now = m.first + i
-            if m.irq != NULL:
+            if m.vcpu.irq != NULL:
                 elapse(m, i - others - told)
                 told = i - others
             outcome = vcpu_slow(v, la, o, True, value, &hpa)
@@ -155,7 +154,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                     break
             if out != NULL:
                 out[i] = hpa - m.guest_base if outcome == DONE_OK else NO_ADDRESS
-            if m.irq != NULL and irq_waits(m.irq):
+            if m.vcpu.irq != NULL and irq_waits(m.vcpu.irq):
                 until = 1                       # it is due after this access
         elif out != NULL:
             out[i] = tlb_pa(value, la) - m.guest_base
@@ -183,7 +182,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     else:
         i = n
     elapse(m, max(told, i - others) - told)     # without an access that ended the run
-    m.before += max(told, i - others)
+    m.clock[0] += max(told, i - others)
     count_accesses(m, op, i + begun)        # one that was looked up counts, even if it ended the run
     return i
 
@@ -194,16 +193,16 @@ cdef void count_accesses(Run *m, const uint8_t *op, uint64_t n) noexcept nogil:
         found = 0
         for i in range(n):
             found += op[i] == k
-        m.v.c.ops[k] += found
-        m.v.tlb.c.lookups[m.v.tlb.port[k].l1.id] += found
+        m.vcpu.cpu.c.ops[k] += found
+        m.vcpu.cpu.tlb.c.lookups[m.vcpu.cpu.tlb.port[k].l1.id] += found
 
 
 cdef int premap(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil:
     # map what a premapped run finds in place, without a trace of it in the counters
-    cdef Run *m = <Run *> v.run
+    cdef Run *m = to_run(v)
     cdef int action = ACT_INJECT_PF, outcome
-    if m.v.guest:
-        action = kvm_premap(<Kvm *> v.owner, v, la, w)
+    if m.vcpu.cpu.guest:
+        action = kvm_premap(&m.vcpu, la, w)
     elif fault != FAULT_PF:
         vcpu_abort(v, ABORT_BUS, w.gpa)
         return ACT_ABORT

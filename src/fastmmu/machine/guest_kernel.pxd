@@ -36,7 +36,7 @@ cdef struct GuestKernel:
     uint64_t kernel_pgd         # top table with the kernel half alone
     uint64_t *root              # [process] top table, 0 where there is none yet
     uint32_t n_roots
-    uint32_t current            # process that runs
+    uint32_t *current           # process that runs on the vCPU `v`
     uint32_t pcid_owner[4096]   # [PCID] process that used it last: PCIDs are fewer than processes
     uint16_t *count             # [gfn of a page table] pages that it maps
 
@@ -50,7 +50,8 @@ cdef extern from *:
     const uint64_t GUEST_CODE "FM_GUEST_CODE"
     const uint64_t GUEST_ROM "FM_GUEST_ROM"
 
-cdef int kernel_init(GuestKernel *k, Vcpu *v, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil
+cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil
+cdef void kernel_load(GuestKernel *k, Vcpu *v, uint32_t *current) noexcept nogil
 cdef void kernel_free(GuestKernel *k) noexcept nogil
 cdef int kernel_boot(GuestKernel *k) noexcept nogil
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil

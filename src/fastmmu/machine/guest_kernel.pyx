@@ -27,9 +27,8 @@ cdef uint64_t USER_TABLE = P | RW | US | A | D
 cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
 
 
-cdef int kernel_init(GuestKernel *k, Vcpu *v, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil:
+cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil:
     memset(k, 0, sizeof(GuestKernel))
-    k.v = v
     k.guest = guest[0]
     k.pages = pages
     k.thp_threshold = thp_threshold
@@ -37,6 +36,12 @@ cdef int kernel_init(GuestKernel *k, Vcpu *v, Mem *guest, int pages, uint32_t th
     k.next_block = BLOCK                        # the first 2 MB stay unused, as on a PC
     k.count = <uint16_t *> calloc((guest.nbytes >> 12) + 1, sizeof(uint16_t))
     return -1 if k.count == NULL else 0
+
+
+cdef void kernel_load(GuestKernel *k, Vcpu *v, uint32_t *current) noexcept nogil:
+    # it runs on this vCPU from now on
+    k.v = v
+    k.current = current
 
 
 cdef void kernel_free(GuestKernel *k) noexcept nogil:
@@ -231,7 +236,7 @@ cdef int kernel_switch(GuestKernel *k, uint64_t process) noexcept nogil:
         k.silent = False
         if outcome:
             return outcome
-    k.current = process
+    k.current[0] = process
     cr3 = k.root[process]
     if k.pcid:
         cr3 |= pcid
@@ -265,7 +270,7 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
     if error_code & 1:
         return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
-    if next_table(k, k.root[k.current] + ((la >> 39 & 511) << 3), &pdpt):
+    if next_table(k, k.root[k.current[0]] + ((la >> 39 & 511) << 3), &pdpt):
         return DONE_ABORT
     if next_table(k, pdpt + ((la >> 30 & 511) << 3), &pd):
         return DONE_ABORT
@@ -320,15 +325,15 @@ cdef int collapse(GuestKernel *k, uint64_t at, uint64_t pt) noexcept nogil:
 
 cdef int flush_process(GuestKernel *k) noexcept nogil:
     # more pages than are worth an INVLPG each: CR3 is loaded again, with the flush
-    cdef uint64_t cr3 = k.root[k.current]
+    cdef uint64_t cr3 = k.root[k.current[0]]
     if k.pcid:
-        cr3 |= k.current % 4095 + 1
+        cr3 |= k.current[0] % 4095 + 1
     return vcpu_mov_cr3(k.v, cr3)
 
 
 cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil:
     # the page that holds la goes; nothing happens where none is mapped
-    cdef uint64_t table = k.root[k.current], at, entry = 0
+    cdef uint64_t table = k.root[k.current[0]], at, entry = 0
     cdef int level
     if la >> 47:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)

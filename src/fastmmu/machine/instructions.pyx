@@ -122,7 +122,7 @@ cdef class Instructions(Assembly):
     cdef _came(self, Data *d):
         cdef int outcome
         with nogil:
-            outcome = data_access(&self.v, d) if self.loop.irq == NULL else irq_data(self.loop.irq, d)
+            outcome = data_access(self.v, d) if self.vcpu.irq == NULL else irq_data(self.vcpu.irq, d)
         if outcome == DONE_OK:
             return Access(self._gpa(d.hpa), None, None)
         if outcome == DONE_EMULATED:
@@ -151,13 +151,13 @@ cdef class Instructions(Assembly):
     def exit_instruction(self, reason):
         """An instruction that exits unconditionally, such as CPUID (10) or OUT (30); `reason`: basic exit reason."""
         self._guest_runs()
-        if exit_instruction(&self.loop, word(reason, "reason")) != DONE_OK:
+        if exit_instruction(self.loop, word(reason, "reason")) != DONE_OK:
             self._raise(0)
 
     def invlpg(self, la):
         """INVLPG by the guest."""
         cdef int outcome
         self._guest_runs()
-        outcome = vcpu_invlpg(&self.v, word(la, "la"))
+        outcome = vcpu_invlpg(self.v, word(la, "la"))
         if outcome != DONE_OK:
             self._raise(0)

@@ -74,8 +74,8 @@ cdef class Machine(RegisterInstructions):
             if not guest_kernel:
                 raise ConfigError("premapped=True maps what the guest kernel would; a bare guest has no kernel")
             self.v.premap = premap
-        vcpu_derive(&self.v)
-        if self.v.guest and place is None and vcpu_enter(&self.v):
+        vcpu_derive(self.v)
+        if self.v.guest and place is None and vcpu_enter(self.v):
             self._raise(0)
 
     # ---- running ------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ cdef class Machine(RegisterInstructions):
         self.running = True
         self.loop.first = first
         with nogil:
-            done = run_events(&self.loop, &op[0], &size[0], &addr[0], n, to)
+            done = run_events(self.loop, &op[0], &size[0], &addr[0], n, to)
         self.running = False
         if self.v.abort:
             self._raise(first + done)
@@ -119,7 +119,7 @@ cdef class Machine(RegisterInstructions):
         if not self.handling:
             raise PolicyError("no VM exit is under way: Machine.default() is for the handlers of a policy")
         with nogil:
-            action = kvm_default(&self.kvm, &self.v)
+            action = kvm_default(self.vcpu)
         if action == ACT_ABORT:
             self._raise(0)
         return Action(action)
@@ -161,7 +161,6 @@ cdef class Machine(RegisterInstructions):
         vmm = Vmm.__new__(Vmm)
         vmm.machine = self
         vmm.kvm = &self.kvm
-        vmm.v = &self.v
         return vmm
 
     @property
@@ -174,7 +173,7 @@ cdef class Machine(RegisterInstructions):
 
     def counters(self):
         """All counters as a dict of int; see :class:`fastmmu.machine.result.Result`."""
-        return self._counters(&self.v.c, &self.v.tlb.c, self.loop.irq)
+        return self._counters(&self.v.c, &self.v.tlb.c, self.vcpu.irq)
 
     cdef _counters(self, Counters *c, TlbCounters *t, Interrupts *irq):
         found = counters_of(c, t, &self.kvm)

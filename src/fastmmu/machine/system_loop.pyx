@@ -17,7 +17,7 @@ from fastmmu.cpu.vcpu cimport (
     BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_access,
     vcpu_interrupt, vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
 )
-from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.kvm.kvm cimport to_kvm_vcpu
 from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.records cimport (
     REC_AC, REC_CR0, REC_CR3, REC_CR4, REC_DATA, REC_EFER, REC_EXCEPTION, REC_IMPLICIT, REC_INITIAL, REC_INTERRUPT,
@@ -143,7 +143,7 @@ cdef int other(Replay *p, uint64_t record, const Record *r, const uint8_t *pages
         p.page_at += 1
         p.tables += 1
         if v.guest:             # what the guest wrote before, unseen by the trace
-            guest_wrote(&(<Kvm *> v.owner).mmu, r.val, 4096)
+            guest_wrote(&to_kvm_vcpu(v).kvm.mmu, r.val, 4096)
         return STOP_NONE
     if r.flags & REC_INITIAL:
         return STOP_NONE
@@ -225,7 +225,7 @@ cdef class SystemReplay:
             self.p.omit |= <uint32_t> _OMISSIONS[name]
         self.machine = machine
         self.tables = []
-        self.p.v = &machine.v
+        self.p.v = machine.v
         self.p.guest = machine.guest
         self.p.guest_base = machine.loop.guest_base
         self.p.pkru = state.pkru
@@ -252,6 +252,7 @@ cdef class SystemReplay:
         if rows.shape[0] % sizeof(Record):
             raise TraceError(f"{rows.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
         self.machine._guest_runs()
+        self.p.v = self.machine.v               # the vCPU that it has loaded
         if n == 0:
             return
         r = <const Record *> &rows[0]

@@ -9,6 +9,6 @@ cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil
 cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil
 cdef void dirty_clear(Mmu *mmu, int number, uint64_t first, uint64_t pages) noexcept nogil
 cdef void dirty_collect(Mmu *mmu) noexcept nogil
-cdef int dirty_ring(Mmu *mmu, uint32_t size, uint32_t vcpus, uint32_t running) noexcept nogil
+cdef int dirty_ring(Mmu *mmu, uint32_t size) noexcept nogil
 cdef void nx_recover(Mmu *mmu, uint32_t ratio) noexcept nogil
 cdef void dirty_drain(Mmu *mmu, uint64_t log, uint64_t index) noexcept nogil

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free
 from fastmmu.arch.bits cimport EPT_D, EPT_X, PS, RW
 from fastmmu.mmu.memslots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
 from fastmmu.mmu.pages cimport (
-    NO_SP, Mmu, mmu_change, mmu_frame, mmu_link, mmu_quadrant, mmu_sp, mmu_write_protect, mmu_written,
+    NO_SP, Mmu, MmuContext, mmu_change, mmu_frame, mmu_link, mmu_quadrant, mmu_sp, mmu_write_protect, mmu_written,
     mmu_zap,
 )
 from fastmmu.mmu.spte cimport FORMAT_EPT, MAY_X, spte_may_write, spte_present, spte_tracked
@@ -196,10 +196,11 @@ cdef inline int lowest(uint64_t bits) noexcept nogil:
 
 cdef void dirty_collect(Mmu *mmu) noexcept nogil:
     # user space reads the rings of all vCPUs into its own bitmap, and what it has read is logged anew
-    cdef uint32_t i
-    collect_ring(mmu, &mmu.slots.ring)
-    for i in range(mmu.slots.rings if mmu.slots.waiting != NULL else 0):
-        collect_ring(mmu, &mmu.slots.waiting[i])
+    cdef MmuContext *c = mmu.contexts
+    collect_ring(mmu, mmu.slots.ring)
+    while c != NULL:
+        collect_ring(mmu, &c.ring)
+        c = c.next
 
 
 cdef void collect_ring(Mmu *mmu, Ring *ring) noexcept nogil:
@@ -249,20 +250,14 @@ cdef void nx_recover(Mmu *mmu, uint32_t ratio) noexcept nogil:
         left -= 1
 
 
-cdef int dirty_ring(Mmu *mmu, uint32_t size, uint32_t vcpus, uint32_t running) noexcept nogil:
+cdef int dirty_ring(Mmu *mmu, uint32_t size) noexcept nogil:
     # logs started from now on are rings, one a vCPU; -1 where memory does not suffice
-    cdef Ring *ring
-    cdef uint32_t i
-    if vcpus > 1:
-        mmu.slots.waiting = <Ring *> calloc(vcpus, sizeof(Ring))
-        if mmu.slots.waiting == NULL:
+    cdef MmuContext *c = mmu.contexts
+    while c != NULL:
+        c.ring.entry = <uint64_t *> calloc(size, sizeof(uint64_t))
+        if c.ring.entry == NULL:
             return -1
-    mmu.slots.rings = vcpus
-    for i in range(vcpus):
-        ring = &mmu.slots.ring if i == running else &mmu.slots.waiting[i]
-        ring.entry = <uint64_t *> calloc(size, sizeof(uint64_t))
-        if ring.entry == NULL:
-            return -1
-        ring.size = size
-        ring.room = size - RESERVED - (LOGGED if mmu.policy.pml else 0)
+        c.ring.size = size
+        c.ring.room = size - RESERVED - (LOGGED if mmu.policy.pml else 0)
+        c = c.next
     return 0

@@ -25,7 +25,7 @@ cdef struct Slot:
     uint64_t hpa                # of the first page; equal to its guest-physical address modulo 2 MB
     uint8_t *host               # [page] HostPage; NULL: every page is present
     uint64_t *dirty             # [page / 64] bitmap; NULL: nothing is logged. With a ring it is user space's own
-    Ring *ring                  # not NULL: writes go there
+    Ring **ring                 # not NULL: writes go to the ring of the vCPU that runs, which is there
     bint manual                 # the log is read and cleared by separate calls
     bint initial                # manual, and begun with every page set and none protected
     int number
@@ -52,9 +52,7 @@ cdef struct Slots:
     uint32_t generation         # of the layout: what was cached of an older one is void
     uint64_t base               # host-physical address of the first page of any slot
     uint64_t frames             # host pages from there on
-    Ring ring                   # of the vCPU that the machine holds
-    Ring *waiting               # [number of the vCPU] of the others; NULL: there is one vCPU
-    uint32_t rings              # vCPUs that have one
+    Ring *ring                  # of the vCPU that runs; of size 0: bitmaps are used
     uint64_t limit              # pages of slots with `host` that the host keeps in memory; 0: all
     uint64_t resident
     uint64_t hand               # of the clock: frame at which it stands
@@ -106,10 +104,12 @@ cdef inline bint slot_away(const Slot *slot, uint64_t gfn) noexcept nogil:
 
 cdef inline void mark_dirty(Slot *slot, uint64_t gfn) noexcept nogil:
     cdef uint64_t page = gfn - slot.base_gfn
+    cdef Ring *ring
     if slot.ring != NULL:
-        if slot.ring.used < slot.ring.size:
-            slot.ring.entry[slot.ring.used] = <uint64_t> slot.number << 48 | page
-            slot.ring.used += 1
+        ring = slot.ring[0]
+        if ring.used < ring.size:
+            ring.entry[ring.used] = <uint64_t> slot.number << 48 | page
+            ring.used += 1
         else:                   # user space is late: what does not fit goes where it would have put it
             slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
     elif slot.dirty != NULL:

@@ -94,10 +94,6 @@ cdef void slots_free(Slots *s) noexcept nogil:
         free(s.slot[i].host)
         free(s.slot[i].dirty)
         free(s.slot[i].group)
-    free(s.ring.entry)
-    for i in range(s.rings if s.waiting != NULL else 0):
-        free(s.waiting[i].entry)
-    free(s.waiting)
     free(s.recency.older)
     free(s.recency.newer)
     free(s.recency.seen)

@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastmmu.arch.bits cimport EPT_W, FRAME
 from fastmmu.arch.memtype cimport MtrrState
 from fastmmu.arch.types cimport Mem
-from fastmmu.mmu.memslots cimport Slot, Slots
+from fastmmu.mmu.memslots cimport Ring, Slot, Slots
 from fastmmu.mmu.spte cimport spte_dirty
 
 cdef enum:
@@ -102,7 +102,7 @@ cdef struct MmuCounters:
     uint64_t nx_recovered       # of them, those given up so that a large page may come back
     uint64_t max_mmu_rmap_size  # most leaf entries of one page at any time; of the TDP MMU 0, which has no reverse maps
 
-cdef struct MmuContext:         # what a vCPU has of its own
+cdef struct MmuContext:         # what a vCPU has of its own; of EPT all have the same root
     uint8_t role                # registers of the guest that make its tables mean something else (kvm_policy.md §1)
     int root_level              # 5, 4, or PAE_LEVELS: a guest of 32-bit addresses under shadow paging
     bint rooted                 # the roots below are those of the guest's CR3; else the next VM entry needs new ones
@@ -111,6 +111,8 @@ cdef struct MmuContext:         # what a vCPU has of its own
     uint32_t previous[3]        # roots in use before, latest first
     uint32_t root_pcid          # PCID with which each was loaded
     uint32_t previous_pcid[3]
+    Ring ring                   # pages that it wrote
+    MmuContext *next            # of the next vCPU
 
 cdef struct Mmu:
     Mem *mem                    # host physical memory
@@ -140,9 +142,8 @@ cdef struct Mmu:
     uint32_t *rmap_large_n      # [host frame >> 9] 2M leaf entries
     uint32_t nx_splits          # Sp.split of the last
     uint16_t *tables_in         # [host frame >> 9] shadowed tables in this 2M region: no large mapping meanwhile
-    MmuContext vcpu             # of the vCPU that runs; of EPT all have one
-    MmuContext *waiting         # [n_waiting] of each vCPU; that of the one that runs holds no root
-    uint32_t n_waiting
+    MmuContext *vcpu            # of the vCPU that runs
+    MmuContext *contexts        # of every vCPU, through MmuContext.next
     uint64_t pdpt               # host-physical address at which the PDPTEs lie, below 4 GB
     uint32_t indirect           # shadowed tables there are
     bint flush                  # an entry lost rights since this was last cleared: cached translations may be stale

@@ -34,8 +34,6 @@ cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format
     mmu.pool = mmu.pool_start = pool
     mmu.pool_end = pool_end
     mmu.free_sp = NO_SP
-    mmu.vcpu.root_level = EPT_LEVELS
-    mmu_forget_roots(&mmu.vcpu)
     mmu.bucket_mask = 4095
     while mmu.bucket_mask < mmu.slots.frames:
         mmu.bucket_mask = 2 * mmu.bucket_mask + 1
@@ -56,7 +54,11 @@ cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format
 
 
 cdef void mmu_free(Mmu *mmu) noexcept nogil:
+    cdef MmuContext *c = mmu.contexts
     cdef uint32_t i
+    while c != NULL:
+        free(c.ring.entry)
+        c = c.next
     for i in range(mmu.n_sp):
         free(mmu.sp[i].next)
     free(mmu.sp)
@@ -68,7 +70,6 @@ cdef void mmu_free(Mmu *mmu) noexcept nogil:
     free(mmu.rmap_large_n)
     free(mmu.tables_in)
     free(mmu.owner)
-    free(mmu.waiting)
     slots_free(&mmu.slots)
     memset(mmu, 0, sizeof(Mmu))
 
@@ -431,11 +432,12 @@ cdef bint has_root(const MmuContext *c, uint32_t i) noexcept nogil:
 
 cdef bint in_use(const Mmu *mmu, uint32_t i) noexcept nogil:
     # a root of any vCPU
-    cdef uint32_t n
-    for n in range(mmu.n_waiting):
-        if has_root(&mmu.waiting[n], i):
+    cdef const MmuContext *c = mmu.contexts
+    while c != NULL:
+        if has_root(c, i):
             return True
-    return has_root(&mmu.vcpu, i)
+        c = c.next
+    return False
 
 
 cdef bint drop_previous(MmuContext *c, uint32_t i) noexcept nogil:
@@ -471,16 +473,17 @@ cdef void zap_unsync_below(Mmu *mmu, uint32_t i) noexcept nogil:
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
     # the table page goes: its entries, those that point to it, and itself unless it is a root in use
     cdef Sp *sp = &mmu.sp[i]
+    cdef MmuContext *c = mmu.contexts
     cdef uint32_t *link
-    cdef uint32_t id, n
-    cdef bint root, used
+    cdef uint32_t id
+    cdef bint root = False, used
     mmu.counters.zaps += 1
     if not sp.direct:
         zap_unsync_below(mmu, i)
     empty(mmu, i)
-    root = drop_previous(&mmu.vcpu, i)
-    for n in range(mmu.n_waiting):
-        root |= drop_previous(&mmu.waiting[n], i)
+    while c != NULL:
+        root |= drop_previous(c, i)
+        c = c.next
     used = in_use(mmu, i)
     if root or used:                            # freed before the next VM entry
         mmu.counters.zaps += 1
@@ -518,10 +521,11 @@ cdef void mmu_forget_roots(MmuContext *c) noexcept nogil:
 
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil:
     # every table page goes; the caller sets a root again before the guest runs, the other vCPUs when they run next
+    cdef MmuContext *c = mmu.contexts
     cdef uint32_t i
-    mmu_forget_roots(&mmu.vcpu)
-    for i in range(mmu.n_waiting):
-        mmu_forget_roots(&mmu.waiting[i])
+    while c != NULL:
+        mmu_forget_roots(c)
+        c = c.next
     for i in range(mmu.n_sp):
         if mmu.sp[i].used:
             mmu_zap(mmu, i)

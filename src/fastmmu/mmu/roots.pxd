@@ -2,10 +2,11 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.mmu.pages cimport Mmu
+from fastmmu.mmu.pages cimport Mmu, MmuContext
 
-cdef int mmu_vcpus(Mmu *mmu, uint32_t n) noexcept nogil
-cdef void mmu_switch(Mmu *mmu, uint32_t old, uint32_t new) noexcept nogil
+cdef void mmu_vcpu_create(Mmu *mmu, MmuContext *c) noexcept nogil
+cdef void mmu_vcpu_load(Mmu *mmu, MmuContext *c) noexcept nogil
+cdef uint64_t mmu_common_root(Mmu *mmu) noexcept nogil
 cdef void mmu_write_pdptes(Mmu *mmu) noexcept nogil
 cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil
 cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil

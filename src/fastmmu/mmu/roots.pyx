@@ -1,49 +1,49 @@
 """Roots of the VMM's tables: the one in use, and those kept for their next use (kvm_policy.md §2.4)."""
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport ONES, P
-from fastmmu.mmu.memslots cimport Ring, slot_of
+from fastmmu.mmu.memslots cimport slot_of
 from fastmmu.mmu.pages cimport (
-    NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, MmuContext, mmu_find, mmu_forget_roots, mmu_make_room, mmu_sp,
+    EPT_LEVELS, NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, MmuContext, mmu_find, mmu_forget_roots, mmu_make_room, mmu_sp,
 )
 from fastmmu.mmu.spte cimport MAY_ALL
 from fastmmu.paging.memory cimport mem_write64
 
 
-cdef int mmu_vcpus(Mmu *mmu, uint32_t n) noexcept nogil:
-    # roots of their own for so many vCPUs, of which the first runs; -1 where memory does not suffice
-    cdef uint32_t i
-    mmu.waiting = <MmuContext *> calloc(n, sizeof(MmuContext))
-    if mmu.waiting == NULL:
-        return -1
-    mmu.n_waiting = n
-    for i in range(n):
-        mmu.waiting[i].root_level = mmu.vcpu.root_level
-        mmu_forget_roots(&mmu.waiting[i])
-    return 0
+cdef void mmu_vcpu_create(Mmu *mmu, MmuContext *c) noexcept nogil:
+    # one vCPU more, without a root; the first is loaded
+    cdef MmuContext **last = &mmu.contexts
+    memset(c, 0, sizeof(MmuContext))
+    c.root_level = EPT_LEVELS if mmu.vcpu == NULL else mmu.vcpu.root_level
+    mmu_forget_roots(c)
+    while last[0] != NULL:
+        last = &last[0].next
+    last[0] = c
+    if mmu.vcpu == NULL:
+        mmu_vcpu_load(mmu, c)
 
 
-cdef void mmu_switch(Mmu *mmu, uint32_t old, uint32_t new) noexcept nogil:
-    # another vCPU runs
-    if mmu.slots.waiting != NULL:
-        mmu.slots.waiting[old] = mmu.slots.ring
-        mmu.slots.ring = mmu.slots.waiting[new]
-        memset(&mmu.slots.waiting[new], 0, sizeof(Ring))
-    if mmu.n_waiting == 0:
-        return
-    mmu.waiting[old] = mmu.vcpu
-    mmu.vcpu = mmu.waiting[new]
-    mmu_forget_roots(&mmu.waiting[new])
+cdef void mmu_vcpu_load(Mmu *mmu, MmuContext *c) noexcept nogil:
+    # this vCPU runs from now on
+    mmu.vcpu = c
+    mmu.slots.ring = &c.ring
+
+
+cdef uint64_t mmu_common_root(Mmu *mmu) noexcept nogil:
+    # of direct mappings, which all vCPUs have in common: host-physical address of the root, for the vCPU that runs as
+    # well; 0: there is none
+    mmu.vcpu.root = mmu_find(mmu, 0, mmu.vcpu.root_level, True, MAY_ALL, 0)
+    mmu.vcpu.rooted = mmu.vcpu.root != NO_SP
+    return mmu.sp[mmu.vcpu.root].hpa if mmu.vcpu.rooted else 0
 
 
 cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil:
     # what the guest's registers make of its tables; the caller sets a root. Roots of another role are not kept, their
     # table pages are (kvm_policy.md §2.4).
     if role != mmu.vcpu.role or root_level != mmu.vcpu.root_level:
-        mmu_forget_roots(&mmu.vcpu)
+        mmu_forget_roots(mmu.vcpu)
     mmu.vcpu.role = role
     mmu.vcpu.root_level = root_level
 

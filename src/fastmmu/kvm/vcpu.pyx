@@ -1,0 +1,105 @@
+"""A vCPU of a VM: made, loaded, in and out of guest mode (virt/kvm/kvm_main.c, vcpu_enter_guest of Linux 6.1).
+
+One vCPU of a VM is loaded: the one that runs. The others keep their state where it is.
+"""
+
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport realloc
+
+from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT
+from fastmmu.cpu.interrupts cimport irq_boundary
+from fastmmu.cpu.vcpu cimport Vcpu, vcpu_derive, vcpu_enter, vcpu_leave
+from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
+from fastmmu.kvm.flush cimport kvm_flush, kvm_moved, kvm_owed_flush
+from fastmmu.kvm.ipi cimport NO_EXIT, ipi_arrived, ipi_routed
+from fastmmu.kvm.kvm cimport (
+    EXITING_GUEST_MODE, IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE, REQ_TLB_FLUSH, Kvm, KvmVcpu,
+)
+from fastmmu.kvm.lapic cimport kvm_apic_begin, kvm_apic_entry
+from fastmmu.kvm.roots cimport kvm_resume_root
+from fastmmu.mmu.roots cimport mmu_common_root, mmu_vcpu_load
+
+
+cdef int kvm_vcpu_create(Kvm *kvm, KvmVcpu *vcpu) noexcept nogil:
+    # one more of the VM; its memory stays the caller's. -1 where memory does not suffice
+    cdef void *grown = realloc(kvm.vcpu, (kvm.n_vcpus + 1) * sizeof(KvmVcpu *))
+    if grown == NULL:
+        return -1
+    kvm.vcpu = <KvmVcpu **> grown
+    kvm.vcpu[kvm.n_vcpus] = vcpu
+    vcpu.kvm = kvm
+    vcpu.index = kvm.n_vcpus
+    vcpu.pcpu = NOWHERE
+    kvm.n_vcpus += 1
+    if kvm.running == NULL:
+        kvm.running = vcpu
+    return 0
+
+
+cdef void kvm_vcpu_put(KvmVcpu *vcpu) noexcept nogil:
+    # another one is about to run. All write to one page of the log, and each is read to its own index.
+    kvm_drain(vcpu)
+
+
+cdef void kvm_vcpu_load(KvmVcpu *vcpu) noexcept nogil:
+    vcpu.kvm.running = vcpu
+    mmu_vcpu_load(&vcpu.kvm.mmu, &vcpu.mmu)
+    if not vcpu.kvm.shadow:
+        load_ept_root(vcpu)
+
+
+cdef void load_ept_root(KvmVcpu *vcpu) noexcept nogil:
+    # All tables may have gone since this vCPU ran, by what another did: the root is another page then, and the old one
+    # may serve again. What is cached under it goes by the flush of all that is owed as well, or here, if of one alone.
+    cdef Vcpu *v = &vcpu.cpu
+    cdef uint64_t root = mmu_common_root(&vcpu.kvm.mmu)
+    if not root or root == v.ept.root:
+        return
+    if not vcpu.kvm.mmu.policy.modern:
+        kvm_flush(vcpu)
+    v.ept.root = root
+    v.vmcs.eptp = (v.vmcs.eptp & 0xFFF) | root
+
+
+cdef int kvm_vcpu_enter(KvmVcpu *vcpu, uint32_t pcpu) noexcept nogil:
+    # In guest mode on this physical CPU, whose TLB Vcpu.tlb is: with the flushes that it owes, if it was not, or was
+    # kicked. -1, or what irq_boundary says
+    cdef Vcpu *v = &vcpu.cpu
+    cdef uint32_t reason = NO_EXIT
+    if vcpu.irq != NULL:
+        reason = ipi_arrived(vcpu.irq)
+    elif vcpu.mode == EXITING_GUEST_MODE:
+        reason = EXIT_EXTERNAL_INTERRUPT
+    if vcpu.mode != OUTSIDE_GUEST_MODE and reason != NO_EXIT:
+        vcpu_leave(v, reason)
+        kvm_drain(vcpu)
+        vcpu.mode = OUTSIDE_GUEST_MODE
+    kvm_arm(vcpu)
+    if vcpu.kvm.shadow:
+        if kvm_resume_root(vcpu):
+            return -1
+        kvm_owed_flush(vcpu)
+    if vcpu.mode == IN_GUEST_MODE:
+        vcpu_derive(v)                          # another machine may have been made meanwhile
+        return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
+    if vcpu.pcpu != pcpu:
+        kvm_moved(vcpu)
+    elif vcpu.requests & REQ_TLB_FLUSH:
+        kvm_flush(vcpu)
+    vcpu.requests = 0
+    vcpu.mode = IN_GUEST_MODE
+    vcpu.pcpu = pcpu
+    if vcpu.irq != NULL:
+        ipi_routed(vcpu.irq, pcpu)
+        kvm_apic_begin(vcpu.irq)
+        kvm_apic_entry(vcpu.irq)
+    if vcpu_enter(v):
+        return -1
+    return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
+
+
+cdef void kvm_vcpu_exit(KvmVcpu *vcpu) noexcept nogil:
+    # the host's timer takes the physical CPU from it
+    vcpu_leave(&vcpu.cpu, EXIT_EXTERNAL_INTERRUPT)
+    kvm_drain(vcpu)
+    vcpu.mode = OUTSIDE_GUEST_MODE
