@@ -64,7 +64,7 @@ class Verdict:
 
 
 def description(guest: str, directory: Path | None = None) -> ModuleType | None:
-    """The module that describes a guest, `guest_x.py` in a directory of recordings or here; None: there is none.
+    """The module that describes a guest, `guest_<x>.py` in a directory of recordings or here; None: there is none.
 
     One that lies with its recordings imports this package as `tests.agreement`.
     """

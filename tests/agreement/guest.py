@@ -1,6 +1,6 @@
 """The vocabulary in which a recorded guest is written down.
 
-A guest named X is the module `guest_x.py`, here or in the directory of the recordings, where it is found first; there
+A guest named X is the module `guest_<x>.py`, here or in the directory of the recordings, where it is found first; there
 it begins with `from tests.agreement.guest import Guest, Layout`. It holds
 
     LAYOUT          a Layout: the memory slots, registers and tables that the VMM set up before the guest ran

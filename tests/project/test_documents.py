@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,57 @@ def test_each_room_stands_in_the_architecture() -> None:
     rooms = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
     assert len(rooms) > 10
     assert [room for room in sorted(rooms) if f"`{room}`" not in text] == []
+
+
+SOURCE = r"(?<![\w./<-])((?:\w+/)*\w+\.(?:pyx|pxd|pyi|py))\b"
+MODULE = r"(?<![\w./-])((?:{})/[a-z]\w+)(?![\w./*{{])"
+
+
+TOKEN = re.compile(r"""#[^\n]*|\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of the comments of a source and of its long strings, which are its docstrings."""
+    text = path.read_text()
+    for m in TOKEN.finditer(text):
+        if m[0].startswith(("#", '"""')):
+            yield from enumerate(m[0].splitlines(), text.count("\n", 0, m.start()) + 1)
+
+
+def files_that_are_not(root: Path) -> list[str]:
+    """What comments name and nobody finds: files, with their room or alone, and modules by room and name."""
+    places = [root / "src" / "fastmmu", root]
+    rooms = "|".join(path.parent.name for path in places[0].glob("*/__init__.py"))
+    sources = [path for name in ("src", "tests", "bench", "examples", "tools") for path in (root / name).rglob("*.p*")]
+    sources = [path for path in sources if path.suffix in (".py", ".pyx", ".pxd", ".pyi")]
+    known = {str(path.relative_to(root)) for path in [*sources, *root.glob("*.py")]}
+    known |= {name[i + 1 :] for name in known for i, letter in enumerate(name) if letter == "/"}
+    found = []
+    for path in sources:
+        for line, text in prose(path):
+            named = {name for name in re.findall(SOURCE, text) if name not in known}
+            for name in re.findall(MODULE.format(rooms), text):
+                if not any((place / name).exists() or [*place.glob(f"{name}.*")] for place in places):
+                    named.add(name)
+            found += [f"{path.relative_to(root)}:{line}: {name}" for name in sorted(named)]
+    return found
+
+
+def test_each_file_that_a_comment_names_exists() -> None:
+    assert files_that_are_not(ROOT) == []
+
+
+def test_a_file_that_is_not_there_is_found(tmp_path: Path) -> None:
+    room = tmp_path / "src" / "fastmmu" / "tlb"
+    room.mkdir(parents=True)
+    (room / "__init__.py").write_text('"""See lookup.pyx and `tlb/gone`."""\n')
+    (room / "lookup.pyx").write_text("# tlb/lookup.pyx, tlb/lookup\ncdef int x  # as in tlb/old.pxd\ny = 'none.py'\n")
+    (room / "a.py").write_text('x = "b.py"\n\n\ndef f():\n    """One.\n\n    Two: old.py.\n    """\n')
+    assert sorted(files_that_are_not(tmp_path)) == [
+        "src/fastmmu/tlb/__init__.py:1: tlb/gone",
+        "src/fastmmu/tlb/a.py:7: old.py",
+        "src/fastmmu/tlb/lookup.pyx:2: tlb/old.pxd",
+    ]
 
 
 def test_each_kernel_that_python_sees_has_a_stub() -> None:

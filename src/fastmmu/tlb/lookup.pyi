@@ -1,1 +1,1 @@
-# Kernel only: nothing here is for Python. See tlb/lookup.pxd and _tlb_py.
+# Kernel only: nothing here is for Python. See tlb/lookup.pxd and tlb/tlb.pyx.
