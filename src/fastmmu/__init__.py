@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from fastmmu.paging.nonroot import VmFunction, deliver_ve, vmfunc
     from fastmmu.paging.state import Eptp, GuestState, Pml
     from fastmmu.paging.translate import Translation, translate
-    from fastmmu.study.compare import compare
-    from fastmmu.study.tpr import tpr_study
+    from fastmmu.study.compare.run import compare
+    from fastmmu.study.tpr.run import tpr_study
     from fastmmu.tlb.geometry import Geometry, geometry
     from fastmmu.tlb.tlb import TLB
     from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
@@ -141,8 +141,8 @@ _HOMES = {
     "fastmmu.paging.nonroot": ("VmFunction", "deliver_ve", "vmfunc"),
     "fastmmu.paging.state": ("Eptp", "GuestState", "Pml"),
     "fastmmu.paging.translate": ("Translation", "translate"),
-    "fastmmu.study.compare": ("compare",),
-    "fastmmu.study.tpr": ("tpr_study",),
+    "fastmmu.study.compare.run": ("compare",),
+    "fastmmu.study.tpr.run": ("tpr_study",),
     "fastmmu.tlb.geometry": ("Geometry", "geometry"),
     "fastmmu.tlb.tlb": ("TLB",),
     "fastmmu.trace": ("Batch", "Trace", "interleave", "read_trace", "write_trace"),

@@ -12,7 +12,7 @@ from fastmmu import Config, ConfigError, Machine, StateError, interleave, read_t
 from fastmmu.cli import main
 from fastmmu.machine.simulate import Simulation
 from fastmmu.study.migrate import METHODS, Migration, Plan, migrate
-from fastmmu.study.schemes import SCHEMES, replay_schemes
+from fastmmu.study.replay import SCHEMES, replay_schemes
 from fastmmu.trace import Trace
 from fastmmu.trace.bundle import bundled
 from fastmmu.trace.system import SystemTrace
@@ -192,7 +192,7 @@ def test_ctrl_c_leaves_what_was_finished(capsys: pytest.CaptureFixture[str], mon
             raise KeyboardInterrupt
         return migrate(trace, method, *args, **more)
 
-    monkeypatch.setattr("fastmmu.study.migrate.migrate", one)
+    monkeypatch.setattr("fastmmu.study.migrate.run.migrate", one)
     assert main(["migrate", name, "--methods", "pml,ring,shadow", "--csv", str(target)]) == 130
     assert "\npml " in capsys.readouterr().out
     assert {line.split(",")[1] for line in target.read_text().splitlines()} == {"method", "pml"}

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from fastmmu import GuestState, Machine, reference
-from fastmmu.cli.boot import NAMES
 from fastmmu.cli.main import main
 from fastmmu.reference.kvm import modes
 from fastmmu.reference.kvm.modes import Refused, Registers, Scheme
-from fastmmu.report.boot import boot_rows, boot_table
 from fastmmu.study.boot import BOOT, SCHEMES, Boot, Instruction, boot, broken, execute
+from fastmmu.study.boot.command import NAMES
+from fastmmu.study.boot.table import boot_rows, boot_table
 
 MEMORY = 64 << 20
 RUNS = [("native", False), *((name, vpid) for name in SCHEMES if name != "native" for vpid in (False, True))]

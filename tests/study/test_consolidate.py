@@ -12,8 +12,8 @@ import fastmmu
 from fastmmu import Config, ConfigError, simulate
 from fastmmu.cli import main
 from fastmmu.ops import Op
-from fastmmu.report.host import host_table
 from fastmmu.study import consolidate
+from fastmmu.study.consolidate.table import host_table
 from fastmmu.trace import Trace, bundled, tpr_profile, with_tpr
 
 CONFIG = Config(mmu="ept", vpid=True, memory="1G")

@@ -13,8 +13,8 @@ import pytest
 from fastmmu import Config, ConfigError, Machine, TraceError, interleave, read_trace
 from fastmmu.cli import main
 from fastmmu.machine.costs import CostModel
-from fastmmu.report.overcommit import overcommit_plot, overcommit_rows, overcommit_table
 from fastmmu.study.overcommit import RECLAIM, SCHEMES, Overcommit, overcommit
+from fastmmu.study.overcommit.table import overcommit_plot, overcommit_rows, overcommit_table
 from fastmmu.trace import Trace
 from fastmmu.trace.bundle import bundled
 
@@ -109,7 +109,7 @@ def test_ctrl_c_leaves_what_was_finished(
         raise KeyboardInterrupt
 
     target = tmp_path / "runs.csv"
-    monkeypatch.setattr("fastmmu.study.overcommit.overcommit", two)
+    monkeypatch.setattr("fastmmu.study.overcommit.run.overcommit", two)
     assert main(["overcommit", TRUE, "--memory", "128M", "--csv", str(target)]) == 130
     assert capsys.readouterr().out.count("equal") == 2
     assert len(target.read_text().splitlines()) == 3

@@ -12,8 +12,8 @@ import pytest
 
 from fastmmu import Config, ConfigError, Trace, read_trace, simulate, write_trace
 from fastmmu.ops import LAST_ACCESS, Op
-from fastmmu.report.tpr import EXITS, tpr_plot, tpr_rows, tpr_table
 from fastmmu.study import WAYS, tpr_study
+from fastmmu.study.tpr.table import EXITS, tpr_plot, tpr_rows, tpr_table
 from fastmmu.trace import tpr_profile, with_tpr
 from fastmmu.trace.tpr import PROFILES
 

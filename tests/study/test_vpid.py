@@ -13,7 +13,7 @@ from fastmmu import Config, ConfigError, simulate
 from fastmmu.cli import main
 from fastmmu.ops import Op
 from fastmmu.study import vpid_experiment
-from fastmmu.study.vpid import _between_exits
+from fastmmu.study.vpid.run import _between_exits
 from fastmmu.trace import Trace, bundled
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import fastmmu
-from fastmmu.cli import boot, compare, curve, host, maps, migrate, overcommit, replay, run, tpr, trace, vpid, walk
+from fastmmu.cli.commands import commands
 from fastmmu.cli.progress import INTERRUPTED
 from fastmmu.errors import FastmmuError
 
@@ -46,8 +46,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(ERROR, f"fastmmu: error: {message}; see {self.prog} --help\n")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; each command sets `handler`."""
+def parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line, which sets `handler`; of the command `chosen` alone (None: of each) it has the
+    options."""
     top = _Parser(
         prog="fastmmu",
         usage="fastmmu COMMAND [options]",
@@ -57,9 +58,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"fastmmu {fastmmu.__version__}")
-    commands = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
-    for module in (compare, run, host, replay, migrate, overcommit, boot, curve, vpid, tpr, walk, maps, trace):
-        module.add(commands)
+    parsers = top.add_subparsers(prog="fastmmu", title="commands", metavar="COMMAND", required=True)
+    for command in commands():
+        command.add(parsers, whole=chosen in (None, command.name))
     return top
 
 
@@ -78,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     try:
         words = _values_joined(sys.argv[1:] if argv is None else argv)
-        options, unknown = parser().parse_known_args(words)
+        chosen = next((word for word in words if not word.startswith("-")), "")
+        options, unknown = parser(chosen).parse_known_args(words)
         if unknown:
             _Parser(prog=f"fastmmu {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")
         code: int = options.handler(options)

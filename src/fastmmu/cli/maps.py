@@ -6,18 +6,23 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import space, terminal
-from fastmmu.report import files
 
 if TYPE_CHECKING:
     from fastmmu.paging.mappings import MappingIterator
 
-__all__ = ["add", "handle"]
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
-_EPILOG = """\
+USAGE = "[options] MEMORY"
+
+DESCRIPTION = """\
+Lists every mapping of an address space, in every paging mode and over EPT.
+"""
+
+EPILOG = """\
 examples:
   fastmmu maps guests/l4_user                              a recorded guest, with its own registers
   fastmmu maps guests/l4_user --start 400000 --stop 800000000000
@@ -36,16 +41,8 @@ without 0x; underscores are ignored.
 """
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "maps",
-        help="every mapping of an address space",
-        usage="fastmmu maps [options] MEMORY",
-        description="Lists every mapping of an address space, in every paging mode and over EPT.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("memory", metavar="MEMORY", help=space.MEMORY)
     parser.add_argument("--start", type=shared.hexadecimal, metavar="ADDRESS", help="only pages from this address on")
     parser.add_argument("--stop", type=shared.hexadecimal, metavar="ADDRESS", help="only pages below this address")
@@ -53,7 +50,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--faults", action="store_true", help="list the places where tables lead nowhere")
     space.add_registers(parser)
     shared.add_files(parser, "a row a page", "an object a page")
-    parser.set_defaults(handler=handle)
 
 
 def handle(options: argparse.Namespace) -> int:
@@ -105,5 +101,7 @@ def _target(path: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.flush()
         return
-    with files.whole_file(path) as file:
+    from fastmmu.report.files import whole_file
+
+    with whole_file(path) as file:
         yield file

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.errors import ConfigError, TraceError
-from fastmmu.report import files
 
 if TYPE_CHECKING:
     from fastmmu.machine.costs import CostModel
@@ -287,6 +286,8 @@ def to_stdout(options: argparse.Namespace) -> bool:
 
 def check_files(options: argparse.Namespace) -> None:
     """Refuse before the run what could not be written after it."""
+    from fastmmu.report import files
+
     if options.json == options.csv == "-":
         raise ConfigError("--json - and --csv - cannot both go to standard output; name a file for one")
     if options.parquet == "-":
@@ -299,15 +300,21 @@ def check_files(options: argparse.Namespace) -> None:
 
 def write_files(options: argparse.Namespace, results: Sequence[Result]) -> None:
     """Write the results where the options say."""
+    from fastmmu.report import files
+
     _write(options, lambda format: files.encode(results, format))
 
 
 def write_rows(options: argparse.Namespace, table: Sequence[dict[str, Any]], key: str) -> None:
     """Write flat rows where the options say."""
+    from fastmmu.report import files
+
     _write(options, lambda format: files.encode_rows(table, format, key))
 
 
 def _write(options: argparse.Namespace, encode: Callable[[str], bytes]) -> None:
+    from fastmmu.report import files
+
     for format in files.FORMATS:
         path = getattr(options, format)
         if path == "-":

@@ -6,9 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-
-from fastmmu.report.table import number
 
 __all__ = ["INTERRUPTED", "Interruption", "Report", "progress", "until_interrupted"]
 
@@ -32,6 +29,8 @@ def progress(*, quiet: bool = False) -> Iterator[Report]:
         with _plain() as report:
             yield report
         return
+    from fastmmu.report.table import number
+
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -53,6 +52,8 @@ def progress(*, quiet: bool = False) -> Iterator[Report]:
 
 @contextmanager
 def _plain() -> Iterator[Report]:
+    from fastmmu.report.table import number
+
     last = 0.0
     long = 0
 
@@ -72,11 +73,10 @@ def _plain() -> Iterator[Report]:
         print(f"\r{'':{long}}\r", end="", file=sys.stderr, flush=True)
 
 
-@dataclass
 class Interruption:
     """Whether Ctrl-C came."""
 
-    happened: bool = False
+    happened = False
 
 
 @contextmanager

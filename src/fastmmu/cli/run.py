@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
 
-__all__ = ["add", "handle"]
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
-_EPILOG = """\
+USAGE = "[options] [TRACE ...]"
+
+DESCRIPTION = """\
+Simulates each trace under one scheme and prints all counters, the VM exits by reason and the
+modelled cycles by cause.
+"""
+
+EPILOG = """\
 examples:
   fastmmu run app.lackey.xz                             native
   fastmmu run app.lackey.xz --mmu ept --vpid --pages thp
@@ -19,17 +25,8 @@ examples:
 """
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "run",
-        help="one scheme, with all its counters",
-        usage="fastmmu run [options] [TRACE ...]",
-        description="Simulates each trace under one scheme and prints all counters, the VM exits by reason and the\n"
-        "modelled cycles by cause.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     scheme = parser.add_argument_group("the scheme")
     scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), default="native", help="default: native")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
@@ -39,27 +36,18 @@ def add(commands: Any) -> None:
     shared.add_config(parser)
     shared.add_files(parser)
     shared.add_quiet(parser)
-    parser.set_defaults(handler=handle)
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu.cli.simulation import Session
+    from fastmmu.cli.simulation import run_all
     from fastmmu.machine.config import Config
+    from fastmmu.machine.result import Result
     from fastmmu.report import single
 
+    def show(results: list[Result], _: list[str]) -> None:
+        for result in results:
+            terminal.say(single(result, colour=terminal.colour()) + "\n")
+
     fields = shared.config_fields(options)
-    config = Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)
-    session = Session(shared.cost_model(options), options.quiet)
-    shared.check_files(options)
-    chosen = shared.traces(options, system=True)
-    for trace in chosen:
-        for result in session.run(trace, [config], runs=len(chosen)):
-            if not shared.to_stdout(options):
-                terminal.say(single(result, colour=terminal.colour()) + "\n")
-        if session.interrupted:
-            break
-    shared.write_files(options, session.results)
-    if not shared.to_stdout(options):
-        terminal.say(session.footer() + (", interrupted" if session.interrupted else ""))
-    return 130 if session.interrupted else 0
+    return run_all(options, [Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)], show)

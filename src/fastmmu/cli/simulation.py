@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from fastmmu.cli.progress import progress, until_interrupted
+from fastmmu.cli import options as shared
+from fastmmu.cli import terminal
+from fastmmu.cli.progress import INTERRUPTED, progress, until_interrupted
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
-from fastmmu.study.compare import each
+from fastmmu.machine.simulate import each
 from fastmmu.trace import Trace
 
-__all__ = ["Session", "label"]
+__all__ = ["Session", "label", "run_all"]
 
 MB = 1 << 20
 
@@ -61,3 +64,25 @@ class Session:
         n = len(self.results)
         seconds = time.monotonic() - self.started
         return f"{n} run{'' if n == 1 else 's'} in {seconds:.1f} s, peak memory {peak / MB:.0f} MB"
+
+
+def run_all(
+    options: argparse.Namespace, configs: Sequence[Config], show: Callable[[list[Result], list[str]], None]
+) -> int:
+    """Each trace under each configuration; returns the exit code.
+
+    :param show: prints the results of a trace; it is also told the names of what was not run after Ctrl-C.
+    """
+    session = Session(shared.cost_model(options), options.quiet)
+    shared.check_files(options)
+    chosen = shared.traces(options, system=True)
+    for trace in chosen:
+        results = session.run(trace, configs, runs=len(chosen) * len(configs))
+        if not shared.to_stdout(options):
+            show(results, [label(config, configs) for config in configs[len(results) :]])
+        if session.interrupted:
+            break
+    shared.write_files(options, session.results)
+    if not shared.to_stdout(options):
+        terminal.say(session.footer() + (", interrupted" if session.interrupted else ""))
+    return INTERRUPTED if session.interrupted else 0

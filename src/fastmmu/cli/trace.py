@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
 from fastmmu.cli.progress import progress
 
 if TYPE_CHECKING:
-    from fastmmu.study import Survey
     from fastmmu.trace import Trace
+    from fastmmu.trace.survey import Survey
 
-__all__ = ["add", "convert", "info"]
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "convert", "handle", "info"]
+
+USAGE = "[-h] COMMAND ..."
+
+DESCRIPTION = "Looks at traces and converts them."
+
+EPILOG = None
 
 _INFO = """\
 examples:
@@ -33,12 +39,9 @@ or .zst behind to compress it as a whole. OUT appears only when it is complete.
 """
 
 
-def add(commands: Any) -> None:
-    """Add the commands to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "trace", help="what a trace holds, and conversion", description="Looks at traces and converts them."
-    )
-    inner = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the commands."""
+    inner = parser.add_subparsers(prog="fastmmu trace", title="commands", metavar="COMMAND", required=True)
     raw = argparse.RawDescriptionHelpFormatter
     look = inner.add_parser(
         "info",
@@ -50,7 +53,7 @@ def add(commands: Any) -> None:
     )
     shared.add_traces(look, "Default: the bundled traces")
     shared.add_quiet(look)
-    look.set_defaults(handler=info)
+    look.set_defaults(part=info)
     change = inner.add_parser(
         "convert",
         help="a trace in another format",
@@ -65,12 +68,18 @@ def add(commands: Any) -> None:
         "--exit-every", type=shared.count(1), metavar="N", help="add a CPUID exit after each N accesses"
     )
     shared.add_quiet(change)
-    change.set_defaults(handler=convert)
+    change.set_defaults(part=convert)
+
+
+def handle(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    code: int = options.part(options)
+    return code
 
 
 def info(options: argparse.Namespace) -> int:
     """Run `trace info`; returns the exit code."""
-    from fastmmu.study import survey
+    from fastmmu.trace.survey import survey
 
     for i, trace in enumerate(shared.traces(options)):
         with progress(quiet=options.quiet) as report:

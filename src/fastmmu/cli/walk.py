@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastmmu.paging.state import GuestState
     from fastmmu.report.outcome import Walk
 
-__all__ = ["EXAMPLE", "add", "example_memory", "handle"]
+__all__ = ["DESCRIPTION", "EPILOG", "EXAMPLE", "USAGE", "add", "example_memory", "handle"]
 
 EXAMPLE = {"eptp": 0x2_0000_001E, "cr3": 0x1000, "va": 0x0080_4020_1ABC}
 """Registers and address of the demonstration: index 1 at each guest level, 4 x 4 levels."""
@@ -36,7 +36,14 @@ _EXAMPLE_TABLES = {
 }
 _EXAMPLE_BYTES = 0x2_0000_4000
 
-_EPILOG = """\
+USAGE = "[options]"
+
+DESCRIPTION = """\
+Translates one linear address and draws each memory reference of the walk: rows are the guest's
+levels, columns those of the EPT. Without --memory it shows a worked example.
+"""
+
+EPILOG = """\
 examples:
   fastmmu walk                                        the demonstration: 4 x 4 levels, 24 references
   fastmmu walk --access w --eptp 20000005e --set-ad   the same as a write, with accessed and dirty flags in the EPT
@@ -50,17 +57,8 @@ query: it has the outcome that the access would have, and memory stays as it is.
 """
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "walk",
-        help="one address, its page walk drawn step by step",
-        usage="fastmmu walk [options]",
-        description="Translates one linear address and draws each memory reference of the walk: rows are the guest's\n"
-        "levels, columns those of the EPT. Without --memory it shows a worked example.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("--memory", metavar="MEMORY", help=space.MEMORY)
     parser.add_argument("--va", type=shared.hexadecimal, metavar="ADDRESS", help="linear address to translate")
     parser.add_argument("--access", choices=("r", "w", "rw", "x"), default="r", help="read (the default), write, "
@@ -72,7 +70,6 @@ def add(commands: Any) -> None:
     state.add_argument("--pkru", type=shared.hexadecimal, metavar="PKRU", help="default: 0")
     state.add_argument("--user", action="store_true", help="access by user mode (CPL 3) and not by the kernel")
     state.add_argument("--ac", action="store_true", help="RFLAGS.AC is set")
-    parser.set_defaults(handler=handle)
 
 
 def example_memory() -> PhysicalMemory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,10 @@ from fastmmu.machine.policy import Policy
 from fastmmu.machine.replay import Replay, SystemSource
 from fastmmu.machine.result import Result
 
-__all__ = ["Simulation", "simulate"]
+__all__ = ["Progress", "Simulation", "each", "simulate"]
+
+Progress = Callable[[Config, int], None]
+"""Called now and then with the configuration that runs and the number of events done."""
 
 
 class Events(Protocol):
@@ -136,6 +139,30 @@ def simulate(
             raise TraceError(str(error), path=str(path)) from error
         raise
     return simulation.result(trace=str(getattr(trace, "name", "array")), complete=complete)
+
+
+def each(
+    trace: Source | SystemSource,
+    configs: Sequence[Config],
+    *,
+    costs: CostModel | None = None,
+    progress: Progress | None = None,
+    keep_partial: bool = False,
+) -> Iterator[Result]:
+    """The results of a trace under each configuration, one after the other, as they are finished.
+
+    :param keep_partial: Ctrl-C ends with the result until then, which has ``complete=False``, and no exception.
+    """
+    for config in configs:
+        done = None if progress is None else _of(config, progress)
+        result = simulate(trace, config, costs=costs, progress=done, keep_partial=keep_partial)
+        yield result
+        if not result.complete:
+            return
+
+
+def _of(config: Config, progress: Progress) -> Callable[[int], None]:
+    return lambda events: progress(config, events)
 
 
 class _Running:

@@ -6,9 +6,11 @@
             └─ single ── all counters of one run
     steps of a walk ──── walkview   (picture, outcome, bits, words)
     mappings ─────────── mappings
-    one study each: boot, curve, host, migrate, overcommit, schemes, tpr, vpid; pictures by `figure`
+    pictures ─────────── figure
 
-Imports results, studies and the cost model, never a kernel.
+What one study alone shows is the study's own: study/<name>/table.py, made of `table`, `figure` and `files` here.
+
+Imports results and the cost model, never a kernel.
 
 To add a table: a module that makes rows (dicts) and renders them by `table`; files come from the same rows by
 `files`.

@@ -1,19 +1,26 @@
-"""Named experiments over the simulator; each is rows of results that `report` writes and `cli` offers as a command.
+"""Named experiments over the simulator, a room each: `study/<name>/`.
 
     compare      one trace under several schemes
-    survey       what a trace holds, without a simulation
-    schemes      a system trace in all schemes
+    consolidate  programs on the CPUs of one host (`fastmmu host`)
+    replay       a system trace in all schemes
     migrate      live migration, by method of dirty logging
     overcommit   hosts short of memory
-    curve, curve_kernel, stack_distance   misses of TLBs of every size, from one pass
-    vpid         what VPID is worth
-    consolidate  programs on the CPUs of one host
-    tpr          ways of handling the TPR
     boot         a guest that changes its paging mode
+    curve        misses of TLBs of every size, from one pass (`fastmmu tlb-curve`)
+    vpid         what VPID is worth
+    tpr          ways of handling the TPR
 
-Imports `machine`, `trace` and what is below them.
+    study/<name>/__init__   public names; COMMAND, HELP and PLACE of the command
+                 run        the experiment: yields results one by one
+                 table      rows of results for files, a table, a picture (of `compare`: report.comparison)
+                 command    the options, and what puts run and table together
+    schemes      the named configurations of all of them
 
-To add a study: a module here that yields its results one by one, a table in `report`, a command in `cli`.
+Imports all rooms; nothing imports it, but `fastmmu` for its public names, and `cli.commands`, which looks what
+folders there are.
+
+To add a study: a folder with these four files, its configurations in `schemes`, a test in tests/study. No list names
+it; only for `from fastmmu.study import ...` its public names stand below.
 """
 
 from __future__ import annotations
@@ -22,12 +29,13 @@ from fastmmu._lazy import lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastmmu.study.compare import SCHEMES, compare, configurations, each
-    from fastmmu.study.consolidate import Consolidation, consolidate
-    from fastmmu.study.curve import Curve, Curves, tlb_curve
-    from fastmmu.study.survey import Survey, survey
-    from fastmmu.study.tpr import WAYS, tpr_study
-    from fastmmu.study.vpid import VpidPoint, vpid_experiment
+    from fastmmu.machine.simulate import each
+    from fastmmu.study.compare.run import SCHEMES, compare, configurations
+    from fastmmu.study.consolidate.run import Consolidation, consolidate
+    from fastmmu.study.curve.run import Curve, Curves, tlb_curve
+    from fastmmu.study.tpr.run import WAYS, tpr_study
+    from fastmmu.study.vpid.run import VpidPoint, vpid_experiment
+    from fastmmu.trace.survey import Survey, survey
 
 __all__ = [
     "SCHEMES",
@@ -48,12 +56,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "fastmmu.study.compare": ("SCHEMES", "compare", "configurations", "each"),
-    "fastmmu.study.consolidate": ("Consolidation", "consolidate"),
-    "fastmmu.study.curve": ("Curve", "Curves", "tlb_curve"),
-    "fastmmu.study.survey": ("Survey", "survey"),
-    "fastmmu.study.tpr": ("WAYS", "tpr_study"),
-    "fastmmu.study.vpid": ("VpidPoint", "vpid_experiment"),
+    "fastmmu.machine.simulate": ("each",),
+    "fastmmu.study.compare.run": ("SCHEMES", "compare", "configurations"),
+    "fastmmu.study.consolidate.run": ("Consolidation", "consolidate"),
+    "fastmmu.study.curve.run": ("Curve", "Curves", "tlb_curve"),
+    "fastmmu.trace.survey": ("Survey", "survey"),
+    "fastmmu.study.tpr.run": ("WAYS", "tpr_study"),
+    "fastmmu.study.vpid.run": ("VpidPoint", "vpid_experiment"),
 }
 
 if not TYPE_CHECKING:

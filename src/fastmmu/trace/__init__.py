@@ -10,6 +10,7 @@
     lackey, lackey_parse, champsim, npy, arrow   the formats
     system               system traces: what a whole machine did
     combine, tpr         traces made of traces; TPR traffic put in between
+    survey               what a trace holds
     write, bundle        writing them; those that come with the package
 
 Everything streams: memory does not grow with the length of a trace.

@@ -10,7 +10,7 @@ from fastmmu.report.figure import picture
 from fastmmu.report.table import Cell, Column, render
 
 if TYPE_CHECKING:
-    from fastmmu.study.vpid import VpidPoint
+    from fastmmu.study.vpid.run import VpidPoint
 
 __all__ = ["vpid_plot", "vpid_rows", "vpid_table"]
 

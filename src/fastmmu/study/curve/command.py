@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from fastmmu.cli import experiment
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
-from fastmmu.cli.progress import progress
 
-__all__ = ["add", "handle"]
+if TYPE_CHECKING:
+    from fastmmu.cli.progress import Report
+    from fastmmu.trace import Trace
 
-_DESCRIPTION = """\
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
+
+USAGE = "[options] [TRACE ...]"
+
+DESCRIPTION = """\
 How often TLBs of every size would miss on a trace: fully associative ones, and set-associative ones by their number
 of sets. One pass, from the distances between uses of a page in the order of their last use (LRU). Exact, and equal to
 what `fastmmu run --premapped` counts at each size; with --sample the fully associative curves are estimates, with
 their standard error. The second level sees the misses of the first level that --tlb, --l1d and --l1i describe.
 """
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   fastmmu tlb-curve app.lackey.xz
   fastmmu tlb-curve app.lackey.xz --pages 2m --tlb haswell --csv curve.csv --plot curve.svg
@@ -44,16 +50,8 @@ def _sets(text: str) -> list[int]:
     return numbers
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "tlb-curve",
-        help="TLB misses at every size, from one pass",
-        usage="fastmmu tlb-curve [options] [TRACE ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     shared.add_traces(parser, shared.RUNS)
     parser.add_argument("--pages", choices=("4k", "2m"), default="4k", help="2m: every page is 2 MB; default: 4k")
     parser.add_argument("--pcid", action="store_true", help="switches between processes flush nothing")
@@ -63,20 +61,17 @@ def add(commands: Any) -> None:
     parser.add_argument("--ways", type=shared.count(1), metavar="N", help="up to so many ways each; default: 32")
     parser.add_argument("--most", type=shared.count(1), metavar="N", help="entries of the longest curve (131072)")
     shared.add_tlb(parser)
-    shared.add_files(parser)
-    shared.add_quiet(parser)
-    parser.add_argument("--plot", metavar="FILE", help="the curves as .png, .svg or .pdf (needs fastmmu[plot])")
-    parser.set_defaults(handler=handle)
+    experiment.add_results(parser, "the curves")
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu.report.curve import curve_plot, curve_rows, curve_table
-    from fastmmu.report.figure import check_picture
-    from fastmmu.study.curve import tlb_curve
+    from fastmmu.study.curve.run import Curves, tlb_curve
+    from fastmmu.study.curve.table import curve_plot, curve_rows, curve_table
     from fastmmu.tlb.geometry import geometry
 
-    given = {"l1_sets": options.l1_sets, "l2_sets": options.l2_sets, "ways": options.ways, "limit": options.most}
+    sizes = {"l1_sets": options.l1_sets, "l2_sets": options.l2_sets, "ways": options.ways, "limit": options.most}
+    given = {name: value for name, value in sizes.items() if value is not None}
     tlb = geometry(
         options.tlb or "skylake",
         l1d=options.l1d,
@@ -84,26 +79,24 @@ def handle(options: argparse.Namespace) -> int:
         stlb=options.stlb,
         replacement=options.replacement,
     )
-    shared.check_files(options)
-    if options.plot is not None:
-        check_picture(options.plot)
-    curves = []
-    for trace in shared.traces(options):
-        with progress(quiet=options.quiet) as report:
-            curves.append(
-                tlb_curve(
-                    trace,
-                    tlb,
-                    pages=options.pages,
-                    pcid=options.pcid,
-                    sample=options.sample,
-                    progress=lambda n, t=trace: report(t.name, t.progress(), n),  # type: ignore[misc]
-                    **{name: value for name, value in given.items() if value is not None},
-                )
-            )
-        if not shared.to_stdout(options):
-            terminal.say(curve_table(curves[-1], colour=terminal.colour()) + "\n")
-    shared.write_rows(options, [row for found in curves for row in curve_rows(found)], "curves")
-    if options.plot is not None:
-        curve_plot(curves, options.plot)
-    return 0
+    experiment.check(options)
+
+    def study(trace: Trace, report: Report) -> Iterator[Curves]:
+        yield tlb_curve(
+            trace,
+            tlb,
+            pages=options.pages,
+            pcid=options.pcid,
+            sample=options.sample,
+            progress=lambda n: report(trace.name, trace.progress(), n),
+            **given,
+        )
+
+    return experiment.run(
+        options,
+        study,
+        table=lambda found, /, *, colour: curve_table(found[0], colour=colour),
+        rows=lambda every: [row for found in every for row in curve_rows(found)],
+        key="curves",
+        plot=curve_plot,
+    )[1]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.ops import LAST_ACCESS, Op
-from fastmmu.trace import Trace
+from fastmmu.trace.base import Trace
 
 __all__ = ["Survey", "survey"]
 

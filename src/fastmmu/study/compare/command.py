@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
 
-__all__ = ["add", "handle"]
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
 SCHEMES = ("native", "shadow", "shadow+vpid", "ept", "ept+vpid")
 PAGES = ("4k", "2m", "thp")
 
-_DESCRIPTION = """\
+USAGE = "[options] [TRACE ...]"
+
+DESCRIPTION = """\
 Simulates each trace natively, under shadow paging and under EPT, without and with VPID, and prints one table a trace:
 TLB misses, page walks and their memory references, guest page faults, VM exits by reason, the modelled cycles of an
 access and the slowdown over the native run with the same pages; under it, which causes cost what.
@@ -21,7 +22,7 @@ access and the slowdown over the native run with the same pages; under it, which
 Several traces are several tables. With --switch-every they are the processes of one guest, and one table.
 """
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   fastmmu compare
   fastmmu compare app.lackey.xz --schemes native,ept,ept+vpid --pages 4k,2m,thp
@@ -43,16 +44,8 @@ columns:
 """
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "compare",
-        help="native, shadow and EPT side by side, a row a scheme",
-        usage="fastmmu compare [options] [TRACE ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument(
         "--schemes",
         type=shared.words(SCHEMES),
@@ -76,30 +69,20 @@ def add(commands: Any) -> None:
     shared.add_config(parser)
     shared.add_files(parser)
     shared.add_quiet(parser)
-    parser.set_defaults(handler=handle)
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu.cli.simulation import Session, label
+    from fastmmu.cli.simulation import run_all
+    from fastmmu.machine.result import Result
     from fastmmu.report import comparison, explain
-    from fastmmu.study import configurations
+    from fastmmu.study.compare.run import configurations
+
+    def show(results: list[Result], not_run: list[str]) -> None:
+        text = comparison(results, width=terminal.width(), colour=terminal.colour(), not_run=not_run)
+        terminal.say(text + "\n")
+        if options.explain:
+            terminal.say(explain(results, colour=terminal.colour()) + "\n")
 
     configs = configurations(options.schemes, options.pages, **shared.config_fields(options))
-    session = Session(shared.cost_model(options), options.quiet)
-    shared.check_files(options)
-    chosen = shared.traces(options, system=True)
-    for trace in chosen:
-        results = session.run(trace, configs, runs=len(chosen) * len(configs))
-        not_run = [label(config, configs) for config in configs[len(results) :]]
-        if not shared.to_stdout(options):
-            text = comparison(results, width=terminal.width(), colour=terminal.colour(), not_run=not_run)
-            terminal.say(text + "\n")
-            if options.explain:
-                terminal.say(explain(results, colour=terminal.colour()) + "\n")
-        if session.interrupted:
-            break
-    shared.write_files(options, session.results)
-    if not shared.to_stdout(options):
-        terminal.say(session.footer() + (", interrupted" if session.interrupted else ""))
-    return 130 if session.interrupted else 0
+    return run_all(options, configs, show)

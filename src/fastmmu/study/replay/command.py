@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from fastmmu.machine.replay import Replay, Replayed
     from fastmmu.trace.system import SystemTrace
 
-__all__ = ["OMISSIONS", "add", "handle"]
+__all__ = ["DESCRIPTION", "EPILOG", "OMISSIONS", "USAGE", "add", "handle"]
 
 OMISSIONS = ("cr3", "stores", "cr3_flush", "invlpg", "invpcid", "page_fault")
 
-_DESCRIPTION = """\
+USAGE = "[options] TRACE ..."
+
+DESCRIPTION = """\
 Carries out each record of a system trace: accesses through TLB and walk of the guest's own tables, stores to these
 tables, writes to control registers, invalidations. Compares the physical address of every access, every page fault
 with its error code and, at the end, every entry of every page table with its accessed and dirty flags.
 """
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   fastmmu replay linux.rec.zst
   fastmmu replay linux.rec.zst --mmu ept --vpid --tlb haswell
@@ -39,16 +41,8 @@ what --omit takes, a run each (with --tlb strict, unless one is named):
 """
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "replay",
-        help="a system trace, with every physical address compared",
-        usage="fastmmu replay [options] TRACE ...",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("traces", nargs="+", metavar="TRACE", help="the .rec of a system trace, also .gz, .xz, .zst")
     parser.add_argument("--limit", type=shared.count(1), metavar="N", help="only the first N records of each trace")
     parser.add_argument(
@@ -62,7 +56,6 @@ def add(commands: Any) -> None:
     shared.add_watch(scheme)
     shared.add_tlb(parser)
     shared.add_quiet(parser)
-    parser.set_defaults(handler=handle)
 
 
 def handle(options: argparse.Namespace) -> int:
@@ -99,8 +92,8 @@ def handle(options: argparse.Namespace) -> int:
 
 
 def _schemes(trace: SystemTrace, options: argparse.Namespace) -> int:
-    from fastmmu.report.schemes import schemes_table
-    from fastmmu.study.schemes import replay_schemes
+    from fastmmu.study.replay.run import replay_schemes
+    from fastmmu.study.replay.table import schemes_table
 
     with progress(quiet=options.quiet) as report:
         found = list(replay_schemes(trace, progress=report, **shared.config_fields(options)))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
+from fastmmu.cli import experiment
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
-from fastmmu.cli.progress import progress
 
-__all__ = ["add", "handle"]
+if TYPE_CHECKING:
+    from fastmmu.cli.progress import Report
+    from fastmmu.trace import Trace
 
-_DESCRIPTION = """\
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
+
+USAGE = "[options] [TRACE ...]"
+
+DESCRIPTION = """\
 TLB misses of a trace with and without VPID, at several rates of VM exits, and what is predicted without it:
 misses with VPID + exits x resident working set (the pages that the TLB holds at an exit and that are used before
 the next one, measured in the run with VPID).
 """
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   fastmmu vpid
   fastmmu vpid app.lackey.xz --rates 0.1,1,10 --plot vpid.svg --csv vpid.csv
@@ -39,53 +44,31 @@ def _rates(text: str) -> list[float]:
     return rates
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "vpid",
-        help="TLB misses with and without VPID, by rate of exits",
-        usage="fastmmu vpid [options] [TRACE ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     shared.add_traces(parser, shared.RUNS)
     parser.add_argument("--rates", type=_rates, metavar="LIST", help="exits per 1000 accesses; 0.03,0.1,0.3,1,3")
     parser.add_argument("--mmu", choices=("shadow", "ept"), default="ept", help="default: ept")
     parser.add_argument("--pages", choices=("4k", "2m"), default="4k", help="guest pages; default: 4k")
     shared.add_tlb(parser)
-    shared.add_files(parser)
-    shared.add_quiet(parser)
-    parser.add_argument("--plot", metavar="FILE", help="the misses as .png, .svg or .pdf (needs fastmmu[plot])")
-    parser.set_defaults(handler=handle)
+    experiment.add_results(parser, "the misses")
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.machine.config import Config
-    from fastmmu.report.figure import check_picture
-    from fastmmu.report.vpid import vpid_plot, vpid_rows, vpid_table
-    from fastmmu.study.vpid import RATES, vpid_experiment
+    from fastmmu.study.vpid.run import RATES, VpidPoint, vpid_experiment
+    from fastmmu.study.vpid.table import vpid_plot, vpid_rows, vpid_table
 
     fields = {name: getattr(options, name) for name in ("tlb", "l1d", "l1i", "stlb", "replacement")}
     given = {name: value for name, value in fields.items() if value is not None}
     config = Config(mmu=options.mmu, pages=options.pages, **given)
-    shared.check_files(options)
-    if options.plot is not None:
-        check_picture(options.plot)
-    points = []
-    for trace in shared.traces(options):
-        with progress(quiet=options.quiet) as report:
-            found = vpid_experiment(
-                trace,
-                config,
-                options.rates or RATES,
-                progress=lambda rate, n, t=trace: report(f"{t.name}, {rate:g} exits/1000", t.progress(), n),  # type: ignore[misc]
-            )
-        points += found
-        if not shared.to_stdout(options):
-            terminal.say(vpid_table(found, colour=terminal.colour()) + "\n")
-    shared.write_rows(options, vpid_rows(points), "points")
-    if options.plot is not None:
-        vpid_plot(points, options.plot)
-    return 0
+    experiment.check(options)
+
+    def study(trace: Trace, report: Report) -> list[VpidPoint]:
+        def done(rate: float, events: int) -> None:
+            report(f"{trace.name}, {rate:g} exits/1000", trace.progress(), events)
+
+        return vpid_experiment(trace, config, options.rates or RATES, progress=done)
+
+    return experiment.run(options, study, table=vpid_table, rows=vpid_rows, key="points", plot=vpid_plot)[1]

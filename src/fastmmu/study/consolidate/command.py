@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
@@ -11,18 +11,20 @@ from fastmmu.cli.progress import progress
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from fastmmu.study.consolidate import Turn
+    from fastmmu.study.consolidate.run import Turn
 
-__all__ = ["add", "handle"]
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
-_DESCRIPTION = """\
+USAGE = "[options] [TRACE ...]"
+
+DESCRIPTION = """\
 Runs each trace in a virtual machine of its own (with --one-machine: each on a vCPU of one machine), on the physical
 CPUs of one host. A TLB belongs to a physical CPU: what a vCPU finds there is what the others left, and where it moves
 the VMM flushes, by the policy that --kvm names. With --tpr each vCPU has a local APIC, and those of one machine send
 each other interrupts.
 """
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   fastmmu host
   fastmmu host a.lackey b.lackey c.lackey --cpus 2 --quantum 20k --vpid
@@ -34,16 +36,8 @@ A schedule has a line for each turn: CPU, vCPU, events (lines that begin with # 
 """
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "host",
-        help="several virtual machines on several CPUs",
-        usage="fastmmu host [options] [TRACE ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     host = parser.add_argument_group("the host")
     host.add_argument("--cpus", type=shared.count(1), default=1, metavar="N", help="physical CPUs; default: 1")
     host.add_argument("--quantum", type=shared.count(1), default=50_000, metavar="N", help="events of a turn; 50k")
@@ -58,7 +52,6 @@ def add(commands: Any) -> None:
     shared.add_config(parser)
     shared.add_files(parser)
     shared.add_quiet(parser)
-    parser.set_defaults(handler=handle)
 
 
 def read_schedule(path: str) -> list[Turn]:
@@ -82,8 +75,8 @@ def read_schedule(path: str) -> list[Turn]:
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.machine.config import Config
-    from fastmmu.report.host import host_table
-    from fastmmu.study.consolidate import consolidate
+    from fastmmu.study.consolidate.run import consolidate
+    from fastmmu.study.consolidate.table import host_table
 
     fields = shared.config_fields(options) | {"kvm": options.kvm}
     config = Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)

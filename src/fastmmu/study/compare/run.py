@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import simulate
+from fastmmu.machine.simulate import Progress, each
 from fastmmu.trace import Trace, read_trace
 
 __all__ = ["SCHEMES", "compare", "configurations", "each"]
@@ -23,9 +23,6 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "ept+vpid": {"mmu": "ept", "vpid": True},
 }
 """Name of a scheme → the fields of :class:`Config` that make it."""
-
-Progress = Callable[[Config, int], None]
-"""Called now and then with the configuration that runs and the number of events done."""
 
 
 def configurations(
@@ -47,30 +44,6 @@ def configurations(
     except TypeError as error:  # an unknown field
         raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
     return [base.replace(pages=page, **SCHEMES[scheme]) for page in pages for scheme in chosen]
-
-
-def each(
-    trace: Trace,
-    configs: Sequence[Config],
-    *,
-    costs: CostModel | None = None,
-    progress: Progress | None = None,
-    keep_partial: bool = False,
-) -> Iterator[Result]:
-    """The results of a trace under each configuration, one after the other, as they are finished.
-
-    :param keep_partial: Ctrl-C ends with the result until then, which has ``complete=False``, and no exception.
-    """
-    for config in configs:
-        done = None if progress is None else _of(config, progress)
-        result = simulate(trace, config, costs=costs, progress=done, keep_partial=keep_partial)
-        yield result
-        if not result.complete:
-            return
-
-
-def _of(config: Config, progress: Progress) -> Callable[[int], None]:
-    return lambda events: progress(config, events)
 
 
 def compare(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastmmu.report.table import Cell, Column, render
 
 if TYPE_CHECKING:
-    from fastmmu.study.boot import Boot, Done
+    from fastmmu.study.boot.run import Boot, Done
 
 __all__ = ["boot_rows", "boot_table"]
 

@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
 
-__all__ = ["NAMES", "add", "handle"]
+__all__ = ["DESCRIPTION", "EPILOG", "NAMES", "USAGE", "add", "handle"]
 
 NAMES = ("native", "shadow", "shadow-6.1", "ept", "ept-6.1", "unrestricted")
 
-_DESCRIPTION = """\
+USAGE = "[options]"
+
+DESCRIPTION = """\
 A guest boots: real mode, protected mode, 32-bit, PAE, 4-level and 5-level paging, and back to real mode, each with
 tables that it built in the mode before. Step by step: the registers as the guest has them, those of the hardware
 meanwhile, and the exits. Without unrestricted guest KVM makes a virtual-8086 task of real mode, and while the guest
 does not page an identity table stands in CR3.
 """
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   fastmmu boot
   fastmmu boot --schemes ept,unrestricted --vpid --csv steps.csv
 """
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "boot",
-        help="a guest that changes its paging mode, step by step",
-        usage="fastmmu boot [options]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument(
         "--schemes",
         type=shared.words(NAMES),
@@ -45,13 +38,12 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--vpid", action="store_true", help="the guest's translations are tagged with a VPID")
     shared.add_files(parser, "a row a step")
-    parser.set_defaults(handler=handle)
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code: 1 where an invariant fails or a guest could tell the schemes apart."""
-    from fastmmu.report.boot import boot_rows, boot_table
-    from fastmmu.study.boot import boot
+    from fastmmu.study.boot.run import boot
+    from fastmmu.study.boot.table import boot_rows, boot_table
 
     shared.check_files(options)
     found = []

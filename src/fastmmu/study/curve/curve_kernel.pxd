@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmmu.study.stack_distance cimport List, Tree
+from fastmmu.study.curve.stack_distance cimport List, Tree
 
 cdef struct Level:              # one array of the TLB, at every size
     List *list

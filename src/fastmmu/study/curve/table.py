@@ -10,7 +10,7 @@ from fastmmu.report.figure import picture
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
-    from fastmmu.study.curve import Curve, Curves
+    from fastmmu.study.curve.run import Curve, Curves
 
 __all__ = ["TWELVE", "curve_plot", "curve_rows", "curve_table"]
 

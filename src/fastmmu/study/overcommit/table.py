@@ -10,7 +10,7 @@ from fastmmu.report.figure import picture
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
-    from fastmmu.study.overcommit import Overcommit
+    from fastmmu.study.overcommit.run import Overcommit
 
 __all__ = ["overcommit_plot", "overcommit_rows", "overcommit_table"]
 

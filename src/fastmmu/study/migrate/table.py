@@ -10,7 +10,7 @@ from fastmmu.report.figure import picture
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
-    from fastmmu.study.migrate import Migration
+    from fastmmu.study.migrate.run import Migration
 
 __all__ = ["migration_plot", "migration_rows", "migration_table"]
 

@@ -5,7 +5,7 @@ import numpy as np
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from fastmmu.study.stack_distance cimport (
+from fastmmu.study.curve.stack_distance cimport (
     GROUPS, List, list_access, list_flush, list_free, list_invalidate, list_new, tree_access, tree_flush, tree_free,
     tree_invalidate, tree_new,
 )

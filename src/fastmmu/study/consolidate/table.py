@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastmmu.report.table import Cell, Column, number, render
-from fastmmu.report.tpr import exits_by_cause
+from fastmmu.study.tpr.table import exits_by_cause
 
 if TYPE_CHECKING:
-    from fastmmu.study.consolidate import Consolidation
+    from fastmmu.study.consolidate.run import Consolidation
 
 __all__ = ["host_table"]
 

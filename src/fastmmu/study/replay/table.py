@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
-    from fastmmu.study.schemes import Ran
+    from fastmmu.study.replay.run import Ran
 
 __all__ = ["schemes_table"]
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
+from fastmmu.cli import experiment
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
-from fastmmu.cli.progress import progress
 
-__all__ = ["add", "handle"]
+if TYPE_CHECKING:
+    from fastmmu.cli.progress import Report
+    from fastmmu.trace import Trace
+
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
 WORKLOADS = ("winxp", "win2003", "linux")
 WAYS = ("native", "trap", "patch", "flexpriority", "flexpriority-slides", "apicv")
 
-_DESCRIPTION = """\
+USAGE = "[options] [TRACE ...]"
+
+DESCRIPTION = """\
 Puts the TPR traffic and the interrupts of a kind of guest between the accesses of a trace, and runs it with the TPR
 handled by trapping, by binary patching, by FlexPriority (the threshold by KVM's rule of today and by that of the
 slides) and by APICv. A row each: exits by cause, spurious exits, interrupts with their latency in accesses, IPIs and
@@ -22,7 +28,7 @@ how many took no exit, modelled cycles. The rates of the workloads are estimates
 sources); the options change them.
 """
 
-_EPILOG = """\
+EPILOG = """\
 examples:
   fastmmu tpr
   fastmmu tpr app.lackey.xz --workload win2003 --mmu shadow
@@ -31,16 +37,8 @@ examples:
 """
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "tpr",
-        help="the task-priority register: trap, patch, FlexPriority, APICv",
-        usage="fastmmu tpr [options] [TRACE ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
     parser.add_argument("--workload", choices=WORKLOADS, default="winxp", help="the guest; default: winxp")
     known = ",".join(WAYS)
     parser.add_argument("--ways", type=shared.words(WAYS), default=list(WAYS), metavar="LIST", help=f"out of {known}")
@@ -56,41 +54,35 @@ def add(commands: Any) -> None:
     rates.add_argument("--seed", type=shared.count(0), metavar="N", help="of the random numbers; default: 1")
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser, apic=False)
-    shared.add_files(parser)
-    shared.add_quiet(parser)
-    parser.add_argument("--plot", metavar="FILE", help="exits and cycles as .png, .svg or .pdf (needs fastmmu[plot])")
-    parser.set_defaults(handler=handle)
+    experiment.add_results(parser, "exits and cycles")
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu.report.figure import check_picture
-    from fastmmu.report.tpr import tpr_plot, tpr_rows, tpr_table
-    from fastmmu.study.tpr import tpr_study
+    from fastmmu.machine.config import Config
+    from fastmmu.machine.result import Result
+    from fastmmu.study.tpr.run import tpr_study
+    from fastmmu.study.tpr.table import tpr_plot, tpr_rows, tpr_table
     from fastmmu.trace.tpr import tpr_profile
 
     names = ("changes", "reads", "held", "interrupts", "ipis", "timer", "sites", "seed")
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     profile = tpr_profile(options.workload, **given)
-    shared.check_files(options)
-    if options.plot is not None:
-        check_picture(options.plot)
-    costs, fields, rows = shared.cost_model(options), shared.config_fields(options), []
-    for trace in shared.traces(options):
-        with progress(quiet=options.quiet) as report:
-            results = tpr_study(
-                trace,
-                profile,
-                options.ways,
-                costs=costs,
-                progress=lambda c, n, t=trace: report(f"{t.name} {c.tpr}", t.progress(), n),  # type: ignore[misc]
-                mmu=options.mmu,
-                **fields,
-            )
-        if not shared.to_stdout(options):
-            terminal.say(tpr_table(results, colour=terminal.colour()) + "\n")
-        rows += tpr_rows(results)
-        if options.plot is not None:
-            tpr_plot(results, options.plot)
-    shared.write_rows(options, rows, "ways")
-    return 0
+    experiment.check(options)
+    costs = shared.cost_model(options)
+    fields: dict[str, Any] = {"mmu": options.mmu, **shared.config_fields(options)}
+
+    def study(trace: Trace, report: Report) -> Iterator[list[Result]]:
+        def done(config: Config, events: int) -> None:
+            report(f"{trace.name} {config.tpr}", trace.progress(), events)
+
+        yield tpr_study(trace, profile, options.ways, costs=costs, progress=done, **fields)
+
+    return experiment.run(
+        options,
+        study,
+        table=lambda found, /, *, colour: tpr_table(found[0], colour=colour),
+        rows=lambda every: [row for found in every for row in tpr_rows(found)],
+        key="ways",
+        plot=lambda every, path: tpr_plot(every[-1], path),
+    )[1]
