@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN     = .venv/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 KERNELS = $(shell find src -name '*.pyx' -o -name '*.pxd')
+SOURCES = $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name '*.xz') $(KERNELS)
 BENCHES = $(filter-out %/yardstick.py,$(wildcard bench/*.py))
 STUBS   = $(subst /,.,$(patsubst src/%.pyi,%,$(shell find src -name '*.pyi')))
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test check bench conformance kvm-agreement clean
+.PHONY: help demo test check bench conformance kvm-agreement wheel wheel-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 24
@@ -36,6 +37,12 @@ conformance: .venv/with-test ## every recorded vector, guest and system trace (F
 kvm-agreement: .venv/with-test ## what real KVM did (FASTMMU_KVM_EXITS, else a sample), exit for exit, against this machine
 	$(BIN)/python -m tests.agreement
 
+wheel: .venv/wheel ## sdist, and one wheel for CPython 3.11 and later, in dist/: built, checked, installed and tried
+	@ls dist/*
+
+wheel-test: .venv/wheel ## that wheel under more tests, on each CPython from 3.11 on that is found (FASTMMU_PYTHONS names others)
+	$(BIN)/python tools/try_wheel.py dist/*.whl
+
 clean: ## removes everything that make made
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find src -name '*.so' -delete
@@ -56,6 +63,16 @@ clean: ## removes everything that make made
 .venv/with-check: .venv/with-test
 	@echo "fastmmu: installing the checkers into .venv"
 	@$(PIP) install --group check
+	@touch $@
+
+.venv/wheel: .venv/tools $(SOURCES)
+	@echo "fastmmu: building and checking the wheel in dist/"
+	@$(PIP) install --group wheel
+	@rm -rf dist
+	FASTMMU_LIMITED_API=1 $(BIN)/python -m build --no-isolation --outdir dist >/dev/null
+	$(BIN)/abi3audit --strict dist/*.whl
+	$(BIN)/twine check --strict dist/*
+	FASTMMU_PYTHONS=$(BIN)/python $(BIN)/python tools/try_wheel.py dist/*.whl tests/paging/test_worked_examples_guest.py
 	@touch $@
 
 .venv/tools: pyproject.toml setup.py

@@ -2,14 +2,16 @@
 
 Environment: FASTMMU_NATIVE=1 compiles for this processor only; FASTMMU_CFLAGS replaces all flags of the compiler (for a
 debugger: "-O0 -g"); FASTMMU_ANNOTATE=1 writes Cython's annotated HTML beside the generated C in build/cython;
-FASTMMU_JOBS=N translates and compiles N extensions at a time (else as many as there are processors). A change of any of
-the flags rebuilds.
+FASTMMU_JOBS=N translates and compiles N extensions at a time (else as many as there are processors);
+FASTMMU_LIMITED_API=1 makes modules and wheel of the stable ABI, for CPython 3.11 and all later ones: the same kernels,
+but calls from Python into short functions take up to twice as long. A change of any of the flags rebuilds.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sysconfig
 from pathlib import Path
 
 import Cython
@@ -42,7 +44,11 @@ if "FASTMMU_CFLAGS" in os.environ:
     KERNEL_FLAGS = EDGE_FLAGS = os.environ["FASTMMU_CFLAGS"].split()
 if os.environ.get("FASTMMU_NATIVE") == "1":
     KERNEL_FLAGS = [*KERNEL_FLAGS, "-march=native"]
-SETTINGS = repr((Cython.__version__, DIRECTIVES, KERNEL_FLAGS, EDGE_FLAGS))
+
+# Free-threaded interpreters have no stable ABI.
+LIMITED_API = os.environ.get("FASTMMU_LIMITED_API") == "1" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+MACROS = [("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else []  # 3.11, the oldest that has buffers in it
+SETTINGS = repr((Cython.__version__, DIRECTIVES, KERNEL_FLAGS, EDGE_FLAGS, MACROS))
 
 
 def flags(source: Path) -> list[str]:
@@ -52,9 +58,10 @@ def flags(source: Path) -> list[str]:
 
 def kernels() -> list[Extension]:
     sources = sorted(path.relative_to(ROOT) for path in (ROOT / SRC).rglob("*.pyx"))
+    by_name = {".".join(source.relative_to(SRC).with_suffix("").parts): str(source) for source in sources}
+    by_name[SHARED] = str(SRC / (SHARED.replace(".", "/") + ".c"))
     return [
-        *(Extension(".".join(source.relative_to(SRC).with_suffix("").parts), [str(source)]) for source in sources),
-        Extension(SHARED, [str(SRC / (SHARED.replace(".", "/") + ".c"))]),
+        Extension(name, [source], define_macros=MACROS, py_limited_api=LIMITED_API) for name, source in by_name.items()
     ]
 
 
@@ -88,9 +95,21 @@ class BuildKernels(build_ext):
             source = sources[extension.name]
             extension.extra_compile_args = flags(source) if source.suffix == ".pyx" else EDGE_FLAGS
         super().run()
+        if self.inplace:  # of two files of one module Python would load the one that is not of the stable ABI
+            for name in sources:
+                self.beside(name).unlink(missing_ok=True)
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(SETTINGS)
 
+    def beside(self, name: str) -> Path:
+        """The file that a build of the other ABI made of this module."""
+        suffix = sysconfig.get_config_var("EXT_SUFFIX") if LIMITED_API else ".abi3.so"
+        return ROOT / SRC / (name.replace(".", "/") + suffix)
+
 
 if __name__ == "__main__":
-    setup(ext_modules=kernels(), cmdclass={"build_ext": BuildKernels})
+    setup(
+        ext_modules=kernels(),
+        cmdclass={"build_ext": BuildKernels},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
+    )

@@ -63,6 +63,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--wheel-dir", place, sdist),
         cwd=place,
         FASTMMU_CFLAGS="-O0",  # what is tested here is not speed
+        FASTMMU_LIMITED_API="1",
         FASTMMU_JOBS=str(os.cpu_count()),
     )
     (built,) = place.glob("fastmmu-*.whl")
@@ -107,6 +108,16 @@ def test_the_wheel_carries_headers_stubs_and_data(wheel: Path) -> None:
     assert {name.split(".")[0] for name in extensions} == kernels | {"fastmmu/_cyutility"}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
+
+
+@pytest.mark.skipif(bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="free-threaded: no stable ABI")
+def test_the_wheel_is_of_the_stable_abi(wheel: Path) -> None:
+    """One file for CPython 3.11 and all later ones."""
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel.name.split("-")[2:] == ["cp311", "abi3", f"{platform}.whl"]
+    with zipfile.ZipFile(wheel) as archive:
+        extensions = {name for name in archive.namelist() if name.endswith(".so")}
+    assert {name for name in extensions if not name.endswith(".abi3.so")} == set()
 
 
 LOOK = """
