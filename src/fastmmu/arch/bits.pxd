@@ -59,3 +59,16 @@ cdef extern from *:
     const uint64_t SUPPRESS_VE "FM_SUPPRESS_VE"
     const uint64_t SPP_RESERVED "FM_SPP_RESERVED"       # odd bits of a sub-page permission entry
     const uint64_t ONES "FM_ONES"
+
+
+# ---- tables of 512 entries of 8 bytes: 4-level, 5-level and PAE paging, EPT -----------------------------------
+#
+#   56:48 index level 5 | 47:39 level 4 | 38:30 level 3 | 29:21 level 2 | 20:12 level 1 | 11:0 offset
+
+cdef inline int level_shift(int level) noexcept nogil:
+    # log2 of what an entry maps
+    return 9 * level + 3
+
+
+cdef inline uint64_t pt_index(uint64_t la, int level) noexcept nogil:
+    return la >> level_shift(level) & 511

@@ -2,6 +2,14 @@
 
 from libc.stdint cimport int8_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+# ---- addresses ----------------------------------------------------------------------------------------------
+# Guest-virtual (linear), guest-physical, host-physical; a guest frame number is a guest-physical address >> 12.
+
+ctypedef uint64_t gva_t
+ctypedef uint64_t gpa_t
+ctypedef uint64_t hpa_t
+ctypedef uint64_t gfn_t
+
 # ---- accesses and outcomes --------------------------------------------------------------------------------
 
 cdef enum Access:               # the order of fastmmu.ops.Op, so that an event's op is its access kind

@@ -1,12 +1,13 @@
 """What KVM does at #PF, EPT violation and EPT misconfiguration (kvm_policy.md §2.1, §3.2)."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmmu.arch.bits cimport FRAME, ONES
 from fastmmu.arch.registers cimport RULE_PDPTE
 from fastmmu.arch.types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk,
+    gfn_t, gpa_t, gva_t,
 )
 from fastmmu.cpu.interrupts cimport APIC_BASE
 from fastmmu.cpu.vcpu cimport (
@@ -18,8 +19,7 @@ from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.kvm.roots cimport kvm_out_of_tables
 from fastmmu.mmu.direct cimport (
-    FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault, find_entry,
-    map_direct,
+    FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault, map_direct,
 )
 from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu.mmu.reclaim cimport host_wrote
@@ -29,6 +29,7 @@ from fastmmu.mmu.shadow cimport (
 )
 from fastmmu.mmu.spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
 from fastmmu.mmu.sync cimport guest_wrote, shadow_drop
+from fastmmu.mmu.table_iter cimport TableIter, iter_find
 from fastmmu.paging.ept cimport QUAL_TRANSLATED
 from fastmmu.paging.guest cimport page_fault
 from fastmmu.paging.memory cimport mem_holds
@@ -41,16 +42,16 @@ cdef inline int access_of(uint64_t error_code) noexcept nogil:
     return ACC_W if error_code & 2 else ACC_X if error_code & 16 else ACC_R
 
 
-cdef uint64_t marked(Kvm *kvm, uint64_t address) noexcept nogil:
+cdef gfn_t marked(Kvm *kvm, gva_t address) noexcept nogil:
     # the gfn that the tables mark as one without memory; all ones: there is no such mark, or one of an older layout
-    cdef uint32_t owner = 0
-    cdef uint64_t index = 0, entry = find_entry(&kvm.mmu, address, &owner, &index)
-    if not spte_is_mmio(kvm.mmu.format, entry) or not spte_mmio_current(entry, kvm.mmu.slots.generation):
+    cdef TableIter it
+    iter_find(&kvm.mmu, &it, address)
+    if not spte_is_mmio(kvm.mmu.format, it.entry) or not spte_mmio_current(it.entry, kvm.mmu.slots.generation):
         return ONES
-    return (entry & FRAME & ~MMIO_RESERVED) >> 12
+    return (it.entry & FRAME & ~MMIO_RESERVED) >> 12
 
 
-cdef int retry(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
+cdef int retry(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     # the fault begins anew; where the host is not done yet only its end can let the guest go on
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
@@ -61,7 +62,7 @@ cdef int retry(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
     return ACT_ABORT
 
 
-cdef void decoded(Kvm *kvm, uint64_t gpa, bint mmio) noexcept nogil:
+cdef void decoded(Kvm *kvm, gpa_t gpa, bint mmio) noexcept nogil:
     # an instruction is emulated; where it accesses no memory, and not the APIC, user space has its part in it
     kvm.stats.insn_emulation += 1
     kvm.stats.mmio_exits += mmio and gpa >> 12 != APIC_BASE >> 12
@@ -69,7 +70,7 @@ cdef void decoded(Kvm *kvm, uint64_t gpa, bint mmio) noexcept nogil:
 
 # ---- shadow paging --------------------------------------------------------------------------------------
 
-cdef void emulate_store(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
+cdef void emulate_store(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     # the store into a shadowed table, and what it makes of the shadow entries
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
@@ -154,7 +155,7 @@ cdef int no_table(KvmVcpu *vcpu) noexcept nogil:
     return ACT_INJECT_PF
 
 
-cdef bint of_table(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
+cdef bint of_table(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     # a mark of MMIO that the processor met does not tell: where the walk of the access ends for want of memory
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
@@ -169,7 +170,7 @@ cdef bint of_table(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
             and w.gpa >> 12 == gpa >> 12)
 
 
-cdef int mmio(KvmVcpu *vcpu, uint64_t gpa) noexcept nogil:
+cdef int mmio(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     if of_table(vcpu, gpa):
@@ -242,7 +243,7 @@ cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil:
 
 # ---- premapped runs -------------------------------------------------------------------------------------
 
-cdef int kvm_premap(KvmVcpu *vcpu, uint64_t la, const Walk *w) noexcept nogil:
+cdef int kvm_premap(KvmVcpu *vcpu, gva_t la, const Walk *w) noexcept nogil:
     # the VMM's part of what a premapped run finds in place: ACT_INJECT_PF where the guest's own table lacks it,
     # ACT_EMULATED where there is nothing to map, so that the access exits as ever: MMIO
     cdef Kvm *kvm = vcpu.kvm

@@ -12,7 +12,7 @@ from fastmmu.arch.types cimport Paging
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.modes cimport Modes
-from fastmmu.mmu.pages cimport Mmu, MmuContext
+from fastmmu.mmu.mmu cimport Mmu, MmuContext
 
 ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
 

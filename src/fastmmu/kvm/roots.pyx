@@ -8,10 +8,10 @@ from fastmmu.arch.vmx cimport ENTRY_LONG_MODE
 from fastmmu.cpu.vcpu cimport ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_RETRY, Vcpu, vcpu_abort
 from fastmmu.kvm.flush cimport kvm_flush_current, kvm_owed_flush
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
-from fastmmu.mmu.pages cimport (
-    PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP, mmu_forget_roots,
-    mmu_zap_all,
+from fastmmu.mmu.mmu cimport (
+    PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP,
 )
+from fastmmu.mmu.pages cimport mmu_forget_roots, mmu_zap_all
 from fastmmu.mmu.roots cimport mmu_set_pae_roots, mmu_set_role, mmu_set_root, mmu_write_pdptes
 from fastmmu.mmu.sync cimport sync_roots
 from fastmmu.paging.guest cimport root_address

@@ -14,8 +14,9 @@ from fastmmu.kvm.roots cimport kvm_reload
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
 from fastmmu.mmu.dirty_log cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
 from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, host_holds, slot_hpa, slots_delete
+from fastmmu.mmu.mmu cimport NO_SP, PAE_LEVELS, Mmu, MmuCounters, Sp, id_index, id_owner, rmap_next
 from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
-from fastmmu.mmu.pages cimport NO_SP, PAE_LEVELS, Mmu, MmuCounters, Sp, mmu_shadowed, mmu_zap_all
+from fastmmu.mmu.pages cimport mmu_shadowed, mmu_zap_all
 from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
 from fastmmu.mmu.spte cimport MMIO_GENERATIONS
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
@@ -25,12 +26,10 @@ _FORGO = {"tables": FORGO_TABLES, "registers": FORGO_REGISTERS, "invlpg": FORGO_
 
 cdef list linked(const Mmu *mmu, uint32_t place):
     # a list of entries, from its first on
-    cdef const Sp *sp
     found = []
     while place:
-        sp = &mmu.sp[(place - 1) >> 9]
-        found.append((int(sp.hpa), int((place - 1) & 511)))
-        place = sp.next[(place - 1) & 511]
+        found.append((int(mmu.sp[id_owner(place)].hpa), int(id_index(place))))
+        place = rmap_next(mmu, place)
     return found
 
 

@@ -32,7 +32,8 @@ from fastmmu.machine.guest_kernel cimport (
 from fastmmu.machine.layout cimport PAE_ROOT, PML_LOG, VMM_TABLES, has_identity, host_bytes, vcpu_page
 from fastmmu.machine.stops cimport stop
 from fastmmu.mmu.memslots cimport Slot, slots_add, slots_order, slots_untouched
-from fastmmu.mmu.pages cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy, mmu_free, mmu_init
+from fastmmu.mmu.mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy
+from fastmmu.mmu.pages cimport mmu_free, mmu_init
 from fastmmu.mmu.roots cimport mmu_set_root, mmu_vcpu_create
 from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu.paging.guest cimport root_address

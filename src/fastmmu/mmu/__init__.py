@@ -2,7 +2,10 @@
 
     memslots   guest-physical memory, the host memory behind it, the bitmap of pages written
     spte       one entry: what its bits say, how it is made
-    pages      table pages by (gfn, role), reverse maps, the one place where an entry changes
+    mmu        the state of the tables as structs, and how an entry, its list, its table page are found
+    table_iter a walk of the tables from a root down
+    pages      table pages by (gfn, role), and which pages the guest may not write unseen
+    rmap       reverse maps, the one place where an entry changes
     roots      the root in use and those kept for their next use
     direct     the leaf for a page; direct mappings and their faults, fast faults, marks of MMIO
     shadow     what a #PF was, and the shadow entry that answers it
@@ -14,7 +17,7 @@ Imports `arch`, `tlb`, `paging`. No exit and no policy of KVM's vCPUs is known h
 out.
 
 To add a kind of entry: its bits in `spte` (they may not overlap: static assertions), its making there, its change
-through `pages` alone; `reference/kvm/tables.py`; a property in tests/mmu.
+through `rmap` alone; `reference/kvm/tables.py`; a property in tests/mmu.
 """
 
 from __future__ import annotations

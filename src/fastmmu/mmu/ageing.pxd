@@ -2,12 +2,13 @@
 
 from libc.stdint cimport uint64_t
 
+from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport Slot
-from fastmmu.mmu.pages cimport Mmu
+from fastmmu.mmu.mmu cimport Mmu
 
 cdef enum Asked:
     TEST_YOUNG = 0              # and change nothing
     CLEAR_YOUNG = 1             # the next question is about the time from now on; a translation that is cached stays
     CLEAR_FLUSH_YOUNG = 2       # and cached translations go where the page was used
 
-cdef bint host_young(Mmu *mmu, Slot *slot, uint64_t gfn, int asked) noexcept nogil
+cdef bint host_young(Mmu *mmu, Slot *slot, gfn_t gfn, int asked) noexcept nogil

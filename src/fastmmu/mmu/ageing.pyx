@@ -3,8 +3,10 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport EPT_A, EPT_W, A
+from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport Slot, slot_hpa
-from fastmmu.mmu.pages cimport AGE_OLD, AGE_ZAP, Mmu, mmu_change, mmu_frame, mmu_written
+from fastmmu.mmu.mmu cimport AGE_OLD, AGE_ZAP, Mmu, id_index, id_owner, mmu_frame, mmu_written, rmap_next
+from fastmmu.mmu.rmap cimport rmap_zap
 from fastmmu.mmu.spte cimport FORMAT_EPT, spte_track, spte_tracked
 from fastmmu.paging.memory cimport mem_read64, mem_write64
 
@@ -33,16 +35,16 @@ cdef bint list_young(Mmu *mmu, uint32_t *head, bint clear) noexcept nogil:
         return False
     if mmu.format == FORMAT_EPT and not mmu.ad and mmu.policy.ageing == AGE_ZAP:
         young = id != 0
-        while clear and head[0]:
-            mmu_change(mmu, (head[0] - 1) >> 9, (head[0] - 1) & 511, 0)
+        if clear:
+            rmap_zap(mmu, head)
         return young
     while id:
-        young |= entry_young(mmu, mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511), clear)
-        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+        young |= entry_young(mmu, mmu.sp[id_owner(id)].hpa + 8 * id_index(id), clear)
+        id = rmap_next(mmu, id)
     return young
 
 
-cdef bint host_young(Mmu *mmu, Slot *slot, uint64_t gfn, int asked) noexcept nogil:
+cdef bint host_young(Mmu *mmu, Slot *slot, gfn_t gfn, int asked) noexcept nogil:
     # clearing alone flushes nothing, as Linux has it: a page whose translation stays cached looks old
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
     cdef bint young = list_young(mmu, &mmu.rmap[frame], asked != TEST_YOUNG)

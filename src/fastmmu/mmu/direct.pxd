@@ -2,8 +2,10 @@
 
 from libc.stdint cimport uint64_t, uint32_t
 
+from fastmmu.arch.types cimport gfn_t, gpa_t, gva_t
 from fastmmu.mmu.memslots cimport Slot
-from fastmmu.mmu.pages cimport Mmu
+from fastmmu.mmu.mmu cimport Mmu
+from fastmmu.mmu.table_iter cimport TableIter
 
 cdef enum FillResult:
     FILL_MAPPED = 0             # the entry now allows the access
@@ -16,18 +18,17 @@ cdef enum FillResult:
     FILL_TRACKED = 7            # a write to a shadowed table: emulate it
 
 cdef struct Fault:              # what a fault asks of the MMU
-    uint64_t la                 # address in the tables: linear, under EPT guest-physical
-    uint64_t gpa
+    gva_t la                    # address in the tables: linear, under EPT guest-physical
+    gpa_t gpa
     bint write, fetch
     bint present                # an entry was there, but did not allow the access
     Slot *slot                  # of gpa; NULL: none
     bint host_writable          # the host lets the page be written
 
 cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil
-cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, uint64_t gfn, int access, bint prefetch,
+cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gfn, int access, bint prefetch,
                   bint write, bint host_writable, bint can_unsync) noexcept nogil
-cdef uint32_t descend(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t gfn, bint direct, int access) noexcept nogil
+cdef bint descend(Mmu *mmu, TableIter *it, gfn_t gfn, bint direct, int access) noexcept nogil
 cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil
 cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil
-cdef bint page_for_prefetch(const Slot *slot, uint64_t gfn) noexcept nogil
-cdef uint64_t find_entry(const Mmu *mmu, uint64_t la, uint32_t *owner, uint64_t *index) noexcept nogil
+cdef bint page_for_prefetch(const Slot *slot, gfn_t gfn) noexcept nogil

@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.mmu.pages cimport Mmu
+from fastmmu.arch.types cimport hpa_t
+from fastmmu.mmu.mmu cimport Mmu
 
 cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept nogil
 cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil
@@ -11,4 +12,4 @@ cdef void dirty_clear(Mmu *mmu, int number, uint64_t first, uint64_t pages) noex
 cdef void dirty_collect(Mmu *mmu) noexcept nogil
 cdef int dirty_ring(Mmu *mmu, uint32_t size) noexcept nogil
 cdef void nx_recover(Mmu *mmu, uint32_t ratio) noexcept nogil
-cdef void dirty_drain(Mmu *mmu, uint64_t log, uint64_t index) noexcept nogil
+cdef void dirty_drain(Mmu *mmu, hpa_t log, uint64_t index) noexcept nogil

@@ -4,11 +4,13 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastmmu.arch.bits cimport EPT_D, EPT_X, PS, RW
+from fastmmu.arch.types cimport gfn_t, gpa_t, hpa_t
 from fastmmu.mmu.memslots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
-from fastmmu.mmu.pages cimport (
-    NO_SP, Mmu, MmuContext, mmu_change, mmu_frame, mmu_link, mmu_quadrant, mmu_sp, mmu_write_protect, mmu_written,
-    mmu_zap,
+from fastmmu.mmu.mmu cimport (
+    NO_SP, Mmu, MmuContext, id_index, id_owner, mmu_frame, mmu_quadrant, mmu_written, rmap_next, spte_at,
 )
+from fastmmu.mmu.pages cimport mmu_link, mmu_sp, mmu_zap
+from fastmmu.mmu.rmap cimport mmu_change, mmu_write_protect
 from fastmmu.mmu.spte cimport FORMAT_EPT, MAY_X, spte_may_write, spte_present, spte_tracked
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
 
@@ -25,13 +27,13 @@ cdef void protect_large(Mmu *mmu, uint64_t frame, bint by_hand) noexcept nogil:
     cdef uint32_t id = mmu.rmap_large[frame >> 9]
     cdef uint64_t at, entry, lose = RW | (spte_may_write(mmu.format) if by_hand and mmu.policy.modern else 0)
     while id:
-        at = mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511)
+        at = mmu.sp[id_owner(id)].hpa + 8 * id_index(id)
         entry = mem_read64(mmu.mem, at)
         if entry & lose:
             mem_write64(mmu.mem, at, entry & ~lose)
         if entry & RW:
             mmu.flush = True
-        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+        id = rmap_next(mmu, id)
 
 
 cdef void clear_dirty(Mmu *mmu, uint64_t head) noexcept nogil:
@@ -39,20 +41,20 @@ cdef void clear_dirty(Mmu *mmu, uint64_t head) noexcept nogil:
     cdef uint32_t id = mmu.rmap[head]
     cdef uint64_t at, entry
     while id:
-        at = mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511)
+        at = mmu.sp[id_owner(id)].hpa + 8 * id_index(id)
         entry = mem_read64(mmu.mem, at)
         if entry & EPT_D:
             mem_write64(mmu.mem, at, entry & ~EPT_D)
             mmu_written(mmu, entry)
             mmu.flush = True
-        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+        id = rmap_next(mmu, id)
 
 
 cdef inline bint by_processor(const Mmu *mmu) noexcept nogil:
     return mmu.policy.pml and mmu.format == FORMAT_EPT and mmu.ad
 
 
-cdef void protect(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+cdef void protect(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     # the next write to the page is seen
     if by_processor(mmu):
         clear_dirty(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)))
@@ -64,8 +66,8 @@ cdef void protect(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
 
 cdef bint split(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
     # one large entry becomes 512 small ones with its rights; False where no table page is left
-    cdef uint64_t entry = mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index), i
-    cdef uint64_t gfn = mmu.sp[owner].gfn + (index << 9)
+    cdef uint64_t entry = spte_at(mmu, owner, index), i
+    cdef gfn_t gfn = mmu.sp[owner].gfn + (index << 9)
     cdef uint32_t child = mmu_sp(mmu, gfn, 1, True, mmu.sp[owner].access, mmu_quadrant(mmu, index))
     if child == NO_SP:
         return False
@@ -84,14 +86,14 @@ cdef void split_range(Mmu *mmu, const Slot *slot, uint64_t first, uint64_t pages
     cdef uint32_t id
     for page in range(frame >> 9, (frame + pages + 511) >> 9):
         while mmu.rmap_large[page]:
-            id = mmu.rmap_large[page] - 1
-            if not split(mmu, id >> 9, id & 511):
+            id = mmu.rmap_large[page]
+            if not split(mmu, id_owner(id), id_index(id)):
                 return
 
 
 cdef void collapse_slot(Mmu *mmu, Slot *slot) noexcept nogil:
     # small entries go where a large one could stand, of direct pages of every role; the next access makes it
-    cdef uint64_t gfn
+    cdef gfn_t gfn
     cdef uint32_t i
     for i in range(mmu.n_sp):
         if not mmu.sp[i].used or mmu.sp[i].level != 1 or not mmu.sp[i].direct:
@@ -110,7 +112,7 @@ cdef void drop_leaves(Mmu *mmu, uint32_t owner) noexcept nogil:
     # of a table page of level 1; marks of MMIO stay
     cdef uint64_t index
     for index in range(512):
-        if spte_present(mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * index)):
+        if spte_present(spte_at(mmu, owner, index)):
             mmu_change(mmu, owner, index, 0)
 
 
@@ -119,7 +121,7 @@ cdef void drop_leaves(Mmu *mmu, uint32_t owner) noexcept nogil:
 cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept nogil:
     # every write to the slot is logged from now on; -1 where memory does not suffice
     cdef Slot *slot = &mmu.slots.slot[number]
-    cdef uint64_t gfn
+    cdef gfn_t gfn
     if slot.dirty != NULL:
         return 0
     slot.dirty = <uint64_t *> calloc((slot.npages >> 6) + 1, sizeof(uint64_t))
@@ -218,9 +220,10 @@ cdef void collect_ring(Mmu *mmu, Ring *ring) noexcept nogil:
     ring.used = 0
 
 
-cdef void dirty_drain(Mmu *mmu, uint64_t log, uint64_t index) noexcept nogil:
+cdef void dirty_drain(Mmu *mmu, hpa_t log, uint64_t index) noexcept nogil:
     # what the processor logged: entries index + 1 to 511, all of them where the index has wrapped (ept.md §7)
-    cdef uint64_t i, gpa
+    cdef uint64_t i
+    cdef gpa_t gpa
     cdef Slot *slot
     for i in range(index + 1 if index < 512 else 0, 512):
         if not mem_holds(mmu.mem, log + 8 * i, 8):

@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmmu.arch.types cimport gfn_t, hpa_t
+
 cdef enum:
     MAX_SLOTS = 32
 
@@ -20,9 +22,9 @@ cdef struct Ring:               # pages written, in order, for a VMM that reads 
     uint32_t room               # so many used: user space must read it before the guest runs on
 
 cdef struct Slot:
-    uint64_t base_gfn
+    gfn_t base_gfn
     uint64_t npages             # 0: deleted
-    uint64_t hpa                # of the first page; equal to its guest-physical address modulo 2 MB
+    hpa_t hpa                   # of the first page; equal to its guest-physical address modulo 2 MB
     uint8_t *host               # [page] HostPage; NULL: every page is present
     uint64_t *dirty             # [page / 64] bitmap; NULL: nothing is logged. With a ring it is user space's own
     Ring **ring                 # not NULL: writes go to the ring of the vCPU that runs, which is there
@@ -34,7 +36,7 @@ cdef struct Slot:
     bint private                # made by the VMM itself, such as the APIC-access page
     bint device                 # the pages are a device's, given to the guest
     uint32_t invalidating       # times that the host began to take pages away and has not ended (kvm_policy.md §6)
-    uint64_t away, away_end     # which, first and behind the last: gfn, the union of all of them
+    gfn_t away, away_end        # which, first and behind the last: gfn, the union of all of them
     uint32_t *group             # [page] of a HOST_SHARED page: which of Slots.group; NULL: none was merged
 
 cdef struct Recency:            # resident pages in the order in which the host last saw them used
@@ -50,7 +52,7 @@ cdef struct Slots:
     int n                       # slots made so far; numbers are not used again
     int last                    # that was found last
     uint32_t generation         # of the layout: what was cached of an older one is void
-    uint64_t base               # host-physical address of the first page of any slot
+    hpa_t base                  # host-physical address of the first page of any slot
     uint64_t frames             # host pages from there on
     Ring *ring                  # of the vCPU that runs; of size 0: bitmaps are used
     uint64_t limit              # pages of slots with `host` that the host keeps in memory; 0: all
@@ -63,7 +65,7 @@ cdef struct Slots:
     uint32_t groups
 
 
-cdef inline Slot *slot_of(Slots *s, uint64_t gfn) noexcept nogil:
+cdef inline Slot *slot_of(Slots *s, gfn_t gfn) noexcept nogil:
     # the slot that holds a page, NULL where none does: MMIO
     cdef Slot *slot = &s.slot[s.last]
     cdef int i
@@ -77,18 +79,18 @@ cdef inline Slot *slot_of(Slots *s, uint64_t gfn) noexcept nogil:
     return NULL
 
 
-cdef inline uint64_t slot_hpa(const Slot *slot, uint64_t gfn) noexcept nogil:
+cdef inline hpa_t slot_hpa(const Slot *slot, gfn_t gfn) noexcept nogil:
     return slot.hpa + (gfn - slot.base_gfn << 12)
 
 
-cdef inline bint slot_huge(const Slot *slot, uint64_t gfn) noexcept nogil:
+cdef inline bint slot_huge(const Slot *slot, gfn_t gfn) noexcept nogil:
     # the host backs the whole 2 MB around this page with one page, and all of it is in the slot (kvm_policy.md §4.3)
     cdef uint64_t base = gfn & ~(<uint64_t> 511)
     return (slot.huge and base >= slot.base_gfn and base + 512 <= slot.base_gfn + slot.npages
             and slot_hpa(slot, base) & 0x1FFFFF == 0)
 
 
-cdef inline int host_page(const Slot *slot, uint64_t gfn) noexcept nogil:
+cdef inline int host_page(const Slot *slot, gfn_t gfn) noexcept nogil:
     return HOST_PRESENT if slot.host == NULL else slot.host[gfn - slot.base_gfn]
 
 
@@ -97,12 +99,12 @@ cdef inline bint host_holds(int page) noexcept nogil:
     return page == HOST_PRESENT or page == HOST_CLEAN
 
 
-cdef inline bint slot_away(const Slot *slot, uint64_t gfn) noexcept nogil:
+cdef inline bint slot_away(const Slot *slot, gfn_t gfn) noexcept nogil:
     # the host is taking the page away: nothing may be mapped before it has done so
     return slot.invalidating and slot.away <= gfn < slot.away_end
 
 
-cdef inline void mark_dirty(Slot *slot, uint64_t gfn) noexcept nogil:
+cdef inline void mark_dirty(Slot *slot, gfn_t gfn) noexcept nogil:
     cdef uint64_t page = gfn - slot.base_gfn
     cdef Ring *ring
     if slot.ring != NULL:
@@ -116,7 +118,7 @@ cdef inline void mark_dirty(Slot *slot, uint64_t gfn) noexcept nogil:
         slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
 
 
-cdef int slots_add(Slots *s, uint64_t base_gfn, uint64_t npages, uint64_t hpa) noexcept nogil
+cdef int slots_add(Slots *s, gfn_t base_gfn, uint64_t npages, hpa_t hpa) noexcept nogil
 cdef void slots_delete(Slots *s, int number) noexcept nogil
 cdef int slots_untouched(Slots *s, int number) noexcept nogil
 cdef int slots_order(Slots *s) noexcept nogil

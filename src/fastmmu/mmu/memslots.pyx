@@ -4,8 +4,10 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from fastmmu.arch.types cimport gfn_t, hpa_t
 
-cdef int slots_add(Slots *s, uint64_t base_gfn, uint64_t npages, uint64_t hpa) noexcept nogil:
+
+cdef int slots_add(Slots *s, gfn_t base_gfn, uint64_t npages, hpa_t hpa) noexcept nogil:
     # its number; -1 where no number is left, -2 where it overlaps another slot
     cdef int i
     cdef Slot *slot

@@ -4,15 +4,14 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, realloc
 
 from fastmmu.arch.bits cimport EPT_A, RW, A
+from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, order_drop, slot_hpa
-from fastmmu.mmu.pages cimport Mmu, mmu_change, mmu_frame, mmu_zap_gfn
-from fastmmu.mmu.spte cimport (
-    EPT_HOST_WRITE, EPT_MAY_WRITE, FORMAT_EPT, PT_HOST_WRITE, PT_MAY_WRITE, spte_track,
-)
-from fastmmu.paging.memory cimport mem_read64
+from fastmmu.mmu.mmu cimport Mmu, id_index, id_owner, mmu_frame, rmap_next, rmap_spte
+from fastmmu.mmu.rmap cimport mmu_change, mmu_zap_gfn
+from fastmmu.mmu.spte cimport EPT_HOST_WRITE, EPT_MAY_WRITE, FORMAT_EPT, PT_HOST_WRITE, PT_MAY_WRITE, spte_track
 
 
-cdef void notify_start(Mmu *mmu, Slot *slot, uint64_t gfn, uint64_t pages) noexcept nogil:
+cdef void notify_start(Mmu *mmu, Slot *slot, gfn_t gfn, uint64_t pages) noexcept nogil:
     # from here to the end no entry leads to these pages, and none is made: a fault that wants one is begun again
     cdef uint64_t i, changes = mmu.counters.changes
     if slot.invalidating:
@@ -33,7 +32,7 @@ cdef void notify_end(Mmu *mmu, Slot *slot) noexcept nogil:
     slot.invalidating -= 1
 
 
-cdef void change_pte(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+cdef void change_pte(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     # entries lead to the shared page from now on, read-only
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn)), lose, entry
     cdef uint32_t id = mmu.rmap[frame]
@@ -41,9 +40,9 @@ cdef void change_pte(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
     if mmu.ad:
         lose |= EPT_A if mmu.format == FORMAT_EPT else A
     while id:
-        entry = mem_read64(mmu.mem, mmu.sp[(id - 1) >> 9].hpa + 8 * ((id - 1) & 511)) & ~lose
-        mmu_change(mmu, (id - 1) >> 9, (id - 1) & 511, entry if mmu.ad else spte_track(entry))
-        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+        entry = rmap_spte(mmu, id) & ~lose
+        mmu_change(mmu, id_owner(id), id_index(id), entry if mmu.ad else spte_track(entry))
+        id = rmap_next(mmu, id)
     mmu.flush = True
 
 
@@ -52,7 +51,7 @@ cdef int host_merge(Mmu *mmu, Slot *slot, const uint64_t *page, uint32_t n) noex
     # change, so that entries go; before, they alone were changed
     cdef void *grown
     cdef uint32_t i
-    cdef uint64_t gfn
+    cdef gfn_t gfn
     if slot.group == NULL:
         slot.group = <uint32_t *> calloc(slot.npages + 1, sizeof(uint32_t))
     grown = realloc(mmu.slots.group, (mmu.slots.groups + 1) * sizeof(uint32_t))

@@ -1,195 +1,21 @@
-# The tables that the VMM owns: direct (EPT, or linear = guest-physical) and shadow. kvm_policy.md §0-§4.
+# Table pages that the VMM owns, keyed by (gfn, role): the pool, the hash, which pages the guest may not write unseen.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport EPT_W, FRAME
-from fastmmu.arch.memtype cimport MtrrState
-from fastmmu.arch.types cimport Mem
-from fastmmu.mmu.memslots cimport Ring, Slot, Slots
-from fastmmu.mmu.spte cimport spte_dirty
+from fastmmu.arch.types cimport Mem, gfn_t, gpa_t, hpa_t
+from fastmmu.mmu.mmu cimport Mmu, MmuContext
 
-cdef enum:
-    NO_SP = 0xFFFFFFFFU
-    EPT_LEVELS = 4
-    PAE_LEVELS = 3              # the top level is no table page: four PDPTEs
-    ROOTS = 4                   # roots that are kept: the one in use and three before it (kvm_policy.md §2.4)
-
-cdef enum Ageing:               # of EPT entries without A flags, where the host asks whether their page is in use
-    AGE_TRACK = 0               # their rights go, and come back with the next access: Linux 6.1
-    AGE_ZAP = 1                 # they go: Linux 2.6.34 to 3.14
-    AGE_OLD = 2                 # nothing, no page looks used: before
-
-cdef enum RoleBit:              # of MmuContext.role (kvm_policy.md §1)
-    ROLE_NXE = 1 << 0
-    ROLE_WP = 1 << 1
-    ROLE_SMEP = 1 << 2          # and not WP
-    ROLE_SMAP = 1 << 3          # and not WP
-    ROLE_4_BYTE = 1 << 4        # the guest's entries have 4 bytes
-    ROLE_PSE = 1 << 5           # some of them map 4 MB
-    ROLE_PAE = 1 << 6           # bits 62:52 are reserved
-    ROLE_KEYS = 1 << 7          # bits 62:59 are a protection key
-
-cdef struct Policy:             # what KVM does of its own choice, by generation and module parameters
-    bint modern                 # of Linux 6.1: what the bits below do not say
-    bint tdp                    # EPT by the TDP MMU
-    bint prefetch               # neighbours of a fault are mapped with it
-    bint unsync                 # a guest's page table may be written unseen until the next flush point
-    bint flooding               # a table written again and again without being used is forgotten
-    bint fast                   # fast page faults (kvm_policy.md §5)
-    bint mmio_caching           # accesses to no memory are marked in the tables
-    bint eager_split            # large pages are split when logging starts, not when they are written
-    bint nx_huge                # large pages are not executable
-    bint pml                    # writes are logged by the processor
-    int ageing                  # Ageing
-    uint32_t limit              # table pages that there may be; 0: as many as the pool holds
-
-cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
-    uint64_t hpa
-    uint64_t gfn                # guest table shadowed; of a direct page: first gfn mapped
-    uint32_t *next              # [512] links of each entry in the list of what it points to:
-    uint32_t *prev              # rmap of a gfn for a leaf, parents of a table otherwise
-    uint64_t unsync_child[8]    # bitmap of entries below which there may be an unsync page
-    uint32_t unsync_children    # bits set
-    uint32_t chain              # next page in the hash bucket
-    uint32_t parents            # entries that point to this page
-    uint8_t level
-    uint8_t direct
-    uint8_t access
-    uint8_t role                # MmuContext.role when it was made
-    uint8_t quadrant            # part of a guest's table of 4-byte entries that it shadows (kvm_policy.md §1)
-    uint8_t used
-    uint8_t unsync              # the guest may have changed its table since the entries were made
-    uint8_t writes              # emulated in a row, without a fault through this page between
-    uint16_t present
-    uint32_t born               # serial number
-    uint32_t split              # made only because an executable large page is not allowed: serial number of that, or 0
-
-cdef struct MmuCounters:
-    uint64_t changes            # of entries
-    uint64_t tables_made        # table pages allocated
-    uint64_t tables_zapped
-    uint64_t zaps               # as Linux counts them: a root that is kept once more when it is freed
-    uint64_t roots_emptied      # roots in use that went, so that Linux makes another page for them
-    uint64_t flush_requests     # of flushes of every vCPU (kvm_flush_remote_tlbs)
-    uint64_t entries_filled     # leaf entries set
-    uint64_t entries_zapped     # present entries cleared or reduced
-    uint64_t write_protected    # leaf entries made read-only because their page became a shadowed table
-    uint64_t prefetched         # leaf entries set beside the one that faulted
-    uint64_t fast               # faults fixed by giving back a right
-    uint64_t fast_spurious      # of which the fast path found that nothing is amiss
-    uint64_t dirty_faults       # faults that were the first write to a page since its log was read
-    uint64_t swap_ins
-    uint64_t swap_outs
-    uint64_t swap_writes        # of these, pages that had to be written: the copy on disk was not theirs
-    uint64_t aged_young         # pages found used since the host asked last
-    uint64_t aged_old           # pages found unused since
-    uint64_t merged             # pages that gave up their own for one shared with equal ones
-    uint64_t copied             # pages that got their own again, at a write
-    uint64_t recycled           # table pages given up because there were too many
-    uint64_t ring_full          # times that the ring of written pages had to be read
-    uint64_t retries            # faults begun again because the host changed its tables meanwhile
-    uint64_t mmio_marked        # entries that mark an address without memory
-    uint64_t unsynced           # times that a page became unsync
-    uint64_t synced             # pages synchronized
-    uint64_t pte_writes         # emulated writes to shadowed tables
-    uint64_t flooded            # pages forgotten because of such writes
-    uint64_t splits             # large pages split
-    uint64_t logged             # pages marked in a dirty log by the VMM or by the page-modification log
-    uint64_t pages[3]           # leaf entries there are, by size: 4K, 2M, 1G
-    uint64_t unsync             # unsync pages there are
-    uint64_t pde_zapped         # entries above page tables zapped by emulated writes of other than 0
-    uint64_t nx_lpage_splits    # table pages there are in place of large ones that must not be executable
-    uint64_t nx_recovered       # of them, those given up so that a large page may come back
-    uint64_t max_mmu_rmap_size  # most leaf entries of one page at any time; of the TDP MMU 0, which has no reverse maps
-
-cdef struct MmuContext:         # what a vCPU has of its own; of EPT all have the same root
-    uint8_t role                # registers of the guest that make its tables mean something else (kvm_policy.md §1)
-    int root_level              # 5, 4, or PAE_LEVELS: a guest of 32-bit addresses under shadow paging
-    bint rooted                 # the roots below are those of the guest's CR3; else the next VM entry needs new ones
-    uint32_t root               # Sp in use as root; PAE: none
-    uint32_t pae_root[4]        # Sp for each GB, NO_SP where the guest's PDPTE is not present
-    uint32_t previous[3]        # roots in use before, latest first
-    uint32_t root_pcid          # PCID with which each was loaded
-    uint32_t previous_pcid[3]
-    Ring ring                   # pages that it wrote
-    MmuContext *next            # of the next vCPU
-
-cdef struct Mmu:
-    Mem *mem                    # host physical memory
-    Mem guest                   # guest-physical memory as a window of it: slot 0, from gpa 0
-    Slots slots
-    Policy policy
-    int format                  # MmuFormat
-    bint noncoherent            # a device writes memory past the caches: the guest's own memory types count
-    bint uncached               # the guest's CR0.CD
-    bint ignore_cd              # KVM_X86_QUIRK_CD_NW_CLEARED: that changes nothing
-    MtrrState mtrrs             # the guest's
-    bint ad                     # EPT A/D flags on: mappings are made with A, and D where writable
-    uint64_t pool, pool_end     # host-physical addresses of the VMM's table pages: next unused, end
-    uint64_t pool_start
-    uint32_t *owner             # [table page] its Sp
-    uint64_t *freed             # pages given back
-    uint32_t n_freed
-    uint32_t freed_room
-    Sp *sp
-    uint32_t n_sp, sp_room
-    uint32_t free_sp            # list of unused descriptors, through Sp.chain
-    uint32_t *bucket            # [gfn & bucket_mask] first Sp of the chain
-    uint64_t bucket_mask
-    uint32_t *rmap              # [host frame] first 4K leaf entry
-    uint32_t *rmap_large        # [host frame >> 9] first 2M leaf entry
-    uint32_t *rmap_n            # [host frame] 4K leaf entries
-    uint32_t *rmap_large_n      # [host frame >> 9] 2M leaf entries
-    uint32_t nx_splits          # Sp.split of the last
-    uint16_t *tables_in         # [host frame >> 9] shadowed tables in this 2M region: no large mapping meanwhile
-    MmuContext *vcpu            # of the vCPU that runs
-    MmuContext *contexts        # of every vCPU, through MmuContext.next
-    uint64_t pdpt               # host-physical address at which the PDPTEs lie, below 4 GB
-    uint32_t indirect           # shadowed tables there are
-    bint flush                  # an entry lost rights since this was last cleared: cached translations may be stale
-    bint out_of_tables
-    MmuCounters counters
-
-cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format, bint ad, uint64_t pool,
-                  uint64_t pool_end) noexcept nogil
+cdef int mmu_init(Mmu *mmu, Mem *mem, hpa_t base, uint64_t nbytes, int format, bint ad, hpa_t pool,
+                  hpa_t pool_end) noexcept nogil
 cdef void mmu_free(Mmu *mmu) noexcept nogil
-cdef uint64_t mmu_hpa(Mmu *mmu, uint64_t gpa) noexcept nogil
-cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil
-cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil
-cdef bint mmu_shadowed(const Mmu *mmu, uint64_t gfn) noexcept nogil
-cdef bint mmu_tracked(const Mmu *mmu, uint64_t gfn) noexcept nogil
-cdef bint mmu_may_write(Mmu *mmu, uint64_t gfn, bint can_unsync, bint prefetch) noexcept nogil
-cdef bint mmu_write_protect(Mmu *mmu, uint64_t gfn, bint tracked) noexcept nogil
-cdef void mmu_zap_gfn(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil
-cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil
+cdef hpa_t mmu_hpa(Mmu *mmu, gpa_t gpa) noexcept nogil
+cdef uint32_t mmu_find(const Mmu *mmu, gfn_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil
+cdef uint32_t mmu_sp(Mmu *mmu, gfn_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil
+cdef bint mmu_shadowed(const Mmu *mmu, gfn_t gfn) noexcept nogil
+cdef bint mmu_tracked(const Mmu *mmu, gfn_t gfn) noexcept nogil
+cdef bint mmu_may_write(Mmu *mmu, gfn_t gfn, bint can_unsync, bint prefetch) noexcept nogil
 cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil
 cdef void mmu_forget_roots(MmuContext *c) noexcept nogil
 cdef void mmu_make_room(Mmu *mmu) noexcept nogil
-
-
-cdef inline uint32_t mmu_top(const Mmu *mmu, uint64_t la) noexcept nogil:
-    # the table page at which a walk of the VMM's tables begins; NO_SP: none
-    return mmu.vcpu.pae_root[la >> 30 & 3] if mmu.vcpu.root_level == PAE_LEVELS else mmu.vcpu.root
-
-
-cdef inline int mmu_quadrant(const Mmu *mmu, uint64_t index) noexcept nogil:
-    # of the page table below an entry of a page directory: the half of the guest's 4 MB
-    return index & 1 if mmu.vcpu.role & ROLE_4_BYTE else 0
-
-
-cdef inline uint64_t mmu_frame(const Mmu *mmu, uint64_t hpa) noexcept nogil:
-    # number of a page that a slot maps, among all of them
-    return hpa - mmu.slots.base >> 12
-
-
-cdef inline void mmu_written(Mmu *mmu, uint64_t hpa) noexcept nogil:
-    # the page of a slot was written: what the host has of it on disk is not what it holds
-    cdef uint64_t frame = mmu_frame(mmu, hpa & FRAME)
-    mmu.slots.written[frame >> 6] |= <uint64_t> 1 << (frame & 63)
-
-
-cdef inline uint64_t mmu_dirty_flag(const Mmu *mmu) noexcept nogil:
-    # what says of a leaf entry that its page may have been written
-    return spte_dirty(mmu.format) if mmu.ad else EPT_W

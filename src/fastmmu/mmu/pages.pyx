@@ -1,4 +1,4 @@
-"""Tables that the VMM owns: table pages, reverse maps, the one place where an entry changes.
+"""Table pages that the VMM owns: the pool, the hash, which pages the guest may not write unseen.
 
 Free functions over the struct ``Mmu``; the machine layer drives them. Rules: kvm_policy.md §1-§4.
 """
@@ -7,23 +7,22 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, FRAME, ONES, PS, RW, US, XD, P
-from fastmmu.arch.types cimport Mem
+from fastmmu.arch.bits cimport ONES
+from fastmmu.arch.types cimport Mem, gfn_t, gpa_t, hpa_t
 from fastmmu.mmu.memslots cimport Slot, slot_hpa, slot_of, slots_free
-from fastmmu.mmu.spte cimport (
-    FORMAT_EPT, FORMAT_PAGING, SPTE_MARK, spte_dirty, spte_leaf, spte_may_write, spte_present, spte_table,
+from fastmmu.mmu.mmu cimport (
+    NO_SP, Mmu, MmuContext, Sp, child_at, id_index, id_owner, mmu_frame, next_unsync, rmap_next, spte_at, spte_id,
 )
-from fastmmu.paging.memory cimport mem_read64, mem_write64
-
-cdef uint64_t KEY = 15ULL << 59                 # of an ordinary entry
+from fastmmu.mmu.rmap cimport mmu_change, mmu_write_protect, rmap_zap
+from fastmmu.mmu.spte cimport spte_table
 
 cdef enum:
     MIN_FREE = 5
     REFILL = 25
 
 
-cdef int mmu_init(Mmu *mmu, Mem *mem, uint64_t base, uint64_t nbytes, int format, bint ad, uint64_t pool,
-                  uint64_t pool_end) noexcept nogil:
+cdef int mmu_init(Mmu *mmu, Mem *mem, hpa_t base, uint64_t nbytes, int format, bint ad, hpa_t pool,
+                  hpa_t pool_end) noexcept nogil:
     # base, nbytes: host memory for slots; 0, or -1 where the host's memory does not suffice
     memset(mmu, 0, sizeof(Mmu))
     mmu.mem = mem
@@ -74,7 +73,7 @@ cdef void mmu_free(Mmu *mmu) noexcept nogil:
     memset(mmu, 0, sizeof(Mmu))
 
 
-cdef uint64_t mmu_hpa(Mmu *mmu, uint64_t gpa) noexcept nogil:
+cdef hpa_t mmu_hpa(Mmu *mmu, gpa_t gpa) noexcept nogil:
     # host-physical address behind a guest-physical one; all ones where no slot holds it
     cdef Slot *slot = slot_of(&mmu.slots, gpa >> 12)
     return ONES if slot == NULL else slot_hpa(slot, gpa >> 12) | gpa & 0xFFF
@@ -82,8 +81,8 @@ cdef uint64_t mmu_hpa(Mmu *mmu, uint64_t gpa) noexcept nogil:
 
 # ---- table pages ------------------------------------------------------------------------------------------
 
-cdef uint64_t new_page(Mmu *mmu) noexcept nogil:
-    cdef uint64_t hpa
+cdef hpa_t new_page(Mmu *mmu) noexcept nogil:
+    cdef hpa_t hpa
     if mmu.n_freed:
         mmu.n_freed -= 1
         hpa = mmu.freed[mmu.n_freed]
@@ -96,7 +95,7 @@ cdef uint64_t new_page(Mmu *mmu) noexcept nogil:
     return hpa
 
 
-cdef void give_back(Mmu *mmu, uint64_t hpa) noexcept nogil:
+cdef void give_back(Mmu *mmu, hpa_t hpa) noexcept nogil:
     cdef uint32_t room
     cdef void *grown
     if mmu.n_freed == mmu.freed_room:
@@ -136,7 +135,7 @@ cdef uint32_t new_descriptor(Mmu *mmu) noexcept nogil:
     return i
 
 
-cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil:
+cdef uint32_t mmu_find(const Mmu *mmu, gfn_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil:
     cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
     cdef const Sp *sp
     while i:
@@ -148,11 +147,11 @@ cdef uint32_t mmu_find(const Mmu *mmu, uint64_t gfn, int level, bint direct, int
     return NO_SP
 
 
-cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil:
+cdef uint32_t mmu_sp(Mmu *mmu, gfn_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil:
     # the table page of (gfn, role), made where there is none; NO_SP where no page is left. A guest's table lies in a
     # slot.
     cdef uint32_t i = mmu_find(mmu, gfn, level, direct, access, quadrant)
-    cdef uint64_t hpa
+    cdef hpa_t hpa
     cdef uint32_t *links
     cdef Sp *sp
     if i != NO_SP:
@@ -193,7 +192,7 @@ cdef uint32_t mmu_sp(Mmu *mmu, uint64_t gfn, int level, bint direct, int access,
     return i
 
 
-cdef void zap_unsync_of(Mmu *mmu, uint64_t gfn) noexcept nogil:
+cdef void zap_unsync_of(Mmu *mmu, gfn_t gfn) noexcept nogil:
     # a table of an upper level is write-protected for good: an unsync page of the same table would never be synced
     cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask], after
     cdef uint64_t zaps = mmu.counters.zaps
@@ -207,7 +206,7 @@ cdef void zap_unsync_of(Mmu *mmu, uint64_t gfn) noexcept nogil:
 
 # ---- which pages the guest may not write unseen -------------------------------------------------------------
 
-cdef bint mmu_shadowed(const Mmu *mmu, uint64_t gfn) noexcept nogil:
+cdef bint mmu_shadowed(const Mmu *mmu, gfn_t gfn) noexcept nogil:
     # the page is a guest table that is shadowed
     cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
     while i:
@@ -217,7 +216,7 @@ cdef bint mmu_shadowed(const Mmu *mmu, uint64_t gfn) noexcept nogil:
     return False
 
 
-cdef bint mmu_tracked(const Mmu *mmu, uint64_t gfn) noexcept nogil:
+cdef bint mmu_tracked(const Mmu *mmu, gfn_t gfn) noexcept nogil:
     # writes to the page are emulated, always: shadowed above level 1, or at any level without unsync
     cdef uint32_t i
     if mmu.indirect == 0:
@@ -231,7 +230,7 @@ cdef bint mmu_tracked(const Mmu *mmu, uint64_t gfn) noexcept nogil:
     return False
 
 
-cdef bint mmu_may_write(Mmu *mmu, uint64_t gfn, bint can_unsync, bint prefetch) noexcept nogil:
+cdef bint mmu_may_write(Mmu *mmu, gfn_t gfn, bint can_unsync, bint prefetch) noexcept nogil:
     # whether an entry may map the page writable; shadowed page tables become unsync for that (kvm_policy.md §2.2)
     cdef uint32_t i
     cdef Sp *sp
@@ -257,171 +256,34 @@ cdef bint mmu_may_write(Mmu *mmu, uint64_t gfn, bint can_unsync, bint prefetch) 
 cdef void mark_parents(Mmu *mmu, const Sp *sp) noexcept nogil:
     cdef uint32_t id = sp.parents
     while id:
-        mark_unsync(mmu, id - 1)
-        id = mmu.sp[(id - 1) >> 9].next[(id - 1) & 511]
+        mark_unsync(mmu, id)
+        id = rmap_next(mmu, id)
 
 
 cdef void mark_unsync(Mmu *mmu, uint32_t id) noexcept nogil:
     # below this entry there is an unsync page
-    cdef Sp *sp = &mmu.sp[id >> 9]
-    cdef uint64_t bit = <uint64_t> 1 << (id & 63)
-    if sp.unsync_child[(id & 511) >> 6] & bit:
+    cdef Sp *sp = &mmu.sp[id_owner(id)]
+    cdef uint64_t index = id_index(id), bit = <uint64_t> 1 << (index & 63)
+    if sp.unsync_child[index >> 6] & bit:
         return
-    sp.unsync_child[(id & 511) >> 6] |= bit
+    sp.unsync_child[index >> 6] |= bit
     sp.unsync_children += 1
     if sp.unsync_children == 1:
         mark_parents(mmu, sp)
 
 
-cdef bint mmu_write_protect(Mmu *mmu, uint64_t gfn, bint tracked) noexcept nogil:
-    # every entry that maps the page becomes read-only. tracked: no fault gives the right back before the VMM says so,
-    # and that of large entries goes as well; before Linux 6.1 these go themselves. Returns whether any
-    # had it, or could have been given it.
-    cdef Slot *slot = slot_of(&mmu.slots, gfn)
-    cdef uint64_t frame
-    cdef uint32_t id
-    cdef bint found
-    if slot == NULL:
-        return False
-    frame = mmu_frame(mmu, slot_hpa(slot, gfn))
-    found = protect_list(mmu, mmu.rmap[frame], tracked)
-    if tracked and mmu.policy.modern:
-        found |= protect_list(mmu, mmu.rmap_large[frame >> 9], True)
-    while tracked and not mmu.policy.modern and mmu.rmap_large[frame >> 9]:
-        id = mmu.rmap_large[frame >> 9] - 1
-        mmu_change(mmu, id >> 9, id & 511, 0)
-        found = True
-    return found
-
-
-cdef bint protect_list(Mmu *mmu, uint32_t id, bint tracked) noexcept nogil:
-    # the entries of one reverse map, from its first on
-    cdef uint64_t at, entry, lose
-    cdef Sp *sp
-    cdef bint found = False
-    while id:
-        sp = &mmu.sp[(id - 1) >> 9]
-        at = sp.hpa + 8 * ((id - 1) & 511)
-        entry = mem_read64(mmu.mem, at)
-        lose = RW | (spte_may_write(mmu.format) if tracked else 0)
-        if entry & RW:
-            mmu.counters.write_protected += 1
-            mmu.flush = True
-            if not mmu.ad:
-                mmu_written(mmu, entry)
-        if entry & lose:
-            found = True
-            mem_write64(mmu.mem, at, entry & ~lose)
-        id = sp.next[(id - 1) & 511]
-    return found
-
-
-# ---- the one place where an entry changes ------------------------------------------------------------------
-
-cdef uint32_t *list_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
-    # head of the list in which an entry is linked: rmap of the frame mapped, or parents of the table pointed to
-    cdef uint64_t frame
-    if spte_leaf(entry, sp.level):
-        frame = mmu_frame(mmu, entry & FRAME)
-        return &mmu.rmap[frame] if sp.level == 1 else &mmu.rmap_large[frame >> 9]
-    return &mmu.sp[child_of(mmu, entry)].parents
-
-
-cdef inline uint32_t *count_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
-    # of the page that a leaf entry maps: leaf entries there are
-    cdef uint64_t frame = mmu_frame(mmu, entry & FRAME)
-    return &mmu.rmap_n[frame] if sp.level == 1 else &mmu.rmap_large_n[frame >> 9]
-
-
-cdef inline uint32_t child_of(const Mmu *mmu, uint64_t entry) noexcept nogil:
-    # table page that a non-leaf entry points to
-    return mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
-
-
-cdef inline bint loses(const Mmu *mmu, uint64_t old, uint64_t new) noexcept nogil:
-    # a cached translation of the old entry allows what the new one does not; more rights need no flush (ept.md §11)
-    cdef uint64_t rights = EPT_R | EPT_W | EPT_X if mmu.format == FORMAT_EPT else P | RW | US
-    cdef uint64_t place = FRAME | SPTE_MARK | PS | (0 if mmu.format == FORMAT_EPT else KEY)
-    return (old & rights & ~new or (old ^ new) & place or (mmu.format == FORMAT_PAGING and new & ~old & XD)
-            or (mmu.policy.modern and old & ~new & spte_dirty(mmu.format)))
-
-
-cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil:
-    # every change of an entry passes here: reverse maps, counters and the flush that it owes hang on it
-    cdef Sp *sp = &mmu.sp[owner]
-    cdef uint64_t at = sp.hpa + 8 * index
-    cdef uint64_t old = mem_read64(mmu.mem, at)
-    cdef uint32_t id = (owner << 9) + <uint32_t> index + 1
-    cdef uint32_t *head
-    cdef uint32_t *count
-    cdef uint32_t near, far
-    cdef uint64_t dirty = mmu_dirty_flag(mmu)
-    mem_write64(mmu.mem, at, new)
-    mmu.counters.changes += 1
-    if spte_present(old) and loses(mmu, old, new):
-        mmu.flush = True
-        mmu.counters.entries_zapped += 1
-        if sp.level == 1 and old & dirty and (not new & dirty or (old ^ new) & FRAME):
-            mmu_written(mmu, old)
-    if spte_present(new) and spte_leaf(new, sp.level):
-        mmu.counters.entries_filled += 1
-    if not (old ^ new) & (FRAME | SPTE_MARK | PS):
-        return
-    if spte_present(old):
-        head = list_of(mmu, sp, old)
-        near = sp.prev[index]
-        far = sp.next[index]
-        if near:
-            mmu.sp[(near - 1) >> 9].next[(near - 1) & 511] = far
-        else:
-            head[0] = far
-        if far:
-            mmu.sp[(far - 1) >> 9].prev[(far - 1) & 511] = near
-        sp.present -= 1
-        if spte_leaf(old, sp.level):
-            mmu.counters.pages[sp.level - 1] -= 1
-            count_of(mmu, sp, old)[0] -= 1
-    if spte_present(new):
-        head = list_of(mmu, sp, new)
-        far = head[0]
-        sp.next[index] = far
-        sp.prev[index] = 0
-        if far:
-            mmu.sp[(far - 1) >> 9].prev[(far - 1) & 511] = id
-        head[0] = id
-        sp.present += 1
-        if spte_leaf(new, sp.level):
-            mmu.counters.pages[sp.level - 1] += 1
-            count = count_of(mmu, sp, new)
-            count[0] += 1
-            if count[0] > mmu.counters.max_mmu_rmap_size and not mmu.policy.tdp:
-                mmu.counters.max_mmu_rmap_size = count[0]
-
-
 cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil:
     mmu_change(mmu, owner, index, spte_table(mmu.format, mmu.sp[child].hpa, mmu.ad))
     if mmu.sp[child].unsync or mmu.sp[child].unsync_children:
-        mark_unsync(mmu, (owner << 9) + <uint32_t> index)
+        mark_unsync(mmu, spte_id(owner, index))
 
 
 # ---- forgetting -------------------------------------------------------------------------------------------
 
-cdef void mmu_zap_gfn(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
-    # the host takes the page away: no entry leads to it afterwards
-    cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
-    cdef uint32_t id
-    while mmu.rmap[frame]:
-        id = mmu.rmap[frame] - 1
-        mmu_change(mmu, id >> 9, id & 511, 0)
-    while mmu.rmap_large[frame >> 9]:
-        id = mmu.rmap_large[frame >> 9] - 1
-        mmu_change(mmu, id >> 9, id & 511, 0)
-
-
 cdef void empty(Mmu *mmu, uint32_t i) noexcept nogil:
     cdef uint64_t index
     for index in range(512):
-        if mem_read64(mmu.mem, mmu.sp[i].hpa + 8 * index):
+        if spte_at(mmu, i, index):
             mmu_change(mmu, i, index, 0)
 
 
@@ -454,20 +316,19 @@ cdef bint drop_previous(MmuContext *c, uint32_t i) noexcept nogil:
 cdef void zap_unsync_below(Mmu *mmu, uint32_t i) noexcept nogil:
     # nothing would find these pages at the next flush point (kvm_policy.md §2.5)
     cdef Sp *sp = &mmu.sp[i]
-    cdef uint64_t index, entry
+    cdef uint64_t index = 0
     cdef uint32_t child
     if not sp.unsync_children:
         return
-    for index in range(512):
-        if not sp.unsync_child[index >> 6] & <uint64_t> 1 << (index & 63):
+    while next_unsync(sp, &index):
+        child = child_at(mmu, i, index)
+        index += 1
+        if child == NO_SP:
             continue
-        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
-        if spte_present(entry) and not spte_leaf(entry, sp.level):
-            child = child_of(mmu, entry)
-            if mmu.sp[child].unsync:
-                mmu_zap(mmu, child)
-            else:
-                zap_unsync_below(mmu, child)
+        if mmu.sp[child].unsync:
+            mmu_zap(mmu, child)
+        else:
+            zap_unsync_below(mmu, child)
 
 
 cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
@@ -475,7 +336,6 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
     cdef Sp *sp = &mmu.sp[i]
     cdef MmuContext *c = mmu.contexts
     cdef uint32_t *link
-    cdef uint32_t id
     cdef bint root = False, used
     mmu.counters.zaps += 1
     if not sp.direct:
@@ -492,9 +352,7 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
         mmu.counters.roots_emptied += 1
         return
     mmu.counters.tables_zapped += 1
-    while sp.parents:
-        id = sp.parents - 1
-        mmu_change(mmu, id >> 9, id & 511, 0)
+    rmap_zap(mmu, &sp.parents)
     link = &mmu.bucket[sp.gfn & mmu.bucket_mask]
     while link[0] != i + 1:
         link = &mmu.sp[link[0] - 1].chain

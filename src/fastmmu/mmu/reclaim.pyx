@@ -13,18 +13,20 @@ A page taken away keeps its contents: what is modelled is that no entry leads to
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, host_young
 from fastmmu.mmu.memslots cimport (
     HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, Recency, Slot, host_holds, order_add, order_drop, slot_hpa,
 )
+from fastmmu.mmu.mmu cimport Mmu, mmu_frame, mmu_written
 from fastmmu.mmu.notifier cimport notify_end, notify_start
-from fastmmu.mmu.pages cimport Mmu, mmu_frame, mmu_shadowed, mmu_written
+from fastmmu.mmu.pages cimport mmu_shadowed
 
 cdef enum:
     PROTECTED = 2               # youngest generations of which no page goes
 
 
-cdef bint host_take(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+cdef bint host_take(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     # the page goes to disk; a table that is shadowed stays, the VMM reads it
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
     if slot.host == NULL or not host_holds(slot.host[gfn - slot.base_gfn]) or mmu_shadowed(mmu, gfn):
@@ -125,7 +127,7 @@ cdef void leave_group(Mmu *mmu, Slot *slot, uint64_t page) noexcept nogil:
     mmu.counters.copied += 1
 
 
-cdef void host_give(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+cdef void host_give(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     # a page of memory for the guest's; another goes first where the limit is reached
     cdef uint64_t page = gfn - slot.base_gfn
     if mmu.slots.limit:
@@ -140,7 +142,7 @@ cdef void host_give(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
     mmu_written(mmu, slot_hpa(slot, gfn))       # what is new is not on disk
 
 
-cdef void host_fetch(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+cdef void host_fetch(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     # a page comes back from disk, where it stays as well: read-only, so that the first write is seen
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
     host_give(mmu, slot, gfn)
@@ -149,7 +151,7 @@ cdef void host_fetch(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
     mmu.counters.swap_ins += 1
 
 
-cdef void host_wrote(Mmu *mmu, Slot *slot, uint64_t gfn) noexcept nogil:
+cdef void host_wrote(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     # the VMM writes to the page, past the tables
     if slot.host != NULL:
         mmu_written(mmu, slot_hpa(slot, gfn))

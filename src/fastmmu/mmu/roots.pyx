@@ -1,13 +1,13 @@
 """Roots of the VMM's tables: the one in use, and those kept for their next use (kvm_policy.md §2.4)."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport ONES, P
+from fastmmu.arch.types cimport gfn_t, hpa_t
 from fastmmu.mmu.memslots cimport slot_of
-from fastmmu.mmu.pages cimport (
-    EPT_LEVELS, NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, MmuContext, mmu_find, mmu_forget_roots, mmu_make_room, mmu_sp,
-)
+from fastmmu.mmu.mmu cimport EPT_LEVELS, NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, MmuContext
+from fastmmu.mmu.pages cimport mmu_find, mmu_forget_roots, mmu_make_room, mmu_sp
 from fastmmu.mmu.spte cimport MAY_ALL
 from fastmmu.paging.memory cimport mem_write64
 
@@ -31,7 +31,7 @@ cdef void mmu_vcpu_load(Mmu *mmu, MmuContext *c) noexcept nogil:
     mmu.slots.ring = &c.ring
 
 
-cdef uint64_t mmu_common_root(Mmu *mmu) noexcept nogil:
+cdef hpa_t mmu_common_root(Mmu *mmu) noexcept nogil:
     # of direct mappings, which all vCPUs have in common: host-physical address of the root, for the vCPU that runs as
     # well; 0: there is none
     mmu.vcpu.root = mmu_find(mmu, 0, mmu.vcpu.root_level, True, MAY_ALL, 0)
@@ -48,7 +48,7 @@ cdef void mmu_set_role(Mmu *mmu, int role, int root_level) noexcept nogil:
     mmu.vcpu.root_level = root_level
 
 
-cdef int mmu_set_pae_roots(Mmu *mmu, const uint64_t *gfn, bint direct) noexcept nogil:
+cdef int mmu_set_pae_roots(Mmu *mmu, const gfn_t *gfn, bint direct) noexcept nogil:
     # gfn: what each GB begins with, all ones: its PDPTE is not present. 0; -1 as mmu_set_root
     cdef uint32_t root[4]
     cdef int i
@@ -77,7 +77,7 @@ cdef void mmu_write_pdptes(Mmu *mmu) noexcept nogil:
         mem_write64(mmu.mem, mmu.pdpt + 8 * i, 0 if root == NO_SP else mmu.sp[root].hpa | P)
 
 
-cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:
+cdef int mmu_set_root(Mmu *mmu, gfn_t gfn, bint direct) noexcept nogil:
     # 0; -1 where no table page is left, or where no memory is there for the guest's own root
     cdef uint32_t root
     cdef int i = 0
@@ -107,14 +107,14 @@ cdef int mmu_set_root(Mmu *mmu, uint64_t gfn, bint direct) noexcept nogil:
     return 0 if mmu.vcpu.rooted else -1
 
 
-cdef bint mmu_root_found(const Mmu *mmu, uint64_t gfn) noexcept nogil:
+cdef bint mmu_root_found(const Mmu *mmu, gfn_t gfn) noexcept nogil:
     # the root of a guest's table is the one in use, or one of those kept
     cdef uint32_t root = mmu_find(mmu, gfn, mmu.vcpu.root_level, False, MAY_ALL, 0)
     return root != NO_SP and (root == mmu.vcpu.root or root == mmu.vcpu.previous[0]
                               or root == mmu.vcpu.previous[1] or root == mmu.vcpu.previous[2])
 
 
-cdef bint mmu_root_kept(const Mmu *mmu, uint64_t gfn, uint32_t pcid) noexcept nogil:
+cdef bint mmu_root_kept(const Mmu *mmu, gfn_t gfn, uint32_t pcid) noexcept nogil:
     # the root of a guest CR3 was loaded before, and no flush of its PCID came since
     cdef uint32_t root = mmu_find(mmu, gfn, mmu.vcpu.root_level, False, MAY_ALL, 0)
     cdef int i

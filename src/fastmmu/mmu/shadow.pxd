@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.arch.types cimport Paging, Walk
-from fastmmu.mmu.pages cimport Mmu
+from fastmmu.arch.types cimport Paging, Walk, gfn_t, gva_t
+from fastmmu.mmu.mmu cimport Mmu
 
 cdef enum ShadowResult:
     SHADOW_FIXED = 0            # the shadow tables now allow the access
@@ -15,5 +15,5 @@ cdef enum ShadowResult:
     SHADOW_BUS = 6              # a guest table lies in a further slot, which the walk does not read
     SHADOW_RETRY = 7            # the host changed its tables meanwhile
 
-cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, uint64_t known,
+cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint present, gfn_t known,
                       Walk *w) noexcept nogil

@@ -1,23 +1,24 @@
 """Shadow paging of a guest in any paging mode: classify a #PF, build the shadow entry (kvm_policy.md §2)."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport FRAME
+from fastmmu.arch.bits cimport FRAME, pt_index
 from fastmmu.arch.types cimport (
-    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk,
+    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk, gfn_t, gpa_t, gva_t,
 )
 from fastmmu.mmu.direct cimport (
-    FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, FILL_UNCHANGED, Fault, descend,
-    fault_in, map_below, map_direct,
+    FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, FILL_UNCHANGED, Fault, descend, fault_in,
+    map_below, map_direct,
 )
 from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_of
-from fastmmu.mmu.pages cimport NO_SP, ROLE_KEYS, Mmu, mmu_make_room, mmu_top, mmu_tracked
+from fastmmu.mmu.mmu cimport ROLE_KEYS, Mmu, mmu_top
+from fastmmu.mmu.pages cimport mmu_make_room, mmu_tracked
 from fastmmu.mmu.reclaim cimport host_wrote
 from fastmmu.mmu.spte cimport MAY_ALL, MAY_KEY, MAY_U, MAY_W, MAY_X
 from fastmmu.mmu.sync cimport clear_writes, prefetch_guest, rights_of, sync_from, sync_page
+from fastmmu.mmu.table_iter cimport TableIter, iter_at, iter_start
 from fastmmu.paging.guest cimport page_fault
-from fastmmu.paging.memory cimport mem_read64
 from fastmmu.paging.walk cimport walk_path
 
 
@@ -33,7 +34,7 @@ cdef void log_flags(Mmu *mmu, const GuestPath *path) noexcept nogil:
                 mark_dirty(slot, path.gpa[level] >> 12)
 
 
-cdef bint no_memory(Mmu *mmu, uint64_t gpa) noexcept nogil:
+cdef bint no_memory(Mmu *mmu, gpa_t gpa) noexcept nogil:
     # KVM reads no table there: the entry counts as not present. Of the APIC-access page, too, which holds zeros.
     cdef Slot *slot = slot_of(&mmu.slots, gpa >> 12)
     return slot == NULL or slot.private
@@ -53,14 +54,14 @@ cdef int unpaged_fault(Mmu *mmu, Fault *f) noexcept nogil:
     return SHADOW_SPURIOUS if result == FILL_UNCHANGED else SHADOW_FIXED
 
 
-cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint present, uint64_t known,
+cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint present, gfn_t known,
                       Walk *w) noexcept nogil:
     # `guest`: the guest's registers, privilege as of the access; the walk sets the guest's A and D flags. `present`: of
     # the error code. `known`: gfn that the entry marks as MMIO, all ones: none
     cdef GuestPath path
     cdef Fault f
-    cdef uint32_t owner
-    cdef uint64_t entry, at, linked
+    cdef TableIter it
+    cdef uint64_t entry
     cdef int fault, access = MAY_ALL, level
     f.write = acc == ACC_W or acc == ACC_RW
     f.fetch = acc == ACC_X
@@ -94,25 +95,23 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
     if fault == FILL_READ_ONLY or (fault == FILL_NO_SLOT and not mmu.policy.mmio_caching):
         return SHADOW_MMIO
     mmu_make_room(mmu)
-    owner = mmu_top(mmu, la)
-    if owner == NO_SP:          # the last table page could not be had
+    iter_start(mmu, &it, mmu_top(mmu, la), la)
+    if not it.valid:            # the last table page could not be had
         return SHADOW_NO_TABLES
 
     for level in range(path.top, path.level - 1, -1):
         entry = path.entry[level]
         access &= rights_of(entry)
-        mmu.sp[owner].writes = 0
+        mmu.sp[it.owner].writes = 0
         if level == path.level:
             break
-        at = mmu.sp[owner].hpa + 8 * (la >> (9 * level + 3) & 511)
-        linked = mem_read64(mmu.mem, at)
-        owner = descend(mmu, owner, la >> (9 * level + 3) & 511, (entry & FRAME) >> 12, False, access)
-        if owner == NO_SP:
+        if not descend(mmu, &it, (entry & FRAME) >> 12, False, access):
             return SHADOW_NO_TABLES
-        if mem_read64(mmu.mem, at) != linked:   # present from now on: a guest need not flush for that
-            if mmu.sp[owner].unsync:
-                mmu.counters.flush_requests += sync_page(mmu, guest, owner)
-            sync_from(mmu, guest, owner)
+        if it.linked:           # present from now on: a guest need not flush for that
+            if mmu.sp[it.owner].unsync:
+                mmu.counters.flush_requests += sync_page(mmu, guest, it.owner)
+            sync_from(mmu, guest, it.owner)
+            iter_at(mmu, &it, it.owner)
     if mmu.vcpu.role & ROLE_KEYS:
         if f.slot != NULL and f.write and not w.rw and w.us:
             return SHADOW_EMULATE           # a page of the supervisor's would not obey PKRU
@@ -126,11 +125,11 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, uint64_t la, int acc, bint 
         access &= ~MAY_W
     if f.write and f.slot != NULL and f.slot.dirty != NULL:
         mmu.counters.dirty_faults += 1
-    fault = map_below(mmu, owner, &f, level, access)
+    fault = map_below(mmu, it.owner, &f, level, access)
     if fault == FILL_NO_TABLES:
         return SHADOW_NO_TABLES
     if fault != FILL_UNCHANGED and level == 1 and mmu.policy.prefetch:
-        prefetch_guest(mmu, guest, owner, la >> 12 & 511)
+        prefetch_guest(mmu, guest, it.owner, pt_index(la, 1))
     if fault == FILL_TRACKED:
         return SHADOW_EMULATE
     if fault == FILL_NO_SLOT:

@@ -2,8 +2,8 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.types cimport Paging
-from fastmmu.mmu.pages cimport Mmu
+from fastmmu.arch.types cimport Paging, gpa_t, gva_t
+from fastmmu.mmu.mmu cimport Mmu
 
 cdef int rights_of(uint64_t entry) noexcept nogil
 cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index) noexcept nogil
@@ -11,7 +11,7 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
 cdef void sync_from(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil
 cdef void sync_roots(Mmu *mmu, const Paging *guest) noexcept nogil
 cdef void sync_every_root(Mmu *mmu, const Paging *guest) noexcept nogil
-cdef void shadow_drop(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nogil
-cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nogil
-cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil
-cdef void clear_writes(Mmu *mmu, uint64_t la) noexcept nogil
+cdef void shadow_drop(Mmu *mmu, const Paging *guest, gva_t la) noexcept nogil
+cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, gva_t la) noexcept nogil
+cdef void guest_wrote(Mmu *mmu, gpa_t gpa, uint64_t nbytes) noexcept nogil
+cdef void clear_writes(Mmu *mmu, gva_t la) noexcept nogil

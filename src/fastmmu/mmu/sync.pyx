@@ -3,20 +3,21 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport FRAME, RW, US, XD, A, D, P
-from fastmmu.arch.types cimport Paging
+from fastmmu.arch.types cimport Paging, gfn_t, gpa_t, gva_t
 from fastmmu.mmu.direct cimport page_for_prefetch, set_leaf
 from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_hpa, slot_of
-from fastmmu.mmu.pages cimport (
-    NO_SP, PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, Mmu, Sp, mmu_change, mmu_may_write, mmu_top, mmu_write_protect, mmu_zap,
+from fastmmu.mmu.mmu cimport (
+    NO_SP, PAE_LEVELS, PREFETCH, ROLE_4_BYTE, ROLE_KEYS, Mmu, Sp, child_at, mmu_top, next_unsync, spte_at,
 )
+from fastmmu.mmu.pages cimport mmu_may_write, mmu_zap
+from fastmmu.mmu.rmap cimport mmu_change, mmu_write_protect
 from fastmmu.mmu.spte cimport (
-    MAY_KEY, MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_leaf, spte_make, spte_mmio, spte_present,
-    spte_update_flushes,
+    MAY_KEY, MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_make, spte_mmio, spte_present, spte_update_flushes,
 )
+from fastmmu.mmu.table_iter cimport TableIter, iter_down, iter_start
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
 
 cdef enum:
-    PREFETCH = 8                # entries, aligned
     FLOOD = 3                   # writes in a row
     GIVEN_UP = 255
 
@@ -29,7 +30,7 @@ cdef int rights_of(uint64_t entry) noexcept nogil:
 
 cdef inline bint guest_entry(const Mmu *mmu, const Sp *sp, uint64_t index, uint64_t *gpte) noexcept nogil:
     # what the guest's page table holds for an entry of its shadow; False where it lies outside memory
-    cdef uint64_t at = sp.gfn << 12
+    cdef gpa_t at = sp.gfn << 12
     if sp.role & ROLE_4_BYTE:
         at += 4 * ((<uint64_t> sp.quadrant << 9) + index)
         gpte[0] = mem_read32(&mmu.guest, at) if mem_holds(&mmu.guest, at, 4) else 0
@@ -55,13 +56,14 @@ cdef inline int access_of(const Sp *sp, uint64_t gpte) noexcept nogil:
 cdef bint prefetch_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index, bint unlogged) noexcept nogil:
     # maps what the guest's entry says if that takes no fault; `unlogged`: not where it would mark the page as written
     cdef Sp *sp = &mmu.sp[owner]
-    cdef uint64_t gpte = 0, gfn
+    cdef uint64_t gpte = 0
+    cdef gfn_t gfn
     cdef Slot *slot
     cdef int access
     if not guest_entry(mmu, sp, index, &gpte):
         return False
     if not usable(guest, gpte):
-        if mem_read64(mmu.mem, sp.hpa + 8 * index):
+        if spte_at(mmu, owner, index):
             mmu_change(mmu, owner, index, 0)
         return False
     gfn = (gpte & guest.frame) >> 12
@@ -78,7 +80,7 @@ cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t
     # the other entries of the aligned eight; the first that cannot be mapped ends it
     cdef uint64_t first = index & ~(<uint64_t> PREFETCH - 1), i
     for i in range(first, first + PREFETCH):
-        if i == index or spte_present(mem_read64(mmu.mem, mmu.sp[owner].hpa + 8 * i)):
+        if i == index or spte_present(spte_at(mmu, owner, i)):
             continue
         if not prefetch_entry(mmu, guest, owner, i, True):
             return
@@ -90,12 +92,13 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
     # every entry follows the guest's again: dropped where it is gone or leads elsewhere, else with today's rights.
     # Returns whether Linux flushes for that.
     cdef Sp *sp = &mmu.sp[owner]
-    cdef uint64_t index, entry, gpte = 0, gfn, new
+    cdef uint64_t index, entry, gpte = 0, new
+    cdef gfn_t gfn
     cdef Slot *slot
     cdef int access
     cdef bint host_writable, dirty, flush = False
     for index in range(512):
-        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
+        entry = spte_at(mmu, owner, index)
         if not entry or not guest_entry(mmu, sp, index, &gpte):
             continue
         if not usable(guest, gpte):
@@ -134,22 +137,21 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
 
 cdef bint protect_below(Mmu *mmu, uint32_t owner) noexcept nogil:
     # all unsync pages that can be reached from a table page become write-protected; returns whether one was not
-    cdef Sp *sp = &mmu.sp[owner]
-    cdef uint64_t index, entry
+    cdef const Sp *sp = &mmu.sp[owner]
+    cdef uint64_t index = 0
     cdef uint32_t child
     cdef bint found = False
     if not sp.unsync_children:
         return False
-    for index in range(512):
-        if not sp.unsync_child[index >> 6] & <uint64_t> 1 << (index & 63):
+    while next_unsync(sp, &index):
+        child = child_at(mmu, owner, index)
+        index += 1
+        if child == NO_SP:
             continue
-        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
-        if spte_present(entry) and not spte_leaf(entry, sp.level):
-            child = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
-            if mmu.sp[child].unsync:
-                found |= mmu_write_protect(mmu, mmu.sp[child].gfn, True)
-            elif mmu.sp[child].level > 1:
-                found |= protect_below(mmu, child)
+        if mmu.sp[child].unsync:
+            found |= mmu_write_protect(mmu, mmu.sp[child].gfn, True)
+        elif mmu.sp[child].level > 1:
+            found |= protect_below(mmu, child)
     return found
 
 
@@ -162,26 +164,22 @@ cdef void sync_from(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
 cdef bint sync_below(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
     # all unsync pages that can be reached from a table page are synchronized; returns whether Linux flushes for that
     cdef Sp *sp = &mmu.sp[owner]
-    cdef uint64_t index, entry, bit
+    cdef uint64_t index = 0
     cdef uint32_t child
     cdef bint flush = False
     if not sp.unsync_children:
         return False
-    for index in range(512):
-        bit = <uint64_t> 1 << (index & 63)
-        if not sp.unsync_child[index >> 6] & bit:
-            continue
-        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
-        if spte_present(entry) and not spte_leaf(entry, sp.level):
-            child = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
-            if mmu.sp[child].unsync:
-                mmu.sp[child].unsync = 0
-                mmu.counters.unsync -= 1
-                flush |= sync_page(mmu, guest, child)
-            elif mmu.sp[child].level > 1:
-                flush |= sync_below(mmu, guest, child)
-        sp.unsync_child[index >> 6] &= ~bit
+    while next_unsync(sp, &index):
+        child = child_at(mmu, owner, index)
+        if child != NO_SP and mmu.sp[child].unsync:
+            mmu.sp[child].unsync = 0
+            mmu.counters.unsync -= 1
+            flush |= sync_page(mmu, guest, child)
+        elif child != NO_SP and mmu.sp[child].level > 1:
+            flush |= sync_below(mmu, guest, child)
+        sp.unsync_child[index >> 6] &= ~(<uint64_t> 1 << (index & 63))
         sp.unsync_children -= 1
+        index += 1
     return flush
 
 
@@ -205,32 +203,27 @@ cdef void sync_every_root(Mmu *mmu, const Paging *guest) noexcept nogil:
             sync_from(mmu, guest, mmu.vcpu.previous[i])
 
 
-cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t la) noexcept nogil:
-    cdef Sp *sp
-    cdef uint64_t index, entry
-    while owner != NO_SP:
-        sp = &mmu.sp[owner]
-        index = la >> (9 * sp.level + 3) & 511
-        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
-        if sp.level == 1:
-            if sp.unsync:
-                if entry:
-                    mmu.counters.flush_requests += spte_present(entry)
-                    mmu_change(mmu, owner, index, 0)
-                prefetch_entry(mmu, guest, owner, index, False)
+cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, gva_t la) noexcept nogil:
+    cdef TableIter it
+    iter_start(mmu, &it, owner, la)
+    while it.valid and it.level > 1:
+        if not mmu.sp[it.owner].unsync_children or not iter_down(mmu, &it):
             return
-        if not sp.unsync_children or not spte_present(entry) or spte_leaf(entry, sp.level):
-            return
-        owner = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
+    if not it.valid or not mmu.sp[it.owner].unsync:
+        return
+    if it.entry:
+        mmu.counters.flush_requests += spte_present(it.entry)
+        mmu_change(mmu, it.owner, it.index, 0)
+    prefetch_entry(mmu, guest, it.owner, it.index, False)
 
 
-cdef void shadow_drop(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nogil:
+cdef void shadow_drop(Mmu *mmu, const Paging *guest, gva_t la) noexcept nogil:
     # what a #PF does to the entry that denied: an unsync entry is read again
     if mmu.policy.unsync and mmu.counters.unsync:
         invlpg_below(mmu, guest, mmu_top(mmu, la), la)
 
 
-cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nogil:
+cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, gva_t la) noexcept nogil:
     # INVLPG: below every root that is kept
     cdef int i
     if not mmu.policy.unsync or mmu.counters.unsync == 0:
@@ -242,21 +235,21 @@ cdef void shadow_invlpg(Mmu *mmu, const Paging *guest, uint64_t la) noexcept nog
 
 # ---- emulated writes ----------------------------------------------------------------------------------------
 
-cdef inline bint within_entry(const Sp *sp, uint64_t gpa, uint64_t nbytes) noexcept nogil:
+cdef inline bint within_entry(const Sp *sp, gpa_t gpa, uint64_t nbytes) noexcept nogil:
     cdef uint64_t size = 4 if sp.role & ROLE_4_BYTE else 8
     if nbytes == 1:
         return gpa & (size - 1) == 0
     return nbytes >= 4 and (gpa ^ (gpa + nbytes - 1)) & ~(size - 1) == 0
 
 
-cdef uint64_t written(const Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
+cdef uint64_t written(const Mmu *mmu, gpa_t gpa, uint64_t nbytes) noexcept nogil:
     # the entry that a store of this size has made; 0 of one of part of an entry
     if not mem_holds(&mmu.guest, gpa, nbytes):
         return 0
     return mem_read64(&mmu.guest, gpa) if nbytes == 8 else mem_read32(&mmu.guest, gpa) if nbytes == 4 else 0
 
 
-cdef bint drop_written(Mmu *mmu, uint32_t owner, uint64_t gpa, uint64_t nbytes) noexcept nogil:
+cdef bint drop_written(Mmu *mmu, uint32_t owner, gpa_t gpa, uint64_t nbytes) noexcept nogil:
     # the shadow of the guest's entry at gpa: of 4 bytes it may stand in another quadrant, and in a page directory it
     # is two entries. Returns whether one was present.
     cdef const Sp *sp = &mmu.sp[owner]
@@ -273,17 +266,17 @@ cdef bint drop_written(Mmu *mmu, uint32_t owner, uint64_t gpa, uint64_t nbytes) 
     if sp.level > 1 and written(mmu, gpa, nbytes):
         mmu.counters.pde_zapped += count
     for index in range(index, index + count):
-        entry = mem_read64(mmu.mem, sp.hpa + 8 * index)
+        entry = spte_at(mmu, owner, index)
         found |= spte_present(entry)
         if entry:
             mmu_change(mmu, owner, index, 0)
     return found
 
 
-cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
+cdef void guest_wrote(Mmu *mmu, gpa_t gpa, uint64_t nbytes) noexcept nogil:
     # the guest changed a shadowed table: a store within one entry drops that, anything else the whole table, and so
     # does writing without use (kvm_policy.md §2.2, mmu_pte_write)
-    cdef uint64_t gfn = gpa >> 12
+    cdef gfn_t gfn = gpa >> 12
     cdef uint32_t i = mmu.bucket[gfn & mmu.bucket_mask]
     cdef Sp *sp
     cdef bint flooded = False, flush = False
@@ -319,13 +312,11 @@ cdef void guest_wrote(Mmu *mmu, uint64_t gpa, uint64_t nbytes) noexcept nogil:
                 i = sp.chain
 
 
-cdef void clear_writes(Mmu *mmu, uint64_t la) noexcept nogil:
+cdef void clear_writes(Mmu *mmu, gva_t la) noexcept nogil:
     # the tables that lead to la are in use
-    cdef uint32_t i = mmu_top(mmu, la)
-    cdef uint64_t entry
-    while i != NO_SP:
-        mmu.sp[i].writes = 0
-        entry = mem_read64(mmu.mem, mmu.sp[i].hpa + 8 * (la >> (9 * mmu.sp[i].level + 3) & 511))
-        if not spte_present(entry) or spte_leaf(entry, mmu.sp[i].level):
+    cdef TableIter it
+    iter_start(mmu, &it, mmu_top(mmu, la), la)
+    while it.valid:
+        mmu.sp[it.owner].writes = 0
+        if not iter_down(mmu, &it):
             return
-        i = mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
