@@ -6,10 +6,9 @@ import argparse
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
+from fastmmu.study.schemes import BOOT
 
-__all__ = ["DESCRIPTION", "EPILOG", "NAMES", "USAGE", "add", "handle"]
-
-NAMES = ("native", "shadow", "shadow-6.1", "ept", "ept-6.1", "unrestricted")
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
 USAGE = "[options]"
 
@@ -31,10 +30,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
         "--schemes",
-        type=shared.words(NAMES),
+        type=shared.words(tuple(BOOT)),
         default=["native", "ept", "unrestricted"],
         metavar="LIST",
-        help=f"of {', '.join(NAMES)}; default: native,ept,unrestricted",
+        help=f"of {', '.join(BOOT)}; default: native,ept,unrestricted",
     )
     parser.add_argument("--vpid", action="store_true", help="the guest's translations are tagged with a VPID")
     shared.add_files(parser, "a row a step")

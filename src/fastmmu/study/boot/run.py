@@ -11,23 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastmmu.errors import ConfigError, StateError
+from fastmmu.errors import StateError
 from fastmmu.machine.config import Config
 from fastmmu.machine.machine import Machine
 from fastmmu.paging.state import GuestState
+from fastmmu.study.schemes import BOOT as SCHEMES
+from fastmmu.study.schemes import fields_of
 
 __all__ = ["BOOT", "SCHEMES", "Boot", "Done", "Instruction", "Step", "boot", "broken"]
 
 IDENTITY_MAP = 0xFFFB_C000
-SCHEMES: dict[str, dict[str, Any]] = {
-    "native": {},
-    "shadow": {"mmu": "shadow"},
-    "shadow-6.1": {"mmu": "shadow", "kvm": "6.1"},
-    "ept": {"mmu": "ept"},
-    "ept-6.1": {"mmu": "ept", "kvm": "6.1", "unrestricted_guest": False},
-    "unrestricted": {"mmu": "ept", "kvm": "6.1"},
-}
-"""Scheme → fields of :class:`Config`. ept, ept-6.1: without unrestricted guest, by the KVM of the slides and 6.1."""
 
 Instruction = tuple[Any, ...]
 """("access", la, kind, user), ("store", la, value, bytes), ("invlpg", la), ("cr0" | "cr3" | "cr4" | "efer", value),
@@ -266,13 +259,11 @@ def boot(
 ) -> Boot:
     """Run a program of a guest that changes its paging mode.
 
-    :param scheme: of :data:`SCHEMES`. :param fields: more fields of :class:`Config`.
+    :param scheme: of ``study.schemes.BOOT``. :param fields: more fields of :class:`Config`.
     :raises ConfigError: an unknown scheme, or a configuration that cannot be.
     """
-    if scheme not in SCHEMES:
-        raise ConfigError(f"no scheme {scheme!r}; there are {', '.join(SCHEMES)}")
-    chosen = {"memory": memory, "vpid": vpid, **SCHEMES[scheme], **fields}
-    if chosen.get("mmu", "native") == "native":
+    chosen = {"memory": memory, "vpid": vpid, **fields_of(scheme, SCHEMES), **fields}
+    if chosen["mmu"] == "native":
         chosen["vpid"] = False
     config = Config(**chosen)
     state = GuestState(cr0=0x6000_0010, cr3=0, cr4=0, efer=0, maxphyaddr=46)

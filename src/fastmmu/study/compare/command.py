@@ -6,10 +6,10 @@ import argparse
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
+from fastmmu.study.schemes import COMPARE
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
-SCHEMES = ("native", "shadow", "shadow+vpid", "ept", "ept+vpid")
 PAGES = ("4k", "2m", "thp")
 
 USAGE = "[options] [TRACE ...]"
@@ -48,10 +48,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument(
         "--schemes",
-        type=shared.words(SCHEMES),
-        default=list(SCHEMES),
+        type=shared.words(tuple(COMPARE)),
+        default=list(COMPARE),
         metavar="LIST",
-        help=f"rows, out of {','.join(SCHEMES)}; default: all",
+        help=f"rows, out of {','.join(COMPARE)}; default: all",
     )
     parser.add_argument(
         "--pages",

@@ -11,18 +11,11 @@ from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import Progress, each
+from fastmmu.study.schemes import COMPARE as SCHEMES
+from fastmmu.study.schemes import fields_of
 from fastmmu.trace import Trace, read_trace
 
 __all__ = ["SCHEMES", "compare", "configurations", "each"]
-
-SCHEMES: dict[str, dict[str, Any]] = {
-    "native": {"mmu": "native"},
-    "shadow": {"mmu": "shadow"},
-    "shadow+vpid": {"mmu": "shadow", "vpid": True},
-    "ept": {"mmu": "ept"},
-    "ept+vpid": {"mmu": "ept", "vpid": True},
-}
-"""Name of a scheme → the fields of :class:`Config` that make it."""
 
 
 def configurations(
@@ -32,10 +25,7 @@ def configurations(
 
     :raises ConfigError: an unknown scheme, or a field of `config` with a bad value.
     """
-    chosen = [scheme.strip().lower() for scheme in schemes]
-    for scheme in chosen:
-        if scheme not in SCHEMES:
-            raise ConfigError(f"no scheme {scheme!r}; there are {', '.join(SCHEMES)}")
+    chosen = [fields_of(scheme.strip().lower(), SCHEMES) for scheme in schemes]
     for field in ("mmu", "vpid"):
         if field in config:
             raise ConfigError(f"{field} is what a comparison varies; choose schemes= from {', '.join(SCHEMES)}")
@@ -43,7 +33,7 @@ def configurations(
         base = Config(**config)
     except TypeError as error:  # an unknown field
         raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
-    return [base.replace(pages=page, **SCHEMES[scheme]) for page in pages for scheme in chosen]
+    return [base.replace(pages=page, **scheme) for page in pages for scheme in chosen]
 
 
 def compare(
@@ -60,7 +50,7 @@ def compare(
     >>> results = fastmmu.compare("sort.lackey.xz", schemes=("native", "ept+vpid"), pages=("4k", "thp"))
     >>> print(fastmmu.report.comparison(results))  # after import fastmmu.report
 
-    :param trace: a trace or the path of one. :param schemes: names out of :data:`SCHEMES`; default all.
+    :param trace: a trace or the path of one. :param schemes: names out of ``study.schemes.COMPARE``; default all.
     :param pages: "4k", "2m", "thp"; each is run under each scheme. :param config: other fields of :class:`Config`.
     :returns: a result each, pages outermost, in the order given.
     :raises ConfigError: an unknown scheme or field. :raises TraceError: the trace cannot be read.

@@ -1,4 +1,4 @@
-# Miss-ratio curves of TLBs under LRU, every size from one pass over a trace; the orders: study/stack_distance.pxd.
+# Miss-ratio curves of TLBs under LRU, every size from one pass; the orders: study/curve/stack_distance.pxd.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 

@@ -1,4 +1,4 @@
-"""Kernel of the miss-ratio curves; header: study/curve_kernel.pxd."""
+"""Kernel of the miss-ratio curves; header: study/curve/curve_kernel.pxd."""
 
 import numpy as np
 

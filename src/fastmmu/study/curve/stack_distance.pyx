@@ -1,4 +1,4 @@
-"""Kernel of the stack distances; header: study/stack_distance.pxd."""
+"""Kernel of the stack distances; header: study/curve/stack_distance.pxd."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from fastmmu.cli import experiment
 from fastmmu.cli import options as shared
+from fastmmu.study.schemes import MIGRATE
 
 if TYPE_CHECKING:
     from fastmmu.cli.progress import Report
     from fastmmu.trace import Trace
 
-__all__ = ["DESCRIPTION", "EPILOG", "METHODS", "USAGE", "add", "handle"]
-
-METHODS = ("write-protect", "pml", "ring", "shadow")
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
 USAGE = "[options] [TRACE ...]"
 
@@ -47,7 +46,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     shared.add_traces(parser, shared.RUNS)
     parser.add_argument(
-        "--methods", type=shared.words(METHODS), default=list(METHODS), metavar="LIST", help="default: all of them"
+        "--methods",
+        type=shared.words(tuple(MIGRATE)),
+        default=list(MIGRATE),
+        metavar="LIST",
+        help="default: all of them",
     )
     parser.add_argument("--bandwidth", type=_positive, default=1.25e9, metavar="B/S", help="bytes a second (1.25e9)")
     parser.add_argument("--downtime", type=_positive, default=0.001, metavar="S", help="stand still at most (0.001 s)")

@@ -13,18 +13,12 @@ from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.simulate import Simulation
+from fastmmu.study.schemes import MIGRATE as METHODS
+from fastmmu.study.schemes import fields_of
 from fastmmu.trace import Batch, Trace
 from fastmmu.trace.events import empty_batch
 
 __all__ = ["METHODS", "Migration", "Plan", "Round", "migrate"]
-
-METHODS: dict[str, dict[str, object]] = {
-    "write-protect": {"mmu": "ept", "vpid": True, "kvm": "6.1"},
-    "pml": {"mmu": "ept", "vpid": True, "kvm": "6.1", "pml": True},
-    "ring": {"mmu": "ept", "vpid": True, "kvm": "6.1"},
-    "shadow": {"mmu": "shadow", "vpid": True, "kvm": "6.1"},
-}
-"""Method of logging → the fields of :class:`Config` that make it. ring: a dirty ring filled by write protection."""
 
 SLICE = 2000  # events between two looks at the clock, near the end of a round
 KEPT = 1 << 24  # events of a trace that are kept for its next run; a longer one is read again
@@ -139,14 +133,13 @@ def migrate(
     sent. When the pages written are few enough to be sent within ``plan.downtime``, or after ``plan.rounds``, the guest
     stops and the rest is sent.
 
-    :param method: of :data:`METHODS`. :param progress: called with the number of events done.
+    :param method: of ``study.schemes.MIGRATE``. :param progress: called with the number of events done.
     :raises ConfigError: an unknown method; a round that would take hours to simulate. :raises TraceError: an empty
         trace.
     """
-    if method not in METHODS:
-        raise ConfigError(f"no method {method!r}; there are {', '.join(METHODS)}")
+    fields = fields_of(method, METHODS, "method")
     plan = plan or Plan()
-    config = Config(memory=memory).replace(**METHODS[method])
+    config = Config(memory=memory).replace(**fields)
     costs = costs or CostModel.load()
     events = _Endless(trace)
     logged, plain = _Guest(config, costs), _Guest(config.replace(pml=False), costs)

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 from fastmmu.cli import experiment
 from fastmmu.cli import options as shared
+from fastmmu.study.schemes import OVERCOMMIT, RECLAIM
 
 if TYPE_CHECKING:
     from fastmmu.cli.progress import Report
     from fastmmu.trace import Trace
 
-__all__ = ["DESCRIPTION", "EPILOG", "RECLAIM", "SCHEMES", "USAGE", "add", "handle"]
-
-SCHEMES = ("shadow", "ept", "ept-tracked", "ept-zapped")
-RECLAIM = ("clock", "lru")
+__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
 USAGE = "[options] [TRACE ...]"
 
@@ -48,7 +46,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     shared.add_traces(parser, shared.RUNS)
     parser.add_argument(
-        "--schemes", type=shared.words(SCHEMES), default=list(SCHEMES), metavar="LIST", help="default: all of them"
+        "--schemes",
+        type=shared.words(tuple(OVERCOMMIT)),
+        default=list(OVERCOMMIT),
+        metavar="LIST",
+        help="default: all of them",
     )
     parser.add_argument(
         "--host-memory",

@@ -15,20 +15,12 @@ from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.simulate import Simulation
+from fastmmu.study.schemes import OVERCOMMIT as SCHEMES
+from fastmmu.study.schemes import RECLAIM
 from fastmmu.trace import Trace
 
 __all__ = ["RECLAIM", "SCHEMES", "Overcommit", "overcommit"]
 
-SCHEMES: dict[str, dict[str, Any]] = {
-    "shadow": {"mmu": "shadow", "vpid": True, "kvm": "6.1"},
-    "ept": {"mmu": "ept", "vpid": True, "kvm": "6.1"},
-    "ept-tracked": {"mmu": "ept", "vpid": True, "kvm": "6.1", "ept_ad": False, "ageing": "track"},
-    "ept-zapped": {"mmu": "ept", "vpid": True, "kvm": "6.1", "ept_ad": False, "ageing": "zap"},
-}
-"""Scheme → the fields of :class:`Config` that make it. Without A flags in the EPT the host learns of a use by the fault
-of an entry whose rights were set aside (tracked), or that was taken away (zapped)."""
-
-RECLAIM = ("clock", "lru")
 SEEN = ("accesses", "kernel_accesses", "guest_faults", "pages_touched", "cr3_switches", "invlpgs", "unmaps")
 LEAST = 16  # pages that a host has for a guest
 

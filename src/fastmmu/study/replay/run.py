@@ -9,23 +9,11 @@ from typing import Any
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.replay import Replay, Replayed
+from fastmmu.study.schemes import REPLAY as SCHEMES
+from fastmmu.study.schemes import fields_of
 from fastmmu.trace.system import SystemTrace
 
 __all__ = ["SCHEMES", "Ran", "replay_schemes"]
-
-SCHEMES: dict[str, dict[str, Any]] = {
-    "native": {},
-    "shadow, always in sync": {"mmu": "shadow", "vpid": True, "shadow_keys": True},
-    "shadow, Linux 6.1": {"mmu": "shadow", "vpid": True, "kvm": "6.1", "shadow_keys": True},
-    "EPT, older MMU": {"mmu": "ept", "vpid": True, "kvm": "6.1", "tdp_mmu": False},
-    "EPT": {"mmu": "ept", "vpid": True, "kvm": "6.1"},
-    "EPT, no A/D flags": {"mmu": "ept", "vpid": True, "kvm": "6.1", "ept_ad": False},
-    "EPT, no VPID": {"mmu": "ept", "kvm": "6.1"},
-    "EPT, 2 MB pages": {"mmu": "ept", "vpid": True, "kvm": "6.1", "host_pages": "2m"},
-    "EPT, logged": {"mmu": "ept", "vpid": True, "kvm": "6.1"},
-    "EPT, logged by PML": {"mmu": "ept", "vpid": True, "kvm": "6.1", "pml": True},
-}
-"""Name of a scheme → the fields of :class:`Config` that make it; of those logged the dirty log is read."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +43,9 @@ def replay_schemes(
     :raises ConfigError: an unknown scheme.
     """
     for scheme in schemes:
-        if scheme not in SCHEMES:
-            raise ConfigError(f"no scheme {scheme!r}; there are {', '.join(SCHEMES)}")
+        fields = config | fields_of(scheme, SCHEMES)
         try:
-            replay = Replay(trace, Config(**{**config, **SCHEMES[scheme]}))
+            replay = Replay(trace, Config(**fields))
         except ConfigError as error:
             yield Ran(scheme, None, {}, None, str(error))
             continue

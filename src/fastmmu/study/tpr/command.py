@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import experiment
 from fastmmu.cli import options as shared
+from fastmmu.study.schemes import TPR
 
 if TYPE_CHECKING:
     from fastmmu.cli.progress import Report
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
 WORKLOADS = ("winxp", "win2003", "linux")
-WAYS = ("native", "trap", "patch", "flexpriority", "flexpriority-slides", "apicv")
 
 USAGE = "[options] [TRACE ...]"
 
@@ -40,8 +40,10 @@ examples:
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("--workload", choices=WORKLOADS, default="winxp", help="the guest; default: winxp")
-    known = ",".join(WAYS)
-    parser.add_argument("--ways", type=shared.words(WAYS), default=list(WAYS), metavar="LIST", help=f"out of {known}")
+    known = ",".join(TPR)
+    parser.add_argument(
+        "--ways", type=shared.words(tuple(TPR)), default=list(TPR), metavar="LIST", help=f"out of {known}"
+    )
     parser.add_argument("--mmu", choices=("ept", "shadow"), default="ept", help="of the VMM; default: ept")
     rates = parser.add_argument_group("the workload, per million accesses")
     rates.add_argument("--changes", type=float, metavar="N", help="raises of the TPR, each lowered again")

@@ -10,20 +10,12 @@ from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import simulate
+from fastmmu.study.schemes import TPR as WAYS
+from fastmmu.study.schemes import fields_of
 from fastmmu.trace import Trace
 from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
 
 __all__ = ["WAYS", "tpr_configurations", "tpr_study"]
-
-WAYS: dict[str, dict[str, Any]] = {
-    "native": {"mmu": "native", "tpr": "trap"},
-    "trap": {"tpr": "trap"},
-    "patch": {"tpr": "patch"},
-    "flexpriority": {"tpr": "flexpriority"},
-    "flexpriority-slides": {"tpr": "flexpriority", "tpr_threshold": "slides"},
-    "apicv": {"tpr": "apicv"},
-}
-"""Name of a way -> the fields of :class:`Config` that make it; all but native under the VMM of the study."""
 
 
 def tpr_configurations(ways: Iterable[str], handler: str, **config: Any) -> list[Config]:
@@ -33,9 +25,8 @@ def tpr_configurations(ways: Iterable[str], handler: str, **config: Any) -> list
     """
     found = []
     for way in ways:
-        if way not in WAYS:
-            raise ConfigError(f"no way to handle the TPR {way!r}; there are {', '.join(WAYS)}")
-        fields = {"mmu": "ept", "vpid": True, "memory": "2G", "guest_handler": handler, **config, **WAYS[way]}
+        fields = {"mmu": "ept", "vpid": True, "memory": "2G", "guest_handler": handler, **config}
+        fields |= fields_of(way, WAYS, "way to handle the TPR")
         if way == "native":
             fields["vpid"] = False
         try:
@@ -58,7 +49,7 @@ def tpr_study(
 
     >>> results = fastmmu.tpr_study(fastmmu.read_trace("app.lackey.xz"), "winxp")
 
-    :param workload: name or :class:`~fastmmu.trace.tpr.TprProfile`. :param ways: names out of :data:`WAYS`.
+    :param workload: name or :class:`~fastmmu.trace.tpr.TprProfile`. :param ways: names out of ``study.schemes.TPR``.
     :param config: other fields of :class:`Config`; default ``mmu="ept", vpid=True, memory="2G"``.
     :returns: a result each, in the order given. :raises ConfigError: an unknown name or field.
     """

@@ -1,0 +1,93 @@
+"""The named configurations of the studies: name → the fields of :class:`Config` that make it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastmmu.errors import ConfigError
+
+__all__ = ["BOOT", "COMPARE", "MIGRATE", "OVERCOMMIT", "RECLAIM", "REPLAY", "TPR", "Schemes", "fields_of"]
+
+Schemes = Mapping[str, Mapping[str, Any]]
+
+NATIVE = {"mmu": "native"}
+SHADOW = {"mmu": "shadow"}
+EPT = {"mmu": "ept"}
+VPID = {"vpid": True}
+LINUX = {"kvm": "6.1"}
+SHADOW_NOW = {**SHADOW, **VPID, **LINUX}
+EPT_NOW = {**EPT, **VPID, **LINUX}
+NO_AD = {"ept_ad": False}
+
+COMPARE: Schemes = {
+    "native": NATIVE,
+    "shadow": SHADOW,
+    "shadow+vpid": {**SHADOW, **VPID},
+    "ept": EPT,
+    "ept+vpid": {**EPT, **VPID},
+}
+
+REPLAY: Schemes = {
+    "native": NATIVE,
+    "shadow, always in sync": {**SHADOW, **VPID, "shadow_keys": True},
+    "shadow, Linux 6.1": {**SHADOW_NOW, "shadow_keys": True},
+    "EPT, older MMU": {**EPT_NOW, "tdp_mmu": False},
+    "EPT": EPT_NOW,
+    "EPT, no A/D flags": {**EPT_NOW, **NO_AD},
+    "EPT, no VPID": {**EPT, **LINUX},
+    "EPT, 2 MB pages": {**EPT_NOW, "host_pages": "2m"},
+    "EPT, logged": EPT_NOW,
+    "EPT, logged by PML": {**EPT_NOW, "pml": True},
+}
+"""Of those logged the dirty log is read."""
+
+BOOT: Schemes = {
+    "native": NATIVE,
+    "shadow": SHADOW,
+    "shadow-6.1": {**SHADOW, **LINUX},
+    "ept": EPT,
+    "ept-6.1": {**EPT, **LINUX, "unrestricted_guest": False},
+    "unrestricted": {**EPT, **LINUX},
+}
+"""ept, ept-6.1: without unrestricted guest, by the KVM of the slides and 6.1."""
+
+MIGRATE: Schemes = {
+    "write-protect": EPT_NOW,
+    "pml": {**EPT_NOW, "pml": True},
+    "ring": EPT_NOW,
+    "shadow": SHADOW_NOW,
+}
+"""By method of logging. ring: a dirty ring filled by write protection."""
+
+OVERCOMMIT: Schemes = {
+    "shadow": SHADOW_NOW,
+    "ept": EPT_NOW,
+    "ept-tracked": {**EPT_NOW, **NO_AD, "ageing": "track"},
+    "ept-zapped": {**EPT_NOW, **NO_AD, "ageing": "zap"},
+}
+"""Without A flags in the EPT the host learns of a use by the fault of an entry whose rights were set aside (tracked),
+or that was taken away (zapped)."""
+
+RECLAIM = ("clock", "lru")
+"""By which a host short of memory chooses the pages that go to disk: values of ``Config.host_reclaim``."""
+
+TPR: Schemes = {
+    "native": {**NATIVE, "tpr": "trap"},
+    "trap": {"tpr": "trap"},
+    "patch": {"tpr": "patch"},
+    "flexpriority": {"tpr": "flexpriority"},
+    "flexpriority-slides": {"tpr": "flexpriority", "tpr_threshold": "slides"},
+    "apicv": {"tpr": "apicv"},
+}
+"""By way of handling the TPR; all but native under the VMM of the study."""
+
+
+def fields_of(name: str, schemes: Schemes, what: str = "scheme") -> dict[str, Any]:
+    """The fields of a named configuration.
+
+    :raises ConfigError: there is none of that name; `what` says what it would be the name of.
+    """
+    if name not in schemes:
+        raise ConfigError(f"no {what} {name!r}; there are {', '.join(schemes)}")
+    return dict(schemes[name])
