@@ -2,7 +2,10 @@
 
     bits        entries of guest and EPT tables, control registers, as 64-bit C constants
     types       structs that the kernels share: memory, registers, steps, the outcome of a walk
-    vmx         the VMCS: controls and exit information
+    vmx         the VMCS: controls and exit information; exit reasons
+    pferr       bits of the error code of a #PF
+    msr         numbers of model-specific registers
+    ops         operations of a trace event
     registers   which writes to control registers are legal, and what paging derives from them
     memtype     PAT, MTRRs, EPT type, and how they combine
 

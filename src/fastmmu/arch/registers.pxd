@@ -6,12 +6,14 @@ from fastmmu.arch.types cimport Paging
 
 cdef enum:
     CR0_PE = 1 << 0
+    CR0_MP = 1 << 1
     CR0_TS = 1 << 3
     CR0_ET = 1 << 4
     CR0_NE = 1 << 5
     CR0_WP = 1 << 16
     CR0_NW = 1 << 29
     CR0_CD = 1 << 30
+    CR4_VME = 1 << 0
     CR4_PSE = 1 << 4
     CR4_PAE = 1 << 5
     CR4_PGE = 1 << 7
@@ -25,6 +27,9 @@ cdef enum:
     EFER_LME = 1 << 8
     EFER_LMA = 1 << 10
     EFER_NXE = 1 << 11
+    RFLAGS_FIXED = 1 << 1       # reads 1
+    RFLAGS_IOPL = 3 << 12
+    RFLAGS_VM = 1 << 17
 
 cdef extern from *:
     """

@@ -75,28 +75,62 @@ cdef extern from *:
 cdef enum:
     VECTOR_GP = 13
     VECTOR_PF = 14
-    MSR_EFER = 0xC0000080
     ERROR_CONTROL_FIELDS = 7    # VM-instruction error: entry with invalid control fields
 
-cdef enum ExitReasonCode:       # basic exit reasons that the kernels raise or tell apart (vmx.md §5)
-    EXIT_EXCEPTION = 0
+cdef enum ExitReasonCode:       # basic exit reasons, fastmmu.exits.ExitReason (vmx.md §5)
+    EXIT_EXCEPTION_NMI = 0
     EXIT_EXTERNAL_INTERRUPT = 1
+    EXIT_TRIPLE_FAULT = 2
     EXIT_INTERRUPT_WINDOW = 7
+    EXIT_NMI_WINDOW = 8
+    EXIT_TASK_SWITCH = 9
     EXIT_CPUID = 10
+    EXIT_HLT = 12
+    EXIT_INVD = 13
     EXIT_INVLPG = 14
+    EXIT_RDTSC = 16
     EXIT_VMCALL = 18
+    EXIT_VMLAUNCH = 20
+    EXIT_VMRESUME = 24
     EXIT_CR_ACCESS = 28
+    EXIT_DR_ACCESS = 29
+    EXIT_IO_INSTRUCTION = 30
     EXIT_RDMSR = 31
     EXIT_WRMSR = 32
-    EXIT_ENTRY_STATE = 33
-    EXIT_TPR_THRESHOLD = 43
+    EXIT_ENTRY_FAILURE_GUEST_STATE = 33
+    EXIT_ENTRY_FAILURE_MSR = 34
+    EXIT_MWAIT = 36
+    EXIT_MONITOR_TRAP = 37
+    EXIT_MONITOR = 39
+    EXIT_PAUSE = 40
+    EXIT_TPR_BELOW_THRESHOLD = 43
     EXIT_APIC_ACCESS = 44
     EXIT_VIRTUALIZED_EOI = 45
+    EXIT_GDTR_IDTR = 46
+    EXIT_LDTR_TR = 47
     EXIT_EPT_VIOLATION = 48
     EXIT_EPT_MISCONFIG = 49
+    EXIT_INVEPT = 50
+    EXIT_RDTSCP = 51
+    EXIT_PREEMPTION_TIMER = 52
+    EXIT_INVVPID = 53
+    EXIT_WBINVD = 54
+    EXIT_XSETBV = 55
     EXIT_APIC_WRITE = 56
+    EXIT_RDRAND = 57
     EXIT_INVPCID = 58
+    EXIT_VMFUNC = 59
+    EXIT_ENCLS = 60
+    EXIT_RDSEED = 61
     EXIT_PML_FULL = 62
+    EXIT_XSAVES = 63
+    EXIT_XRSTORS = 64
+    EXIT_SPP_EVENT = 66
+    EXIT_BUS_LOCK = 74
+    EXIT_NOTIFY = 75
+
+cdef enum:
+    N_REASONS = 80              # tables by exit reason have so many rows
 
 cdef struct Vmcs:
     uint32_t pin_based, primary, secondary, tertiary, vm_exit, vm_entry

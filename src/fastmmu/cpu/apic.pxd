@@ -30,6 +30,7 @@ cdef enum:
     APIC_NONE = -1              # no vector
     APIC_ENABLED = 1 << 8       # in SVR
     APIC_SHORTHAND_SELF = 1
+    LVT_MASKED = 1 << 16
     MODE_LOWEST = 1             # delivery modes of the ICR: 0 fixed, 1 lowest priority end as a vector
 
 cdef struct Apic:

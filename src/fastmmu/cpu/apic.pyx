@@ -19,7 +19,6 @@ cdef extern from *:
     const uint64_t LVTS "FM_APIC_LVTS"
 
 cdef enum:
-    MASKED = 1 << 16            # in an LVT
     SEND_ILLEGAL = 1 << 5       # in ESR
     RECEIVE_ILLEGAL = 1 << 6
     ILLEGAL_REGISTER = 1 << 7
@@ -40,7 +39,7 @@ cdef void mask_lvts(uint8_t *page) noexcept nogil:
     cdef uint32_t slot
     for slot in range(64):
         if LVTS >> slot & 1:
-            apic_put(page, slot << 4, apic_word(page, slot << 4) | <uint32_t> MASKED)
+            apic_put(page, slot << 4, apic_word(page, slot << 4) | <uint32_t> LVT_MASKED)
 
 
 cdef inline uint32_t divisor_shift(const uint8_t *page) noexcept nogil:
@@ -139,7 +138,7 @@ cdef void set_lvt(Apic *a, uint32_t offset, uint32_t value) noexcept nogil:
     cdef uint32_t before = a.mode
     value &= 0x717FF
     if not apic_word(a.page, APIC_SVR) & <uint32_t> APIC_ENABLED:
-        value |= <uint32_t> MASKED
+        value |= <uint32_t> LVT_MASKED
     apic_put(a.page, offset, value)
     if offset == APIC_LVT_TIMER:
         a.mode = value >> 17 & 3
@@ -357,7 +356,7 @@ cdef class LocalApic:
 
     cdef _expired(self, bint fired):
         cdef uint32_t lvt = apic_word(self.apic.page, APIC_LVT_TIMER)
-        if fired and not lvt & <uint32_t> MASKED:
+        if fired and not lvt & <uint32_t> LVT_MASKED:
             apic_request(self.apic.page, lvt & 0xFF, False)
 
 

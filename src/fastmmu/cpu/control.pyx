@@ -8,16 +8,15 @@ tlb.md §3. MOV to CR3, which a guest kernel does all the time, is in cpu/vcpu.p
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from fastmmu.arch.msr cimport MSR_EFER
 from fastmmu.arch.registers cimport (
     CR0_PE, CR0_PG, CR0_TS, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_SMEP, CR4_VMXE, RULE_CR4_RESERVED, RULE_INJECTED,
     Registers, registers_cr0, registers_cr4, registers_efer, registers_lmsw, registers_load_pdptes,
 )
-from fastmmu.arch.vmx cimport (
-    EXIT_CR_ACCESS, EXIT_RDMSR, EXIT_WRMSR, MSR_EFER, PRIMARY_CR3_STORE, clear_exit_information,
-)
+from fastmmu.arch.vmx cimport EXIT_CR_ACCESS, EXIT_RDMSR, EXIT_WRMSR, PRIMARY_CR3_STORE, clear_exit_information
 from fastmmu.cpu.vcpu cimport (
-    DONE_GP, DONE_OK, INS_CLTS, INS_LMSW, INS_MOV_FROM_CR, INS_MOV_TO_CR, INS_RDMSR, INS_WRMSR, Vcpu,
-    vcpu_completed, vcpu_derive, vcpu_exit, vcpu_pdptes, vcpu_privileged, vcpu_registers,
+    DONE_GP, DONE_OK, INS_CLTS, INS_LMSW, INS_MOV_FROM_CR, INS_MOV_TO_CR, INS_RDMSR, INS_WRMSR, Vcpu, vcpu_completed,
+    vcpu_derive, vcpu_exit, vcpu_pdptes, vcpu_privileged, vcpu_registers,
 )
 from fastmmu.tlb.invalidate cimport inv_cr0_pg, inv_cr4_all, inv_cr4_pcid
 

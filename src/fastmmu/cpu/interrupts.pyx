@@ -11,22 +11,29 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
+from fastmmu.arch.msr cimport (
+    MSR_APIC_BASE, MSR_TSC_DEADLINE, X2_CURRENT_COUNT, X2_EOI, X2_FIRST, X2_ICR, X2_SELF_IPI, X2_TPR, msr_of_x2apic,
+)
+from fastmmu.arch.ops cimport (
+    OP_APIC_READ, OP_APIC_WRITE, OP_CR8_READ, OP_CR8_WRITE, OP_INTERRUPT_FLAG, OP_IPI, OP_MSR_READ, OP_MSR_WRITE,
+    OP_TSC_DEADLINE,
+)
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport (
-    EXIT_EXTERNAL_INTERRUPT, EXIT_INTERRUPT_WINDOW, EXIT_RDMSR, EXIT_VMCALL, EXIT_WRMSR, PRIMARY_INTERRUPT_WINDOW,
-    clear_exit_information,
+    EXIT_EXTERNAL_INTERRUPT, EXIT_INTERRUPT_WINDOW, EXIT_IO_INSTRUCTION, EXIT_RDMSR, EXIT_VMCALL, EXIT_WRMSR,
+    PRIMARY_INTERRUPT_WINDOW, clear_exit_information,
 )
 from fastmmu.cpu.access cimport Data, data_access, data_begin, data_size, data_store, data_value
 from fastmmu.cpu.apic cimport (
-    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_LVT_TIMER, APIC_NONE, APIC_SELF_IPI, APIC_TPR, MODE_LOWEST, Ipi,
-    apic_acknowledge, apic_addressed, apic_elapse, apic_put, apic_read, apic_receives, apic_request, apic_reset,
+    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_LVT_TIMER, APIC_NONE, APIC_SELF_IPI, APIC_TPR, LVT_MASKED, MODE_LOWEST,
+    Ipi, apic_acknowledge, apic_addressed, apic_elapse, apic_put, apic_read, apic_receives, apic_request, apic_reset,
     apic_send, apic_set_deadline, apic_set_x2apic, apic_word, apic_write,
 )
 from fastmmu.cpu.tpr_patch cimport (
     HIGH_HALF, SITE_BYTES, Patch, Site, patch_decode, patch_place, patch_polls, patch_record,
 )
 from fastmmu.cpu.vapic cimport (
-    VAPIC_DONE, VAPIC_GP, vapic_deliver, vapic_posted, vapic_rdmsr, vapic_read_cr8, vapic_wrmsr, vapic_write_cr8,
+    VAPIC_DONE, VAPIC_GP, vapic_deliver, vapic_posted, vapic_rdmsr, vapic_read_cr8, vapic_write_cr8, vapic_wrmsr,
 )
 from fastmmu.cpu.vcpu cimport (
     ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, Vcpu,
@@ -35,30 +42,8 @@ from fastmmu.cpu.vcpu cimport (
 from fastmmu.paging.memory cimport mem_holds
 
 cdef enum:
-    X2_FIRST = 0x800
-    X2_TPR = 0x808
-    X2_EOI = 0x80B
-    X2_ICR = 0x830
-    X2_CURRENT_COUNT = 0x839
-    X2_SELF_IPI = 0x83F
-    MSR_APIC_BASE = 0x1B
-    MSR_TSC_DEADLINE = 0x6E0
-    MASKED = 1 << 16            # in an LVT
     SHORTHAND = 3 << 18         # in the ICR
-    EXIT_IO = 30
     MAX_DELIVERIES = 512        # at one boundary: more is a storm without an end
-
-
-cdef enum:                      # fastmmu.ops.Op
-    OP_APIC_READ = 21
-    OP_APIC_WRITE = 22
-    OP_CR8_READ = 23
-    OP_CR8_WRITE = 24
-    OP_MSR_READ = 25
-    OP_MSR_WRITE = 26
-    OP_INTERRUPT_FLAG = 27
-    OP_IPI = 29
-    OP_TSC_DEADLINE = 30
 
 
 cdef void irq_init(Interrupts *irq, Vcpu *v, uint8_t *page, uint64_t *descriptor) noexcept nogil:
@@ -252,7 +237,7 @@ cdef int replacement(Interrupts *irq, uint32_t target, bint write, uint64_t valu
     if not outcome and not old >> 32 & 1:       # another vCPU's access was patched: this one's record is not in use yet
         p.enabling = True
         clear_exit_information(&v.vmcs)
-        outcome = exited(vcpu_exit(v, EXIT_IO))
+        outcome = exited(vcpu_exit(v, EXIT_IO_INSTRUCTION))
         p.enabling = False
         if not outcome:
             outcome = vcpu_load(v, patch_record(p), &old)
@@ -291,7 +276,7 @@ cdef int irq_cr8(Interrupts *irq, bint write, uint64_t value) noexcept nogil:
 
 cdef bint msr_exits(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
     # KVM's MSR bitmap: what the processor virtualizes in x2APIC mode passes, all else exits
-    if not irq.virt.x2apic or msr >> 8 != X2_FIRST >> 8:
+    if not irq.virt.x2apic or not msr_of_x2apic(msr):
         return True
     if msr == X2_TPR:
         return False
@@ -394,7 +379,7 @@ cdef bint irq_elapse(Interrupts *irq) noexcept nogil:
     if not fired:
         return False
     irq.c.timer += fired
-    if not lvt & <uint32_t> MASKED:
+    if not lvt & <uint32_t> LVT_MASKED:
         irq.arriving = lvt & 0xFF
         irq.arriving_level = False
         irq.arrived = due
@@ -407,7 +392,7 @@ cdef bint irq_deadline(Interrupts *irq, uint64_t value) noexcept nogil:
     if not apic_set_deadline(&irq.apic, value, irq.now):
         return False
     irq.c.timer += 1
-    return not apic_word(irq.apic.page, APIC_LVT_TIMER) & <uint32_t> MASKED
+    return not apic_word(irq.apic.page, APIC_LVT_TIMER) & <uint32_t> LVT_MASKED
 
 
 cdef int irq_due(Interrupts *irq) noexcept nogil:

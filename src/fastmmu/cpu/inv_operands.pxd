@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-cdef enum:                      # fastmmu.exits.Completion
+cdef enum InvCompletion:        # fastmmu.exits.Completion
     INV_DONE = 0
     INV_UD = 1
     INV_EXIT = 2

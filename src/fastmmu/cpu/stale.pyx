@@ -7,6 +7,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport EPT_A, EPT_D, ONES, PS, A, D
+from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.types cimport (
     ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, MODE_PAE, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, GuestPath, Step,
     Walk,
@@ -250,7 +251,7 @@ cdef void watch_use(Watch *w, Mem *m, const Tlb *t, const Paging *g, const Ept *
     x.kind = STALE_DIRTY
     if walk.fault != FAULT_NONE:
         x.kind = STALE_GONE
-        if walk.fault == FAULT_PF and walk.error_code & 1 or walk.fault != FAULT_PF and walk.qual >> 3 & 7:
+        if walk.fault == FAULT_PF and walk.error_code & PF_P or walk.fault != FAULT_PF and walk.qual >> 3 & 7:
             x.kind = STALE_RIGHTS
     elif walk.pa != pa:
         x.kind = STALE_ADDRESS

@@ -5,8 +5,9 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from fastmmu.arch.msr cimport X2_EOI, X2_SELF_IPI, X2_TPR, msr_of_x2apic
 from fastmmu.arch.vmx cimport (
-    EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_TPR_THRESHOLD, EXIT_VIRTUALIZED_EOI, PRIMARY_CR8_LOAD,
+    EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_TPR_BELOW_THRESHOLD, EXIT_VIRTUALIZED_EOI, PRIMARY_CR8_LOAD,
     PRIMARY_CR8_STORE, PRIMARY_INTERRUPT_WINDOW, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS,
     SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_X2APIC, Vmcs, secondary_control,
 )
@@ -27,12 +28,6 @@ cdef extern from *:
     """
     const uint64_t REGISTERS_WRITTEN "FM_VAPIC_WRITTEN"
     const uint64_t REGISTERS_READ "FM_VAPIC_READ"
-
-cdef enum:
-    X2_TPR = 0x808
-    X2_EOI = 0x80B
-    X2_SELF_IPI = 0x83F
-
 
 cdef inline int leave(Vapic *a, int how, uint32_t reason, uint64_t qualification) noexcept nogil:
     a.reason = reason
@@ -58,7 +53,7 @@ cdef int tpr_changed(Vapic *a) noexcept nogil:
         vapic_evaluate(a)
         return VAPIC_DONE
     if a.page[<int> APIC_TPR] >> 4 < a.threshold:
-        return leave(a, VAPIC_TRAP, EXIT_TPR_THRESHOLD, 0)
+        return leave(a, VAPIC_TRAP, EXIT_TPR_BELOW_THRESHOLD, 0)
     return VAPIC_DONE
 
 
@@ -237,7 +232,7 @@ cdef int written(Vapic *a, uint32_t offset) noexcept nogil:
 # ---- x2APIC MSRs that the MSR bitmap lets through ---------------------------------------------------------
 
 cdef int vapic_rdmsr(Vapic *a, uint32_t msr) noexcept nogil:
-    if not a.x2apic or msr >> 8 != 8 or not (a.registers or msr == X2_TPR):
+    if not a.x2apic or not msr_of_x2apic(msr) or not (a.registers or msr == X2_TPR):
         return VAPIC_PASS
     memcpy(&a.data, a.page + ((msr & 0xFF) << 4), 8)
     return VAPIC_DONE

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.registers cimport Registers
 from fastmmu.arch.types cimport Ept, Mem, Paging, Walk
-from fastmmu.arch.vmx cimport Vmcs
+from fastmmu.arch.vmx cimport N_REASONS, Vmcs
 from fastmmu.cpu.stale cimport Watch
 from fastmmu.cpu.vapic cimport Vapic
 from fastmmu.tlb.lookup cimport Tlb
@@ -93,7 +93,7 @@ cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t invept
     uint64_t host_accesses      # of the host's own pages, at VM exits
     uint64_t host_misses        # of both levels
-    uint64_t exits[80]
+    uint64_t exits[N_REASONS]
 
 ctypedef int (*ExitHandler)(Vcpu *v) noexcept nogil
 ctypedef int (*Premap)(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil

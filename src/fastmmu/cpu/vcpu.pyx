@@ -5,17 +5,18 @@ from libc.string cimport memcpy
 
 from fastmmu.arch.bits cimport FRAME, ONES
 from fastmmu.arch.registers cimport (
-    CR3_NO_FLUSH, EFER_LMA, EFER_LME, RULE_CR3_RESERVED, RULE_INJECTED, RULE_PDPTE, Registers, paging_of,
+    CR3_NO_FLUSH, EFER_LMA, EFER_LME, RFLAGS_VM, RULE_CR3_RESERVED, RULE_INJECTED, RULE_PDPTE, Registers, paging_of,
 )
 from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
     FAULT_PML_FULL, MODE_PAE, Ept, Paging, Steps, Walk,
 )
 from fastmmu.arch.vmx cimport (
-    ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_CR_ACCESS, EXIT_ENTRY_STATE,
-    EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_EXTERNAL_INTERRUPT, EXIT_INVLPG, EXIT_INVPCID,
-    EXIT_PML_FULL, EXIT_TPR_THRESHOLD, INTERRUPTION_GP, INTERRUPTION_PF, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD,
-    PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information, page_fault_exits, secondary_control,
+    ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_CR_ACCESS,
+    EXIT_ENTRY_FAILURE_GUEST_STATE, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_EXTERNAL_INTERRUPT,
+    EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL, EXIT_TPR_BELOW_THRESHOLD, INTERRUPTION_GP, INTERRUPTION_PF,
+    PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information,
+    page_fault_exits, secondary_control,
 )
 from fastmmu.cpu.apic cimport APIC_TPR
 from fastmmu.cpu.stale cimport watch_stored, watch_use, watch_walked
@@ -32,7 +33,6 @@ from fastmmu.tlb.lookup cimport (
     tlb_switch, tlb_value, tlb_value_of_walk,
 )
 
-cdef uint64_t RFLAGS_VM = 1 << 17
 cdef uint64_t HOST_PAGES = 0xFFFF888000000000ULL
 
 
@@ -139,7 +139,7 @@ cdef int vcpu_enter(Vcpu *v) noexcept nogil:
         return vcpu_abort(v, ABORT_ENTRY, ERROR_CONTROL_FIELDS)
     if not plain(v) and invalid_registers(&v.vmcs, &v.hw, v.mem, &qualification):
         clear_exit_information(&v.vmcs)
-        v.vmcs.exit_reason = EXIT_ENTRY_STATE | ENTRY_FAILURE
+        v.vmcs.exit_reason = EXIT_ENTRY_FAILURE_GUEST_STATE | ENTRY_FAILURE
         v.vmcs.exit_qualification = qualification
         return vcpu_abort(v, ABORT_ENTRY, v.vmcs.exit_reason)
     if v.apic != NULL:
@@ -196,7 +196,7 @@ cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
             vcpu_abort(v, ABORT_NO_PROGRESS, 0)
             return ACT_ABORT
         clear_exit_information(&v.vmcs)
-        if leave_and_enter(v, EXIT_TPR_THRESHOLD) == ACT_ABORT:
+        if leave_and_enter(v, EXIT_TPR_BELOW_THRESHOLD) == ACT_ABORT:
             return ACT_ABORT
         v.emulated = emulated
     return action
@@ -293,7 +293,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
             v.vmcs.exit_qualification = la
             v.vmcs.exit_interruption_info = INTERRUPTION_PF
             v.vmcs.exit_interruption_error = w.error_code
-            action = vcpu_exit(v, EXIT_EXCEPTION)
+            action = vcpu_exit(v, EXIT_EXCEPTION_NMI)
         elif fault == FAULT_EPT_VIOLATION:
             inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, w.qual >> 8 & 1, la)
             clear_exit_information(&v.vmcs)
@@ -381,7 +381,7 @@ cdef int vcpu_privileged(Vcpu *v, int instruction, int cr, uint64_t source) noex
     v.instruction_cr = cr
     v.source = source
     v.rule = RULE_INJECTED
-    return vcpu_completed(vcpu_exit(v, EXIT_EXCEPTION))
+    return vcpu_completed(vcpu_exit(v, EXIT_EXCEPTION_NMI))
 
 
 cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil:

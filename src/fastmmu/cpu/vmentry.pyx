@@ -5,11 +5,13 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from fastmmu.arch.registers cimport CR0_PE, CR0_PG, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME, RFLAGS_FIXED, RFLAGS_VM
 from fastmmu.arch.vmx cimport (
-    CAP_ALL, CAP_WALK_5, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_ACK_INTERRUPT, EXIT_ENTRY_STATE,
-    EXIT_TPR_THRESHOLD, PIN_EXTERNAL_INTERRUPT, PIN_POSTED, PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW,
-    SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS, SECONDARY_EPT, SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_VPID,
-    SECONDARY_X2APIC, Vmcs, eptp_valid, secondary_control,
+    CAP_ALL, CAP_WALK_5, ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_ACK_INTERRUPT,
+    EXIT_ENTRY_FAILURE_GUEST_STATE, EXIT_TPR_BELOW_THRESHOLD, PIN_EXTERNAL_INTERRUPT, PIN_POSTED, PRIMARY_SECONDARY,
+    PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS, SECONDARY_EPT, SECONDARY_PML,
+    SECONDARY_UNRESTRICTED, SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_VPID, SECONDARY_X2APIC, Vmcs, eptp_valid,
+    secondary_control,
 )
 from fastmmu.cpu.apic cimport APIC_TPR
 from fastmmu.cpu.vapic cimport Vapic, vapic_controls, vapic_entered
@@ -21,22 +23,13 @@ cdef enum:
     PIN_VIRTUAL_NMI = 1 << 5
     PRIMARY_NMI_WINDOW = 1 << 22
     PRIMARY_TERTIARY = 1 << 17
-    UNRESTRICTED = 1 << 7
     VM_FUNCTIONS = 1 << 13
-    PML = 1 << 17
     VE = 1 << 18
     MBEC = 1 << 22
     SPP = 1 << 23
     TERTIARY_NEEDS_EPT = 0xE    # HLAT, paging-write, guest-paging verification
     ENTRY_LOAD_PAT = 1 << 14
-    ENTRY_LOAD_EFER = 1 << 15
-    CR0_PE = 1
-    CR4_PAE = 1 << 5
-    CR4_PCIDE = 1 << 17
-    RFLAGS_VM = 1 << 17
-    EFER_LONG = 0x500           # LME, LMA
 
-cdef uint64_t CR0_PG = 1ULL << 31
 ENTRY_FAILURE = 1U << 31
 
 # every control that vmx.md §2 names, and the default-1 bits
@@ -98,9 +91,9 @@ cdef uint32_t invalid_controls(const Vmcs *v, uint8_t vtpr, const EntryCaps *cap
     if ept:
         if not eptp_valid(v.eptp, caps.ept, caps.maxphyaddr):
             failed |= 1 << 11
-    elif second & (UNRESTRICTED | MBEC | PML | SPP) or third & TERTIARY_NEEDS_EPT:
+    elif second & (SECONDARY_UNRESTRICTED | MBEC | SECONDARY_PML | SPP) or third & TERTIARY_NEEDS_EPT:
         failed |= 1 << 12
-    if second & PML and not address_ok(v.pml_address, 12, caps):
+    if second & SECONDARY_PML and not address_ok(v.pml_address, 12, caps):
         failed |= 1 << 13
     if second & SPP and not address_ok(v.sppt_pointer, 12, caps):
         failed |= 1 << 14
@@ -122,10 +115,10 @@ cdef int invalid_state(const Vmcs *v, const GuestFields *g, const Mem *mem, cons
                        uint64_t *qualification) noexcept nogil:
     # number of the first check that fails (Gn), 0 if none. mem: holds the PDPTEs of a guest in PAE mode without EPT
     cdef uint32_t second = v.secondary if v.primary & PRIMARY_SECONDARY else 0
-    cdef uint64_t exempt = (CR0_PE | CR0_PG) if second & UNRESTRICTED else 0
+    cdef uint64_t exempt = (CR0_PE | CR0_PG) if second & SECONDARY_UNRESTRICTED else 0
     cdef bint long_mode = v.vm_entry & ENTRY_LONG_MODE != 0
     cdef bint paging = g.cr0 & CR0_PG != 0, pae = g.cr4 & CR4_PAE != 0
-    cdef bint lma = g.efer >> 10 & 1, lme = g.efer >> 8 & 1
+    cdef bint lma = g.efer & EFER_LMA != 0, lme = g.efer & EFER_LME != 0
     cdef uint64_t entry, base
     cdef int i, kind
     qualification[0] = 0
@@ -173,9 +166,9 @@ cdef int invalid_registers(const Vmcs *v, const Paging *hw, const Mem *mem, uint
     g.cr0 = MACHINE.cr0_must
     g.cr3 = hw.cr3
     g.cr4 = MACHINE.cr4_must | (CR4_PAE if hw.entry_shift == 3 else 0) | (CR4_PCIDE if hw.pcid_on else 0)
-    g.efer = EFER_LONG if hw.lma else 0
+    g.efer = EFER_LMA | EFER_LME if hw.lma else 0
     g.pat = hw.pat
-    g.rflags = 2
+    g.rflags = RFLAGS_FIXED
     memcpy(g.pdpte, hw.pdpte, sizeof(g.pdpte))
     return invalid_state(v, &g, mem, &caps, qualification)
 
@@ -235,14 +228,14 @@ def vm_entry(*, vtpr=0, maxphyaddr=52, walk5=True, PhysicalMemory memory=None, g
         return Entry(ERROR_CONTROL_FIELDS, names, None, 0, 0, False)
     state = invalid_state(&v, &g, mem, &caps, &qualification)
     if state:
-        return Entry(0, (f"G{state}",), EXIT_ENTRY_STATE | ENTRY_FAILURE, qualification, 0, False)
+        return Entry(0, (f"G{state}",), EXIT_ENTRY_FAILURE_GUEST_STATE | ENTRY_FAILURE, qualification, 0, False)
     memset(&apic, 0, sizeof(Vapic))
     memset(page, 0, sizeof(page))
     page[<int> APIC_TPR] = vtpr
     apic.page = page
     vapic_controls(&apic, &v)
     if vapic_entered(&apic):
-        return Entry(0, (), EXIT_TPR_THRESHOLD, 0, 0, False)
+        return Entry(0, (), EXIT_TPR_BELOW_THRESHOLD, 0, 0, False)
     return Entry(0, (), None, 0, apic.vppr, bool(apic.pending))
 
 

@@ -6,9 +6,10 @@ that the configuration names) and says what the processor does next.
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu.arch.msr cimport MSR_EFER
 from fastmmu.arch.vmx cimport (
-    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION, EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL,
-    EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, MSR_EFER, SECONDARY_PML, SECONDARY_VPID, secondary_control,
+    EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_INVLPG, EXIT_INVPCID,
+    EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, SECONDARY_PML, SECONDARY_VPID, secondary_control,
 )
 from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
 from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
@@ -56,7 +57,7 @@ cdef int kvm_default(KvmVcpu *vcpu) noexcept nogil:
         action = kvm_apic_exit(vcpu.irq)
         if action != NOT_OF_APIC:
             return action
-    if reason == EXIT_EXCEPTION:
+    if reason == EXIT_EXCEPTION_NMI:
         if v.vmcs.exit_interruption_info == INTERRUPTION_GP:
             return kvm_emulate(vcpu, v.instruction, v.instruction_cr, v.source)
         return kvm_page_fault(vcpu)

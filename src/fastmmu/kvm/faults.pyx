@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmmu.arch.bits cimport FRAME, ONES
+from fastmmu.arch.pferr cimport PF_ID, PF_P, PF_RSVD, PF_U, PF_W
 from fastmmu.arch.registers cimport RULE_PDPTE
 from fastmmu.arch.types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk,
@@ -35,11 +36,8 @@ from fastmmu.paging.guest cimport page_fault
 from fastmmu.paging.memory cimport mem_holds
 from fastmmu.paging.walk cimport walk_silent
 
-cdef uint64_t RESERVED = 8                      # bit of the error code
-
-
 cdef inline int access_of(uint64_t error_code) noexcept nogil:
-    return ACC_W if error_code & 2 else ACC_X if error_code & 16 else ACC_R
+    return ACC_W if error_code & PF_W else ACC_X if error_code & PF_ID else ACC_R
 
 
 cdef gfn_t marked(Kvm *kvm, gva_t address) noexcept nogil:
@@ -96,21 +94,21 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
     cdef Walk w
     cdef uint64_t code = v.vmcs.exit_interruption_error, la = v.vmcs.exit_qualification, known = ONES
     cdef int result, action
-    vcpu.guest.user = code >> 2 & 1
+    vcpu.guest.user = code & PF_U != 0
     vcpu.guest.ac = v.hw.ac
     vcpu.guest.implicit = v.hw.implicit
     vcpu.guest.pkr_user = v.hw.pkr_user
-    if code & RESERVED:                         # the VMM's own mark (kvm_policy.md §4.4)
+    if code & PF_RSVD:                          # the VMM's own mark (kvm_policy.md §4.4)
         known = marked(kvm, la)
     kvm.stats.pf_taken += known == ONES
-    result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(code), code & 1, known, &w)
+    result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(code), code & PF_P, known, &w)
     if result == SHADOW_NO_TABLES:
         return kvm_out_of_tables(vcpu)
     if result == SHADOW_REFLECT:
         v.c.pf_guest += 1
         v.cr2 = la
         v.error_code = w.error_code
-        if w.error_code & 1 and not w.error_code & RESERVED:
+        if w.error_code & PF_P and not w.error_code & PF_RSVD:
             shadow_drop(&kvm.mmu, &vcpu.guest, la)       # like the processor, which drops the translation that denied
             kvm_owed_flush(vcpu)
         return ACT_INJECT_PF
@@ -271,11 +269,11 @@ cdef int kvm_premap(KvmVcpu *vcpu, gva_t la, const Walk *w) noexcept nogil:
         return ACT_ABORT
     if not kvm.shadow:
         return ACT_INJECT_PF
-    if w.error_code & RESERVED:
+    if w.error_code & PF_RSVD:
         return ACT_EMULATED
-    vcpu.guest.user = w.error_code >> 2 & 1
+    vcpu.guest.user = w.error_code & PF_U != 0
     vcpu.guest.ac = v.hw.ac
-    result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(w.error_code), w.error_code & 1, ONES,
+    result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(w.error_code), w.error_code & PF_P, ONES,
                           &guest)
     kvm.mmu.flush = False
     if result == SHADOW_NO_TABLES:

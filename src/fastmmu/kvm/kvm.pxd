@@ -9,6 +9,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Paging
+from fastmmu.arch.vmx cimport N_REASONS
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.modes cimport Modes
@@ -68,7 +69,7 @@ cdef struct Kvm:
     uint32_t n_vcpus
     KvmVcpu *running            # loaded by kvm_vcpu_load: whose TLB a flush goes to at once; the others are requested
     uint32_t forgo              # Forgone: flushes that are left out, to see that they are missed
-    uint8_t surfaced[80]        # [exit reason] a Python policy handles it
+    uint8_t surfaced[N_REASONS]     # [exit reason] a Python policy handles it
     Surface surface
     void *machine
     uint32_t less               # flushes left out

@@ -7,11 +7,13 @@ something asked for it (`request_event`), as in KVM.
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport P
+from fastmmu.arch.msr cimport MSR_APIC_BASE, MSR_TSC_DEADLINE, X2_ICR, X2_SELF_IPI, msr_of_x2apic
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, Walk
 from fastmmu.arch.vmx cimport (
-    EXIT_ACK_INTERRUPT, EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_INTERRUPT_WINDOW, EXIT_RDMSR,
-    EXIT_TPR_THRESHOLD, EXIT_VIRTUALIZED_EOI, EXIT_VMCALL, EXIT_WRMSR, PIN_POSTED, PRIMARY_CR8_LOAD, PRIMARY_CR8_STORE,
-    PRIMARY_INTERRUPT_WINDOW, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS,
+    EXIT_ACK_INTERRUPT, EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_INTERRUPT_WINDOW, EXIT_IO_INSTRUCTION,
+    EXIT_RDMSR,
+    EXIT_TPR_BELOW_THRESHOLD, EXIT_VIRTUALIZED_EOI, EXIT_VMCALL, EXIT_WRMSR, PIN_POSTED, PRIMARY_CR8_LOAD,
+    PRIMARY_CR8_STORE, PRIMARY_INTERRUPT_WINDOW, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS,
     SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_X2APIC,
 )
 from fastmmu.cpu.apic cimport (
@@ -24,21 +26,11 @@ from fastmmu.cpu.interrupts cimport (
 )
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, patch_dword, patch_replace
 from fastmmu.cpu.vapic cimport LINEAR_WRITE, PHYSICAL_OTHER, vapic_posted
-from fastmmu.cpu.vcpu cimport (
-    ABORT_APIC_TABLE, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, Vcpu, vcpu_abort,
-)
+from fastmmu.cpu.vcpu cimport ABORT_APIC_TABLE, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, Vcpu, vcpu_abort
 from fastmmu.kvm.ipi cimport NOTIFICATION_VECTOR, ipi_send
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
 from fastmmu.paging.guest cimport page_fault
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64, mem_write64
-
-cdef enum:
-    MSR_APIC_BASE = 0x1B
-    MSR_TSC_DEADLINE = 0x6E0
-    X2_ICR = 0x830
-    X2_SELF_IPI = 0x83F
-    EXIT_IO = 30
-
 
 cdef void kvm_apic_init(Interrupts *irq) noexcept nogil:
     # controls of the VMCS; its addresses are set by who allocates the pages
@@ -193,7 +185,7 @@ cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
 cdef int kvm_apic_exit(Interrupts *irq) noexcept nogil:
     cdef Vcpu *v = irq.v
     cdef uint32_t reason = v.vmcs.exit_reason, offset = v.vmcs.exit_qualification & 0xFFF
-    if reason == EXIT_TPR_THRESHOLD:
+    if reason == EXIT_TPR_BELOW_THRESHOLD:
         irq.below = True
         priority_changed(irq)
     elif reason == EXIT_INTERRUPT_WINDOW:
@@ -210,10 +202,10 @@ cdef int kvm_apic_exit(Interrupts *irq) noexcept nogil:
             irq.value = irq.apic.page[<int> APIC_TPR] >> 4
         elif not v.vmcs.operand >> 4:
             store(irq, APIC_TPR, v.vmcs.operand << 4)
-    elif reason in (EXIT_RDMSR, EXIT_WRMSR) and (v.vmcs.operand >> 8 == 8 or v.vmcs.operand == MSR_APIC_BASE
+    elif reason in (EXIT_RDMSR, EXIT_WRMSR) and (msr_of_x2apic(v.vmcs.operand) or v.vmcs.operand == MSR_APIC_BASE
                                                  or v.vmcs.operand == MSR_TSC_DEADLINE):
         emulate_msr(irq, v.vmcs.operand, reason == EXIT_WRMSR)
-    elif reason == EXIT_IO and irq.patch.enabling:
+    elif reason == EXIT_IO_INSTRUCTION and irq.patch.enabling:
         use_record(irq)
     else:
         return NOT_OF_APIC

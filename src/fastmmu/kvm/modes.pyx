@@ -14,8 +14,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmmu.arch.registers cimport (
-    CR0_CD, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_PSE,
-    CR4_SMAP, CR4_SMEP, CR4_VMXE, EFER_LME, EFER_NXE, Registers, long_mode, pae_paging, pages,
+    CR0_CD, CR0_MP, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS,
+    CR4_PSE, CR4_SMAP, CR4_SMEP, CR4_VME, CR4_VMXE, EFER_LME, EFER_NXE, RFLAGS_FIXED, RFLAGS_IOPL, RFLAGS_VM, Registers,
+    long_mode, pae_paging, pages,
 )
 from fastmmu.arch.types cimport Mem
 from fastmmu.arch.vmx cimport (
@@ -25,13 +26,9 @@ from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.paging.memory cimport mem_write32
 
 cdef enum:
-    CR4_VME = 1
-    CR0_MP = 2
     IDENTITY_ENTRY = 0xE7       # P, R/W, U/S, A, D, PS
     IO_BITMAP_AT = 0x66         # of the task state: offset of the I/O bitmap
     IO_BITMAP = 0x68 + 32       # behind the fields and the interrupt redirection bitmap
-    RFLAGS_FIXED = 2
-    RFLAGS_VM86 = 1 << 17 | 3 << 12         # VM, IOPL 3
 
 # Bits that the guest owns: a write that changes no other does not exit. Those of Linux 6.1.
 cdef uint64_t CR0_GUEST = CR0_TS | CR0_WP
@@ -75,7 +72,7 @@ cdef int modes_load(const Modes *m, Vcpu *v) noexcept nogil:
         v.vmcs.exception_bitmap = 0 if m.ept else page_fault
         if not a.cr0 & CR0_PE:
             cr4 |= CR4_VME
-            rflags |= RFLAGS_VM86
+            rflags |= RFLAGS_VM | RFLAGS_IOPL
             v.vmcs.exception_bitmap = ~page_fault if m.ept else ~<uint32_t> 0
     if restricted:
         v.vmcs.primary &= ~(PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE)

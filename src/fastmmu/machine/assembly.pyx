@@ -6,8 +6,8 @@ from libc.string cimport memcpy
 
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (
-    EXIT_EXTERNAL_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE, PRIMARY_INVLPG,
-    PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, Vmcs,
+    EXIT_EXTERNAL_INTERRUPT, EXIT_PREEMPTION_TIMER, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE,
+    PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, Vmcs,
 )
 from fastmmu.cpu.apic cimport APIC_ID
 from fastmmu.cpu.interrupts cimport (
@@ -46,9 +46,6 @@ from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, PolicyError,
 from fastmmu.machine.config import parse_bytes
 from fastmmu.machine.slots import MemorySlot
 from fastmmu.tlb.geometry import geometry
-
-cdef enum:
-    EXIT_PREEMPTION_TIMER = 52
 
 
 cdef void vmcs_vpid(Vmcs *vmcs, uint32_t vpid) noexcept:

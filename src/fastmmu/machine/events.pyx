@@ -6,10 +6,14 @@
                   └── system events ──► guest kernel, VM exits
 """
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmmu.arch.ops cimport (
+    FIRST_OF_APIC, LAST_ACCESS, LAST_OF_APIC, OP_EXIT, OP_INTERRUPT, OP_INVLPG, OP_SWITCH, OP_UNMAP,
+)
+from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.types cimport FAULT_PF, Walk
-from fastmmu.arch.vmx cimport EXIT_CPUID, clear_exit_information
+from fastmmu.arch.vmx cimport EXIT_CPUID, N_REASONS, clear_exit_information
 from fastmmu.cpu.interrupts cimport irq_boundary, irq_due, irq_event, irq_left, irq_pass, irq_waits
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
@@ -19,16 +23,6 @@ from fastmmu.cpu.vcpu cimport (
 from fastmmu.kvm.faults cimport kvm_premap
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
 from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
-
-cdef enum:                      # fastmmu.ops.Op
-    OP_MAX_ACCESS = 3
-    OP_SWITCH = 16
-    OP_INVLPG = 17
-    OP_UNMAP = 18
-    OP_EXIT = 19
-    OP_INTERRUPT = 20
-    OP_APIC_FIRST = 21
-    OP_APIC_LAST = 30
 
 cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
 
@@ -63,16 +57,16 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
         return exit_instruction(m, addr)
     if op == OP_INTERRUPT:
         return vcpu_interrupt(&m.vcpu.cpu)
-    if OP_APIC_FIRST <= op <= OP_APIC_LAST and m.vcpu.irq != NULL:
+    if FIRST_OF_APIC <= op <= LAST_OF_APIC and m.vcpu.irq != NULL:
         outcome = irq_event(m.vcpu.irq, op, addr)
         return vcpu_abort(&m.vcpu.cpu, ABORT_APIC, addr) if outcome == DONE_GP or outcome == DONE_PF else outcome
-    return vcpu_abort(&m.vcpu.cpu, ABORT_APIC if OP_APIC_FIRST <= op <= OP_APIC_LAST else ABORT_OP, op)
+    return vcpu_abort(&m.vcpu.cpu, ABORT_APIC if FIRST_OF_APIC <= op <= LAST_OF_APIC else ABORT_OP, op)
 
 
 cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
     # an instruction that exits unconditionally; without a VMM it is just executed
     cdef int action
-    if reason >= 80:
+    if reason >= N_REASONS:
         return vcpu_abort(&m.vcpu.cpu, ABORT_OP, reason)
     m.vcpu.cpu.c.exit_instructions += 1
     if m.vcpu.cpu.guest:
@@ -124,7 +118,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     for i in range(n):
         o = op[i]
         la = addr[i]
-        if o > OP_MAX_ACCESS:
+        if o > LAST_ACCESS:
             if m.vcpu.irq != NULL:
                 elapse(m, i - others - told)
                 told = i - others
@@ -208,7 +202,7 @@ cdef int premap(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil:
         return ACT_ABORT
     if action == ACT_INJECT_PF:
         m.kernel.silent = True
-        outcome = kernel_page_fault(m.kernel, la, w.error_code & ~1U)
+        outcome = kernel_page_fault(m.kernel, la, w.error_code & ~<uint32_t> PF_P)
         m.kernel.silent = False
         return ACT_ABORT if outcome else ACT_RETRY
     return action

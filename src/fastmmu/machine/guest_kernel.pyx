@@ -9,7 +9,9 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport FRAME, PCD, PWT, A, D, G, P, PS, RW, US, XD
+from fastmmu.arch.bits cimport FRAME, PCD, PS, PWT, RW, US, XD, A, D, G, P
+from fastmmu.arch.pferr cimport PF_P, PF_W
+from fastmmu.arch.registers cimport CR3_NO_FLUSH
 from fastmmu.arch.types cimport ACC_R, ACC_W, Mem
 from fastmmu.cpu.interrupts cimport APIC_BASE
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, SITES, patch_original
@@ -24,7 +26,6 @@ cdef enum:
 
 cdef uint64_t NO_FRAME = ~(<uint64_t> 0)
 cdef uint64_t USER_TABLE = P | RW | US | A | D
-cdef uint64_t CR3_NO_FLUSH = 1ULL << 63
 
 
 cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil:
@@ -264,11 +265,11 @@ cdef int next_table(GuestKernel *k, uint64_t at, uint64_t *table) noexcept nogil
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil:
     # error_code: of the #PF; only "not present" has an answer, every page of a program allows all it does
     cdef uint64_t pdpt = 0, pd = 0, pt = 0, frame
-    cdef uint64_t dirty = D if error_code & 2 or k.silent else 0
+    cdef uint64_t dirty = D if error_code & PF_W or k.silent else 0
     cdef int i
     if la >> 47:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
-    if error_code & 1:
+    if error_code & PF_P:
         return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
     if next_table(k, k.root[k.current[0]] + ((la >> 39 & 511) << 3), &pdpt):
         return DONE_ABORT

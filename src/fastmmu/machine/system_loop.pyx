@@ -9,6 +9,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from fastmmu.arch.pferr cimport PF_ID, PF_U, PF_W
 from fastmmu.arch.types cimport ACC_R, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport VECTOR_PF
 from fastmmu.cpu.control cimport vcpu_mov_cr0, vcpu_mov_cr4, vcpu_wrmsr_efer
@@ -30,12 +31,6 @@ from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import ConfigError, FastmmuError, StateError, TraceError
-
-
-cdef enum:
-    PF_W = 2
-    PF_U = 4
-    PF_ID = 16
 
 
 cdef void differs(Replay *p, uint64_t record, int kind, uint64_t expected, uint64_t got) noexcept nogil:

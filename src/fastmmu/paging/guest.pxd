@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport FRAME, ONES, A, D, EPT_W, G, P, PS, RW, US, XD
+from fastmmu.arch.pferr cimport PF_ID, PF_P, PF_PK, PF_RSVD, PF_U, PF_W
 from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_32, MODE_NONE, MODE_PAE,
     STEP_DATA, STEP_GUEST, STEP_GUEST_AD, Ept, GuestPath, Mem, Paging, Steps, Walk,
@@ -19,13 +20,6 @@ from fastmmu.tlb.lookup cimport tlb_psc_drop, tlb_psc_fill
 cdef enum:
     PDPT = 0xFFFFFFE0           # CR3 of PAE paging: where the PDPTEs lie
 
-cdef enum:
-    PF_P = 1
-    PF_W = 2
-    PF_U = 4
-    PF_RSVD = 8
-    PF_ID = 16
-    PF_PK = 32
 
 cdef inline bint canonical(uint64_t la, int bits) noexcept nogil:
     cdef int64_t top = <int64_t> la >> (bits - 1)

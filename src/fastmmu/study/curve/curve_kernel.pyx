@@ -5,6 +5,7 @@ import numpy as np
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from fastmmu.arch.ops cimport LAST_ACCESS, OP_INVLPG, OP_SWITCH, OP_UNMAP
 from fastmmu.study.curve.stack_distance cimport (
     GROUPS, List, list_access, list_flush, list_free, list_invalidate, list_new, tree_access, tree_flush, tree_free,
     tree_invalidate, tree_new,
@@ -14,9 +15,6 @@ from fastmmu.errors import ConfigError, OutOfMemoryError, TraceError
 cdef enum:
     NO_LEVEL = 255
     PROCESS_SHIFT = 45          # of a key: page numbers have 45 bits
-    OP_SWITCH = 16
-    OP_INVLPG = 17
-    OP_UNMAP = 18
     OK = 0
     BAD_PROCESS = 1
     BAD_ADDRESS = 2
@@ -87,7 +85,7 @@ cdef int run(Curve *c, const uint8_t *op, const uint8_t *size, const uint64_t *a
     for i in range(n):
         done[0] = i
         la = addr[i]
-        if op[i] < 4:
+        if op[i] <= LAST_ACCESS:
             if la >> 57:
                 return BAD_ADDRESS
             one_access(c, op[i], la >> c.shift)

@@ -1,0 +1,27 @@
+# Operations of a trace event, fastmmu.ops.Op; accesses are those of arch/types.pxd (Access).
+
+cdef enum EventOp:
+    OP_READ = 0
+    OP_WRITE = 1
+    OP_MODIFY = 2
+    OP_FETCH = 3
+    OP_SWITCH = 16
+    OP_INVLPG = 17
+    OP_UNMAP = 18
+    OP_EXIT = 19
+    OP_INTERRUPT = 20
+    OP_APIC_READ = 21
+    OP_APIC_WRITE = 22
+    OP_CR8_READ = 23
+    OP_CR8_WRITE = 24
+    OP_MSR_READ = 25
+    OP_MSR_WRITE = 26
+    OP_INTERRUPT_FLAG = 27
+    OP_DEVICE_INTERRUPT = 28
+    OP_IPI = 29
+    OP_TSC_DEADLINE = 30
+
+cdef enum:
+    LAST_ACCESS = OP_FETCH
+    FIRST_OF_APIC = OP_APIC_READ
+    LAST_OF_APIC = OP_TSC_DEADLINE

@@ -1,0 +1,137 @@
+"""Constants are declared once: one header each, and what Python has by name too is tied to it."""
+
+from __future__ import annotations
+
+import enum
+import re
+from pathlib import Path
+
+import pytest
+
+from fastmmu.dtypes import Fault, StepKind
+from fastmmu.exits import N_REASONS, Completion, ExitReason, Qualification
+from fastmmu.machine.policy import Action
+from fastmmu.ops import LAST_ACCESS, Op, RecordOp
+
+SRC = Path(__file__).parents[2] / "src" / "fastmmu"
+
+ENUMERATOR = re.compile(r"    ([A-Z][A-Z0-9_]*) = ([^#\n]+)")
+MACRO = re.compile(r" +#define FM_([A-Z][A-Z0-9_]*) +([^\n]+)")
+VARIABLE = re.compile(r"cdef u?int\d+_t ([A-Z][A-Z0-9_]*) = ([^#\n]+)")
+
+
+def declared(path: Path) -> dict[str, str]:
+    """Name and value of each constant of a kernel or header."""
+    found, inside = {}, False
+    for line in path.read_text().splitlines():
+        inside = bool(re.match(r"cdef enum\b", line)) or (inside and line[:1] in ("", " "))
+        match = MACRO.match(line) or VARIABLE.match(line) or (ENUMERATOR.match(line) if inside else None)
+        if match:
+            found[match[1]] = match[2].strip()
+    return found
+
+
+def enumerators(header: str, name: str) -> dict[str, int]:
+    block = re.search(rf"^cdef enum {name}:.*\n((?:    .*\n)+)", (SRC / header).read_text(), re.MULTILINE)
+    assert block, f"{header} has no enum {name}"
+    return {key: eval(value) for key, value in ENUMERATOR.findall(block[1])}
+
+
+# header, its enum, prefix of its names; what Python calls the same, and which names differ there (None: it has none)
+SAME: list[tuple[str, str, str, type[enum.IntEnum], dict[str, str | None]]] = [
+    ("arch/vmx.pxd", "ExitReasonCode", "EXIT_", ExitReason, {}),
+    ("arch/ops.pxd", "EventOp", "OP_", Op, {}),
+    ("arch/types.pxd", "StepKind", "STEP_", StepKind, {}),
+    (
+        "arch/types.pxd",
+        "FaultCode",
+        "FAULT_",
+        Fault,
+        {"PF": "PAGE_FAULT", "GP": "GENERAL_PROTECTION", "SPP": "SPP_EVENT", "APIC": "APIC_ACCESS"},
+    ),
+    (
+        "cpu/vcpu.pxd",
+        "Action",
+        "ACT_",
+        Action,
+        {"INJECT_PF": "INJECT_PAGE_FAULT", "INJECT_GP": "INJECT_GENERAL_PROTECTION", "ABORT": None},
+    ),
+    (
+        "cpu/inv_operands.pxd",
+        "InvCompletion",
+        "INV_",
+        Completion,
+        {
+            "UD": "INVALID_OPCODE",
+            "EXIT": "VM_EXIT",
+            "GP": "GENERAL_PROTECTION",
+            "FAIL_INVALID": "VMFAIL_INVALID",
+            "FAIL_VALID": "VMFAIL_VALID",
+        },
+    ),
+    (
+        "machine/records.pxd",
+        "RecordOp",
+        "REC_",
+        RecordOp,
+        {"R": "READ", "W": "WRITE", "RMW": "MODIFY", "X": "FETCH"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("header", "name", "prefix", "python", "names"), SAME, ids=[name for _, name, *_ in SAME])
+def test_python_and_kernels_have_the_same_codes(
+    header: str, name: str, prefix: str, python: type[enum.IntEnum], names: dict[str, str | None]
+) -> None:
+    kernel = {key.removeprefix(prefix): value for key, value in enumerators(header, name).items()}
+    named = {names.get(key, key): value for key, value in kernel.items()}
+    assert {key: value for key, value in named.items() if key} == {m.name: int(m) for m in python}
+
+
+def test_python_and_kernels_have_the_same_numbers() -> None:
+    assert int(declared(SRC / "arch/vmx.pxd")["N_REASONS"]) == N_REASONS
+    assert declared(SRC / "arch/ops.pxd")["LAST_ACCESS"] == f"OP_{LAST_ACCESS.name}"
+    accesses = enumerators("arch/types.pxd", "Access")
+    assert accesses == {"ACC_R": Op.READ, "ACC_W": Op.WRITE, "ACC_RW": Op.MODIFY, "ACC_X": Op.FETCH}
+    bits = declared(SRC / "paging/ept.pxd")
+    assert eval(bits["QUAL_GLA"]) == Qualification.GLA_VALID
+    assert eval(bits["QUAL_TRANSLATED"]) == Qualification.TRANSLATED
+
+
+# prefix of names: the one header that declares them
+HEADERS = {
+    "CR0_": "arch/registers.pxd",
+    "CR3_": "arch/registers.pxd",
+    "CR4_": "arch/registers.pxd",
+    "EFER_": "arch/registers.pxd",
+    "EXIT_": "arch/vmx.pxd",
+    "MSR_": "arch/msr.pxd",
+    "OP_": "arch/ops.pxd",
+    "PF_": "arch/pferr.pxd",
+    "RFLAGS_": "arch/registers.pxd",
+    "X2_": "arch/msr.pxd",
+}
+# sets of bits, no bits: what a VMM lets the guest own, what loads PDPTEs, what is not reserved
+SETS = re.compile(r"\w+_(GUEST(_AMD|_SHADOW)?|LOADS|DEFINED)")
+
+
+def test_a_constant_stands_in_the_header_of_its_kind() -> None:
+    astray = [
+        f"{path.relative_to(SRC)}: {name}"
+        for path in [*SRC.rglob("*.pxd"), *SRC.rglob("*.pyx")]
+        for name in declared(path)
+        for prefix, header in HEADERS.items()
+        if name.startswith(prefix) and path != SRC / header and not SETS.fullmatch(name)
+    ]
+    assert not astray
+
+
+def test_a_constant_is_declared_once() -> None:
+    seen: dict[tuple[str, str], Path] = {}
+    twice = []
+    for path in sorted([*SRC.rglob("*.pxd"), *SRC.rglob("*.pyx")]):
+        for constant in declared(path).items():
+            if constant in seen:
+                twice.append(f"{' = '.join(constant)}: {seen[constant]}, {path}")
+            seen[constant] = path
+    assert not twice
