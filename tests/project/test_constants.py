@@ -135,3 +135,10 @@ def test_a_constant_is_declared_once() -> None:
                 twice.append(f"{' = '.join(constant)}: {seen[constant]}, {path}")
             seen[constant] = path
     assert not twice
+
+
+def test_every_stop_of_a_machine_has_its_exception() -> None:
+    from fastmmu.machine import stops  # for Python it has nothing but this table
+
+    codes = enumerators("cpu/vcpu.pxd", "Abort")
+    assert stops._STOPS.keys() == set(codes.values()) - {codes["ABORT_NONE"], codes["ABORT_PYTHON"]}

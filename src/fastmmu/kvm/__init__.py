@@ -15,8 +15,11 @@
 
 Imports `arch` to `cpu`. Rules are those of kvm_policy.md; each names its section.
 
-To add a handler: its function, its row in `exits`, and the same in `reference/kvm/`; then `make kvm-agreement`,
-which sets both beside what real KVM did.
+To add an exit reason: its number in `arch/vmx.pxd` and `fastmmu.exits.ExitReason`; what raises it, in `cpu`, by
+`vcpu_exit`, with the exit information of the VMCS; a handler that returns an `Action`, and its row in the table
+`kvm_exit` of `exits` (of the APIC: `apic_exit` of `lapic`); the same in `reference/kvm/`. A reason without a row is
+counted, and the guest goes on behind the instruction. Policies in Python get `on_...` by its name. Then
+`make kvm-agreement`, which sets both beside what real KVM did.
 """
 
 from __future__ import annotations

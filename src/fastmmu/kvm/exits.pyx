@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu.arch.msr cimport MSR_EFER
 from fastmmu.arch.vmx cimport (
     EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_INVLPG, EXIT_INVPCID,
-    EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, SECONDARY_PML, SECONDARY_VPID, secondary_control,
+    EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, N_REASONS, SECONDARY_PML, SECONDARY_VPID, secondary_control,
 )
 from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
 from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
@@ -23,6 +23,9 @@ from fastmmu.mmu.roots cimport mmu_forget_previous
 from fastmmu.mmu.sync cimport shadow_invlpg, sync_roots
 from fastmmu.paging.guest cimport reachable
 from fastmmu.tlb.invalidate cimport inv_invvpid
+
+
+ctypedef int (*KvmExit)(KvmVcpu *vcpu) noexcept nogil
 
 
 cdef int kvm_handle(Vcpu *v) noexcept nogil:
@@ -46,34 +49,43 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
 
 
 cdef int kvm_default(KvmVcpu *vcpu) noexcept nogil:
-    cdef Vcpu *v = &vcpu.cpu
-    cdef uint64_t reason = v.vmcs.exit_reason
     cdef int action
-    if v.event:
+    if vcpu.cpu.event:
         return ACT_EMULATED
-    if (reason == EXIT_WRMSR or reason == EXIT_RDMSR) and v.vmcs.operand == MSR_EFER:
-        return kvm_emulate(vcpu, INS_WRMSR if reason == EXIT_WRMSR else INS_RDMSR, 0, v.source)
     if vcpu.irq != NULL:
         action = kvm_apic_exit(vcpu.irq)
         if action != NOT_OF_APIC:
             return action
-    if reason == EXIT_EXCEPTION_NMI:
-        if v.vmcs.exit_interruption_info == INTERRUPTION_GP:
-            return kvm_emulate(vcpu, v.instruction, v.instruction_cr, v.source)
-        return kvm_page_fault(vcpu)
-    if reason == EXIT_EPT_VIOLATION:
-        return kvm_ept_violation(vcpu)
-    if reason == EXIT_CR_ACCESS:
-        return kvm_cr_access(vcpu)
-    if reason == EXIT_INVLPG:
-        return invalidate_page(vcpu, v.vmcs.exit_qualification)
-    if reason == EXIT_INVPCID:
-        return on_invpcid(vcpu)
-    if reason == EXIT_EPT_MISCONFIG:
-        return kvm_ept_misconfig(vcpu)
-    if reason == EXIT_PML_FULL:                 # the log was read at the exit, like at every other
-        return ACT_RETRY
-    return ACT_EMULATED                         # CPUID, external interrupt and the like: no state of ours changes
+    return kvm_exit[vcpu.cpu.vmcs.exit_reason](vcpu)
+
+
+cdef int go_on(KvmVcpu *vcpu) noexcept nogil:
+    # CPUID, external interrupt and the like: no state of ours changes
+    return ACT_EMULATED
+
+
+cdef int exception(KvmVcpu *vcpu) noexcept nogil:
+    cdef Vcpu *v = &vcpu.cpu
+    if v.vmcs.exit_interruption_info == INTERRUPTION_GP:
+        return kvm_emulate(vcpu, v.instruction, v.instruction_cr, v.source)
+    return kvm_page_fault(vcpu)
+
+
+cdef int invlpg(KvmVcpu *vcpu) noexcept nogil:
+    return invalidate_page(vcpu, vcpu.cpu.vmcs.exit_qualification)
+
+
+cdef int msr(KvmVcpu *vcpu) noexcept nogil:
+    # of those that the machine has EFER alone is no APIC's
+    cdef Vcpu *v = &vcpu.cpu
+    if v.vmcs.operand != MSR_EFER:
+        return ACT_EMULATED
+    return kvm_emulate(vcpu, INS_WRMSR if v.vmcs.exit_reason == EXIT_WRMSR else INS_RDMSR, 0, v.source)
+
+
+cdef int pml_full(KvmVcpu *vcpu) noexcept nogil:
+    # the log was read at the exit, like at every other
+    return ACT_RETRY
 
 
 # ---- invalidations of a shadowed guest ------------------------------------------------------------------
@@ -91,7 +103,7 @@ cdef int invalidate_page(KvmVcpu *vcpu, uint64_t la) noexcept nogil:
     return ACT_EMULATED
 
 
-cdef int on_invpcid(KvmVcpu *vcpu) noexcept nogil:
+cdef int invpcid(KvmVcpu *vcpu) noexcept nogil:
     # tlb.md §4: type 0 one page, 1 one PCID, 2 and 3 all of them
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
@@ -107,6 +119,27 @@ cdef int on_invpcid(KvmVcpu *vcpu) noexcept nogil:
     kvm.mmu.flush = True
     kvm_owed_flush(vcpu)
     return ACT_EMULATED
+
+
+# ---- the table ------------------------------------------------------------------------------------------
+
+cdef KvmExit kvm_exit[N_REASONS]                # [exit reason]
+
+
+cdef void handles(int reason, KvmExit handler) noexcept nogil:
+    kvm_exit[reason] = handler
+
+for _reason in range(N_REASONS):
+    handles(_reason, go_on)
+handles(EXIT_EXCEPTION_NMI, exception)
+handles(EXIT_INVLPG, invlpg)
+handles(EXIT_CR_ACCESS, kvm_cr_access)
+handles(EXIT_RDMSR, msr)
+handles(EXIT_WRMSR, msr)
+handles(EXIT_EPT_VIOLATION, kvm_ept_violation)
+handles(EXIT_EPT_MISCONFIG, kvm_ept_misconfig)
+handles(EXIT_INVPCID, invpcid)
+handles(EXIT_PML_FULL, pml_full)
 
 
 # ---- the page-modification log --------------------------------------------------------------------------

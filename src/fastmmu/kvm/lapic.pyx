@@ -11,10 +11,9 @@ from fastmmu.arch.msr cimport MSR_APIC_BASE, MSR_TSC_DEADLINE, X2_ICR, X2_SELF_I
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, Walk
 from fastmmu.arch.vmx cimport (
     EXIT_ACK_INTERRUPT, EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_INTERRUPT_WINDOW, EXIT_IO_INSTRUCTION,
-    EXIT_RDMSR,
-    EXIT_TPR_BELOW_THRESHOLD, EXIT_VIRTUALIZED_EOI, EXIT_VMCALL, EXIT_WRMSR, PIN_POSTED, PRIMARY_CR8_LOAD,
-    PRIMARY_CR8_STORE, PRIMARY_INTERRUPT_WINDOW, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS,
-    SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_X2APIC,
+    EXIT_RDMSR, EXIT_TPR_BELOW_THRESHOLD, EXIT_VIRTUALIZED_EOI, EXIT_VMCALL, EXIT_WRMSR, N_REASONS, PIN_POSTED,
+    PRIMARY_CR8_LOAD, PRIMARY_CR8_STORE, PRIMARY_INTERRUPT_WINDOW, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES,
+    SECONDARY_APIC_REGISTERS, SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_X2APIC,
 )
 from fastmmu.cpu.apic cimport (
     APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_ID, APIC_IRR, APIC_ISR, APIC_LDR, APIC_LVT_TIMER, APIC_NONE,
@@ -31,6 +30,9 @@ from fastmmu.kvm.ipi cimport NOTIFICATION_VECTOR, ipi_send
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
 from fastmmu.paging.guest cimport page_fault
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64, mem_write64
+
+ctypedef int (*ApicExit)(Interrupts *irq) noexcept nogil
+
 
 cdef void kvm_apic_init(Interrupts *irq) noexcept nogil:
     # controls of the VMCS; its addresses are set by who allocates the pages
@@ -182,34 +184,82 @@ cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
         irq.value = apic_read(&irq.apic, offset)
 
 
-cdef int kvm_apic_exit(Interrupts *irq) noexcept nogil:
-    cdef Vcpu *v = irq.v
-    cdef uint32_t reason = v.vmcs.exit_reason, offset = v.vmcs.exit_qualification & 0xFFF
-    if reason == EXIT_TPR_BELOW_THRESHOLD:
-        irq.below = True
-        priority_changed(irq)
-    elif reason == EXIT_INTERRUPT_WINDOW:
-        v.vmcs.primary &= ~PRIMARY_INTERRUPT_WINDOW
-        irq.request_event = True
-    elif reason == EXIT_APIC_ACCESS:
-        return access_exit(irq)
-    elif reason == EXIT_APIC_WRITE:
-        store(irq, offset & 0xFF0, apic_word(irq.apic.page, offset & 0xFF0))
-    elif reason == EXIT_VIRTUALIZED_EOI or reason == EXIT_VMCALL:
-        irq.request_event = True
-    elif reason == EXIT_CR_ACCESS and v.vmcs.exit_qualification & 15 == 8:
-        if v.vmcs.exit_qualification >> 4 & 3:
-            irq.value = irq.apic.page[<int> APIC_TPR] >> 4
-        elif not v.vmcs.operand >> 4:
-            store(irq, APIC_TPR, v.vmcs.operand << 4)
-    elif reason in (EXIT_RDMSR, EXIT_WRMSR) and (msr_of_x2apic(v.vmcs.operand) or v.vmcs.operand == MSR_APIC_BASE
-                                                 or v.vmcs.operand == MSR_TSC_DEADLINE):
-        emulate_msr(irq, v.vmcs.operand, reason == EXIT_WRMSR)
-    elif reason == EXIT_IO_INSTRUCTION and irq.patch.enabling:
-        use_record(irq)
-    else:
-        return NOT_OF_APIC
+# ---- the exits ----------------------------------------------------------------------------------------------
+# One handler for each reason; a reason that others have a handler for, too, tells them apart by the fields of the VMCS.
+
+cdef int below_threshold(Interrupts *irq) noexcept nogil:
+    irq.below = True
+    priority_changed(irq)
     return ACT_EMULATED
+
+
+cdef int interrupt_window(Interrupts *irq) noexcept nogil:
+    irq.v.vmcs.primary &= ~PRIMARY_INTERRUPT_WINDOW
+    irq.request_event = True
+    return ACT_EMULATED
+
+
+cdef int request_event(Interrupts *irq) noexcept nogil:
+    # an end of interrupt that the processor virtualized; the hypercall of a patched guest
+    irq.request_event = True
+    return ACT_EMULATED
+
+
+cdef int apic_written(Interrupts *irq) noexcept nogil:
+    cdef uint32_t offset = irq.v.vmcs.exit_qualification & 0xFF0
+    store(irq, offset, apic_word(irq.apic.page, offset))
+    return ACT_EMULATED
+
+
+cdef int cr8_access(Interrupts *irq) noexcept nogil:
+    cdef uint64_t qualification = irq.v.vmcs.exit_qualification, value = irq.v.vmcs.operand
+    if qualification & 15 != 8:
+        return NOT_OF_APIC
+    if qualification >> 4 & 3:
+        irq.value = irq.apic.page[<int> APIC_TPR] >> 4
+    elif not value >> 4:
+        store(irq, APIC_TPR, value << 4)
+    return ACT_EMULATED
+
+
+cdef int msr_access(Interrupts *irq) noexcept nogil:
+    cdef uint64_t msr = irq.v.vmcs.operand
+    if not msr_of_x2apic(msr) and msr != MSR_APIC_BASE and msr != MSR_TSC_DEADLINE:
+        return NOT_OF_APIC
+    emulate_msr(irq, msr, irq.v.vmcs.exit_reason == EXIT_WRMSR)
+    return ACT_EMULATED
+
+
+cdef int io_instruction(Interrupts *irq) noexcept nogil:
+    if not irq.patch.enabling:
+        return NOT_OF_APIC
+    use_record(irq)
+    return ACT_EMULATED
+
+
+cdef ApicExit apic_exit[N_REASONS]              # [exit reason]; NULL: does not concern the APIC
+
+
+cdef void handles(int reason, ApicExit handler) noexcept nogil:
+    apic_exit[reason] = handler
+
+for _reason in range(N_REASONS):
+    handles(_reason, NULL)
+handles(EXIT_INTERRUPT_WINDOW, interrupt_window)
+handles(EXIT_VMCALL, request_event)
+handles(EXIT_CR_ACCESS, cr8_access)
+handles(EXIT_IO_INSTRUCTION, io_instruction)
+handles(EXIT_RDMSR, msr_access)
+handles(EXIT_WRMSR, msr_access)
+handles(EXIT_TPR_BELOW_THRESHOLD, below_threshold)
+handles(EXIT_APIC_ACCESS, access_exit)
+handles(EXIT_VIRTUALIZED_EOI, request_event)
+handles(EXIT_APIC_WRITE, apic_written)
+
+
+cdef int kvm_apic_exit(Interrupts *irq) noexcept nogil:
+    cdef ApicExit handler = apic_exit[irq.v.vmcs.exit_reason]
+    return handler(irq) if handler != NULL else <int> NOT_OF_APIC
 
 
 # ---- before each VM entry ---------------------------------------------------------------------------------

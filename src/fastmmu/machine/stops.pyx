@@ -11,55 +11,56 @@ from fastmmu.cpu.vcpu cimport (
 
 from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
 
+# Abort: the exception and its text, of which "event N: " is the beginning. ABORT_PYTHON: the handler's own exception
+_STOPS = {
+    ABORT_BUS: (BusError, "a paging structure for {address:#x} lies outside memory"),
+    ABORT_NO_PROGRESS: (
+        PolicyError, "the access to {address:#x} exits again and again; its handler must map the page or return "
+        "Action.EMULATED"),
+    ABORT_GUEST_MEMORY: (
+        OutOfMemoryError, "guest memory of {address:#x} bytes is used up; raise Config(memory=)"),
+    ABORT_TABLES: (OutOfMemoryError, "no room for the VMM's tables; raise Config(memory=)"),
+    ABORT_ADDRESS: (
+        TraceError, "{address:#x} is not an address of a user program, which end at 0x800000000000; select or mask the "
+        "addresses of the program"),
+    ABORT_MISCONFIG: (PolicyError, "EPT misconfiguration at guest-physical {address:#x}"),
+    ABORT_GUEST_FAULT: (
+        StateError, "a fault at {address:#x} that no page answers: registers or tables of the guest kernel were "
+        "changed from outside; leave them to it, or make the Machine with guest_kernel=False"),
+    ABORT_OP: (TraceError, "unknown operation or exit reason {address}; see fastmmu.Op and ExitReason"),
+    ABORT_HOST_MEMORY: (OutOfMemoryError, "no room for the VMM's tables; raise Config(memory=)"),
+    ABORT_ENTRY: (
+        StateError, "VM entry failed with exit reason {address:#x}, qualification {qualification}: no processor takes "
+        "such guest state (vmx.md §3.2), cr3={cr3:#x}; give the Machine registers without reserved bits"),
+    ABORT_PROCESS: (TraceError, "process number {address} is not below 1048576; number processes from 0"),
+    ABORT_APIC: (
+        TraceError, "the guest has no APIC that takes this (addr {address:#x}); set Config(tpr=), and give registers "
+        "values that they accept"),
+    ABORT_AWAY: (
+        StateError, "the host is taking guest-physical page {address:#x} away, its fault begins anew until that has "
+        "ended; call Vmm.invalidate_range_end, then repeat the access"),
+    ABORT_APIC_TABLE: (
+        PolicyError, "a paging structure for {address:#x} lies on the APIC-access page, with a present entry; KVM "
+        "would emulate the instruction, which takes its registers. Keep page tables off guest-physical 0xfee00000, or "
+        "give a Policy with on_apic_access"),
+    ABORT_IDENTITY: (
+        ConfigError, "the guest turns to cr0={address:#x}, without paging, and there is no identity table for it: "
+        "guest memory covers its place, Config(identity_map=); give at most 3G, or unrestricted_guest=True"),
+    ABORT_ROOT: (
+        BusError, "the top table for cr3={address:#x} lies outside memory: a triple fault, by which KVM ends a "
+        "shadowed guest; load a CR3 that points to memory"),
+}
+_CONTROL_FIELDS = (
+    PolicyError, "VM entry failed with VM-instruction error {address}: the controls of the VMCS contradict each other "
+    "(vmx.md §3.1)")
+_UNNAMED = (FastmmuError, "stopped at {address:#x} for a reason without a name, {abort}; please report this")
+
 
 cdef object stop(const Vcpu *v, uint64_t n):
     # the exception for v.abort, which is none of Python's own; n: number of the event
-    cdef int why = v.abort
-    address = v.abort_address
-    if why == ABORT_ADDRESS:
-        return TraceError(f"event {n}: {address:#x} is not an address of a user program, which end at "
-                          "0x800000000000; select or mask the addresses of the program")
-    if why == ABORT_PROCESS:
-        return TraceError(f"event {n}: process number {address} is not below {1 << 20}; number processes from 0")
-    if why == ABORT_OP:
-        return TraceError(f"event {n}: unknown operation or exit reason {address}; see fastmmu.Op and ExitReason")
-    if why == ABORT_GUEST_MEMORY:
-        return OutOfMemoryError(f"event {n}: guest memory of {address:#x} bytes is used up; raise Config(memory=)")
-    if why == ABORT_TABLES or why == ABORT_HOST_MEMORY:
-        return OutOfMemoryError(f"event {n}: no room for the VMM's tables; raise Config(memory=)")
-    if why == ABORT_APIC:
-        return TraceError(f"event {n}: the guest has no APIC that takes this (addr {address:#x}); set Config(tpr=), "
-                          "and give registers values that they accept")
-    if why == ABORT_APIC_TABLE:
-        return PolicyError(f"event {n}: a paging structure for {address:#x} lies on the APIC-access page, with a "
-                           "present entry; KVM would emulate the instruction, which takes its registers. Keep page "
-                           "tables off guest-physical 0xfee00000, or give a Policy with on_apic_access")
-    if why == ABORT_IDENTITY:
-        return ConfigError(f"event {n}: the guest turns to cr0={address:#x}, without paging, and there is no identity "
-                           "table for it: guest memory covers its place, Config(identity_map=); give at most 3G, or "
-                           "unrestricted_guest=True")
-    if why == ABORT_ROOT:
-        return BusError(f"event {n}: the top table for cr3={address:#x} lies outside memory: a triple fault, by which "
-                        "KVM ends a shadowed guest; load a CR3 that points to memory")
-    if why == ABORT_BUS:
-        return BusError(f"event {n}: a paging structure for {address:#x} lies outside memory")
-    if why == ABORT_NO_PROGRESS:
-        return PolicyError(f"event {n}: the access to {address:#x} exits again and again; its handler must map the "
-                           "page or return Action.EMULATED")
-    if why == ABORT_ENTRY and address != ERROR_CONTROL_FIELDS:
-        return StateError(f"event {n}: VM entry failed with exit reason {address:#x}, qualification "
-                          f"{v.vmcs.exit_qualification}: no processor takes such guest state (vmx.md §3.2), "
-                          f"cr3={v.vmcs.guest_cr3:#x}; give the Machine registers without reserved bits")
-    if why == ABORT_ENTRY:
-        return PolicyError(f"event {n}: VM entry failed with VM-instruction error {address}: the controls of the "
-                           "VMCS contradict each other (vmx.md §3.1)")
-    if why == ABORT_AWAY:
-        return StateError(f"event {n}: the host is taking guest-physical page {address:#x} away, its fault begins anew "
-                          "until that has ended; call Vmm.invalidate_range_end, then repeat the access")
-    if why == ABORT_GUEST_FAULT:
-        return StateError(f"event {n}: a fault at {address:#x} that no page answers: registers or tables of the guest "
-                          "kernel were changed from outside; leave them to it, or make the Machine with "
-                          "guest_kernel=False")
-    if why == ABORT_MISCONFIG:
-        return PolicyError(f"event {n}: EPT misconfiguration at guest-physical {address:#x}")
-    return FastmmuError(f"event {n}: stopped at {address:#x} for a reason without a name, {why}; please report this")
+    kind, text = _STOPS.get(v.abort, _UNNAMED)
+    if v.abort == ABORT_ENTRY and v.abort_address == ERROR_CONTROL_FIELDS:
+        kind, text = _CONTROL_FIELDS
+    fields = {"abort": v.abort, "address": v.abort_address, "qualification": v.vmcs.exit_qualification,
+              "cr3": v.vmcs.guest_cr3}
+    return kind(f"event {n}: {text.format_map(fields)}")
