@@ -6,10 +6,11 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 KERNELS = $(shell find src -name '*.pyx' -o -name '*.pxd')
 SOURCES = $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name '*.xz') $(KERNELS)
 BENCHES = $(filter-out %/yardstick.py,$(wildcard bench/*.py))
+INVARIANT_TESTS = tests/mmu tests/kvm/test_specification.py tests/kvm/test_properties.py tests/machine/test_equivalence.py
 STUBS   = $(subst /,.,$(patsubst src/%.pyi,%,$(shell find src -name '*.pyi')))
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test check bench conformance kvm-agreement wheel wheel-test clean
+.PHONY: help demo test check check-invariants bench conformance kvm-agreement wheel wheel-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 24
@@ -27,6 +28,10 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 	PATH="$(BIN):$$PATH" cython-lint src
 	$(BIN)/stubtest --concise --ignore-disjoint-bases --allowlist tools/stubs.allow $(STUBS)
 	$(BIN)/python -m pytest -q tests/project/test_layers.py tests/project/test_annotate.py
+
+check-invariants: .venv/with-test ## the tests of the MMU on a build that asserts what every change of an entry must keep
+	FASTMMU_CHECKS=1 FASTMMU_CFLAGS="-O1 -g0" $(BIN)/python setup.py -q build --build-lib build/checks/lib --build-temp build/checks
+	FASTMMU_CHECKS=1 PYTHONPATH=build/checks/lib $(BIN)/python -m pytest -q --numprocesses $(FASTMMU_JOBS) $(INVARIANT_TESTS)
 
 bench: .venv/with-test ## speed against the yardstick, a tuned C program (FASTMMU_YARDSTICK names its source)
 	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench || exit; done

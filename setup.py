@@ -4,7 +4,9 @@ Environment: FASTMMU_NATIVE=1 compiles for this processor only; FASTMMU_CFLAGS r
 debugger: "-O0 -g"); FASTMMU_ANNOTATE=1 writes Cython's annotated HTML beside the generated C in build/cython;
 FASTMMU_JOBS=N translates and compiles N extensions at a time (else as many as there are processors);
 FASTMMU_LIMITED_API=1 makes modules and wheel of the stable ABI, for CPython 3.11 and all later ones: the same kernels,
-but calls from Python into short functions take up to twice as long. A change of any of the flags rebuilds.
+but calls from Python into short functions take up to twice as long; FASTMMU_CHECKS=1 asserts at every change of an
+entry of the VMM's tables what mmu/rmap.pyx says of it, and ends the process where that is not kept (`make
+check-invariants`). A change of any of the flags rebuilds.
 """
 
 from __future__ import annotations
@@ -48,7 +50,11 @@ if os.environ.get("FASTMMU_NATIVE") == "1":
 # Free-threaded interpreters have no stable ABI.
 LIMITED_API = os.environ.get("FASTMMU_LIMITED_API") == "1" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 MACROS = [("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else []  # 3.11, the oldest that has buffers in it
-SETTINGS = repr((Cython.__version__, DIRECTIVES, KERNEL_FLAGS, EDGE_FLAGS, MACROS))
+if os.environ.get("FASTMMU_CHECKS") == "1":
+    MACROS.append(("FASTMMU_CHECKS", "1"))
+TRANSLATION = repr((Cython.__version__, DIRECTIVES))
+"""The C is the same for every build; each place of objects has settings of its own."""
+SETTINGS = repr((TRANSLATION, KERNEL_FLAGS, EDGE_FLAGS, MACROS))
 
 
 def flags(source: Path) -> list[str]:
@@ -65,6 +71,10 @@ def kernels() -> list[Extension]:
     ]
 
 
+def changed(stamp: Path, settings: str) -> bool:
+    return not stamp.exists() or stamp.read_text() != settings
+
+
 class BuildKernels(build_ext):
     """Translates to C when extensions are really built (so that `sdist` needs no C), under build/."""
 
@@ -75,17 +85,18 @@ class BuildKernels(build_ext):
             self.build_temp = self.build_lib = str(OUT / "editable")
 
     def run(self) -> None:
-        stamp = Path(self.build_temp) / "settings"
-        self.force = self.force or not stamp.exists() or stamp.read_text() != SETTINGS
+        c, stamp = OUT / "cython", Path(self.build_temp) / "settings"
+        translate = self.force or changed(c / "settings", TRANSLATION)
+        self.force = self.force or changed(stamp, SETTINGS)
         sources = {extension.name: Path(extension.sources[0]) for extension in self.extensions}
         made = cythonize(
             self.extensions,
-            build_dir=str(OUT / "cython"),
+            build_dir=str(c),
             include_path=[str(SRC)],
             compiler_directives=DIRECTIVES,
             shared_utility_qualified_name=SHARED,
             annotate=os.environ.get("FASTMMU_ANNOTATE") == "1",
-            force=self.force,
+            force=translate,
             nthreads=JOBS if JOBS > 1 else 0,
             quiet=True,
         )
@@ -94,6 +105,7 @@ class BuildKernels(build_ext):
             vars(extension).update(vars(by_name[extension.name]))
             source = sources[extension.name]
             extension.extra_compile_args = flags(source) if source.suffix == ".pyx" else EDGE_FLAGS
+        (c / "settings").write_text(TRANSLATION)
         super().run()
         if self.inplace:  # of two files of one module Python would load the one that is not of the stable ABI
             for name in sources:

@@ -6,6 +6,7 @@
     table_iter a walk of the tables from a root down
     pages      table pages by (gfn, role), and which pages the guest may not write unseen
     rmap       reverse maps, the one place where an entry changes
+    invariant  what a build with FASTMMU_CHECKS=1 asserts of every change
     roots      the root in use and those kept for their next use
     direct     the leaf for a page; direct mappings and their faults, fast faults, marks of MMIO
     shadow     what a #PF was, and the shadow entry that answers it

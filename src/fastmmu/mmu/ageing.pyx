@@ -2,44 +2,36 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport EPT_A, EPT_W, A
+from fastmmu.arch.bits cimport EPT_A, A
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport Slot, slot_hpa
-from fastmmu.mmu.mmu cimport AGE_OLD, AGE_ZAP, Mmu, id_index, id_owner, mmu_frame, mmu_written, rmap_next
-from fastmmu.mmu.rmap cimport rmap_zap
+from fastmmu.mmu.mmu cimport AGE_OLD, AGE_ZAP, Mmu, mmu_frame, mmu_owe_flush, rmap_next, rmap_spte
+from fastmmu.mmu.rmap cimport rmap_zap, spte_age
 from fastmmu.mmu.spte cimport FORMAT_EPT, spte_track, spte_tracked
-from fastmmu.paging.memory cimport mem_read64, mem_write64
 
 
-cdef bint entry_young(Mmu *mmu, uint64_t at, bint clear) noexcept nogil:
+cdef bint entry_young(Mmu *mmu, uint32_t id, bint clear) noexcept nogil:
     # one leaf entry: was it used, and is it, where `clear`, as if not
-    cdef uint64_t entry = mem_read64(mmu.mem, at), flag = EPT_A if mmu.format == FORMAT_EPT else A
-    if mmu.format == FORMAT_EPT and not mmu.ad:
-        if spte_tracked(entry):
-            return False
-        if clear:
-            if entry & EPT_W:                   # the write that follows a read of the page would tell no more
-                mmu_written(mmu, entry)
-            mem_write64(mmu.mem, at, spte_track(entry))
-        return True
-    if clear:
-        mem_write64(mmu.mem, at, entry & ~flag)
-    return entry & flag != 0
+    cdef uint64_t entry = rmap_spte(mmu, id), flag = EPT_A if mmu.format == FORMAT_EPT else A
+    cdef bint young = entry & flag != 0 if mmu.ad else not spte_tracked(entry)
+    if young and clear:
+        spte_age(mmu, id, entry & ~flag if mmu.ad else spte_track(entry))
+    return young
 
 
 cdef bint list_young(Mmu *mmu, uint32_t *head, bint clear) noexcept nogil:
     # the entries of one reverse map
     cdef uint32_t id = head[0]
     cdef bint young = False
-    if mmu.format == FORMAT_EPT and not mmu.ad and mmu.policy.ageing == AGE_OLD:
+    if not mmu.ad and mmu.policy.ageing == AGE_OLD:
         return False
-    if mmu.format == FORMAT_EPT and not mmu.ad and mmu.policy.ageing == AGE_ZAP:
+    if not mmu.ad and mmu.policy.ageing == AGE_ZAP:
         young = id != 0
         if clear:
             rmap_zap(mmu, head)
         return young
     while id:
-        young |= entry_young(mmu, mmu.sp[id_owner(id)].hpa + 8 * id_index(id), clear)
+        young |= entry_young(mmu, id, clear)
         id = rmap_next(mmu, id)
     return young
 
@@ -50,7 +42,7 @@ cdef bint host_young(Mmu *mmu, Slot *slot, gfn_t gfn, int asked) noexcept nogil:
     cdef bint young = list_young(mmu, &mmu.rmap[frame], asked != TEST_YOUNG)
     young |= list_young(mmu, &mmu.rmap_large[frame >> 9], asked != TEST_YOUNG)
     if young and asked == CLEAR_FLUSH_YOUNG:
-        mmu.flush = True
+        mmu_owe_flush(mmu)
     if young:
         mmu.counters.aged_young += 1
     else:

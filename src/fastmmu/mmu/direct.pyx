@@ -13,7 +13,7 @@ from fastmmu.mmu.mmu cimport NO_SP, PREFETCH, Mmu, Sp, mmu_frame, mmu_quadrant, 
 from fastmmu.mmu.notifier cimport notify_end, notify_start
 from fastmmu.mmu.pages cimport mmu_link, mmu_make_room, mmu_may_write, mmu_sp, mmu_tracked
 from fastmmu.mmu.reclaim cimport host_fetch, host_give
-from fastmmu.mmu.rmap cimport mmu_change
+from fastmmu.mmu.rmap cimport spte_set
 from fastmmu.mmu.spte cimport (
     FORMAT_EPT, MAY_ALL, MAY_W, MAY_X, spte_leaf, spte_make, spte_may_write, spte_mmio, spte_present, spte_restore,
     spte_tracked, spte_update_flushes,
@@ -97,7 +97,7 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gf
     cdef uint64_t cache
     if slot == NULL:
         mmu.counters.mmio_marked += 1
-        mmu_change(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
+        spte_set(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
         return FILL_NO_SLOT
     if level > 1 and mmu.policy.nx_huge:
         access &= ~MAY_X
@@ -105,7 +105,7 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gf
         access &= ~MAY_W
     if (spte_present(old) and not mmu.policy.tdp
             and (not spte_leaf(old, level) or old & FRAME != slot_hpa(slot, gfn))):
-        mmu_change(mmu, owner, index, 0)        # a table or another page: what it allowed says nothing of this one
+        spte_set(mmu, owner, index, 0)        # a table or another page: what it allowed says nothing of this one
         old = 0
         flush = True
     dirty = access & MAY_W != 0
@@ -128,7 +128,7 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gf
     if spte_present(old):
         flush = not spte_leaf(old, level) if mmu.policy.tdp else spte_update_flushes(mmu.format, mmu.ad, old, new)
     mmu.counters.flush_requests += flush
-    mmu_change(mmu, owner, index, new)
+    spte_set(mmu, owner, index, new)
     return FILL_TRACKED if denied and write else FILL_MAPPED
 
 
@@ -255,7 +255,7 @@ cdef int fast_fault(Mmu *mmu, const Fault *f) noexcept nogil:
         new |= EPT_W
     if not new & need:
         return FILL_MAPPED
-    mmu_change(mmu, it.owner, it.index, new)
+    spte_set(mmu, it.owner, it.index, new)
     if new & EPT_W and slot.dirty != NULL:
         mark_dirty(slot, f.gpa >> 12)
         mmu.counters.logged += 1

@@ -7,12 +7,12 @@ from fastmmu.arch.bits cimport EPT_D, EPT_X, PS, RW
 from fastmmu.arch.types cimport gfn_t, gpa_t, hpa_t
 from fastmmu.mmu.memslots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
 from fastmmu.mmu.mmu cimport (
-    NO_SP, Mmu, MmuContext, id_index, id_owner, mmu_frame, mmu_quadrant, mmu_written, rmap_next, spte_at,
+    NO_SP, Mmu, MmuContext, id_index, id_owner, mmu_frame, mmu_owe_flush, mmu_quadrant, rmap_next, rmap_spte, spte_at,
 )
 from fastmmu.mmu.pages cimport mmu_link, mmu_sp, mmu_zap
-from fastmmu.mmu.rmap cimport mmu_change, mmu_write_protect
+from fastmmu.mmu.rmap cimport mmu_write_protect, spte_set, spte_update
 from fastmmu.mmu.spte cimport FORMAT_EPT, MAY_X, spte_may_write, spte_present, spte_tracked
-from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu.paging.memory cimport mem_holds, mem_read64
 
 cdef enum:
     RESERVED = 64               # of a ring: what the VMM may add before user space sees that it is full
@@ -25,28 +25,22 @@ cdef void protect_large(Mmu *mmu, uint64_t frame, bint by_hand) noexcept nogil:
     # large entries lose the right to write, so that a write finds its way here and splits them. by_hand: of a log
     # cleared by hand, where Linux 6.1 does not let a fast fault give it back, as for page tables.
     cdef uint32_t id = mmu.rmap_large[frame >> 9]
-    cdef uint64_t at, entry, lose = RW | (spte_may_write(mmu.format) if by_hand and mmu.policy.modern else 0)
+    cdef uint64_t entry, lose = RW | (spte_may_write(mmu.format) if by_hand and mmu.policy.modern else 0)
     while id:
-        at = mmu.sp[id_owner(id)].hpa + 8 * id_index(id)
-        entry = mem_read64(mmu.mem, at)
+        entry = rmap_spte(mmu, id)
         if entry & lose:
-            mem_write64(mmu.mem, at, entry & ~lose)
-        if entry & RW:
-            mmu.flush = True
+            spte_update(mmu, id, entry & ~lose)
         id = rmap_next(mmu, id)
 
 
 cdef void clear_dirty(Mmu *mmu, uint64_t head) noexcept nogil:
     # entries of one page lose D: the processor sets it again, and logs the page
     cdef uint32_t id = mmu.rmap[head]
-    cdef uint64_t at, entry
+    cdef uint64_t entry
     while id:
-        at = mmu.sp[id_owner(id)].hpa + 8 * id_index(id)
-        entry = mem_read64(mmu.mem, at)
+        entry = rmap_spte(mmu, id)
         if entry & EPT_D:
-            mem_write64(mmu.mem, at, entry & ~EPT_D)
-            mmu_written(mmu, entry)
-            mmu.flush = True
+            spte_update(mmu, id, entry & ~EPT_D)
         id = rmap_next(mmu, id)
 
 
@@ -75,7 +69,7 @@ cdef bint split(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
     if mmu.policy.nx_huge and mmu.sp[owner].access & MAY_X:
         entry |= EPT_X << 54 if not mmu.ad and spte_tracked(entry) else EPT_X
     for i in range(512):
-        mmu_change(mmu, child, i, entry + (i << 12))
+        spte_set(mmu, child, i, entry + (i << 12))
     mmu_link(mmu, owner, index, child)
     mmu.counters.splits += 1
     return True
@@ -113,7 +107,7 @@ cdef void drop_leaves(Mmu *mmu, uint32_t owner) noexcept nogil:
     cdef uint64_t index
     for index in range(512):
         if spte_present(spte_at(mmu, owner, index)):
-            mmu_change(mmu, owner, index, 0)
+            spte_set(mmu, owner, index, 0)
 
 
 # ---- the log ------------------------------------------------------------------------------------------------
@@ -140,7 +134,7 @@ cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept n
     for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
         protect(mmu, slot, gfn)
         protect_large(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)), False)
-    mmu.flush = True
+    mmu_owe_flush(mmu)
     return 0
 
 
@@ -169,7 +163,7 @@ cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
             bits &= bits - 1
             found += 1
     if found and not slot.manual:               # cached translations may allow more than any entry still does (§6)
-        mmu.flush = True
+        mmu_owe_flush(mmu)
     return found
 
 
@@ -181,7 +175,7 @@ cdef void dirty_clear(Mmu *mmu, int number, uint64_t first, uint64_t pages) noex
         if not slot.dirty[page >> 6] >> (page & 63) & 1:
             continue
         slot.dirty[page >> 6] &= ~(<uint64_t> 1 << (page & 63))
-        mmu.flush = True
+        mmu_owe_flush(mmu)
         if slot.initial:
             if mmu.policy.tdp and mmu.policy.eager_split:
                 split_range(mmu, slot, page, 1)
@@ -216,7 +210,7 @@ cdef void collect_ring(Mmu *mmu, Ring *ring) noexcept nogil:
             continue
         slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
         protect(mmu, slot, slot.base_gfn + page)
-        mmu.flush = True
+        mmu_owe_flush(mmu)
     ring.used = 0
 
 
@@ -249,7 +243,7 @@ cdef void nx_recover(Mmu *mmu, uint32_t ratio) noexcept nogil:
             return
         mmu_zap(mmu, first)
         mmu.counters.nx_recovered += 1
-        mmu.flush = True
+        mmu_owe_flush(mmu)
         left -= 1
 
 

@@ -67,7 +67,7 @@ cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
     uint32_t split              # made only because an executable large page is not allowed: serial number of that, or 0
 
 cdef struct MmuCounters:
-    uint64_t changes            # of entries
+    uint64_t changes            # entries set: made, replaced or cleared
     uint64_t tables_made        # table pages allocated
     uint64_t tables_zapped
     uint64_t zaps               # as Linux counts them: a root that is kept once more when it is freed
@@ -172,6 +172,11 @@ cdef inline void mmu_written(Mmu *mmu, hpa_t hpa) noexcept nogil:
     # the page of a slot was written: what the host has of it on disk is not what it holds
     cdef uint64_t frame = mmu_frame(mmu, hpa & FRAME)
     mmu.slots.written[frame >> 6] |= <uint64_t> 1 << (frame & 63)
+
+
+cdef inline void mmu_owe_flush(Mmu *mmu) noexcept nogil:
+    # cached translations may be stale: the caller of the MMU flushes before the guest runs on
+    mmu.flush = True
 
 
 cdef inline uint64_t mmu_dirty_flag(const Mmu *mmu) noexcept nogil:

@@ -6,8 +6,8 @@ from libc.stdlib cimport calloc, realloc
 from fastmmu.arch.bits cimport EPT_A, RW, A
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, order_drop, slot_hpa
-from fastmmu.mmu.mmu cimport Mmu, id_index, id_owner, mmu_frame, rmap_next, rmap_spte
-from fastmmu.mmu.rmap cimport mmu_change, mmu_zap_gfn
+from fastmmu.mmu.mmu cimport Mmu, id_index, id_owner, mmu_frame, mmu_owe_flush, rmap_next, rmap_spte
+from fastmmu.mmu.rmap cimport mmu_zap_gfn, spte_set
 from fastmmu.mmu.spte cimport EPT_HOST_WRITE, EPT_MAY_WRITE, FORMAT_EPT, PT_HOST_WRITE, PT_MAY_WRITE, spte_track
 
 
@@ -41,9 +41,9 @@ cdef void change_pte(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
         lose |= EPT_A if mmu.format == FORMAT_EPT else A
     while id:
         entry = rmap_spte(mmu, id) & ~lose
-        mmu_change(mmu, id_owner(id), id_index(id), entry if mmu.ad else spte_track(entry))
+        spte_set(mmu, id_owner(id), id_index(id), entry if mmu.ad else spte_track(entry))
         id = rmap_next(mmu, id)
-    mmu.flush = True
+    mmu_owe_flush(mmu)
 
 
 cdef int host_merge(Mmu *mmu, Slot *slot, const uint64_t *page, uint32_t n) noexcept nogil:

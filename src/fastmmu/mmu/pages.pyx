@@ -9,11 +9,13 @@ from libc.string cimport memset
 
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport Mem, gfn_t, gpa_t, hpa_t
+from fastmmu.mmu.invariant cimport invariant
 from fastmmu.mmu.memslots cimport Slot, slot_hpa, slot_of, slots_free
 from fastmmu.mmu.mmu cimport (
-    NO_SP, Mmu, MmuContext, Sp, child_at, id_index, id_owner, mmu_frame, next_unsync, rmap_next, spte_at, spte_id,
+    NO_SP, Mmu, MmuContext, Sp, child_at, id_index, id_owner, mmu_frame, mmu_owe_flush, next_unsync, rmap_next, spte_at,
+    spte_id,
 )
-from fastmmu.mmu.rmap cimport mmu_change, mmu_write_protect, rmap_zap
+from fastmmu.mmu.rmap cimport mmu_write_protect, rmap_zap, spte_set
 from fastmmu.mmu.spte cimport spte_table
 
 cdef enum:
@@ -273,7 +275,7 @@ cdef void mark_unsync(Mmu *mmu, uint32_t id) noexcept nogil:
 
 
 cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil:
-    mmu_change(mmu, owner, index, spte_table(mmu.format, mmu.sp[child].hpa, mmu.ad))
+    spte_set(mmu, owner, index, spte_table(mmu.format, mmu.sp[child].hpa, mmu.ad))
     if mmu.sp[child].unsync or mmu.sp[child].unsync_children:
         mark_unsync(mmu, spte_id(owner, index))
 
@@ -284,7 +286,8 @@ cdef void empty(Mmu *mmu, uint32_t i) noexcept nogil:
     cdef uint64_t index
     for index in range(512):
         if spte_at(mmu, i, index):
-            mmu_change(mmu, i, index, 0)
+            spte_set(mmu, i, index, 0)
+    invariant(mmu.sp[i].present == 0, b"an empty table page has no present entry", 0, 0, mmu.sp[i].level)
 
 
 cdef bint has_root(const MmuContext *c, uint32_t i) noexcept nogil:
@@ -388,7 +391,7 @@ cdef void mmu_zap_all(Mmu *mmu) noexcept nogil:
         if mmu.sp[i].used:
             mmu_zap(mmu, i)
     mmu.out_of_tables = False
-    mmu.flush = True
+    mmu_owe_flush(mmu)
 
 
 cdef void mmu_make_room(Mmu *mmu) noexcept nogil:

@@ -2,19 +2,24 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, FRAME, PS, RW, US, XD, P
+from fastmmu.arch.bits cimport EPT_A, EPT_D, EPT_R, EPT_W, EPT_X, FRAME, PS, RW, US, XD, P, level_shift
 from fastmmu.arch.types cimport gfn_t
+from fastmmu.mmu.invariant cimport CHECKS, invariant
 from fastmmu.mmu.memslots cimport Slot, slot_hpa, slot_of
 from fastmmu.mmu.mmu cimport (
-    Mmu, Sp, id_index, id_owner, mmu_dirty_flag, mmu_frame, mmu_written, rmap_next, sp_child, spte_id,
+    Mmu, Sp, id_index, id_owner, mmu_dirty_flag, mmu_frame, mmu_owe_flush, mmu_written, rmap_next, rmap_spte, sp_child,
+    spte_at, spte_id,
 )
-from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING, SPTE_MARK, spte_dirty, spte_leaf, spte_may_write, spte_present
-from fastmmu.paging.memory cimport mem_read64, mem_write64
+from fastmmu.mmu.spte cimport (
+    FORMAT_EPT, FORMAT_PAGING, SPTE_MARK, spte_dirty, spte_host_write, spte_is_mmio, spte_leaf, spte_may_write,
+    spte_present, spte_tracked,
+)
+from fastmmu.paging.memory cimport mem_write64
 
 cdef uint64_t KEY = 15ULL << 59                 # of an ordinary entry
 
 
-# ---- the one place where an entry changes ------------------------------------------------------------------
+# ---- where an entry is linked --------------------------------------------------------------------------------
 
 cdef uint32_t *list_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
     # head of the list in which an entry is linked: rmap of the frame mapped, or parents of the table pointed to
@@ -31,64 +36,135 @@ cdef inline uint32_t *count_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept 
     return &mmu.rmap_n[frame] if sp.level == 1 else &mmu.rmap_large_n[frame >> 9]
 
 
+cdef void unlink(Mmu *mmu, Sp *sp, uint32_t id, uint64_t old) noexcept nogil:
+    cdef uint32_t *head = list_of(mmu, sp, old)
+    cdef uint32_t near = sp.prev[id_index(id)], far = sp.next[id_index(id)]
+    invariant(sp.present > 0 and (mmu.sp[id_owner(near)].next[id_index(near)] if near else head[0]) == id
+              and (not far or mmu.sp[id_owner(far)].prev[id_index(far)] == id), b"an entry stands in its list", old, 0,
+              sp.level)
+    if near:
+        mmu.sp[id_owner(near)].next[id_index(near)] = far
+    else:
+        head[0] = far
+    if far:
+        mmu.sp[id_owner(far)].prev[id_index(far)] = near
+    sp.present -= 1
+    if spte_leaf(old, sp.level):
+        mmu.counters.pages[sp.level - 1] -= 1
+        count_of(mmu, sp, old)[0] -= 1
+        invariant((count_of(mmu, sp, old)[0] == 0) == (head[0] == 0), b"a reverse map whose count is 0 is empty",
+                  old, 0, sp.level)
+
+
+cdef void link(Mmu *mmu, Sp *sp, uint32_t id, uint64_t new) noexcept nogil:
+    cdef uint32_t *head = list_of(mmu, sp, new)
+    cdef uint32_t *count
+    cdef uint32_t far = head[0]
+    sp.next[id_index(id)] = far
+    sp.prev[id_index(id)] = 0
+    if far:
+        mmu.sp[id_owner(far)].prev[id_index(far)] = id
+    head[0] = id
+    sp.present += 1
+    if spte_leaf(new, sp.level):
+        mmu.counters.pages[sp.level - 1] += 1
+        count = count_of(mmu, sp, new)
+        count[0] += 1
+        if count[0] > mmu.counters.max_mmu_rmap_size and not mmu.policy.tdp:
+            mmu.counters.max_mmu_rmap_size = count[0]
+
+
+# ---- the one place where an entry changes ---------------------------------------------------------------------
+
 cdef inline bint loses(const Mmu *mmu, uint64_t old, uint64_t new) noexcept nogil:
-    # a cached translation of the old entry allows what the new one does not; more rights need no flush (ept.md §11)
+    # a cached translation of the old entry allows what the new one does not; more rights need no flush (ept.md §11).
+    # D: its log begins anew. Before Linux 6.1 nothing but the processor's log asks for it.
     cdef uint64_t rights = EPT_R | EPT_W | EPT_X if mmu.format == FORMAT_EPT else P | RW | US
     cdef uint64_t place = FRAME | SPTE_MARK | PS | (0 if mmu.format == FORMAT_EPT else KEY)
     return (old & rights & ~new or (old ^ new) & place or (mmu.format == FORMAT_PAGING and new & ~old & XD)
-            or (mmu.policy.modern and old & ~new & spte_dirty(mmu.format)))
+            or ((mmu.policy.modern or mmu.policy.pml) and old & ~new & spte_dirty(mmu.format)))
 
 
-cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil:
-    # every change of an entry passes here: reverse maps, counters and the flush that it owes hang on it
-    cdef Sp *sp = &mmu.sp[owner]
-    cdef uint64_t at = sp.hpa + 8 * index
-    cdef uint64_t old = mem_read64(mmu.mem, at)
-    cdef uint32_t id = spte_id(owner, index)
-    cdef uint32_t *head
-    cdef uint32_t *count
-    cdef uint32_t near, far
-    cdef uint64_t dirty = mmu_dirty_flag(mmu)
-    mem_write64(mmu.mem, at, new)
-    mmu.counters.changes += 1
-    if spte_present(old) and loses(mmu, old, new):
-        mmu.flush = True
-        mmu.counters.entries_zapped += 1
-        if sp.level == 1 and old & dirty and (not new & dirty or (old ^ new) & FRAME):
-            mmu_written(mmu, old)
-    if spte_present(new) and spte_leaf(new, sp.level):
-        mmu.counters.entries_filled += 1
-    if not (old ^ new) & (FRAME | SPTE_MARK | PS):
+cdef void check_spte(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint64_t new) noexcept nogil:
+    # an entry as it becomes
+    cdef int level = sp.level
+    cdef gfn_t gfn = sp.gfn + (index << 9 * (level - 1))
+    cdef uint64_t within = (<uint64_t> 1 << level_shift(level)) - 1
+    cdef const Sp *child
+    invariant(sp.used, b"the table page is in use", old, new, level)
+    invariant(1 <= level <= 5 and index < 512, b"level 1 to 5, index below 512", old, new, level)
+    invariant(not sp.direct or sp.gfn << 12 & ((within << 9) | 511) == 0, b"the gfn of a direct table page is aligned",
+              old, new, level)
+    if not spte_present(new):
+        invariant(new == 0 or (level == 1 and spte_is_mmio(mmu.format, new)), b"not present: empty, or an MMIO SPTE",
+                  old, new, level)
         return
-    if spte_present(old):
-        head = list_of(mmu, sp, old)
-        near = sp.prev[index]
-        far = sp.next[index]
-        if near:
-            mmu.sp[id_owner(near)].next[id_index(near)] = far
-        else:
-            head[0] = far
-        if far:
-            mmu.sp[id_owner(far)].prev[id_index(far)] = near
-        sp.present -= 1
-        if spte_leaf(old, sp.level):
-            mmu.counters.pages[sp.level - 1] -= 1
-            count_of(mmu, sp, old)[0] -= 1
-    if spte_present(new):
-        head = list_of(mmu, sp, new)
-        far = head[0]
-        sp.next[index] = far
-        sp.prev[index] = 0
-        if far:
-            mmu.sp[id_owner(far)].prev[id_index(far)] = id
-        head[0] = id
-        sp.present += 1
-        if spte_leaf(new, sp.level):
-            mmu.counters.pages[sp.level - 1] += 1
-            count = count_of(mmu, sp, new)
-            count[0] += 1
-            if count[0] > mmu.counters.max_mmu_rmap_size and not mmu.policy.tdp:
-                mmu.counters.max_mmu_rmap_size = count[0]
+    if not spte_leaf(new, level):
+        child = &mmu.sp[sp_child(mmu, new)]
+        invariant(child.used and child.hpa == new & FRAME, b"a table entry points to a table page in use", old, new,
+                  level)
+        invariant(child.level == level - 1, b"a table entry points one level down", old, new, level)
+        return
+    invariant(level <= 2, b"leaf entries map 4 KB or 2 MB", old, new, level)
+    invariant(not new & RW or new & spte_may_write(mmu.format) != 0, b"W implies MAY_WRITE", old, new, level)
+    invariant(not new & spte_may_write(mmu.format) or new & spte_host_write(mmu.format) != 0,
+              b"MAY_WRITE implies HOST_WRITE", old, new, level)
+    invariant(new & FRAME & within == 0, b"the frame of a leaf is aligned", old, new, level)
+    invariant(mmu.ad or new & (EPT_A | EPT_D) == 0, b"no A, D without flags", old, new, level)
+    invariant(not mmu.ad or mmu.format != FORMAT_EPT or not spte_tracked(new),
+              b"access-tracked only without A flags", old, new, level)
+    if sp.direct:
+        invariant(slot_of(&mmu.slots, gfn) != NULL
+                  and slot_hpa(slot_of(&mmu.slots, gfn), gfn) == new & FRAME & ~within,
+                  b"a leaf of a direct table page leads to the memory of its gfn", old, new, level)
+
+
+cdef bint spte_changed(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint64_t new,
+                       bint cached_stays) noexcept nogil:
+    # Every change of an entry ends here: the flush that it owes and what the host must hear of writes hang on it.
+    # Returns whether rights went.
+    cdef uint64_t dirty = mmu_dirty_flag(mmu)
+    if CHECKS:
+        check_spte(mmu, sp, index, old, new)
+    mem_write64(mmu.mem, sp.hpa + 8 * index, new)
+    if not spte_present(old) or not loses(mmu, old, new):
+        return False
+    if sp.level == 1 and old & dirty and (not new & dirty or (old ^ new) & FRAME):
+        mmu_written(mmu, old)
+    if not cached_stays:
+        mmu_owe_flush(mmu)
+    return True
+
+
+cdef void spte_set(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil:
+    # the entry is another one from now on, and is linked where that belongs
+    cdef Sp *sp = &mmu.sp[owner]
+    cdef uint64_t old = spte_at(mmu, owner, index)
+    mmu.counters.changes += 1
+    mmu.counters.entries_zapped += spte_changed(mmu, sp, index, old, new, False)
+    mmu.counters.entries_filled += spte_present(new) and spte_leaf(new, sp.level)
+    if (old ^ new) & (FRAME | SPTE_MARK | PS):
+        if spte_present(old):
+            unlink(mmu, sp, spte_id(owner, index), old)
+        if spte_present(new):
+            link(mmu, sp, spte_id(owner, index), new)
+
+
+cdef void spte_update(Mmu *mmu, uint32_t id, uint64_t new) noexcept nogil:
+    # rights, A or D of an entry change that leads where it did
+    update(mmu, id, new, False)
+
+
+cdef void spte_age(Mmu *mmu, uint32_t id, uint64_t new) noexcept nogil:
+    # the same, of an entry that is to show the next use of its page: what is cached of it stays (kvm_policy.md §6)
+    update(mmu, id, new, True)
+
+
+cdef inline void update(Mmu *mmu, uint32_t id, uint64_t new, bint cached_stays) noexcept nogil:
+    cdef uint64_t old = rmap_spte(mmu, id)
+    invariant(not (old ^ new) & (FRAME | SPTE_MARK | PS), b"an update leaves the page", old, new,
+              mmu.sp[id_owner(id)].level)
+    spte_changed(mmu, &mmu.sp[id_owner(id)], id_index(id), old, new, cached_stays)
 
 
 # ---- the entries that map a page -----------------------------------------------------------------------------
@@ -96,7 +172,7 @@ cdef void mmu_change(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noe
 cdef void rmap_zap(Mmu *mmu, uint32_t *head) noexcept nogil:
     # every entry of the list
     while head[0]:
-        mmu_change(mmu, id_owner(head[0]), id_index(head[0]), 0)
+        spte_set(mmu, id_owner(head[0]), id_index(head[0]), 0)
 
 
 cdef void mmu_zap_gfn(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
@@ -127,19 +203,13 @@ cdef bint mmu_write_protect(Mmu *mmu, gfn_t gfn, bint tracked) noexcept nogil:
 
 cdef bint protect_list(Mmu *mmu, uint32_t id, bint tracked) noexcept nogil:
     # the entries of one reverse map, from its first on
-    cdef uint64_t at, entry, lose
+    cdef uint64_t entry, lose = RW | (spte_may_write(mmu.format) if tracked else 0)
     cdef bint found = False
     while id:
-        at = mmu.sp[id_owner(id)].hpa + 8 * id_index(id)
-        entry = mem_read64(mmu.mem, at)
-        lose = RW | (spte_may_write(mmu.format) if tracked else 0)
-        if entry & RW:
-            mmu.counters.write_protected += 1
-            mmu.flush = True
-            if not mmu.ad:
-                mmu_written(mmu, entry)
+        entry = rmap_spte(mmu, id)
+        mmu.counters.write_protected += entry & RW != 0
         if entry & lose:
             found = True
-            mem_write64(mmu.mem, at, entry & ~lose)
+            spte_update(mmu, id, entry & ~lose)
         id = rmap_next(mmu, id)
     return found

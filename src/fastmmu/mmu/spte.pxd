@@ -22,6 +22,17 @@ cdef extern from *:
     #define FM_PT_MAY_WRITE    (1ULL << 10)
     #define FM_MMIO_RESERVED   (1ULL << 51)
     #define FM_MMIO_EPT        6ULL
+    #define FM_MMIO_GENERATION ((0xFFULL << 3) | (0x7FFULL << 52))
+    #define FM_EPT_TRACKED     ((FM_EPT_R | FM_EPT_X) << 54)
+    #define FM_BITS_EPT(OP) (FM_EPT_R OP FM_EPT_W OP FM_EPT_X OP (7ULL << 3) OP FM_EPT_IPAT OP FM_PS OP FM_EPT_A OP \\
+        FM_EPT_D OP FM_SPTE_MARK OP FM_FRAME OP FM_EPT_TRACKED OP FM_EPT_HOST_WRITE OP FM_EPT_MAY_WRITE)
+    #define FM_BITS_PT(OP) (FM_P OP FM_RW OP FM_US OP FM_A OP FM_D OP FM_PS OP FM_PT_HOST_WRITE OP FM_PT_MAY_WRITE OP \\
+        FM_SPTE_MARK OP FM_FRAME OP (15ULL << 59) OP FM_XD)
+    _Static_assert(FM_BITS_EPT(|) == FM_BITS_EPT(+), "bits of an EPT entry overlap");
+    _Static_assert(FM_BITS_PT(|) == FM_BITS_PT(+), "bits of a paging entry overlap");
+    _Static_assert(((FM_MMIO_GENERATION | FM_MMIO_EPT) & (FM_SPTE_MARK | FM_FRAME)) == 0
+                   && (FM_MMIO_GENERATION & (FM_MMIO_EPT | 7)) == 0, "bits of an MMIO SPTE overlap");
+    _Static_assert((FM_MMIO_RESERVED & ~FM_FRAME) == 0, "the reserved bit of an MMIO SPTE is an address bit");
     """
     const uint64_t SPTE_MARK "FM_SPTE_MARK"
     const uint64_t EPT_HOST_WRITE "FM_EPT_HOST_WRITE"
@@ -57,6 +68,10 @@ cdef inline bint spte_leaf(uint64_t entry, int level) noexcept nogil:
 
 cdef inline uint64_t spte_may_write(int format) noexcept nogil:
     return EPT_MAY_WRITE if format == FORMAT_EPT else PT_MAY_WRITE
+
+
+cdef inline uint64_t spte_host_write(int format) noexcept nogil:
+    return EPT_HOST_WRITE if format == FORMAT_EPT else PT_HOST_WRITE
 
 
 cdef inline bint spte_tracked(uint64_t entry) noexcept nogil:

@@ -10,7 +10,7 @@ from fastmmu.mmu.mmu cimport (
     NO_SP, PAE_LEVELS, PREFETCH, ROLE_4_BYTE, ROLE_KEYS, Mmu, Sp, child_at, mmu_top, next_unsync, spte_at,
 )
 from fastmmu.mmu.pages cimport mmu_may_write, mmu_zap
-from fastmmu.mmu.rmap cimport mmu_change, mmu_write_protect
+from fastmmu.mmu.rmap cimport mmu_write_protect, spte_set
 from fastmmu.mmu.spte cimport (
     MAY_KEY, MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_make, spte_mmio, spte_present, spte_update_flushes,
 )
@@ -64,7 +64,7 @@ cdef bint prefetch_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t
         return False
     if not usable(guest, gpte):
         if spte_at(mmu, owner, index):
-            mmu_change(mmu, owner, index, 0)
+            spte_set(mmu, owner, index, 0)
         return False
     gfn = (gpte & guest.frame) >> 12
     access = access_of(sp, gpte)
@@ -102,7 +102,7 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
         if not entry or not guest_entry(mmu, sp, index, &gpte):
             continue
         if not usable(guest, gpte):
-            mmu_change(mmu, owner, index, 0)
+            spte_set(mmu, owner, index, 0)
             flush = True
             continue
         gfn = (gpte & guest.frame) >> 12
@@ -110,12 +110,12 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
         slot = slot_of(&mmu.slots, gfn)
         if spte_is_mmio(mmu.format, entry):
             if slot == NULL and entry & FRAME & ((<uint64_t> 1 << 51) - 1) == gfn << 12:
-                mmu_change(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
+                spte_set(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
             else:
-                mmu_change(mmu, owner, index, 0)
+                spte_set(mmu, owner, index, 0)
             continue
         if slot == NULL or entry & FRAME != slot_hpa(slot, gfn):
-            mmu_change(mmu, owner, index, 0)
+            spte_set(mmu, owner, index, 0)
             flush = True
             continue
         host_writable = entry & PT_HOST_WRITE != 0
@@ -130,7 +130,7 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
             mark_dirty(slot, gfn)
         if new != entry:
             flush |= spte_update_flushes(mmu.format, mmu.ad, entry, new)
-            mmu_change(mmu, owner, index, new)
+            spte_set(mmu, owner, index, new)
     mmu.counters.synced += 1
     return flush
 
@@ -213,7 +213,7 @@ cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, gva_t la) 
         return
     if it.entry:
         mmu.counters.flush_requests += spte_present(it.entry)
-        mmu_change(mmu, it.owner, it.index, 0)
+        spte_set(mmu, it.owner, it.index, 0)
     prefetch_entry(mmu, guest, it.owner, it.index, False)
 
 
@@ -269,7 +269,7 @@ cdef bint drop_written(Mmu *mmu, uint32_t owner, gpa_t gpa, uint64_t nbytes) noe
         entry = spte_at(mmu, owner, index)
         found |= spte_present(entry)
         if entry:
-            mmu_change(mmu, owner, index, 0)
+            spte_set(mmu, owner, index, 0)
     return found
 
 

@@ -64,6 +64,10 @@ cdef extern from *:
         return hits;
     }
     _Static_assert((FM_TLB_LA << 6) == FM_TLB_PAGE, "the page in the key is bits 56:12 of the address");
+    #define FM_TLB_VALUE(OP) (FM_TLB_U OP FM_TLB_S OP FM_TLB_R OP FM_TLB_W OP FM_TLB_EW OP FM_TLB_X OP FM_TLB_D OP \\
+        FM_TLB_G OP (15ULL << 8) OP FM_TLB_FRAME OP (15ULL << 52) OP (7ULL << 56) OP FM_TLB_K OP FM_TLB_LOOK)
+    _Static_assert(FM_TLB_VALUE(|) == FM_TLB_VALUE(+), "bits of a TLB entry overlap");
+    _Static_assert((FM_TLB_PAGE & FM_CONTEXT) == 0, "page and context of a key overlap");
     """
     const uint64_t F_U "FM_TLB_U"
     const uint64_t F_S "FM_TLB_S"
