@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.errors import ConfigError, TraceError
+from fastmmu.trace.formats import FORMATS
+from fastmmu.trace.names import CODECS
 
 if TYPE_CHECKING:
     from fastmmu.machine.costs import CostModel
@@ -101,17 +103,15 @@ RUNS = "Without --switch-every each is a run of its own. Default: the bundled tr
 
 def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") -> None:
     """TRACE… and what is made of them; `more` ends the help."""
+    said = [format.said for format in FORMATS.values()]
     parser.add_argument(
         "traces",
         nargs=nargs,
         metavar="TRACE",
-        help="Valgrind lackey text, ChampSim, .npy, .arrow or the .rec of a system trace, also .gz, .xz, .zst; or the "
-        "name of a bundled trace. " + more,
+        help=f"{', '.join(said[:-1])} or {said[-1]}, also {', '.join(CODECS)}; or the name of a bundled trace. {more}",
     )
     group = parser.add_argument_group("the trace")
-    group.add_argument(
-        "--format", choices=("lackey", "champsim", "npy", "arrow", "system"), help="default: by name or content"
-    )
+    group.add_argument("--format", choices=tuple(FORMATS), help="default: by name or content")
     group.add_argument("--data-only", action="store_true", help="leave out instruction fetches")
     group.add_argument("--limit", type=count(1), metavar="N", help="only the first N events of each trace")
     group.add_argument(
@@ -141,14 +141,13 @@ def named_trace(name: str, format: str | None = None) -> Trace:
 def traces(options: argparse.Namespace, *, system: bool = False) -> list[Trace]:
     """The traces to run, each by itself; `system`: those of whole machines are taken as well."""
     from fastmmu.trace import bundled, interleave
-    from fastmmu.trace.system import SystemTrace
 
     names = options.traces or list(bundled())
     if not names:
         raise TraceError("no trace is named, and this installation has no bundled ones; name a file")
     found = [named_trace(name, options.format) for name in names]
     for name, trace in zip(names, found, strict=True):
-        if not system and isinstance(trace, SystemTrace):
+        if not system and trace.kind == "system":
             raise TraceError(
                 "this is a system trace, of a whole machine; the command takes traces of programs. `fastmmu replay` "
                 "runs it, in every scheme with --schemes",

@@ -35,7 +35,7 @@ class Events(Protocol):
 
 
 class Source(Protocol):
-    """What gives events in batches, see :class:`fastmmu.trace.Trace`."""
+    """What gives events in batches, see :class:`fastmmu.trace.Trace`; its ``kind``, if it has one, is "program"."""
 
     @property
     def name(self) -> str: ...
@@ -122,7 +122,7 @@ def simulate(
     """
     if isinstance(trace, str) or hasattr(trace, "__fspath__"):
         raise ConfigError(f"simulate takes a trace, not a path; pass fastmmu.read_trace({str(trace)!r})")
-    run = _Replaying if hasattr(trace, "records") else _Running
+    run = _Replaying if getattr(trace, "kind", "program") == "system" else _Running
     simulation = run(trace, config, policy, costs)
     complete = True
     try:

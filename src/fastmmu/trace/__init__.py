@@ -4,6 +4,7 @@
             decompresses   one file each                            data_only, head, interleave, exits_every
 
     base, events         what a trace is; a batch of its events
+    formats              the table of formats
     read, names          which format a file has, by content and by name
     source, codecs       bytes of a file, decompressed on the way
     filetrace            what readers of files share
@@ -17,8 +18,8 @@ Everything streams: memory does not grow with the length of a trace.
 
 Imports the vocabulary and `machine.records`, no other kernel.
 
-To add a format: a module with a class over `filetrace.FileTrace`, its row in `read`, its name in `names`;
-tests/trace/ test_files.py then takes it through every compression and batch length.
+To add a format: its module (what is in it, `formats` says) and its row in `formats`; names, `--format`, the help and
+error messages follow. tests/trace/test_files.py then takes it through every compression and batch length.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from fastmmu.trace.bundle import bundled
     from fastmmu.trace.combine import exits_every, interleave
     from fastmmu.trace.events import CHUNK, EVENT_DTYPE, Batch
-    from fastmmu.trace.read import FORMATS, read_trace
+    from fastmmu.trace.formats import FORMATS
+    from fastmmu.trace.read import read_trace
     from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
     from fastmmu.trace.write import write_trace
 
@@ -56,7 +58,8 @@ _HOMES = {
     "fastmmu.trace.bundle": ("bundled",),
     "fastmmu.trace.combine": ("exits_every", "interleave"),
     "fastmmu.trace.events": ("CHUNK", "EVENT_DTYPE", "Batch"),
-    "fastmmu.trace.read": ("FORMATS", "read_trace"),
+    "fastmmu.trace.formats": ("FORMATS",),
+    "fastmmu.trace.read": ("read_trace",),
     "fastmmu.trace.tpr": ("TprProfile", "tpr_profile", "with_tpr"),
     "fastmmu.trace.write": ("write_trace",),
 }

@@ -20,7 +20,7 @@ from fastmmu.trace.events import CHUNK, Batch, check_events
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.source import ByteSource
 
-__all__ = ["MAGIC", "ArrowTrace", "write_arrow"]
+__all__ = ["READER", "ArrowTrace", "looks_like", "write"]
 
 MAGIC = b"ARROW1"
 _VERSION = b"1"
@@ -34,6 +34,11 @@ def _pyarrow() -> Any:
     except ImportError as error:
         raise MissingExtraError("an .arrow trace", "arrow") from error
     return pyarrow
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether a file begins as an Arrow IPC file."""
+    return head.startswith(MAGIC)
 
 
 class ArrowTrace(FileTrace):
@@ -136,7 +141,7 @@ class _Readable:
         """The source is closed by whoever opened it."""
 
 
-def write_arrow(trace: Trace, out: IO[bytes], compression: str | None) -> None:
+def write(trace: Trace, out: IO[bytes], compression: str | None) -> None:
     """Write the events to an open file; `compression` of the buffers: None, "lz4" or "zstd"."""
     pa = _pyarrow()
     metadata = {"fastmmu.trace": _VERSION}
@@ -151,3 +156,6 @@ def write_arrow(trace: Trace, out: IO[bytes], compression: str | None) -> None:
         for batch in trace.batches(CHUNK):
             arrays = [pa.array(np.ascontiguousarray(column)) for column in (batch.op, batch.size, batch.addr)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
+
+
+READER = ArrowTrace

@@ -22,11 +22,13 @@ class Trace(ABC):
     Memory does not grow with the length of the trace. Of iterations that run at the same time, :meth:`progress`
     reports the one started last.
 
-    Attributes: ``name`` for tables, ``format`` ("lackey", "npy", ...), ``path`` of the file or None, ``total``
-    number of events or None where it is not known beforehand.
+    Attributes: ``name`` for tables, ``kind`` "program" (events on user addresses) or "system" (records of a whole
+    machine), ``format`` ("lackey", "npy", ...), ``path`` of the file or None, ``total`` number of events or None where
+    it is not known beforehand.
     """
 
     name: str
+    kind: str = "program"
     format: str
     path: str | None = None
     total: int | None = None

@@ -20,7 +20,7 @@ from fastmmu.trace.events import Batch, batch_of
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.source import ByteSource
 
-__all__ = ["RECORD_BYTES", "ChampsimTrace", "looks_like_champsim"]
+__all__ = ["READER", "RECORD_BYTES", "ChampsimTrace", "looks_like"]
 
 RECORD_BYTES = 64
 _WORDS = RECORD_BYTES // 8
@@ -28,7 +28,7 @@ _ORDER = np.array([0, 4, 5, 6, 7, 2, 3])  # words of a record in the order of it
 _OPS = np.array([Op.FETCH] + [Op.READ] * 4 + [Op.WRITE] * 2, dtype=np.uint8)
 
 
-def looks_like_champsim(head: bytes) -> bool:
+def looks_like(head: bytes) -> bool:
     """Whether the first bytes of a file can be ChampSim records: is_branch and branch_taken are 0 or 1 in each."""
     whole = len(head) // RECORD_BYTES * RECORD_BYTES
     flags = np.frombuffer(head[:whole], np.uint8).reshape(-1, RECORD_BYTES)[:, 8:10]
@@ -66,3 +66,6 @@ class ChampsimTrace(FileTrace):
             path=self.path,
             where=f"byte {size - size % RECORD_BYTES}",
         )
+
+
+READER = ChampsimTrace

@@ -10,15 +10,18 @@ Valgrind's own lines (== -- **) and empty lines are skipped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import IO
 
 from fastmmu.errors import TraceError
 from fastmmu.trace import lackey_parse as _lackey
-from fastmmu.trace.events import Batch, empty_batch
+from fastmmu.trace.base import Trace
+from fastmmu.trace.events import CHUNK, Batch, empty_batch
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.source import ByteSource
 
-__all__ = ["LackeyTrace"]
+__all__ = ["READER", "LackeyTrace", "looks_like", "write"]
 
 _BUFFER = 1 << 18  # bytes; stays in the second-level cache. No line may be longer.
 
@@ -28,6 +31,14 @@ _FAULTS = {  # the kinds of bad line of trace/lackey_parse.pyx
     -3: "the address has more than 16 hexadecimal digits: it does not fit 64 bits",
     -4: "the size is not a decimal number from 1 to 255",
 }
+
+
+_LINE = re.compile(rb"\s*(==|--|\*\*|[ILSM] +[0-9a-fA-F]{1,16},[0-9])")
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether a file begins with a line of lackey's or of Valgrind's."""
+    return _LINE.match(head) is not None
 
 
 class LackeyTrace(FileTrace):
@@ -67,3 +78,22 @@ class LackeyTrace(FileTrace):
     def _bad_line(self, what: str, line: int, text: bytearray) -> TraceError:
         shown = bytes(text[:60]).split(b"\n", 1)[0].decode("ascii", "backslashreplace")
         return TraceError(f"{what}: {shown!r}", path=self.path, where=f"line {line}")
+
+
+def write(trace: Trace, out: IO[bytes], compression: str | None = None) -> None:
+    """Write the events, accesses only, to an open file."""
+    done = 0
+    for batch in trace.batches(CHUNK):
+        try:
+            out.write(_lackey.format(batch.op, batch.size, batch.addr))
+        except IndexError as error:
+            at = error.args[0]
+            raise TraceError(
+                f"lackey text cannot hold operation {batch.op[at]} with size {batch.size[at]}; write .arrow or .npy",
+                path=trace.path,
+                where=f"event {done + at}",
+            ) from error
+        done += len(batch)
+
+
+READER = LackeyTrace

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-__all__ = ["codec_of_name", "format_of_name", "trace_name", "uncompressed"]
+from fastmmu.trace.formats import FORMATS
+
+__all__ = ["CODECS", "codec_of_name", "format_of_name", "trace_name", "uncompressed"]
 
 CODECS = {".gz": "gz", ".xz": "xz", ".zst": "zst"}
-FORMATS = {
-    ".lackey": "lackey",
-    ".champsim": "champsim",
-    ".champsimtrace": "champsim",
-    ".npy": "npy",
-    ".arrow": "arrow",
-    ".rec": "system",
-}
+_FORMATS = {suffix: format.name for format in FORMATS.values() for suffix in format.suffixes}
 
 
 def codec_of_name(path: str) -> str | None:
@@ -24,13 +19,13 @@ def codec_of_name(path: str) -> str | None:
 
 def format_of_name(path: str) -> str | None:
     """Format that the suffix before any of a compression stands for, or None."""
-    return FORMATS.get(uncompressed(path).suffix.lower())
+    return _FORMATS.get(uncompressed(path).suffix.lower())
 
 
 def trace_name(path: str) -> str:
     """The name without the suffixes that are known."""
     name = uncompressed(path)
-    return name.stem if name.suffix.lower() in FORMATS else name.name
+    return name.stem if name.suffix.lower() in _FORMATS else name.name
 
 
 def uncompressed(path: str) -> PurePath:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from fastmmu.errors import TraceError
-from fastmmu.trace.events import EVENT_DTYPE, Batch, batch_of, check_events, first_outside
+from fastmmu.trace.base import Trace
+from fastmmu.trace.events import CHUNK, EVENT_DTYPE, Batch, batch_of, check_events, first_outside
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.source import ByteSource
 
-__all__ = ["NpyTrace", "npy_header"]
+__all__ = ["READER", "NpyTrace", "looks_like", "write"]
 
+_MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 10_000  # bytes, as numpy.load
 _MAX_RECORD = 64  # bytes; a record of op, size and addr has at most 24
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether a file begins as a .npy file."""
+    return head.startswith(_MAGIC)
 
 
 class NpyTrace(FileTrace):
@@ -47,7 +54,7 @@ class NpyTrace(FileTrace):
         wide = 2 if intro[6:7] == b"\x01" else 4
         intro += source.read(wide)
         length = int.from_bytes(intro[8:], "little")
-        if intro[:6] != b"\x93NUMPY" or len(intro) < 8 + wide or length > _MAX_HEADER:
+        if intro[:6] != _MAGIC or len(intro) < 8 + wide or length > _MAX_HEADER:
             raise TraceError("not a .npy file", path=self.path, where="byte 0")
         header = io.BytesIO(intro + source.read(length))
         try:
@@ -118,9 +125,28 @@ class NpyTrace(FileTrace):
         return np.ascontiguousarray(values, dtype=to)
 
 
-def npy_header(n: int) -> bytes:
+def _npy_header(n: int) -> bytes:
     """Header of a .npy file of `n` events of EVENT_DTYPE."""
     out = io.BytesIO()
     fields = {"descr": npy_format.dtype_to_descr(EVENT_DTYPE), "fortran_order": False, "shape": (n,)}
     npy_format.write_array_header_1_0(out, fields)
     return out.getvalue()
+
+
+def write(trace: Trace, out: IO[bytes], compression: str | None = None) -> None:
+    """Write the events, whole records of EVENT_DTYPE, to an open file."""
+    total = trace.total
+    if total is None:  # the header comes first: count in a pass of its own
+        total = sum(len(batch) for batch in trace.batches(CHUNK))
+    out.write(_npy_header(total))
+    done = 0
+    for batch in trace.batches(CHUNK):
+        rows = np.empty(len(batch), EVENT_DTYPE)
+        rows["op"], rows["size"], rows["addr"] = batch.op, batch.size, batch.addr
+        out.write(rows.tobytes())
+        done += len(batch)
+    if done != total:
+        raise TraceError(f"the trace has {done} events where {total} were promised", path=trace.path)
+
+
+READER = NpyTrace

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 
 from fastmmu.errors import TraceError
-from fastmmu.trace.arrow import MAGIC, ArrowTrace
 from fastmmu.trace.base import Trace
-from fastmmu.trace.champsim import ChampsimTrace, looks_like_champsim
-from fastmmu.trace.filetrace import FileTrace
-from fastmmu.trace.lackey import LackeyTrace
+from fastmmu.trace.formats import FORMATS
 from fastmmu.trace.names import format_of_name
-from fastmmu.trace.npy import NpyTrace
 from fastmmu.trace.source import ByteSource
-from fastmmu.trace.system import SystemTrace, looks_like_system
 
-__all__ = ["FORMATS", "read_trace"]
-
-FORMATS: dict[str, type[FileTrace]] = {
-    "lackey": LackeyTrace,
-    "champsim": ChampsimTrace,
-    "npy": NpyTrace,
-    "arrow": ArrowTrace,
-    "system": SystemTrace,
-}
-"""Name of a format → its reader."""
+__all__ = ["read_trace"]
 
 _HEAD = 4096
-_LACKEY = re.compile(rb"\s*(==|--|\*\*|[ILSM] +[0-9a-fA-F]{1,16},[0-9])")
 
 
 def read_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace:
@@ -53,16 +37,9 @@ def read_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace
         raise TraceError(
             f"neither the name nor the content tells the format; pass one of {', '.join(FORMATS)}", path=name
         )
-    return FORMATS[found](name)
+    return FORMATS[found].open(name)
 
 
 def _format_of_bytes(head: bytes) -> str | None:
-    if head.startswith(b"\x93NUMPY"):
-        return "npy"
-    if head.startswith(MAGIC):
-        return "arrow"
-    if looks_like_system(head):
-        return "system"
-    if _LACKEY.match(head):
-        return "lackey"
-    return "champsim" if looks_like_champsim(head) else None
+    by_doubt = sorted(FORMATS.values(), key=lambda format: format.doubt)
+    return next((format.name for format in by_doubt if format.looks_like(head)), None)

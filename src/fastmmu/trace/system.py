@@ -33,7 +33,7 @@ from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.names import uncompressed
 from fastmmu.trace.source import ByteSource
 
-__all__ = ["RECORD_DTYPE", "Records", "SystemTrace", "looks_like_system"]
+__all__ = ["READER", "RECORD_DTYPE", "Records", "SystemTrace", "looks_like"]
 
 RECORD_DTYPE = np.dtype(
     [("op", "u1"), ("size", "u1"), ("cpl", "u1"), ("flags", "u1"), ("aux", "<u4"), ("lin", "<u8"), ("val", "<u8")]
@@ -68,6 +68,7 @@ class SystemTrace(FileTrace):
     """A system trace; :meth:`batches` gives its accesses, CR3 loads, INVLPGs and interrupts as events."""
 
     format = "system"
+    kind = "system"
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -97,7 +98,7 @@ class SystemTrace(FileTrace):
         """
         with ByteSource(self.path) as source:
             rows = np.frombuffer(source.read(len(INITIAL) * RECORD_DTYPE.itemsize), np.uint8)
-        if not looks_like_system(rows.tobytes()):
+        if not looks_like(rows.tobytes()):
             raise TraceError(
                 f"the first {len(INITIAL)} records must be {', '.join(INITIAL.values())} with flags {_INITIAL_FLAG}",
                 path=self.path,
@@ -224,7 +225,7 @@ def _root(cr3: int) -> int:
     return cr3 & 0x000F_FFFF_FFFF_F000
 
 
-def looks_like_system(head: bytes) -> bool:
+def looks_like(head: bytes) -> bool:
     """Whether these bytes begin with the records of the registers at the start."""
     rows = np.frombuffer(head[: len(INITIAL) * RECORD_DTYPE.itemsize], np.uint8)
     if len(rows) < len(INITIAL) * RECORD_DTYPE.itemsize:
@@ -285,3 +286,6 @@ class _Companion:
     def close(self) -> None:
         if self._source is not None:
             self._source.close()
+
+
+READER = SystemTrace
