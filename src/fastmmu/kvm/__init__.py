@@ -7,7 +7,7 @@
     roots       the root that a vCPU runs on
     registers   control registers and EFER in KVM's hands
     modes       a guest in each paging mode: from its registers to those of the hardware
-    flush       the flushes that KVM owes and pays
+    requests    what is asked of a vCPU before its next VM entry, and the flushes that serve it
     lapic       the exits of the APIC, injection, TPR threshold
     ipi         interprocessor interrupts, and what a vCPU finds when it runs again
     vpid        the VPIDs of a host

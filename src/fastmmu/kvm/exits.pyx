@@ -13,11 +13,11 @@ from fastmmu.arch.vmx cimport (
 )
 from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
 from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
-from fastmmu.kvm.flush cimport kvm_count_flushes, kvm_entered, kvm_owed_flush
-from fastmmu.kvm.kvm cimport FORGO_INVLPG, Kvm, KvmVcpu, to_kvm_vcpu
+from fastmmu.kvm.kvm cimport FORGO_INVLPG, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu, to_kvm_vcpu
 from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu.kvm.modes cimport modes_save
 from fastmmu.kvm.registers cimport kvm_cr_access, kvm_emulate
+from fastmmu.kvm.requests cimport kvm_count_flushes, kvm_entered, kvm_flush_remote_tlbs, kvm_serve_requests
 from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_drain
 from fastmmu.mmu.roots cimport mmu_forget_previous
 from fastmmu.mmu.sync cimport shadow_invlpg, sync_roots
@@ -34,7 +34,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     cdef int action
     if v.ept.pml_index != NULL:
         kvm_drain(vcpu)
-    kvm_entered(vcpu)
+    kvm_entered(kvm)
     modes_save(&kvm.modes, v)
     if vcpu.irq != NULL:
         kvm_apic_begin(vcpu.irq)
@@ -42,6 +42,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
         action = kvm.surface(kvm.machine, v)
     else:
         action = kvm_default(vcpu)
+    kvm_serve_requests(vcpu)
     read_full_ring(vcpu)
     if vcpu.irq != NULL:
         kvm_apic_end(vcpu.irq, action)
@@ -95,7 +96,7 @@ cdef int invalidate_page(KvmVcpu *vcpu, uint64_t la) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     shadow_invlpg(&kvm.mmu, &vcpu.guest, la)
-    kvm_owed_flush(vcpu)
+    kvm_flush_remote_tlbs(vcpu)
     if (not kvm.forgo & FORGO_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
             and reachable(la, v.hw.la_bits)):
         v.c.invvpid += 1
@@ -111,13 +112,14 @@ cdef int invpcid(KvmVcpu *vcpu) noexcept nogil:
     if type == 0 and kvm.mmu.policy.modern:
         kvm.stats.tlb_flush += 1
         return invalidate_page(vcpu, v.source)
-    kvm.stats.owes_current = type == 1 and v.invpcid_pcid == v.hw.pcid
-    kvm.stats.owes_guest = type > 1
-    kvm_count_flushes(vcpu)
+    if type > 1:
+        kvm.stats.owed |= REQ_TLB_FLUSH_GUEST
+    elif type == 1 and v.invpcid_pcid == v.hw.pcid:
+        kvm.stats.owed |= REQ_TLB_FLUSH_CURRENT
+    kvm_count_flushes(kvm)
     sync_roots(&kvm.mmu, &vcpu.guest)
     mmu_forget_previous(&kvm.mmu, <int> v.invpcid_pcid if type == 1 else -1)
     kvm.mmu.flush = True
-    kvm_owed_flush(vcpu)
     return ACT_EMULATED
 
 
@@ -161,7 +163,7 @@ cdef void read_full_ring(KvmVcpu *vcpu) noexcept nogil:
     if kvm.mmu.slots.ring.size and kvm.mmu.slots.ring.used >= kvm.mmu.slots.ring.room:
         kvm.mmu.counters.ring_full += 1
         dirty_collect(&kvm.mmu)
-        kvm_owed_flush(vcpu)
+        kvm_flush_remote_tlbs(vcpu)
 
 
 cdef void kvm_arm(KvmVcpu *vcpu) noexcept nogil:

@@ -15,7 +15,6 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF,
     ACT_RETRY, Vcpu, vcpu_abort,
 )
-from fastmmu.kvm.flush cimport kvm_owed_flush
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.kvm.roots cimport kvm_out_of_tables
@@ -110,7 +109,6 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
         v.error_code = w.error_code
         if w.error_code & PF_P and not w.error_code & PF_RSVD:
             shadow_drop(&kvm.mmu, &vcpu.guest, la)       # like the processor, which drops the translation that denied
-            kvm_owed_flush(vcpu)
         return ACT_INJECT_PF
     if result == SHADOW_BUS:
         vcpu_abort(v, ABORT_BUS, w.gpa)
@@ -131,7 +129,6 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
         else:
             v.c.pf_emulate += 1
             emulate_store(vcpu, w.gpa)
-    kvm_owed_flush(vcpu)
     return action
 
 
@@ -196,7 +193,6 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
     if result == FILL_NO_SLOT or result == FILL_READ_ONLY:
         if not code & QUAL_TRANSLATED and result == FILL_NO_SLOT:
             kvm.stats.pf_emulate += 1
-            kvm_owed_flush(vcpu)
             return no_table(vcpu)
         if not code & QUAL_TRANSLATED:          # a write to A or D in a read-only slot
             vcpu_abort(v, ABORT_BUS, v.vmcs.guest_linear_address)
@@ -205,7 +201,6 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
         v.c.mmio += 1
         kvm.stats.pf_emulate += 1
         decoded(kvm, f.gpa, True)
-        kvm_owed_flush(vcpu)
         return ACT_EMULATED
     kvm.stats.pf_fixed += result == FILL_MAPPED or result == FILL_FAST
     if result == FILL_MAPPED:
@@ -213,7 +208,6 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
             v.c.ept_build += 1
     elif result != FILL_FAST and result != FILL_RETRY:
         v.c.ept_spurious += 1
-    kvm_owed_flush(vcpu)
     return retry(vcpu, f.gpa) if result == FILL_RETRY else ACT_RETRY
 
 
@@ -228,7 +222,6 @@ cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil:
         return mmio(vcpu, f.gpa)
     kvm.stats.pf_taken += 1
     action = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else FILL_UNCHANGED
-    kvm_owed_flush(vcpu)
     kvm.stats.pf_fixed += action == FILL_MAPPED
     if action == FILL_NO_SLOT:                  # marked anew
         kvm.stats.pf_emulate += 1

@@ -26,24 +26,25 @@ cdef enum Forgone:              # flushes that a VMM leaves out, to see that the
     FORGO_REGISTERS = 2         # after guest CR0, CR3, CR4 under shadow paging
     FORGO_INVLPG = 4            # INVVPID at guest INVLPG
 
+cdef enum Request:              # what a vCPU does before its next VM entry (KVM_REQ_...)
+    REQ_TLB_FLUSH = 1           # all that it may have cached: another vCPU took rights away
+    REQ_TLB_FLUSH_CURRENT = 2   # linear mappings: of another root
+    REQ_TLB_FLUSH_GUEST = 4     # linear mappings: the guest's own instruction asks for it
+
 cdef struct KvmStats:           # of KVM's statistics those that are no counters of the processor or the MMU (§12)
     uint64_t pf_taken, pf_fixed, pf_emulate
     uint64_t insn_emulation     # instructions that the VMM decodes; of AMD's without decode assists there are more
     uint64_t mmio_exits         # of them, those that user space carries out
     uint64_t tlb_flush          # flushes before VM entries
     uint64_t served             # Mmu.counters.flush_requests when it was counted last
-    uint64_t early_tables       # made for a root that Linux makes at the next VM entry only
-    uint32_t early_zaps         # of roots that went while in use, which Linux counts once more then
-    bint owes_current           # a flush before the next VM entry: of linear mappings of this root, which a flush of
-    bint owes_guest             # every vCPU includes; of the guest's own instruction, which nothing includes
+    uint32_t owed               # Request: the kinds that the next VM entry counts
+    uint32_t roots_gone         # while in use: freed, and counted once more, at the next VM entry
+    uint64_t tables_early       # made before the VM entry at which Linux makes them
 
 cdef enum Mode:                 # of a vCPU, as the others of its VM see it (vcpu->mode)
     OUTSIDE_GUEST_MODE = 0
     IN_GUEST_MODE = 1           # on a physical CPU: an IPI makes it exit
     EXITING_GUEST_MODE = 2      # the IPI is on its way
-
-cdef enum Request:              # what a vCPU does before its next VM entry (KVM_REQ_...)
-    REQ_TLB_FLUSH = 1
 
 cdef enum:
     NOWHERE = 0xFFFFFFFF
@@ -59,7 +60,7 @@ cdef struct KvmVcpu:
     Interrupts *irq             # its local APIC; NULL: the guest has none
     int mode                    # Mode
     uint32_t pcpu               # physical CPU that it ran on last (vcpu->cpu), or NOWHERE
-    uint32_t requests           # Request
+    uint32_t requests           # Request: what it does before its next VM entry
 
 cdef struct Kvm:
     Mmu mmu

@@ -15,9 +15,11 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_IDENTITY, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, INS_CLTS, INS_INVLPG, INS_LMSW, INS_MOV_FROM_CR,
     INS_MOV_TO_CR, INS_RDMSR, INS_WRMSR, Vcpu, vcpu_abort,
 )
-from fastmmu.kvm.flush cimport kvm_count_flushes, kvm_flush_current, kvm_owed_flush
-from fastmmu.kvm.kvm cimport FORGO_REGISTERS, FORGO_TABLES, Kvm, KvmVcpu
+from fastmmu.kvm.kvm cimport (
+    FORGO_REGISTERS, FORGO_TABLES, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu,
+)
 from fastmmu.kvm.modes cimport modes_load, modes_shadow
+from fastmmu.kvm.requests cimport kvm_count_flushes, kvm_flush_remote_tlbs, kvm_make_request
 from fastmmu.kvm.roots cimport kvm_new_role, kvm_reload, kvm_set_root
 from fastmmu.mmu.pages cimport mmu_hpa
 from fastmmu.mmu.roots cimport mmu_forget_previous, mmu_root_found, mmu_root_kept
@@ -50,16 +52,16 @@ cdef int load_cr3(KvmVcpu *vcpu, const Registers *new, bint no_flush) noexcept n
     # what may be stale without it.
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
-    cdef bint flushes
     cdef bint kept = (no_flush and v.hw.pcid_on
                       and mmu_root_kept(&kvm.mmu, root_address(&vcpu.guest, new.cr3) >> 12, new.cr3 & 0xFFF))
     v.arch = new[0]
     if not kvm.shadow:                          # the value counts when paging is on again
-        kvm.stats.owes_guest = True
+        kvm.stats.owed |= REQ_TLB_FLUSH_GUEST
         return ACT_ABORT if kvm_registers(vcpu) else ACT_EMULATED
-    kvm.stats.owes_current = not (no_flush and v.hw.pcid_on)
+    if not (no_flush and v.hw.pcid_on):
+        kvm.stats.owed |= REQ_TLB_FLUSH_CURRENT
     if not mmu_root_found(&kvm.mmu, root_address(&vcpu.guest, new.cr3) >> 12):
-        kvm_count_flushes(vcpu)                  # before the root is made, which is another round to the VM entry
+        kvm_count_flushes(kvm)                  # before the root is made, which is another round to the VM entry
     memcpy(vcpu.guest.pdpte, new.pdpte, sizeof(new.pdpte))
     if kvm_set_root(vcpu, new.cr3):
         return ACT_ABORT
@@ -67,11 +69,9 @@ cdef int load_cr3(KvmVcpu *vcpu, const Registers *new, bint no_flush) noexcept n
         sync_roots(&kvm.mmu, &vcpu.guest)
     if v.hw.pcid_on and not no_flush:
         mmu_forget_previous(&kvm.mmu, v.hw.pcid)
-    flushes = kvm.mmu.flush and not kvm.forgo & FORGO_TABLES
-    if kvm.mmu.flush:                           # tables had to go, or were brought in sync
-        kvm_owed_flush(vcpu)
-    if not flushes and not kept and not kvm.forgo & FORGO_REGISTERS:
-        kvm_flush_current(vcpu)
+    # else all is flushed: tables had to go, or were brought in sync
+    if (not kvm.mmu.flush or kvm.forgo & FORGO_TABLES) and not kept and not kvm.forgo & FORGO_REGISTERS:
+        kvm_make_request(vcpu, REQ_TLB_FLUSH_CURRENT)
     return ACT_EMULATED
 
 
@@ -82,10 +82,10 @@ cdef int adopt(KvmVcpu *vcpu, const Registers *new) noexcept nogil:
     cdef Registers old = v.arch
     cdef uint64_t cr4 = old.cr4 ^ new.cr4
     if cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE or (old.cr0 & ~new.cr0) & CR0_PG:
-        kvm.stats.owes_guest = True
-    if cr4 & CR4_PAE or cr4 & new.cr4 & CR4_SMEP:
-        kvm.stats.owes_current = not kvm.stats.owes_guest
-    kvm_count_flushes(vcpu)                      # what brings roots in sync asks for another
+        kvm.stats.owed |= REQ_TLB_FLUSH_GUEST
+    elif cr4 & CR4_PAE or cr4 & new.cr4 & CR4_SMEP:
+        kvm.stats.owed |= REQ_TLB_FLUSH_CURRENT
+    kvm_count_flushes(kvm)                      # what brings roots in sync asks for another
     if kvm.shadow and cr4 & (CR4_PGE | CR4_PCIDE):
         sync_every_root(&kvm.mmu, &vcpu.guest)   # a new role has pages of its own
     v.arch = new[0]
@@ -93,6 +93,7 @@ cdef int adopt(KvmVcpu *vcpu, const Registers *new) noexcept nogil:
         return ACT_ABORT
     if (old.cr0 ^ new.cr0) & CR0_CD:
         kvm.mmu.uncached = new.cr0 & CR0_CD != 0
+        kvm_flush_remote_tlbs(vcpu)             # the flush for the registers is one of its own
         if kvm.mmu.noncoherent and not kvm.mmu.ignore_cd and kvm_reload(vcpu):
             return ACT_ABORT
     if kvm.shadow:
@@ -101,7 +102,7 @@ cdef int adopt(KvmVcpu *vcpu, const Registers *new) noexcept nogil:
         v.c.invept += 1
         inv_invept(v.tlb, 1, v.vmcs.eptp & FRAME)
     elif cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE:
-        kvm_flush_current(vcpu)
+        kvm_make_request(vcpu, REQ_TLB_FLUSH_CURRENT)
     return ACT_EMULATED
 
 

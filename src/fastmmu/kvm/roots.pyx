@@ -6,13 +6,13 @@ from fastmmu.arch.bits cimport ONES, P
 from fastmmu.arch.types cimport MODE_32, MODE_NONE, MODE_PAE, Paging
 from fastmmu.arch.vmx cimport ENTRY_LONG_MODE
 from fastmmu.cpu.vcpu cimport ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_RETRY, Vcpu, vcpu_abort
-from fastmmu.kvm.flush cimport kvm_flush_current, kvm_owed_flush
-from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
+from fastmmu.kvm.kvm cimport REQ_TLB_FLUSH_CURRENT, Kvm, KvmVcpu
+from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs, kvm_make_request
 from fastmmu.mmu.mmu cimport (
     PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP,
 )
 from fastmmu.mmu.pages cimport mmu_forget_roots, mmu_zap_all
-from fastmmu.mmu.roots cimport mmu_set_pae_roots, mmu_set_role, mmu_set_root, mmu_write_pdptes
+from fastmmu.mmu.roots cimport mmu_roots, mmu_set_pae_roots, mmu_set_role, mmu_set_root, mmu_write_pdptes
 from fastmmu.mmu.sync cimport sync_roots
 from fastmmu.paging.guest cimport root_address
 from fastmmu.paging.memory cimport mem_read64
@@ -95,7 +95,7 @@ cdef int kvm_resume_root(KvmVcpu *vcpu) noexcept nogil:
     if not kvm.mmu.vcpu.rooted:
         if kvm_load_root(vcpu, vcpu.guest.cr3):
             return -1
-        kvm_flush_current(vcpu)
+        kvm_make_request(vcpu, REQ_TLB_FLUSH_CURRENT)
     elif kvm.mmu.vcpu.root_level == PAE_LEVELS:
         mmu_write_pdptes(&kvm.mmu)
     return 0
@@ -118,7 +118,23 @@ cdef int kvm_new_role(KvmVcpu *vcpu, const Paging *guest, const Paging *hardware
     if kvm_load_root(vcpu, cr3):
         return -1
     kvm.mmu.flush = True
-    kvm_owed_flush(vcpu)
+    return 0
+
+
+cdef int kvm_zap_all(KvmVcpu *vcpu) noexcept nogil:
+    # Every table goes, and another root takes the place of the one in use. Linux makes it at the next VM entry, and
+    # counts those in use once more there (KVM_REQ_MMU_FREE_OBSOLETE_ROOTS). Of the TDP MMU it flushes nothing: no root
+    # leads to those tables.
+    cdef Kvm *kvm = vcpu.kvm
+    cdef uint64_t made
+    if not kvm.mmu.policy.tdp:
+        kvm.stats.roots_gone += mmu_roots(&kvm.mmu)
+        kvm.mmu.counters.flush_requests += 1
+    mmu_zap_all(&kvm.mmu)
+    made = kvm.mmu.counters.tables_made
+    if kvm_reload(vcpu):
+        return -1
+    kvm.stats.tables_early = kvm.mmu.counters.tables_made - made
     return 0
 
 
@@ -127,7 +143,7 @@ cdef int kvm_reload(KvmVcpu *vcpu) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     mmu_zap_all(&kvm.mmu)
-    kvm_owed_flush(vcpu)                      # while the old root is still in force
+    kvm_flush_remote_tlbs(vcpu)                 # while the old root is still in force
     if kvm.shadow:
         return kvm_load_root(vcpu, vcpu.guest.cr3)
     if mmu_set_root(&kvm.mmu, 0, True):

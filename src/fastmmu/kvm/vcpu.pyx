@@ -10,12 +10,12 @@ from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT
 from fastmmu.cpu.interrupts cimport irq_boundary
 from fastmmu.cpu.vcpu cimport Vcpu, vcpu_derive, vcpu_enter, vcpu_leave
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
-from fastmmu.kvm.flush cimport kvm_flush, kvm_moved, kvm_owed_flush
 from fastmmu.kvm.ipi cimport NO_EXIT, ipi_arrived, ipi_routed
 from fastmmu.kvm.kvm cimport (
-    EXITING_GUEST_MODE, IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE, REQ_TLB_FLUSH, Kvm, KvmVcpu,
+    EXITING_GUEST_MODE, IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE, Kvm, KvmVcpu,
 )
 from fastmmu.kvm.lapic cimport kvm_apic_begin, kvm_apic_entry
+from fastmmu.kvm.requests cimport kvm_flush, kvm_moved, kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_resume_root
 from fastmmu.mmu.roots cimport mmu_common_root, mmu_vcpu_load
 
@@ -75,18 +75,14 @@ cdef int kvm_vcpu_enter(KvmVcpu *vcpu, uint32_t pcpu) noexcept nogil:
         kvm_drain(vcpu)
         vcpu.mode = OUTSIDE_GUEST_MODE
     kvm_arm(vcpu)
-    if vcpu.kvm.shadow:
-        if kvm_resume_root(vcpu):
-            return -1
-        kvm_owed_flush(vcpu)
+    if vcpu.kvm.shadow and kvm_resume_root(vcpu):
+        return -1
+    if vcpu.pcpu != pcpu:
+        kvm_moved(vcpu)
+    kvm_serve_requests(vcpu)
     if vcpu.mode == IN_GUEST_MODE:
         vcpu_derive(v)                          # another machine may have been made meanwhile
         return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
-    if vcpu.pcpu != pcpu:
-        kvm_moved(vcpu)
-    elif vcpu.requests & REQ_TLB_FLUSH:
-        kvm_flush(vcpu)
-    vcpu.requests = 0
     vcpu.mode = IN_GUEST_MODE
     vcpu.pcpu = pcpu
     if vcpu.irq != NULL:

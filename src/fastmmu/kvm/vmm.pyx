@@ -8,15 +8,15 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.memtype cimport Mtrrs
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
-from fastmmu.kvm.flush cimport kvm_owed_flush
 from fastmmu.kvm.kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, KvmStats
-from fastmmu.kvm.roots cimport kvm_reload
+from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
+from fastmmu.kvm.roots cimport kvm_zap_all
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
 from fastmmu.mmu.dirty_log cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
 from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, host_holds, slot_hpa, slots_delete
-from fastmmu.mmu.mmu cimport NO_SP, PAE_LEVELS, Mmu, MmuCounters, Sp, id_index, id_owner, rmap_next
+from fastmmu.mmu.mmu cimport Mmu, MmuCounters, Sp, id_index, id_owner, rmap_next
 from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
-from fastmmu.mmu.pages cimport mmu_shadowed, mmu_zap_all
+from fastmmu.mmu.pages cimport mmu_shadowed
 from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
 from fastmmu.mmu.spte cimport MMIO_GENERATIONS
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
@@ -46,30 +46,14 @@ cdef class Vmm:
         return chosen
 
     cdef int paid(self) except -1:
-        # the flush that an operation owes; Linux requests it of every vCPU
+        # the flush that an operation owes, which Linux requests of every vCPU
         self.kvm.mmu.counters.flush_requests += self.kvm.mmu.flush
-        kvm_owed_flush(self.kvm.running)
+        kvm_flush_remote_tlbs(self.kvm.running)
         return 0
 
     cdef int reload(self) except -1:
-        # every table goes, and another root takes the place of the one in use. Linux makes it at the next VM entry, and
-        # counts those in use once more there. Of the TDP MMU it flushes nothing: no root leads to those tables.
-        cdef Mmu *mmu = &self.kvm.mmu
-        cdef uint32_t i, roots = 0
-        for i in range(4):
-            if mmu.vcpu.root_level == PAE_LEVELS:
-                roots += mmu.vcpu.pae_root[i] != NO_SP
-            elif i == 0:
-                roots += mmu.vcpu.root != NO_SP
-            else:
-                roots += mmu.vcpu.previous[i - 1] != NO_SP
-        self.kvm.stats.early_zaps += roots if not mmu.policy.tdp else 0
-        mmu.counters.flush_requests += not mmu.policy.tdp
-        mmu_zap_all(mmu)
-        self.kvm.stats.early_tables = mmu.counters.tables_made
-        if kvm_reload(self.kvm.running):
+        if kvm_zap_all(self.kvm.running):
             raise OutOfMemoryError("no table page for a new root")
-        self.kvm.stats.early_tables = mmu.counters.tables_made - self.kvm.stats.early_tables
         return 0
 
     cdef Slot *pages(self, number, first, count) except NULL:
@@ -196,14 +180,14 @@ cdef class Vmm:
         if flush:
             self.paid()
         else:
-            kvm_owed_flush(self.kvm.running)
+            kvm_flush_remote_tlbs(self.kvm.running)
         return found
 
     def swap_out(self, number, page):
         """The host takes a page of an untouched slot to disk; False where it is not there, or is a shadowed table."""
         cdef Slot *slot = self.pages(number, page, 1)
         cdef bint done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
-        kvm_owed_flush(self.kvm.running)
+        kvm_flush_remote_tlbs(self.kvm.running)
         return done
 
     def invalidate_range_start(self, number, first, count):
@@ -218,7 +202,7 @@ cdef class Vmm:
         """
         cdef Slot *slot = self.pages(number, first, count)
         notify_start(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> first, count)
-        kvm_owed_flush(self.kvm.running)
+        kvm_flush_remote_tlbs(self.kvm.running)
 
     def invalidate_range_end(self, number):
         """The change of a slot's pages begun last has ended; a fault that looked a page up before must look again.
@@ -265,7 +249,7 @@ cdef class Vmm:
         taken = np.array(chosen, np.uint64)
         if host_merge(&self.kvm.mmu, slot, &taken[0], len(chosen)):
             raise OutOfMemoryError("no memory for the groups of merged pages")
-        kvm_owed_flush(self.kvm.running)
+        kvm_flush_remote_tlbs(self.kvm.running)
         return len(chosen)
 
     def recover_nx(self, ratio=60):
@@ -321,7 +305,7 @@ cdef class Vmm:
                     host_wrote(&self.kvm.mmu, slot, slot.base_gfn + i)
                 else:
                     host_give(&self.kvm.mmu, slot, slot.base_gfn + i)
-        kvm_owed_flush(self.kvm.running)
+        kvm_flush_remote_tlbs(self.kvm.running)
 
     def counters(self):
         """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G; resident: pages that the
@@ -351,7 +335,7 @@ cdef class Vmm:
             "io_exits": exits.get("io_instruction", 0), "irq_window_exits": exits.get("interrupt_window", 0),
             "mmu_pte_write": c.pte_writes, "mmu_pde_zapped": c.pde_zapped, "mmu_flooded": c.flooded,
             "mmu_recycled": c.recycled, "mmu_unsync": c.unsync,
-            "mmu_cache_miss": 0 if tdp else c.tables_made + c.roots_emptied - s.early_tables,
+            "mmu_cache_miss": 0 if tdp else c.tables_made + c.roots_emptied - s.tables_early,
             "mmu_shadow_zapped": 0 if tdp else c.zaps,
             "pages_4k": c.pages[0], "pages_2m": c.pages[1], "pages_1g": c.pages[2],
             "nx_lpage_splits": c.nx_lpage_splits, "max_mmu_rmap_size": c.max_mmu_rmap_size, "dirty_pages": c.logged,

@@ -21,6 +21,7 @@ from fastmmu.kvm.exits cimport kvm_handle
 from fastmmu.kvm.lapic cimport kvm_apic_init
 from fastmmu.kvm.modes cimport modes_tables
 from fastmmu.kvm.registers cimport kvm_registers
+from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_load_root
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_load, kvm_vcpu_put
 from fastmmu.machine.apic_port cimport GuestApic
@@ -307,6 +308,7 @@ cdef class Assembly:
             self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | PRIMARY_INVLPG
             if kvm_registers(self.vcpu):
                 self._raise(0)
+            kvm_serve_requests(self.vcpu)
             return
         if mmu_set_root(&self.kvm.mmu, 0, True):
             raise OutOfMemoryError("no table page for the root of the EPT")

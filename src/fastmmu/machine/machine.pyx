@@ -9,6 +9,7 @@ from fastmmu.cpu.vcpu cimport (
     vcpu_derive, vcpu_enter,
 )
 from fastmmu.kvm.exits cimport kvm_default
+from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.vmm cimport Vmm
 from fastmmu.machine.control_instructions cimport RegisterInstructions
 from fastmmu.machine.counters cimport counters_of
@@ -120,6 +121,7 @@ cdef class Machine(RegisterInstructions):
             raise PolicyError("no VM exit is under way: Machine.default() is for the handlers of a policy")
         with nogil:
             action = kvm_default(self.vcpu)
+            kvm_serve_requests(self.vcpu)
         if action == ACT_ABORT:
             self._raise(0)
         return Action(action)

@@ -107,6 +107,15 @@ cdef int mmu_set_root(Mmu *mmu, gfn_t gfn, bint direct) noexcept nogil:
     return 0 if mmu.vcpu.rooted else -1
 
 
+cdef uint32_t mmu_roots(const Mmu *mmu) noexcept nogil:
+    # that the vCPU has, in use or kept
+    cdef const MmuContext *c = mmu.vcpu
+    cdef uint32_t i, n = c.root != NO_SP if c.root_level != PAE_LEVELS else c.pae_root[3] != NO_SP
+    for i in range(3):
+        n += (c.pae_root[i] if c.root_level == PAE_LEVELS else c.previous[i]) != NO_SP
+    return n
+
+
 cdef bint mmu_root_found(const Mmu *mmu, gfn_t gfn) noexcept nogil:
     # the root of a guest's table is the one in use, or one of those kept
     cdef uint32_t root = mmu_find(mmu, gfn, mmu.vcpu.root_level, False, MAY_ALL, 0)

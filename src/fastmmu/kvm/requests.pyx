@@ -1,0 +1,111 @@
+"""Requests: raised by the MMU and by KVM, served before VM entry (kvm_make_request, vcpu_enter_guest of Linux 6.1).
+
+Flushes are for entries and roots that changed, on a new CPU, by other vCPUs (tlb.md §7). What KVM counts of them is the
+matter of `kvm_entered`: the kinds of flushes that it would ask for are not those that are needed.
+"""
+
+from libc.stdint cimport uint32_t
+
+from fastmmu.arch.bits cimport FRAME
+from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
+from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.kvm cimport (
+    EXITING_GUEST_MODE, FORGO_TABLES, IN_GUEST_MODE, LESS_MOVED, LESS_REMOTE, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT,
+    REQ_TLB_FLUSH_GUEST, Kvm, KvmStats, KvmVcpu,
+)
+from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
+
+
+cdef void kvm_flush(KvmVcpu *vcpu) noexcept nogil:
+    # tlb.md §7: of its context, or of all of them. Without VPID the transitions flush linear mappings; the one after
+    # which user space was reached, and the VM entry to come.
+    cdef Kvm *kvm = vcpu.kvm
+    cdef Vcpu *v = &vcpu.cpu
+    cdef int every = kvm.mmu.policy.modern
+    if not kvm.shadow:
+        v.c.invept += 1
+        inv_invept(v.tlb, 1 + every, v.vmcs.eptp & FRAME)
+    elif secondary_control(&v.vmcs, SECONDARY_VPID):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 1 + every, v.vmcs.vpid, 0)
+    else:
+        inv_transition(v.tlb, False)
+
+
+cdef void kvm_moved(KvmVcpu *vcpu) noexcept nogil:
+    # What it cached there before may be stale, and its VPID may have been another's (vmx_vcpu_load_vmcs).
+    cdef Kvm *kvm = vcpu.kvm
+    vcpu.requests &= ~<uint32_t> REQ_TLB_FLUSH
+    if kvm.less & LESS_MOVED:
+        return
+    if not kvm.mmu.policy.modern and not kvm.shadow:
+        kvm_make_request(vcpu, REQ_TLB_FLUSH_CURRENT)
+    kvm_make_request(vcpu, REQ_TLB_FLUSH)
+
+
+cdef void flush_current(KvmVcpu *vcpu) noexcept nogil:
+    # Linear mappings are tagged by VPID alone, the hardware's PCID is 0 whatever the guest's: the old root's must go.
+    cdef Vcpu *v = &vcpu.cpu
+    if secondary_control(&v.vmcs, SECONDARY_VPID):
+        v.c.invvpid += 1
+        inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
+
+
+cdef void request_remote(KvmVcpu *vcpu) noexcept nogil:
+    # The other vCPUs flush before they enter the guest again; one that is in it is made to exit.
+    cdef Kvm *kvm = vcpu.kvm
+    cdef KvmVcpu *other
+    cdef uint32_t i
+    kvm.remote_flushes += 1
+    for i in range(kvm.n_vcpus):
+        other = kvm.vcpu[i]
+        if other != vcpu:
+            kvm.flush_requests += 1
+            kvm_make_request(other, REQ_TLB_FLUSH)
+            if other.mode == IN_GUEST_MODE:
+                other.mode = EXITING_GUEST_MODE
+                kvm.ipis += 1
+
+
+cdef void kvm_flush_all(KvmVcpu *vcpu) noexcept nogil:
+    cdef Kvm *kvm = vcpu.kvm
+    kvm.mmu.flush = False
+    if not kvm.forgo & FORGO_TABLES:
+        kvm_flush(vcpu)
+    if kvm.n_vcpus > 1 and not kvm.less & LESS_REMOTE:
+        request_remote(vcpu)
+
+
+cdef void kvm_serve(KvmVcpu *vcpu) noexcept nogil:
+    cdef uint32_t requests = vcpu.requests
+    vcpu.requests = 0
+    if requests & REQ_TLB_FLUSH_CURRENT:
+        flush_current(vcpu)
+    kvm_flush_remote_tlbs(vcpu)
+    if requests & REQ_TLB_FLUSH:
+        kvm_flush(vcpu)
+
+
+# ---- what KVM counts (kvm_policy.md §12) --------------------------------------------------------------------
+
+cdef void kvm_entered(Kvm *kvm) noexcept nogil:
+    # what the VM entry did from which this exit is the way back: roots that went while in use are freed, and flushes
+    # that were requested are done
+    cdef KvmStats *s = &kvm.stats
+    s.tables_early = 0
+    if s.roots_gone:
+        kvm.mmu.counters.zaps += s.roots_gone
+        kvm.mmu.counters.flush_requests += 1
+        s.roots_gone = 0
+    kvm_count_flushes(kvm)
+
+
+cdef void kvm_count_flushes(Kvm *kvm) noexcept nogil:
+    # each kind that is owed, once; a flush of all includes that of the current root
+    cdef KvmStats *s = &kvm.stats
+    if s.served != kvm.mmu.counters.flush_requests:
+        s.served = kvm.mmu.counters.flush_requests
+        s.owed = s.owed & ~<uint32_t> REQ_TLB_FLUSH_CURRENT | REQ_TLB_FLUSH
+    s.tlb_flush += ((s.owed & REQ_TLB_FLUSH != 0) + (s.owed & REQ_TLB_FLUSH_CURRENT != 0)
+                    + (s.owed & REQ_TLB_FLUSH_GUEST != 0))
+    s.owed = 0
