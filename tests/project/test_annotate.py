@@ -6,7 +6,6 @@ Every kernel is translated to C under the directives of setup.py; the C of each 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib.util
 import re
@@ -15,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-import Cython
 import pytest
 from Cython.Build import cythonize
 from setuptools import Extension
@@ -114,9 +112,9 @@ def translate(sources: list[Path], src: Path, out: Path, shared: str | None = No
 
 
 def built_alike(root: Path) -> bool:
-    """Whether all builds below `root` were made by this Cython under the directives of setup.py."""
-    stamps = [ast.literal_eval(stamp.read_text())[:2] for stamp in root.glob("build/*/settings")]
-    return bool(stamps) and all(stamp == (Cython.__version__, load_setup().DIRECTIVES) for stamp in stamps)
+    """Whether the C below `root` was made by this Cython under the directives of setup.py."""
+    stamp = root / "build" / "cython" / "settings"
+    return stamp.exists() and stamp.read_text() == load_setup().TRANSLATION
 
 
 @pytest.fixture(scope="module")
