@@ -7,12 +7,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from fastmmu import study
-from fastmmu.cli import main
+from fastmmu import Config, study
+from fastmmu.cli import main, options
 from fastmmu.cli.commands import OWN, commands
+from fastmmu.machine import replay
+from fastmmu.study.replay import command
+from fastmmu.study.schemes import RECLAIM
+from fastmmu.trace.tpr import PROFILES
 
 ROOMS = sorted(path.parent for path in Path(study.__path__[0]).glob("*/__init__.py"))
 
@@ -53,6 +58,14 @@ def test_a_folder_is_all_that_a_study_needs(
     assert capsys.readouterr().out.count("does nothing") == 1
     for module in [name for name in sys.modules if name.startswith("fastmmu.study.nothing")]:
         monkeypatch.delitem(sys.modules, module)
+
+
+def test_what_the_help_names_is_what_there_is() -> None:
+    kinds = get_type_hints(Config)
+    assert tuple(PROFILES) == options.WORKLOADS
+    assert set(options.WAYS) == set(get_args(get_args(kinds["tpr"])[0]))
+    assert set(RECLAIM) == set(get_args(kinds["host_reclaim"]))
+    assert command.OMISSIONS == replay.OMISSIONS
 
 
 @pytest.mark.parametrize("name", ["", *(command.name for command in commands())])

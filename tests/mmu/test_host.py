@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
 from fastmmu import Config, ConfigError, Machine, StateError, interleave, read_trace, simulate
-from fastmmu.cli import main
 from fastmmu.machine.simulate import Simulation
-from fastmmu.study.migrate import METHODS, Migration, Plan, migrate
-from fastmmu.study.replay import SCHEMES, replay_schemes
 from fastmmu.trace import Trace
 from fastmmu.trace.bundle import bundled
-from fastmmu.trace.system import SystemTrace
-from tests.conformance import systems
 
 LINUX = Config(memory="256M", kvm="6.1", vpid=True)
 SAME = ("accesses", "guest_faults", "pages_touched", "kernel_accesses", "cr3_switches", "invlpgs")
@@ -147,72 +139,3 @@ def test_what_is_refused() -> None:
         LINUX.replace(table_pages=15)
     with pytest.raises(ConfigError, match="pml"):
         LINUX.replace(mmu="shadow", pml=True)
-
-
-# ---- studies ------------------------------------------------------------------------------------------------------
-
-
-def test_migration(trace: Trace) -> None:
-    found = {
-        method: migrate(trace, method, Plan(bandwidth=1e9, downtime=2e-4, rounds=12, ghz=0.3)) for method in METHODS
-    }
-    for m in found.values():
-        assert m.rounds[0].pages > 100
-        assert all(before.dirtied == after.pages for before, after in zip(m.rounds, m.rounds[1:], strict=False))
-        assert m.last == m.rounds[-1].dirtied
-        assert m.converged == (m.downtime <= 2e-4)
-        assert m.cycles > 0
-    assert found["pml"].exits == found["pml"].base_exits
-    assert found["write-protect"].exits > found["write-protect"].base_exits
-    assert found["pml"].slowdown < found["write-protect"].slowdown
-    # a link too slow to keep up: it stops after the rounds allowed
-    slow = migrate(trace, "pml", Plan(bandwidth=2e8, downtime=1e-6, rounds=2, ghz=0.3))
-    assert len(slow.rounds) == 2
-    assert not slow.converged
-
-
-def test_migrate_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    target = tmp_path / "rounds.csv"
-    name = str(Path(__file__).parents[1] / "data" / "true.lackey")
-    assert main(["migrate", name, "--methods", "pml,shadow", "--csv", str(target), "--memory", "128M"]) == 0
-    out = capsys.readouterr().out
-    assert "live migration at 1.25 GB/s" in out
-    assert [line.split()[0] for line in out.splitlines()[5:7]] == ["pml", "shadow"]
-    assert target.read_text().startswith("trace,method,round,pages,seconds,events,exits,dirtied,converged,slowdown")
-
-
-def test_ctrl_c_leaves_what_was_finished(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-                                         tmp_path: Path) -> None:  # fmt: skip
-    """It comes in the second method; or in the first, where there is nothing to show."""
-    name = str(Path(__file__).parents[1] / "data" / "true.lackey")
-    target = tmp_path / "rounds.csv"
-
-    def one(trace: Trace, method: str, *args: Any, **more: Any) -> Migration:
-        if method == "ring":
-            raise KeyboardInterrupt
-        return migrate(trace, method, *args, **more)
-
-    monkeypatch.setattr("fastmmu.study.migrate.run.migrate", one)
-    assert main(["migrate", name, "--methods", "pml,ring,shadow", "--csv", str(target)]) == 130
-    assert "\npml " in capsys.readouterr().out
-    assert {line.split(",")[1] for line in target.read_text().splitlines()} == {"method", "pml"}
-    target.unlink()
-    assert main(["migrate", name, "--methods", "ring", "--csv", str(target)]) == 130
-    assert capsys.readouterr() == ("", "fastmmu: interrupted\n")
-    assert not target.exists()
-
-
-@pytest.mark.parametrize("path", systems.traces(systems.sample_directory()), ids=lambda path: path.name)
-def test_a_linux_in_every_scheme(path: Path) -> None:
-    """No scheme changes an address, a fault or a page-table entry."""
-    trace = read_trace(path)
-    assert isinstance(trace, SystemTrace)
-    ran = {r.scheme: r for r in replay_schemes(trace, memory="2G")}
-    assert set(ran) == set(SCHEMES)
-    for name, r in ran.items():
-        assert r.found is not None, (name, r.why)
-        assert r.found.accesses > 0
-        assert r.found.wrong == 0, (name, r.found.line(), r.found.examples)
-    lazy, synced = (ran[name].counters["vm_exits"] for name in ("shadow, Linux 6.1", "shadow, always in sync"))
-    assert lazy < synced
-    assert ran["EPT, logged"].logged == ran["EPT, logged by PML"].logged

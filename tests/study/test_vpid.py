@@ -12,7 +12,7 @@ import fastmmu
 from fastmmu import Config, ConfigError, simulate
 from fastmmu.cli import main
 from fastmmu.ops import Op
-from fastmmu.study import vpid_experiment
+from fastmmu.study import VpidPoint, vpid_experiment
 from fastmmu.study.vpid.run import _between_exits
 from fastmmu.trace import Trace, bundled
 
@@ -89,6 +89,23 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["vpid", "zstd", "--rates", "0"])
     assert "exits per thousand accesses" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_traces_that_were_finished(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def one(trace: Trace, *args: object, **more: object) -> list[VpidPoint]:
+        if trace.name == "sqlite":
+            raise KeyboardInterrupt
+        return vpid_experiment(trace, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fastmmu.study.vpid.run.vpid_experiment", one)
+    line = ["vpid", "zstd", "sqlite", "--limit", "20000", "--rates", "1", "--csv", str(tmp_path / "v.csv")]
+    assert main(line) == 130
+    assert capsys.readouterr().out.startswith("zstd: 20,000 accesses")
+    assert len((tmp_path / "v.csv").read_text().splitlines()) == 2
+    assert main(["vpid", "sqlite"]) == 130
+    assert capsys.readouterr() == ("", "fastmmu: interrupted\n")
 
 
 def test_pages_of_the_host_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

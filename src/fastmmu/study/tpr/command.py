@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
-WORKLOADS = ("winxp", "win2003", "linux")
 
 USAGE = "[options] [TRACE ...]"
 
@@ -39,7 +38,7 @@ examples:
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
-    parser.add_argument("--workload", choices=WORKLOADS, default="winxp", help="the guest; default: winxp")
+    parser.add_argument("--workload", choices=shared.WORKLOADS, default="winxp", help="the guest; default: winxp")
     known = ",".join(TPR)
     parser.add_argument(
         "--ways", type=shared.words(tuple(TPR)), default=list(TPR), metavar="LIST", help=f"out of {known}"
