@@ -6,7 +6,9 @@
     walk_caches  what walks find in the paging-structure caches and leave there
     walk         one address: a query, an access, with or without caches, its path; the PDPTE registers
     batch        many addresses of one space; `translate` is that for arrays and threads
-    leaves       every mapping of a space; `mappings` is that as record arrays
+    leaves       every mapping of a space, with `leaf_pages`, the hot loops, and `leaf_rows`, what both share;
+                 `mappings` is that as record arrays
+    hash_table   a header: open addressing over structs
     nonroot      what needs no exit: #VE and EPTP switching by VMFUNC
 
 `fastmmu._walk`, at the top of the package, is the door for Python: one address with every memory reference.

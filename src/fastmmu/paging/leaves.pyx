@@ -1,27 +1,36 @@
-# Which pages the tables of an address space map, in the order of their addresses (paging.md §2-§4, ept.md §2-§5).
+"""Kernel of the enumeration (paging.md §2-§4, ept.md §2-§5). Header: paging/leaves.pxd; page tables: leaf_pages.pyx."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, P, PS
+from fastmmu.arch.bits cimport EPT_R, EPT_W, ONES, P, PS
 from fastmmu.arch.memtype cimport MT_UC, MT_WB, combined_type
-from fastmmu.arch.types cimport (
-    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PF, MODE_NONE, MODE_PAE,
-)
+from fastmmu.arch.types cimport FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, MODE_NONE, MODE_PAE
 from fastmmu.paging.ept cimport ept_misconfigured
-from fastmmu.paging.guest cimport is_leaf, leaf_address
-from fastmmu.paging.memory cimport mem_holds, mem_read64
+from fastmmu.paging.guest cimport is_leaf, leaf_address, level_shift, table_address
+from fastmmu.paging.hash_table cimport hash_free
+from fastmmu.paging.leaf_pages cimport leaf_pages
+from fastmmu.paging.leaf_rows cimport (
+    Found, barren_key, barren_skip, close_table, entry_at, ept_find, extended, found_hpa, kind_word, native_type,
+    nested_row, next_present, outside, rights_word,
+)
 
-cdef extern from *:
-    """
-    #define FM_RARE(x) __builtin_expect(!!(x), 0)
-    """
-    bint rare "FM_RARE"(bint) noexcept nogil
-    void prefetch "__builtin_prefetch"(const void *) noexcept nogil
 
-cdef enum:
-    LANES = 32                  # entries of a guest page table, whose EPT entries are fetched together
+cdef void leaves_fault(Leaves *s, uint64_t la, uint64_t size, uint64_t hpa, uint64_t entry, int fault, int level,
+                       bint ept) noexcept nogil:
+    cdef LeafFault *f
+    s.count[fault - 1] += 1
+    if s.n_kept < KEPT_FAULTS:
+        f = s.kept + s.n_kept
+        s.n_kept += 1
+        f.va = extended(s, la)
+        f.size = size
+        f.hpa = hpa
+        f.entry = entry
+        f.fault = fault
+        f.level = level
+        f.ept = ept
 
 
 # ---- opening tables ---------------------------------------------------------------------------------------
@@ -51,56 +60,11 @@ cdef inline bint open_table(Leaves *s, Table *t, uint64_t key, uint64_t hpa, uin
     return True
 
 
-cdef inline void ept_find(Leaves *s, uint64_t gpa, Found *f) noexcept nogil:
-    # the leaf of one guest-physical address, or the entry that stops the walk
-    cdef uint64_t table = s.e.root
-    cdef EptRegion *r = s.region + (gpa >> 21 & (REGIONS - 1))
-    cdef bint leaf
-    f.level = s.e.levels
-    f.fault = FAULT_NONE
-    f.hpa = f.every = ONES
-    f.entry = 0
-    if f.level == 4 and gpa >> 48:
-        f.fault = FAULT_EPT_VIOLATION
-        return
-    if r.tag == ~(gpa >> 21):
-        table = r.table & FRAME
-        f.every = r.table
-        f.level = 1
-    while True:
-        f.hpa = table + ((gpa >> (9 * f.level + 3) & 511) << 3)
-        if not mem_holds(s.m, f.hpa, 8):
-            f.entry = 0
-            f.fault = FAULT_BUS
-            return
-        f.entry = mem_read64(s.m, f.hpa)
-        if not f.entry & s.present_ept:
-            f.fault = FAULT_EPT_VIOLATION
-            return
-        leaf = f.level == 1 or f.entry & PS
-        if ept_misconfigured(&s.e, f.entry, f.level, leaf):
-            f.fault = FAULT_EPT_MISCONFIG
-            return
-        f.every &= f.entry
-        if leaf:
-            return
-        table = f.entry & s.e.frame
-        f.level -= 1
-        if f.level == 1 and mem_holds(s.m, table, 4096):
-            r.tag = ~(gpa >> 21)
-            r.table = table | (f.every & (EPT_R | EPT_W | EPT_X | EPT_XU))
-
-
-cdef inline uint64_t found_hpa(const Leaves *s, const Found *f, uint64_t gpa) noexcept nogil:
-    cdef uint64_t offset = (<uint64_t> 1 << (9 * f.level + 3)) - 1
-    return (f.entry & s.e.frame & ~offset) | (gpa & offset)
-
-
 cdef void open_guest(Leaves *s, int level, uint64_t table, uint64_t base, uint64_t every, uint64_t any_) noexcept nogil:
     # The page walker reads a guest table, and with EPT A/D flags that counts as a write (ept.md §4).
     cdef Found f
     cdef uint64_t hpa = table, need = EPT_R | (EPT_W if s.e.ad else 0)
-    cdef int shift = 12 + s.g.index_bits * (level - 1)
+    cdef int shift = level_shift(&s.g, level)
     if s.nested:
         ept_find(s, table, &f)
         if not f.fault and need & ~f.every:
@@ -121,34 +85,6 @@ cdef void open_ept(Leaves *s, int level, uint64_t table, uint64_t base, uint64_t
 
 
 # ---- pages ------------------------------------------------------------------------------------------------
-
-cdef inline void nested_row(Leaves *s, const Page *page, uint64_t gpa, uint64_t pa, uint64_t entry, uint64_t every,
-                            int ept_shift) noexcept nogil:
-    # the part of a page that one EPT leaf maps
-    cdef LeafRow *row = s.out + s.n
-    cdef uint64_t rights = (every & 7) | (every >> 10 & 1 & s.e.mbec) << 3, mt = entry >> 3 & 7, kind = page.kind
-    cdef uint64_t fetch = rights >> 3 if s.e.mbec and page.rights & 1 else rights >> 2
-    cdef uint64_t allowed = (rights & 1) << 8 | (rights >> 1 & 1) << 16 | (fetch & 1) << 24
-    s.n += 1
-    if s.out == NULL:
-        return
-    row.va = extended(s, page.la + (gpa - page.gpa))
-    row.pa = pa
-    row.gpa = gpa
-    row.size = <uint64_t> 1 << min(ept_shift, page.shift)
-    row.leaf = page.leaf
-    row.rights = page.rights & (allowed | ~<uint64_t> 0x01010100)
-    if s.bare:
-        row.leaf = entry
-        row.rights = (rights & 1) << 8 | (rights & 2) << 15 | (rights & 4) << 22 | rights >> 3
-        kind = entry >> 6 & 1
-    elif s.g.cd:
-        mt = MT_UC
-    elif not entry & EPT_IPAT:
-        mt = s.type_of[mt][kind & 7]
-    row.kind = (kind | mt << 16 | rights << 24 | <uint64_t> ept_shift << 40
-                | (entry >> 8 & 1) << 48 | (entry >> 9 & 1) << 56)
-
 
 cdef void open_page(Leaves *s) noexcept nogil:
     # hands out `page`, or the first part of it under EPT
@@ -203,19 +139,6 @@ cdef void open_root(Leaves *s) noexcept nogil:
 
 # ---- reading tables ---------------------------------------------------------------------------------------
 
-cdef inline void outside(Leaves *s, const Table *t, int shift, int entry_shift, int level, bint ept) noexcept nogil:
-    # what the table lacks because memory ends
-    cdef uint64_t i = max(t.next, t.held), start = t.base + (i << shift)
-    cdef uint64_t end = t.base + (<uint64_t> t.stop << shift), to_la = 0
-    if i >= t.stop:
-        return
-    if ept:
-        start = max(start, s.page.gpa)
-        end = min(end, s.page.gpa + (<uint64_t> 1 << s.page.shift))
-        to_la = s.page.la - s.page.gpa
-    leaves_fault(s, start + to_la, end - start, t.hpa + (i << entry_shift), 0, FAULT_BUS, level, ept)
-
-
 cdef inline void scan_guest(Leaves *s, int entry_shift) noexcept nogil:
     # on with the table being read: until one below it is opened, a page is being cut, or there is no more room
     cdef int level = s.level, bits = 9 if entry_shift == 3 else 10, shift = 12 + bits * (level - 1)
@@ -247,126 +170,12 @@ cdef inline void scan_guest(Leaves *s, int entry_shift) noexcept nogil:
             if s.n >= s.room or s.ept_level or not s.work:
                 return
         else:
-            open_guest(s, level - 1, entry & s.g.frame if entry_shift == 3 else entry & 0xFFFFF000U, base, every, any_)
+            open_guest(s, level - 1, table_address(&s.g, entry), base, every, any_)
             if s.level != level or not s.work:
                 return
     outside(s, t, shift, entry_shift, level, False)
     close_table(s, t, barren_key(t.hpa, level, False))
     s.level = level + 1 if level < s.g.levels else 0
-
-
-cdef inline void count_pages(Leaves *s, int entry_shift) noexcept nogil:
-    # `room` is no matter here; loops without branches
-    cdef Table *t = &s.guest[1]
-    cdef const uint8_t *at = s.m.base + t.hpa
-    cdef uint32_t i, stop = min(t.stop, t.held)
-    cdef uint64_t rsvd = s.g.rsvd[1][0], n = 0, malformed = 0, entry
-    for i in range(t.next, stop):
-        entry = entry_at(at, i, entry_shift)
-        n += entry & P
-        malformed |= entry & rsvd & (0 - (entry & P))
-    if malformed:
-        for i in range(t.next, stop):
-            entry = entry_at(at, i, entry_shift)
-            n -= entry & P != 0 and entry & rsvd != 0
-    s.n += n
-    close_table(s, t, barren_key(t.hpa, 1, False))
-    s.level = 2
-
-
-cdef inline void scan_pages(Leaves *s, int entry_shift) noexcept nogil:
-    # a page table without EPT: the hot loop, as scan_guest
-    cdef Table *t = &s.guest[1]
-    cdef const uint8_t *at = s.m.base + t.hpa
-    cdef LeafRow *row = s.out + s.n
-    cdef const LeafRow *end = s.out + s.room
-    cdef uint32_t i = t.next, stop = min(t.stop, t.held)
-    cdef uint64_t base = extended(s, t.base), frame = s.g.frame, rsvd = s.g.rsvd[1][0], entry, kind
-    while row < end:
-        i = next_present(at, i, stop, P, entry_shift)
-        if i >= stop:
-            break
-        entry = entry_at(at, i, entry_shift)
-        if entry & rsvd:
-            leaves_fault(s, t.base + (<uint64_t> i << 12), 4096, t.hpa + (<uint64_t> i << entry_shift), entry,
-                         FAULT_PF, 1, False)
-        else:
-            kind = kind_word(s, entry, 1, 12)
-            row.va = base + (<uint64_t> i << 12)
-            row.pa = row.gpa = entry & frame
-            row.size = 4096
-            row.leaf = entry
-            row.rights = rights_word(s, entry, t.every & entry, t.any_ | entry, 12)
-            row.kind = kind | native_type(s, entry & frame, kind & 7) << 16
-            row += 1
-        i += 1
-    t.next = i
-    s.n = row - s.out
-    if i < stop:
-        return
-    outside(s, t, 12, entry_shift, 1, False)
-    close_table(s, t, barren_key(t.hpa, 1, False))
-    s.level = 2
-
-
-cdef inline void scan_pages_nested(Leaves *s, int entry_shift) noexcept nogil:
-    # a page table over EPT, a block of entries at a time, so that the cache misses of a block overlap
-    cdef Table *t = &s.guest[1]
-    cdef const uint8_t *at = s.m.base + t.hpa
-    cdef const uint64_t *place[LANES]
-    cdef uint64_t entry[LANES]
-    cdef uint64_t above[LANES]
-    cdef uint32_t index[LANES]
-    cdef uint32_t i = t.next, stop = min(t.stop, t.held)
-    cdef int n, j
-    cdef EptRegion *r
-    cdef Page page
-    cdef Found f
-    page.shift = 12
-    while s.n < s.room:
-        n = 0
-        while n < LANES and s.n + n < s.room:
-            i = next_present(at, i, stop, P, entry_shift)
-            if i >= stop:
-                break
-            index[n] = i
-            entry[n] = entry_at(at, i, entry_shift)
-            page.gpa = entry[n] & s.g.frame
-            r = s.region + (page.gpa >> 21 & (REGIONS - 1))
-            place[n] = NULL
-            if r.tag == ~(page.gpa >> 21):
-                place[n] = <const uint64_t *> (s.m.base + (r.table & FRAME)) + (page.gpa >> 12 & 511)
-                above[n] = r.table
-                prefetch(place[n])
-            n += 1
-            i += 1
-        t.next = i
-        if not n:
-            break
-        for j in range(n):
-            page.la = t.base + (<uint64_t> index[j] << 12)
-            if rare((entry[j] & s.g.rsvd[1][0]) != 0):
-                leaves_fault(s, page.la, 4096, t.hpa + (<uint64_t> index[j] << entry_shift), entry[j], FAULT_PF, 1,
-                             False)
-                continue
-            page.gpa = entry[j] & s.g.frame
-            page.leaf = entry[j]
-            page.rights = rights_word(s, entry[j], t.every & entry[j], t.any_ | entry[j], 12)
-            page.kind = kind_word(s, entry[j], 1, 12)
-            if place[j] != NULL:
-                f.level = 1
-                f.entry = place[j][0]
-                f.every = above[j] & f.entry
-            if place[j] == NULL or not f.entry & s.present_ept or ept_misconfigured(&s.e, f.entry, 1, True):
-                ept_find(s, page.gpa, &f)
-                if f.fault:
-                    leaves_fault(s, page.la, 4096, f.hpa, f.entry, f.fault, f.level, True)
-                    continue
-            nested_row(s, &page, page.gpa, found_hpa(s, &f, page.gpa), f.entry, f.every, 9 * f.level + 3)
-    if i >= stop:
-        outside(s, t, 12, entry_shift, 1, False)
-        close_table(s, t, barren_key(t.hpa, 1, False))
-        s.level = 2
 
 
 cdef void scan_ept(Leaves *s) noexcept nogil:
@@ -422,21 +231,8 @@ cdef void leaves_run(Leaves *s, LeafRow *out, uint64_t room, uint64_t work) noex
             scan_ept(s)
         elif not s.level:
             open_root(s)
-        elif s.level == 1 and not s.nested and out == NULL:
-            if s.g.entry_shift == 3:
-                count_pages(s, 3)
-            else:
-                count_pages(s, 2)
-        elif s.level == 1 and not s.nested:
-            if s.g.entry_shift == 3:
-                scan_pages(s, 3)
-            else:
-                scan_pages(s, 2)
-        elif s.level == 1 and out != NULL:
-            if s.g.entry_shift == 3:
-                scan_pages_nested(s, 3)
-            else:
-                scan_pages_nested(s, 2)
+        elif s.level == 1 and (not s.nested or out != NULL):
+            leaf_pages(s)
         elif s.g.entry_shift == 3:
             scan_guest(s, 3)
         else:
@@ -475,8 +271,7 @@ cdef bint leaves_range(Leaves *s, uint64_t first, uint64_t last) noexcept nogil:
 
 cdef void leaves_free(Leaves *s) noexcept nogil:
     free(s.kept)
-    free(s.barren)
+    hash_free(&s.barren)
     free(s.region)
     s.region = NULL
     s.kept = NULL
-    s.barren = NULL

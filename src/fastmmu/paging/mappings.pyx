@@ -108,8 +108,7 @@ cdef class MappingIterator:
         copy.loose = loose
         copy.kept = NULL
         copy.n_kept = KEPT_FAULTS
-        copy.barren = NULL
-        copy.barren_size = copy.barren_used = 0
+        memset(&copy.barren, 0, sizeof(copy.barren))
         try:
             while got < most and not copy.done:
                 with nogil:

@@ -1,0 +1,153 @@
+"""The page tables of an enumeration: the loops that most of its time goes to. Header: paging/leaf_pages.pxd."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastmmu.arch.bits cimport FRAME, P
+from fastmmu.arch.types cimport FAULT_PF
+from fastmmu.paging.ept cimport ept_misconfigured
+from fastmmu.paging.leaf_rows cimport (
+    Found, barren_key, close_table, entry_at, ept_find, extended, found_hpa, kind_word, native_type, nested_row,
+    next_present, outside, rights_word,
+)
+from fastmmu.paging.leaves cimport REGIONS, EptRegion, LeafRow, Page, Table, leaves_fault
+
+cdef extern from *:
+    """
+    #define FM_RARE(x) __builtin_expect(!!(x), 0)
+    """
+    bint rare "FM_RARE"(bint) noexcept nogil
+    void prefetch "__builtin_prefetch"(const void *) noexcept nogil
+
+cdef enum:
+    LANES = 32                  # entries of a guest page table, whose EPT entries are fetched together
+
+
+cdef inline void count_pages(Leaves *s, int entry_shift) noexcept nogil:
+    # `room` is no matter here; loops without branches
+    cdef Table *t = &s.guest[1]
+    cdef const uint8_t *at = s.m.base + t.hpa
+    cdef uint32_t i, stop = min(t.stop, t.held)
+    cdef uint64_t rsvd = s.g.rsvd[1][0], n = 0, malformed = 0, entry
+    for i in range(t.next, stop):
+        entry = entry_at(at, i, entry_shift)
+        n += entry & P
+        malformed |= entry & rsvd & (0 - (entry & P))
+    if malformed:
+        for i in range(t.next, stop):
+            entry = entry_at(at, i, entry_shift)
+            n -= entry & P != 0 and entry & rsvd != 0
+    s.n += n
+    close_table(s, t, barren_key(t.hpa, 1, False))
+    s.level = 2
+
+
+cdef inline void scan_pages(Leaves *s, int entry_shift) noexcept nogil:
+    # a page table without EPT: the hot loop, as scan_guest
+    cdef Table *t = &s.guest[1]
+    cdef const uint8_t *at = s.m.base + t.hpa
+    cdef LeafRow *row = s.out + s.n
+    cdef const LeafRow *end = s.out + s.room
+    cdef uint32_t i = t.next, stop = min(t.stop, t.held)
+    cdef uint64_t base = extended(s, t.base), frame = s.g.frame, rsvd = s.g.rsvd[1][0], entry, kind
+    while row < end:
+        i = next_present(at, i, stop, P, entry_shift)
+        if i >= stop:
+            break
+        entry = entry_at(at, i, entry_shift)
+        if entry & rsvd:
+            leaves_fault(s, t.base + (<uint64_t> i << 12), 4096, t.hpa + (<uint64_t> i << entry_shift), entry,
+                         FAULT_PF, 1, False)
+        else:
+            kind = kind_word(s, entry, 1, 12)
+            row.va = base + (<uint64_t> i << 12)
+            row.pa = row.gpa = entry & frame
+            row.size = 4096
+            row.leaf = entry
+            row.rights = rights_word(s, entry, t.every & entry, t.any_ | entry, 12)
+            row.kind = kind | native_type(s, entry & frame, kind & 7) << 16
+            row += 1
+        i += 1
+    t.next = i
+    s.n = row - s.out
+    if i < stop:
+        return
+    outside(s, t, 12, entry_shift, 1, False)
+    close_table(s, t, barren_key(t.hpa, 1, False))
+    s.level = 2
+
+
+cdef inline void scan_pages_nested(Leaves *s, int entry_shift) noexcept nogil:
+    # a page table over EPT, a block of entries at a time, so that the cache misses of a block overlap
+    cdef Table *t = &s.guest[1]
+    cdef const uint8_t *at = s.m.base + t.hpa
+    cdef const uint64_t *place[LANES]
+    cdef uint64_t entry[LANES]
+    cdef uint64_t above[LANES]
+    cdef uint32_t index[LANES]
+    cdef uint32_t i = t.next, stop = min(t.stop, t.held)
+    cdef int n, j
+    cdef EptRegion *r
+    cdef Page page
+    cdef Found f
+    page.shift = 12
+    while s.n < s.room:
+        n = 0
+        while n < LANES and s.n + n < s.room:
+            i = next_present(at, i, stop, P, entry_shift)
+            if i >= stop:
+                break
+            index[n] = i
+            entry[n] = entry_at(at, i, entry_shift)
+            page.gpa = entry[n] & s.g.frame
+            r = s.region + (page.gpa >> 21 & (REGIONS - 1))
+            place[n] = NULL
+            if r.tag == ~(page.gpa >> 21):
+                place[n] = <const uint64_t *> (s.m.base + (r.table & FRAME)) + (page.gpa >> 12 & 511)
+                above[n] = r.table
+                prefetch(place[n])
+            n += 1
+            i += 1
+        t.next = i
+        if not n:
+            break
+        for j in range(n):
+            page.la = t.base + (<uint64_t> index[j] << 12)
+            if rare((entry[j] & s.g.rsvd[1][0]) != 0):
+                leaves_fault(s, page.la, 4096, t.hpa + (<uint64_t> index[j] << entry_shift), entry[j], FAULT_PF, 1,
+                             False)
+                continue
+            page.gpa = entry[j] & s.g.frame
+            page.leaf = entry[j]
+            page.rights = rights_word(s, entry[j], t.every & entry[j], t.any_ | entry[j], 12)
+            page.kind = kind_word(s, entry[j], 1, 12)
+            if place[j] != NULL:
+                f.level = 1
+                f.entry = place[j][0]
+                f.every = above[j] & f.entry
+            if place[j] == NULL or not f.entry & s.present_ept or ept_misconfigured(&s.e, f.entry, 1, True):
+                ept_find(s, page.gpa, &f)
+                if f.fault:
+                    leaves_fault(s, page.la, 4096, f.hpa, f.entry, f.fault, f.level, True)
+                    continue
+            nested_row(s, &page, page.gpa, found_hpa(s, &f, page.gpa), f.entry, f.every, 9 * f.level + 3)
+    if i >= stop:
+        outside(s, t, 12, entry_shift, 1, False)
+        close_table(s, t, barren_key(t.hpa, 1, False))
+        s.level = 2
+
+
+cdef void leaf_pages(Leaves *s) noexcept nogil:
+    if not s.nested and s.out == NULL:
+        if s.g.entry_shift == 3:
+            count_pages(s, 3)
+        else:
+            count_pages(s, 2)
+    elif not s.nested:
+        if s.g.entry_shift == 3:
+            scan_pages(s, 3)
+        else:
+            scan_pages(s, 2)
+    elif s.g.entry_shift == 3:
+        scan_pages_nested(s, 3)
+    else:
+        scan_pages_nested(s, 2)

@@ -1,0 +1,194 @@
+# What the loops over tables of an enumeration share: entries, rows, faults, and where a guest-physical address leads.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastmmu.arch.bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, G, PS
+from fastmmu.arch.memtype cimport MT_UC, mtrr_type
+from fastmmu.arch.types cimport FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE
+from fastmmu.paging.ept cimport ept_entry_address, ept_misconfigured
+from fastmmu.paging.guest cimport key_of, pat_index
+from fastmmu.paging.hash_table cimport hash_find, hash_put
+from fastmmu.paging.leaves cimport (
+    CAUSES, KEPT_FAULTS, REGIONS, Barren, EptRegion, LeafRow, Leaves, Page, Table, leaves_fault,
+)
+from fastmmu.paging.memory cimport mem_holds, mem_read64
+
+cdef struct Found:              # where a guest-physical address led
+    uint64_t hpa                # of the entry
+    uint64_t entry
+    uint64_t every
+    int level
+    int fault
+
+
+# ---- entries ----------------------------------------------------------------------------------------------
+
+cdef inline uint64_t entry_at(const uint8_t *table, uint32_t i, int entry_shift) noexcept nogil:
+    return (<const uint64_t *> table)[i] if entry_shift == 3 else (<const uint32_t *> table)[i]
+
+
+cdef inline uint64_t eight_ored(const uint8_t *table, uint32_t i, int entry_shift) noexcept nogil:
+    cdef const uint64_t *wide = <const uint64_t *> table + i
+    cdef const uint32_t *narrow = <const uint32_t *> table + i
+    if entry_shift == 3:
+        return (wide[0] | wide[1]) | (wide[2] | wide[3]) | (wide[4] | wide[5]) | (wide[6] | wide[7])
+    return (narrow[0] | narrow[1] | narrow[2] | narrow[3]) | (narrow[4] | narrow[5] | narrow[6] | narrow[7])
+
+
+cdef inline uint32_t next_present(const uint8_t *table, uint32_t i, uint32_t stop, uint64_t present,
+                                  int entry_shift) noexcept nogil:
+    # the first entry from i on that has one of the bits; eight at a time where there is none
+    while i < stop:
+        if entry_at(table, i, entry_shift) & present:
+            return i
+        i += 1
+        while i & 7 == 0 and i + 8 <= stop and not eight_ored(table, i, entry_shift) & present:
+            i += 8
+    return stop
+
+
+cdef inline uint64_t extended(const Leaves *s, uint64_t la) noexcept nogil:
+    if s.sign and la >> s.sign & 1:
+        return la | ONES << s.sign
+    return la
+
+
+cdef inline uint64_t rights_word(const Leaves *s, uint64_t entry, uint64_t every, uint64_t any_,
+                                 int shift) noexcept nogil:
+    return ((every >> 2 & 1) | 1 << 8 | (every >> 1 & 1) << 16 | (~any_ >> 63) << 24
+            | (entry & A) << 27 | (entry & D) << 34 | <uint64_t> (entry & G != 0 and s.g.pge) << 48
+            | <uint64_t> (shift > 12) << 56)
+
+
+cdef inline uint64_t kind_word(const Leaves *s, uint64_t entry, int level, int shift) noexcept nogil:
+    return pat_index(entry, level) | <uint64_t> key_of(&s.g, entry) << 8 | <uint64_t> shift << 32
+
+
+cdef inline uint64_t native_type(const Leaves *s, uint64_t pa, uint64_t pat) noexcept nogil:
+    return s.type_of[s.below if s.one_type and pa >= 0x100000 else mtrr_type(s.mtrrs, pa)][pat]
+
+
+# ---- barren tables --------------------------------------------------------------------------------------------
+
+cdef inline uint64_t barren_key(uint64_t table, int level, bint ept) noexcept nogil:
+    return table | 8 | level | <uint64_t> ept << 4
+
+
+cdef inline void barren_add(Leaves *s, uint64_t key, const Table *t) noexcept nogil:
+    # Without memory for it the table is simply read again.
+    cdef Barren *slot
+    cdef int cause
+    s.barren.size = sizeof(Barren)
+    slot = <Barren *> hash_put(&s.barren, key)
+    if slot != NULL:
+        for cause in range(CAUSES):
+            slot.faults[cause] = s.count[cause] - t.faults[cause]
+
+
+cdef inline bint barren_skip(Leaves *s, uint64_t key) noexcept nogil:
+    # Faults below a barren table are counted again, but they are not described again: not before no more are kept.
+    cdef const Barren *slot = <const Barren *> hash_find(&s.barren, key)
+    cdef uint64_t faults = 0
+    cdef int i
+    if slot == NULL:
+        return False
+    for i in range(CAUSES):
+        faults |= slot.faults[i]
+    if faults and s.n_kept < KEPT_FAULTS:
+        return False
+    for i in range(CAUSES):
+        s.count[i] += slot.faults[i]
+    return True
+
+
+cdef inline void close_table(Leaves *s, const Table *t, uint64_t key) noexcept nogil:
+    if t.whole and t.rows == s.before + s.n:
+        barren_add(s, key, t)
+
+
+cdef inline void outside(Leaves *s, const Table *t, int shift, int entry_shift, int level, bint ept) noexcept nogil:
+    # what the table lacks because memory ends
+    cdef uint64_t i = max(t.next, t.held), start = t.base + (i << shift)
+    cdef uint64_t end = t.base + (<uint64_t> t.stop << shift), to_la = 0
+    if i >= t.stop:
+        return
+    if ept:
+        start = max(start, s.page.gpa)
+        end = min(end, s.page.gpa + (<uint64_t> 1 << s.page.shift))
+        to_la = s.page.la - s.page.gpa
+    leaves_fault(s, start + to_la, end - start, t.hpa + (i << entry_shift), 0, FAULT_BUS, level, ept)
+
+
+# ---- EPT ------------------------------------------------------------------------------------------------------
+
+cdef inline void ept_find(Leaves *s, uint64_t gpa, Found *f) noexcept nogil:
+    # the leaf of one guest-physical address, or the entry that stops the walk
+    cdef uint64_t table = s.e.root
+    cdef EptRegion *r = s.region + (gpa >> 21 & (REGIONS - 1))
+    cdef bint leaf
+    f.level = s.e.levels
+    f.fault = FAULT_NONE
+    f.hpa = f.every = ONES
+    f.entry = 0
+    if f.level == 4 and gpa >> 48:
+        f.fault = FAULT_EPT_VIOLATION
+        return
+    if r.tag == ~(gpa >> 21):
+        table = r.table & FRAME
+        f.every = r.table
+        f.level = 1
+    while True:
+        f.hpa = ept_entry_address(table, gpa, f.level)
+        if not mem_holds(s.m, f.hpa, 8):
+            f.entry = 0
+            f.fault = FAULT_BUS
+            return
+        f.entry = mem_read64(s.m, f.hpa)
+        if not f.entry & s.present_ept:
+            f.fault = FAULT_EPT_VIOLATION
+            return
+        leaf = f.level == 1 or f.entry & PS
+        if ept_misconfigured(&s.e, f.entry, f.level, leaf):
+            f.fault = FAULT_EPT_MISCONFIG
+            return
+        f.every &= f.entry
+        if leaf:
+            return
+        table = f.entry & s.e.frame
+        f.level -= 1
+        if f.level == 1 and mem_holds(s.m, table, 4096):
+            r.tag = ~(gpa >> 21)
+            r.table = table | (f.every & (EPT_R | EPT_W | EPT_X | EPT_XU))
+
+
+cdef inline uint64_t found_hpa(const Leaves *s, const Found *f, uint64_t gpa) noexcept nogil:
+    cdef uint64_t offset = (<uint64_t> 1 << (9 * f.level + 3)) - 1
+    return (f.entry & s.e.frame & ~offset) | (gpa & offset)
+
+
+cdef inline void nested_row(Leaves *s, const Page *page, uint64_t gpa, uint64_t pa, uint64_t entry, uint64_t every,
+                            int ept_shift) noexcept nogil:
+    # the part of a page that one EPT leaf maps
+    cdef LeafRow *row = s.out + s.n
+    cdef uint64_t rights = (every & 7) | (every >> 10 & 1 & s.e.mbec) << 3, mt = entry >> 3 & 7, kind = page.kind
+    cdef uint64_t fetch = rights >> 3 if s.e.mbec and page.rights & 1 else rights >> 2
+    cdef uint64_t allowed = (rights & 1) << 8 | (rights >> 1 & 1) << 16 | (fetch & 1) << 24
+    s.n += 1
+    if s.out == NULL:
+        return
+    row.va = extended(s, page.la + (gpa - page.gpa))
+    row.pa = pa
+    row.gpa = gpa
+    row.size = <uint64_t> 1 << min(ept_shift, page.shift)
+    row.leaf = page.leaf
+    row.rights = page.rights & (allowed | ~<uint64_t> 0x01010100)
+    if s.bare:
+        row.leaf = entry
+        row.rights = (rights & 1) << 8 | (rights & 2) << 15 | (rights & 4) << 22 | rights >> 3
+        kind = entry >> 6 & 1
+    elif s.g.cd:
+        mt = MT_UC
+    elif not entry & EPT_IPAT:
+        mt = s.type_of[mt][kind & 7]
+    row.kind = (kind | mt << 16 | rights << 24 | <uint64_t> ept_shift << 40
+                | (entry >> 8 & 1) << 48 | (entry >> 9 & 1) << 56)
