@@ -4,7 +4,7 @@
 #   4-level:  63 XD | 62:59 key | 51:12 frame | 8 G | 7 PS/PAT | 6 D | 5 A | 4 PCD | 3 PWT | 2 U/S | 1 R/W | 0 P
 #   EPT:      63 SVE | 51:12 frame | 10 XU | 9 D | 8 A | 7 PS | 6 IPAT | 5:3 MT | 2 X | 1 W | 0 R
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 cdef extern from *:
     """
@@ -31,6 +31,8 @@ cdef extern from *:
     #define FM_SUPPRESS_VE  0x8000000000000000ULL
     #define FM_SPP_RESERVED 0xAAAAAAAAAAAAAAAAULL
     #define FM_ONES  0xFFFFFFFFFFFFFFFFULL
+    #define fm_ctz(x) __builtin_ctz(x)
+    #define fm_ctzll(x) __builtin_ctzll(x)
     _Static_assert((FM_P|FM_RW|FM_US|FM_A|FM_D|FM_PS|FM_G|FM_XD) ==
                    (FM_P+FM_RW+FM_US+FM_A+FM_D+FM_PS+FM_G+FM_XD), "guest entry bits overlap");
     _Static_assert(((FM_P|FM_RW|FM_US|FM_A|FM_D|FM_PS|FM_G|FM_XD) & FM_FRAME) == 0, "frame overlaps flags");
@@ -59,6 +61,8 @@ cdef extern from *:
     const uint64_t SUPPRESS_VE "FM_SUPPRESS_VE"
     const uint64_t SPP_RESERVED "FM_SPP_RESERVED"       # odd bits of a sub-page permission entry
     const uint64_t ONES "FM_ONES"
+    uint32_t ctz "fm_ctz"(uint32_t) noexcept nogil          # number of the lowest bit that is set; one is
+    uint32_t ctzll "fm_ctzll"(uint64_t) noexcept nogil
 
 
 # ---- tables of 512 entries of 8 bytes: 4-level, 5-level and PAE paging, EPT -----------------------------------

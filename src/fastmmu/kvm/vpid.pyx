@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu.tlb.entries cimport ctzll
+from fastmmu.arch.bits cimport ctzll
 
 from fastmmu.errors import StateError
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from fastmmu.errors import ConfigError
+from fastmmu.tlb.geometry import Replacement
 
 __all__ = ["Config", "parse_bytes"]
 
@@ -57,7 +58,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     l1d: str | None = None
     l1i: str | None = None
     stlb: str | None = None
-    replacement: Literal["lru", "plru"] = "lru"
+    replacement: Replacement = "lru"
     walk_caches: bool = True
     find_missing_flushes: bool = False
     pcid: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastmmu.machine.result import Result
+from fastmmu.tlb.geometry import REPLACEMENTS
 
 __all__ = ["cause_name", "reason_title", "settings"]
 
@@ -79,7 +80,7 @@ def settings(result: Result) -> str:
     config = result.config
     given = [f"{key} {value}" for key in ("l1d", "l1i", "stlb") if (value := getattr(config, key))]
     parts = [f"TLB {config.tlb}" + (f" with {', '.join(given)}" if given else "")]
-    parts.append({"lru": "true LRU", "plru": "tree-PLRU"}[config.replacement])
+    parts.append(REPLACEMENTS[config.replacement])
     if config.premapped:
         parts.append("premapped")
     if config.pcid:

@@ -1,4 +1,5 @@
-# What the TLB of one physical CPU is made of: structs, contexts, entries. Lookups and fills: tlb/lookup.pxd.
+# What the TLB of one physical CPU is made of: structs, contexts, entries. Sets and replacement: tlb/replacement.pxd;
+# lookups and fills: tlb/lookup.pxd.
 #
 # A TLB has units (first level per kind of access, second level, guest-physical mappings, paging-structure caches);
 # a unit has an array per page size, or one array for several. An entry is a key and a value:
@@ -18,6 +19,9 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastmmu.arch.bits cimport ctz
+from fastmmu.tlb.replacement cimport LRU, Replacement, TlbArray, TlbSet, on_fill, on_hit, order_first
+
 cdef extern from *:
     """
     #include <stdint.h>
@@ -35,11 +39,7 @@ cdef extern from *:
     #define FM_TLB_LA    0x01FFFFFFFFFFF000ULL
     #define FM_TLB_PAGE  0x7FFFFFFFFFFC0000ULL
     #define FM_NO_EPT    1ULL
-    #define FM_NIBBLES   0x1111111111111111ULL
-    #define FM_IDENTITY  0xFEDCBA9876543210ULL
     #define FM_CONTEXT   0x3FFFFULL
-    #define fm_ctz(x) __builtin_ctz(x)
-    #define fm_ctzll(x) __builtin_ctzll(x)
     /* Bit per key that equals k or g; n: a multiple of 4, at most 32. No early exit, which no processor predicts. */
     #if defined(__x86_64__) && defined(__GNUC__)
     #include <immintrin.h>
@@ -83,12 +83,8 @@ cdef extern from *:
     const uint64_t TLB_LA "FM_TLB_LA"
     const uint64_t TLB_PAGE "FM_TLB_PAGE"
     const uint64_t NO_EPT "FM_NO_EPT"       # EPTRTA of linear mappings; a real one has zeros in 11:0
-    const uint64_t NIBBLES "FM_NIBBLES"
-    const uint64_t IDENTITY "FM_IDENTITY"
     const uint64_t CONTEXT "FM_CONTEXT"     # context and size in a key
     uint32_t equal "fm_equal"(const uint64_t *key, uint32_t n, uint64_t k, uint64_t g) noexcept nogil
-    uint32_t ctz "fm_ctz"(uint32_t) noexcept nogil
-    uint32_t ctzll "fm_ctzll"(uint64_t) noexcept nogil
 
 cdef enum:                      # units
     L1I = 0
@@ -137,38 +133,6 @@ cdef enum:                      # state of a context
     CTX_LIVE = 1                # has entries, or is being given its first
     CTX_DEAD = 2                # flushed; entries still to be overwritten
 
-cdef enum:                      # how an array chooses the way to replace
-    LRU_ORDER = 0               # true LRU, at most 16 ways
-    LRU_MOVE = 1                # true LRU: the entries themselves lie in the order of their last use
-    PLRU = 2                    # tree, at most 64 ways
-
-cdef struct TlbSet:             # a power of two in size
-    uint64_t key, value         # copy of the entry used last, so that one comparison serves most lookups; or 0
-    uint64_t order              # LRU_ORDER: the ways, the one used last in bits 3:0; empty ways come last
-    uint64_t tree               # PLRU: bit n = node n of a heap-ordered tree points right
-    uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty
-
-cdef struct TlbArray:
-    uint8_t *base               # sets
-    uint64_t *plru_and          # [way]: nodes on the way's path cleared
-    uint64_t *plru_or           # [way]: nodes on its path that must point right, away from it
-    void *memory
-    uint32_t sets, ways
-    uint32_t mask               # sets - 1
-    uint32_t log                # log2 of a set's bytes
-    uint32_t pad                # ways, rounded up to 4; the keys beyond stay 0
-    uint32_t quota[4]           # [class]: most ways of a set that the class may hold
-    uint32_t last               # LRU_ORDER: where the least recent way stands in `order`
-    uint64_t nibbles            # LRU_ORDER: the bits of `order` in use
-    uint32_t plain              # LRU_ORDER without quotas, no paging-structure cache
-    uint32_t dead               # entries of dead contexts
-    uint32_t pieces             # entries smaller than the guest's page, dead ones too
-    uint8_t policy
-    uint8_t unit                # TlbUnitId
-    uint8_t classes             # bit c: holds class c
-    uint8_t shift               # log2 of the page size of class 0; class c: + 9 c
-    uint8_t grows               # a live entry is never replaced: the array gets larger
-
 cdef struct TlbUnit:
     TlbArray *by[4]             # [class]; NULL: not cached at this size
     uint32_t live[4]            # [class]: entries that can match
@@ -209,7 +173,8 @@ cdef struct Tlb:
     uint32_t arrays
     uint32_t omit               # causes, as bits, whose invalidations do nothing: what goes wrong without them?
     void (*grow)(Tlb *t, TlbArray *a) noexcept nogil    # of the module above
-    uint32_t smash              # pages too large for the second level are cached there in pieces
+    uint32_t l2_fractures       # pages too large for the second level are cached there, fractured
+    uint32_t fractured[1024]    # fractured entries of all arrays, by a hash of the guest's page: 0, there is none of it
     uint32_t vpid, pcid         # in force
     uint64_t eptrta
     TlbContext *ctx
@@ -219,33 +184,6 @@ cdef struct Tlb:
     uint16_t *bucket
     uint32_t max_id, next_id, n_free, n_live
     TlbCounters c
-
-# ---- ways of a set, in order of their last use ------------------------------------------------------------------
-
-cdef inline uint64_t order_first(uint64_t order, uint32_t way) noexcept nogil:
-    # The way becomes the most recent. Its nibble is the lowest one that is 0 after the XOR.
-    cdef uint64_t x = order ^ way * NIBBLES
-    cdef uint32_t at = ctzll((x - NIBBLES) & ~x & (NIBBLES << 3)) & 60
-    cdef uint64_t below = (<uint64_t> 1 << at) - 1
-    return order & ~(below << 4 | 15) | (order & below) << 4 | way
-
-
-cdef inline uint64_t order_last(uint64_t order, uint32_t way, uint32_t ways) noexcept nogil:
-    # The way becomes the least recent: it goes to the front, and all rotate by one.
-    cdef uint64_t o = order_first(order, way)
-    cdef uint64_t used = ~<uint64_t> 0 >> (64 - 4 * ways)
-    return o & ~used | (o & used) >> 4 | <uint64_t> way << (4 * (ways - 1))
-
-
-cdef inline void touch(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
-    # The way is the one used last. Not for LRU_MOVE.
-    if a.policy == LRU_ORDER:
-        x.order = order_first(x.order, way)
-    else:
-        x.tree = x.tree & a.plru_and[way] | a.plru_or[way]
-    x.key = x.way[way]
-    x.value = x.way[a.pad + way]
-
 
 # ---- entries ----------------------------------------------------------------------------------------------------
 
@@ -263,18 +201,30 @@ cdef inline uint64_t page_of(const TlbArray *a, int size, uint64_t la) noexcept 
     return ((la & TLB_LA) >> shift << shift) << 6 | size
 
 
-cdef inline bint is_piece(uint64_t value) noexcept nogil:
+cdef inline bint is_fractured(uint64_t value) noexcept nogil:
+    # An entry smaller than the guest's page, of which there may be others.
     return (value >> 10 & 3) > (value >> 8 & 3)
+
+
+cdef inline uint32_t *fractured_of(Tlb *t, uint64_t la, int page) noexcept nogil:
+    # page: size of the guest's page, as in a value
+    cdef uint64_t region = (la & TLB_LA) >> (22 if page == 3 else 12 + 9 * page)
+    return &t.fractured[(region * 4 + page) * <uint64_t> 0x9E3779B97F4A7C15 >> 54]
+
+
+cdef inline bint any_fractured(Tlb *t, uint64_t la) noexcept nogil:
+    # Whether entries of a larger page that holds la may be cached; False: there are none.
+    return fractured_of(t, la, 1)[0] or fractured_of(t, la, 2)[0] or fractured_of(t, la, 3)[0]
 
 
 cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil
 
 cdef inline uint64_t find(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
     # Value, or 0. k, g: keys of the context in force and of its global pages. A hit is the one used last; where both
-    # are cached the more recent is hit (LRU_MOVE too; PLRU: the lower way).
+    # are cached the more recent is hit (LRU_LONG too; TREE_PLRU: the lower way).
     cdef uint64_t order
     cdef uint32_t hits, way
-    if a.policy != LRU_ORDER:
+    if a.replacement != LRU:
         return find_elsewhere(a, x, k, g)
     hits = equal(x.way, a.pad, k, g)
     if not hits:
@@ -298,7 +248,8 @@ cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, ui
     cdef TlbSet *x = set_of(a, size, la)
     cdef uint64_t key = page_of(a, size, la) | t.key[kind]
     cdef uint32_t way = x.order >> a.last & 15
-    if a.plain and a.dead == 0 and a.pieces == 0 and ((x.way[way] ^ key) & CONTEXT) == 0 and not is_piece(value):
+    if (a.plain and a.dead == 0 and ((x.way[way] ^ key) & CONTEXT) == 0 and not is_fractured(value)
+            and not is_fractured(x.way[a.pad + way])):
         x.order = x.order & ~a.nibbles | (x.order << 4 & a.nibbles) | way
         x.key = x.way[way] = key
         x.value = x.way[a.pad + way] = value
@@ -308,10 +259,8 @@ cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, ui
         insert_elsewhere(t, a, kind, size, la, value)
 
 
-cdef void use_way(TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil      # the way is the one used last
-# Empties a way. cause -1: not an invalidation. LRU_MOVE: the ways after it move up.
+# Empties a way. cause -1: not an invalidation. LRU_LONG: the ways after it move up.
 cdef void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil
-cdef uint32_t way_at(const TlbArray *a, const TlbSet *x, uint32_t place) noexcept nogil  # LRU: 0 is the most recent
 
 # ---- contexts ---------------------------------------------------------------------------------------------------
 

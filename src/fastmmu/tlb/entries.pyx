@@ -1,7 +1,8 @@
-"""Kernel of the tagged TLB: contexts, entries, replacement. Header: tlb/entries.pxd."""
+"""Kernel of the tagged TLB: contexts, entries. Header: tlb/entries.pxd."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.string cimport memmove
+
+from fastmmu.tlb.replacement cimport on_remove, ordered, victim, way_at
 
 cdef enum:
     NO_WAY = 0xFFFFFFFF
@@ -95,7 +96,7 @@ cdef void sweep(Tlb *t) noexcept nogil:
         if a.dead:
             for s in range(a.sets):
                 w = a.ways
-                while w > 0:    # from the last way on: LRU_MOVE moves up only what has been looked at
+                while w > 0:    # from the last way on: LRU_LONG moves up only what has been looked at
                     w -= 1
                     if is_dead(t, set_at(a, s).way[w]):
                         tlb_remove(t, a, set_at(a, s), w, -1)
@@ -147,8 +148,11 @@ cdef void tlb_switch(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noex
 
 # ---- entries ----------------------------------------------------------------------------------------------
 
-cdef inline bint can_be_piece(const TlbArray *a, uint64_t value) noexcept nogil:
-    return a.unit <= GPM and is_piece(value)
+cdef inline void count_fractured(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int by) noexcept nogil:
+    # An entry comes (1) or goes (-1). The values of paging-structure caches are the walker's own.
+    if a.unit <= GPM and is_fractured(value):
+        a.fractured += by
+        fractured_of(t, key >> 18 << 12, value >> 10 & 3)[0] += by
 
 
 cdef inline int unit_of(const TlbArray *a, int kind) noexcept nogil:
@@ -161,7 +165,7 @@ cdef void forget(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int cause) n
     cdef int size = key & 3
     cdef TlbContext *x = &t.ctx[id]
     cdef int u = unit_of(a, x.kind)
-    a.pieces -= can_be_piece(a, value)
+    count_fractured(t, a, key, value, -1)
     if t.state[id] == CTX_DEAD:
         a.dead -= 1
     else:
@@ -176,30 +180,8 @@ cdef void forget(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int cause) n
         release(t, id)
 
 
-cdef uint32_t way_at(const TlbArray *a, const TlbSet *x, uint32_t place) noexcept nogil:
-    return x.order >> (4 * place) & 15 if a.policy == LRU_ORDER else place
-
-
-cdef uint64_t move_first(TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
-    # LRU_MOVE: the entry is the one used last; its value.
-    x.key = x.way[way]
-    x.value = x.way[a.pad + way]
-    memmove(x.way + 1, x.way, 8 * way)
-    memmove(x.way + a.pad + 1, x.way + a.pad, 8 * way)
-    x.way[0] = x.key
-    x.way[a.pad] = x.value
-    return x.value
-
-
-cdef void use_way(TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
-    if a.policy == LRU_MOVE:
-        move_first(a, x, way)
-    else:
-        touch(a, x, way)
-
-
 cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
-    # The rest of find(): LRU_MOVE, PLRU.
+    # The rest of find(): any other policy.
     cdef uint32_t j = 0, hits = 0, n = 0
     while j < a.pad and not hits:
         n = 8 if a.pad - j >= 8 else 4
@@ -207,80 +189,52 @@ cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noe
         j += n
     if not hits:
         return 0
-    j += ctz(hits) - n
-    if a.policy == LRU_MOVE:
-        return move_first(a, x, j)
-    touch(a, x, j)
+    on_hit(a, x, j + ctz(hits) - n)
     return x.value
 
 
 cdef void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil:
-    cdef uint32_t w = way
+    cdef uint32_t w
     forget(t, a, x.way[way], x.way[a.pad + way], cause)
     if x.key == x.way[way]:
         x.key = 0
-    if a.policy == LRU_ORDER:
-        x.order = order_last(x.order, way, a.ways)
-    elif a.policy == LRU_MOVE:
-        w = a.ways - 1
-        memmove(x.way + way, x.way + way + 1, 8 * (w - way))
-        memmove(x.way + a.pad + way, x.way + a.pad + way + 1, 8 * (w - way))
+    w = on_remove(a, x, way)
     x.way[w] = 0
     x.way[a.pad + w] = 0
 
 
-cdef uint32_t plru_victim(const TlbArray *a, const TlbSet *x, uint64_t allowed) noexcept nogil:
-    # Follows the tree, where a half holds no allowed way takes the other. allowed: bit per way, not 0.
-    cdef uint32_t leaves = 1, half, first = 0, node = 1
-    cdef bint right
-    while leaves < a.ways:
-        leaves *= 2
-    half = leaves // 2
-    while half:
-        right = x.tree >> node & 1
-        if not (allowed >> (first + half * right) & ((<uint64_t> 1 << half) - 1)):
-            right = not right
-        first += half * right
-        node = 2 * node + right
-        half //= 2
-    return first
-
-
-cdef uint32_t limited_victim(const Tlb *t, const TlbArray *a, const TlbSet *x, int size) noexcept nogil:
-    # Among the ways of this size where they are as many as it may hold; else NO_WAY.
-    cdef uint32_t place, way, last = NO_WAY, n = 0
+cdef uint32_t of_its_size(const Tlb *t, const TlbArray *a, const TlbSet *x, int size) noexcept nogil:
+    # The way to replace among those of this size where they are as many as it may hold; else NO_WAY.
+    cdef uint32_t place, way, least = NO_WAY, n = 0
     cdef uint64_t same = 0
     for place in range(a.ways):
         way = way_at(a, x, place)
         if is_live(t, x.way[way]) and (x.way[way] & 3) == <uint64_t> size:
             n += 1
             same |= <uint64_t> 1 << (way & 63)
-            last = way
-    if n < a.quota[size]:
-        return NO_WAY
-    return plru_victim(a, x, same) if a.policy == PLRU else last
+            least = way
+    return NO_WAY if n < a.quota[size] else victim(a, x, same, least)
 
 
-cdef uint32_t victim(const Tlb *t, const TlbArray *a, const TlbSet *x, int size) noexcept nogil:
+cdef uint32_t way_for(const Tlb *t, const TlbArray *a, const TlbSet *x, int size) noexcept nogil:
     # An empty way, or that of a dead context, before any live entry.
     cdef uint32_t way, place
     if a.quota[size] < a.ways:
-        way = limited_victim(t, a, x, size)
+        way = of_its_size(t, a, x, size)
         if way != NO_WAY:
             return way
-    if a.policy == PLRU:
-        for way in range(a.ways):
-            if x.way[way] == 0 or is_dead(t, x.way[way]):
-                return way
-        return plru_victim(a, x, (<uint64_t> 2 << (a.ways - 1)) - 1)
     way = way_at(a, x, a.ways - 1)
-    if a.dead and x.way[way]:
+    if not ordered(a):
+        for place in range(a.ways):
+            if x.way[place] == 0 or is_dead(t, x.way[place]):
+                return place
+    elif a.dead and x.way[way]:
         place = a.ways
         while place > 0:
             place -= 1
             if is_dead(t, x.way[way_at(a, x, place)]):
                 return way_at(a, x, place)
-    return way
+    return victim(a, x, ~<uint64_t> 0, way)
 
 
 cdef void charge(Tlb *t, TlbArray *a, int kind, uint64_t key, uint64_t old, uint64_t old_value) noexcept nogil:
@@ -305,14 +259,14 @@ cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la,
     if t.key[kind] == NO_CONTEXT << 2:
         make_context(t, kind)
     key = page_of(a, size, la) | t.key[kind]
-    way = victim(t, a, x, size)
+    way = way_for(t, a, x, size)
     if a.grows and x.way[way] and is_live(t, x.way[way]):
         t.grow(t, a)
         x = set_of(a, size, la)
-        way = victim(t, a, x, size)
+        way = way_for(t, a, x, size)
     charge(t, a, kind, key, x.way[way], x.way[a.pad + way])
-    a.pieces += can_be_piece(a, value)
+    count_fractured(t, a, key, value, 1)
     t.c.fills[unit_of(a, kind)] += 1
     x.way[way] = key
     x.way[a.pad + way] = value
-    use_way(a, x, way)
+    on_fill(a, x, way)

@@ -44,7 +44,10 @@ TABLES = ("pde", "pdpte", "pml4e", "pml5e")
 MAX_ENTRIES = 1 << 22
 MAX_PLRU_WAYS = 64
 
-Policy = Literal["lru", "plru"]
+Replacement = Literal["lru", "plru"]
+REPLACEMENTS: dict[Replacement, str] = {"lru": "true LRU", "plru": "tree-PLRU"}
+"""Replacement policies, and what to call them."""
+_CHOICE = " or ".join(REPLACEMENTS)
 
 
 class Array(msgspec.Struct, frozen=True):
@@ -94,7 +97,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     psc: tuple[Array, ...] = ()
     epsc: tuple[Array, ...] = ()
     gpm: Literal["shared", "off"] | Array = "off"
-    replacement: tuple[Policy, Policy] = ("lru", "lru")
+    replacement: tuple[Replacement, Replacement] = ("lru", "lru")
     unbounded: bool = False
 
     def __post_init__(self) -> None:
@@ -130,8 +133,8 @@ def _check_unit(
             len(array.quota) != len(array.sizes) or not all(1 <= most <= array.ways for most in array.quota)
         ):
             raise ConfigError(f"TLB {name!r}: quota {array.quota} of {array}; give 1..{array.ways} for each size")
-        if policy not in ("lru", "plru"):
-            raise ConfigError(f"replacement {policy!r}: choose lru or plru")
+        if policy not in REPLACEMENTS:
+            raise ConfigError(f"replacement {policy!r}: choose {_CHOICE}")
         if policy == "plru" and array.ways > MAX_PLRU_WAYS:
             raise ConfigError(
                 f"TLB {name!r}: plru of {array.ways} ways; use lru, or at most {MAX_PLRU_WAYS} ways "
@@ -302,7 +305,7 @@ def geometry(
         changes["l2"] = _replaced(found.l2, stlb, "stlb")
     if replacement is not None:
         both = replacement.replace(" ", "").split(",") if isinstance(replacement, str) else list(replacement)
-        if len(both) not in (1, 2) or any(policy not in ("lru", "plru") for policy in both):
-            raise ConfigError(f"replacement {replacement!r}: choose lru or plru, or one for each level as in lru,plru")
+        if len(both) not in (1, 2) or any(policy not in REPLACEMENTS for policy in both):
+            raise ConfigError(f"replacement {replacement!r}: choose {_CHOICE}, or one for each level as in lru,plru")
         changes["replacement"] = (both[0], both[-1])
     return msgspec.structs.replace(found, **changes) if changes else found

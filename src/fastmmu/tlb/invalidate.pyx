@@ -5,8 +5,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu.tlb.entries cimport (
     BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID, BY_PAGE_FAULT, BY_RESET,
     BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S,
-    L2, L2I, NO_EPT, PSC, TLB_LA, Tlb, TlbArray, TlbContext, TlbSet, set_at,
-    set_of, tlb_kill, tlb_remove
+    L2, L2I, NO_EPT, PSC, TLB_LA, Tlb, TlbArray, TlbContext, TlbSet, any_fractured, set_at, set_of, tlb_kill,
+    tlb_remove
 )
 
 cdef enum:
@@ -59,7 +59,8 @@ cdef uint64_t flush(Tlb *t, const Which *q, int cause) noexcept nogil:
 
 
 cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_t la, bint whole) noexcept nogil:
-    # Whether la lies in the page that the entry is, or (whole) is a piece of; a paging-structure entry is used for la.
+    # Whether la lies in the page of the entry, or (whole) in the guest's page that it is a part of; a paging-structure
+    # entry is used for la.
     cdef int shift = a.shift + 9 * (key & 3)
     cdef int page = value >> 10 & 3
     if whole and a.unit <= GPM and page > <int> (key & 3):
@@ -69,7 +70,7 @@ cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_
 
 cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which *q, int cause,
                         bint whole) noexcept nogil:
-    # One set. From the last way on: LRU_MOVE moves up only what has been looked at.
+    # One set. From the last way on: LRU_LONG moves up only what has been looked at.
     cdef uint64_t n = 0, key
     cdef uint32_t w = a.ways
     while w > 0:
@@ -83,19 +84,19 @@ cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which
 
 
 cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int cause, bint whole) noexcept nogil:
-    # Single entries; whole: the other pieces of the page of la too. All sets where such pieces are about, else the set
-    # of each size.
+    # Single entries; whole: those of the guest's page that la is in, where it is fractured: they may lie in any set.
     cdef TlbArray *a
     cdef uint64_t n = 0
     cdef uint32_t i, s
     cdef int size
     if t.omit >> cause & 1:
         return 0
+    whole = whole and any_fractured(t, la)
     for i in range(t.arrays):
         a = &t.array[i]
         if not units >> a.unit & 1:
             continue
-        if whole and a.pieces:
+        if whole and a.fractured:
             for s in range(a.sets):
                 n += drop_from(t, a, set_at(a, s), la, q, cause, True)
             continue
@@ -224,7 +225,7 @@ cdef uint64_t inv_vmfunc(Tlb *t, bint vpid_enabled) noexcept nogil:
 
 cdef uint64_t inv_ept_violation(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta, uint64_t gpa, bint has_la,
                                 uint64_t la) noexcept nogil:
-    # Addresses, not pages: other pieces of a large page stay.
+    # Addresses, not pages: the rest of a fractured page stays.
     cdef Which q = which(GUEST, THIS_ROOT, 0, 0, eptrta)
     cdef uint64_t n = drop(t, GUEST_PHYSICAL, gpa, &q, BY_EPT_VIOLATION, False)
     t.c.flushes[BY_EPT_VIOLATION] += 1

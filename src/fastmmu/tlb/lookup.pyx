@@ -6,9 +6,10 @@ from libc.string cimport memset
 
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
-    BUCKETS, CTX_DEAD, IDENTITY, K_EPSC, K_GPM, K_PSC, KINDS, LRU_MOVE, LRU_ORDER, MAX_ARRAYS, NO_CONTEXT, PLRU,
-    TLB_PAGE, TlbContext, insert, set_at, tlb_remove, use_way, way_at
+    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, TLB_PAGE, TlbContext, insert, set_at,
+    tlb_remove
 )
+from fastmmu.tlb.replacement cimport IDENTITY, LRU, LRU_LONG, TREE_PLRU, on_fill, plru_paths, way_at
 
 cdef enum:
     MOST_SETS = 1 << 20         # of an array that grows
@@ -28,23 +29,23 @@ cdef uint64_t tlb_l1_large(Tlb *t, TlbUnit *u, uint64_t la) noexcept nogil:
     return 0
 
 
-cdef inline uint64_t piece(uint64_t value, uint64_t la, int size) noexcept nogil:
+cdef inline uint64_t fracture(uint64_t value, uint64_t la, int size) noexcept nogil:
     # The part of a larger page that holds la, as an entry of the given size.
     cdef uint64_t rest = <uint64_t> ((3 << 8) | (3 << 10))
     return tlb_value(tlb_pa(value, la), size, value >> 10 & 3, value & ~(TLB_FRAME | rest))
 
 
-cdef uint64_t install(Tlb *t, TlbUnit *u, uint64_t la, uint64_t value, int kind, bint in_pieces) noexcept nogil:
+cdef uint64_t install(Tlb *t, TlbUnit *u, uint64_t la, uint64_t value, int kind, bint fractures) noexcept nogil:
     # Caches in a unit, under the largest size it has that is not above the value's; 0 where it cannot.
     cdef int size = value >> 8 & 3
     if u.by[size] == NULL:
-        if not in_pieces:
+        if not fractures:
             return 0
         while u.by[size] == NULL:
             if size == 0:
                 return 0
             size -= 1
-        value = piece(value, la, size)
+        value = fracture(value, la, size)
     insert(t, u.by[size], kind, size, la, value)
     return value
 
@@ -138,12 +139,12 @@ cdef uint64_t tlb_fill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept no
     cdef int kind = K_GLOBAL if value & F_G else K_LOCAL
     claim_ghost(t, p.l2 if p.l2 else p.l1, la, value)
     if p.l2:
-        install(t, p.l2, la, value, kind, t.smash)
+        install(t, p.l2, la, value, kind, t.l2_fractures)
     return install(t, p.l1, la, value, kind, True)
 
 
 cdef void drop(Tlb *t, TlbUnit *u, uint64_t la, uint64_t k, uint64_t g) noexcept nogil:
-    # Everything in a unit that la would hit; k, g: contexts. From the last way on: LRU_MOVE moves up only what has been
+    # Everything in a unit that la would hit; k, g: contexts. From the last way on: LRU_LONG moves up only what has been
     # looked at.
     cdef TlbSet *x
     cdef uint64_t page
@@ -234,9 +235,10 @@ cdef void tlb_free(Tlb *t) noexcept nogil:
     free(t)
 
 
-cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t ways, bint plru) noexcept nogil:
+cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t ways,
+                    Replacement policy) noexcept nogil:
     # -1: no memory
-    cdef uint32_t i, w, node, leaves = 1
+    cdef uint32_t i
     cdef int size
     memset(a, 0, sizeof(TlbArray))
     a.sets = sets
@@ -246,8 +248,8 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
     a.log = 6
     while <uint32_t> 1 << a.log < 32 + 16 * a.pad:
         a.log += 1
-    a.policy = PLRU if plru else LRU_ORDER if ways <= 16 else LRU_MOVE
-    a.plain = a.policy == LRU_ORDER and unit <= GPM
+    a.replacement = LRU_LONG if policy == LRU and ways > 16 else policy
+    a.plain = a.replacement == LRU and unit <= GPM
     a.unit = unit
     a.classes = classes
     a.shift = 21 if unit == PSC or unit == EPSC else 12
@@ -257,32 +259,24 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
     a.base = <uint8_t *> ((<uintptr_t> a.memory + 63) & ~<uintptr_t> 63)    # cache lines
     a.plru_and = <uint64_t *> (a.base + (<uint64_t> sets << a.log))
     a.plru_or = a.plru_and + 64
-    if a.policy == LRU_ORDER:
+    if a.replacement == LRU:
         a.last = 4 * (ways - 1)
         a.nibbles = ~<uint64_t> 0 >> (64 - 4 * ways)
         for i in range(sets):
             set_at(a, i).order = IDENTITY
-    if plru:
-        while leaves < ways:
-            leaves *= 2
-        for w in range(ways):
-            a.plru_and[w] = ~<uint64_t> 0
-            node = leaves + w
-            while node > 1:
-                a.plru_and[w] &= ~(<uint64_t> 1 << (node >> 1))
-                if not node & 1:
-                    a.plru_or[w] |= <uint64_t> 1 << (node >> 1)
-                node >>= 1
+    elif a.replacement == TREE_PLRU:
+        plru_paths(a)
     for size in range(CLASSES):
         a.quota[size] = ways
     return 0
 
 
-cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, bint plru, bint grows) noexcept nogil:
+cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, Replacement policy,
+                 bint grows) noexcept nogil:
     # Index of the new array; -1: no memory, or too many.
     cdef TlbArray *a = &t.array[t.arrays]
     cdef int size
-    if t.arrays == MAX_ARRAYS or make_array(a, unit, classes, sets, ways, plru):
+    if t.arrays == MAX_ARRAYS or make_array(a, unit, classes, sets, ways, policy):
         return -1
     a.grows = grows
     a.plain = a.plain and not grows
@@ -315,12 +309,12 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
         ways *= 2
     else:
         sets *= 2
-    if ways > MOST_WAYS or make_array(&new, a.unit, a.classes, sets, ways, False):
+    if ways > MOST_WAYS or make_array(&new, a.unit, a.classes, sets, ways, LRU):
         return
     new.grows = True
     new.plain = False
     new.dead = a.dead
-    new.pieces = a.pieces
+    new.fractured = a.fractured
     for s in range(a.sets):
         x = set_at(a, s)
         place = a.ways
@@ -332,7 +326,7 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
                 way = way_at(&new, to, new.ways - 1)
                 to.way[way] = x.way[w]
                 to.way[new.pad + way] = x.way[a.pad + w]
-                use_way(&new, to, way)
+                on_fill(&new, to, way)
     free(a.memory)
     a[0] = new
     for i in range(4):

@@ -6,7 +6,7 @@ from libc.string cimport memset
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, Walk
 from fastmmu.tlb.entries cimport (
     CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_K, F_R, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC,
-    TlbArray, TlbContext, TlbPort, UNITS, set_at, tlb_switch, way_at
+    TlbArray, TlbContext, TlbPort, UNITS, set_at, tlb_switch
 )
 from fastmmu.tlb.invalidate cimport (
     inv_cr0_pg, inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invept, inv_invlpg, inv_invpcid, inv_invvpid,
@@ -16,9 +16,9 @@ from fastmmu.tlb.lookup cimport (
     tlb_add, tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_free, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_new, tlb_psc,
     tlb_psc_fill, tlb_ready, tlb_refill, tlb_value, tlb_value_of_walk
 )
-
+from fastmmu.tlb.replacement cimport LRU, TREE_PLRU, way_at
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
-from fastmmu.tlb.geometry import PAGES, TABLES, Array
+from fastmmu.tlb.geometry import PAGES, REPLACEMENTS, TABLES, Array
 from fastmmu.tlb.geometry import geometry as make_geometry
 
 __all__ = ["CAUSE_NAMES", "KIND_NAMES", "TLB", "UNIT_NAMES"]
@@ -31,6 +31,9 @@ CAUSE_NAMES = (
     "contexts", "reset",
 )
 assert len(UNIT_NAMES) == UNITS and len(KIND_NAMES) == KINDS and len(CAUSE_NAMES) == CAUSES
+
+_REPLACEMENT = {"lru": LRU, "plru": TREE_PLRU}
+assert _REPLACEMENT.keys() == REPLACEMENTS.keys()
 
 _ACCESS = {"r": ACC_R, "w": ACC_W, "rw": ACC_RW, "x": ACC_X}
 
@@ -85,13 +88,13 @@ cdef class TLB:
         ):
             for array in arrays:
                 classes = [names.index(size) for size in array.sizes]
-                index = tlb_add(self.t, unit, sum(1 << c for c in classes), array.sets, array.ways, policy == "plru",
-                                g.unbounded)
+                index = tlb_add(self.t, unit, sum(1 << c for c in classes), array.sets, array.ways,
+                                _REPLACEMENT[policy], g.unbounded)
                 if index < 0:
                     raise OutOfMemoryError(f"no memory for the TLB array {array}; give a smaller one")
                 for c, quota in zip(classes, array.quota or ()):
                     self.t.array[index].quota[c] = quota
-        self.t.smash = g.smash
+        self.t.l2_fractures = g.smash
         tlb_ready(self.t, g.l2_fetches, g.gpm == "shared")
 
     def __dealloc__(self):

@@ -1,0 +1,164 @@
+# Sets of ways, and which way makes room for a new entry.
+#
+#   on_hit      the way was used
+#   on_fill     the way has a new entry
+#   on_remove   the way was emptied, or its entry is to be
+#   victim      the way that makes room where all are taken
+#
+# An array has one policy for good; callers branch on it alone where they need to be quicker than that.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memmove
+
+from fastmmu.arch.bits cimport ctzll
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #define FM_NIBBLES   0x1111111111111111ULL
+    #define FM_IDENTITY  0xFEDCBA9876543210ULL
+    """
+    const uint64_t NIBBLES "FM_NIBBLES"
+    const uint64_t IDENTITY "FM_IDENTITY"
+
+cdef enum Replacement:
+    LRU = 0                     # true LRU by the order of the ways, at most 16 of them
+    LRU_LONG = 1                # true LRU of more ways: the entries themselves lie in the order of their last use
+    TREE_PLRU = 2               # a tree of bits, at most 64 ways
+
+cdef struct TlbSet:             # a power of two in size
+    uint64_t key, value         # copy of the entry used last, so that one comparison serves most lookups; or 0
+    uint64_t order              # LRU: the ways, the one used last in bits 3:0; empty ways come last
+    uint64_t tree               # TREE_PLRU: bit n = node n of a heap-ordered tree points right
+    uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty
+
+cdef struct TlbArray:
+    uint8_t *base               # sets
+    uint64_t *plru_and          # [way]: nodes on the way's path cleared
+    uint64_t *plru_or           # [way]: nodes on its path that must point right, away from it
+    void *memory
+    uint32_t sets, ways
+    uint32_t mask               # sets - 1
+    uint32_t log                # log2 of a set's bytes
+    uint32_t pad                # ways, rounded up to 4; the keys beyond stay 0
+    uint32_t quota[4]           # [class]: most ways of a set that the class may hold
+    uint32_t last               # LRU: where the least recent way stands in `order`
+    uint64_t nibbles            # LRU: the bits of `order` in use
+    uint32_t plain              # LRU without quotas, no paging-structure cache
+    uint32_t dead               # entries of dead contexts
+    uint32_t fractured          # entries smaller than the guest's page, dead ones too
+    uint8_t replacement         # Replacement
+    uint8_t unit                # TlbUnitId
+    uint8_t classes             # bit c: holds class c
+    uint8_t shift               # log2 of the page size of class 0; class c: + 9 c
+    uint8_t grows               # a live entry is never replaced: the array gets larger
+
+
+# ---- LRU: the ways of a set in the order of their last use --------------------------------------------------
+
+cdef inline uint64_t order_first(uint64_t order, uint32_t way) noexcept nogil:
+    # The way becomes the most recent. Its nibble is the lowest one that is 0 after the XOR.
+    cdef uint64_t x = order ^ way * NIBBLES
+    cdef uint32_t at = ctzll((x - NIBBLES) & ~x & (NIBBLES << 3)) & 60
+    cdef uint64_t below = (<uint64_t> 1 << at) - 1
+    return order & ~(below << 4 | 15) | (order & below) << 4 | way
+
+
+cdef inline uint64_t order_last(uint64_t order, uint32_t way, uint32_t ways) noexcept nogil:
+    # The way becomes the least recent: it goes to the front, and all rotate by one.
+    cdef uint64_t o = order_first(order, way)
+    cdef uint64_t used = ~<uint64_t> 0 >> (64 - 4 * ways)
+    return o & ~used | (o & used) >> 4 | <uint64_t> way << (4 * (ways - 1))
+
+
+# ---- LRU_LONG -----------------------------------------------------------------------------------------------
+
+cdef inline uint32_t move_first(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    x.key = x.way[way]
+    x.value = x.way[a.pad + way]
+    memmove(x.way + 1, x.way, 8 * way)
+    memmove(x.way + a.pad + 1, x.way + a.pad, 8 * way)
+    x.way[0] = x.key
+    x.way[a.pad] = x.value
+    return 0
+
+
+# ---- TREE_PLRU ----------------------------------------------------------------------------------------------
+
+cdef inline void plru_paths(TlbArray *a) noexcept nogil:
+    cdef uint32_t w, node, leaves = 1
+    while leaves < a.ways:
+        leaves *= 2
+    for w in range(a.ways):
+        a.plru_and[w] = ~<uint64_t> 0
+        a.plru_or[w] = 0
+        node = leaves + w
+        while node > 1:
+            a.plru_and[w] &= ~(<uint64_t> 1 << (node >> 1))
+            if not node & 1:
+                a.plru_or[w] |= <uint64_t> 1 << (node >> 1)
+            node >>= 1
+
+
+cdef inline uint32_t plru_victim(const TlbArray *a, const TlbSet *x, uint64_t allowed) noexcept nogil:
+    # Follows the tree, where a half holds no allowed way takes the other.
+    cdef uint32_t leaves = 1, half, first = 0, node = 1
+    cdef bint right
+    allowed &= (<uint64_t> 2 << (a.ways - 1)) - 1
+    while leaves < a.ways:
+        leaves *= 2
+    half = leaves // 2
+    while half:
+        right = x.tree >> node & 1
+        if not (allowed >> (first + half * right) & ((<uint64_t> 1 << half) - 1)):
+            right = not right
+        first += half * right
+        node = 2 * node + right
+        half //= 2
+    return first
+
+
+# ---- what a policy is ---------------------------------------------------------------------------------------
+
+cdef inline bint ordered(const TlbArray *a) noexcept nogil:
+    # way_at() tells the order of use, and empty ways come last
+    return a.replacement != TREE_PLRU
+
+
+cdef inline uint32_t way_at(const TlbArray *a, const TlbSet *x, uint32_t place) noexcept nogil:
+    # the ways in turn; where they are ordered 0 is the most recent
+    return x.order >> (4 * place) & 15 if a.replacement == LRU else place
+
+
+cdef inline uint32_t on_hit(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    # It is the one used last; where its entry lies from now on.
+    if a.replacement == LRU_LONG:
+        return move_first(a, x, way)
+    if a.replacement == LRU:
+        x.order = order_first(x.order, way)
+    else:
+        x.tree = x.tree & a.plru_and[way] | a.plru_or[way]
+    x.key = x.way[way]
+    x.value = x.way[a.pad + way]
+    return way
+
+
+cdef inline void on_fill(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    on_hit(a, x, way)           # by all policies the new entry is the one used last
+
+
+cdef inline uint32_t on_remove(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    # The way that is to be emptied. LRU_LONG: those after it move up.
+    cdef uint32_t w = way
+    if a.replacement == LRU:
+        x.order = order_last(x.order, way, a.ways)
+    elif a.replacement == LRU_LONG:
+        w = a.ways - 1
+        memmove(x.way + way, x.way + way + 1, 8 * (w - way))
+        memmove(x.way + a.pad + way, x.way + a.pad + way + 1, 8 * (w - way))
+    return w
+
+
+cdef inline uint32_t victim(const TlbArray *a, const TlbSet *x, uint64_t allowed, uint32_t least) noexcept nogil:
+    # Of some ways of a set: `allowed`, a bit for each (not asked of LRU_LONG), `least` the last of them by way_at().
+    return plru_victim(a, x, allowed) if a.replacement == TREE_PLRU else least
