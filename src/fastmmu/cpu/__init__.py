@@ -9,7 +9,7 @@
     vapic         its virtualization: TPR shadow, APIC-access page, virtual interrupts, posted interrupts
     interrupts    how the guest reaches its APIC, and how interrupts reach the guest
     tpr_patch     instructions that access the TPR, and the calls that replace them
-    stale         the detector of missing flushes
+    stale         the detector of missing flushes; `missing_flushes` is that for Python
 
 Imports `arch`, `tlb`, `paging`, `mmu`. An exit happens here; what it means is KVM's (`kvm`), called through one
 pointer.

@@ -16,7 +16,7 @@ from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport clear_exit_information
 from fastmmu.cpu.apic cimport APIC_ICR_LOW
-from fastmmu.cpu.stale cimport watch_stored
+from fastmmu.cpu.stale cimport stale_stored
 from fastmmu.cpu.vapic cimport (
     LINEAR_FETCH, VAPIC_DONE, VAPIC_TRAP, Vapic, vapic_modify, vapic_other, vapic_read, vapic_write,
 )
@@ -109,9 +109,9 @@ cdef void move(Vcpu *v, Data *d, Part *p) noexcept nogil:
         p.known = True
         return
     memcpy(v.mem.base + p.hpa, &d.bytes[p.first], p.n)
-    if v.watch != NULL:
+    if v.detector != NULL:
         for at in range(p.hpa & ~(<uint64_t> 7), p.hpa + p.n, 8):
-            watch_stored(v.watch, at, v.now)
+            stale_stored(v.detector, at, v.now)
 
 
 cdef int virtualize(Vapic *a, Data *d, Part *p) noexcept nogil:

@@ -6,6 +6,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Ept, Mem, Paging, Steps
+from fastmmu.paging.hash_table cimport HashTable
 from fastmmu.tlb.lookup cimport Tlb
 
 cdef enum StaleKind:
@@ -23,15 +24,15 @@ cdef enum Owed:                 # the invalidation that was left out
     OWED_INVEPT = 4             # by the VMM, which changed an EPT entry
 
 cdef struct Seen:
-    uint64_t key                # 0: free
+    uint64_t key
     uint64_t at                 # host-physical address of the entry
     uint64_t gpa                # guest-physical one of a guest entry
     uint64_t value
     uint64_t root               # of the walk
     uint64_t event
 
-cdef struct Stored:
-    uint64_t at                 # word + 1; 0: free
+cdef struct Stored:             # a word that a store changed
+    uint64_t key                # its host-physical address + 1
     uint64_t event
 
 cdef struct Stale:
@@ -47,10 +48,9 @@ cdef struct Stale:
 cdef enum:
     STALE_EXAMPLES = 64
 
-cdef struct Watch:
-    Seen *seen
-    Stored *stored
-    uint64_t seen_mask, seen_used, stored_mask, stored_used
+cdef struct Detector:
+    HashTable seen              # of Seen
+    HashTable stored            # of Stored
     bint shadow                 # the tables walked are the VMM's
     uint64_t uses               # checked
     uint64_t found
@@ -59,15 +59,11 @@ cdef struct Watch:
     uint64_t examples
     Stale example[64]
 
-cdef Watch *watch_new() noexcept nogil      # NULL: no memory
-cdef void watch_free(Watch *w) noexcept nogil
-cdef void watch_stored(Watch *w, uint64_t at, uint64_t event) noexcept nogil
-cdef void watch_walked(Watch *w, const Tlb *t, const Paging *g, uint64_t la, const Steps *steps,
+cdef Detector *stale_new() noexcept nogil      # NULL: no memory
+cdef void stale_free(Detector *d) noexcept nogil
+cdef void stale_stored(Detector *d, uint64_t at, uint64_t event) noexcept nogil
+cdef void stale_walked(Detector *d, const Tlb *t, const Paging *g, uint64_t la, const Steps *steps,
                        uint64_t event) noexcept nogil
 # A use of a cached translation, or of a walk that used caches, which led to `pa`. g, e: as for the access.
-cdef void watch_use(Watch *w, Mem *m, const Tlb *t, const Paging *g, const Ept *e, uint64_t la, int acc, bint is_global,
-                    uint64_t pa, uint64_t event) noexcept nogil
-
-
-cdef class MissingFlushes:
-    cdef Watch *w
+cdef void stale_use(Detector *d, Mem *m, const Tlb *t, const Paging *g, const Ept *e, uint64_t la, int acc,
+                    bint is_global, uint64_t pa, uint64_t event) noexcept nogil

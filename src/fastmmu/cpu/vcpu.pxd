@@ -6,7 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu.arch.registers cimport Registers
 from fastmmu.arch.types cimport Ept, Mem, Paging, Walk
 from fastmmu.arch.vmx cimport N_REASONS, Vmcs
-from fastmmu.cpu.stale cimport Watch
+from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vapic cimport Vapic
 from fastmmu.tlb.lookup cimport Tlb
 
@@ -137,7 +137,7 @@ cdef struct Vcpu:
     ExitHandler handler
     uint32_t host_pages         # pages of its own that the host touches at each VM exit
     Premap premap               # not NULL: what is missing is mapped unseen, as if it had been there from the start
-    Watch *watch                # the detector of missing flushes, or NULL
+    Detector *detector          # the detector of missing flushes, or NULL
     uint64_t now                # number of the event under way, where it is on
     Counters c
 

@@ -19,7 +19,7 @@ from fastmmu.arch.vmx cimport (
     page_fault_exits, secondary_control,
 )
 from fastmmu.cpu.apic cimport APIC_TPR
-from fastmmu.cpu.stale cimport watch_stored, watch_use, watch_walked
+from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
 from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu.paging.guest cimport reachable, root_address
@@ -43,7 +43,7 @@ cdef void vcpu_derive(Vcpu *v) noexcept nogil:
 
 cdef void derive_needs(Vcpu *v) noexcept nogil:
     # rights that each kind of access needs, from the registers in force (tlb.md §1.1 R5)
-    cdef uint64_t key = F_K if v.hw.pkr_user | v.hw.pkr_super else 0, look = F_LOOK if v.watch != NULL else 0
+    cdef uint64_t key = F_K if v.hw.pkr_user | v.hw.pkr_super else 0, look = F_LOOK if v.detector != NULL else 0
     cdef uint64_t write
     cdef uint64_t no_user = F_S if v.hw.smap else 0, wp = F_W if v.hw.wp else 0
     cdef int r = ACC_R, w = ACC_W, rw = ACC_RW, x = ACC_X, user = BY_USER, system = BY_SYSTEM, kernel = BY_SUPERVISOR
@@ -220,7 +220,7 @@ cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil:
 cdef void look(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t hpa) noexcept nogil:
     v.hw.user = user == BY_USER
     v.hw.implicit = user == BY_SYSTEM
-    watch_use(v.watch, v.mem, v.tlb, &v.hw, &v.ept if v.ept_on else NULL, la, acc, value & F_G != 0, hpa, v.now)
+    stale_use(v.detector, v.mem, v.tlb, &v.hw, &v.ept if v.ept_on else NULL, la, acc, value & F_G != 0, hpa, v.now)
 
 
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil:
@@ -238,7 +238,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
     cdef Walk w
     cdef const Ept *e
     cdef Steps steps
-    cdef Steps *into = &steps if v.watch != NULL else NULL
+    cdef Steps *into = &steps if v.detector != NULL else NULL
     cdef int fault, action, tries = 0
     while True:
         if not value:
@@ -247,7 +247,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
                 v.c.tlb_misses += 1
         if value and allows(v, value, acc, user):
             hpa[0] = tlb_pa(value, la)
-            if v.watch != NULL:
+            if v.detector != NULL:
                 look(v, la, acc, user, value, hpa[0])
             return DONE_OK
         # cached rights deny: memory decides (tlb.md §1.1)
@@ -276,8 +276,8 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
             else:
                 tlb_fill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
             hpa[0] = w.pa
-            if v.watch != NULL:
-                watch_walked(v.watch, v.tlb, &v.hw, la, &steps, v.now)
+            if v.detector != NULL:
+                stale_walked(v.detector, v.tlb, &v.hw, la, &steps, v.now)
                 look(v, la, acc, user, F_G if w.global_page else 0, w.pa)
             return DONE_OK
         v.access_la = la
@@ -359,8 +359,8 @@ cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint6
             mem_write32(v.mem, hpa[0], <uint32_t> value)
         else:
             mem_write64(v.mem, hpa[0], value)
-        if v.watch != NULL:
-            watch_stored(v.watch, hpa[0], v.now)
+        if v.detector != NULL:
+            stale_stored(v.detector, hpa[0], v.now)
     return outcome
 
 

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
-from fastmmu.cpu.stale cimport MissingFlushes
+from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.machine.events cimport Run

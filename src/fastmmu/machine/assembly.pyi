@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from fastmmu.cpu.stale import MissingFlushes
+from fastmmu.cpu.missing_flushes import MissingFlushes
 from fastmmu.machine.apic_port import GuestApic
 from fastmmu.machine.config import Config
 from fastmmu.machine.slots import MemorySlot

@@ -14,7 +14,7 @@ from fastmmu.cpu.interrupts cimport (
     APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
     Interrupts, irq_free, irq_init,
 )
-from fastmmu.cpu.stale cimport MissingFlushes
+from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.tpr_patch cimport patch_record
 from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu
 from fastmmu.kvm.exits cimport kvm_handle
@@ -106,7 +106,7 @@ cdef class Assembly:
         self.v.tlb = self.tlb.t
         if config.find_missing_flushes:
             self.missing_flushes = MissingFlushes(shadow=config.mmu == "shadow")
-            self.v.watch = self.missing_flushes.w
+            self.v.detector = self.missing_flushes.w
         self.v.handler = kvm_handle
         if state is None:
             state = GuestState(cr4=0xA0 | (1 << 17 if config.pcid else 0), cr3=0, maxphyaddr=46)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu.cpu.stale import StaleUse
+from fastmmu.cpu.missing_flushes import StaleUse
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.machine import Machine

@@ -13,7 +13,7 @@ from fastmmu.arch.pferr cimport PF_ID, PF_U, PF_W
 from fastmmu.arch.types cimport ACC_R, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport VECTOR_PF
 from fastmmu.cpu.control cimport vcpu_mov_cr0, vcpu_mov_cr4, vcpu_wrmsr_efer
-from fastmmu.cpu.stale cimport watch_stored
+from fastmmu.cpu.stale cimport stale_stored
 from fastmmu.cpu.vcpu cimport (
     BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_access,
     vcpu_interrupt, vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
@@ -66,8 +66,8 @@ cdef int store(Replay *p, const Record *r, uint64_t value, uint64_t gpa) noexcep
     if not mem_holds(&p.guest, gpa, r.size):
         return STOP_TABLE
     memcpy(p.guest.base + gpa, &value, r.size)
-    if p.v.watch != NULL:
-        watch_stored(p.v.watch, p.guest_base + gpa, p.v.now)
+    if p.v.detector != NULL:
+        stale_stored(p.v.detector, p.guest_base + gpa, p.v.now)
     return STOP_NONE
 
 

@@ -62,7 +62,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
     cdef Fault f
     cdef TableIter it
     cdef uint64_t entry
-    cdef int fault, access = MAY_ALL, level
+    cdef int fault, access = MAY_ALL, level = 0
     f.write = acc == ACC_W or acc == ACC_RW
     f.fetch = acc == ACC_X
     f.present = present
