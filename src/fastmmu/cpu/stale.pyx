@@ -4,13 +4,13 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport EPT_A, EPT_D, ONES, PS, A, D
+from fastmmu.arch.bits cimport EPT_A, EPT_D, ONES, PS, A, D, level_shift
 from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.types cimport (
     ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, MODE_PAE, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, GuestPath, Step,
     Walk,
 )
-from fastmmu.paging.guest cimport leaf_address, level_shift, read_entry
+from fastmmu.paging.guest cimport leaf_address, guest_level_shift, read_entry
 from fastmmu.paging.hash_table cimport hash_find, hash_free, hash_put
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 from fastmmu.paging.walk cimport load_pdptes, walk_path, walk_silent
@@ -31,11 +31,11 @@ cdef uint64_t key_of(uint64_t vpid, uint64_t pcid, uint64_t eptrta, uint64_t lev
 
 
 cdef uint64_t guest_key(const Tlb *t, uint64_t pcid, const Paging *g, int level, uint64_t la) noexcept nogil:
-    return key_of(t.vpid, pcid, t.eptrta, level, la >> level_shift(g, level))
+    return key_of(t.vpid, pcid, t.eptrta, level, la >> guest_level_shift(g, level))
 
 
 cdef uint64_t ept_key(const Tlb *t, int level, uint64_t gpa) noexcept nogil:
-    return key_of(0, 0, t.eptrta, EPT_LEVEL + level, gpa >> (9 * level + 3))
+    return key_of(0, 0, t.eptrta, EPT_LEVEL + level, gpa >> level_shift(level))
 
 
 cdef Detector *stale_new() noexcept nogil:
@@ -154,7 +154,7 @@ cdef uint64_t find_change(Detector *d, Mem *m, const Tlb *t, const Paging *g, ui
         x.cached_by = s.event
         root = s.root
         if leaf:
-            if nested and blame_ept(d, m, t, leaf_address(g, s.value, la, level_shift(g, level)), x):
+            if nested and blame_ept(d, m, t, leaf_address(g, s.value, la, guest_level_shift(g, level)), x):
                 return root
             break
     if nested and not g.levels and blame_ept(d, m, t, la, x):

@@ -6,7 +6,7 @@
     walk_caches  what walks find in the paging-structure caches and leave there
     walk         one address: a query, an access, with or without caches, its path; the PDPTE registers
     batch        many addresses of one space; `translate` is that for arrays and threads
-    leaves       every mapping of a space, with `leaf_pages`, the hot loops, and `leaf_rows`, what both share;
+    leaves       every mapping of a space; `leaf_rows` is its state and its rows, `leaf_pages` the hot loops;
                  `mappings` is that as record arrays
     hash_table   a header: open addressing over structs
     nonroot      what needs no exit: #VE and EPTP switching by VMFUNC

@@ -3,14 +3,14 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD
+from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD, level_shift, pt_index
 from fastmmu.arch.types cimport (
     ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_32, MODE_NONE,
     MODE_PAE, GuestPath, Walk,
 )
 from fastmmu.paging.ept cimport NEED_R, EptLeaf, ept_bad_type, ept_walk
 from fastmmu.paging.guest cimport (
-    canonical, entry_address, is_leaf, key_of, leaf_address, level_shift, read_entry, table_address,
+    canonical, entry_address, is_leaf, key_of, leaf_address, guest_level_shift, read_entry, table_address,
 )
 from fastmmu.paging.memory cimport mem_holds
 from fastmmu.paging.walk cimport walk_path, walk_silent
@@ -103,7 +103,7 @@ cdef uint64_t native_region(Query *q, uint64_t la) noexcept nogil:
             return no_region(FAULT_PF)
         table &= g.frame
     while level > 1 and not value:
-        shift = level_shift(g, level)
+        shift = guest_level_shift(g, level)
         at = entry_address(g, table, la, shift)
         if not mem_holds(q.m, at, <uint64_t> 1 << g.entry_shift):
             return no_region(FAULT_BUS)
@@ -152,7 +152,7 @@ cdef uint64_t guest_region(Query *q, uint64_t la) noexcept nogil:
     elif entry & P and entry & PS and g.large_ok[level] and w.fault != FAULT_PF:
         every &= entry
         any_ |= entry
-        value = leaf_address(g, entry, la, level_shift(g, level)) >> q.region_shift << q.region_shift
+        value = leaf_address(g, entry, la, guest_level_shift(g, level)) >> q.region_shift << q.region_shift
         value |= PS | P | (entry & (A | D)) | <uint64_t> key_of(g, entry) << 59
     else:
         return no_region(w.fault)
@@ -181,7 +181,7 @@ cdef uint64_t ept_region(Query *q, uint64_t gpa) noexcept nogil:
         return table | (every & (EPT_R | EPT_W | EPT_X | EPT_XU))
     if level > 1 and entry & PS and fault != FAULT_EPT_MISCONFIG:
         every &= entry
-        offset = (<uint64_t> 1 << (12 + 9 * (level - 1))) - 1
+        offset = (<uint64_t> 1 << level_shift(level)) - 1
         return (((entry & e.frame & ~offset) | (gpa & offset)) >> EPT_REGION_SHIFT << EPT_REGION_SHIFT
                 | PS | (every & (EPT_R | EPT_W | EPT_X | EPT_XU)))
     return PS
@@ -276,7 +276,7 @@ cdef inline uint64_t ept_stage(Query *q, const uint64_t *gpa, uint64_t *hpa, uin
     for j in range(n):
         value = ept_value(q, regions, bits, gpa[j])
         held[j] = value
-        at = base + (value & FRAME) + ((gpa[j] >> 12 & 511) << 3)
+        at = base + (value & FRAME) + 8 * pt_index(gpa[j], 1)
         if value & PS:
             at = <const uint8_t *> &held[j]
         place[j] = at

@@ -3,7 +3,8 @@
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport (
-    EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_SPP, EPT_W, EPT_X, EPT_XU, FRAME, PS, SPP_RESERVED, SUPPRESS_VE,
+    EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_SPP, EPT_W, EPT_X, EPT_XU, FRAME, PS, SPP_RESERVED, SUPPRESS_VE, level_shift,
+    pt_index,
 )
 from fastmmu.arch.types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL,
@@ -64,7 +65,7 @@ cdef inline uint64_t need_of(int acc) noexcept nogil:
 
 
 cdef inline uint64_t ept_entry_address(uint64_t table, uint64_t gpa, int level) noexcept nogil:
-    return table + ((gpa >> (9 * level + 3) & 511) << 3)
+    return table + 8 * pt_index(gpa, level)
 
 
 cdef inline void step(Steps *steps, int kind, int level, int guest_level,
@@ -230,7 +231,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
                         e.pml_index[0] = index - 1
             entry |= want
 
-    shift = 9 * level + 3
+    shift = level_shift(level)
     offset = (<uint64_t> 1 << shift) - 1
     out.hpa = (entry & e.frame & ~offset) | (gpa & offset)
     out.entries = entries

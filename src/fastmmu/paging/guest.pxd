@@ -95,7 +95,7 @@ cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestPath *path
     return FAULT_NONE
 
 
-cdef inline int level_shift(const Paging *g, int level) noexcept nogil:
+cdef inline int guest_level_shift(const Paging *g, int level) noexcept nogil:
     # log2 of what one entry of the level covers
     return 12 + g.index_bits * (level - 1)
 
@@ -183,7 +183,7 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
     path.level = top + 1
 
     while True:
-        shift = level_shift(g, level)
+        shift = guest_level_shift(g, level)
         gpa = entry_address(g, table, la, shift)
         hpa = gpa
         path.ept[level] = ONES

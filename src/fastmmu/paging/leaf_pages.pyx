@@ -2,14 +2,13 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport FRAME, P
+from fastmmu.arch.bits cimport FRAME, P, level_shift, pt_index
 from fastmmu.arch.types cimport FAULT_PF
 from fastmmu.paging.ept cimport ept_misconfigured
 from fastmmu.paging.leaf_rows cimport (
-    Found, barren_key, close_table, entry_at, ept_find, extended, found_hpa, kind_word, native_type, nested_row,
-    next_present, outside, rights_word,
+    REGIONS, EptRegion, Found, LeafRow, Page, Table, barren_key, close_table, entry_at, ept_find, extended, found_hpa,
+    kind_word, leaves_fault, native_type, nested_row, next_present, outside, rights_word,
 )
-from fastmmu.paging.leaves cimport REGIONS, EptRegion, LeafRow, Page, Table, leaves_fault
 
 cdef extern from *:
     """
@@ -102,7 +101,7 @@ cdef inline void scan_pages_nested(Leaves *s, int entry_shift) noexcept nogil:
             r = s.region + (page.gpa >> 21 & (REGIONS - 1))
             place[n] = NULL
             if r.tag == ~(page.gpa >> 21):
-                place[n] = <const uint64_t *> (s.m.base + (r.table & FRAME)) + (page.gpa >> 12 & 511)
+                place[n] = <const uint64_t *> (s.m.base + (r.table & FRAME)) + pt_index(page.gpa, 1)
                 above[n] = r.table
                 prefetch(place[n])
             n += 1
@@ -129,7 +128,7 @@ cdef inline void scan_pages_nested(Leaves *s, int entry_shift) noexcept nogil:
                 if f.fault:
                     leaves_fault(s, page.la, 4096, f.hpa, f.entry, f.fault, f.level, True)
                     continue
-            nested_row(s, &page, page.gpa, found_hpa(s, &f, page.gpa), f.entry, f.every, 9 * f.level + 3)
+            nested_row(s, &page, page.gpa, found_hpa(s, &f, page.gpa), f.entry, f.every, level_shift(f.level))
     if i >= stop:
         outside(s, t, 12, entry_shift, 1, False)
         close_table(s, t, barren_key(t.hpa, 1, False))

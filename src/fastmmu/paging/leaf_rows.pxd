@@ -1,17 +1,101 @@
-# What the loops over tables of an enumeration share: entries, rows, faults, and where a guest-physical address leads.
+# An enumeration that is under way, and what its loops over tables share: entries, rows, faults, tables that led
+# nowhere, and where a guest-physical address leads.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, G, PS
-from fastmmu.arch.memtype cimport MT_UC, mtrr_type
-from fastmmu.arch.types cimport FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE
+from fastmmu.arch.bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, G, PS, level_shift
+from fastmmu.arch.memtype cimport MT_UC, MtrrState, mtrr_type
+from fastmmu.arch.types cimport FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, Ept, Mem, Paging
 from fastmmu.paging.ept cimport ept_entry_address, ept_misconfigured
 from fastmmu.paging.guest cimport key_of, pat_index
-from fastmmu.paging.hash_table cimport hash_find, hash_put
-from fastmmu.paging.leaves cimport (
-    CAUSES, KEPT_FAULTS, REGIONS, Barren, EptRegion, LeafRow, Leaves, Page, Table, leaves_fault,
-)
+from fastmmu.paging.hash_table cimport HashTable, hash_find, hash_put
 from fastmmu.paging.memory cimport mem_holds, mem_read64
+
+cdef enum:
+    CAUSES = 5                  # counts are indexed by FaultCode - 1; the last is FAULT_BUS
+    KEPT_FAULTS = 4096          # faults that are described; all are counted
+    REGIONS = 1 << 15           # page tables of the EPT that are held: 64 GB of guest-physical addresses
+
+cdef struct LeafRow:            # fastmmu.dtypes.MAPPING_DTYPE
+    uint64_t va
+    uint64_t pa
+    uint64_t gpa
+    uint64_t size
+    uint64_t leaf
+    uint64_t rights             # its bytes: user, readable, writable, executable, accessed, dirty, global_page, large
+    uint64_t kind               # pat, key, memory_type, ept_rights, guest_shift, ept_shift, ept_accessed, ept_dirty
+
+cdef struct LeafFault:          # fastmmu.dtypes.MAPPING_FAULT_DTYPE
+    uint64_t va
+    uint64_t size
+    uint64_t hpa
+    uint64_t entry
+    uint8_t fault
+    uint8_t level
+    uint8_t ept
+
+cdef struct Table:              # one that is being read
+    uint64_t hpa
+    uint64_t base               # address that its entry 0 covers: linear (not sign-extended) or guest-physical
+    uint64_t every              # AND of the entries above
+    uint64_t any_               # OR of them
+    uint64_t rows               # rows handed out when it was opened, and faults
+    uint64_t faults[CAUSES]
+    uint32_t next               # entry to read next
+    uint32_t stop               # end of the entries asked for
+    uint32_t held               # entries that lie in memory
+    uint8_t whole               # all of its addresses are asked for
+
+cdef struct Page:               # a guest page, while EPT cuts it
+    uint64_t la                 # not sign-extended
+    uint64_t gpa
+    uint64_t leaf
+    uint64_t rights             # words of a row, as without EPT
+    uint64_t kind
+    int shift
+
+cdef struct Barren:             # a table without mappings
+    uint64_t key                # its address, level and stage
+    uint64_t faults[CAUSES]
+
+cdef struct EptRegion:          # 2 MB of guest-physical addresses that have a page table of the EPT
+    uint64_t tag                # ~(gpa >> 21); 0: free
+    uint64_t table              # its address, and in the low bits the rights above it
+
+cdef struct Leaves:
+    Mem *m
+    Paging g
+    Ept e
+    const MtrrState *mtrrs
+    uint8_t nested
+    uint8_t bare                # the EPT alone: addresses are guest-physical, leaves are those of the EPT
+    uint8_t loose
+    uint8_t done
+    uint8_t root                # PDPTE registers, or roots, opened
+    uint8_t sign                # bit that is copied upwards; 0: none
+    uint8_t one_type            # no MTRR tells ranges apart above 1 MB
+    uint8_t below               # their type
+    uint8_t type_of[8][8]       # [MTRR or EPT type][PAT index]: effective memory type
+    uint64_t present_ept
+    uint64_t first              # linear addresses asked for (not sign-extended), both included
+    uint64_t last
+    uint64_t gpa_first          # part of `page` that is asked for
+    uint64_t gpa_last
+    int level                   # guest table being read
+    int ept_level               # EPT table being read; 0: no page is being cut
+    Table guest[7]
+    Table ept[7]
+    Page page
+    LeafRow *out
+    uint64_t n                  # rows in `out`
+    uint64_t room
+    uint64_t before             # rows of earlier calls
+    uint64_t work               # tables that this call may still open
+    uint64_t count[CAUSES]
+    LeafFault *kept             # KEPT_FAULTS of them
+    uint32_t n_kept
+    HashTable barren            # of Barren
+    EptRegion *region           # REGIONS of them; only those that are used take memory
 
 cdef struct Found:              # where a guest-physical address led
     uint64_t hpa                # of the entry
@@ -68,7 +152,23 @@ cdef inline uint64_t native_type(const Leaves *s, uint64_t pa, uint64_t pat) noe
     return s.type_of[s.below if s.one_type and pa >= 0x100000 else mtrr_type(s.mtrrs, pa)][pat]
 
 
-# ---- barren tables --------------------------------------------------------------------------------------------
+# ---- faults and barren tables ---------------------------------------------------------------------------------
+
+cdef inline void leaves_fault(Leaves *s, uint64_t la, uint64_t size, uint64_t hpa, uint64_t entry, int fault,
+                              int level, bint ept) noexcept nogil:
+    cdef LeafFault *f
+    s.count[fault - 1] += 1
+    if s.n_kept < KEPT_FAULTS:
+        f = s.kept + s.n_kept
+        s.n_kept += 1
+        f.va = extended(s, la)
+        f.size = size
+        f.hpa = hpa
+        f.entry = entry
+        f.fault = fault
+        f.level = level
+        f.ept = ept
+
 
 cdef inline uint64_t barren_key(uint64_t table, int level, bint ept) noexcept nogil:
     return table | 8 | level | <uint64_t> ept << 4
@@ -162,7 +262,7 @@ cdef inline void ept_find(Leaves *s, uint64_t gpa, Found *f) noexcept nogil:
 
 
 cdef inline uint64_t found_hpa(const Leaves *s, const Found *f, uint64_t gpa) noexcept nogil:
-    cdef uint64_t offset = (<uint64_t> 1 << (9 * f.level + 3)) - 1
+    cdef uint64_t offset = (<uint64_t> 1 << level_shift(f.level)) - 1
     return (f.entry & s.e.frame & ~offset) | (gpa & offset)
 
 

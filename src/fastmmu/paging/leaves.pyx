@@ -1,36 +1,20 @@
-"""Kernel of the enumeration (paging.md §2-§4, ept.md §2-§5). Header: paging/leaves.pxd; page tables: leaf_pages.pyx."""
+"""Kernel of the enumeration (paging.md §2-§4, ept.md §2-§5). Header: leaves.pxd; page tables: leaf_pages.pyx."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport EPT_R, EPT_W, ONES, P, PS
+from fastmmu.arch.bits cimport EPT_R, EPT_W, ONES, P, PS, level_shift
 from fastmmu.arch.memtype cimport MT_UC, MT_WB, combined_type
 from fastmmu.arch.types cimport FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, MODE_NONE, MODE_PAE
 from fastmmu.paging.ept cimport ept_misconfigured
-from fastmmu.paging.guest cimport is_leaf, leaf_address, level_shift, table_address
+from fastmmu.paging.guest cimport is_leaf, leaf_address, guest_level_shift, table_address
 from fastmmu.paging.hash_table cimport hash_free
 from fastmmu.paging.leaf_pages cimport leaf_pages
 from fastmmu.paging.leaf_rows cimport (
     Found, barren_key, barren_skip, close_table, entry_at, ept_find, extended, found_hpa, kind_word, native_type,
     nested_row, next_present, outside, rights_word,
 )
-
-
-cdef void leaves_fault(Leaves *s, uint64_t la, uint64_t size, uint64_t hpa, uint64_t entry, int fault, int level,
-                       bint ept) noexcept nogil:
-    cdef LeafFault *f
-    s.count[fault - 1] += 1
-    if s.n_kept < KEPT_FAULTS:
-        f = s.kept + s.n_kept
-        s.n_kept += 1
-        f.va = extended(s, la)
-        f.size = size
-        f.hpa = hpa
-        f.entry = entry
-        f.fault = fault
-        f.level = level
-        f.ept = ept
 
 
 # ---- opening tables ---------------------------------------------------------------------------------------
@@ -64,7 +48,7 @@ cdef void open_guest(Leaves *s, int level, uint64_t table, uint64_t base, uint64
     # The page walker reads a guest table, and with EPT A/D flags that counts as a write (ept.md §4).
     cdef Found f
     cdef uint64_t hpa = table, need = EPT_R | (EPT_W if s.e.ad else 0)
-    cdef int shift = level_shift(&s.g, level)
+    cdef int shift = guest_level_shift(&s.g, level)
     if s.nested:
         ept_find(s, table, &f)
         if not f.fault and need & ~f.every:
@@ -79,7 +63,7 @@ cdef void open_guest(Leaves *s, int level, uint64_t table, uint64_t base, uint64
 
 
 cdef void open_ept(Leaves *s, int level, uint64_t table, uint64_t base, uint64_t every) noexcept nogil:
-    if open_table(s, &s.ept[level], barren_key(table, level, True), table, base, every, 0, 9 * level + 3, 9, 3,
+    if open_table(s, &s.ept[level], barren_key(table, level, True), table, base, every, 0, level_shift(level), 9, 3,
                   s.gpa_first, s.gpa_last):
         s.ept_level = level
 
@@ -107,7 +91,7 @@ cdef void open_page(Leaves *s) noexcept nogil:
         if f.fault:
             leaves_fault(s, page.la, size, f.hpa, f.entry, f.fault, f.level, True)
         else:
-            nested_row(s, page, page.gpa, found_hpa(s, &f, page.gpa), f.entry, f.every, 9 * f.level + 3)
+            nested_row(s, page, page.gpa, found_hpa(s, &f, page.gpa), f.entry, f.every, level_shift(f.level))
     elif s.e.levels == 4 and page.gpa >> 48:
         leaves_fault(s, page.la, size, ONES, 0, FAULT_EPT_VIOLATION, 4, True)
     else:
@@ -180,7 +164,7 @@ cdef inline void scan_guest(Leaves *s, int entry_shift) noexcept nogil:
 
 cdef void scan_ept(Leaves *s) noexcept nogil:
     # the same for an EPT table under `page`; absent entries side by side are one fault
-    cdef int level = s.ept_level, shift = 9 * level + 3
+    cdef int level = s.ept_level, shift = level_shift(level)
     cdef Table *t = &s.ept[level]
     cdef const uint8_t *at = s.m.base + t.hpa
     cdef uint32_t i, stop = min(t.stop, t.held)
