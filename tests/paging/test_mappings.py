@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import fastmmu
 from fastmmu import Fault, GuestState
 from fastmmu import reference as ref
-from tests.support.address_spaces import Space, eptp_of, memory_of, state_of
+from tests.support.address_spaces import Space, space_of
 from tests.support.random_scenes import MEMORY, Scene, random_scene
 from tests.support.random_tables import MODES, RandomTables
 
@@ -27,7 +27,7 @@ CASES = [pytest.param(mode, ept, id=f"{mode.name}{'-ept' if ept else ''}") for m
 
 def scene_of(seed: int, mode: ref.Mode, ept: int) -> tuple[Scene, Space]:
     scene = random_scene(random.Random(seed), modes=(mode,), with_ept=(bool(ept),))
-    return scene, (memory_of(scene), state_of(scene.state), eptp_of(scene.ept))
+    return scene, space_of(scene)
 
 
 def plain(rows: np.recarray[Any, Any]) -> list[SimpleNamespace]:

@@ -28,6 +28,14 @@ def test_each_file_that_the_architecture_names_exists() -> None:
     assert len(text.splitlines()) < 100
 
 
+def test_each_name_that_the_architecture_uses_is_one_of_the_code() -> None:
+    named = set(re.findall(r"`([A-Za-z]\w+)`", (ROOT / "ARCHITECTURE.md").read_text()))
+    assert len(named) > 10
+    sources = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".pyx", ".pxd")]
+    words = {word for path in sources for word in re.findall(r"\w+", path.read_text())}
+    assert named - words - {"import", "cimport"} == set()
+
+
 def test_each_room_stands_in_the_architecture() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text()
     rooms = {f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")}
