@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conformance import guests, vectors
+from tests.conformance import guests, systems, vectors
 from tests.conformance.__main__ import main
 
 
@@ -28,7 +28,8 @@ def test_sets_of_other_names_and_lengths(tmp_path: Path, capsys: pytest.CaptureF
         target = mine / f"{vectors.set_name(path)}_other.jsonl"
         target.write_text("".join(json.dumps(v) + "\n" for v in renamed))
     shutil.copytree(guests.sample_directory() / "pae_user", mine / "renamed")
-    assert main(["--data", str(mine), "--guests", str(mine)]) == 0
+    traces = str(systems.sample_directory())
+    assert main(["--data", str(mine), "--guests", str(mine), "--traces", traces]) == 0
     reports = lines_of(capsys.readouterr().out)
     for path in vectors.sets(vectors.sample_directory()):
         assert f"{vectors.set_name(path)}_other: 7 compared, 0 mismatches, 0 not compared" in " ".join(reports)
