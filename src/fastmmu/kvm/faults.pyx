@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
-from fastmmu.arch.bits cimport FRAME, ONES
+from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.pferr cimport PF_ID, PF_P, PF_RSVD, PF_U, PF_W
 from fastmmu.arch.registers cimport RULE_PDPTE
 from fastmmu.arch.types cimport (
@@ -19,15 +19,13 @@ from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.kvm.roots cimport kvm_out_of_tables
 from fastmmu.mmu.direct cimport (
-    FILL_FAST, FILL_MAPPED, FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_UNCHANGED, Fault, map_direct,
+    RET_PF_BUS, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_INJECT, RET_PF_INVALID, RET_PF_NO_TABLES, RET_PF_RETRY,
+    RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, Fault, map_direct,
 )
 from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_away, slot_of
 from fastmmu.mmu.reclaim cimport host_wrote
-from fastmmu.mmu.shadow cimport (
-    SHADOW_BUS, SHADOW_FIXED, SHADOW_MMIO, SHADOW_NO_TABLES, SHADOW_REFLECT, SHADOW_RETRY, SHADOW_SPURIOUS,
-    shadow_fault,
-)
-from fastmmu.mmu.spte cimport MMIO_RESERVED, spte_is_mmio, spte_mmio_current
+from fastmmu.mmu.shadow cimport shadow_fault
+from fastmmu.mmu.spte cimport spte_is_mmio, spte_mmio_current, spte_mmio_gfn
 from fastmmu.mmu.sync cimport guest_wrote, shadow_drop
 from fastmmu.mmu.table_iter cimport TableIter, iter_find
 from fastmmu.paging.ept cimport QUAL_TRANSLATED
@@ -45,7 +43,7 @@ cdef gfn_t marked(Kvm *kvm, gva_t address) noexcept nogil:
     iter_find(&kvm.mmu, &it, address)
     if not spte_is_mmio(kvm.mmu.format, it.entry) or not spte_mmio_current(it.entry, kvm.mmu.slots.generation):
         return ONES
-    return (it.entry & FRAME & ~MMIO_RESERVED) >> 12
+    return spte_mmio_gfn(it.entry)
 
 
 cdef int retry(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
@@ -101,30 +99,30 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
         known = marked(kvm, la)
     kvm.stats.pf_taken += known == ONES
     result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(code), code & PF_P, known, &w)
-    if result == SHADOW_NO_TABLES:
+    if result == RET_PF_NO_TABLES:
         return kvm_out_of_tables(vcpu)
-    if result == SHADOW_REFLECT:
+    if result == RET_PF_INJECT:
         v.c.pf_guest += 1
         v.cr2 = la
         v.error_code = w.error_code
         if w.error_code & PF_P and not w.error_code & PF_RSVD:
             shadow_drop(&kvm.mmu, &vcpu.guest, la)       # like the processor, which drops the translation that denied
         return ACT_INJECT_PF
-    if result == SHADOW_BUS:
+    if result == RET_PF_BUS:
         vcpu_abort(v, ABORT_BUS, w.gpa)
         return ACT_ABORT
-    action = retry(vcpu, w.gpa) if result == SHADOW_RETRY else ACT_RETRY
-    if result == SHADOW_FIXED:
+    action = retry(vcpu, w.gpa) if result == RET_PF_RETRY else ACT_RETRY
+    if result == RET_PF_FIXED:
         v.c.pf_fixed += 1
         kvm.stats.pf_fixed += 1
-    elif result == SHADOW_SPURIOUS:
+    elif result == RET_PF_SPURIOUS:
         v.c.pf_spurious += 1
-    elif result != SHADOW_RETRY:
+    elif result == RET_PF_EMULATE or result == RET_PF_WRITE_PROTECTED:
         action = ACT_EMULATED
         v.emulated = w.gpa
         kvm.stats.pf_emulate += known == ONES
-        decoded(kvm, w.gpa, result == SHADOW_MMIO)
-        if result == SHADOW_MMIO:
+        decoded(kvm, w.gpa, result == RET_PF_EMULATE)
+        if result == RET_PF_EMULATE:
             v.c.mmio += 1
         else:
             v.c.pf_emulate += 1
@@ -188,10 +186,10 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
     f.present = code >> 3 & 7 != 0
     kvm.stats.pf_taken += 1
     result = map_direct(&kvm.mmu, &f)
-    if result == FILL_NO_TABLES:
+    if result == RET_PF_NO_TABLES:
         return kvm_out_of_tables(vcpu)
-    if result == FILL_NO_SLOT or result == FILL_READ_ONLY:
-        if not code & QUAL_TRANSLATED and result == FILL_NO_SLOT:
+    if result == RET_PF_EMULATE:
+        if not code & QUAL_TRANSLATED and f.slot == NULL:
             kvm.stats.pf_emulate += 1
             return no_table(vcpu)
         if not code & QUAL_TRANSLATED:          # a write to A or D in a read-only slot
@@ -202,41 +200,44 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
         kvm.stats.pf_emulate += 1
         decoded(kvm, f.gpa, True)
         return ACT_EMULATED
-    kvm.stats.pf_fixed += result == FILL_MAPPED or result == FILL_FAST
-    if result == FILL_MAPPED:
-        if kvm.mmu.counters.dirty_faults == dirty:
-            v.c.ept_build += 1
-    elif result != FILL_FAST and result != FILL_RETRY:
+    if result == RET_PF_FIXED:
+        kvm.stats.pf_fixed += 1
+        v.c.ept_build += not f.fast and kvm.mmu.counters.dirty_faults == dirty
+    elif result != RET_PF_RETRY:
         v.c.ept_spurious += 1
-    return retry(vcpu, f.gpa) if result == FILL_RETRY else ACT_RETRY
+    return retry(vcpu, f.gpa) if result == RET_PF_RETRY else ACT_RETRY
 
 
 cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Fault f
-    cdef int action
+    cdef int result
     f.la = f.gpa = v.vmcs.guest_physical_address
     f.write = f.fetch = f.present = False
     if marked(kvm, f.gpa) != ONES:
         return mmio(vcpu, f.gpa)
     kvm.stats.pf_taken += 1
-    action = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else FILL_UNCHANGED
-    kvm.stats.pf_fixed += action == FILL_MAPPED
-    if action == FILL_NO_SLOT:                  # marked anew
+    result = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else RET_PF_INVALID
+    kvm.stats.pf_fixed += result == RET_PF_FIXED and not f.fast
+    if result == RET_PF_EMULATE:                # marked anew
         kvm.stats.pf_emulate += 1
         return mmio(vcpu, f.gpa)
-    if action == FILL_UNCHANGED:
+    if result == RET_PF_SPURIOUS or result == RET_PF_INVALID:
         vcpu_abort(v, ABORT_MISCONFIG, f.gpa)   # nobody made this entry
         return ACT_ABORT
-    return retry(vcpu, f.gpa) if action == FILL_RETRY else ACT_RETRY  # memory by now
+    return retry(vcpu, f.gpa) if result == RET_PF_RETRY else ACT_RETRY  # memory by now
 
 
 # ---- premapped runs -------------------------------------------------------------------------------------
 
+cdef int out_of_tables(KvmVcpu *vcpu) noexcept nogil:
+    return RET_PF_RETRY if kvm_out_of_tables(vcpu) == ACT_RETRY else RET_PF_NO_TABLES
+
+
 cdef int kvm_premap(KvmVcpu *vcpu, gva_t la, const Walk *w) noexcept nogil:
-    # the VMM's part of what a premapped run finds in place: ACT_INJECT_PF where the guest's own table lacks it,
-    # ACT_EMULATED where there is nothing to map, so that the access exits as ever: MMIO
+    # the VMM's part of what a premapped run finds in place: RET_PF_INJECT where the guest's own table lacks it,
+    # RET_PF_EMULATE where there is nothing to map, so that the access exits as ever: MMIO
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Walk guest
@@ -247,35 +248,29 @@ cdef int kvm_premap(KvmVcpu *vcpu, gva_t la, const Walk *w) noexcept nogil:
         f.write = f.fetch = f.present = False
         result = map_direct(&kvm.mmu, &f)
         kvm.mmu.flush = False
-        if result == FILL_NO_TABLES:
-            return kvm_out_of_tables(vcpu)
-        if result == FILL_NO_SLOT and w.qual & QUAL_TRANSLATED:
-            return ACT_EMULATED
-        if result == FILL_NO_SLOT:
+        if result == RET_PF_NO_TABLES:
+            return out_of_tables(vcpu)
+        if result == RET_PF_EMULATE and not w.qual & QUAL_TRANSLATED:
             vcpu_abort(v, ABORT_BUS, w.gpa)
-            return ACT_ABORT
-        return ACT_RETRY
+            return RET_PF_BUS
+        return result
     if w.fault == FAULT_EPT_MISCONFIG:
-        return ACT_EMULATED
+        return RET_PF_EMULATE
     if w.fault != FAULT_PF:
         vcpu_abort(v, ABORT_BUS, w.gpa)
-        return ACT_ABORT
+        return RET_PF_BUS
     if not kvm.shadow:
-        return ACT_INJECT_PF
+        return RET_PF_INJECT
     if w.error_code & PF_RSVD:
-        return ACT_EMULATED
+        return RET_PF_EMULATE
     vcpu.guest.user = w.error_code & PF_U != 0
     vcpu.guest.ac = v.hw.ac
     result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(w.error_code), w.error_code & PF_P, ONES,
                           &guest)
     kvm.mmu.flush = False
-    if result == SHADOW_NO_TABLES:
-        return kvm_out_of_tables(vcpu)
-    if result == SHADOW_REFLECT:
-        return ACT_INJECT_PF
-    if result == SHADOW_FIXED or result == SHADOW_SPURIOUS:
-        return ACT_RETRY
-    if result == SHADOW_MMIO:
-        return ACT_EMULATED
-    vcpu_abort(v, ABORT_BUS, guest.gpa)
-    return ACT_ABORT
+    if result == RET_PF_NO_TABLES:
+        return out_of_tables(vcpu)
+    if result == RET_PF_WRITE_PROTECTED or result == RET_PF_RETRY or result == RET_PF_BUS:
+        vcpu_abort(v, ABORT_BUS, guest.gpa)
+        return RET_PF_BUS
+    return result

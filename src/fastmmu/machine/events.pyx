@@ -16,12 +16,13 @@ from fastmmu.arch.types cimport FAULT_PF, Walk
 from fastmmu.arch.vmx cimport EXIT_CPUID, N_REASONS, clear_exit_information
 from fastmmu.cpu.interrupts cimport irq_boundary, irq_due, irq_event, irq_left, irq_pass, irq_waits
 from fastmmu.cpu.vcpu cimport (
-    ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_EMULATED, ACT_RETRY, DONE_ABORT,
     DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_invlpg,
     vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
+from fastmmu.mmu.direct cimport RET_PF_EMULATE, RET_PF_INJECT
 from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 
 cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
@@ -194,15 +195,15 @@ cdef void count_accesses(Run *m, const uint8_t *op, uint64_t n) noexcept nogil:
 cdef int premap(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil:
     # map what a premapped run finds in place, without a trace of it in the counters
     cdef Run *m = to_run(v)
-    cdef int action = ACT_INJECT_PF, outcome
+    cdef int result = RET_PF_INJECT, outcome
     if m.vcpu.cpu.guest:
-        action = kvm_premap(&m.vcpu, la, w)
+        result = kvm_premap(&m.vcpu, la, w)
     elif fault != FAULT_PF:
         vcpu_abort(v, ABORT_BUS, w.gpa)
         return ACT_ABORT
-    if action == ACT_INJECT_PF:
+    if result == RET_PF_INJECT:
         m.kernel.silent = True
         outcome = kernel_page_fault(m.kernel, la, w.error_code & ~<uint32_t> PF_P)
         m.kernel.silent = False
         return ACT_ABORT if outcome else ACT_RETRY
-    return action
+    return ACT_ABORT if result < 0 else ACT_EMULATED if result == RET_PF_EMULATE else ACT_RETRY

@@ -8,7 +8,7 @@
     rmap       reverse maps, the one place where an entry changes
     invariant  what a build with FASTMMU_CHECKS=1 asserts of every change
     roots      the root in use and those kept for their next use
-    direct     the leaf for a page; direct mappings and their faults, fast faults, marks of MMIO
+    direct     the leaf for a page; direct mappings and their faults, fast faults, MMIO SPTEs
     shadow     what a #PF was, and the shadow entry that answers it
     sync       shadow pages out of sync, emulated writes to guest tables, INVLPG, prefetch
     dirty_log  write protection or the processor's log; splitting and joining large pages
@@ -19,6 +19,10 @@ out.
 
 To add a kind of entry: its bits in `spte` (they may not overlap: static assertions), its making there, its change
 through `rmap` alone; `reference/kvm/tables.py`; a property in tests/mmu.
+
+To add an entry format, as NPT's would be: a literal beside those of `spte` (which bit says what; a bit that it lacks
+is 0), with its assertion that none overlap, and a number in MmuFormat, which the machine gives to `mmu_init`. Nothing
+else in the room knows which format it has.
 """
 
 from __future__ import annotations

@@ -2,20 +2,19 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport EPT_A, A
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport Slot, slot_hpa
 from fastmmu.mmu.mmu cimport AGE_OLD, AGE_ZAP, Mmu, mmu_frame, mmu_owe_flush, rmap_next, rmap_spte
 from fastmmu.mmu.rmap cimport rmap_zap, spte_age
-from fastmmu.mmu.spte cimport FORMAT_EPT, spte_track, spte_tracked
+from fastmmu.mmu.spte cimport spte_track, spte_tracked
 
 
 cdef bint entry_young(Mmu *mmu, uint32_t id, bint clear) noexcept nogil:
     # one leaf entry: was it used, and is it, where `clear`, as if not
-    cdef uint64_t entry = rmap_spte(mmu, id), flag = EPT_A if mmu.format == FORMAT_EPT else A
-    cdef bint young = entry & flag != 0 if mmu.ad else not spte_tracked(entry)
+    cdef uint64_t entry = rmap_spte(mmu, id), flag = mmu.format.accessed
+    cdef bint young = entry & flag != 0 if mmu.ad else not spte_tracked(mmu.format, entry)
     if young and clear:
-        spte_age(mmu, id, entry & ~flag if mmu.ad else spte_track(entry))
+        spte_age(mmu, id, entry & ~flag if mmu.ad else spte_track(mmu.format, entry))
     return young
 
 

@@ -7,15 +7,17 @@ from fastmmu.mmu.memslots cimport Slot
 from fastmmu.mmu.mmu cimport Mmu
 from fastmmu.mmu.table_iter cimport TableIter
 
-cdef enum FillResult:
-    FILL_MAPPED = 0             # the entry now allows the access
-    FILL_NO_SLOT = 1            # no memory behind it: MMIO
-    FILL_NO_TABLES = 2          # the pool of table pages is used up
-    FILL_UNCHANGED = 3          # it allowed the access already: spurious
-    FILL_FAST = 4               # a right was given back, nothing was looked up
-    FILL_RETRY = 5              # the host changed its pages meanwhile: run the access again
-    FILL_READ_ONLY = 6          # a write to a read-only slot: the device model's
-    FILL_TRACKED = 7            # a write to a shadowed table: emulate it
+cdef enum RetPf:                # what became of a fault, by Linux' names; below 0: the guest cannot go on as it is
+    RET_PF_CONTINUE = 0         # nothing yet: the next step decides
+    RET_PF_RETRY = 1            # the host changed its pages meanwhile: run the access again
+    RET_PF_EMULATE = 2          # no memory behind it (Fault.slot is NULL), or a write to a read-only slot: user space's
+    RET_PF_WRITE_PROTECTED = 3  # a write to a shadowed table: emulate it
+    RET_PF_INVALID = 4          # not one that the fast path fixes
+    RET_PF_FIXED = 5            # the entry now allows the access
+    RET_PF_SPURIOUS = 6         # it did already
+    RET_PF_INJECT = 7           # the guest's own #PF, error code in the walk; Linux injects it where it is found
+    RET_PF_NO_TABLES = -1       # the pool of table pages is used up; Linux: an error code
+    RET_PF_BUS = -2             # a guest table lies in a further slot, which the walk does not read
 
 cdef struct Fault:              # what a fault asks of the MMU
     gva_t la                    # address in the tables: linear, under EPT guest-physical
@@ -24,6 +26,7 @@ cdef struct Fault:              # what a fault asks of the MMU
     bint present                # an entry was there, but did not allow the access
     Slot *slot                  # of gpa; NULL: none
     bint host_writable          # the host lets the page be written
+    bint fast                   # fixed by giving a right back, nothing was looked up
 
 cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil
 cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gfn, int access, bint prefetch,

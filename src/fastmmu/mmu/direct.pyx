@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, FRAME, RW
+from fastmmu.arch.bits cimport EPT_IPAT, FRAME
 from fastmmu.arch.memtype cimport MT_UC, MT_WB, mtrr_type
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport (
@@ -15,8 +15,8 @@ from fastmmu.mmu.pages cimport mmu_link, mmu_make_room, mmu_may_write, mmu_sp, m
 from fastmmu.mmu.reclaim cimport host_fetch, host_give
 from fastmmu.mmu.rmap cimport spte_set
 from fastmmu.mmu.spte cimport (
-    FORMAT_EPT, MAY_ALL, MAY_W, MAY_X, spte_leaf, spte_make, spte_may_write, spte_mmio, spte_present, spte_restore,
-    spte_tracked, spte_update_flushes,
+    MAY_ALL, MAY_W, MAY_X, SpteFormat, spte_leaf, spte_make, spte_mmio, spte_present, spte_restore, spte_tracked,
+    spte_update_flushes,
 )
 from fastmmu.mmu.table_iter cimport TableIter, iter_at, iter_find, iter_start
 
@@ -24,17 +24,17 @@ from fastmmu.mmu.table_iter cimport TableIter, iter_at, iter_find, iter_start
 # ---- the page behind it -------------------------------------------------------------------------------------
 
 cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil:
-    # the host's page for f.gpa: FILL_MAPPED where it is there, and whether it may be written. FILL_RETRY where the host
-    # changed what it has behind its pages meanwhile, or is about to: the page found may be another by now
+    # the host's page for f.gpa: RET_PF_CONTINUE where it is there, and whether it may be written. RET_PF_RETRY where
+    # the host changed what it has behind its pages meanwhile, or is about to: the page found may be another by now
     cdef gfn_t gfn = f.gpa >> 12
     cdef uint64_t sequence = mmu.slots.sequence
     cdef int page
     f.slot = slot_of(&mmu.slots, gfn)
     f.host_writable = False
     if f.slot == NULL:
-        return FILL_NO_SLOT
+        return RET_PF_EMULATE
     if f.slot.readonly and f.write:
-        return FILL_READ_ONLY
+        return RET_PF_EMULATE
     if not f.slot.readonly:
         page = host_page(f.slot, gfn)
         if page == HOST_SWAPPED:
@@ -54,8 +54,8 @@ cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil:
         f.host_writable = page == HOST_PRESENT
     if mmu.slots.sequence != sequence or slot_away(f.slot, gfn):
         mmu.counters.retries += 1
-        return FILL_RETRY
-    return FILL_MAPPED
+        return RET_PF_RETRY
+    return RET_PF_CONTINUE
 
 
 cdef bint page_for_prefetch(const Slot *slot, gfn_t gfn) noexcept nogil:
@@ -77,7 +77,7 @@ cdef uint64_t memory_type(const Mmu *mmu, const Slot *slot, gfn_t gfn) noexcept 
 cdef bint one_type(const Mmu *mmu, const Slot *slot, gfn_t gfn) noexcept nogil:
     # the guest's MTRRs give the whole 2 MB around the page one type
     cdef gfn_t first = gfn & ~(<uint64_t> 511), i
-    if mmu.format != FORMAT_EPT or not mmu.noncoherent:
+    if not mmu.format.memory_type or not mmu.noncoherent:
         return True
     for i in range(1, 512):
         if memory_type(mmu, slot, first + i) != memory_type(mmu, slot, first):
@@ -98,7 +98,7 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gf
     if slot == NULL:
         mmu.counters.mmio_marked += 1
         spte_set(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
-        return FILL_NO_SLOT
+        return RET_PF_EMULATE
     if level > 1 and mmu.policy.nx_huge:
         access &= ~MAY_X
     if not host_writable:
@@ -109,27 +109,25 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gf
         old = 0
         flush = True
     dirty = access & MAY_W != 0
-    if dirty and spte_present(old) and old & RW:
+    if dirty and spte_present(old) and old & mmu.format.write:
         dirty = not mmu.policy.modern           # Linux 6.1 leaves D to the processor then
     elif dirty and not mmu_may_write(mmu, gfn, can_unsync, prefetch):
         denied = True
         dirty = False
         access &= ~MAY_W
-    cache = memory_type(mmu, slot, gfn) if mmu.format == FORMAT_EPT else 0
-    if mmu.format == FORMAT_EPT and not mmu.ad:
-        new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, False, False, host_writable, cache)
-    else:
-        new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, not prefetch, dirty, host_writable, cache)
+    cache = memory_type(mmu, slot, gfn) if mmu.format.memory_type else 0
+    new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, mmu.ad and not prefetch, mmu.ad and dirty,
+                    host_writable, cache)
     if access & MAY_W and slot.dirty != NULL:
         mark_dirty(slot, gfn)
         mmu.counters.logged += 1
     if new == old:
-        return FILL_TRACKED if denied and write else FILL_UNCHANGED
+        return RET_PF_WRITE_PROTECTED if denied and write else RET_PF_SPURIOUS
     if spte_present(old):
         flush = not spte_leaf(old, level) if mmu.policy.tdp else spte_update_flushes(mmu.format, mmu.ad, old, new)
     mmu.counters.flush_requests += flush
     spte_set(mmu, owner, index, new)
-    return FILL_TRACKED if denied and write else FILL_MAPPED
+    return RET_PF_WRITE_PROTECTED if denied and write else RET_PF_FIXED
 
 
 cdef bint descend(Mmu *mmu, TableIter *it, gfn_t gfn, bint direct, int access) noexcept nogil:
@@ -184,7 +182,7 @@ cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) 
     iter_start(mmu, &it, owner, f.la)
     while it.level > goal:
         if not descend(mmu, &it, gfn & ~((<uint64_t> 1 << 9 * (it.level - 1)) - 1), True, access):
-            return FILL_NO_TABLES
+            return RET_PF_NO_TABLES
         if it.level == 1 and split:
             if not mmu.sp[it.owner].split:
                 mmu.nx_splits += 1
@@ -194,7 +192,7 @@ cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) 
             goal = 1
     result = set_leaf(mmu, it.owner, it.index, f.slot, gfn & ~(<uint64_t> 511) if goal == 2 else gfn, access, False,
                       f.write, f.host_writable, True)
-    if result != FILL_UNCHANGED and mmu.policy.prefetch and mmu.sp[it.owner].direct and it.level == 1:
+    if result != RET_PF_SPURIOUS and mmu.policy.prefetch and mmu.sp[it.owner].direct and it.level == 1:
         prefetch_direct(mmu, it.owner, it.index)
     return result
 
@@ -203,7 +201,7 @@ cdef void prefetch_direct(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nog
     # the other entries of the aligned eight, run by run; the first page that is not at hand ends it. Without A flags a
     # prefetched entry could not be told from one in use (kvm_policy.md §2.1).
     cdef uint64_t first = index & ~(<uint64_t> PREFETCH - 1), i, start = 512
-    if mmu.policy.tdp or (mmu.format == FORMAT_EPT and not mmu.ad):
+    if mmu.policy.tdp or not mmu.ad:
         return
     for i in range(first, first + PREFETCH):
         if i == index or spte_present(spte_at(mmu, owner, i)):
@@ -232,58 +230,60 @@ cdef bint prefetch_run(Mmu *mmu, uint32_t owner, uint64_t start, uint64_t end) n
     return True
 
 
-cdef int fast_fault(Mmu *mmu, const Fault *f) noexcept nogil:
-    # rights given back, without the host and without tables (kvm_policy.md §5); FILL_MAPPED: it is no such fault
+cdef int fast_fault(Mmu *mmu, Fault *f) noexcept nogil:
+    # rights given back, without the host and without tables (kvm_policy.md §5)
+    cdef const SpteFormat *format = mmu.format
     cdef TableIter it
     cdef uint64_t entry, need, new
     cdef Slot *slot
     iter_find(mmu, &it, f.gpa)
     entry = it.entry
     if not spte_present(entry):
-        return FILL_MAPPED
-    need = EPT_X if f.fetch else EPT_W if f.write else EPT_R
+        return RET_PF_INVALID
+    need = format.execute if f.fetch else format.write if f.write else format.read
     if entry & need:
         mmu.counters.fast_spurious += 1
-        return FILL_UNCHANGED
+        return RET_PF_SPURIOUS
     new = entry
-    if not mmu.ad and spte_tracked(entry):
-        new = spte_restore(entry)
+    if not mmu.ad and spte_tracked(format, entry):
+        new = spte_restore(format, entry)
     slot = slot_of(&mmu.slots, f.gpa >> 12)
-    if f.write and entry & spte_may_write(mmu.format):
+    if f.write and entry & format.may_write:
         if slot == NULL or (it.level > 1 and slot.dirty != NULL):
-            return FILL_MAPPED
-        new |= EPT_W
+            return RET_PF_INVALID
+        new |= format.write
     if not new & need:
-        return FILL_MAPPED
+        return RET_PF_INVALID
     spte_set(mmu, it.owner, it.index, new)
-    if new & EPT_W and slot.dirty != NULL:
+    if new & format.write and slot.dirty != NULL:
         mark_dirty(slot, f.gpa >> 12)
         mmu.counters.logged += 1
         mmu.counters.dirty_faults += 1
     mmu.counters.fast += 1
-    return FILL_FAST
+    f.fast = True
+    return RET_PF_FIXED
 
 
 cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil:
     # guest-physical = linear: EPT, and the guest that does not page (kvm_policy.md §3.1)
     cdef uint32_t top
     cdef int result
+    cdef bint mmio
+    f.fast = False
     if f.write and f.present and mmu_tracked(mmu, f.gpa >> 12):
-        return FILL_TRACKED
+        return RET_PF_WRITE_PROTECTED
     top = mmu_top(mmu, f.la)
     if top == NO_SP:            # the last table page could not be had
-        return FILL_NO_TABLES
+        return RET_PF_NO_TABLES
     if mmu.policy.fast and (f.write if f.present else not mmu.ad):
         result = fast_fault(mmu, f)
-        if result != FILL_MAPPED:
+        if result != RET_PF_INVALID:
             return result
     result = fault_in(mmu, f)
-    if result == FILL_MAPPED or (result == FILL_NO_SLOT and mmu.policy.mmio_caching):
-        mmu_make_room(mmu)
-    if result == FILL_NO_SLOT and mmu.policy.mmio_caching:
-        return map_below(mmu, top, f, 1, MAY_ALL)
-    if result != FILL_MAPPED:
+    mmio = result == RET_PF_EMULATE and f.slot == NULL and mmu.policy.mmio_caching
+    if result != RET_PF_CONTINUE and not mmio:
         return result
-    if f.write and f.slot.dirty != NULL:
+    mmu_make_room(mmu)
+    if f.write and not mmio and f.slot.dirty != NULL:
         mmu.counters.dirty_faults += 1
-    return map_below(mmu, top, f, 2, MAY_ALL)
+    return map_below(mmu, top, f, 1 if mmio else 2, MAY_ALL)

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from fastmmu.arch.bits cimport EPT_D, EPT_X, PS, RW
+from fastmmu.arch.bits cimport PS
 from fastmmu.arch.types cimport gfn_t, gpa_t, hpa_t
 from fastmmu.mmu.memslots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
 from fastmmu.mmu.mmu cimport (
@@ -11,7 +11,7 @@ from fastmmu.mmu.mmu cimport (
 )
 from fastmmu.mmu.pages cimport mmu_link, mmu_sp, mmu_zap
 from fastmmu.mmu.rmap cimport mmu_write_protect, spte_set, spte_update
-from fastmmu.mmu.spte cimport FORMAT_EPT, MAY_X, spte_may_write, spte_present, spte_tracked
+from fastmmu.mmu.spte cimport MAY_X, spte_executable, spte_present
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 
 cdef enum:
@@ -25,7 +25,8 @@ cdef void protect_large(Mmu *mmu, uint64_t frame, bint by_hand) noexcept nogil:
     # large entries lose the right to write, so that a write finds its way here and splits them. by_hand: of a log
     # cleared by hand, where Linux 6.1 does not let a fast fault give it back, as for page tables.
     cdef uint32_t id = mmu.rmap_large[frame >> 9]
-    cdef uint64_t entry, lose = RW | (spte_may_write(mmu.format) if by_hand and mmu.policy.modern else 0)
+    cdef uint64_t entry, lose
+    lose = mmu.format.write | (mmu.format.may_write if by_hand and mmu.policy.modern else 0)
     while id:
         entry = rmap_spte(mmu, id)
         if entry & lose:
@@ -39,13 +40,13 @@ cdef void clear_dirty(Mmu *mmu, uint64_t head) noexcept nogil:
     cdef uint64_t entry
     while id:
         entry = rmap_spte(mmu, id)
-        if entry & EPT_D:
-            spte_update(mmu, id, entry & ~EPT_D)
+        if entry & mmu.format.dirty:
+            spte_update(mmu, id, entry & ~mmu.format.dirty)
         id = rmap_next(mmu, id)
 
 
 cdef inline bint by_processor(const Mmu *mmu) noexcept nogil:
-    return mmu.policy.pml and mmu.format == FORMAT_EPT and mmu.ad
+    return mmu.policy.pml and mmu.format.pml and mmu.ad
 
 
 cdef void protect(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
@@ -67,7 +68,7 @@ cdef bint split(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
         return False
     entry &= ~PS
     if mmu.policy.nx_huge and mmu.sp[owner].access & MAY_X:
-        entry |= EPT_X << 54 if not mmu.ad and spte_tracked(entry) else EPT_X
+        entry = spte_executable(mmu.format, entry)
     for i in range(512):
         spte_set(mmu, child, i, entry + (i << 12))
     mmu_link(mmu, owner, index, child)

@@ -2,11 +2,11 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport EPT_W, FRAME
+from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.memtype cimport MtrrState
 from fastmmu.arch.types cimport Mem, gfn_t, gva_t, hpa_t
 from fastmmu.mmu.memslots cimport Ring, Slots
-from fastmmu.mmu.spte cimport spte_dirty, spte_leaf, spte_present
+from fastmmu.mmu.spte cimport SpteFormat, spte_leaf, spte_present
 from fastmmu.paging.memory cimport mem_read64
 
 cdef enum:
@@ -121,12 +121,12 @@ cdef struct Mmu:
     Mem guest                   # guest-physical memory as a window of it: slot 0, from gpa 0
     Slots slots
     Policy policy
-    int format                  # MmuFormat
+    const SpteFormat *format    # of their entries
     bint noncoherent            # a device writes memory past the caches: the guest's own memory types count
     bint uncached               # the guest's CR0.CD
     bint ignore_cd              # KVM_X86_QUIRK_CD_NW_CLEARED: that changes nothing
     MtrrState mtrrs             # the guest's
-    bint ad                     # EPT A/D flags on: mappings are made with A, and D where writable
+    bint ad                     # A/D flags on, always but of EPT: mappings are made with A, and D where writable
     hpa_t pool, pool_end        # host-physical addresses of the VMM's table pages: next unused, end
     hpa_t pool_start
     uint32_t *owner             # [table page] its Sp
@@ -181,7 +181,7 @@ cdef inline void mmu_owe_flush(Mmu *mmu) noexcept nogil:
 
 cdef inline uint64_t mmu_dirty_flag(const Mmu *mmu) noexcept nogil:
     # what says of a leaf entry that its page may have been written
-    return spte_dirty(mmu.format) if mmu.ad else EPT_W
+    return mmu.format.dirty if mmu.ad else mmu.format.write
 
 
 # ---- entries and the lists in which they are linked --------------------------------------------------------------

@@ -3,12 +3,11 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, realloc
 
-from fastmmu.arch.bits cimport EPT_A, RW, A
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, order_drop, slot_hpa
 from fastmmu.mmu.mmu cimport Mmu, id_index, id_owner, mmu_frame, mmu_owe_flush, rmap_next, rmap_spte
 from fastmmu.mmu.rmap cimport mmu_zap_gfn, spte_set
-from fastmmu.mmu.spte cimport EPT_HOST_WRITE, EPT_MAY_WRITE, FORMAT_EPT, PT_HOST_WRITE, PT_MAY_WRITE, spte_track
+from fastmmu.mmu.spte cimport spte_track
 
 
 cdef void notify_start(Mmu *mmu, Slot *slot, gfn_t gfn, uint64_t pages) noexcept nogil:
@@ -36,12 +35,12 @@ cdef void change_pte(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     # entries lead to the shared page from now on, read-only
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn)), lose, entry
     cdef uint32_t id = mmu.rmap[frame]
-    lose = RW | (EPT_HOST_WRITE | EPT_MAY_WRITE if mmu.format == FORMAT_EPT else PT_HOST_WRITE | PT_MAY_WRITE)
+    lose = mmu.format.write | mmu.format.host_write | mmu.format.may_write
     if mmu.ad:
-        lose |= EPT_A if mmu.format == FORMAT_EPT else A
+        lose |= mmu.format.accessed
     while id:
         entry = rmap_spte(mmu, id) & ~lose
-        spte_set(mmu, id_owner(id), id_index(id), entry if mmu.ad else spte_track(entry))
+        spte_set(mmu, id_owner(id), id_index(id), entry if mmu.ad else spte_track(mmu.format, entry))
         id = rmap_next(mmu, id)
     mmu_owe_flush(mmu)
 

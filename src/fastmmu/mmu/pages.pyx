@@ -16,7 +16,7 @@ from fastmmu.mmu.mmu cimport (
     spte_id,
 )
 from fastmmu.mmu.rmap cimport mmu_write_protect, rmap_zap, spte_set
-from fastmmu.mmu.spte cimport spte_table
+from fastmmu.mmu.spte cimport spte_format, spte_table
 
 cdef enum:
     MIN_FREE = 5
@@ -25,12 +25,12 @@ cdef enum:
 
 cdef int mmu_init(Mmu *mmu, Mem *mem, hpa_t base, uint64_t nbytes, int format, bint ad, hpa_t pool,
                   hpa_t pool_end) noexcept nogil:
-    # base, nbytes: host memory for slots; 0, or -1 where the host's memory does not suffice
+    # base, nbytes: host memory for slots; format: MmuFormat; 0, or -1 where the host's memory does not suffice
     memset(mmu, 0, sizeof(Mmu))
     mmu.mem = mem
     mmu.slots.base = base
     mmu.slots.frames = nbytes >> 12
-    mmu.format = format
+    mmu.format = spte_format(format)
     mmu.ad = ad
     mmu.pool = mmu.pool_start = pool
     mmu.pool_end = pool_end

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport EPT_A, EPT_D, EPT_R, EPT_W, EPT_X, FRAME, PS, RW, US, XD, P, level_shift
+from fastmmu.arch.bits cimport FRAME, PS, level_shift
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.invariant cimport CHECKS, invariant
 from fastmmu.mmu.memslots cimport Slot, slot_hpa, slot_of
@@ -10,13 +10,8 @@ from fastmmu.mmu.mmu cimport (
     Mmu, Sp, id_index, id_owner, mmu_dirty_flag, mmu_frame, mmu_owe_flush, mmu_written, rmap_next, rmap_spte, sp_child,
     spte_at, spte_id,
 )
-from fastmmu.mmu.spte cimport (
-    FORMAT_EPT, FORMAT_PAGING, SPTE_MARK, spte_dirty, spte_host_write, spte_is_mmio, spte_leaf, spte_may_write,
-    spte_present, spte_tracked,
-)
+from fastmmu.mmu.spte cimport SPTE_MARK, SpteFormat, spte_is_mmio, spte_leaf, spte_loses, spte_present, spte_tracked
 from fastmmu.paging.memory cimport mem_write64
-
-cdef uint64_t KEY = 15ULL << 59                 # of an ordinary entry
 
 
 # ---- where an entry is linked --------------------------------------------------------------------------------
@@ -77,16 +72,14 @@ cdef void link(Mmu *mmu, Sp *sp, uint32_t id, uint64_t new) noexcept nogil:
 # ---- the one place where an entry changes ---------------------------------------------------------------------
 
 cdef inline bint loses(const Mmu *mmu, uint64_t old, uint64_t new) noexcept nogil:
-    # a cached translation of the old entry allows what the new one does not; more rights need no flush (ept.md §11).
-    # D: its log begins anew. Before Linux 6.1 nothing but the processor's log asks for it.
-    cdef uint64_t rights = EPT_R | EPT_W | EPT_X if mmu.format == FORMAT_EPT else P | RW | US
-    cdef uint64_t place = FRAME | SPTE_MARK | PS | (0 if mmu.format == FORMAT_EPT else KEY)
-    return (old & rights & ~new or (old ^ new) & place or (mmu.format == FORMAT_PAGING and new & ~old & XD)
-            or ((mmu.policy.modern or mmu.policy.pml) and old & ~new & spte_dirty(mmu.format)))
+    # D: the log of writes begins anew. Before Linux 6.1 nothing but the processor's log asks for it.
+    return (spte_loses(mmu.format, old, new)
+            or ((mmu.policy.modern or mmu.policy.pml) and old & ~new & mmu.format.dirty != 0))
 
 
 cdef void check_spte(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint64_t new) noexcept nogil:
     # an entry as it becomes
+    cdef const SpteFormat *f = mmu.format
     cdef int level = sp.level
     cdef gfn_t gfn = sp.gfn + (index << 9 * (level - 1))
     cdef uint64_t within = (<uint64_t> 1 << level_shift(level)) - 1
@@ -96,7 +89,7 @@ cdef void check_spte(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint6
     invariant(not sp.direct or sp.gfn << 12 & ((within << 9) | 511) == 0, b"the gfn of a direct table page is aligned",
               old, new, level)
     if not spte_present(new):
-        invariant(new == 0 or (level == 1 and spte_is_mmio(mmu.format, new)), b"not present: empty, or an MMIO SPTE",
+        invariant(new == 0 or (level == 1 and spte_is_mmio(f, new)), b"not present: empty, or an MMIO SPTE",
                   old, new, level)
         return
     if not spte_leaf(new, level):
@@ -106,13 +99,11 @@ cdef void check_spte(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint6
         invariant(child.level == level - 1, b"a table entry points one level down", old, new, level)
         return
     invariant(level <= 2, b"leaf entries map 4 KB or 2 MB", old, new, level)
-    invariant(not new & RW or new & spte_may_write(mmu.format) != 0, b"W implies MAY_WRITE", old, new, level)
-    invariant(not new & spte_may_write(mmu.format) or new & spte_host_write(mmu.format) != 0,
-              b"MAY_WRITE implies HOST_WRITE", old, new, level)
+    invariant(not new & f.write or new & f.may_write != 0, b"W implies MAY_WRITE", old, new, level)
+    invariant(not new & f.may_write or new & f.host_write != 0, b"MAY_WRITE implies HOST_WRITE", old, new, level)
     invariant(new & FRAME & within == 0, b"the frame of a leaf is aligned", old, new, level)
-    invariant(mmu.ad or new & (EPT_A | EPT_D) == 0, b"no A, D without flags", old, new, level)
-    invariant(not mmu.ad or mmu.format != FORMAT_EPT or not spte_tracked(new),
-              b"access-tracked only without A flags", old, new, level)
+    invariant(mmu.ad or new & (f.accessed | f.dirty) == 0, b"no A, D without flags", old, new, level)
+    invariant(not mmu.ad or not spte_tracked(f, new), b"access-tracked only without A flags", old, new, level)
     if sp.direct:
         invariant(slot_of(&mmu.slots, gfn) != NULL
                   and slot_hpa(slot_of(&mmu.slots, gfn), gfn) == new & FRAME & ~within,
@@ -203,11 +194,11 @@ cdef bint mmu_write_protect(Mmu *mmu, gfn_t gfn, bint tracked) noexcept nogil:
 
 cdef bint protect_list(Mmu *mmu, uint32_t id, bint tracked) noexcept nogil:
     # the entries of one reverse map, from its first on
-    cdef uint64_t entry, lose = RW | (spte_may_write(mmu.format) if tracked else 0)
+    cdef uint64_t entry, lose = mmu.format.write | (mmu.format.may_write if tracked else 0)
     cdef bint found = False
     while id:
         entry = rmap_spte(mmu, id)
-        mmu.counters.write_protected += entry & RW != 0
+        mmu.counters.write_protected += entry & mmu.format.write != 0
         if entry & lose:
             found = True
             spte_update(mmu, id, entry & ~lose)

@@ -8,8 +8,8 @@ from fastmmu.arch.types cimport (
     ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk, gfn_t, gpa_t, gva_t,
 )
 from fastmmu.mmu.direct cimport (
-    FILL_NO_SLOT, FILL_NO_TABLES, FILL_READ_ONLY, FILL_RETRY, FILL_TRACKED, FILL_UNCHANGED, Fault, descend, fault_in,
-    map_below, map_direct,
+    RET_PF_BUS, RET_PF_EMULATE, RET_PF_INJECT, RET_PF_NO_TABLES, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED,
+    Fault, descend, fault_in, map_below, map_direct,
 )
 from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_of
 from fastmmu.mmu.mmu cimport ROLE_KEYS, Mmu, mmu_top
@@ -40,20 +40,6 @@ cdef bint no_memory(Mmu *mmu, gpa_t gpa) noexcept nogil:
     return slot == NULL or slot.private
 
 
-cdef int unpaged_fault(Mmu *mmu, Fault *f) noexcept nogil:
-    # linear = guest-physical: the tables are direct, and nothing of the guest's denies
-    cdef int result = map_direct(mmu, f)
-    if result == FILL_TRACKED:
-        return SHADOW_EMULATE
-    if result == FILL_NO_SLOT or result == FILL_READ_ONLY:
-        return SHADOW_MMIO
-    if result == FILL_NO_TABLES:
-        return SHADOW_NO_TABLES
-    if result == FILL_RETRY:
-        return SHADOW_RETRY
-    return SHADOW_SPURIOUS if result == FILL_UNCHANGED else SHADOW_FIXED
-
-
 cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint present, gfn_t known,
                       Walk *w) noexcept nogil:
     # `guest`: the guest's registers, privilege as of the access; the walk sets the guest's A and D flags. `present`: of
@@ -70,34 +56,32 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
         memset(w, 0, sizeof(Walk))
         w.gpa = f.la = f.gpa = la
         if la >> 12 == known:
-            return SHADOW_MMIO
-        return unpaged_fault(mmu, &f)
+            return RET_PF_EMULATE
+        return map_direct(mmu, &f)              # nothing of the guest's denies
     fault = walk_path(&mmu.guest, guest, NULL, la, acc, w, &path)
     log_flags(mmu, &path)
     if fault == FAULT_PF:
-        return SHADOW_REFLECT
+        return RET_PF_INJECT
     if fault == FAULT_BUS and no_memory(mmu, w.gpa):
         page_fault(guest, w, acc, 0)
-        return SHADOW_REFLECT
+        return RET_PF_INJECT
     if fault != FAULT_NONE:
-        return SHADOW_BUS
+        return RET_PF_BUS
     f.la = la
     f.gpa = w.gpa
     if w.gpa >> 12 == known:
-        return SHADOW_MMIO
+        return RET_PF_EMULATE
     if f.write and mmu_tracked(mmu, w.gpa >> 12) and (present or not mmu.policy.modern):
         if mmu.policy.flooding:
             clear_writes(mmu, la)
-        return SHADOW_EMULATE
+        return RET_PF_WRITE_PROTECTED
     fault = fault_in(mmu, &f)
-    if fault == FILL_RETRY:
-        return SHADOW_RETRY
-    if fault == FILL_READ_ONLY or (fault == FILL_NO_SLOT and not mmu.policy.mmio_caching):
-        return SHADOW_MMIO
+    if fault == RET_PF_RETRY or (fault == RET_PF_EMULATE and (f.slot != NULL or not mmu.policy.mmio_caching)):
+        return fault
     mmu_make_room(mmu)
     iter_start(mmu, &it, mmu_top(mmu, la), la)
     if not it.valid:            # the last table page could not be had
-        return SHADOW_NO_TABLES
+        return RET_PF_NO_TABLES
 
     for level in range(path.top, path.level - 1, -1):
         entry = path.entry[level]
@@ -106,7 +90,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
         if level == path.level:
             break
         if not descend(mmu, &it, (entry & FRAME) >> 12, False, access):
-            return SHADOW_NO_TABLES
+            return RET_PF_NO_TABLES
         if it.linked:           # present from now on: a guest need not flush for that
             if mmu.sp[it.owner].unsync:
                 mmu.counters.flush_requests += sync_page(mmu, guest, it.owner)
@@ -114,7 +98,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
             iter_at(mmu, &it, it.owner)
     if mmu.vcpu.role & ROLE_KEYS:
         if f.slot != NULL and f.write and not w.rw and w.us:
-            return SHADOW_EMULATE           # a page of the supervisor's would not obey PKRU
+            return RET_PF_WRITE_PROTECTED           # a page of the supervisor's would not obey PKRU
         access |= w.pkey << MAY_KEY
     if f.slot != NULL and f.write and not w.rw:
         # allowed by CR0.WP = 0 only: writable for the supervisor alone (kvm_policy.md §2.1)
@@ -126,13 +110,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
     if f.write and f.slot != NULL and f.slot.dirty != NULL:
         mmu.counters.dirty_faults += 1
     fault = map_below(mmu, it.owner, &f, level, access)
-    if fault == FILL_NO_TABLES:
-        return SHADOW_NO_TABLES
-    if fault != FILL_UNCHANGED and level == 1 and mmu.policy.prefetch:
-        prefetch_guest(mmu, guest, it.owner, pt_index(la, 1))
-    if fault == FILL_TRACKED:
-        return SHADOW_EMULATE
-    if fault == FILL_NO_SLOT:
-        return SHADOW_MMIO
     # spurious, as KVM counts it: tables may have been linked, the leaf was there (recorded: phase 2 of guest A)
-    return SHADOW_SPURIOUS if fault == FILL_UNCHANGED else SHADOW_FIXED
+    if fault >= 0 and fault != RET_PF_SPURIOUS and level == 1 and mmu.policy.prefetch:
+        prefetch_guest(mmu, guest, it.owner, pt_index(la, 1))
+    return fault

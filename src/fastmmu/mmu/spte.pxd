@@ -1,20 +1,22 @@
 # Entries of the tables that the VMM owns: what they say, and how they are made (kvm_policy.md §3.3, §4.4).
 #
-#   EPT:     58 may write | 57 host may write | 56 X, 54 R set aside | 51:12 frame
+#   EPT:     58 may write | 57 host may write | 56 X, 54 R access-tracked | 51:12 frame
 #            11 mark | 9 D | 8 A | 7 PS | 6 IPAT | 5:3 MT | 2:0 X W R
 #   paging:  63 XD | 62:59 key | 51:12 frame | 11 mark | 10 may write | 9 host may write
 #            7 PS | 6 D | 5 A | 2 U | 1 W | 0 P
 #   MMIO:    62:52 and 10:3 generation | 51:12 frame; EPT 110b, malformed; paging: bit 51, reserved, and P
 #
-# set aside: without A flags an access shows by the fault of an entry whose X, W, R were taken (§6).
+# access-tracked: without A flags an access shows by the fault of an entry whose X, W, R were taken (§6).
 # mark: present for the VMM. may write: read-only only because writes are logged; a fault may give the right back alone.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport EPT_A, EPT_D, EPT_R, EPT_W, EPT_X, FRAME, PS, RW, US, XD, A, D, P
+from fastmmu.arch.bits cimport FRAME, PS
+from fastmmu.arch.types cimport gfn_t, hpa_t
 
 cdef extern from *:
     """
+    #include <stdint.h>
     #define FM_SPTE_MARK       (1ULL << 11)
     #define FM_EPT_HOST_WRITE  (1ULL << 57)
     #define FM_EPT_MAY_WRITE   (1ULL << 58)
@@ -33,14 +35,47 @@ cdef extern from *:
     _Static_assert(((FM_MMIO_GENERATION | FM_MMIO_EPT) & (FM_SPTE_MARK | FM_FRAME)) == 0
                    && (FM_MMIO_GENERATION & (FM_MMIO_EPT | 7)) == 0, "bits of an MMIO SPTE overlap");
     _Static_assert((FM_MMIO_RESERVED & ~FM_FRAME) == 0, "the reserved bit of an MMIO SPTE is an address bit");
+    typedef struct {
+        uint64_t read, write, execute, user, xd, accessed, dirty, host_write, may_write, key, memory_type, tracked;
+        uint64_t table, mmio, mmio_mask;
+        int track_shift, key_shift, pml;
+    } fm_spte_format;
+    static inline const fm_spte_format *fm_spte_format_of(int format) {
+        static const fm_spte_format formats[] = {
+            {   /* FORMAT_PAGING */
+                .read = FM_P, .write = FM_RW, .execute = 0, .user = FM_US, .xd = FM_XD, .accessed = FM_A, .dirty = FM_D,
+                .host_write = FM_PT_HOST_WRITE, .may_write = FM_PT_MAY_WRITE, .key = 15ULL << 59, .key_shift = 59,
+                .table = FM_SPTE_MARK | FM_P | FM_RW | FM_US | FM_A | FM_D,
+                .mmio = FM_MMIO_RESERVED | FM_P, .mmio_mask = FM_MMIO_RESERVED | FM_P | FM_SPTE_MARK,
+            },
+            {   /* FORMAT_EPT */
+                .read = FM_EPT_R, .write = FM_EPT_W, .execute = FM_EPT_X, .accessed = FM_EPT_A, .dirty = FM_EPT_D,
+                .host_write = FM_EPT_HOST_WRITE, .may_write = FM_EPT_MAY_WRITE, .tracked = FM_EPT_R | FM_EPT_X,
+                .track_shift = 54, .memory_type = (7ULL << 3) | FM_EPT_IPAT, .pml = 1,
+                .table = FM_SPTE_MARK | FM_EPT_R | FM_EPT_W | FM_EPT_X,
+                .mmio = FM_MMIO_EPT, .mmio_mask = FM_EPT_R | FM_EPT_W | FM_EPT_X | FM_SPTE_MARK,
+            },
+        };
+        return &formats[format];
+    }
     """
     const uint64_t SPTE_MARK "FM_SPTE_MARK"
-    const uint64_t EPT_HOST_WRITE "FM_EPT_HOST_WRITE"
-    const uint64_t EPT_MAY_WRITE "FM_EPT_MAY_WRITE"
-    const uint64_t PT_HOST_WRITE "FM_PT_HOST_WRITE"
-    const uint64_t PT_MAY_WRITE "FM_PT_MAY_WRITE"
     const uint64_t MMIO_RESERVED "FM_MMIO_RESERVED"
-    const uint64_t MMIO_EPT "FM_MMIO_EPT"
+
+    ctypedef struct SpteFormat "fm_spte_format":    # which bit says what; 0: none does
+        uint64_t read, write, execute, user, xd
+        uint64_t accessed, dirty
+        uint64_t host_write                     # the host lets the page be written
+        uint64_t may_write                      # read-only only because writes are logged
+        uint64_t key                            # protection key
+        uint64_t memory_type
+        uint64_t tracked                        # rights that are kept, shifted, of an access-tracked entry
+        uint64_t table                          # an entry that points to a table; + accessed where flags are on
+        uint64_t mmio, mmio_mask                # an MMIO SPTE
+        int track_shift, key_shift
+        bint pml                                # the processor logs where it sets D
+
+    const SpteFormat *spte_format "fm_spte_format_of"(int format) noexcept nogil  # MmuFormat
 
 cdef enum MmuFormat:
     FORMAT_PAGING = 0           # entries that the processor reads as ordinary 4-level paging
@@ -66,89 +101,80 @@ cdef inline bint spte_leaf(uint64_t entry, int level) noexcept nogil:
     return level == 1 or entry & PS != 0
 
 
-cdef inline uint64_t spte_may_write(int format) noexcept nogil:
-    return EPT_MAY_WRITE if format == FORMAT_EPT else PT_MAY_WRITE
+cdef inline uint64_t spte_rights(const SpteFormat *f) noexcept nogil:
+    # bits that allow something
+    return f.read | f.write | f.execute | f.user
 
 
-cdef inline uint64_t spte_host_write(int format) noexcept nogil:
-    return EPT_HOST_WRITE if format == FORMAT_EPT else PT_HOST_WRITE
+cdef inline bint spte_tracked(const SpteFormat *f, uint64_t entry) noexcept nogil:
+    # of a present entry: access-tracked, the next access to its page faults, and gives it back its rights
+    return entry & spte_rights(f) == 0
 
 
-cdef inline bint spte_tracked(uint64_t entry) noexcept nogil:
-    # of a present EPT entry: the next access to its page faults, and gives it back its rights
-    return entry & (EPT_R | EPT_W | EPT_X) == 0
-
-
-cdef inline uint64_t spte_track(uint64_t entry) noexcept nogil:
-    # W is not kept: the fault of a write gives it back where bit 58 says that it may (kvm_policy.md §5)
-    if spte_tracked(entry):
+cdef inline uint64_t spte_track(const SpteFormat *f, uint64_t entry) noexcept nogil:
+    # W is not kept: the fault of a write gives it back where MAY_WRITE says that it may (kvm_policy.md §5)
+    if spte_tracked(f, entry):
         return entry
-    return (entry & ~(EPT_R | EPT_W | EPT_X)) | (entry & (EPT_R | EPT_X)) << 54
+    return (entry & ~spte_rights(f)) | (entry & f.tracked) << f.track_shift
 
 
-cdef inline uint64_t spte_restore(uint64_t entry) noexcept nogil:
-    return (entry & ~((EPT_R | EPT_X) << 54)) | (entry >> 54 & (EPT_R | EPT_X))
+cdef inline uint64_t spte_restore(const SpteFormat *f, uint64_t entry) noexcept nogil:
+    return (entry & ~(f.tracked << f.track_shift)) | (entry >> f.track_shift & f.tracked)
 
 
-cdef inline uint64_t spte_dirty(int format) noexcept nogil:
-    return EPT_D if format == FORMAT_EPT else D
+cdef inline uint64_t spte_executable(const SpteFormat *f, uint64_t entry) noexcept nogil:
+    # the entry, executable; where it is access-tracked from its next access on
+    return entry & ~f.xd | (f.execute << f.track_shift if spte_tracked(f, entry) else f.execute)
 
 
-cdef inline bint spte_update_flushes(int format, bint ad, uint64_t old, uint64_t new) noexcept nogil:
+cdef inline bint spte_loses(const SpteFormat *f, uint64_t old, uint64_t new) noexcept nogil:
+    # a cached translation of the old entry allows what the new one does not; more rights need no flush (ept.md §11)
+    return ((old & ~new & spte_rights(f)) | ((old ^ new) & (FRAME | SPTE_MARK | PS | f.key)) | (new & ~old & f.xd)) != 0
+
+
+cdef inline bint spte_update_flushes(const SpteFormat *f, bint ad, uint64_t old, uint64_t new) noexcept nogil:
     # Linux flushes where an entry of the same page loses this (mmu_spte_update): W, or what might give it back alone,
     # and its flags; without flags what they stand for
-    if old & spte_may_write(format) and not new & RW:
+    if old & f.may_write and not new & f.write:
         return True
-    if format == FORMAT_EPT and not ad:
-        return (spte_tracked(new) and not spte_tracked(old)) or old & ~new & EPT_W
-    return old & ~new & (EPT_A | EPT_D if format == FORMAT_EPT else A | D) != 0
+    if not ad:
+        return (spte_tracked(f, new) and not spte_tracked(f, old)) or old & ~new & f.write != 0
+    return old & ~new & (f.accessed | f.dirty) != 0
 
 
-cdef inline uint64_t spte_make(int format, uint64_t hpa, int level, int access, bint accessed, bint dirty,
+cdef inline uint64_t spte_make(const SpteFormat *f, hpa_t hpa, int level, int access, bint accessed, bint dirty,
                                bint host_writable, uint64_t memory_type) noexcept nogil:
-    # an entry that maps a page; `accessed`, `dirty`: flags that it starts with; memory_type: bits 6:3 of an EPT entry
-    cdef uint64_t entry = hpa | SPTE_MARK
+    # an entry that maps a page; `accessed`, `dirty`: flags that it starts with; memory_type: where the format has it
+    cdef uint64_t entry = hpa | SPTE_MARK | f.read | (memory_type & f.memory_type)
     if level > 1:
         entry |= PS
-    if format == FORMAT_EPT:
-        entry |= EPT_R | memory_type
-        if access & MAY_X:
-            entry |= EPT_X
-        if access & MAY_W:
-            entry |= EPT_W | EPT_MAY_WRITE
-        if host_writable:
-            entry |= EPT_HOST_WRITE
-        return entry | (EPT_A if accessed else 0) | (EPT_D if dirty else 0)
-    entry |= P
+    entry |= f.execute if access & MAY_X else f.xd
     if access & MAY_W:
-        entry |= RW | PT_MAY_WRITE
-    if host_writable:
-        entry |= PT_HOST_WRITE
+        entry |= f.write | f.may_write
     if access & MAY_U:
-        entry |= US
-    if not access & MAY_X:
-        entry |= XD
-    entry |= <uint64_t> (access >> MAY_KEY) << 59
-    return entry | (A if accessed else 0) | (D if dirty else 0)
+        entry |= f.user
+    if host_writable:
+        entry |= f.host_write
+    entry |= <uint64_t> (access >> MAY_KEY) << f.key_shift & f.key
+    return entry | (f.accessed if accessed else 0) | (f.dirty if dirty else 0)
 
 
-cdef inline uint64_t spte_table(int format, uint64_t hpa, bint ad) noexcept nogil:
+cdef inline uint64_t spte_table(const SpteFormat *f, hpa_t hpa, bint ad) noexcept nogil:
     # an entry that points to a table allows all; rights stand in the leaf
-    if format == FORMAT_EPT:
-        return hpa | SPTE_MARK | EPT_R | EPT_W | EPT_X | (EPT_A if ad else 0)
-    return hpa | SPTE_MARK | P | RW | US | A | D
+    return hpa | f.table | (f.accessed if ad else 0)
 
 
-cdef inline uint64_t spte_mmio(int format, uint64_t gfn, uint32_t generation) noexcept nogil:
+cdef inline uint64_t spte_mmio(const SpteFormat *f, gfn_t gfn, uint32_t generation) noexcept nogil:
     cdef uint64_t gen = generation & (MMIO_GENERATIONS - 1)
-    return ((gfn << 12 & FRAME) | (gen & 0xFF) << 3 | gen >> 8 << 52
-            | (MMIO_EPT if format == FORMAT_EPT else MMIO_RESERVED | P))
+    return (gfn << 12 & FRAME) | (gen & 0xFF) << 3 | gen >> 8 << 52 | f.mmio
 
 
-cdef inline bint spte_is_mmio(int format, uint64_t entry) noexcept nogil:
-    if format == FORMAT_EPT:
-        return entry & (SPTE_MARK | 7) == MMIO_EPT
-    return entry & (SPTE_MARK | MMIO_RESERVED | P) == (MMIO_RESERVED | P)
+cdef inline bint spte_is_mmio(const SpteFormat *f, uint64_t entry) noexcept nogil:
+    return entry & f.mmio_mask == f.mmio
+
+
+cdef inline gfn_t spte_mmio_gfn(uint64_t entry) noexcept nogil:
+    return (entry & FRAME & ~MMIO_RESERVED) >> 12
 
 
 cdef inline bint spte_mmio_current(uint64_t entry, uint32_t generation) noexcept nogil:

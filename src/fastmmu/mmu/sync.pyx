@@ -12,7 +12,7 @@ from fastmmu.mmu.mmu cimport (
 from fastmmu.mmu.pages cimport mmu_may_write, mmu_zap
 from fastmmu.mmu.rmap cimport mmu_write_protect, spte_set
 from fastmmu.mmu.spte cimport (
-    MAY_KEY, MAY_U, MAY_W, MAY_X, PT_HOST_WRITE, spte_is_mmio, spte_make, spte_mmio, spte_present, spte_update_flushes,
+    MAY_KEY, MAY_U, MAY_W, MAY_X, spte_is_mmio, spte_make, spte_mmio, spte_mmio_gfn, spte_present, spte_update_flushes,
 )
 from fastmmu.mmu.table_iter cimport TableIter, iter_down, iter_start
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
@@ -109,7 +109,7 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
         access = access_of(sp, gpte)
         slot = slot_of(&mmu.slots, gfn)
         if spte_is_mmio(mmu.format, entry):
-            if slot == NULL and entry & FRAME & ((<uint64_t> 1 << 51) - 1) == gfn << 12:
+            if slot == NULL and spte_mmio_gfn(entry) == gfn:
                 spte_set(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
             else:
                 spte_set(mmu, owner, index, 0)
@@ -118,10 +118,10 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
             spte_set(mmu, owner, index, 0)
             flush = True
             continue
-        host_writable = entry & PT_HOST_WRITE != 0
+        host_writable = entry & mmu.format.host_write != 0
         if not host_writable:
             access &= ~MAY_W
-        dirty = access & MAY_W and not entry & RW
+        dirty = access & MAY_W and not entry & mmu.format.write
         if dirty and not mmu_may_write(mmu, gfn, False, True):
             access &= ~MAY_W
             dirty = False
