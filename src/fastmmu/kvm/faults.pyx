@@ -20,9 +20,9 @@ from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.kvm.roots cimport kvm_out_of_tables
 from fastmmu.mmu.direct cimport (
     RET_PF_BUS, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_INJECT, RET_PF_INVALID, RET_PF_NO_TABLES, RET_PF_RETRY,
-    RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, Fault, map_direct,
+    RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, Fault, direct_page_fault,
 )
-from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_away, slot_of
+from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty, slot_away
 from fastmmu.mmu.reclaim cimport host_wrote
 from fastmmu.mmu.shadow cimport shadow_fault
 from fastmmu.mmu.spte cimport spte_is_mmio, spte_mmio_current, spte_mmio_gfn
@@ -37,8 +37,8 @@ cdef inline int access_of(uint64_t error_code) noexcept nogil:
     return ACC_W if error_code & PF_W else ACC_X if error_code & PF_ID else ACC_R
 
 
-cdef gfn_t marked(Kvm *kvm, gva_t address) noexcept nogil:
-    # the gfn that the tables mark as one without memory; all ones: there is no such mark, or one of an older layout
+cdef gfn_t mmio_gfn(Kvm *kvm, gva_t address) noexcept nogil:
+    # the gfn of the MMIO SPTE at an address; all ones: there is none, or one of an older layout
     cdef TableIter it
     iter_find(&kvm.mmu, &it, address)
     if not spte_is_mmio(kvm.mmu.format, it.entry) or not spte_mmio_current(it.entry, kvm.mmu.slots.generation):
@@ -50,7 +50,7 @@ cdef int retry(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     # the fault begins anew; where the host is not done yet only its end can let the guest go on
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
-    cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
+    cdef Memslot *slot = gfn_to_memslot(&kvm.mmu.slots, gpa >> 12)
     if slot == NULL or not slot_away(slot, gpa >> 12):
         return ACT_RETRY
     vcpu_abort(v, ABORT_AWAY, gpa)
@@ -69,7 +69,7 @@ cdef void emulate_store(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     # the store into a shadowed table, and what it makes of the shadow entries
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
-    cdef Slot *slot = slot_of(&kvm.mmu.slots, gpa >> 12)
+    cdef Memslot *slot = gfn_to_memslot(&kvm.mmu.slots, gpa >> 12)
     if slot != NULL:
         host_wrote(&kvm.mmu, slot, gpa >> 12)
         mark_dirty(slot, gpa >> 12)
@@ -95,8 +95,8 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
     vcpu.guest.ac = v.hw.ac
     vcpu.guest.implicit = v.hw.implicit
     vcpu.guest.pkr_user = v.hw.pkr_user
-    if code & PF_RSVD:                          # the VMM's own mark (kvm_policy.md §4.4)
-        known = marked(kvm, la)
+    if code & PF_RSVD:                          # an MMIO SPTE (kvm_policy.md §4.4)
+        known = mmio_gfn(kvm, la)
     kvm.stats.pf_taken += known == ONES
     result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(code), code & PF_P, known, &w)
     if result == RET_PF_NO_TABLES:
@@ -149,7 +149,7 @@ cdef int no_table(KvmVcpu *vcpu) noexcept nogil:
 
 
 cdef bint of_table(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
-    # a mark of MMIO that the processor met does not tell: where the walk of the access ends for want of memory
+    # an MMIO SPTE that the processor met does not tell: where the walk of the access ends for want of memory
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Paging guest = v.hw
@@ -185,7 +185,7 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
     f.fetch = code >> 2 & 1
     f.present = code >> 3 & 7 != 0
     kvm.stats.pf_taken += 1
-    result = map_direct(&kvm.mmu, &f)
+    result = direct_page_fault(&kvm.mmu, &f)
     if result == RET_PF_NO_TABLES:
         return kvm_out_of_tables(vcpu)
     if result == RET_PF_EMULATE:
@@ -215,12 +215,12 @@ cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil:
     cdef int result
     f.la = f.gpa = v.vmcs.guest_physical_address
     f.write = f.fetch = f.present = False
-    if marked(kvm, f.gpa) != ONES:
+    if mmio_gfn(kvm, f.gpa) != ONES:
         return mmio(vcpu, f.gpa)
     kvm.stats.pf_taken += 1
-    result = map_direct(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else RET_PF_INVALID
+    result = direct_page_fault(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else RET_PF_INVALID
     kvm.stats.pf_fixed += result == RET_PF_FIXED and not f.fast
-    if result == RET_PF_EMULATE:                # marked anew
+    if result == RET_PF_EMULATE:                # an MMIO SPTE anew
         kvm.stats.pf_emulate += 1
         return mmio(vcpu, f.gpa)
     if result == RET_PF_SPURIOUS or result == RET_PF_INVALID:
@@ -246,7 +246,7 @@ cdef int kvm_premap(KvmVcpu *vcpu, gva_t la, const Walk *w) noexcept nogil:
     if w.fault == FAULT_EPT_VIOLATION:
         f.la = f.gpa = w.gpa
         f.write = f.fetch = f.present = False
-        result = map_direct(&kvm.mmu, &f)
+        result = direct_page_fault(&kvm.mmu, &f)
         kvm.mmu.flush = False
         if result == RET_PF_NO_TABLES:
             return out_of_tables(vcpu)

@@ -1,7 +1,7 @@
 # What a VMM's user space does while the guest stands still.
 
 from fastmmu.kvm.kvm cimport Kvm
-from fastmmu.mmu.memslots cimport Slot
+from fastmmu.mmu.memslots cimport Memslot
 
 cdef class Vmm:
     cdef object machine         # keeps alive what the pointer below points into
@@ -10,4 +10,4 @@ cdef class Vmm:
     cdef int reload(self) except -1
     cdef int slot(self, number) except -1
     cdef int layout_changed(self) except -1
-    cdef Slot *pages(self, number, first, count) except NULL
+    cdef Memslot *pages(self, number, first, count) except NULL

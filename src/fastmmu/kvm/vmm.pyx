@@ -13,7 +13,7 @@ from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
 from fastmmu.kvm.roots cimport kvm_zap_all
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
 from fastmmu.mmu.dirty_log cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
-from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, host_holds, slot_hpa, slots_delete
+from fastmmu.mmu.memslots cimport HOST_SHARED, Memslot, host_holds, slot_hpa, slots_delete
 from fastmmu.mmu.mmu cimport Mmu, MmuCounters, Sp, id_index, id_owner, rmap_next
 from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
 from fastmmu.mmu.pages cimport mmu_shadowed
@@ -56,15 +56,15 @@ cdef class Vmm:
             raise OutOfMemoryError("no table page for a new root")
         return 0
 
-    cdef Slot *pages(self, number, first, count) except NULL:
+    cdef Memslot *pages(self, number, first, count) except NULL:
         # the slot, which has these pages
-        cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
+        cdef Memslot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
         if not 0 <= index(first) <= slot.npages or not 0 <= index(count) <= slot.npages - first:
             raise StateError(f"slot {number} has {slot.npages} pages, no pages {first} + {count}")
         return slot
 
     cdef int layout_changed(self) except -1:
-        # marks of MMIO bear 19 bits of the layout's generation: where these begin anew old marks would be taken for
+        # MMIO SPTEs bear 19 bits of the layout's generation: where these begin anew old ones would be taken for
         # new ones, so that every table goes (kvm_policy.md §4.4)
         if self.kvm.mmu.slots.generation & (MMIO_GENERATIONS - 1) == 0:
             self.reload()
@@ -114,7 +114,7 @@ cdef class Vmm:
         :returns: array of bool, one a page of 4096 bytes. :raises StateError: no such slot, or it is not logged.
         """
         cdef int n = self.slot(number)
-        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
+        cdef Memslot *slot = &self.kvm.mmu.slots.slot[n]
         if slot.dirty == NULL:
             raise StateError(f"slot {number} is not logged; call start_dirty_log first")
         words = np.zeros((slot.npages + 63) >> 6, np.uint64)
@@ -130,7 +130,7 @@ cdef class Vmm:
         :raises StateError: no such log, or `first` or `count` is no multiple of 64 (the end of the slot aside).
         """
         cdef int n = self.slot(number)
-        cdef Slot *slot = &self.kvm.mmu.slots.slot[n]
+        cdef Memslot *slot = &self.kvm.mmu.slots.slot[n]
         cdef uint64_t start, pages
         if slot.dirty == NULL or not slot.manual:
             raise StateError(f"slot {number} has no log to clear; start it with manual=True")
@@ -171,7 +171,7 @@ cdef class Vmm:
         :param flush: with `clear`: cached translations go as well where it was used (clear_flush_young), so that a use
             by one of them does not go unseen.
         """
-        cdef Slot *slot = self.pages(number, page, 1)
+        cdef Memslot *slot = self.pages(number, page, 1)
         cdef int asked = (CLEAR_FLUSH_YOUNG if flush else CLEAR_YOUNG) if clear else TEST_YOUNG
         cdef bint found
         if flush and not clear:
@@ -185,7 +185,7 @@ cdef class Vmm:
 
     def swap_out(self, number, page):
         """The host takes a page of an untouched slot to disk; False where it is not there, or is a shadowed table."""
-        cdef Slot *slot = self.pages(number, page, 1)
+        cdef Memslot *slot = self.pages(number, page, 1)
         cdef bint done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
         kvm_flush_remote_tlbs(self.kvm.running)
         return done
@@ -200,7 +200,7 @@ cdef class Vmm:
 
         :raises StateError: the slot has no such pages.
         """
-        cdef Slot *slot = self.pages(number, first, count)
+        cdef Memslot *slot = self.pages(number, first, count)
         notify_start(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> first, count)
         kvm_flush_remote_tlbs(self.kvm.running)
 
@@ -209,7 +209,7 @@ cdef class Vmm:
 
         :raises StateError: none is under way.
         """
-        cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
+        cdef Memslot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
         if not slot.invalidating:
             raise StateError(f"no change of pages of slot {number} is under way; call invalidate_range_start first")
         notify_end(&self.kvm.mmu, slot)
@@ -223,7 +223,7 @@ cdef class Vmm:
         :returns: number of pages merged, 0 where fewer than two are left. :raises StateError: no such pages, a page
             twice, or contents differ. :raises OutOfMemoryError: no memory for the groups.
         """
-        cdef Slot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
+        cdef Memslot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
         cdef uint64_t page
         cdef uint64_t[::1] taken
         chosen = []
@@ -297,7 +297,7 @@ cdef class Vmm:
 
     def touch(self, number, first, count):
         """The host writes pages of an untouched slot, as a loader does: `count` pages from page `first` of the slot."""
-        cdef Slot *slot = self.pages(number, first, count)
+        cdef Memslot *slot = self.pages(number, first, count)
         cdef uint64_t start = first, i
         if slot.host != NULL:
             for i in range(start, start + <uint64_t> count):

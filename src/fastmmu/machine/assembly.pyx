@@ -32,7 +32,7 @@ from fastmmu.machine.guest_kernel cimport (
 )
 from fastmmu.machine.layout cimport PAE_ROOT, PML_LOG, VMM_TABLES, has_identity, host_bytes, vcpu_page
 from fastmmu.machine.stops cimport stop
-from fastmmu.mmu.memslots cimport Slot, slots_add, slots_order, slots_untouched
+from fastmmu.mmu.memslots cimport Memslot, slots_add, slots_order, slots_untouched
 from fastmmu.mmu.mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy
 from fastmmu.mmu.pages cimport mmu_free, mmu_init
 from fastmmu.mmu.roots cimport mmu_set_root, mmu_vcpu_create
@@ -237,7 +237,7 @@ cdef class Assembly:
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
                    bint device):
         cdef int n = slots_add(&self.kvm.mmu.slots, gpa >> 12, size >> 12, hpa)
-        cdef Slot *slot
+        cdef Memslot *slot
         if n < 0:
             raise ConfigError(f"slot at {gpa:#x} of {size:#x} bytes " +
                               ("overlaps another" if n == -2 else "is one too many; there are at most 32"))

@@ -28,7 +28,7 @@ from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
 
 
-cdef int fault_in(Run *m, uint64_t la, int acc, int outcome, uint64_t *hpa) noexcept nogil:
+cdef int demand_page(Run *m, uint64_t la, int acc, int outcome, uint64_t *hpa) noexcept nogil:
     # what the guest kernel does about a fault of the program, and the access again
     cdef int tries = 0
     while outcome == DONE_PF:
@@ -143,7 +143,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                 told = i - others
             outcome = vcpu_slow(v, la, o, True, value, &hpa)
             if outcome > DONE_EMULATED:
-                outcome = fault_in(m, la, o, outcome, &hpa)
+                outcome = demand_page(m, la, o, outcome, &hpa)
                 if outcome > DONE_EMULATED:
                     begun = 1
                     break
@@ -161,7 +161,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                 break
             v.c.page_crossings += 1
             outcome = vcpu_access(v, la, o, True, &hpa)
-            if outcome > DONE_EMULATED and fault_in(m, la, o, outcome, &hpa) > DONE_EMULATED:
+            if outcome > DONE_EMULATED and demand_page(m, la, o, outcome, &hpa) > DONE_EMULATED:
                 begun = 1
                 break
         if until:

@@ -13,7 +13,7 @@ from fastmmu.cpu.interrupts cimport irq_data
 from fastmmu.cpu.vcpu cimport DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, vcpu_invlpg
 from fastmmu.machine.assembly cimport Assembly
 from fastmmu.machine.events cimport exit_instruction
-from fastmmu.mmu.memslots cimport Slot
+from fastmmu.mmu.memslots cimport Memslot
 from fastmmu.paging.guest cimport reachable
 from fastmmu.paging.state cimport access_code
 
@@ -135,7 +135,7 @@ cdef class Instructions(Assembly):
 
     cdef _gpa(self, uint64_t hpa):
         cdef int i
-        cdef Slot *slot
+        cdef Memslot *slot
         for i in range(self.kvm.mmu.slots.n):
             slot = &self.kvm.mmu.slots.slot[i]
             if hpa - slot.hpa < slot.npages << 12:

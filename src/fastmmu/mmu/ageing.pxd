@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from fastmmu.arch.types cimport gfn_t
-from fastmmu.mmu.memslots cimport Slot
+from fastmmu.mmu.memslots cimport Memslot
 from fastmmu.mmu.mmu cimport Mmu
 
 cdef enum Asked:
@@ -11,4 +11,4 @@ cdef enum Asked:
     CLEAR_YOUNG = 1             # the next question is about the time from now on; a translation that is cached stays
     CLEAR_FLUSH_YOUNG = 2       # and cached translations go where the page was used
 
-cdef bint host_young(Mmu *mmu, Slot *slot, gfn_t gfn, int asked) noexcept nogil
+cdef bint host_young(Mmu *mmu, Memslot *slot, gfn_t gfn, int asked) noexcept nogil

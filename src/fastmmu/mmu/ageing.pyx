@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.types cimport gfn_t
-from fastmmu.mmu.memslots cimport Slot, slot_hpa
+from fastmmu.mmu.memslots cimport Memslot, slot_hpa
 from fastmmu.mmu.mmu cimport AGE_OLD, AGE_ZAP, Mmu, mmu_frame, mmu_owe_flush, rmap_next, rmap_spte
 from fastmmu.mmu.rmap cimport rmap_zap, spte_age
 from fastmmu.mmu.spte cimport spte_track, spte_tracked
@@ -35,7 +35,7 @@ cdef bint list_young(Mmu *mmu, uint32_t *head, bint clear) noexcept nogil:
     return young
 
 
-cdef bint host_young(Mmu *mmu, Slot *slot, gfn_t gfn, int asked) noexcept nogil:
+cdef bint host_young(Mmu *mmu, Memslot *slot, gfn_t gfn, int asked) noexcept nogil:
     # clearing alone flushes nothing, as Linux has it: a page whose translation stays cached looks old
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
     cdef bint young = list_young(mmu, &mmu.rmap[frame], asked != TEST_YOUNG)

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t, uint32_t
 
 from fastmmu.arch.types cimport gfn_t, gpa_t, gva_t
-from fastmmu.mmu.memslots cimport Slot
+from fastmmu.mmu.memslots cimport Memslot
 from fastmmu.mmu.mmu cimport Mmu
 from fastmmu.mmu.table_iter cimport TableIter
 
@@ -24,14 +24,14 @@ cdef struct Fault:              # what a fault asks of the MMU
     gpa_t gpa
     bint write, fetch
     bint present                # an entry was there, but did not allow the access
-    Slot *slot                  # of gpa; NULL: none
+    Memslot *slot               # of gpa; NULL: none
     bint host_writable          # the host lets the page be written
     bint fast                   # fixed by giving a right back, nothing was looked up
 
-cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil
-cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gfn, int access, bint prefetch,
-                  bint write, bint host_writable, bint can_unsync) noexcept nogil
-cdef bint descend(Mmu *mmu, TableIter *it, gfn_t gfn, bint direct, int access) noexcept nogil
-cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil
-cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil
-cdef bint page_for_prefetch(const Slot *slot, gfn_t gfn) noexcept nogil
+cdef int faultin_pfn(Mmu *mmu, Fault *f) noexcept nogil
+cdef int mmu_set_spte(Mmu *mmu, uint32_t owner, uint64_t index, Memslot *slot, gfn_t gfn, int access, bint prefetch,
+                      bint write, bint host_writable, bint can_unsync) noexcept nogil
+cdef bint get_child_sp(Mmu *mmu, TableIter *it, gfn_t gfn, bint direct, int access) noexcept nogil
+cdef int direct_map(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil
+cdef int direct_page_fault(Mmu *mmu, Fault *f) noexcept nogil
+cdef bint page_for_prefetch(const Memslot *slot, gfn_t gfn) noexcept nogil

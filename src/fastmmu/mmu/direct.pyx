@@ -6,8 +6,8 @@ from fastmmu.arch.bits cimport EPT_IPAT, FRAME
 from fastmmu.arch.memtype cimport MT_UC, MT_WB, mtrr_type
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport (
-    HOST_ABSENT, HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, HOST_ZERO, Slot, host_page, mark_dirty, slot_away,
-    slot_hpa, slot_huge, slot_of,
+    HOST_ABSENT, HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, HOST_ZERO, Memslot, gfn_to_memslot, host_page,
+    mark_dirty, slot_away, slot_hpa, slot_huge,
 )
 from fastmmu.mmu.mmu cimport NO_SP, PREFETCH, Mmu, Sp, mmu_frame, mmu_quadrant, mmu_top, sp_child, spte_at
 from fastmmu.mmu.notifier cimport notify_end, notify_start
@@ -15,7 +15,7 @@ from fastmmu.mmu.pages cimport mmu_link, mmu_make_room, mmu_may_write, mmu_sp, m
 from fastmmu.mmu.reclaim cimport host_fetch, host_give
 from fastmmu.mmu.rmap cimport spte_set
 from fastmmu.mmu.spte cimport (
-    MAY_ALL, MAY_W, MAY_X, SpteFormat, spte_leaf, spte_make, spte_mmio, spte_present, spte_restore, spte_tracked,
+    MAY_ALL, MAY_W, MAY_X, SpteFormat, make_spte, spte_leaf, spte_mmio, spte_present, spte_restore, spte_tracked,
     spte_update_flushes,
 )
 from fastmmu.mmu.table_iter cimport TableIter, iter_at, iter_find, iter_start
@@ -23,13 +23,13 @@ from fastmmu.mmu.table_iter cimport TableIter, iter_at, iter_find, iter_start
 
 # ---- the page behind it -------------------------------------------------------------------------------------
 
-cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil:
+cdef int faultin_pfn(Mmu *mmu, Fault *f) noexcept nogil:
     # the host's page for f.gpa: RET_PF_CONTINUE where it is there, and whether it may be written. RET_PF_RETRY where
     # the host changed what it has behind its pages meanwhile, or is about to: the page found may be another by now
     cdef gfn_t gfn = f.gpa >> 12
     cdef uint64_t sequence = mmu.slots.sequence
     cdef int page
-    f.slot = slot_of(&mmu.slots, gfn)
+    f.slot = gfn_to_memslot(&mmu.slots, gfn)
     f.host_writable = False
     if f.slot == NULL:
         return RET_PF_EMULATE
@@ -58,12 +58,12 @@ cdef int fault_in(Mmu *mmu, Fault *f) noexcept nogil:
     return RET_PF_CONTINUE
 
 
-cdef bint page_for_prefetch(const Slot *slot, gfn_t gfn) noexcept nogil:
+cdef bint page_for_prefetch(const Memslot *slot, gfn_t gfn) noexcept nogil:
     # without waiting for the host: only a page that is there and may be written
     return not slot.readonly and not slot.invalidating and host_page(slot, gfn) == HOST_PRESENT
 
 
-cdef uint64_t memory_type(const Mmu *mmu, const Slot *slot, gfn_t gfn) noexcept nogil:
+cdef uint64_t memory_type(const Mmu *mmu, const Memslot *slot, gfn_t gfn) noexcept nogil:
     # bits 6:3 of an EPT entry (kvm_policy.md §7)
     if slot.device:
         return MT_UC << 3                       # the guest's PAT decides between UC and WC
@@ -74,7 +74,7 @@ cdef uint64_t memory_type(const Mmu *mmu, const Slot *slot, gfn_t gfn) noexcept 
     return <uint64_t> mtrr_type(&mmu.mtrrs, gfn << 12) << 3
 
 
-cdef bint one_type(const Mmu *mmu, const Slot *slot, gfn_t gfn) noexcept nogil:
+cdef bint one_type(const Mmu *mmu, const Memslot *slot, gfn_t gfn) noexcept nogil:
     # the guest's MTRRs give the whole 2 MB around the page one type
     cdef gfn_t first = gfn & ~(<uint64_t> 511), i
     if not mmu.format.memory_type or not mmu.noncoherent:
@@ -87,9 +87,9 @@ cdef bint one_type(const Mmu *mmu, const Slot *slot, gfn_t gfn) noexcept nogil:
 
 # ---- one leaf entry -----------------------------------------------------------------------------------------
 
-cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gfn, int access, bint prefetch,
-                  bint write, bint host_writable, bint can_unsync) noexcept nogil:
-    # maps the page gfn (first of its region) at an entry; without a slot the entry is marked as MMIO
+cdef int mmu_set_spte(Mmu *mmu, uint32_t owner, uint64_t index, Memslot *slot, gfn_t gfn, int access, bint prefetch,
+                      bint write, bint host_writable, bint can_unsync) noexcept nogil:
+    # maps the page gfn (first of its region) at an entry; without a slot the entry becomes an MMIO SPTE
     cdef const Sp *sp = &mmu.sp[owner]
     cdef int level = sp.level
     cdef uint64_t old = spte_at(mmu, owner, index), new
@@ -116,7 +116,7 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gf
         dirty = False
         access &= ~MAY_W
     cache = memory_type(mmu, slot, gfn) if mmu.format.memory_type else 0
-    new = spte_make(mmu.format, slot_hpa(slot, gfn), level, access, mmu.ad and not prefetch, mmu.ad and dirty,
+    new = make_spte(mmu.format, slot_hpa(slot, gfn), level, access, mmu.ad and not prefetch, mmu.ad and dirty,
                     host_writable, cache)
     if access & MAY_W and slot.dirty != NULL:
         mark_dirty(slot, gfn)
@@ -130,7 +130,7 @@ cdef int set_leaf(Mmu *mmu, uint32_t owner, uint64_t index, Slot *slot, gfn_t gf
     return RET_PF_WRITE_PROTECTED if denied and write else RET_PF_FIXED
 
 
-cdef bint descend(Mmu *mmu, TableIter *it, gfn_t gfn, bint direct, int access) noexcept nogil:
+cdef bint get_child_sp(Mmu *mmu, TableIter *it, gfn_t gfn, bint direct, int access) noexcept nogil:
     # down to the table page below, linked to the entry; what stood there for another page or role goes. False where no
     # table page is left
     cdef uint32_t child
@@ -169,7 +169,7 @@ cdef inline bint split_below(const Mmu *mmu, const TableIter *it) noexcept nogil
     return spte_present(it.entry) and not spte_leaf(it.entry, it.level) and mmu.sp[sp_child(mmu, it.entry)].split
 
 
-cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil:
+cdef int direct_map(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil:
     # maps f.la to the memory behind f.gpa, from table page `owner` down through direct pages; `largest`: level of the
     # guest's own page
     cdef TableIter it
@@ -181,7 +181,7 @@ cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) 
         goal = 1 if split else 2
     iter_start(mmu, &it, owner, f.la)
     while it.level > goal:
-        if not descend(mmu, &it, gfn & ~((<uint64_t> 1 << 9 * (it.level - 1)) - 1), True, access):
+        if not get_child_sp(mmu, &it, gfn & ~((<uint64_t> 1 << 9 * (it.level - 1)) - 1), True, access):
             return RET_PF_NO_TABLES
         if it.level == 1 and split:
             if not mmu.sp[it.owner].split:
@@ -190,8 +190,8 @@ cdef int map_below(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) 
                 mmu.sp[it.owner].split = mmu.nx_splits
         elif it.level == 2 == goal and mmu.policy.nx_huge and split_below(mmu, &it):
             goal = 1
-    result = set_leaf(mmu, it.owner, it.index, f.slot, gfn & ~(<uint64_t> 511) if goal == 2 else gfn, access, False,
-                      f.write, f.host_writable, True)
+    result = mmu_set_spte(mmu, it.owner, it.index, f.slot, gfn & ~(<uint64_t> 511) if goal == 2 else gfn, access, False,
+                          f.write, f.host_writable, True)
     if result != RET_PF_SPURIOUS and mmu.policy.prefetch and mmu.sp[it.owner].direct and it.level == 1:
         prefetch_direct(mmu, it.owner, it.index)
     return result
@@ -218,13 +218,13 @@ cdef bint prefetch_run(Mmu *mmu, uint32_t owner, uint64_t start, uint64_t end) n
     cdef int access = mmu.sp[owner].access
     cdef gfn_t gfn = mmu.sp[owner].gfn + start
     cdef uint64_t i
-    cdef Slot *slot = slot_of(&mmu.slots, gfn)
+    cdef Memslot *slot = gfn_to_memslot(&mmu.slots, gfn)
     if slot == NULL or (access & MAY_W and slot.dirty != NULL) or gfn + (end - start) > slot.base_gfn + slot.npages:
         return False                            # Linux takes a run as a whole, and none that the slot does not hold
     for i in range(start, end):
         if not page_for_prefetch(slot, gfn):
             return i > start
-        set_leaf(mmu, owner, i, slot, gfn, access, True, False, True, True)
+        mmu_set_spte(mmu, owner, i, slot, gfn, access, True, False, True, True)
         mmu.counters.prefetched += 1
         gfn += 1
     return True
@@ -235,7 +235,7 @@ cdef int fast_fault(Mmu *mmu, Fault *f) noexcept nogil:
     cdef const SpteFormat *format = mmu.format
     cdef TableIter it
     cdef uint64_t entry, need, new
-    cdef Slot *slot
+    cdef Memslot *slot
     iter_find(mmu, &it, f.gpa)
     entry = it.entry
     if not spte_present(entry):
@@ -247,7 +247,7 @@ cdef int fast_fault(Mmu *mmu, Fault *f) noexcept nogil:
     new = entry
     if not mmu.ad and spte_tracked(format, entry):
         new = spte_restore(format, entry)
-    slot = slot_of(&mmu.slots, f.gpa >> 12)
+    slot = gfn_to_memslot(&mmu.slots, f.gpa >> 12)
     if f.write and entry & format.may_write:
         if slot == NULL or (it.level > 1 and slot.dirty != NULL):
             return RET_PF_INVALID
@@ -264,7 +264,7 @@ cdef int fast_fault(Mmu *mmu, Fault *f) noexcept nogil:
     return RET_PF_FIXED
 
 
-cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil:
+cdef int direct_page_fault(Mmu *mmu, Fault *f) noexcept nogil:
     # guest-physical = linear: EPT, and the guest that does not page (kvm_policy.md §3.1)
     cdef uint32_t top
     cdef int result
@@ -279,11 +279,11 @@ cdef int map_direct(Mmu *mmu, Fault *f) noexcept nogil:
         result = fast_fault(mmu, f)
         if result != RET_PF_INVALID:
             return result
-    result = fault_in(mmu, f)
+    result = faultin_pfn(mmu, f)
     mmio = result == RET_PF_EMULATE and f.slot == NULL and mmu.policy.mmio_caching
     if result != RET_PF_CONTINUE and not mmio:
         return result
     mmu_make_room(mmu)
     if f.write and not mmio and f.slot.dirty != NULL:
         mmu.counters.dirty_faults += 1
-    return map_below(mmu, top, f, 1 if mmio else 2, MAY_ALL)
+    return direct_map(mmu, top, f, 1 if mmio else 2, MAY_ALL)

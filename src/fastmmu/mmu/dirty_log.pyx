@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu.arch.bits cimport PS
 from fastmmu.arch.types cimport gfn_t, gpa_t, hpa_t
-from fastmmu.mmu.memslots cimport Ring, Slot, mark_dirty, slot_hpa, slot_huge, slot_of
+from fastmmu.mmu.memslots cimport Memslot, Ring, gfn_to_memslot, mark_dirty, slot_hpa, slot_huge
 from fastmmu.mmu.mmu cimport (
     NO_SP, Mmu, MmuContext, id_index, id_owner, mmu_frame, mmu_owe_flush, mmu_quadrant, rmap_next, rmap_spte, spte_at,
 )
@@ -49,7 +49,7 @@ cdef inline bint by_processor(const Mmu *mmu) noexcept nogil:
     return mmu.policy.pml and mmu.format.pml and mmu.ad
 
 
-cdef void protect(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
+cdef void protect(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
     # the next write to the page is seen
     if by_processor(mmu):
         clear_dirty(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)))
@@ -76,7 +76,7 @@ cdef bint split(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
     return True
 
 
-cdef void split_range(Mmu *mmu, const Slot *slot, uint64_t first, uint64_t pages) noexcept nogil:
+cdef void split_range(Mmu *mmu, const Memslot *slot, uint64_t first, uint64_t pages) noexcept nogil:
     cdef uint64_t page, frame = mmu_frame(mmu, slot.hpa) + first
     cdef uint32_t id
     for page in range(frame >> 9, (frame + pages + 511) >> 9):
@@ -86,7 +86,7 @@ cdef void split_range(Mmu *mmu, const Slot *slot, uint64_t first, uint64_t pages
                 return
 
 
-cdef void collapse_slot(Mmu *mmu, Slot *slot) noexcept nogil:
+cdef void collapse_slot(Mmu *mmu, Memslot *slot) noexcept nogil:
     # small entries go where a large one could stand, of direct pages of every role; the next access makes it
     cdef gfn_t gfn
     cdef uint32_t i
@@ -104,7 +104,7 @@ cdef void collapse_slot(Mmu *mmu, Slot *slot) noexcept nogil:
 
 
 cdef void drop_leaves(Mmu *mmu, uint32_t owner) noexcept nogil:
-    # of a table page of level 1; marks of MMIO stay
+    # of a table page of level 1; MMIO SPTEs stay
     cdef uint64_t index
     for index in range(512):
         if spte_present(spte_at(mmu, owner, index)):
@@ -115,7 +115,7 @@ cdef void drop_leaves(Mmu *mmu, uint32_t owner) noexcept nogil:
 
 cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept nogil:
     # every write to the slot is logged from now on; -1 where memory does not suffice
-    cdef Slot *slot = &mmu.slots.slot[number]
+    cdef Memslot *slot = &mmu.slots.slot[number]
     cdef gfn_t gfn
     if slot.dirty != NULL:
         return 0
@@ -141,7 +141,7 @@ cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept n
 
 cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil:
     # rights that logging took come back one by one, by the faults that miss them
-    cdef Slot *slot = &mmu.slots.slot[number]
+    cdef Memslot *slot = &mmu.slots.slot[number]
     free(slot.dirty)
     slot.dirty = NULL
     slot.ring = NULL
@@ -151,7 +151,7 @@ cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil:
 
 cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
     # the bitmap, one bit a page, and its number of bits; the log begins anew unless it is cleared by hand
-    cdef Slot *slot = &mmu.slots.slot[number]
+    cdef Memslot *slot = &mmu.slots.slot[number]
     cdef uint64_t i, bits, found = 0
     dirty_collect(mmu)
     for i in range((slot.npages + 63) >> 6):
@@ -170,7 +170,7 @@ cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
 
 cdef void dirty_clear(Mmu *mmu, int number, uint64_t first, uint64_t pages) noexcept nogil:
     # of a log that is cleared by hand: these pages are logged anew
-    cdef Slot *slot = &mmu.slots.slot[number]
+    cdef Memslot *slot = &mmu.slots.slot[number]
     cdef uint64_t page
     for page in range(first, first + pages):
         if not slot.dirty[page >> 6] >> (page & 63) & 1:
@@ -201,7 +201,7 @@ cdef void dirty_collect(Mmu *mmu) noexcept nogil:
 
 
 cdef void collect_ring(Mmu *mmu, Ring *ring) noexcept nogil:
-    cdef Slot *slot
+    cdef Memslot *slot
     cdef uint64_t page
     cdef uint32_t i
     for i in range(ring.used):
@@ -219,12 +219,12 @@ cdef void dirty_drain(Mmu *mmu, hpa_t log, uint64_t index) noexcept nogil:
     # what the processor logged: entries index + 1 to 511, all of them where the index has wrapped (ept.md §7)
     cdef uint64_t i
     cdef gpa_t gpa
-    cdef Slot *slot
+    cdef Memslot *slot
     for i in range(index + 1 if index < 512 else 0, 512):
         if not mem_holds(mmu.mem, log + 8 * i, 8):
             return
         gpa = mem_read64(mmu.mem, log + 8 * i)
-        slot = slot_of(&mmu.slots, gpa >> 12)
+        slot = gfn_to_memslot(&mmu.slots, gpa >> 12)
         if slot != NULL:
             mark_dirty(slot, gpa >> 12)
             mmu.counters.logged += 1

@@ -21,7 +21,7 @@ cdef struct Ring:               # pages written, in order, for a VMM that reads 
     uint32_t used
     uint32_t room               # so many used: user space must read it before the guest runs on
 
-cdef struct Slot:
+cdef struct Memslot:
     gfn_t base_gfn
     uint64_t npages             # 0: deleted
     hpa_t hpa                   # of the first page; equal to its guest-physical address modulo 2 MB
@@ -37,7 +37,7 @@ cdef struct Slot:
     bint device                 # the pages are a device's, given to the guest
     uint32_t invalidating       # times that the host began to take pages away and has not ended (kvm_policy.md §6)
     gfn_t away, away_end        # which, first and behind the last: gfn, the union of all of them
-    uint32_t *group             # [page] of a HOST_SHARED page: which of Slots.group; NULL: none was merged
+    uint32_t *group             # [page] of a HOST_SHARED page: which of Memslots.group; NULL: none was merged
 
 cdef struct Recency:            # resident pages in the order in which the host last saw them used
     uint64_t *older             # [frame] frame + 1 of the neighbour in the list, 0: none; NULL: no such order is kept
@@ -47,8 +47,8 @@ cdef struct Recency:            # resident pages in the order in which the host 
     uint64_t n
     uint32_t generation         # the youngest
 
-cdef struct Slots:
-    Slot slot[32]
+cdef struct Memslots:
+    Memslot slot[32]
     int n                       # slots made so far; numbers are not used again
     int last                    # that was found last
     uint32_t generation         # of the layout: what was cached of an older one is void
@@ -65,9 +65,9 @@ cdef struct Slots:
     uint32_t groups
 
 
-cdef inline Slot *slot_of(Slots *s, gfn_t gfn) noexcept nogil:
+cdef inline Memslot *gfn_to_memslot(Memslots *s, gfn_t gfn) noexcept nogil:
     # the slot that holds a page, NULL where none does: MMIO
-    cdef Slot *slot = &s.slot[s.last]
+    cdef Memslot *slot = &s.slot[s.last]
     cdef int i
     if gfn - slot.base_gfn < slot.npages:
         return slot
@@ -79,18 +79,18 @@ cdef inline Slot *slot_of(Slots *s, gfn_t gfn) noexcept nogil:
     return NULL
 
 
-cdef inline hpa_t slot_hpa(const Slot *slot, gfn_t gfn) noexcept nogil:
+cdef inline hpa_t slot_hpa(const Memslot *slot, gfn_t gfn) noexcept nogil:
     return slot.hpa + (gfn - slot.base_gfn << 12)
 
 
-cdef inline bint slot_huge(const Slot *slot, gfn_t gfn) noexcept nogil:
+cdef inline bint slot_huge(const Memslot *slot, gfn_t gfn) noexcept nogil:
     # the host backs the whole 2 MB around this page with one page, and all of it is in the slot (kvm_policy.md §4.3)
     cdef uint64_t base = gfn & ~(<uint64_t> 511)
     return (slot.huge and base >= slot.base_gfn and base + 512 <= slot.base_gfn + slot.npages
             and slot_hpa(slot, base) & 0x1FFFFF == 0)
 
 
-cdef inline int host_page(const Slot *slot, gfn_t gfn) noexcept nogil:
+cdef inline int host_page(const Memslot *slot, gfn_t gfn) noexcept nogil:
     return HOST_PRESENT if slot.host == NULL else slot.host[gfn - slot.base_gfn]
 
 
@@ -99,12 +99,12 @@ cdef inline bint host_holds(int page) noexcept nogil:
     return page == HOST_PRESENT or page == HOST_CLEAN
 
 
-cdef inline bint slot_away(const Slot *slot, gfn_t gfn) noexcept nogil:
+cdef inline bint slot_away(const Memslot *slot, gfn_t gfn) noexcept nogil:
     # the host is taking the page away: nothing may be mapped before it has done so
     return slot.invalidating and slot.away <= gfn < slot.away_end
 
 
-cdef inline void mark_dirty(Slot *slot, gfn_t gfn) noexcept nogil:
+cdef inline void mark_dirty(Memslot *slot, gfn_t gfn) noexcept nogil:
     cdef uint64_t page = gfn - slot.base_gfn
     cdef Ring *ring
     if slot.ring != NULL:
@@ -118,10 +118,10 @@ cdef inline void mark_dirty(Slot *slot, gfn_t gfn) noexcept nogil:
         slot.dirty[page >> 6] |= <uint64_t> 1 << (page & 63)
 
 
-cdef int slots_add(Slots *s, gfn_t base_gfn, uint64_t npages, hpa_t hpa) noexcept nogil
-cdef void slots_delete(Slots *s, int number) noexcept nogil
-cdef int slots_untouched(Slots *s, int number) noexcept nogil
-cdef int slots_order(Slots *s) noexcept nogil
-cdef void order_add(Slots *s, uint64_t frame) noexcept nogil
-cdef void order_drop(Slots *s, uint64_t frame) noexcept nogil
-cdef void slots_free(Slots *s) noexcept nogil
+cdef int slots_add(Memslots *s, gfn_t base_gfn, uint64_t npages, hpa_t hpa) noexcept nogil
+cdef void slots_delete(Memslots *s, int number) noexcept nogil
+cdef int slots_untouched(Memslots *s, int number) noexcept nogil
+cdef int slots_order(Memslots *s) noexcept nogil
+cdef void order_add(Memslots *s, uint64_t frame) noexcept nogil
+cdef void order_drop(Memslots *s, uint64_t frame) noexcept nogil
+cdef void slots_free(Memslots *s) noexcept nogil

@@ -7,10 +7,10 @@ from libc.string cimport memset
 from fastmmu.arch.types cimport gfn_t, hpa_t
 
 
-cdef int slots_add(Slots *s, gfn_t base_gfn, uint64_t npages, hpa_t hpa) noexcept nogil:
+cdef int slots_add(Memslots *s, gfn_t base_gfn, uint64_t npages, hpa_t hpa) noexcept nogil:
     # its number; -1 where no number is left, -2 where it overlaps another slot
     cdef int i
-    cdef Slot *slot
+    cdef Memslot *slot
     if s.n == MAX_SLOTS:
         return -1
     for i in range(s.n):
@@ -18,7 +18,7 @@ cdef int slots_add(Slots *s, gfn_t base_gfn, uint64_t npages, hpa_t hpa) noexcep
         if base_gfn < slot.base_gfn + slot.npages and slot.base_gfn < base_gfn + npages:
             return -2
     slot = &s.slot[s.n]
-    memset(slot, 0, sizeof(Slot))
+    memset(slot, 0, sizeof(Memslot))
     slot.base_gfn = base_gfn
     slot.npages = npages
     slot.hpa = hpa
@@ -28,8 +28,8 @@ cdef int slots_add(Slots *s, gfn_t base_gfn, uint64_t npages, hpa_t hpa) noexcep
     return s.n - 1
 
 
-cdef void slots_delete(Slots *s, int number) noexcept nogil:
-    cdef Slot *slot = &s.slot[number]
+cdef void slots_delete(Memslots *s, int number) noexcept nogil:
+    cdef Memslot *slot = &s.slot[number]
     cdef uint64_t page
     if slot.host != NULL:
         for page in range(slot.npages):
@@ -39,18 +39,18 @@ cdef void slots_delete(Slots *s, int number) noexcept nogil:
     free(slot.host)
     free(slot.dirty)
     free(slot.group)
-    memset(slot, 0, sizeof(Slot))
+    memset(slot, 0, sizeof(Memslot))
     s.generation += 1
 
 
-cdef int slots_untouched(Slots *s, int number) noexcept nogil:
+cdef int slots_untouched(Memslots *s, int number) noexcept nogil:
     # from now on the host gives each page at its first touch; -1 where memory does not suffice
-    cdef Slot *slot = &s.slot[number]
+    cdef Memslot *slot = &s.slot[number]
     slot.host = <uint8_t *> calloc(slot.npages + 1, 1)
     return -1 if slot.host == NULL else 0
 
 
-cdef int slots_order(Slots *s) noexcept nogil:
+cdef int slots_order(Memslots *s) noexcept nogil:
     # from now on the order of use is kept; -1 where memory does not suffice
     cdef Recency *r = &s.recency
     r.older = <uint64_t *> calloc(s.frames + 1, sizeof(uint64_t))
@@ -59,7 +59,7 @@ cdef int slots_order(Slots *s) noexcept nogil:
     return -1 if r.older == NULL or r.newer == NULL or r.seen == NULL else 0
 
 
-cdef void order_add(Slots *s, uint64_t frame) noexcept nogil:
+cdef void order_add(Memslots *s, uint64_t frame) noexcept nogil:
     # the page was used last of all, in the youngest generation
     cdef Recency *r = &s.recency
     if r.older == NULL:
@@ -75,7 +75,7 @@ cdef void order_add(Slots *s, uint64_t frame) noexcept nogil:
     r.n += 1
 
 
-cdef void order_drop(Slots *s, uint64_t frame) noexcept nogil:
+cdef void order_drop(Memslots *s, uint64_t frame) noexcept nogil:
     cdef Recency *r = &s.recency
     if r.older == NULL:
         return
@@ -90,7 +90,7 @@ cdef void order_drop(Slots *s, uint64_t frame) noexcept nogil:
     r.n -= 1
 
 
-cdef void slots_free(Slots *s) noexcept nogil:
+cdef void slots_free(Memslots *s) noexcept nogil:
     cdef int i
     for i in range(s.n):
         free(s.slot[i].host)
@@ -101,4 +101,4 @@ cdef void slots_free(Slots *s) noexcept nogil:
     free(s.recency.seen)
     free(s.written)
     free(s.group)
-    memset(s, 0, sizeof(Slots))
+    memset(s, 0, sizeof(Memslots))

@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.memtype cimport MtrrState
 from fastmmu.arch.types cimport Mem, gfn_t, gva_t, hpa_t
-from fastmmu.mmu.memslots cimport Ring, Slots
+from fastmmu.mmu.memslots cimport Memslots, Ring
 from fastmmu.mmu.spte cimport SpteFormat, spte_leaf, spte_present
 from fastmmu.paging.memory cimport mem_read64
 
@@ -119,7 +119,7 @@ cdef struct MmuContext:         # what a vCPU has of its own; of EPT all have th
 cdef struct Mmu:
     Mem *mem                    # host physical memory
     Mem guest                   # guest-physical memory as a window of it: slot 0, from gpa 0
-    Slots slots
+    Memslots slots
     Policy policy
     const SpteFormat *format    # of their entries
     bint noncoherent            # a device writes memory past the caches: the guest's own memory types count

@@ -4,13 +4,13 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, realloc
 
 from fastmmu.arch.types cimport gfn_t
-from fastmmu.mmu.memslots cimport HOST_SHARED, Slot, order_drop, slot_hpa
+from fastmmu.mmu.memslots cimport HOST_SHARED, Memslot, order_drop, slot_hpa
 from fastmmu.mmu.mmu cimport Mmu, id_index, id_owner, mmu_frame, mmu_owe_flush, rmap_next, rmap_spte
 from fastmmu.mmu.rmap cimport mmu_zap_gfn, spte_set
 from fastmmu.mmu.spte cimport spte_track
 
 
-cdef void notify_start(Mmu *mmu, Slot *slot, gfn_t gfn, uint64_t pages) noexcept nogil:
+cdef void notify_start(Mmu *mmu, Memslot *slot, gfn_t gfn, uint64_t pages) noexcept nogil:
     # from here to the end no entry leads to these pages, and none is made: a fault that wants one is begun again
     cdef uint64_t i, changes = mmu.counters.changes
     if slot.invalidating:
@@ -25,13 +25,13 @@ cdef void notify_start(Mmu *mmu, Slot *slot, gfn_t gfn, uint64_t pages) noexcept
     mmu.counters.flush_requests += mmu.counters.changes != changes
 
 
-cdef void notify_end(Mmu *mmu, Slot *slot) noexcept nogil:
+cdef void notify_end(Mmu *mmu, Memslot *slot) noexcept nogil:
     # a fault that looked the page up before this must look again
     mmu.slots.sequence += 1
     slot.invalidating -= 1
 
 
-cdef void change_pte(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
+cdef void change_pte(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
     # entries lead to the shared page from now on, read-only
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn)), lose, entry
     cdef uint32_t id = mmu.rmap[frame]
@@ -45,7 +45,7 @@ cdef void change_pte(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     mmu_owe_flush(mmu)
 
 
-cdef int host_merge(Mmu *mmu, Slot *slot, const uint64_t *page, uint32_t n) noexcept nogil:
+cdef int host_merge(Mmu *mmu, Memslot *slot, const uint64_t *page, uint32_t n) noexcept nogil:
     # n present pages of equal contents become one; -1 where memory does not suffice. Linux 6.1 tells of it as of any
     # change, so that entries go; before, they alone were changed
     cdef void *grown

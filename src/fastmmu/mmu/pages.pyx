@@ -10,7 +10,7 @@ from libc.string cimport memset
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport Mem, gfn_t, gpa_t, hpa_t
 from fastmmu.mmu.invariant cimport invariant
-from fastmmu.mmu.memslots cimport Slot, slot_hpa, slot_of, slots_free
+from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, slot_hpa, slots_free
 from fastmmu.mmu.mmu cimport (
     NO_SP, Mmu, MmuContext, Sp, child_at, id_index, id_owner, mmu_frame, mmu_owe_flush, next_unsync, rmap_next, spte_at,
     spte_id,
@@ -77,7 +77,7 @@ cdef void mmu_free(Mmu *mmu) noexcept nogil:
 
 cdef hpa_t mmu_hpa(Mmu *mmu, gpa_t gpa) noexcept nogil:
     # host-physical address behind a guest-physical one; all ones where no slot holds it
-    cdef Slot *slot = slot_of(&mmu.slots, gpa >> 12)
+    cdef Memslot *slot = gfn_to_memslot(&mmu.slots, gpa >> 12)
     return ONES if slot == NULL else slot_hpa(slot, gpa >> 12) | gpa & 0xFFF
 
 

@@ -3,10 +3,10 @@
 from libc.stdint cimport uint64_t
 
 from fastmmu.arch.types cimport gfn_t
-from fastmmu.mmu.memslots cimport Slot
+from fastmmu.mmu.memslots cimport Memslot
 from fastmmu.mmu.mmu cimport Mmu
 
-cdef void host_give(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil
-cdef bint host_take(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil
-cdef void host_fetch(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil
-cdef void host_wrote(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil
+cdef void host_give(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil
+cdef bint host_take(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil
+cdef void host_fetch(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil
+cdef void host_wrote(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil

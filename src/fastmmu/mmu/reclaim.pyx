@@ -16,7 +16,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, host_young
 from fastmmu.mmu.memslots cimport (
-    HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, Recency, Slot, host_holds, order_add, order_drop, slot_hpa,
+    HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, Memslot, Recency, host_holds, order_add, order_drop, slot_hpa,
 )
 from fastmmu.mmu.mmu cimport Mmu, mmu_frame, mmu_written
 from fastmmu.mmu.notifier cimport notify_end, notify_start
@@ -26,7 +26,7 @@ cdef enum:
     PROTECTED = 2               # youngest generations of which no page goes
 
 
-cdef bint host_take(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
+cdef bint host_take(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
     # the page goes to disk; a table that is shadowed stays, the VMM reads it
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
     if slot.host == NULL or not host_holds(slot.host[gfn - slot.base_gfn]) or mmu_shadowed(mmu, gfn):
@@ -42,7 +42,7 @@ cdef bint host_take(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     return True
 
 
-cdef Slot *slot_of_frame(Mmu *mmu, uint64_t frame) noexcept nogil:
+cdef Memslot *slot_of_frame(Mmu *mmu, uint64_t frame) noexcept nogil:
     # of a frame in the order of use
     cdef int i
     for i in range(mmu.slots.n):
@@ -53,7 +53,7 @@ cdef Slot *slot_of_frame(Mmu *mmu, uint64_t frame) noexcept nogil:
 
 cdef bint frame_young(Mmu *mmu, uint64_t frame, int asked) noexcept nogil:
     # a page seen used is the last of all
-    cdef Slot *slot = slot_of_frame(mmu, frame)
+    cdef Memslot *slot = slot_of_frame(mmu, frame)
     if not host_young(mmu, slot, slot.base_gfn + frame - mmu_frame(mmu, slot.hpa), asked):
         return False
     order_drop(&mmu.slots, frame)
@@ -74,7 +74,7 @@ cdef void age(Mmu *mmu) noexcept nogil:
 cdef bint reclaim_oldest(Mmu *mmu) noexcept nogil:
     cdef Recency *r = &mmu.slots.recency
     cdef uint64_t frame, _
-    cdef Slot *slot
+    cdef Memslot *slot
     for _ in range(2 * r.n + 2 * PROTECTED):
         if not r.oldest:
             return False
@@ -95,7 +95,7 @@ cdef bint reclaim_oldest(Mmu *mmu) noexcept nogil:
 cdef bint reclaim_clock(Mmu *mmu) noexcept nogil:
     # the clock goes round until a page was not used since it came by last; at most twice
     cdef uint64_t total = 0, place, _
-    cdef Slot *slot
+    cdef Memslot *slot
     cdef int i
     for i in range(mmu.slots.n):
         total += mmu.slots.slot[i].npages if mmu.slots.slot[i].host != NULL else 0
@@ -118,7 +118,7 @@ cdef bint reclaim_clock(Mmu *mmu) noexcept nogil:
     return False
 
 
-cdef void leave_group(Mmu *mmu, Slot *slot, uint64_t page) noexcept nogil:
+cdef void leave_group(Mmu *mmu, Memslot *slot, uint64_t page) noexcept nogil:
     # one page fewer shares; the last takes the shared page with it
     cdef uint32_t *left = &mmu.slots.group[slot.group[page]]
     left[0] -= 1
@@ -127,7 +127,7 @@ cdef void leave_group(Mmu *mmu, Slot *slot, uint64_t page) noexcept nogil:
     mmu.counters.copied += 1
 
 
-cdef void host_give(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
+cdef void host_give(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
     # a page of memory for the guest's; another goes first where the limit is reached
     cdef uint64_t page = gfn - slot.base_gfn
     if mmu.slots.limit:
@@ -142,7 +142,7 @@ cdef void host_give(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     mmu_written(mmu, slot_hpa(slot, gfn))       # what is new is not on disk
 
 
-cdef void host_fetch(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
+cdef void host_fetch(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
     # a page comes back from disk, where it stays as well: read-only, so that the first write is seen
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
     host_give(mmu, slot, gfn)
@@ -151,7 +151,7 @@ cdef void host_fetch(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
     mmu.counters.swap_ins += 1
 
 
-cdef void host_wrote(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
+cdef void host_wrote(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
     # the VMM writes to the page, past the tables
     if slot.host != NULL:
         mmu_written(mmu, slot_hpa(slot, gfn))

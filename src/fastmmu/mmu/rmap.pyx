@@ -5,12 +5,14 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu.arch.bits cimport FRAME, PS, level_shift
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.invariant cimport CHECKS, invariant
-from fastmmu.mmu.memslots cimport Slot, slot_hpa, slot_of
+from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, slot_hpa
 from fastmmu.mmu.mmu cimport (
     Mmu, Sp, id_index, id_owner, mmu_dirty_flag, mmu_frame, mmu_owe_flush, mmu_written, rmap_next, rmap_spte, sp_child,
     spte_at, spte_id,
 )
-from fastmmu.mmu.spte cimport SPTE_MARK, SpteFormat, spte_is_mmio, spte_leaf, spte_loses, spte_present, spte_tracked
+from fastmmu.mmu.spte cimport (
+    SPTE_MMU_PRESENT, SpteFormat, spte_is_mmio, spte_leaf, spte_loses, spte_present, spte_tracked,
+)
 from fastmmu.paging.memory cimport mem_write64
 
 
@@ -105,8 +107,8 @@ cdef void check_spte(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint6
     invariant(mmu.ad or new & (f.accessed | f.dirty) == 0, b"no A, D without flags", old, new, level)
     invariant(not mmu.ad or not spte_tracked(f, new), b"access-tracked only without A flags", old, new, level)
     if sp.direct:
-        invariant(slot_of(&mmu.slots, gfn) != NULL
-                  and slot_hpa(slot_of(&mmu.slots, gfn), gfn) == new & FRAME & ~within,
+        invariant(gfn_to_memslot(&mmu.slots, gfn) != NULL
+                  and slot_hpa(gfn_to_memslot(&mmu.slots, gfn), gfn) == new & FRAME & ~within,
                   b"a leaf of a direct table page leads to the memory of its gfn", old, new, level)
 
 
@@ -134,7 +136,7 @@ cdef void spte_set(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexc
     mmu.counters.changes += 1
     mmu.counters.entries_zapped += spte_changed(mmu, sp, index, old, new, False)
     mmu.counters.entries_filled += spte_present(new) and spte_leaf(new, sp.level)
-    if (old ^ new) & (FRAME | SPTE_MARK | PS):
+    if (old ^ new) & (FRAME | SPTE_MMU_PRESENT | PS):
         if spte_present(old):
             unlink(mmu, sp, spte_id(owner, index), old)
         if spte_present(new):
@@ -153,7 +155,7 @@ cdef void spte_age(Mmu *mmu, uint32_t id, uint64_t new) noexcept nogil:
 
 cdef inline void update(Mmu *mmu, uint32_t id, uint64_t new, bint cached_stays) noexcept nogil:
     cdef uint64_t old = rmap_spte(mmu, id)
-    invariant(not (old ^ new) & (FRAME | SPTE_MARK | PS), b"an update leaves the page", old, new,
+    invariant(not (old ^ new) & (FRAME | SPTE_MMU_PRESENT | PS), b"an update leaves the page", old, new,
               mmu.sp[id_owner(id)].level)
     spte_changed(mmu, &mmu.sp[id_owner(id)], id_index(id), old, new, cached_stays)
 
@@ -166,7 +168,7 @@ cdef void rmap_zap(Mmu *mmu, uint32_t *head) noexcept nogil:
         spte_set(mmu, id_owner(head[0]), id_index(head[0]), 0)
 
 
-cdef void mmu_zap_gfn(Mmu *mmu, Slot *slot, gfn_t gfn) noexcept nogil:
+cdef void mmu_zap_gfn(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
     # the host takes the page away: no entry leads to it afterwards
     cdef uint64_t frame = mmu_frame(mmu, slot_hpa(slot, gfn))
     rmap_zap(mmu, &mmu.rmap[frame])
@@ -177,7 +179,7 @@ cdef bint mmu_write_protect(Mmu *mmu, gfn_t gfn, bint tracked) noexcept nogil:
     # every entry that maps the page becomes read-only. tracked: no fault gives the right back before the VMM says so,
     # and that of large entries goes as well; before Linux 6.1 these go themselves. Returns whether any
     # had it, or could have been given it.
-    cdef Slot *slot = slot_of(&mmu.slots, gfn)
+    cdef Memslot *slot = gfn_to_memslot(&mmu.slots, gfn)
     cdef uint64_t frame
     cdef bint found
     if slot == NULL:

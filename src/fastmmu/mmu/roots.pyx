@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from fastmmu.arch.bits cimport ONES, P
 from fastmmu.arch.types cimport gfn_t, hpa_t
-from fastmmu.mmu.memslots cimport slot_of
+from fastmmu.mmu.memslots cimport gfn_to_memslot
 from fastmmu.mmu.mmu cimport EPT_LEVELS, NO_SP, PAE_LEVELS, ROLE_4_BYTE, Mmu, MmuContext
 from fastmmu.mmu.pages cimport mmu_find, mmu_forget_roots, mmu_make_room, mmu_sp
 from fastmmu.mmu.spte cimport MAY_ALL
@@ -53,7 +53,7 @@ cdef int mmu_set_pae_roots(Mmu *mmu, const gfn_t *gfn, bint direct) noexcept nog
     cdef uint32_t root[4]
     cdef int i
     for i in range(4):
-        if gfn[i] != ONES and not direct and slot_of(&mmu.slots, gfn[i]) == NULL:
+        if gfn[i] != ONES and not direct and gfn_to_memslot(&mmu.slots, gfn[i]) == NULL:
             return -1
     mmu_make_room(mmu)
     for i in range(4):
@@ -81,7 +81,7 @@ cdef int mmu_set_root(Mmu *mmu, gfn_t gfn, bint direct) noexcept nogil:
     # 0; -1 where no table page is left, or where no memory is there for the guest's own root
     cdef uint32_t root
     cdef int i = 0
-    if not direct and slot_of(&mmu.slots, gfn) == NULL:
+    if not direct and gfn_to_memslot(&mmu.slots, gfn) == NULL:
         return -1
     root = mmu_find(mmu, gfn, mmu.vcpu.root_level, direct, MAY_ALL, 0)
     if root != NO_SP and root == mmu.vcpu.root:

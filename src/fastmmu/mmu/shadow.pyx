@@ -9,9 +9,9 @@ from fastmmu.arch.types cimport (
 )
 from fastmmu.mmu.direct cimport (
     RET_PF_BUS, RET_PF_EMULATE, RET_PF_INJECT, RET_PF_NO_TABLES, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED,
-    Fault, descend, fault_in, map_below, map_direct,
+    Fault, direct_map, direct_page_fault, faultin_pfn, get_child_sp,
 )
-from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_of
+from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty
 from fastmmu.mmu.mmu cimport ROLE_KEYS, Mmu, mmu_top
 from fastmmu.mmu.pages cimport mmu_make_room, mmu_tracked
 from fastmmu.mmu.reclaim cimport host_wrote
@@ -24,11 +24,11 @@ from fastmmu.paging.walk cimport walk_path
 
 cdef void log_flags(Mmu *mmu, const GuestPath *path) noexcept nogil:
     # A and D flags that the walk set are writes to the guest's memory
-    cdef Slot *slot
+    cdef Memslot *slot
     cdef int level
     for level in range(path.top, path.level - 1, -1):
         if path.updated >> level & 1:
-            slot = slot_of(&mmu.slots, path.gpa[level] >> 12)
+            slot = gfn_to_memslot(&mmu.slots, path.gpa[level] >> 12)
             if slot != NULL:
                 host_wrote(mmu, slot, path.gpa[level] >> 12)
                 mark_dirty(slot, path.gpa[level] >> 12)
@@ -36,7 +36,7 @@ cdef void log_flags(Mmu *mmu, const GuestPath *path) noexcept nogil:
 
 cdef bint no_memory(Mmu *mmu, gpa_t gpa) noexcept nogil:
     # KVM reads no table there: the entry counts as not present. Of the APIC-access page, too, which holds zeros.
-    cdef Slot *slot = slot_of(&mmu.slots, gpa >> 12)
+    cdef Memslot *slot = gfn_to_memslot(&mmu.slots, gpa >> 12)
     return slot == NULL or slot.private
 
 
@@ -57,7 +57,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
         w.gpa = f.la = f.gpa = la
         if la >> 12 == known:
             return RET_PF_EMULATE
-        return map_direct(mmu, &f)              # nothing of the guest's denies
+        return direct_page_fault(mmu, &f)              # nothing of the guest's denies
     fault = walk_path(&mmu.guest, guest, NULL, la, acc, w, &path)
     log_flags(mmu, &path)
     if fault == FAULT_PF:
@@ -75,7 +75,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
         if mmu.policy.flooding:
             clear_writes(mmu, la)
         return RET_PF_WRITE_PROTECTED
-    fault = fault_in(mmu, &f)
+    fault = faultin_pfn(mmu, &f)
     if fault == RET_PF_RETRY or (fault == RET_PF_EMULATE and (f.slot != NULL or not mmu.policy.mmio_caching)):
         return fault
     mmu_make_room(mmu)
@@ -89,7 +89,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
         mmu.sp[it.owner].writes = 0
         if level == path.level:
             break
-        if not descend(mmu, &it, (entry & FRAME) >> 12, False, access):
+        if not get_child_sp(mmu, &it, (entry & FRAME) >> 12, False, access):
             return RET_PF_NO_TABLES
         if it.linked:           # present from now on: a guest need not flush for that
             if mmu.sp[it.owner].unsync:
@@ -109,7 +109,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
         access &= ~MAY_W
     if f.write and f.slot != NULL and f.slot.dirty != NULL:
         mmu.counters.dirty_faults += 1
-    fault = map_below(mmu, it.owner, &f, level, access)
+    fault = direct_map(mmu, it.owner, &f, level, access)
     # spurious, as KVM counts it: tables may have been linked, the leaf was there (recorded: phase 2 of guest A)
     if fault >= 0 and fault != RET_PF_SPURIOUS and level == 1 and mmu.policy.prefetch:
         prefetch_guest(mmu, guest, it.owner, pt_index(la, 1))

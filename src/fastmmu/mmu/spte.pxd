@@ -1,13 +1,14 @@
 # Entries of the tables that the VMM owns: what they say, and how they are made (kvm_policy.md §3.3, §4.4).
 #
 #   EPT:     58 may write | 57 host may write | 56 X, 54 R access-tracked | 51:12 frame
-#            11 mark | 9 D | 8 A | 7 PS | 6 IPAT | 5:3 MT | 2:0 X W R
-#   paging:  63 XD | 62:59 key | 51:12 frame | 11 mark | 10 may write | 9 host may write
+#            11 MMU-present | 9 D | 8 A | 7 PS | 6 IPAT | 5:3 MT | 2:0 X W R
+#   paging:  63 XD | 62:59 key | 51:12 frame | 11 MMU-present | 10 may write | 9 host may write
 #            7 PS | 6 D | 5 A | 2 U | 1 W | 0 P
 #   MMIO:    62:52 and 10:3 generation | 51:12 frame; EPT 110b, malformed; paging: bit 51, reserved, and P
 #
 # access-tracked: without A flags an access shows by the fault of an entry whose X, W, R were taken (§6).
-# mark: present for the VMM. may write: read-only only because writes are logged; a fault may give the right back alone.
+# MMU-present: for the VMM, whatever the processor makes of it. may write: read-only only because writes are logged; a
+# fault may give the right back alone.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -17,7 +18,7 @@ from fastmmu.arch.types cimport gfn_t, hpa_t
 cdef extern from *:
     """
     #include <stdint.h>
-    #define FM_SPTE_MARK       (1ULL << 11)
+    #define FM_SPTE_PRESENT       (1ULL << 11)
     #define FM_EPT_HOST_WRITE  (1ULL << 57)
     #define FM_EPT_MAY_WRITE   (1ULL << 58)
     #define FM_PT_HOST_WRITE   (1ULL << 9)
@@ -27,12 +28,12 @@ cdef extern from *:
     #define FM_MMIO_GENERATION ((0xFFULL << 3) | (0x7FFULL << 52))
     #define FM_EPT_TRACKED     ((FM_EPT_R | FM_EPT_X) << 54)
     #define FM_BITS_EPT(OP) (FM_EPT_R OP FM_EPT_W OP FM_EPT_X OP (7ULL << 3) OP FM_EPT_IPAT OP FM_PS OP FM_EPT_A OP \\
-        FM_EPT_D OP FM_SPTE_MARK OP FM_FRAME OP FM_EPT_TRACKED OP FM_EPT_HOST_WRITE OP FM_EPT_MAY_WRITE)
+        FM_EPT_D OP FM_SPTE_PRESENT OP FM_FRAME OP FM_EPT_TRACKED OP FM_EPT_HOST_WRITE OP FM_EPT_MAY_WRITE)
     #define FM_BITS_PT(OP) (FM_P OP FM_RW OP FM_US OP FM_A OP FM_D OP FM_PS OP FM_PT_HOST_WRITE OP FM_PT_MAY_WRITE OP \\
-        FM_SPTE_MARK OP FM_FRAME OP (15ULL << 59) OP FM_XD)
+        FM_SPTE_PRESENT OP FM_FRAME OP (15ULL << 59) OP FM_XD)
     _Static_assert(FM_BITS_EPT(|) == FM_BITS_EPT(+), "bits of an EPT entry overlap");
     _Static_assert(FM_BITS_PT(|) == FM_BITS_PT(+), "bits of a paging entry overlap");
-    _Static_assert(((FM_MMIO_GENERATION | FM_MMIO_EPT) & (FM_SPTE_MARK | FM_FRAME)) == 0
+    _Static_assert(((FM_MMIO_GENERATION | FM_MMIO_EPT) & (FM_SPTE_PRESENT | FM_FRAME)) == 0
                    && (FM_MMIO_GENERATION & (FM_MMIO_EPT | 7)) == 0, "bits of an MMIO SPTE overlap");
     _Static_assert((FM_MMIO_RESERVED & ~FM_FRAME) == 0, "the reserved bit of an MMIO SPTE is an address bit");
     typedef struct {
@@ -45,21 +46,21 @@ cdef extern from *:
             {   /* FORMAT_PAGING */
                 .read = FM_P, .write = FM_RW, .execute = 0, .user = FM_US, .xd = FM_XD, .accessed = FM_A, .dirty = FM_D,
                 .host_write = FM_PT_HOST_WRITE, .may_write = FM_PT_MAY_WRITE, .key = 15ULL << 59, .key_shift = 59,
-                .table = FM_SPTE_MARK | FM_P | FM_RW | FM_US | FM_A | FM_D,
-                .mmio = FM_MMIO_RESERVED | FM_P, .mmio_mask = FM_MMIO_RESERVED | FM_P | FM_SPTE_MARK,
+                .table = FM_SPTE_PRESENT | FM_P | FM_RW | FM_US | FM_A | FM_D,
+                .mmio = FM_MMIO_RESERVED | FM_P, .mmio_mask = FM_MMIO_RESERVED | FM_P | FM_SPTE_PRESENT,
             },
             {   /* FORMAT_EPT */
                 .read = FM_EPT_R, .write = FM_EPT_W, .execute = FM_EPT_X, .accessed = FM_EPT_A, .dirty = FM_EPT_D,
                 .host_write = FM_EPT_HOST_WRITE, .may_write = FM_EPT_MAY_WRITE, .tracked = FM_EPT_R | FM_EPT_X,
                 .track_shift = 54, .memory_type = (7ULL << 3) | FM_EPT_IPAT, .pml = 1,
-                .table = FM_SPTE_MARK | FM_EPT_R | FM_EPT_W | FM_EPT_X,
-                .mmio = FM_MMIO_EPT, .mmio_mask = FM_EPT_R | FM_EPT_W | FM_EPT_X | FM_SPTE_MARK,
+                .table = FM_SPTE_PRESENT | FM_EPT_R | FM_EPT_W | FM_EPT_X,
+                .mmio = FM_MMIO_EPT, .mmio_mask = FM_EPT_R | FM_EPT_W | FM_EPT_X | FM_SPTE_PRESENT,
             },
         };
         return &formats[format];
     }
     """
-    const uint64_t SPTE_MARK "FM_SPTE_MARK"
+    const uint64_t SPTE_MMU_PRESENT "FM_SPTE_PRESENT"
     const uint64_t MMIO_RESERVED "FM_MMIO_RESERVED"
 
     ctypedef struct SpteFormat "fm_spte_format":    # which bit says what; 0: none does
@@ -93,7 +94,7 @@ cdef enum:
 
 
 cdef inline bint spte_present(uint64_t entry) noexcept nogil:
-    return entry & SPTE_MARK != 0
+    return entry & SPTE_MMU_PRESENT != 0
 
 
 cdef inline bint spte_leaf(uint64_t entry, int level) noexcept nogil:
@@ -129,7 +130,8 @@ cdef inline uint64_t spte_executable(const SpteFormat *f, uint64_t entry) noexce
 
 cdef inline bint spte_loses(const SpteFormat *f, uint64_t old, uint64_t new) noexcept nogil:
     # a cached translation of the old entry allows what the new one does not; more rights need no flush (ept.md §11)
-    return ((old & ~new & spte_rights(f)) | ((old ^ new) & (FRAME | SPTE_MARK | PS | f.key)) | (new & ~old & f.xd)) != 0
+    cdef uint64_t place = FRAME | SPTE_MMU_PRESENT | PS | f.key
+    return ((old & ~new & spte_rights(f)) | ((old ^ new) & place) | (new & ~old & f.xd)) != 0
 
 
 cdef inline bint spte_update_flushes(const SpteFormat *f, bint ad, uint64_t old, uint64_t new) noexcept nogil:
@@ -142,10 +144,10 @@ cdef inline bint spte_update_flushes(const SpteFormat *f, bint ad, uint64_t old,
     return old & ~new & (f.accessed | f.dirty) != 0
 
 
-cdef inline uint64_t spte_make(const SpteFormat *f, hpa_t hpa, int level, int access, bint accessed, bint dirty,
+cdef inline uint64_t make_spte(const SpteFormat *f, hpa_t hpa, int level, int access, bint accessed, bint dirty,
                                bint host_writable, uint64_t memory_type) noexcept nogil:
     # an entry that maps a page; `accessed`, `dirty`: flags that it starts with; memory_type: where the format has it
-    cdef uint64_t entry = hpa | SPTE_MARK | f.read | (memory_type & f.memory_type)
+    cdef uint64_t entry = hpa | SPTE_MMU_PRESENT | f.read | (memory_type & f.memory_type)
     if level > 1:
         entry |= PS
     entry |= f.execute if access & MAY_X else f.xd

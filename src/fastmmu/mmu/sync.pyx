@@ -4,15 +4,15 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport FRAME, RW, US, XD, A, D, P
 from fastmmu.arch.types cimport Paging, gfn_t, gpa_t, gva_t
-from fastmmu.mmu.direct cimport page_for_prefetch, set_leaf
-from fastmmu.mmu.memslots cimport Slot, mark_dirty, slot_hpa, slot_of
+from fastmmu.mmu.direct cimport mmu_set_spte, page_for_prefetch
+from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty, slot_hpa
 from fastmmu.mmu.mmu cimport (
     NO_SP, PAE_LEVELS, PREFETCH, ROLE_4_BYTE, ROLE_KEYS, Mmu, Sp, child_at, mmu_top, next_unsync, spte_at,
 )
 from fastmmu.mmu.pages cimport mmu_may_write, mmu_zap
 from fastmmu.mmu.rmap cimport mmu_write_protect, spte_set
 from fastmmu.mmu.spte cimport (
-    MAY_KEY, MAY_U, MAY_W, MAY_X, spte_is_mmio, spte_make, spte_mmio, spte_mmio_gfn, spte_present, spte_update_flushes,
+    MAY_KEY, MAY_U, MAY_W, MAY_X, make_spte, spte_is_mmio, spte_mmio, spte_mmio_gfn, spte_present, spte_update_flushes,
 )
 from fastmmu.mmu.table_iter cimport TableIter, iter_down, iter_start
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64
@@ -58,7 +58,7 @@ cdef bint prefetch_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t
     cdef Sp *sp = &mmu.sp[owner]
     cdef uint64_t gpte = 0
     cdef gfn_t gfn
-    cdef Slot *slot
+    cdef Memslot *slot
     cdef int access
     if not guest_entry(mmu, sp, index, &gpte):
         return False
@@ -68,10 +68,10 @@ cdef bint prefetch_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t
         return False
     gfn = (gpte & guest.frame) >> 12
     access = access_of(sp, gpte)
-    slot = slot_of(&mmu.slots, gfn)
+    slot = gfn_to_memslot(&mmu.slots, gfn)
     if slot == NULL or (unlogged and access & MAY_W and slot.dirty != NULL) or not page_for_prefetch(slot, gfn):
         return False
-    set_leaf(mmu, owner, index, slot, gfn, access, True, False, True, True)
+    mmu_set_spte(mmu, owner, index, slot, gfn, access, True, False, True, True)
     mmu.counters.prefetched += 1
     return True
 
@@ -94,7 +94,7 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
     cdef Sp *sp = &mmu.sp[owner]
     cdef uint64_t index, entry, gpte = 0, new
     cdef gfn_t gfn
-    cdef Slot *slot
+    cdef Memslot *slot
     cdef int access
     cdef bint host_writable, dirty, flush = False
     for index in range(512):
@@ -107,7 +107,7 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
             continue
         gfn = (gpte & guest.frame) >> 12
         access = access_of(sp, gpte)
-        slot = slot_of(&mmu.slots, gfn)
+        slot = gfn_to_memslot(&mmu.slots, gfn)
         if spte_is_mmio(mmu.format, entry):
             if slot == NULL and spte_mmio_gfn(entry) == gfn:
                 spte_set(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
@@ -125,7 +125,7 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
         if dirty and not mmu_may_write(mmu, gfn, False, True):
             access &= ~MAY_W
             dirty = False
-        new = spte_make(mmu.format, entry & FRAME, 1, access, False, dirty, host_writable, 0)
+        new = make_spte(mmu.format, entry & FRAME, 1, access, False, dirty, host_writable, 0)
         if access & MAY_W and slot.dirty != NULL:
             mark_dirty(slot, gfn)
         if new != entry:
