@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fastmmu.ops import Op
     from fastmmu.paging.mappings import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
     from fastmmu.paging.memory import PhysicalMemory
-    from fastmmu.paging.nonroot import VmFunction, deliver_ve, vmfunc
+    from fastmmu.paging.nonroot_py import VmFunction, deliver_ve, vmfunc
     from fastmmu.paging.state import Eptp, GuestState, Pml
     from fastmmu.paging.translate import Translation, translate
     from fastmmu.study.compare.run import compare
@@ -138,7 +138,7 @@ _HOMES = {
     "fastmmu.ops": ("Op",),
     "fastmmu.paging.mappings": ("MappingArray", "ept_mappings", "iter_ept_mappings", "iter_mappings", "mappings"),
     "fastmmu.paging.memory": ("PhysicalMemory",),
-    "fastmmu.paging.nonroot": ("VmFunction", "deliver_ve", "vmfunc"),
+    "fastmmu.paging.nonroot_py": ("VmFunction", "deliver_ve", "vmfunc"),
     "fastmmu.paging.state": ("Eptp", "GuestState", "Pml"),
     "fastmmu.paging.translate": ("Translation", "translate"),
     "fastmmu.study.compare.run": ("compare",),

@@ -9,7 +9,7 @@
     leaves       every mapping of a space; `leaf_rows` is its state and its rows, `leaf_pages` the hot loops;
                  `mappings` is that as record arrays
     hash_table   a header: open addressing over structs
-    nonroot      what needs no exit: #VE and EPTP switching by VMFUNC
+    nonroot      what needs no exit: #VE and EPTP switching by VMFUNC; `nonroot_py` is that for Python
 
 `fastmmu._walk`, at the top of the package, is the door for Python: one address with every memory reference.
 

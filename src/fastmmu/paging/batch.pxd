@@ -12,16 +12,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Ept, Mem, Paging
 
-cdef enum:
-    MIN_REGION_BITS = 4         # log2 of the number of regions held
-    MAX_REGION_BITS = 16        # 1 MB, of which only what the addresses touch costs anything; 128 GB of 4K pages
-
-cdef extern from *:
-    """
-    #define FM_TAKE(next, n) __atomic_fetch_add((next), (n), __ATOMIC_RELAXED)
-    """
-    uint64_t take "FM_TAKE"(uint64_t *next, uint64_t n) noexcept nogil
-
 cdef struct Region:
     uint64_t tag                # ~(address >> region_shift); 0: not filled, and no region has that tag
     uint64_t value
@@ -45,6 +35,19 @@ cdef struct Query:
     uint32_t key_deny           # bit 16 * US + key: the protection key forbids the access
     uint64_t ept_need           # bits that all EPT entries must have
 
+cdef struct Batch:              # one call, which threads share
+    Query query
+    const uint64_t *va
+    uint64_t *pa
+    uint8_t *fault
+    uint64_t n
+    uint64_t next               # the first address that no thread has taken
+    uint64_t chunk              # addresses that a thread takes at a time; no result depends on it
+    Region *regions             # `each` of a thread, at first all zero
+    uint64_t each
+
 # The query keeps the pointers; its EPT has no PML. `guest` and `ept` are for the caller to set.
 cdef void query_init(Query *q, Mem *m, const Paging *g, const Ept *e, int acc) noexcept nogil
 cdef void translate_batch(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *fault, uint64_t n) noexcept nogil
+cdef void batch_size(Batch *b) noexcept nogil          # query.region_bits and each, for n addresses
+cdef void batch_work(Batch *b, int thread) noexcept nogil   # until no address is left

@@ -16,6 +16,8 @@ from fastmmu.paging.memory cimport mem_holds
 from fastmmu.paging.walk cimport walk_path, walk_silent
 
 cdef enum:
+    MIN_REGION_BITS = 4         # log2 of the number of regions held
+    MAX_REGION_BITS = 16        # 1 MB, of which only what the addresses touch costs anything; 128 GB of 4K pages
     LANES = 64                  # of a block
     EPT_REGION_SHIFT = 21
     CODE_SHIFT = 16             # of the fault code in a region without translations
@@ -23,8 +25,10 @@ cdef enum:
 cdef extern from *:
     """
     #define FM_RARE(x) __builtin_expect(!!(x), 0)
+    #define FM_TAKE(next, n) __atomic_fetch_add((next), (n), __ATOMIC_RELAXED)
     """
     bint rare "FM_RARE"(bint) noexcept nogil
+    uint64_t take "FM_TAKE"(uint64_t *next, uint64_t n) noexcept nogil
     void prefetch "__builtin_prefetch"(const void *) noexcept nogil
 
 
@@ -366,3 +370,23 @@ cdef void translate_batch(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *f
         blocks(q, va, pa, fault, n, 2, True)
     else:
         blocks(q, va, pa, fault, n, 2, False)
+
+
+# ---- threads ----------------------------------------------------------------------------------------------
+
+cdef void batch_size(Batch *b) noexcept nogil:
+    cdef Query *q = &b.query
+    q.region_bits = MIN_REGION_BITS
+    while q.region_bits < MAX_REGION_BITS and <uint64_t> 1 << q.region_bits < b.n:
+        q.region_bits += 1
+    b.each = <uint64_t> (2 if q.e != NULL else 1) << q.region_bits
+
+
+cdef void batch_work(Batch *b, int thread) noexcept nogil:
+    cdef Query q = b.query
+    cdef uint64_t start = take(&b.next, b.chunk)
+    q.guest = b.regions + b.each * <uint64_t> thread
+    q.ept = q.guest + (<uint64_t> 1 << q.region_bits)
+    while start < b.n:
+        translate_batch(&q, b.va + start, b.pa + start, b.fault + start, min(b.chunk, b.n - start))
+        start = take(&b.next, b.chunk)

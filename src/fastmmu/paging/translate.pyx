@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport Ept, Paging, Walk
-from fastmmu.paging.batch cimport MAX_REGION_BITS, MIN_REGION_BITS, Query, Region, query_init, take, translate_batch
+from fastmmu.paging.batch cimport Batch, Region, batch_size, batch_work, query_init
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState, access_code, prepare
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
@@ -40,43 +40,29 @@ cdef class _Batch:
     # One call. Holds the buffers as long as a thread may use them: each thread runs a bound method.
     cdef Paging paging
     cdef Ept ept
-    cdef Query query
+    cdef Batch b
     cdef object memory
     cdef Py_buffer va, pa, fault
-    cdef Region *regions
-    cdef uint64_t each              # regions of a thread
-    cdef uint64_t n, next, chunk
 
     def __dealloc__(self):
         PyBuffer_Release(&self.va)
         PyBuffer_Release(&self.pa)
         PyBuffer_Release(&self.fault)
-        free(self.regions)
+        free(self.b.regions)
 
     cdef int reserve(self, int threads) except -1:
-        cdef Query *q = &self.query
-        q.region_bits = MIN_REGION_BITS
-        while q.region_bits < MAX_REGION_BITS and <uint64_t> 1 << q.region_bits < self.n:
-            q.region_bits += 1
-        self.each = (2 if q.e != NULL else 1) << q.region_bits
-        self.regions = <Region *> calloc(self.each * threads, sizeof(Region))
-        if self.regions == NULL:
+        self.b.va = <const uint64_t *> self.va.buf
+        self.b.pa = <uint64_t *> self.pa.buf
+        self.b.fault = <uint8_t *> self.fault.buf
+        batch_size(&self.b)
+        self.b.regions = <Region *> calloc(self.b.each * threads, sizeof(Region))
+        if self.b.regions == NULL:
             raise OutOfMemoryError(f"no memory for the caches of {threads} threads; ask for fewer")
         return 0
 
     def run(self, int worker):
         with nogil:
-            self.work(worker)
-
-    cdef void work(self, int worker) noexcept nogil:
-        cdef Query q = self.query
-        cdef uint64_t start = take(&self.next, self.chunk)
-        q.guest = self.regions + self.each * worker
-        q.ept = q.guest + (1 << q.region_bits)
-        while start < self.n:
-            translate_batch(&q, <const uint64_t *> self.va.buf + start, <uint64_t *> self.pa.buf + start,
-                            <uint8_t *> self.fault.buf + start, min(self.chunk, self.n - start))
-            start = take(&self.next, self.chunk)
+            batch_work(&self.b, worker)
 
 
 def translate(PhysicalMemory mem not None, GuestState state not None, va, *, access="r", eptp=None, out=None,
@@ -120,7 +106,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
             raise ConfigError(_OVERLAP)
         pa = np.empty(addresses.shape, _U64)
     batch.memory = mem
-    batch.n = addresses.size
+    batch.b.n = addresses.size
     PyObject_GetBuffer(addresses, &batch.va, PyBUF_SIMPLE)
     PyObject_GetBuffer(pa, &batch.pa, PyBUF_WRITABLE)
     PyObject_GetBuffer(result.fault, &batch.fault, PyBUF_WRITABLE)
@@ -133,15 +119,15 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     if overlap(&batch.pa, batch.va.buf, batch.va.len):
         PyBuffer_Release(&batch.va)
         PyObject_GetBuffer(addresses.copy(), &batch.va, PyBUF_SIMPLE)
-    query_init(&batch.query, &mem.mem, &batch.paging, &batch.ept if eptp is not None else NULL, acc)
+    query_init(&batch.b.query, &mem.mem, &batch.paging, &batch.ept if eptp is not None else NULL, acc)
     if threads == 1:
-        batch.chunk = batch.n
+        batch.b.chunk = batch.b.n
         batch.reserve(1)
         with nogil:
-            batch.work(0)
+            batch_work(&batch.b, 0)
     else:
-        batch.chunk = CHUNK
-        workers = max(1, min(threads, (batch.n + CHUNK - 1) // CHUNK))
+        batch.b.chunk = CHUNK
+        workers = max(1, min(threads, (batch.b.n + CHUNK - 1) // CHUNK))
         batch.reserve(workers)
         _share(batch, workers)
     if pa is not result.pa:
