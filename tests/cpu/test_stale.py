@@ -143,43 +143,43 @@ def dirty_log_twice(machine: Machine) -> None:
 @pytest.mark.parametrize("config", [EPT, EPT.replace(ept_ad=False), SHADOW], ids=["ept", "ept without A/D", "shadow"])
 def test_changes_of_the_vmms_tables(config: Config) -> None:
     """A page that the dirty log protects again: a write through the old translation would go unlogged."""
-    for forgone in (set(), {"tables"}):
+    for omitted in (set(), {"tables"}):
         machine = bare(config)
-        machine.vmm.forgone = forgone
+        machine.vmm.omit = omitted
         machine.access(0, "w")
         dirty_log_twice(machine)
         owed = {use.owed for use in stale(machine)}
-        assert owed == ({"INVEPT" if config.mmu == "ept" else "INVVPID"} if forgone else set())
+        assert owed == ({"INVEPT" if config.mmu == "ept" else "INVVPID"} if omitted else set())
 
 
 def test_a_root_loaded_under_shadow_paging() -> None:
-    for forgone in (set(), {"registers"}):
+    for omitted in (set(), {"registers"}):
         machine = bare(SHADOW)
         machine.guest_memory.write64(OTHER, 0)
-        machine.vmm.forgone = forgone
+        machine.vmm.omit = omitted
         machine.access(0)
         machine.mov_cr3(OTHER)
         machine.access(0)
-        assert {use.owed for use in stale(machine)} == ({"INVVPID"} if forgone else set())
+        assert {use.owed for use in stale(machine)} == ({"INVVPID"} if omitted else set())
 
 
 def test_a_guests_table_changed_under_shadow_paging() -> None:
-    for forgone in (set(), {"tables", "invlpg"}):
+    for omitted in (set(), {"tables", "invlpg"}):
         machine = bare(SHADOW)
-        machine.vmm.forgone = forgone
+        machine.vmm.omit = omitted
         machine.access(0)
         machine.store(TABLE_AT + PT, NEW | ALL)
         machine.invlpg(0)
         machine.access(0)
-        assert {use.owed for use in stale(machine)} == ({"INVVPID"} if forgone else set())
+        assert {use.owed for use in stale(machine)} == ({"INVVPID"} if omitted else set())
 
 
 def test_names_of_flushes() -> None:
     machine = bare(EPT)
-    machine.vmm.forgone = {"tables", "invlpg"}
-    assert machine.vmm.forgone == {"tables", "invlpg"}
+    machine.vmm.omit = {"tables", "invlpg"}
+    assert machine.vmm.omit == {"tables", "invlpg"}
     with pytest.raises(ConfigError, match="'cr3' is no flush; choose from tables, registers, invlpg"):
-        machine.vmm.forgone = {"cr3"}
+        machine.vmm.omit = {"cr3"}
 
 
 # ---- whole runs ----------------------------------------------------------------------------------------------------

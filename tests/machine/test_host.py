@@ -133,8 +133,8 @@ def test_vcpus_of_one_machine(config: Config, kvm: str) -> None:
 def test_a_request_flushes_the_other_vcpu_and_an_ipi_makes_it_exit(kvm: str) -> None:
     config = SMALL.replace(mmu="shadow", vpid=True, kvm=kvm)
     quiet, busy = program(1, 500, unmaps=0), program(2, 3000)
-    for less, flushed in (((), True), (("remote",), False)):
-        host = Host([(config, 2)], cpus=2, less=less)
+    for omit, flushed in (((), True), (("remote",), False)):
+        host = Host([(config, 2)], cpus=2, omit=omit)
         host.run(0, 0, *quiet)
         before, requests = host.counters(0), host.totals()["flush_requests"]
         cause = "invvpid_1" if kvm == "slides" else "invvpid_2"
@@ -152,10 +152,10 @@ def test_a_request_flushes_the_other_vcpu_and_an_ipi_makes_it_exit(kvm: str) -> 
 
 
 @pytest.mark.parametrize("mmu", ["ept", "shadow"])
-@pytest.mark.parametrize("less", [(), ("remote",)], ids=["flushed", "not flushed"])
-def test_without_the_remote_flush_a_dirty_page_is_lost(mmu: str, less: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("omit", [(), ("remote",)], ids=["flushed", "not flushed"])
+def test_without_the_remote_flush_a_dirty_page_is_lost(mmu: str, omit: tuple[str, ...]) -> None:
     """A log begins while another CPU may write by what it has cached."""
-    host = Host([(SMALL.replace(mmu=mmu, vpid=True, kvm="6.1"), 2)], cpus=2, less=less)
+    host = Host([(SMALL.replace(mmu=mmu, vpid=True, kvm="6.1"), 2)], cpus=2, omit=omit)
     store = np.array([Op.WRITE], np.uint8), np.array([8], np.uint8), np.array([1 << 40], np.uint64)
     gpa = np.zeros(1, np.uint64)
     for _ in range(2):  # the page is mapped, then cached as writable and dirty
@@ -163,7 +163,7 @@ def test_without_the_remote_flush_a_dirty_page_is_lost(mmu: str, less: tuple[str
     vmm = host.place(1, 1).vmm
     vmm.start_dirty_log(0)
     host.run(0, 0, *store, gpa)
-    assert vmm.dirty_log(0)[int(gpa[0]) >> 12] == (not less)
+    assert vmm.dirty_log(0)[int(gpa[0]) >> 12] == (not omit)
 
 
 # ---- T12 -------------------------------------------------------------------------------------------------------
@@ -174,12 +174,12 @@ FULL = 0x67
 
 @pytest.mark.parametrize("kvm", KVMS)
 @pytest.mark.parametrize("mmu", ["ept", "shadow"])
-@pytest.mark.parametrize("less", [(), ("moved",)])
-def test_t12_migration_without_flush_finds_the_old_translation(mmu: str, kvm: str, less: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("omit", [(), ("moved",)])
+def test_t12_migration_without_flush_finds_the_old_translation(mmu: str, kvm: str, omit: tuple[str, ...]) -> None:
     """A guest changes a page on CPU 1 and invalidates it there; back on CPU 0 only the flush of KVM makes it fresh."""
     # with unsync tables loading the root there owes a flush of its own
     config = SMALL.replace(mmu=mmu, vpid=True, kvm=kvm, unsync=False)
-    host = Host([config], cpus=2, guest_kernel=False, state=GuestState(cr3=ROOT), less=less)
+    host = Host([config], cpus=2, guest_kernel=False, state=GuestState(cr3=ROOT), omit=omit)
     guest = host.place(0, 0)
     for table, entry in ((ROOT, PDPT), (PDPT, PD), (PD, PT), (PT, OLD), (PT + 8, PT)):
         guest.guest_memory.write64(table, entry | FULL)
@@ -190,7 +190,7 @@ def test_t12_migration_without_flush_finds_the_old_translation(mmu: str, kvm: st
     guest.invlpg(0)
     assert guest.access(0).gpa == NEW
     host.place(0, 0)
-    assert guest.access(0).gpa == (OLD if less else NEW)
+    assert guest.access(0).gpa == (OLD if omit else NEW)
 
 
 # ---- VPIDs and the host's own pages ----------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_what_cannot_be_is_refused() -> None:
     for call, message in (
         (lambda: Host([]), "0 machines"), (lambda: Host([SMALL], cpus=0), "0 CPUs"),
         (lambda: Host([Config()]), "native"), (lambda: Host([(SMALL, 0)]), "0 vCPUs"),
-        (lambda: Host([SMALL], less=["cr3"]), "'cr3'"), (lambda: Host([(SMALL.replace(tpr="trap"), 256)]), "0..254"),
+        (lambda: Host([SMALL], omit=["cr3"]), "'cr3'"), (lambda: Host([(SMALL.replace(tpr="trap"), 256)]), "0..254"),
         (lambda: Host([(SMALL.replace(tpr="patch", apic_id=1), 16)]), "number 16; .* 0..15"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=message):

@@ -13,7 +13,7 @@ from fastmmu.arch.vmx cimport (
 )
 from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
 from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
-from fastmmu.kvm.kvm cimport FORGO_INVLPG, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu, to_kvm_vcpu
+from fastmmu.kvm.kvm cimport OMIT_INVLPG, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu, to_kvm_vcpu
 from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu.kvm.modes cimport modes_save
 from fastmmu.kvm.registers cimport kvm_cr_access, kvm_emulate
@@ -97,7 +97,7 @@ cdef int invalidate_page(KvmVcpu *vcpu, uint64_t la) noexcept nogil:
     cdef Vcpu *v = &vcpu.cpu
     shadow_invlpg(&kvm.mmu, &vcpu.guest, la)
     kvm_flush_remote_tlbs(vcpu)
-    if (not kvm.forgo & FORGO_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
+    if (not kvm.omit & OMIT_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
             and reachable(la, v.hw.la_bits)):
         v.c.invvpid += 1
         inv_invvpid(v.tlb, 0, v.vmcs.vpid, la)

@@ -17,14 +17,12 @@ from fastmmu.mmu.mmu cimport Mmu, MmuContext
 
 ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
 
-cdef enum:                      # flushes that can be left out, to see what they are for
-    LESS_MOVED = 1
-    LESS_REMOTE = 2
-
-cdef enum Forgone:              # flushes that a VMM leaves out, to see that they are missed
-    FORGO_TABLES = 1            # after changes of shadow tables or the EPT
-    FORGO_REGISTERS = 2         # after guest CR0, CR3, CR4 under shadow paging
-    FORGO_INVLPG = 4            # INVVPID at guest INVLPG
+cdef enum Omission:             # flushes that a VMM leaves out, to see that they are missed
+    OMIT_TABLES = 1             # after changes of shadow tables or the EPT
+    OMIT_REGISTERS = 2          # after guest CR0, CR3, CR4 under shadow paging
+    OMIT_INVLPG = 4             # INVVPID at guest INVLPG
+    OMIT_MOVED = 8              # on a physical CPU that the vCPU is new on
+    OMIT_REMOTE = 16            # of other vCPUs, whose rights went
 
 cdef enum Request:              # what a vCPU does before its next VM entry (KVM_REQ_...)
     REQ_TLB_FLUSH = 1           # all that it may have cached: another vCPU took rights away
@@ -69,11 +67,10 @@ cdef struct Kvm:
     KvmVcpu **vcpu              # [n_vcpus]
     uint32_t n_vcpus
     KvmVcpu *running            # loaded by kvm_vcpu_load: whose TLB a flush goes to at once; the others are requested
-    uint32_t forgo              # Forgone: flushes that are left out, to see that they are missed
+    uint32_t omit               # Omission
     uint8_t surfaced[N_REASONS]     # [exit reason] a Python policy handles it
     Surface surface
     void *machine
-    uint32_t less               # flushes left out
     uint64_t remote_flushes     # changes that other vCPUs had to flush for
     uint64_t flush_requests     # to another vCPU
     uint64_t ipis

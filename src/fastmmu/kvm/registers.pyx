@@ -16,7 +16,7 @@ from fastmmu.cpu.vcpu cimport (
     INS_MOV_TO_CR, INS_RDMSR, INS_WRMSR, Vcpu, vcpu_abort,
 )
 from fastmmu.kvm.kvm cimport (
-    FORGO_REGISTERS, FORGO_TABLES, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu,
+    OMIT_REGISTERS, OMIT_TABLES, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu,
 )
 from fastmmu.kvm.modes cimport modes_load, modes_shadow
 from fastmmu.kvm.requests cimport kvm_count_flushes, kvm_flush_remote_tlbs, kvm_make_request
@@ -70,7 +70,7 @@ cdef int load_cr3(KvmVcpu *vcpu, const Registers *new, bint no_flush) noexcept n
     if v.hw.pcid_on and not no_flush:
         mmu_forget_previous(&kvm.mmu, v.hw.pcid)
     # else all is flushed: tables had to go, or were brought in sync
-    if (not kvm.mmu.flush or kvm.forgo & FORGO_TABLES) and not kept and not kvm.forgo & FORGO_REGISTERS:
+    if (not kvm.mmu.flush or kvm.omit & OMIT_TABLES) and not kept and not kvm.omit & OMIT_REGISTERS:
         kvm_make_request(vcpu, REQ_TLB_FLUSH_CURRENT)
     return ACT_EMULATED
 

@@ -10,7 +10,7 @@ from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport (
-    EXITING_GUEST_MODE, FORGO_TABLES, IN_GUEST_MODE, LESS_MOVED, LESS_REMOTE, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT,
+    EXITING_GUEST_MODE, OMIT_TABLES, IN_GUEST_MODE, OMIT_MOVED, OMIT_REMOTE, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT,
     REQ_TLB_FLUSH_GUEST, Kvm, KvmStats, KvmVcpu,
 )
 from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
@@ -36,7 +36,7 @@ cdef void kvm_moved(KvmVcpu *vcpu) noexcept nogil:
     # What it cached there before may be stale, and its VPID may have been another's (vmx_vcpu_load_vmcs).
     cdef Kvm *kvm = vcpu.kvm
     vcpu.requests &= ~<uint32_t> REQ_TLB_FLUSH
-    if kvm.less & LESS_MOVED:
+    if kvm.omit & OMIT_MOVED:
         return
     if not kvm.mmu.policy.modern and not kvm.shadow:
         kvm_make_request(vcpu, REQ_TLB_FLUSH_CURRENT)
@@ -70,9 +70,9 @@ cdef void request_remote(KvmVcpu *vcpu) noexcept nogil:
 cdef void kvm_flush_all(KvmVcpu *vcpu) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     kvm.mmu.flush = False
-    if not kvm.forgo & FORGO_TABLES:
+    if not kvm.omit & OMIT_TABLES:
         kvm_flush(vcpu)
-    if kvm.n_vcpus > 1 and not kvm.less & LESS_REMOTE:
+    if kvm.n_vcpus > 1 and not kvm.omit & OMIT_REMOTE:
         request_remote(vcpu)
 
 

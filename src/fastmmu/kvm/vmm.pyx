@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.memtype cimport Mtrrs
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
-from fastmmu.kvm.kvm cimport FORGO_INVLPG, FORGO_REGISTERS, FORGO_TABLES, KvmStats
+from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, KvmStats
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
 from fastmmu.kvm.roots cimport kvm_zap_all
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
@@ -21,7 +21,8 @@ from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
 from fastmmu.mmu.spte cimport MMIO_GENERATIONS
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 
-_FORGO = {"tables": FORGO_TABLES, "registers": FORGO_REGISTERS, "invlpg": FORGO_INVLPG}
+_OMISSIONS = {"tables": OMIT_TABLES, "registers": OMIT_REGISTERS, "invlpg": OMIT_INVLPG, "moved": OMIT_MOVED,
+              "remote": OMIT_REMOTE}
 
 
 cdef list linked(const Mmu *mmu, uint32_t place):
@@ -71,17 +72,18 @@ cdef class Vmm:
         return 0
 
     @property
-    def forgone(self):
+    def omit(self):
         """Flushes that this VMM leaves out, to see that they are missed: a set of "tables" (after changes of the shadow
-        tables or the EPT), "registers" (guest CR0, CR3, CR4 under shadow paging), "invlpg"."""
-        return {name for name, bit in _FORGO.items() if self.kvm.forgo & <uint32_t> bit}
+        tables or the EPT), "registers" (guest CR0, CR3, CR4 under shadow paging), "invlpg", "moved" (on a physical CPU
+        that a vCPU is new on), "remote" (of other vCPUs)."""
+        return {name for name, bit in _OMISSIONS.items() if self.kvm.omit & <uint32_t> bit}
 
-    @forgone.setter
-    def forgone(self, names):
-        unknown = set(names) - set(_FORGO)
+    @omit.setter
+    def omit(self, names):
+        unknown = set(names) - set(_OMISSIONS)
         if unknown:
-            raise ConfigError(f"{sorted(unknown)[0]!r} is no flush; choose from {', '.join(_FORGO)}")
-        self.kvm.forgo = sum(_FORGO[name] for name in set(names))
+            raise ConfigError(f"{sorted(unknown)[0]!r} is no flush; choose from {', '.join(_OMISSIONS)}")
+        self.kvm.omit = sum(_OMISSIONS[name] for name in set(names))
 
     def start_dirty_log(self, number, *, bint manual=False, bint initially_set=False):
         """Log the guest's writes to a slot from now on; nothing happens where it is logged already.

@@ -22,7 +22,7 @@ class Host:
         cpus: int = 1,
         guest_kernel: bool = True,
         state: GuestState | None = None,
-        less: Sequence[str] = (),
+        omit: Sequence[str] = (),
     ) -> None: ...
     def place(self, vcpu: int, cpu: int) -> Machine: ...
     def run(

@@ -8,7 +8,7 @@ from libc.string cimport memset
 
 from fastmmu.arch.vmx cimport SECONDARY_VPID
 from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.kvm.kvm cimport LESS_MOVED, LESS_REMOTE, NOWHERE
+from fastmmu.kvm.kvm cimport NOWHERE
 from fastmmu.kvm.vcpu cimport kvm_vcpu_enter, kvm_vcpu_exit
 from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free, vpid_init
 from fastmmu.machine.assembly cimport tlb_of
@@ -24,7 +24,6 @@ from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
 
-_LESS = {"moved": LESS_MOVED, "remote": LESS_REMOTE}
 
 
 cdef void count_since(TlbCounters *total, const TlbCounters *before, const TlbCounters *now) noexcept nogil:
@@ -53,17 +52,16 @@ cdef class Host:
     :param cpus: number of physical CPUs.
     :param guest_kernel, state: as of :class:`Machine`; each vCPU of a bare guest begins with this state, and runs by
         the machine that :meth:`place` returns.
-    :param less: flushes to leave out, of "moved" and "remote", to see what they are for.
+    :param omit: flushes to leave out, by the names of :attr:`Vmm.omit`, to see what they are for.
     :raises ConfigError: a native configuration, no machine, no CPU. :raises OutOfMemoryError: too much memory in all.
     """
 
     def __cinit__(self):
         vpid_init(&self.vpids)
 
-    def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, less=()):
+    def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, omit=()):
         cdef Machine m
         cdef uint64_t origin = 0, total = 0
-        cdef uint32_t flags = 0
         chosen = [vm if isinstance(vm, tuple) else (vm, 1) for vm in vms]
         if not chosen or not 1 <= cpus <= 4096:
             raise ConfigError(f"{len(chosen)} machines on {cpus} CPUs; a host has at least one of each")
@@ -77,10 +75,6 @@ cdef class Host:
                 raise ConfigError(f"tpr={config.tpr!r}: vCPUs up to number {config.apic_id + count - 1}; the guest's "
                                   f"APICs, or its records of the TPR, have room for 0..{most - 1}")
             total += host_bytes(config) + behind_bytes(config, guest_kernel, count)
-        for name in less:
-            if name not in _LESS:
-                raise ConfigError(f"no flush {name!r} to leave out; choose from {', '.join(_LESS)}")
-            flags |= <uint32_t> _LESS[name]
         if total > 1 << 46:
             raise OutOfMemoryError(f"{total >> 30} GB of host memory are more than 46 bits of address; give the "
                                    "machines less by Config(memory=)")
@@ -95,7 +89,7 @@ cdef class Host:
             m = Machine(config, guest_kernel=guest_kernel, state=state, place=place)
             if count > 1 and m.pdptes_due:
                 raise ConfigError(f"{count} vCPUs that begin with PAE paging; give GuestState(pdptes=)")
-            m.kvm.less = flags
+            m.vmm.omit = omit
             m.cpus = self.cpus
             machines.append(m)
             origin += host_bytes(config) + behind_bytes(config, guest_kernel, count)
