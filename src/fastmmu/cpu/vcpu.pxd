@@ -1,5 +1,5 @@
-# The virtual CPU: TLB, walk, faults and VM exits of one access. It knows no policy: what an exit means is decided by
-# the function in `handler`.
+# The virtual CPU: TLB, walk, faults and VM exits of one access. What an exit means is decided by the function in
+# `handler`. Counters are those of a whole machine: VMM and guest kernel count here, too.
 
 from libc.stdint cimport uint32_t, uint64_t
 
