@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastmmu.exits import ExitReason
+from tests.support.recordings import all_of, sample_of
 
 __all__ = ["Recording", "data_directory", "recordings", "sample_directory"]
 
@@ -80,19 +80,14 @@ class Recording:
         return counted
 
 
-def project_root() -> Path:
-    return Path(__file__).parents[2]
-
-
 def sample_directory() -> Path:
     """The reduced recordings that the project carries."""
-    return project_root() / "tests" / "data" / "kvm_exits"
+    return sample_of("kvm_exits")
 
 
 def data_directory() -> Path:
     """FASTMMU_KVM_EXITS, else ../shared/kvm-exits beside the project."""
-    named = os.environ.get("FASTMMU_KVM_EXITS")
-    return Path(named) if named else project_root().parent / "shared" / "kvm-exits"
+    return all_of("kvm-exits", "FASTMMU_KVM_EXITS")
 
 
 def recordings(directory: Path) -> list[Recording]:

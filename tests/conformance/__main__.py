@@ -59,11 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{adapter.name}{lacking}:")
         for path in paths:
             begin = time.perf_counter()
-            report = vectors.run_set(adapter, path, stride=options.stride)
-            print(f"{report.line()} [{time.perf_counter() - begin:.1f} s]", flush=True)
-            for example in report.examples:
-                print(f"    {example}")
-            mismatches += report.mismatches
+            mismatches += vectors.run_set(adapter, path, stride=options.stride).show(begin)
     for mask in vectors.MASKS if paths else ():
         print(f"mask {mask.name}: {mask.why}")
     tlb_owners = [tlbs.SPECIFICATION] * (options.spec or not options.kernel)

@@ -14,7 +14,6 @@ of each row, and the accesses that its rights allow or refuse. No disagreement i
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ import numpy.typing as npt
 import fastmmu
 from fastmmu import reference as ref
 from fastmmu.image import Guest, read_guest
+from tests.support.recordings import all_of, sample_of
 
-from .vectors import Report, project_root
+from .vectors import Report
 
 __all__ = [
     "KERNELS",
@@ -54,13 +54,12 @@ KVM_WIDTH = 40  # MAXPHYADDR of the machine that recorded `permissions.npz`
 
 def sample_directory() -> Path:
     """The reduced guests that the project carries."""
-    return project_root() / "tests" / "data" / "guests"
+    return sample_of("guests")
 
 
 def data_directory() -> Path:
     """FASTMMU_GUESTS, else ../shared/guests beside the project."""
-    named = os.environ.get("FASTMMU_GUESTS")
-    return Path(named) if named else project_root().parent / "shared" / "guests"
+    return all_of("guests", "FASTMMU_GUESTS")
 
 
 def guests(directory: Path) -> list[Path]:
@@ -373,9 +372,6 @@ def run(chosen: Sequence[Implementation], directory: Path | None = None, only: s
         for number, report in enumerate(reports(own, where, only, stride)):
             if not number:
                 print(f"guests, {own.name}:")
-            print(f"{report.line()} [{time.perf_counter() - begin:.1f} s]", flush=True)
-            for example in report.examples:
-                print(f"    {example}")
-            mismatches = (mismatches or 0) + report.mismatches
+            mismatches = (mismatches or 0) + report.show(begin)
             begin = time.perf_counter()
     return mismatches

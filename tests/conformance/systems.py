@@ -11,7 +11,6 @@ of the first instructions; a replay does what is recorded, so neither shows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from fastmmu.errors import TraceError
 from fastmmu.machine.replay import Replay
 from fastmmu.trace import read_trace
 from fastmmu.trace.system import SystemTrace
+from tests.support.recordings import all_of, sample_of
 
-from .vectors import Report, project_root
+from .vectors import Report
 
 __all__ = ["MODES", "any_data", "data_directory", "reports", "run", "sample_directory", "traces"]
 
@@ -36,13 +36,12 @@ MODES = {
 
 def sample_directory() -> Path:
     """The cut traces that the project carries."""
-    return project_root() / "tests" / "data" / "systems"
+    return sample_of("systems")
 
 
 def data_directory() -> Path:
     """FASTMMU_TRACES, else ../shared/traces beside the project."""
-    named = os.environ.get("FASTMMU_TRACES")
-    return Path(named) if named else project_root().parent / "shared" / "traces"
+    return all_of("traces", "FASTMMU_TRACES")
 
 
 def traces(directory: Path) -> list[Path]:

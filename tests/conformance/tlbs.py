@@ -191,9 +191,5 @@ def run(owners: list[Owner], paths: list[Path], stride: int = 1) -> int:
         print(f"{owner.name}, TLB and operands:")
         for path in paths:
             begin = time.perf_counter()
-            report = run_set(owner, path, stride=stride)
-            print(f"{report.line()} [{time.perf_counter() - begin:.1f} s]", flush=True)
-            for example in report.examples:
-                print(f"    {example}")
-            mismatches += report.mismatches
+            mismatches += run_set(owner, path, stride=stride).show(begin)
     return mismatches

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import lzma
-import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmmu import reference as ref
+from tests.support.recordings import all_of, sample_of
 
 from .cases import Adapter, Case, EptpCase, GpaCase, Observed, PdpteCase, WalkCase
 from .differences import differences
@@ -41,19 +42,14 @@ PREFIXES = ("a_", "b_", "c_")
 # ---- files ---------------------------------------------------------------------------------------------------
 
 
-def project_root() -> Path:
-    return Path(__file__).resolve().parents[2]
-
-
 def sample_directory() -> Path:
     """The sample of each set that the project carries."""
-    return project_root() / "tests" / "data" / "vectors"
+    return sample_of("vectors")
 
 
 def data_directory() -> Path:
     """Directory of the full sets: FASTMMU_VECTORS, else ../shared/vectors beside the project."""
-    named = os.environ.get("FASTMMU_VECTORS")
-    return Path(named) if named else project_root().parent / "shared" / "vectors"
+    return all_of("vectors", "FASTMMU_VECTORS")
 
 
 def sets(directory: Path) -> list[Path]:
@@ -260,6 +256,13 @@ class Report:
             f"{f', masked {masked}' if masked else ''}{f', without field {fields}' if fields else ''}"
             f"{f', tables moved {self.moved}' if self.moved else ''}"
         )
+
+    def show(self, began: float | None = None) -> int:
+        """Prints the line and the examples, with the time since `began`; the mismatches."""
+        print(self.line() + (f" [{time.perf_counter() - began:.1f} s]" if began is not None else ""), flush=True)
+        for example in self.examples:
+            print(f"    {example}")
+        return self.mismatches
 
 
 def run_set(adapter: Adapter, path: Path, *, stride: int = 1, examples: int = 5) -> Report:

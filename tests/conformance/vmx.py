@@ -263,9 +263,5 @@ def run(implementations: list[Implementation], paths: list[Path], stride: int = 
     for implementation in implementations if paths else ():
         print(f"{implementation.name}, APIC and VM entry:")
         for path in paths:
-            report = run_set(implementation, path, stride=stride)
-            print(report.line(), flush=True)
-            for example in report.examples:
-                print(f"    {example}")
-            mismatches += report.mismatches
+            mismatches += run_set(implementation, path, stride=stride).show()
     return mismatches

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fastmmu import Config, GuestState, Machine, MemorySlot
 from tests.support.guest_layouts import FRAMES, Regime, start
-from tests.support.guest_programs import Access, MovCr3, Program, Store, programs, undisciplined
+from tests.support.guest_programs import Access, MovCr3, Program, Store, access_of, programs, undisciplined
 from tests.support.guest_runs import WORDS, History, check_vmm_tables, contents, differences, execute, machine_for
 from tests.support.vmm_tables import check_reverse_maps, guest_memory_at, leaves
 
@@ -110,7 +110,7 @@ def stale_but_legal(config: Config, program: Program, number: int) -> bool:
     came = execute(machine, instruction)
     if not unsync or came is None or came.gpa is None:
         return False
-    la, access, user = (*instruction[:1], "w", False) if isinstance(instruction, Store) else instruction
+    la, access, user = access_of(instruction)
     return history.allows(la, access, user, came.gpa)
 
 
@@ -141,7 +141,7 @@ def test_stale_translations_are_those_of_tables_that_were(program: Program) -> N
             if isinstance(instruction, MovCr3) and came is None:
                 history.load(instruction.cr3)
             elif came is not None and came.gpa is not None:
-                la, access, user = (*instruction[:1], "w", False) if isinstance(instruction, Store) else instruction
+                la, access, user = access_of(instruction)
                 assert history.allows(la, access, user, came.gpa), f"{title(config)}: {program!r}"
             history.update()
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from fastmmu import Config, reference
 from tests.support.guest_layouts import FRAMES, PS, RW, US, WINDOW, XD, A, D, P, Regime, start
-from tests.support.guest_programs import GENERAL_PROTECTION, MovCr3, Program, Store, programs, undisciplined
+from tests.support.guest_programs import GENERAL_PROTECTION, MovCr3, Program, access_of, programs, undisciplined
 from tests.support.guest_runs import WORDS, History, check_vmm_tables, contents, differences, execute, machine_for
 
 SMALL = Config(memory="64M")
@@ -70,7 +70,7 @@ def test_a_guest_that_does_not_invalidate_sees_nothing_that_no_table_said(progra
                 history.load(instruction.cr3)
             if came in (None, GENERAL_PROTECTION):
                 continue
-            la, access, user = (*instruction[:1], "w", False) if isinstance(instruction, Store) else instruction
+            la, access, user = access_of(instruction)
             if came.gpa is None:
                 state = program.regime.state(history.cr3, history.pdptes, user=user)
                 outcome = reference.walk(history.memory, state, la, access, write=False)

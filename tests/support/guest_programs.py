@@ -48,6 +48,7 @@ __all__ = [
     "MovCr3",
     "Program",
     "Store",
+    "access_of",
     "edited",
     "pdptes_at",
     "programs",
@@ -76,6 +77,11 @@ class Invlpg(NamedTuple):
 
 
 Instruction = Access | Store | MovCr3 | Invlpg
+
+
+def access_of(instruction: Access | Store) -> Access:
+    """The access that it makes: a store is one of the supervisor."""
+    return Access(instruction.la, "w", False) if isinstance(instruction, Store) else instruction
 
 
 class Came(NamedTuple):
