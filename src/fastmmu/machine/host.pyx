@@ -25,7 +25,6 @@ from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
 
 
-
 cdef void count_since(TlbCounters *total, const TlbCounters *before, const TlbCounters *now) noexcept nogil:
     # all of its fields are 64-bit counts
     cdef uint64_t *to = <uint64_t *> total
