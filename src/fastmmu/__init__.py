@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastmmu import image
     from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
-    from fastmmu.arch.memtype import MemoryType, Mtrrs
+    from fastmmu.arch.memtype_py import MemoryType, Mtrrs
     from fastmmu.dtypes import Fault, StepKind
     from fastmmu.errors import (
         BusError,
@@ -111,7 +111,7 @@ __all__ = [
 
 _HOMES = {
     "fastmmu._walk": ("WalkResult", "load_pdpte_registers", "walk", "walk_ept"),
-    "fastmmu.arch.memtype": ("MemoryType", "Mtrrs"),
+    "fastmmu.arch.memtype_py": ("MemoryType", "Mtrrs"),
     "fastmmu.dtypes": ("Fault", "StepKind"),
     "fastmmu.errors": (
         "BusError",

@@ -2,7 +2,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastmmu.arch.memtype import MemoryType
+from fastmmu.arch.memtype_py import MemoryType
 from fastmmu.dtypes import Fault
 from fastmmu.exits import Qualification
 from fastmmu.paging.memory import PhysicalMemory

@@ -19,7 +19,7 @@ from fastmmu.paging.state cimport GuestState, access_code, pdpt_within, prepare
 from fastmmu.paging.walk cimport load_pdptes, walk_cached, walk_steps
 from fastmmu.tlb.lookup cimport Tlb
 from fastmmu.tlb.tlb cimport TLB
-from fastmmu.arch.memtype import MemoryType
+from fastmmu.arch.memtype_py import MemoryType
 from fastmmu.dtypes import STEP_DTYPE, Fault
 from fastmmu.errors import StateError
 from fastmmu.exits import Qualification

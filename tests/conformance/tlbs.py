@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmmu import reference as ref
-from fastmmu.cpu.inv_operands import EPT_VPID_CAP, check_invalidation
+from fastmmu.cpu.inv_operands_py import EPT_VPID_CAP, check_invalidation
 from fastmmu.exits import Completion
 from fastmmu.reference.cpu import inv_operands as operands
 from fastmmu.reference.tlb.invalidations import Tlb

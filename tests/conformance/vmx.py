@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fastmmu import reference as ref
-from fastmmu.cpu.vapic import VirtualApic
-from fastmmu.cpu.vmentry import vm_entry
+from fastmmu.cpu.vapic_py import VirtualApic
+from fastmmu.cpu.vmentry_py import vm_entry
 from fastmmu.reference.cpu import vmentry as rules
 
 from .vectors import Report, Vector, read, set_name

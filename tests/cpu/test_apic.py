@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fastmmu import reference as ref
-from fastmmu.cpu import apic as kernel_apic
-from fastmmu.cpu.apic import LocalApic
+from fastmmu.cpu import apic_py as kernel_apic
+from fastmmu.cpu.apic_py import LocalApic
 from fastmmu.errors import StateError
 from fastmmu.reference.cpu import apic as rules
 

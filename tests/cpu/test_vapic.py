@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fastmmu import reference as ref
-from fastmmu.cpu.vapic import ApicOutcome, VirtualApic
+from fastmmu.cpu.vapic_py import ApicOutcome, VirtualApic
 from fastmmu.errors import StateError
 from fastmmu.exits import ExitReason
 from fastmmu.reference.cpu import vapic

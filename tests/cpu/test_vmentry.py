@@ -8,7 +8,7 @@ import random
 import pytest
 
 from fastmmu import reference as ref
-from fastmmu.cpu.vmentry import vm_entry
+from fastmmu.cpu.vmentry_py import vm_entry
 from fastmmu.errors import StateError
 from fastmmu.reference.cpu import vmentry
 

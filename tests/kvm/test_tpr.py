@@ -12,7 +12,7 @@ import pytest
 
 from fastmmu import Action, Config, ConfigError, Exit, GuestState, Machine, Policy, StateError, TraceError
 from fastmmu import reference as ref
-from fastmmu.cpu import tpr_patch as patch
+from fastmmu.cpu import tpr_patch_py as patch
 from fastmmu.ops import Op
 from fastmmu.reference.cpu import apic as rules
 from tests.support.tpr_ways import WAYS

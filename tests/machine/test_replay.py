@@ -12,7 +12,7 @@ from fastmmu import Config, Machine, simulate
 from fastmmu.cli.main import main
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.replay import Replay, Replayed
-from fastmmu.machine.system_loop import SystemReplay
+from fastmmu.machine.system_loop_py import SystemReplay
 from fastmmu.paging.state import GuestState
 from fastmmu.trace import read_trace
 from fastmmu.trace.system import SystemTrace

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastmmu import Config, GuestState, Machine
-from fastmmu.cpu.inv_operands import check_invalidation
+from fastmmu.cpu.inv_operands_py import check_invalidation
 from fastmmu.exits import Completion
 from fastmmu.reference.cpu import inv_operands as operands
 from fastmmu.reference.tlb.tlb import value

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fastmmu.errors import TraceError
 from fastmmu.ops import Op
-from fastmmu.trace import lackey_parse as _lackey
+from fastmmu.trace import lackey_parse_py as _lackey
 from fastmmu.trace import read_trace
 from fastmmu.trace.events import concatenate
 from fastmmu.trace.lackey import LackeyTrace

@@ -7,7 +7,7 @@
     msr         numbers of model-specific registers
     ops         operations of a trace event
     registers   which writes to control registers are legal, and what paging derives from them
-    memtype     PAT, MTRRs, EPT type, and how they combine
+    memtype     PAT, MTRRs, EPT type, and how they combine; memtype_py: `MemoryType`, `Mtrrs`
 
 Imports the vocabulary alone (`fastmmu.errors`, `exits`, `ops`, `dtypes`). Headers hold constants, structs and inline
 functions.

@@ -21,11 +21,6 @@ cdef struct MtrrState:
     int n
 
 
-cdef class Mtrrs:
-    cdef MtrrState state
-    cdef readonly dict registers
-
-
 cdef int mtrr_type(const MtrrState *s, uint64_t pa) noexcept nogil
 cdef int combined_type(int below, int pat) noexcept nogil
 cdef int effective_type(const Paging *g, const MtrrState *s, const Walk *w, bint ept) noexcept nogil

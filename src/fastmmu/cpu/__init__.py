@@ -10,6 +10,7 @@
     interrupts    how the guest reaches its APIC, and how interrupts reach the guest
     tpr_patch     instructions that access the TPR, and the calls that replace them
     stale         the detector of missing flushes; `missing_flushes` is that for Python
+    apic_py, vapic_py, vmentry_py, inv_operands_py, tpr_patch_py   these for Python
 
 Imports `arch`, `tlb`, `paging`, `mmu`. An exit happens here; what it means is KVM's (`kvm`), called through one
 pointer.

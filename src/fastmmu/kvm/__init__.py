@@ -10,7 +10,7 @@
     requests    what is asked of a vCPU before its next VM entry, and the flushes that serve it
     lapic       the exits of the APIC, injection, TPR threshold
     ipi         interprocessor interrupts, and what a vCPU finds when it runs again
-    vpid        the VPIDs of a host
+    vpid        the VPIDs of a host; vpid_py: that for Python
     vmm         `Vmm`: what user space does to slots and dirty logs, for Python
 
 Imports `arch` to `cpu`. Rules are those of kvm_policy.md; each names its section.

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu.arch.memtype import Mtrrs
+from fastmmu.arch.memtype_py import Mtrrs
 
 class Vmm:
     @property

@@ -6,7 +6,7 @@ import numpy as np
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.memtype cimport Mtrrs
+from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
 from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, KvmStats
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs

@@ -1,11 +1,9 @@
-"""Kernel of the VPID allocator; header: kvm/vpid.pxd."""
+"""The VPIDs of a host; header: kvm/vpid.pxd."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport ctzll
-
-from fastmmu.errors import StateError
 
 
 cdef void vpid_init(VpidMap *m) noexcept nogil:
@@ -37,36 +35,3 @@ cdef bint vpid_free(VpidMap *m, uint32_t vpid) noexcept nogil:
     m.some[word >> 6] |= <uint64_t> 1 << (word & 63)
     m.used -= 1
     return True
-
-
-cdef class VpidAllocator:
-    """The VPIDs of one host, as KVM gives them out: lowest free number first, 0 where none is left.
-
-    A vCPU with VPID 0 runs with "enable VPID" off: every VM entry and exit flushes. Freeing flushes nothing; whoever
-    gets the number next is flushed when it first runs (tlb.md §6).
-    """
-
-    cdef VpidMap map
-
-    def __cinit__(self):
-        vpid_init(&self.map)
-
-    def alloc(self):
-        """The lowest VPID that nobody has, 1..65535; 0: all are taken."""
-        return vpid_alloc(&self.map)
-
-    def free(self, uint32_t vpid):
-        """Gives one back; 0, which stands for none, is ignored.
-
-        :raises StateError: nobody has it.
-        """
-        if vpid and not vpid_free(&self.map, vpid):
-            raise StateError(f"VPID {vpid} is not given out; free what alloc() returned, once")
-
-    def __len__(self):
-        return self.map.used
-
-    def __contains__(self, vpid):
-        if not 0 <= vpid < VPIDS:
-            return False
-        return not self.map.free[<uint32_t> vpid >> 6] >> (<uint32_t> vpid & 63) & 1

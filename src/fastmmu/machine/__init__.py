@@ -5,7 +5,7 @@
     instructions, control_instructions, apic_port   what a bare guest does
     machine, host                    `Machine`, and `Host`: several CPUs, several machines
     guest_kernel, events             the kernel under a trace of user addresses; the loop over events
-    records, system_loop, replay     a system trace: its records, the loop over them, `Replay`
+    records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     simulate                         a trace through a machine
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
 

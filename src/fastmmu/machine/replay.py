@@ -15,7 +15,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.machine import Machine
 from fastmmu.machine.policy import Policy
-from fastmmu.machine.system_loop import KINDS, SystemReplay
+from fastmmu.machine.system_loop_py import KINDS, SystemReplay
 from fastmmu.paging.state import GuestState
 
 __all__ = ["OMISSIONS", "Replay", "Replayed", "SystemSource"]

@@ -47,5 +47,6 @@ cdef struct Replay:
     uint64_t found              # all of them
     Mismatch example[16]
 
+cdef int replay_register(Vcpu *v, const Record *r) noexcept nogil      # of STOP_REGISTER: Outcome
 cdef uint64_t replay_records(Replay *p, uint64_t first, const Record *rows, uint64_t n, const uint64_t *data,
                              uint64_t n_data, const uint8_t *pages, uint64_t n_pages, int *stop) noexcept nogil

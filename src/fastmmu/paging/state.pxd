@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint64_t
 
-from fastmmu.arch.memtype cimport Mtrrs
+from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.arch.registers cimport Registers
 from fastmmu.arch.types cimport Ept, Paging, PmlQuery, Walk
 from fastmmu.paging.memory cimport PhysicalMemory

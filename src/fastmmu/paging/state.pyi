@@ -2,7 +2,7 @@ import enum
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from fastmmu.arch.memtype import Mtrrs
+from fastmmu.arch.memtype_py import Mtrrs
 
 class Mode(enum.IntEnum):
     NONE = 0

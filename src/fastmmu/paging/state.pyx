@@ -8,7 +8,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport FRAME, ONES, PS
-from fastmmu.arch.memtype cimport Mtrrs
+from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.arch.registers cimport Registers, pae_paging, paging_of
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept, Walk
 from fastmmu.paging.ept cimport (

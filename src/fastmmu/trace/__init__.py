@@ -8,7 +8,7 @@
     read, names          which format a file has, by content and by name
     source, codecs       bytes of a file, decompressed on the way
     filetrace            what readers of files share
-    lackey, lackey_parse, champsim, npy, arrow   the formats
+    lackey, lackey_parse (for Python: lackey_parse_py), champsim, npy, arrow   the formats
     system               system traces: what a whole machine did
     combine, tpr         traces made of traces; TPR traffic put in between
     survey               what a trace holds

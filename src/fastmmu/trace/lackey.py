@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from fastmmu.errors import TraceError
-from fastmmu.trace import lackey_parse as _lackey
+from fastmmu.trace import lackey_parse_py as _lackey
 from fastmmu.trace.base import Trace
 from fastmmu.trace.events import CHUNK, Batch, empty_batch
 from fastmmu.trace.filetrace import FileTrace

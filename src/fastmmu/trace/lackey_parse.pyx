@@ -85,7 +85,6 @@ cdef extern from *:
 
 cdef enum:
     FAST_BYTES = 19             # what fast_line reads
-    MAX_LINE = 24               # bytes of the longest line that is written: 3 + 16 + 1 + 3 + 1
 
 cdef enum LineKind:             # errors are below 0; trace/lackey.py words them
     LINE_EVENT = 0
@@ -238,31 +237,6 @@ cdef int parse_lines(const uint8_t **at, const uint8_t *end, bint last, uint8_t 
     return kind if kind < 0 else 0
 
 
-def parse(const uint8_t[::1] text, Py_ssize_t start, Py_ssize_t stop, bint last,
-          uint8_t[::1] op, uint8_t[::1] size, uint64_t[::1] addr, Py_ssize_t n):
-    """Parse the lines of text[start:stop] into the columns from row n on.
-
-    Ends at the end of the columns, at a bad line, or at an incomplete line (which, with `last`, is a line).
-    Returns (where the next line starts, rows filled, lines passed, error): error is 0, or the negative kind of
-    the bad line at the position returned.
-    """
-    cdef Py_ssize_t room = addr.shape[0], lines = 0
-    cdef const uint8_t *p
-    cdef const uint8_t *base
-    cdef int error
-    if not 0 <= start <= stop <= text.shape[0]:
-        raise ValueError(f"text[{start}:{stop}] lies outside a buffer of {text.shape[0]} bytes")
-    if op.shape[0] != room or size.shape[0] != room or not 0 <= n <= room:
-        raise ValueError("op, size and addr must be equally long, and n a row of them")
-    if start == stop or n == room:
-        return start, n, 0, 0
-    base = &text[0]
-    p = base + start
-    with nogil:
-        error = parse_lines(&p, base + stop, last, &op[0], &size[0], &addr[0], &n, room, &lines)
-    return p - base, n, lines, error
-
-
 cdef Py_ssize_t print_lines(const uint8_t *op, const uint8_t *size, const uint64_t *addr, Py_ssize_t n,
                             char *out) noexcept nogil:
     cdef char *q = out
@@ -293,22 +267,3 @@ cdef Py_ssize_t print_lines(const uint8_t *op, const uint8_t *size, const uint64
         q[width] = c'\n'
         q += width + 1
     return q - out
-
-
-def format(const uint8_t[::1] op, const uint8_t[::1] size, const uint64_t[::1] addr):
-    """The events as lackey prints them: bytes. Raises IndexError(row) at one that is no access of 1 to 255 bytes."""
-    cdef Py_ssize_t n = addr.shape[0], used
-    cdef bytearray out
-    cdef char *q
-    if op.shape[0] != n or size.shape[0] != n:
-        raise ValueError("op, size and addr must be equally long")
-    if n == 0:
-        return b""
-    out = bytearray(n * MAX_LINE)
-    q = out
-    with nogil:
-        used = print_lines(&op[0], &size[0], &addr[0], n, q)
-    if used < 0:
-        raise IndexError(-1 - used)
-    del out[used:]
-    return out

@@ -1,4 +1,4 @@
-"""Misses of TLBs of every size, from one pass: `curve_kernel` over the lists and trees of `stack_distance`."""
+"""Misses of TLBs of every size, from one pass: `curve_kernel` (`curve_kernel_py`) over lists of `stack_distance`."""
 
 from __future__ import annotations
 

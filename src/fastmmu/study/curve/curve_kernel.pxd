@@ -4,6 +4,21 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.study.curve.stack_distance cimport List, Tree
 
+cdef enum:
+    NO_LEVEL = 255
+
+cdef enum CurveOutcome:
+    CURVE_OK = 0
+    CURVE_BAD_PROCESS = 1
+    CURVE_BAD_ADDRESS = 2
+    CURVE_NO_MEMORY = 3
+
+cdef extern from *:
+    """
+    #define FM_NO_KEY (~0ULL - 1)
+    """
+    const uint64_t NO_KEY "FM_NO_KEY"           # of no page
+
 cdef struct Level:              # one array of the TLB, at every size
     List *list
     uint32_t lists
@@ -24,3 +39,6 @@ cdef struct Curve:
     uint64_t process
     uint64_t accesses
     uint64_t flushes, invalidations
+
+cdef int curve_run(Curve *c, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
+                   uint64_t *done) noexcept nogil

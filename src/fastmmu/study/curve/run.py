@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.errors import ConfigError
-from fastmmu.study.curve.curve_kernel import StackDistances
+from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.tlb.geometry import Array, Geometry, geometry, parse_array
 from fastmmu.trace import Trace
 

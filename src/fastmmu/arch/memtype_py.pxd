@@ -1,0 +1,8 @@
+# The memory type range registers as Python has them.
+
+from fastmmu.arch.memtype cimport MtrrState
+
+
+cdef class Mtrrs:
+    cdef MtrrState state
+    cdef readonly dict registers

@@ -1,0 +1,40 @@
+"""`VpidAllocator`: the VPIDs of one host, for Python."""
+
+from libc.stdint cimport uint32_t
+
+from fastmmu.kvm.vpid cimport VPIDS, VpidMap, vpid_alloc, vpid_free, vpid_init
+
+from fastmmu.errors import StateError
+
+
+cdef class VpidAllocator:
+    """The VPIDs of one host, as KVM gives them out: lowest free number first, 0 where none is left.
+
+    A vCPU with VPID 0 runs with "enable VPID" off: every VM entry and exit flushes. Freeing flushes nothing; whoever
+    gets the number next is flushed when it first runs (tlb.md §6).
+    """
+
+    cdef VpidMap map
+
+    def __cinit__(self):
+        vpid_init(&self.map)
+
+    def alloc(self):
+        """The lowest VPID that nobody has, 1..65535; 0: all are taken."""
+        return vpid_alloc(&self.map)
+
+    def free(self, uint32_t vpid):
+        """Gives one back; 0, which stands for none, is ignored.
+
+        :raises StateError: nobody has it.
+        """
+        if vpid and not vpid_free(&self.map, vpid):
+            raise StateError(f"VPID {vpid} is not given out; free what alloc() returned, once")
+
+    def __len__(self):
+        return self.map.used
+
+    def __contains__(self, vpid):
+        if not 0 <= vpid < VPIDS:
+            return False
+        return not self.map.free[<uint32_t> vpid >> 6] >> (<uint32_t> vpid & 63) & 1

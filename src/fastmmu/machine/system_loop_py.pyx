@@ -1,0 +1,146 @@
+"""`SystemReplay`: a bare guest that does what a system trace says, for Python."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, Vcpu, vcpu_set_pkru
+from fastmmu.machine.machine cimport Machine
+from fastmmu.machine.records cimport REC_CR0, REC_CR4, REC_EFER, REC_TABLE, Record
+from fastmmu.machine.system_loop cimport (
+    EXAMPLES, OMIT_CR3, OMIT_STORES, STOP_ABORT, STOP_ADDRESS, STOP_DATA, STOP_NONE, STOP_REGISTER, STOP_TABLE, Replay,
+    replay_records, replay_register,
+)
+from fastmmu.paging.state cimport GuestState
+
+from fastmmu.arch.registers import RULES
+from fastmmu.errors import ConfigError, FastmmuError, StateError, TraceError
+
+KINDS = ("address", "faulted", "no fault", "fault")
+"""Kinds of mismatch: another physical address; a #PF where the trace has none; none where it has one; another error
+code or CR2."""
+
+_OMISSIONS = {"cr3": OMIT_CR3, "stores": OMIT_STORES}
+
+
+cdef class SystemReplay:
+    """A bare guest that does what a system trace says.
+
+    :param machine: :class:`Machine` with ``guest_kernel=False`` and this `state`. :param state: registers at the start.
+    :param omit: what to leave out: "cr3" (writes to CR3), "stores" (stores to page tables).
+    """
+
+    cdef Replay p
+    cdef readonly Machine machine
+    cdef readonly GuestState state
+    cdef readonly list tables           # address of each page table, in the order of the TABLE records
+
+    def __init__(self, Machine machine not None, GuestState state not None, *, omit=()):
+        if machine.loop.kernel != NULL:
+            raise ConfigError("a system trace brings its own kernel; make the Machine with guest_kernel=False")
+        if state.paging.levels != 4:
+            raise ConfigError(f"a system trace of a guest in mode {state.mode.name}: only 4-level paging is replayed")
+        for name in omit:
+            if name not in _OMISSIONS:
+                raise ConfigError(f"{name!r} cannot be left out; choose from {', '.join(_OMISSIONS)}")
+            self.p.omit |= <uint32_t> _OMISSIONS[name]
+        self.machine = machine
+        self.tables = []
+        self.p.v = machine.v
+        self.p.guest = machine.guest
+        self.p.guest_base = machine.loop.guest_base
+        self.p.pkru = state.pkru
+        self._adopt(state)
+
+    cdef _adopt(self, GuestState state):
+        self.state = state
+        self.p.keys = state.paging.lma and state.cr4 >> 22 & 1
+
+    def run(self, const uint8_t[::1] rows not None, const uint64_t[::1] data not None,
+            const uint8_t[::1] pages not None, uint64_t first=0):
+        """Carry out records.
+
+        :param rows: their bytes, 24 each. :param data: a value for each with flag 1. :param pages: 4096 bytes for each
+            TABLE record. :param first: number of the first record, for messages.
+        :raises TraceError: a malformed record, naming its number.
+        """
+        cdef uint64_t n = rows.shape[0] // sizeof(Record), at = 0, n_data = data.shape[0]
+        cdef uint64_t n_pages = pages.shape[0] // 4096, i
+        cdef const Record *r = NULL
+        cdef const uint64_t *values = NULL
+        cdef const uint8_t *content = NULL
+        cdef int stop = STOP_NONE
+        if rows.shape[0] % sizeof(Record):
+            raise TraceError(f"{rows.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
+        self.machine._guest_runs()
+        self.p.v = self.machine.v               # the vCPU that it has loaded
+        if n == 0:
+            return
+        r = <const Record *> &rows[0]
+        if n_data:
+            values = &data[0]
+        if n_pages:
+            content = &pages[0]
+        self.p.data_at = self.p.page_at = 0
+        while at < n:
+            self.machine.running = True
+            with nogil:
+                at += replay_records(&self.p, first + at, r + at, n - at, values, n_data, content, n_pages, &stop)
+            self.machine.running = False
+            if stop == STOP_NONE:
+                break
+            if stop != STOP_REGISTER:
+                raise self._error(stop, first + at, &r[at])
+            self._write(&r[at], first + at)
+            at += 1
+        for i in range(at):
+            if r[i].op == REC_TABLE:
+                self.tables.append(r[i].val)
+
+    cdef _write(self, const Record *r, uint64_t number):
+        # CR0, CR4, EFER: legal, as it was done
+        cdef Vcpu *v = self.p.v
+        cdef GuestState old = self.state, new
+        cdef int outcome
+        name = {REC_CR0: "cr0", REC_CR4: "cr4", REC_EFER: "efer"}[r.op]
+        try:
+            new = old.replace(**{name: r.val, "cr3": 0, "pkru": self.p.pkru})
+        except StateError as error:
+            raise TraceError(str(error), where=f"record {number}") from error
+        if new.paging.levels != 4:
+            raise TraceError(f"the guest turns to mode {new.mode.name}; the machine runs 4-level paging",
+                             where=f"record {number}")
+        outcome = replay_register(v, r)
+        if outcome == DONE_GP:
+            raise TraceError(f"{name}={r.val:#x} is #GP(0): {RULES[v.rule]}", where=f"record {number}")
+        if outcome != DONE_OK:
+            self.machine._raise(number)
+        self._adopt(new)
+        vcpu_set_pkru(v, self.p.pkru if self.p.keys else 0)
+
+    cdef _error(self, int stop, uint64_t number, const Record *r):
+        where = f"record {number}"
+        if stop == STOP_ABORT:
+            try:
+                self.machine._raise(number)
+            except FastmmuError as error:
+                return error
+        if stop == STOP_ADDRESS:
+            return TraceError(f"linear address {r.lin:#x} is not canonical", where=where)
+        if stop == STOP_TABLE:
+            return TraceError(f"the page table at {r.val:#x} lies outside guest memory of {self.p.guest.nbytes:#x} "
+                              "bytes; raise Config(memory=)", where=where)
+        if stop == STOP_DATA:
+            return TraceError("its value or its page is not there", where=where)
+        return TraceError("the record is malformed", where=where)
+
+    def counters(self):
+        """dict: records of #PF compared, stores to page tables, page tables, mismatches in all and by kind."""
+        cdef Replay *p = &self.p
+        return {"page_faults": p.faults, "table_stores": p.stores, "tables": p.tables, "mismatches": p.found,
+                **{kind: p.differences[i] for i, kind in enumerate(KINDS)}}
+
+    def examples(self):
+        """The first mismatches: list of (record, kind, expected, got); addresses, or error codes of a #PF."""
+        cdef Replay *p = &self.p
+        cdef uint64_t i
+        return [(p.example[i].record, KINDS[p.example[i].kind], p.example[i].expected, p.example[i].got)
+                for i in range(min(p.found, <uint64_t> EXAMPLES))]
