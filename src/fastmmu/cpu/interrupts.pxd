@@ -29,7 +29,7 @@ cdef extern from *:
     """
     const uint64_t APIC_BASE "FM_APIC_BASE"     # guest-physical
 
-cdef struct ApicCounters:       # Python name of each: apic_… in fastmmu.Result.counters
+cdef struct ApicCounters:       # names and meaning: fastmmu.counters
     uint64_t reads, writes      # of registers, by page, CR8 or MSR
     uint64_t tpr_reads, tpr_writes
     uint64_t requested          # interrupts that arrived

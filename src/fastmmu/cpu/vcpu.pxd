@@ -62,7 +62,7 @@ cdef enum Privileged:           # instructions of CPL 0 that exit here, as the b
     INS_WRMSR = 6
     INS_INVLPG = 7
 
-cdef struct Counters:           # Python name of each: fastmmu.machine.counters
+cdef struct Counters:           # of the processor; names and meaning: fastmmu.counters
     uint64_t ops[4]             # accesses of the trace by operation
     uint64_t kernel_accesses
     uint64_t page_crossings
@@ -77,20 +77,7 @@ cdef struct Counters:           # Python name of each: fastmmu.machine.counters
     uint64_t cr3_switches
     uint64_t invlpgs
     uint64_t invpcids
-    uint64_t unmaps
     uint64_t interrupts
-    uint64_t exit_instructions
-    uint64_t pages_touched
-    uint64_t collapses
-    uint64_t pf_fixed
-    uint64_t pf_guest
-    uint64_t pf_emulate
-    uint64_t pf_spurious
-    uint64_t ept_build
-    uint64_t ept_spurious
-    uint64_t mmio
-    uint64_t invvpid
-    uint64_t invept
     uint64_t host_accesses      # of the host's own pages, at VM exits
     uint64_t host_misses        # of both levels
     uint64_t exits[N_REASONS]

@@ -99,7 +99,7 @@ cdef int invalidate_page(KvmVcpu *vcpu, uint64_t la) noexcept nogil:
     kvm_flush_remote_tlbs(vcpu)
     if (not kvm.omit & OMIT_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
             and reachable(la, v.hw.la_bits)):
-        v.c.invvpid += 1
+        vcpu.c.invvpid += 1
         inv_invvpid(v.tlb, 0, v.vmcs.vpid, la)
     return ACT_EMULATED
 

@@ -102,7 +102,7 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
     if result == RET_PF_NO_TABLES:
         return kvm_out_of_tables(vcpu)
     if result == RET_PF_INJECT:
-        v.c.pf_guest += 1
+        vcpu.c.pf_guest += 1
         v.cr2 = la
         v.error_code = w.error_code
         if w.error_code & PF_P and not w.error_code & PF_RSVD:
@@ -113,19 +113,19 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
         return ACT_ABORT
     action = retry(vcpu, w.gpa) if result == RET_PF_RETRY else ACT_RETRY
     if result == RET_PF_FIXED:
-        v.c.pf_fixed += 1
+        vcpu.c.pf_fixed += 1
         kvm.stats.pf_fixed += 1
     elif result == RET_PF_SPURIOUS:
-        v.c.pf_spurious += 1
+        vcpu.c.pf_spurious += 1
     elif result == RET_PF_EMULATE or result == RET_PF_WRITE_PROTECTED:
         action = ACT_EMULATED
         v.emulated = w.gpa
         kvm.stats.pf_emulate += known == ONES
         decoded(kvm, w.gpa, result == RET_PF_EMULATE)
         if result == RET_PF_EMULATE:
-            v.c.mmio += 1
+            vcpu.c.mmio += 1
         else:
-            v.c.pf_emulate += 1
+            vcpu.c.pf_emulate += 1
             emulate_store(vcpu, w.gpa)
     return action
 
@@ -169,7 +169,7 @@ cdef int mmio(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     if of_table(vcpu, gpa):
         return no_table(vcpu)
     v.emulated = gpa
-    v.c.mmio += 1
+    vcpu.c.mmio += 1
     decoded(kvm, gpa, True)
     return ACT_EMULATED
 
@@ -196,15 +196,15 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
             vcpu_abort(v, ABORT_BUS, v.vmcs.guest_linear_address)
             return ACT_ABORT
         v.emulated = f.gpa
-        v.c.mmio += 1
+        vcpu.c.mmio += 1
         kvm.stats.pf_emulate += 1
         decoded(kvm, f.gpa, True)
         return ACT_EMULATED
     if result == RET_PF_FIXED:
         kvm.stats.pf_fixed += 1
-        v.c.ept_build += not f.fast and kvm.mmu.counters.dirty_faults == dirty
+        vcpu.c.ept_build += not f.fast and kvm.mmu.counters.dirty_faults == dirty
     elif result != RET_PF_RETRY:
-        v.c.ept_spurious += 1
+        vcpu.c.ept_spurious += 1
     return retry(vcpu, f.gpa) if result == RET_PF_RETRY else ACT_RETRY
 
 

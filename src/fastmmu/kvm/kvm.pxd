@@ -29,6 +29,17 @@ cdef enum Request:              # what a vCPU does before its next VM entry (KVM
     REQ_TLB_FLUSH_CURRENT = 2   # linear mappings: of another root
     REQ_TLB_FLUSH_GUEST = 4     # linear mappings: the guest's own instruction asks for it
 
+cdef struct KvmCounters:        # of a vCPU, what the VMM did at its exits; names and meaning: fastmmu.counters
+    uint64_t pf_fixed
+    uint64_t pf_guest
+    uint64_t pf_emulate
+    uint64_t pf_spurious
+    uint64_t ept_build
+    uint64_t ept_spurious
+    uint64_t mmio
+    uint64_t invvpid
+    uint64_t invept
+
 cdef struct KvmStats:           # of KVM's statistics those that are no counters of the processor or the MMU (§12)
     uint64_t pf_taken, pf_fixed, pf_emulate
     uint64_t insn_emulation     # instructions that the VMM decodes; of AMD's without decode assists there are more
@@ -59,6 +70,7 @@ cdef struct KvmVcpu:
     int mode                    # Mode
     uint32_t pcpu               # physical CPU that it ran on last (vcpu->cpu), or NOWHERE
     uint32_t requests           # Request: what it does before its next VM entry
+    KvmCounters c
 
 cdef struct Kvm:
     Mmu mmu

@@ -99,7 +99,7 @@ cdef int adopt(KvmVcpu *vcpu, const Registers *new) noexcept nogil:
     if kvm.shadow:
         return ACT_EMULATED
     if (old.cr0 ^ new.cr0) & CR0_PG or cr4 & CR4_PAE or cr4 & new.cr4 & CR4_SMEP:
-        v.c.invept += 1
+        vcpu.c.invept += 1
         inv_invept(v.tlb, 1, v.vmcs.eptp & FRAME)
     elif cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE:
         kvm_make_request(vcpu, REQ_TLB_FLUSH_CURRENT)
@@ -135,7 +135,7 @@ cdef int kvm_emulate(KvmVcpu *vcpu, uint32_t instruction, uint32_t cr, uint64_t 
         return ACT_EMULATED
     if instruction == INS_INVLPG:
         if secondary_control(&v.vmcs, SECONDARY_VPID):
-            v.c.invvpid += 1
+            vcpu.c.invvpid += 1
             inv_invvpid(v.tlb, 0, v.vmcs.vpid, source)
         return ACT_EMULATED
     if instruction == INS_WRMSR:

@@ -23,10 +23,10 @@ cdef void kvm_flush(KvmVcpu *vcpu) noexcept nogil:
     cdef Vcpu *v = &vcpu.cpu
     cdef int every = kvm.mmu.policy.modern
     if not kvm.shadow:
-        v.c.invept += 1
+        vcpu.c.invept += 1
         inv_invept(v.tlb, 1 + every, v.vmcs.eptp & FRAME)
     elif secondary_control(&v.vmcs, SECONDARY_VPID):
-        v.c.invvpid += 1
+        vcpu.c.invvpid += 1
         inv_invvpid(v.tlb, 1 + every, v.vmcs.vpid, 0)
     else:
         inv_transition(v.tlb, False)
@@ -47,7 +47,7 @@ cdef void flush_current(KvmVcpu *vcpu) noexcept nogil:
     # Linear mappings are tagged by VPID alone, the hardware's PCID is 0 whatever the guest's: the old root's must go.
     cdef Vcpu *v = &vcpu.cpu
     if secondary_control(&v.vmcs, SECONDARY_VPID):
-        v.c.invvpid += 1
+        vcpu.c.invvpid += 1
         inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
 
 

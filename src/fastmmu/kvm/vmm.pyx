@@ -1,5 +1,6 @@
 """The VMM's user space: memory slots and their dirty logs, as the ioctls of KVM have them (kvm_policy.md §4)."""
 
+from collections import defaultdict
 from operator import index
 
 import numpy as np
@@ -8,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
-from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, KvmStats
+from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
 from fastmmu.kvm.roots cimport kvm_zap_all
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
@@ -19,8 +20,10 @@ from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
 from fastmmu.mmu.pages cimport mmu_shadowed
 from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
 from fastmmu.mmu.spte cimport MMIO_GENERATIONS
+from fastmmu.counters import STATS, reader
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 
+_stats = reader(STATS)
 _OMISSIONS = {"tables": OMIT_TABLES, "registers": OMIT_REGISTERS, "invlpg": OMIT_INVLPG, "moved": OMIT_MOVED,
               "remote": OMIT_REMOTE}
 
@@ -323,26 +326,11 @@ cdef class Vmm:
         of KVM's behind them: dirty_pages, pml_full, shadow_bytes. Not among them is max_mmu_page_hash_collisions: the
         hash is not KVM's.
         """
-        cdef MmuCounters c = self.kvm.mmu.counters
-        cdef KvmStats s = self.kvm.stats
-        cdef bint tdp = self.kvm.mmu.policy.tdp
-        counters = self.machine.counters()
-        exits = counters["exits_by_reason"]
-        return {
-            "exits": counters["vm_exits"], "pf_taken": s.pf_taken, "pf_fixed": s.pf_fixed, "pf_emulate": s.pf_emulate,
-            "pf_spurious": counters["pf_spurious"] + counters["ept_spurious"], "pf_fast": c.fast + c.fast_spurious,
-            "pf_guest": counters["pf_guest"], "pf_mmio_spte_created": c.mmio_marked, "tlb_flush": s.tlb_flush,
-            "remote_tlb_flush": counters["remote_flushes"], "remote_tlb_flush_requests": c.flush_requests,
-            "invlpg": exits.get("invlpg", 0), "insn_emulation": s.insn_emulation, "mmio_exits": s.mmio_exits,
-            "io_exits": exits.get("io_instruction", 0), "irq_window_exits": exits.get("interrupt_window", 0),
-            "mmu_pte_write": c.pte_writes, "mmu_pde_zapped": c.pde_zapped, "mmu_flooded": c.flooded,
-            "mmu_recycled": c.recycled, "mmu_unsync": c.unsync,
-            "mmu_cache_miss": 0 if tdp else c.tables_made + c.roots_emptied - s.tables_early,
-            "mmu_shadow_zapped": 0 if tdp else c.zaps,
-            "pages_4k": c.pages[0], "pages_2m": c.pages[1], "pages_1g": c.pages[2],
-            "nx_lpage_splits": c.nx_lpage_splits, "max_mmu_rmap_size": c.max_mmu_rmap_size, "dirty_pages": c.logged,
-            "pml_full": exits.get("pml_full", 0), "shadow_bytes": counters["vmm_table_bytes"],
-        }
+        cdef dict mmu = self.kvm.mmu.counters
+        mmu["shadow"] = not self.kvm.mmu.policy.tdp
+        run = self.machine.counters()
+        return _stats({"mmu": mmu, "stats": dict(self.kvm.stats), "run": run,
+                       "exits": defaultdict(int, run["exits_by_reason"])})
 
     def table_pages(self):
         """Every table page that there is: list of (gfn, level, direct, access, registers, unsync), in no order.

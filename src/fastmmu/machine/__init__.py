@@ -15,8 +15,8 @@ compares.
 
 Imports `arch` to `kvm`. `config`, `slots`, `devices` and `policy` import no kernel of this folder.
 
-To add an option: a field of `Config`, with its check and a sentence, and its use in `assembly`. To add a counter: the
-struct that counts it, its name in `counters`, its price in costs.toml.
+To add an option: a field of `Config`, with its check and a sentence, and its use in `assembly`. To add a counter: a
+member of the struct that counts it, and its row in `fastmmu/counters.py`, with its price in costs.toml.
 """
 
 from __future__ import annotations

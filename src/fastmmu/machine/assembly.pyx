@@ -136,7 +136,7 @@ cdef class Assembly:
         if kernel_init(&self.kernel, &self.guest, pages, self.config.thp_threshold, self.config.pcid):
             raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
         self.loop.kernel = &self.kernel
-        kernel_load(&self.kernel, self.v, &self.loop.process)
+        kernel_load(&self.kernel, self.v, &self.loop.c, &self.loop.process)
         self.kernel.apic = self.config.tpr is not None
         if kernel_boot(&self.kernel):
             self._raise(0)
@@ -181,7 +181,7 @@ cdef class Assembly:
         self.vcpu = &run.vcpu
         self.v = &run.vcpu.cpu
         if self.kvm.n_vcpus > 1:
-            kernel_load(&self.kernel, self.v, &run.process)
+            kernel_load(&self.kernel, self.v, &run.c, &run.process)
             kvm_vcpu_load(self.vcpu)
 
     cdef _init_apic(self, Run *run):

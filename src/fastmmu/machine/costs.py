@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from fastmmu.counters import COUNTERS
 from fastmmu.errors import ConfigError
 from fastmmu.exits import ExitReason
 from fastmmu.machine.config import Config
@@ -150,6 +151,12 @@ class CostModel(_Part, frozen=True, kw_only=True):
         fields = self.exit.vmreads * processor.vmread + self.exit.vmwrites * processor.vmwrite
         return processor.round_trip + fields + self.exit.path
 
+    def price(self, key: str) -> float:
+        """Cycles by SECTION.KEY; of "walk.guest" and "walk.ept": of one reference, the mean over its places."""
+        section, _, name = key.partition(".")
+        value = getattr(getattr(self, section), name)
+        return value.mean(self.memory) if isinstance(value, Shares) else float(value)
+
     def exit_cost(self, kind: str) -> float:
         """Cycles of one exit of a kind: a class such as "ept_build" or an exit reason such as "cpuid"."""
         return self.transition() + self.dispatch.get(kind, self.dispatch["other"])
@@ -250,30 +257,24 @@ def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dic
 
     :param counters: those of :class:`~fastmmu.machine.result.Result`; a missing one counts as 0.
     """
-    n = {name: value for name, value in counters.items() if not isinstance(value, dict)}
-
-    def of(name: str) -> int:
-        return int(n.get(name, 0))
-
-    found = {
-        "accesses": of("accesses") * costs.access.trace,
-        "kernel": of("kernel_accesses") * costs.access.kernel,
-        "stlb": of("stlb_hits") * costs.tlb.stlb_hit,
-        "guest_walk": of("guest_walk_refs") * costs.walk.guest.mean(costs.memory),
-        "ept_walk": of("ept_walk_refs") * costs.walk.ept.mean(costs.memory),
-        "ad_writes": of("ad_writes") * costs.walk.ad_write,
-        "guest_faults": of("guest_faults") * costs.guest.page_fault,
-        "context_switches": of("cr3_switches") * costs.guest.context_switch,
-        "invlpgs": (of("invlpgs") + of("unmaps")) * costs.guest.invlpg,
-        "interrupts": of("interrupts") * costs.guest.interrupt,
-    }
+    found = _priced(counters, costs, "")
     if config.mmu == "native":
-        found["exit_instructions"] = of("exit_instructions") * costs.guest.exit_instruction
+        found |= _priced(counters, costs, "native")
     else:
         for kind, number in exits_by_class(counters).items():
             found[f"exit:{kind}"] = number * costs.exit_cost(kind)
-        found["flushes"] = of("invvpid") * costs.flush.invvpid + of("invept") * costs.flush.invept
-        found["swap_ins"] = of("swap_ins") * costs.host.swap_in
-        found["swap_outs"] = of("swap_outs") * costs.host.swap_out + of("swap_writes") * costs.host.swap_write
-        found["ageing"] = (of("aged_young") + of("aged_old")) * costs.host.ask
+        found |= _priced(counters, costs, "vmm")
     return {cause: float(value) for cause, value in found.items() if value}
+
+
+def _priced(counters: Mapping[str, Any], costs: CostModel, only: str) -> dict[str, float]:
+    """Cycles by cause of the counters with a price (:data:`fastmmu.counters.COUNTERS`), of one kind of run."""
+    numbers: dict[tuple[str, str], int] = {}
+    for row in COUNTERS:
+        if row.cost is not None and row.cost.only == only:
+            key = row.cost.cause, row.cost.price
+            numbers[key] = numbers.get(key, 0) + int(counters.get(row.name, 0))
+    found: dict[str, float] = {}
+    for (cause, price), number in numbers.items():
+        found[cause] = found.get(cause, 0.0) + number * costs.price(price)
+    return found

@@ -1,7 +1,6 @@
 # Counters of a run as a dict.
 
-from fastmmu.cpu.vcpu cimport Counters
-from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.machine.events cimport Run
 from fastmmu.tlb.lookup cimport TlbCounters
 
-cdef dict counters_of(Counters *c, TlbCounters *t, Kvm *kvm)
+cdef dict counters_of(Run *run, TlbCounters *t)

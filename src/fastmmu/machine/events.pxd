@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastmmu.arch.types cimport Walk
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport KvmVcpu
-from fastmmu.machine.guest_kernel cimport GuestKernel
+from fastmmu.machine.guest_kernel cimport GuestCounters, GuestKernel
 
 cdef struct Run:                # a vCPU, and what runs on it
     KvmVcpu vcpu                # first: see to_run
@@ -15,6 +15,7 @@ cdef struct Run:                # a vCPU, and what runs on it
     uint64_t first              # number of the first event
     uint64_t exit_every         # accesses between periodic exits; 0: none
     uint64_t until_exit         # accesses until the next
+    GuestCounters c
     uint64_t *clock             # accesses of earlier batches, of all vCPUs of the machine
 
 

@@ -51,7 +51,7 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
     if op == OP_INVLPG:
         return vcpu_invlpg(&m.vcpu.cpu, addr)
     if op == OP_UNMAP:
-        m.vcpu.cpu.c.unmaps += 1
+        m.c.unmaps += 1
         # premapped tables stand from the first access to the last
         return DONE_OK if m.vcpu.cpu.premap != NULL else kernel_unmap(m.kernel, addr)
     if op == OP_EXIT:
@@ -69,7 +69,7 @@ cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
     cdef int action
     if reason >= N_REASONS:
         return vcpu_abort(&m.vcpu.cpu, ABORT_OP, reason)
-    m.vcpu.cpu.c.exit_instructions += 1
+    m.c.exit_instructions += 1
     if m.vcpu.cpu.guest:
         clear_exit_information(&m.vcpu.cpu.vmcs)
         m.vcpu.cpu.event = True

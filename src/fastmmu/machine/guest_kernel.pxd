@@ -20,8 +20,15 @@ cdef struct FrameList:          # frames given back, as a stack
     uint64_t *frame
     uint32_t n, room
 
+cdef struct GuestCounters:      # of a vCPU, what the guest did with it; names and meaning: fastmmu.counters
+    uint64_t pages_touched
+    uint64_t collapses
+    uint64_t unmaps
+    uint64_t exit_instructions
+
 cdef struct GuestKernel:
     Vcpu *v
+    GuestCounters *c            # of this vCPU
     Mem guest                   # guest-physical memory, for what is done before the guest runs
     bint silent                 # write memory directly: what it does is set-up, not part of the run
     int pages                   # PageSizes
@@ -51,7 +58,7 @@ cdef extern from *:
     const uint64_t GUEST_ROM "FM_GUEST_ROM"
 
 cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil
-cdef void kernel_load(GuestKernel *k, Vcpu *v, uint32_t *current) noexcept nogil
+cdef void kernel_load(GuestKernel *k, Vcpu *v, GuestCounters *c, uint32_t *current) noexcept nogil
 cdef void kernel_free(GuestKernel *k) noexcept nogil
 cdef int kernel_boot(GuestKernel *k) noexcept nogil
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil

@@ -39,9 +39,10 @@ cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_thresho
     return -1 if k.count == NULL else 0
 
 
-cdef void kernel_load(GuestKernel *k, Vcpu *v, uint32_t *current) noexcept nogil:
+cdef void kernel_load(GuestKernel *k, Vcpu *v, GuestCounters *c, uint32_t *current) noexcept nogil:
     # it runs on this vCPU from now on
     k.v = v
+    k.c = c
     k.current = current
 
 
@@ -275,7 +276,7 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
         return DONE_ABORT
     if next_table(k, pdpt + ((la >> 30 & 511) << 3), &pd):
         return DONE_ABORT
-    k.v.c.pages_touched += 1
+    k.c.pages_touched += 1
     if k.pages == PAGES_2M:
         frame = new_large(k)
         if frame == NO_FRAME:
@@ -320,7 +321,7 @@ cdef int collapse(GuestKernel *k, uint64_t at, uint64_t pt) noexcept nogil:
     if put(k, at, frame | P | RW | US | A | PS | dirty):
         return DONE_ABORT
     give(&k.free_tables, pt)
-    k.v.c.collapses += 1
+    k.c.collapses += 1
     return flush_process(k)
 
 

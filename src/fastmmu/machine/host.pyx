@@ -230,7 +230,7 @@ cdef class Host:
         """Counters of a vCPU, as of :meth:`Machine.counters`; those of the VMM are its machine's."""
         cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
         cdef Machine m = self.machines[s.vm]
-        return m._counters(&s.run.vcpu.cpu.c, &s.counted, s.run.vcpu.irq)
+        return m._counters(s.run, &s.counted)
 
     def deliveries(self, vcpu):
         """Every interrupt that the guest's handlers got on a vCPU, in order, as :class:`Delivered`; `at`: accesses of

@@ -3,9 +3,8 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu.arch.bits cimport ONES
-from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport (
-    ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Counters, Vcpu, vcpu_abort,
+    ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort,
     vcpu_derive, vcpu_enter,
 )
 from fastmmu.kvm.exits cimport kvm_default
@@ -13,7 +12,7 @@ from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.vmm cimport Vmm
 from fastmmu.machine.control_instructions cimport RegisterInstructions
 from fastmmu.machine.counters cimport counters_of
-from fastmmu.machine.events cimport premap, run_events
+from fastmmu.machine.events cimport Run, premap, run_events, to_run
 from fastmmu.mmu.pages cimport mmu_hpa
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
@@ -175,12 +174,10 @@ cdef class Machine(RegisterInstructions):
 
     def counters(self):
         """All counters as a dict of int; see :class:`fastmmu.machine.result.Result`."""
-        return self._counters(&self.v.c, &self.v.tlb.c, self.vcpu.irq)
+        return self._counters(to_run(self.v), &self.v.tlb.c)
 
-    cdef _counters(self, Counters *c, TlbCounters *t, Interrupts *irq):
-        found = counters_of(c, t, &self.kvm)
-        if irq != NULL:
-            found |= {f"apic_{name}": value for name, value in dict(irq.c).items()}
+    cdef _counters(self, Run *run, TlbCounters *t):
+        found = counters_of(run, t)
         if self.missing_flushes is not None:
             found |= {"uses_compared": self.missing_flushes.uses, "stale_uses": self.missing_flushes.found}
         return found

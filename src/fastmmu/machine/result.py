@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastmmu.counters import APIC, COUNTERS, described
 from fastmmu.machine.config import Config
 
 __all__ = ["Result"]
@@ -15,37 +16,9 @@ __all__ = ["Result"]
 class Result:
     """Counters of one run.
 
-    ``.counters``: dict of int, among them
+    ``.counters``: dict of int; those of ``apic_`` with ``Config.tpr`` alone
 
-    ========================  ===========================================================================
-    accesses                  accesses of the trace (reads + writes + modifies + fetches)
-    kernel_accesses           accesses of the guest kernel (page-table reads and writes, page clearing)
-    page_crossings            accesses that touched a second page
-    l1d_hits, l1i_hits        first-level TLB hits; every access, also of the kernel and each retry, is one lookup
-    stlb_hits, tlb_misses     second-level hits; misses of both levels, each of which is a walk
-    walks                     walks (misses, and hits whose cached rights or D flag did not suffice)
-    guest_walk_refs           guest paging-structure entries read by walks (under shadow paging: shadow entries)
-    ept_walk_refs             EPT entries read by walks
-    ad_writes                 accessed and dirty flags written by walks
-    guest_faults              #PF delivered to the guest
-    vm_exits                  VM exits; ``exits_by_reason``: dict of name -> number
-    cr3_switches, invlpgs, unmaps, interrupts   events of the trace
-    invvpid, invept           flushes that the VMM made
-    pf_fast, pf_retry         faults that gave back rights alone; faults begun anew as the host changed its pages
-    swap_ins, swap_outs, swap_writes   pages read back, taken away, and of these written to disk (``host_memory``)
-    aged_young, aged_old      answers to whether a page was used
-    vmm_tables, vmm_table_bytes   table pages that the VMM holds at the end, and their bytes
-    host_accesses             of the host's own pages at VM exits (``exit_pages``), each a lookup; host_misses: of both
-                              levels, filled without a walk
-    remote_flushes            changes that other vCPUs of the machine had to flush for: flush_requests to them, ipis to
-                              those in guest mode
-    apic_…                    with ``Config.tpr``: reads and writes of registers and of the TPR, interrupts requested,
-                              delivered and posted, their latency in accesses (sum, max), threshold exits that could
-                              inject nothing (spurious; by cause), accesses emulated, sites patched, polls, handlers
-                              that interrupted another (nested), expiries of the timer, ipis that it sent (of these
-                              ipis_virtualized without an exit, ipis_other no vectors), vCPUs that these made exit
-                              (kicks), posted-interrupt notifications
-    ========================  ===========================================================================
+    {counters}
 
     ``.cycles``: modelled cycles in total; ``.cycles_by``: dict of cause -> cycles. ``.seconds``: wall time of the
     simulation itself. ``.tlb``: what each structure of the TLB did, see :meth:`fastmmu.tlb.tlb.TLB.counters`.
@@ -96,3 +69,6 @@ class Result:
     def to_json(self, indent: int | None = 2) -> str:
         """The result as JSON text."""
         return json.dumps(self.to_dict(), indent=indent)
+
+
+Result.__doc__ = (Result.__doc__ or "").format(counters=described((*COUNTERS, *APIC), 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastmmu.counters import COUNTERS
 from fastmmu.machine.result import Result
 from fastmmu.report.rows import slowdowns
 from fastmmu.report.table import Cell, Column, number, paint, render, width_of
@@ -11,17 +12,6 @@ from fastmmu.report.why import why
 from fastmmu.report.words import reason_title, settings
 
 __all__ = ["comparison"]
-
-_COUNTS = (
-    (Column("accesses"), "accesses"),
-    (Column("L1", "TLB misses"), "l1_misses"),
-    (Column("L2", "TLB misses"), "tlb_misses"),
-    (Column("walks"), "walks"),
-    (Column("guest", "walk refs"), "guest_walk_refs"),
-    (Column("EPT", "walk refs"), "ept_walk_refs"),
-    (Column("faults", "guest"), "guest_faults"),
-    (Column("exits", "VM"), "vm_exits"),
-)
 
 
 def comparison(
@@ -94,14 +84,14 @@ def _labels(results: Sequence[Result]) -> _Columns:
 
 
 def _count_columns(results: Sequence[Result]) -> _Columns:
-    return [(column, [_count(_counter(result, name)) for result in results]) for column, name in _COUNTS]
-
-
-def _counter(result: Result, name: str) -> int:
-    counters = result.counters
-    if name == "l1_misses":
-        return int(counters["l1d_misses"]) + int(counters["l1i_misses"])
-    return int(counters[name])
+    columns: dict[tuple[str, str], list[str]] = {}
+    for row in COUNTERS:
+        if row.column is not None:
+            columns.setdefault(row.column, []).append(row.name)
+    return [
+        (Column(*column), [_count(sum(int(result.counters[name]) for name in names)) for result in results])
+        for column, names in columns.items()
+    ]
 
 
 def _count(n: int) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastmmu.counters import CAUSES
 from fastmmu.machine.result import Result
 from fastmmu.tlb.geometry import REPLACEMENTS
 
@@ -25,21 +26,7 @@ _REASONS = {
     "vmcall": "VMCALL",
 }
 _CAUSES = {
-    "accesses": "accesses",
-    "kernel": "guest kernel's accesses",
-    "stlb": "second-level TLB hits",
-    "guest_walk": "references to guest tables",
-    "ept_walk": "references to the EPT",
-    "ad_writes": "accessed and dirty flags",
-    "guest_faults": "guest page faults",
-    "context_switches": "context switches",
-    "exit_instructions": "instructions that exit under VMX",
-    "invlpgs": "guest INVLPG",
-    "interrupts": "guest interrupts",
-    "flushes": "INVVPID and INVEPT",
-    "swap_ins": "pages read from disk",
-    "swap_outs": "pages put to disk",
-    "ageing": "questions whether pages are in use",
+    **CAUSES,
     "exit:pf_fast": "rights given back",
     "exit:pf_retry": "faults begun anew",
     "exit:pf_fixed": "shadow fills",

@@ -1,0 +1,295 @@
+"""What is counted, each counter once: where the kernels keep it, what it means, what it costs, its column in a table.
+
+    struct (cpu, guest, kvm, mmu, tlb) ── COUNTERS ── Machine.counters ── Result ── cost model, tables, files
+    KvmStats, MmuCounters              ── STATS    ── Vmm.stats
+
+To add a counter: a member of the struct of its room, and a row here; tests/project/test_counters.py asks for both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["APIC", "CAUSES", "COUNTERS", "STATS", "Cost", "Counter", "described", "reader"]
+
+
+class Cost(NamedTuple):
+    """What each of it costs: a price of `machine/costs.toml`, as SECTION.KEY, under a cause of ``Result.cycles_by``."""
+
+    cause: str
+    price: str
+    only: str = ""  # "native": without a VMM; "vmm": with one, behind the exits
+
+
+class Counter(NamedTuple):
+    """One row.
+
+    at: ROOM.MEMBER of a struct of that room, or a sum of such. doc: "" where that of the row before includes it.
+    column: (heading, heading above) in the table that compares runs; rows with the same one are added up.
+    """
+
+    name: str
+    at: str
+    doc: str = ""
+    cost: Cost | None = None
+    column: tuple[str, str] | None = None
+
+
+COUNTERS = (
+    Counter(
+        "accesses",
+        "cpu.ops[0] + cpu.ops[1] + cpu.ops[2] + cpu.ops[3]",
+        "accesses of the trace (reads + writes + modifies + fetches)",
+        Cost("accesses", "access.trace"),
+        ("accesses", ""),
+    ),
+    Counter("reads", "cpu.ops[0]"),
+    Counter("writes", "cpu.ops[1]"),
+    Counter("modifies", "cpu.ops[2]"),
+    Counter("fetches", "cpu.ops[3]"),
+    Counter("page_crossings", "cpu.page_crossings", "accesses that touched a second page"),
+    Counter(
+        "kernel_accesses",
+        "cpu.kernel_accesses",
+        "accesses of the guest kernel (page-table reads and writes, page clearing)",
+        Cost("kernel", "access.kernel"),
+    ),
+    Counter("retries", "cpu.retries", "accesses made again after a fault or an exit"),
+    Counter(
+        "l1d_hits",
+        "tlb.l1d_hits",
+        "first-level TLB hits; every access, also of the kernel and each retry, is one lookup",
+    ),
+    Counter("l1i_hits", "tlb.l1i_hits"),
+    Counter("l1d_misses", "tlb.l1d_misses", "its misses", column=("L1", "TLB misses")),
+    Counter("l1i_misses", "tlb.l1i_misses", column=("L1", "TLB misses")),
+    Counter(
+        "stlb_hits",
+        "tlb.stlb_hits",
+        "second-level hits; misses of both levels, each of which is a walk",
+        Cost("stlb", "tlb.stlb_hit"),
+    ),
+    Counter("tlb_misses", "cpu.tlb_misses", column=("L2", "TLB misses")),
+    Counter(
+        "walks",
+        "cpu.walks",
+        "walks (misses, and hits whose cached rights or D flag did not suffice)",
+        column=("walks", ""),
+    ),
+    Counter(
+        "guest_walk_refs",
+        "cpu.guest_walk_refs",
+        "guest paging-structure entries read by walks (under shadow paging: shadow entries)",
+        Cost("guest_walk", "walk.guest"),
+        ("guest", "walk refs"),
+    ),
+    Counter(
+        "ept_walk_refs",
+        "cpu.ept_walk_refs",
+        "EPT entries read by walks",
+        Cost("ept_walk", "walk.ept"),
+        ("EPT", "walk refs"),
+    ),
+    Counter(
+        "ad_writes", "cpu.ad_writes", "accessed and dirty flags written by walks", Cost("ad_writes", "walk.ad_write")
+    ),
+    Counter(
+        "guest_faults",
+        "cpu.guest_faults",
+        "#PF delivered to the guest",
+        Cost("guest_faults", "guest.page_fault"),
+        ("faults", "guest"),
+    ),
+    Counter("pages_touched", "guest.pages_touched", "pages that the guest kernel mapped for its programs"),
+    Counter("collapses", "guest.collapses", "times that it made a 2 MB page of small ones"),
+    Counter("vm_exits", "cpu.vm_exits", "VM exits; exits_by_reason: dict of name -> number", column=("exits", "VM")),
+    Counter("exits_by_reason", "cpu.exits_by_reason"),
+    Counter(
+        "pf_fixed",
+        "kvm.pf_fixed",
+        "#PF under shadow paging: filled, the guest's, of a store to a page table",
+    ),
+    Counter("pf_guest", "kvm.pf_guest"),
+    Counter("pf_emulate", "kvm.pf_emulate"),
+    Counter("pf_spurious", "kvm.pf_spurious", "#PF that had been dealt with meanwhile"),
+    Counter("ept_build", "kvm.ept_build", "EPT violations that mapped a page; that had been dealt with meanwhile"),
+    Counter("ept_spurious", "kvm.ept_spurious"),
+    Counter("mmio", "kvm.mmio", "accesses without memory behind them"),
+    Counter("invvpid", "kvm.invvpid", "flushes that the VMM made", Cost("flushes", "flush.invvpid", "vmm")),
+    Counter("invept", "kvm.invept", cost=Cost("flushes", "flush.invept", "vmm")),
+    Counter(
+        "host_accesses",
+        "cpu.host_accesses",
+        "of the host's own pages at VM exits (``exit_pages``), each a lookup; host_misses: of both levels, filled "
+        "without a walk",
+    ),
+    Counter("host_misses", "cpu.host_misses"),
+    Counter(
+        "remote_flushes",
+        "kvm.remote_flushes",
+        "changes that other vCPUs of the machine had to flush for: flush_requests to them, ipis to those in guest mode",
+    ),
+    Counter("flush_requests", "kvm.flush_requests"),
+    Counter("ipis", "kvm.ipis"),
+    Counter(
+        "cr3_switches", "cpu.cr3_switches", "events of the trace", Cost("context_switches", "guest.context_switch")
+    ),
+    Counter("invlpgs", "cpu.invlpgs", cost=Cost("invlpgs", "guest.invlpg")),
+    Counter("invpcids", "cpu.invpcids"),
+    Counter("unmaps", "guest.unmaps", cost=Cost("invlpgs", "guest.invlpg")),
+    Counter("interrupts", "cpu.interrupts", cost=Cost("interrupts", "guest.interrupt")),
+    Counter(
+        "exit_instructions",
+        "guest.exit_instructions",
+        cost=Cost("exit_instructions", "guest.exit_instruction", "native"),
+    ),
+    Counter(
+        "vmm_tables",
+        "mmu.tables_made - mmu.tables_zapped",
+        "table pages that the VMM holds at the end; those that it made; leaf entries that it set, that it cleared or "
+        "reduced, and that it made read-only for a shadowed table",
+    ),
+    Counter("vmm_tables_made", "mmu.tables_made"),
+    Counter("vmm_entries_filled", "mmu.entries_filled"),
+    Counter("vmm_entries_zapped", "mmu.entries_zapped"),
+    Counter("vmm_write_protected", "mmu.write_protected"),
+    Counter("vmm_table_bytes", "4096 * (mmu.tables_made - mmu.tables_zapped)", "bytes of the tables at the end"),
+    Counter(
+        "pf_fast", "mmu.fast", "faults that gave back rights alone; faults begun anew as the host changed its pages"
+    ),
+    Counter("pf_retry", "mmu.retries"),
+    Counter(
+        "swap_ins",
+        "mmu.swap_ins",
+        "pages read back, taken away, and of these written to disk (``host_memory``)",
+        Cost("swap_ins", "host.swap_in", "vmm"),
+    ),
+    Counter("swap_outs", "mmu.swap_outs", cost=Cost("swap_outs", "host.swap_out", "vmm")),
+    Counter("swap_writes", "mmu.swap_writes", cost=Cost("swap_outs", "host.swap_write", "vmm")),
+    Counter("aged_young", "mmu.aged_young", "answers to whether a page was used", Cost("ageing", "host.ask", "vmm")),
+    Counter("aged_old", "mmu.aged_old", cost=Cost("ageing", "host.ask", "vmm")),
+)
+"""In the order of ``Result.counters``."""
+
+APIC = (
+    Counter("apic_reads", "apic.reads", "reads and writes of registers of the APIC; of the TPR"),
+    Counter("apic_writes", "apic.writes"),
+    Counter("apic_tpr_reads", "apic.tpr_reads"),
+    Counter("apic_tpr_writes", "apic.tpr_writes"),
+    Counter("apic_requested", "apic.requested", "interrupts requested, delivered, posted"),
+    Counter("apic_delivered", "apic.delivered"),
+    Counter("apic_posted", "apic.posted"),
+    Counter("apic_latency", "apic.latency", "their latency in accesses: sum, maximum"),
+    Counter("apic_latency_max", "apic.latency_max"),
+    Counter(
+        "apic_spurious",
+        "apic.spurious",
+        "threshold exits that could inject nothing; of these: an interrupt in service is in the way, RFLAGS.IF is 0",
+    ),
+    Counter("apic_spurious_in_service", "apic.spurious_in_service"),
+    Counter("apic_spurious_if", "apic.spurious_if"),
+    Counter("apic_emulated", "apic.emulated", "accesses emulated"),
+    Counter("apic_patched", "apic.patched", "sites patched, polls of the replacements"),
+    Counter("apic_polls", "apic.polls"),
+    Counter("apic_nested", "apic.nested", "handlers that interrupted another"),
+    Counter("apic_timer", "apic.timer", "expiries of the timer"),
+    Counter(
+        "apic_ipis",
+        "apic.ipis",
+        "interprocessor interrupts that it sent; of these: without an exit, no vectors",
+    ),
+    Counter("apic_ipis_virtualized", "apic.ipis_virtualized"),
+    Counter("apic_ipis_other", "apic.ipis_other"),
+    Counter("apic_kicks", "apic.kicks", "vCPUs that these made exit"),
+    Counter("apic_notifications", "apic.notifications", "posted-interrupt notifications that it sent"),
+)
+"""Of a guest with a local APIC (``Config.tpr``)."""
+
+STATS = (
+    Counter("exits", "run.vm_exits"),
+    Counter("pf_taken", "stats.pf_taken"),
+    Counter("pf_fixed", "stats.pf_fixed"),
+    Counter("pf_emulate", "stats.pf_emulate"),
+    Counter("pf_spurious", "run.pf_spurious + run.ept_spurious"),
+    Counter("pf_fast", "mmu.fast + mmu.fast_spurious"),
+    Counter("pf_guest", "run.pf_guest"),
+    Counter("pf_mmio_spte_created", "mmu.mmio_marked"),
+    Counter("tlb_flush", "stats.tlb_flush"),
+    Counter("remote_tlb_flush", "run.remote_flushes"),
+    Counter("remote_tlb_flush_requests", "mmu.flush_requests"),
+    Counter("invlpg", "exits.invlpg"),
+    Counter("insn_emulation", "stats.insn_emulation"),
+    Counter("mmio_exits", "stats.mmio_exits"),
+    Counter("io_exits", "exits.io_instruction"),
+    Counter("irq_window_exits", "exits.interrupt_window"),
+    Counter("mmu_pte_write", "mmu.pte_writes"),
+    Counter("mmu_pde_zapped", "mmu.pde_zapped"),
+    Counter("mmu_flooded", "mmu.flooded"),
+    Counter("mmu_recycled", "mmu.recycled"),
+    Counter("mmu_unsync", "mmu.unsync"),
+    Counter("mmu_cache_miss", "mmu.shadow * (mmu.tables_made + mmu.roots_emptied - stats.tables_early)"),
+    Counter("mmu_shadow_zapped", "mmu.shadow * mmu.zaps"),
+    Counter("pages_4k", "mmu.pages[0]"),
+    Counter("pages_2m", "mmu.pages[1]"),
+    Counter("pages_1g", "mmu.pages[2]"),
+    Counter("nx_lpage_splits", "mmu.nx_lpage_splits"),
+    Counter("max_mmu_rmap_size", "mmu.max_mmu_rmap_size"),
+    Counter("dirty_pages", "mmu.logged"),
+    Counter("pml_full", "exits.pml_full"),
+    Counter("shadow_bytes", "run.vmm_table_bytes"),
+)
+"""KVM's statistics (kvm_policy.md §12). stats: KvmStats; run: by the names of COUNTERS; exits: by reason; mmu.shadow:
+0 of the TDP MMU, whose table pages KVM does not count there, else 1."""
+
+CAUSES = {
+    "accesses": "accesses",
+    "kernel": "guest kernel's accesses",
+    "stlb": "second-level TLB hits",
+    "guest_walk": "references to guest tables",
+    "ept_walk": "references to the EPT",
+    "ad_writes": "accessed and dirty flags",
+    "guest_faults": "guest page faults",
+    "context_switches": "context switches",
+    "exit_instructions": "instructions that exit under VMX",
+    "invlpgs": "guest INVLPG",
+    "interrupts": "guest interrupts",
+    "flushes": "INVVPID and INVEPT",
+    "swap_ins": "pages read from disk",
+    "swap_outs": "pages put to disk",
+    "ageing": "questions whether pages are in use",
+}
+"""Causes of cost, for people."""
+
+
+_MEMBER, _OF_DICT = re.compile(r"([a-z]+)[.]([a-z_0-9]+)"), r'\1["\2"]'
+
+
+def reader(rows: Iterable[Counter]) -> Callable[[Mapping[str, Mapping[str, Any]]], dict[str, Any]]:
+    """What makes a dict by the names of the rows out of the structs, room -> member -> value."""
+    items = [f"{row.name!r}: {_MEMBER.sub(_OF_DICT, row.at)}" for row in rows]
+    code = compile(f"{{{', '.join(items)}}}", "fastmmu.counters", "eval")
+
+    def read(structs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = eval(code, {"__builtins__": {}}, structs)
+        return found
+
+    return read
+
+
+def described(rows: Iterable[Counter], indent: int) -> str:
+    """Names and meaning of the rows as a table of reStructuredText."""
+    groups: list[tuple[list[str], str]] = []
+    for row in rows:
+        if row.doc or not groups:
+            groups.append(([], row.doc))
+        groups[-1][0].append(row.name)
+    rule = f"{'=' * 25}  {'=' * 75}"
+    lines = [rule]
+    for names, doc in groups:
+        left, right = textwrap.wrap(", ".join(names), 25, break_long_words=False), textwrap.wrap(doc, 75)
+        lines += [f"{a:25}  {b}".rstrip() for a, b in itertools.zip_longest(left, right, fillvalue="")]
+    return textwrap.indent("\n".join([*lines, rule]), " " * indent).lstrip()
