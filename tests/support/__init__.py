@@ -5,5 +5,5 @@ a guest's programs   guest_layouts, guest_programs, cached_translations, guest_r
 the VMM's tables     vmm_tables
 walks, TLBs          walk_comparison, tlb_modes
 APICs                apic_tables, apic_guest, ipi_programs, tpr_ways
-traces               event_lists, trace_files, system_traces
+traces               event_lists, trace_files, system_traces, recordings
 """
