@@ -249,7 +249,7 @@ cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, ui
     cdef uint64_t key = page_of(a, size, la) | t.key[kind]
     cdef uint32_t way = x.order >> a.last & 15
     if (a.plain and a.dead == 0 and ((x.way[way] ^ key) & CONTEXT) == 0 and not is_fractured(value)
-            and not is_fractured(x.way[a.pad + way])):
+            and (a.fractured == 0 or not is_fractured(x.way[a.pad + way]))):
         x.order = x.order & ~a.nibbles | (x.order << 4 & a.nibbles) | way
         x.key = x.way[way] = key
         x.value = x.way[a.pad + way] = value
