@@ -25,7 +25,7 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PATH="$(BIN):$$PATH" cython-lint src
+	PATH="$(BIN):$$PATH" cython-lint src examples
 	$(BIN)/stubtest --concise --ignore-disjoint-bases --allowlist tools/stubs.allow $(STUBS)
 	$(BIN)/python -m pytest -q tests/project/test_layers.py tests/project/test_annotate.py
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TraceError,
     )
     from fastmmu.exits import ExitReason, Qualification
+    from fastmmu.headers import get_include
     from fastmmu.kvm.vmm import Vmm
     from fastmmu.machine.config import Config
     from fastmmu.machine.costs import CostModel
@@ -93,6 +94,7 @@ __all__ = [
     "deliver_ve",
     "ept_mappings",
     "geometry",
+    "get_include",
     "image",
     "interleave",
     "iter_ept_mappings",
@@ -124,6 +126,7 @@ _HOMES = {
         "TraceError",
     ),
     "fastmmu.exits": ("ExitReason", "Qualification"),
+    "fastmmu.headers": ("get_include",),
     "fastmmu.kvm.vmm": ("Vmm",),
     "fastmmu.machine.config": ("Config",),
     "fastmmu.machine.costs": ("CostModel",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import fastmmu
 
 pytest.importorskip("build")
 pytestmark = pytest.mark.slow
@@ -154,10 +157,81 @@ def test_the_installed_command_runs(python: Path, tmp_path: Path) -> None:
     assert "compare" in run(python.with_name("fastmmu"), "--help", cwd=tmp_path)
 
 
-def test_others_can_cimport_from_the_installed_wheel(python: Path, tmp_path: Path) -> None:
-    (tmp_path / "theirs.pyx").write_text(
-        "from fastmmu.arch.types cimport Mem\nfrom fastmmu.paging.memory cimport mem_holds\n\n"
-        "def holds(unsigned long long pa):\n    cdef Mem m\n    m.nbytes = 4096\n    return mem_holds(&m, pa, 8)\n"
+# ---- kernels for other packages -----------------------------------------------------------------------------
+
+MAPPED = """
+import fastmmu, json, numpy as np, pagesizes
+memory = fastmmu.PhysicalMemory(1 << 16)
+for at, entry in ((0x1000, 0x2007), (0x2000, 0x3007), (0x3008, 0x200087), (0x3010, 0x4007), (0x4008, 0x7007)):
+    memory.write64(at, entry)
+state = fastmmu.GuestState(cr3=0x1000, cpl=3)
+addresses = np.arange(0, 0x800000, 0x800, dtype=np.uint64)
+sizes = pagesizes.page_sizes(memory, state, addresses)
+unmapped = int((fastmmu.translate(memory, state, addresses).fault != 0).sum())
+print(json.dumps([[size, n] for size, n in sizes.items()] + [unmapped]))
+"""
+
+
+def test_the_example_package_is_built_on_the_installed_wheel(python: Path, tmp_path: Path) -> None:
+    example = shutil.copytree(ROOT / "examples" / "cython", tmp_path / "example")
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps")
+    run(*pip, "--no-build-isolation", example, cwd=tmp_path, CFLAGS="-O0")
+    *sizes, unmapped = json.loads(run(python, "-c", MAPPED, cwd=tmp_path))
+    assert sizes == [[4096, 2], [1 << 21, 1024], [None, unmapped]]
+
+
+def surface() -> dict[str, list[str]]:
+    """Header → names that other packages may cimport, as fastmmu/__init__.pxd lists them."""
+    text = (ROOT / "src" / "fastmmu" / "__init__.pxd").read_text().replace("\n#", "\n")
+    found = re.findall(r"^     from (\S+) cimport (?:\(([^)]*)\)|(.*))", text, re.MULTILINE)
+    return {header: re.findall(r"\w+", several + one) for header, several, one in found}
+
+
+SURFACE = """
+# cython: language_level=3
+{cimports}
+
+def every_name():
+    cdef void *function
+    {uses}
+
+def gpa(Machine machine, unsigned long long la):
+    cdef unsigned long long hpa = 0
+    cdef int outcome
+    cdef Vcpu *v = machine_vcpu(machine)
+    with nogil:
+        outcome = vcpu_access(v, la, ACC_R, BY_USER, <uint64_t *> &hpa)
+    if outcome == DONE_ABORT:
+        machine_raise(machine)
+    return None if outcome else hpa
+"""
+
+
+def test_every_name_for_other_packages_can_be_cimported(python: Path, tmp_path: Path) -> None:
+    """Compiled against the installed wheel, and a guest's access from there is that of `Machine.access`."""
+    names = [name for found in surface().values() for name in found]
+    assert len(names) > 80
+    assert len(names) == len(set(names))
+    uses = [
+        f"isinstance(None, {name})"
+        if name in fastmmu.__all__
+        else f"<unsigned long long> {name}"
+        if name.isupper()
+        else f"sizeof({name})"
+        if name[0].isupper()
+        else f"function = <void *> {name}"
+        for name in names
+    ]
+    cimports = ["from libc.stdint cimport uint64_t"]
+    cimports += [f"from {header} cimport {', '.join(found)}" for header, found in surface().items()]
+    text = SURFACE.format(cimports="\n".join(cimports), uses="\n    ".join(uses))
+    (tmp_path / "surface.pyx").write_text(text)
+    run(python, "-m", "Cython.Build.Cythonize", "--inplace", "--quiet", "surface.pyx", cwd=tmp_path, CFLAGS="-O0")
+    program = (
+        "import fastmmu, surface; surface.every_name(); m = fastmmu.Machine(fastmmu.Config(), guest_kernel=False)\n"
+        "print(fastmmu.get_include(), surface.gpa(m, 0x1234), m.access(0x1234, user=True).gpa)"
     )
-    run(python, "-m", "cython", "-3", "theirs.pyx", cwd=tmp_path)
-    assert "__pyx_f_7fastmmu_6paging_6memory_mem_holds(" in (tmp_path / "theirs.c").read_text()
+    include, ours, theirs = run(python, "-c", program, cwd=tmp_path).split()
+    assert (Path(include) / "fastmmu" / "paging" / "guest.pxd").is_file()
+    assert Path(include).is_relative_to(python.parents[1])
+    assert ours == theirs
