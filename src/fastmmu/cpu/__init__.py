@@ -2,12 +2,13 @@
 
     vcpu          TLB, walk, fault, VM exit and entry of one access
     access        an access to data of known size: memory, or the APIC-access page
-    control       instructions that write and read CR0, CR3, CR4, EFER
+    control       instructions of CPL 0: on CR0, CR3, CR4, EFER; INVLPG, INVPCID
     inv_operands  INVEPT, INVVPID, INVPCID up to the point where they invalidate
     vmentry       what VM entry checks
     apic          the local APIC over its register page
     vapic         its virtualization: TPR shadow, APIC-access page, virtual interrupts, posted interrupts
-    interrupts    how the guest reaches its APIC, and how interrupts reach the guest
+    interrupts    requests that reach its registers, its timer
+    apic_access   what the guest does with it, and the interrupts that it gets between two instructions
     tpr_patch     instructions that access the TPR, and the calls that replace them
     stale         the detector of missing flushes; `missing_flushes` is that for Python
     apic_py, vapic_py, vmentry_py, inv_operands_py, tpr_patch_py   these for Python

@@ -3,7 +3,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.vmx cimport PRIMARY_INTERRUPT_WINDOW
-from fastmmu.cpu.access cimport Data
 from fastmmu.cpu.apic cimport Apic, Ipi
 from fastmmu.cpu.tpr_patch cimport Patch
 from fastmmu.cpu.vapic cimport Vapic
@@ -129,17 +128,8 @@ cdef inline uint64_t irq_left(const Interrupts *irq) noexcept nogil:
 
 cdef void irq_init(Interrupts *irq, Vcpu *v, uint8_t *page, uint64_t *descriptor) noexcept nogil
 cdef void irq_free(Interrupts *irq) noexcept nogil
-cdef int irq_mmio(Interrupts *irq, uint32_t offset, uint32_t size, bint write, uint64_t value) noexcept nogil
-cdef int irq_data(Interrupts *irq, Data *d) noexcept nogil
-cdef int irq_cr8(Interrupts *irq, bint write, uint64_t value) noexcept nogil
-cdef int irq_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value) noexcept nogil
-cdef int irq_flag(Interrupts *irq, bint on) noexcept nogil
-cdef int irq_arrive(Interrupts *irq, uint8_t vector, bint level, uint32_t reason) noexcept nogil
-cdef int irq_event(Interrupts *irq, int op, uint64_t addr) noexcept nogil
-cdef int irq_boundary(Interrupts *irq) noexcept nogil
+cdef void irq_noted(Interrupts *irq, uint8_t vector) noexcept nogil
 cdef void irq_sent(Interrupts *irq, const Ipi *ipi) noexcept nogil
-cdef int irq_due(Interrupts *irq) noexcept nogil
-cdef int irq_wait(Interrupts *irq, uint64_t accesses) noexcept nogil
 cdef bint irq_elapse(Interrupts *irq) noexcept nogil
 cdef bint irq_deadline(Interrupts *irq, uint64_t value) noexcept nogil
 cdef void irq_accept(Interrupts *irq, uint8_t vector, bint level) noexcept nogil

@@ -3,12 +3,13 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.registers cimport Registers
 from fastmmu.arch.types cimport Ept, Mem, Paging, Walk
 from fastmmu.arch.vmx cimport N_REASONS, Vmcs
 from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vapic cimport Vapic
-from fastmmu.tlb.lookup cimport Tlb
+from fastmmu.tlb.lookup cimport NO_EPT, Tlb
 
 cdef enum Outcome:              # of an access
     DONE_OK = 0                 # hpa holds the address
@@ -90,7 +91,6 @@ cdef struct Vcpu:
     Tlb *tlb                    # of the physical CPU that it runs on
     Paging hw                   # what the processor walks by: the guest's registers, or the VMM's under shadow paging
     Registers r                 # the processor's registers, but CR3 and PDPTEs, which are in hw; of a guest as entered
-    Registers arch              # the VMM's record: the guest's registers as the guest has them
     bint fresh                  # the VMM wrote guest state into the VMCS: the next VM entry loads it
     bint vm86                   # RFLAGS.VM: instructions of CPL 0 are #GP
     Ept ept
@@ -131,21 +131,25 @@ cdef struct Vcpu:
 cdef enum:
     MAX_RETRIES = 64
 
+
+cdef inline uint32_t vcpu_vpid(const Vcpu *v) noexcept nogil:
+    # in force, as is the next
+    return v.vmcs.vpid if v.vpid_on else 0
+
+
+cdef inline uint64_t vcpu_eptrta(const Vcpu *v) noexcept nogil:
+    return v.vmcs.eptp & FRAME if v.ept_on else NO_EPT
+
+
 cdef void vcpu_derive(Vcpu *v) noexcept nogil
 cdef int vcpu_enter(Vcpu *v) noexcept nogil
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil
-cdef int vcpu_completed(int action) noexcept nogil      # outcome of an instruction that a VMM completed
-cdef int vcpu_privileged(Vcpu *v, int instruction, int cr, uint64_t source) noexcept nogil
 cdef void vcpu_registers(Vcpu *v) noexcept nogil        # paging from Vcpu.r
-cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil
 cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil   # VM exit alone: no handler, no entry
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
 cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint64_t *hpa) noexcept nogil
-cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil
-cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil
-cdef int vcpu_invpcid(Vcpu *v, int type, uint32_t pcid, uint64_t la) noexcept nogil
 cdef int vcpu_interrupt(Vcpu *v) noexcept nogil
 cdef void vcpu_set_ac(Vcpu *v, bint ac) noexcept nogil
 cdef void vcpu_set_pkru(Vcpu *v, uint32_t pkru) noexcept nogil

@@ -3,31 +3,25 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu.arch.bits cimport FRAME, ONES
-from fastmmu.arch.registers cimport (
-    CR3_NO_FLUSH, EFER_LMA, EFER_LME, RFLAGS_VM, RULE_CR3_RESERVED, RULE_INJECTED, RULE_PDPTE, Registers, paging_of,
-)
+from fastmmu.arch.bits cimport ONES
+from fastmmu.arch.registers cimport EFER_LMA, EFER_LME, RFLAGS_VM, paging_of
 from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
-    FAULT_PML_FULL, MODE_PAE, Ept, Paging, Steps, Walk,
+    FAULT_PML_FULL, MODE_PAE, Ept, Steps, Walk,
 )
 from fastmmu.arch.vmx cimport (
-    ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_CR_ACCESS,
-    EXIT_ENTRY_FAILURE_GUEST_STATE, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_EXTERNAL_INTERRUPT,
-    EXIT_INVLPG, EXIT_INVPCID, EXIT_PML_FULL, EXIT_TPR_BELOW_THRESHOLD, INTERRUPTION_GP, INTERRUPTION_PF,
-    PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_INVLPG, SECONDARY_EPT, SECONDARY_VPID, clear_exit_information,
-    page_fault_exits, secondary_control,
+    ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_ENTRY_FAILURE_GUEST_STATE,
+    EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_EXTERNAL_INTERRUPT, EXIT_PML_FULL,
+    EXIT_TPR_BELOW_THRESHOLD, INTERRUPTION_PF, PIN_EXTERNAL_INTERRUPT, SECONDARY_EPT, SECONDARY_VPID,
+    clear_exit_information, page_fault_exits, secondary_control,
 )
 from fastmmu.cpu.apic cimport APIC_TPR
 from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
 from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
-from fastmmu.paging.guest cimport reachable, root_address
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
-from fastmmu.paging.walk cimport load_pdptes, walk_cached
-from fastmmu.tlb.invalidate cimport (
-    inv_ept_violation, inv_invlpg, inv_invpcid, inv_mov_cr3, inv_page_fault, inv_transition,
-)
+from fastmmu.paging.walk cimport walk_cached
+from fastmmu.tlb.invalidate cimport inv_ept_violation, inv_page_fault, inv_transition
 from fastmmu.tlb.lookup cimport (
     F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
     tlb_switch, tlb_value, tlb_value_of_walk,
@@ -38,7 +32,7 @@ cdef uint64_t HOST_PAGES = 0xFFFF888000000000ULL
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil:
     derive_needs(v)
-    tlb_switch(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v))
+    tlb_switch(v.tlb, vcpu_vpid(v), v.hw.pcid, vcpu_eptrta(v))
 
 
 cdef void derive_needs(Vcpu *v) noexcept nogil:
@@ -82,7 +76,7 @@ cdef void vcpu_set_ac(Vcpu *v, bint ac) noexcept nogil:
 
 cdef void vcpu_set_pkru(Vcpu *v, uint32_t pkru) noexcept nogil:
     # no cached translation changes: rights are stored without the key's (tlb.md §1.1 R5)
-    v.hw.pkr_user = v.r.pkru = v.arch.pkru = pkru
+    v.hw.pkr_user = v.r.pkru = pkru
     derive_needs(v)
 
 
@@ -92,14 +86,6 @@ cdef void vcpu_registers(Vcpu *v) noexcept nogil:
     paging_of(&v.r, &v.hw)
     v.hw.ac = ac
     v.hw.write_ad = 1
-
-
-cdef inline uint32_t vpid_in_force(const Vcpu *v) noexcept nogil:
-    return v.vmcs.vpid if v.vpid_on else 0
-
-
-cdef inline uint64_t eptrta_in_force(const Vcpu *v) noexcept nogil:
-    return v.vmcs.eptp & FRAME if v.ept_on else NO_EPT
 
 
 cdef inline bint plain(const Vcpu *v) noexcept nogil:
@@ -283,7 +269,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
         v.access_la = la
         v.access = acc
         if fault == FAULT_PF:
-            inv_page_fault(v.tlb, vpid_in_force(v), v.hw.pcid, la)
+            inv_page_fault(v.tlb, vcpu_vpid(v), v.hw.pcid, la)
             v.error_code = w.error_code
             if not (v.guest and page_fault_exits(&v.vmcs, w.error_code)):
                 v.cr2 = la
@@ -295,7 +281,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
             v.vmcs.exit_interruption_error = w.error_code
             action = vcpu_exit(v, EXIT_EXCEPTION_NMI)
         elif fault == FAULT_EPT_VIOLATION:
-            inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, w.qual >> 8 & 1, la)
+            inv_ept_violation(v.tlb, vcpu_vpid(v), v.hw.pcid, vcpu_eptrta(v), w.gpa, w.qual >> 8 & 1, la)
             clear_exit_information(&v.vmcs)
             v.vmcs.exit_qualification = w.qual
             v.vmcs.guest_physical_address = w.gpa
@@ -362,134 +348,6 @@ cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint6
         if v.detector != NULL:
             stale_stored(v.detector, hpa[0], v.now)
     return outcome
-
-
-# ---- instructions of CPL 0 ----------------------------------------------------------------------------------
-
-cdef int vcpu_completed(int action) noexcept nogil:
-    if action == ACT_ABORT:
-        return DONE_ABORT
-    return DONE_GP if action == ACT_INJECT_GP else DONE_OK
-
-
-cdef int vcpu_privileged(Vcpu *v, int instruction, int cr, uint64_t source) noexcept nogil:
-    # An instruction of CPL 0 in a guest of which the VMM makes a virtual-8086 task: #GP(0), before any other exit that
-    # it might cause. The VMM reads at RIP which one it is, and emulates it (kvm_policy.md §3.4).
-    clear_exit_information(&v.vmcs)
-    v.vmcs.exit_interruption_info = INTERRUPTION_GP
-    v.instruction = instruction
-    v.instruction_cr = cr
-    v.source = source
-    v.rule = RULE_INJECTED
-    return vcpu_completed(vcpu_exit(v, EXIT_EXCEPTION_NMI))
-
-
-cdef int vcpu_pdptes(Vcpu *v, Registers *r) noexcept nogil:
-    # The PDPTE registers from r.cr3, as the processor loads them: a read through the EPT that translates no linear
-    # address (paging.md §3.2). DONE_GP where one is malformed.
-    cdef Walk w
-    cdef Ept behind
-    cdef Paging g
-    cdef int fault, action, _
-    for _ in range(MAX_RETRIES):
-        paging_of(r, &g)
-        fault = load_pdptes(v.mem, &g, &v.ept if v.ept_on else NULL, &w, NULL)
-        v.c.ept_walk_refs += w.ept_refs
-        if fault == FAULT_NONE:
-            memcpy(r.pdpte, g.pdpte, sizeof(r.pdpte))
-            return DONE_OK
-        if fault == FAULT_GP:
-            v.rule = RULE_PDPTE
-            return DONE_GP
-        clear_exit_information(&v.vmcs)
-        v.vmcs.guest_physical_address = w.gpa
-        v.access = ACC_PDPTES
-        if fault == FAULT_EPT_VIOLATION:
-            inv_ept_violation(v.tlb, vpid_in_force(v), v.hw.pcid, eptrta_in_force(v), w.gpa, False, 0)
-            v.vmcs.exit_qualification = w.qual
-            action = vcpu_exit(v, EXIT_EPT_VIOLATION)
-        elif fault == FAULT_EPT_MISCONFIG:
-            action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
-        elif fault == FAULT_APIC:
-            v.vmcs.guest_physical_address = 0
-            v.vmcs.exit_qualification = w.qual
-            action = vcpu_exit(v, EXIT_APIC_ACCESS)
-            if action == ACT_EMULATED:          # the VMM loads them, from the memory of the page
-                behind = v.ept
-                behind.apic_access = 0
-                behind.write_ad = 0
-                if load_pdptes(v.mem, &g, &behind, &w, NULL):
-                    v.rule = RULE_PDPTE
-                    return DONE_GP
-                memcpy(r.pdpte, g.pdpte, sizeof(r.pdpte))
-                return DONE_OK
-        else:
-            action = ACT_ABORT
-        if action == ACT_INJECT_GP:
-            return DONE_GP
-        if action != ACT_RETRY:
-            return vcpu_abort(v, ABORT_BUS, r.cr3)
-    return vcpu_abort(v, ABORT_NO_PROGRESS, r.cr3)
-
-
-cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
-    # bit 63: keep the translations of the new PCID (paging.md §7, vmx.md §6)
-    cdef uint64_t stored = value
-    cdef Registers new
-    cdef int outcome
-    v.c.cr3_switches += 1
-    if v.vm86:
-        return vcpu_privileged(v, INS_MOV_TO_CR, 3, value)
-    if v.guest and v.vmcs.primary & PRIMARY_CR3_LOAD:
-        clear_exit_information(&v.vmcs)
-        v.vmcs.operand = value
-        v.vmcs.exit_qualification = 3       # MOV to CR3 from RAX
-        v.rule = RULE_INJECTED
-        return vcpu_completed(vcpu_exit(v, EXIT_CR_ACCESS))
-    if v.hw.pcid_on:
-        stored &= ~CR3_NO_FLUSH
-    if stored & ~(v.hw.frame | 0xFFF if v.hw.lma else <uint64_t> 0xFFFFFFFFU):
-        v.rule = RULE_CR3_RESERVED
-        return DONE_GP
-    if v.hw.mode == MODE_PAE:
-        new = v.r
-        new.cr3 = stored
-        outcome = vcpu_pdptes(v, &new)
-        if outcome:
-            return outcome
-        memcpy(v.hw.pdpte, new.pdpte, sizeof(new.pdpte))
-    v.hw.cr3 = stored
-    v.hw.root = root_address(&v.hw, stored)
-    if v.hw.pcid_on:
-        v.hw.pcid = stored & 0xFFF
-    if not (v.hw.pcid_on and value & CR3_NO_FLUSH):
-        inv_mov_cr3(v.tlb, vpid_in_force(v), v.hw.pcid)
-    vcpu_derive(v)
-    return DONE_OK
-
-
-cdef int vcpu_invlpg(Vcpu *v, uint64_t la) noexcept nogil:
-    v.c.invlpgs += 1
-    if v.vm86:
-        return vcpu_privileged(v, INS_INVLPG, 0, la)
-    if v.guest and v.vmcs.primary & PRIMARY_INVLPG:
-        clear_exit_information(&v.vmcs)
-        v.vmcs.exit_qualification = la
-        return DONE_ABORT if vcpu_exit(v, EXIT_INVLPG) == ACT_ABORT else DONE_OK
-    if reachable(la, v.hw.la_bits):         # else it does nothing
-        inv_invlpg(v.tlb, vpid_in_force(v), v.hw.pcid, la)
-    return DONE_OK
-
-
-cdef int vcpu_invpcid(Vcpu *v, int type, uint32_t pcid, uint64_t la) noexcept nogil:
-    # type and operand are valid (tlb.md §4)
-    v.c.invpcids += 1
-    if v.guest and v.vmcs.primary & PRIMARY_INVLPG:
-        clear_exit_information(&v.vmcs)
-        v.instruction_cr, v.invpcid_pcid, v.source = type, pcid, la
-        return DONE_ABORT if vcpu_exit(v, EXIT_INVPCID) == ACT_ABORT else DONE_OK
-    inv_invpcid(v.tlb, type, vpid_in_force(v), pcid, la)
-    return DONE_OK
 
 
 cdef int vcpu_interrupt(Vcpu *v) noexcept nogil:

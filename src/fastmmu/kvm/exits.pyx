@@ -35,7 +35,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     if v.ept.pml_index != NULL:
         kvm_drain(vcpu)
     kvm_entered(kvm)
-    modes_save(&kvm.modes, v)
+    modes_save(vcpu)
     if vcpu.irq != NULL:
         kvm_apic_begin(vcpu.irq)
     if kvm.surfaced[v.vmcs.exit_reason]:

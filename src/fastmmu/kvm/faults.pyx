@@ -157,7 +157,7 @@ cdef bint of_table(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     guest.write_ad = 0
     if v.access == ACC_PDPTES:
         return True
-    if not modes_own_cr3(&kvm.modes, v):        # the identity table has its slot
+    if not modes_own_cr3(vcpu):        # the identity table has its slot
         return False
     return (walk_silent(&kvm.mmu.guest, &guest, NULL, v.access_la, v.access, &w) == FAULT_BUS
             and w.gpa >> 12 == gpa >> 12)

@@ -8,11 +8,11 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmmu.arch.registers cimport Registers
 from fastmmu.arch.types cimport Paging
 from fastmmu.arch.vmx cimport N_REASONS
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport Vcpu
-from fastmmu.kvm.modes cimport Modes
 from fastmmu.mmu.mmu cimport Mmu, MmuContext
 
 ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
@@ -50,6 +50,14 @@ cdef struct KvmStats:           # of KVM's statistics those that are no counters
     uint32_t roots_gone         # while in use: freed, and counted once more, at the next VM entry
     uint64_t tables_early       # made before the VM entry at which Linux makes them
 
+cdef struct Modes:              # how a guest is run in each paging mode
+    bint ept                    # else shadow paging
+    bint amd                    # nested paging runs every mode, and CR0, CR4 are intercepted otherwise
+    bint unrestricted           # the processor runs a guest without paging
+    uint64_t identity           # guest-physical address of the identity table, which has its slot; 0: there is none
+    bint keys                   # shadow tables carry the guest's protection keys
+    bint pcid                   # translations of shadow tables are tagged by the guest's PCID
+
 cdef enum Mode:                 # of a vCPU, as the others of its VM see it (vcpu->mode)
     OUTSIDE_GUEST_MODE = 0
     IN_GUEST_MODE = 1           # on a physical CPU: an IPI makes it exit
@@ -64,7 +72,8 @@ cdef struct KvmVcpu:
     Vcpu cpu                    # first: see to_kvm_vcpu
     Kvm *kvm
     uint32_t index              # number within the VM (vcpu_idx)
-    Paging guest                # under shadow paging: the guest's own registers
+    Registers arch              # the guest's registers as the guest has them, as of the last VM exit
+    Paging guest                # under shadow paging: what they make of the guest's tables
     MmuContext mmu              # its roots, its ring of written pages
     Interrupts *irq             # its local APIC; NULL: the guest has none
     int mode                    # Mode

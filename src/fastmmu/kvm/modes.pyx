@@ -23,6 +23,7 @@ from fastmmu.arch.vmx cimport (
     ENTRY_LOAD_EFER, ENTRY_LONG_MODE, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE, SECONDARY_UNRESTRICTED, VECTOR_PF,
 )
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.kvm cimport KvmVcpu, Modes
 from fastmmu.paging.memory cimport mem_write32
 
 cdef enum:
@@ -48,10 +49,12 @@ cdef void modes_tables(Mem *mem, uint64_t identity, uint64_t task) noexcept nogi
     mem.base[task + IO_BITMAP + 8192] = 0xFF
 
 
-cdef int modes_load(const Modes *m, Vcpu *v) noexcept nogil:
-    # Guest state and controls of the VMCS for v.arch; the next VM entry loads them. -1: the guest does not page, and
+cdef int modes_load(KvmVcpu *vcpu) noexcept nogil:
+    # Guest state and controls of the VMCS for vcpu.arch; the next VM entry loads them. -1: the guest does not page, and
     # there is no identity table.
-    cdef const Registers *a = &v.arch
+    cdef const Modes *m = &vcpu.kvm.modes
+    cdef Vcpu *v = &vcpu.cpu
+    cdef const Registers *a = &vcpu.arch
     cdef bint restricted = m.ept and not m.unrestricted and not m.amd
     cdef uint64_t cr0 = (a.cr0 & ~<uint64_t> (CR0_CD | CR0_NW)) | CR0_NE, cr3 = a.cr3, cr4 = a.cr4 | CR4_VMXE
     cdef uint64_t rflags = RFLAGS_FIXED
@@ -102,12 +105,14 @@ cdef int modes_load(const Modes *m, Vcpu *v) noexcept nogil:
     return 0
 
 
-cdef void modes_save(const Modes *m, Vcpu *v) noexcept nogil:
+cdef void modes_save(KvmVcpu *vcpu) noexcept nogil:
     # at a VM exit: what the guest wrote of its registers without one
-    cdef Registers *a = &v.arch
+    cdef Vcpu *v = &vcpu.cpu
+    cdef Registers *a = &vcpu.arch
+    a.pkru = v.r.pkru
     a.cr0 = (a.cr0 & v.vmcs.cr0_mask) | (v.vmcs.guest_cr0 & ~v.vmcs.cr0_mask)
     a.cr4 = (a.cr4 & v.vmcs.cr4_mask) | (v.vmcs.guest_cr4 & ~v.vmcs.cr4_mask)
-    if modes_own_cr3(m, v):
+    if modes_own_cr3(vcpu):
         a.cr3 = v.vmcs.guest_cr3
         if pae_paging(a):
             memcpy(a.pdpte, v.vmcs.guest_pdpte, sizeof(a.pdpte))

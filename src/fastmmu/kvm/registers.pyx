@@ -30,19 +30,19 @@ from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid
 
 
 cdef int kvm_registers(KvmVcpu *vcpu) noexcept nogil:
-    # the guest's registers, v.arch, are new: hardware state and controls, and under shadow paging the root
+    # the guest's registers, vcpu.arch, are new: hardware state and controls, and under shadow paging the root
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Registers registers
     cdef Paging guest, hardware
-    if modes_load(&kvm.modes, v):
-        return vcpu_abort(v, ABORT_IDENTITY, v.arch.cr0)
+    if modes_load(vcpu):
+        return vcpu_abort(v, ABORT_IDENTITY, vcpu.arch.cr0)
     if not kvm.shadow:
         return 0
-    modes_shadow(&kvm.modes, &v.arch, &registers)
-    paging_of(&v.arch, &guest)
+    modes_shadow(&kvm.modes, &vcpu.arch, &registers)
+    paging_of(&vcpu.arch, &guest)
     paging_of(&registers, &hardware)
-    vcpu.guest.cr3 = v.arch.cr3
+    vcpu.guest.cr3 = vcpu.arch.cr3
     return kvm_new_role(vcpu, &guest, &hardware)
 
 
@@ -54,7 +54,7 @@ cdef int load_cr3(KvmVcpu *vcpu, const Registers *new, bint no_flush) noexcept n
     cdef Vcpu *v = &vcpu.cpu
     cdef bint kept = (no_flush and v.hw.pcid_on
                       and mmu_root_kept(&kvm.mmu, root_address(&vcpu.guest, new.cr3) >> 12, new.cr3 & 0xFFF))
-    v.arch = new[0]
+    vcpu.arch = new[0]
     if not kvm.shadow:                          # the value counts when paging is on again
         kvm.stats.owed |= REQ_TLB_FLUSH_GUEST
         return ACT_ABORT if kvm_registers(vcpu) else ACT_EMULATED
@@ -79,7 +79,7 @@ cdef int adopt(KvmVcpu *vcpu, const Registers *new) noexcept nogil:
     # CR0, CR4 or EFER has changed. Under EPT: what the old registers made of linear addresses is cached (tlb.md §7).
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
-    cdef Registers old = v.arch
+    cdef Registers old = vcpu.arch
     cdef uint64_t cr4 = old.cr4 ^ new.cr4
     if cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE or (old.cr0 & ~new.cr0) & CR0_PG:
         kvm.stats.owed |= REQ_TLB_FLUSH_GUEST
@@ -88,7 +88,7 @@ cdef int adopt(KvmVcpu *vcpu, const Registers *new) noexcept nogil:
     kvm_count_flushes(kvm)                      # what brings roots in sync asks for another
     if kvm.shadow and cr4 & (CR4_PGE | CR4_PCIDE):
         sync_every_root(&kvm.mmu, &vcpu.guest)   # a new role has pages of its own
-    v.arch = new[0]
+    vcpu.arch = new[0]
     if kvm_registers(vcpu):
         return ACT_ABORT
     if (old.cr0 ^ new.cr0) & CR0_CD:
@@ -124,8 +124,8 @@ cdef int kvm_emulate(KvmVcpu *vcpu, uint32_t instruction, uint32_t cr, uint64_t 
     # an instruction on a control register or EFER, on the guest's own registers
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
-    cdef Registers *a = &v.arch
-    cdef Registers new = v.arch
+    cdef Registers *a = &vcpu.arch
+    cdef Registers new = vcpu.arch
     cdef int rule = RULE_NONE
     if instruction == INS_MOV_FROM_CR:
         v.result = a.cr0 if cr == 0 else a.cr3 if cr == 3 else a.cr4

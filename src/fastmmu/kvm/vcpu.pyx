@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport realloc
 
 from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT
-from fastmmu.cpu.interrupts cimport irq_boundary
+from fastmmu.cpu.apic_access cimport irq_boundary
 from fastmmu.cpu.vcpu cimport Vcpu, vcpu_derive, vcpu_enter, vcpu_leave
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
 from fastmmu.kvm.ipi cimport NO_EXIT, ipi_arrived, ipi_routed

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastmmu.cpu.interrupts cimport irq_accept, irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr, irq_wait
+from fastmmu.cpu.apic_access cimport irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr, irq_wait
+from fastmmu.cpu.interrupts cimport irq_accept
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, DONE_PF
 from fastmmu.errors import StateError
 from fastmmu.exits import N_REASONS, ExitReason

@@ -301,7 +301,7 @@ cdef class Assembly:
         self.v.vmcs.primary = PRIMARY_SECONDARY
         vmcs_vpid(&self.v.vmcs, vpid)
         self.v.host_pages = self.config.exit_pages
-        self.v.arch = self.v.r
+        self.vcpu.arch = self.v.r
         if self.kvm.modes.identity:
             modes_tables(&self.memory.mem, placed[len(placed) - 2][1], placed[len(placed) - 1][1])
         if shadow:                              # vmx.md §2: with EPT the guest that pages owns all three
@@ -355,7 +355,7 @@ cdef class Assembly:
             raise BusError(f"cr3={int(paging.cr3):#x}: its PDPTEs lie outside memory of {self.guest.nbytes:#x} bytes")
         self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
         self.pdptes_due = False
-        memcpy(self.v.arch.pdpte, paging.pdpte, sizeof(paging.pdpte))
+        memcpy(self.vcpu.arch.pdpte, paging.pdpte, sizeof(paging.pdpte))
         if not self.kvm.shadow:
             memcpy(self.v.hw.pdpte, paging.pdpte, sizeof(paging.pdpte))
             return

@@ -6,9 +6,9 @@ from libc.string cimport memcpy
 from fastmmu.arch.registers cimport CR3_NO_FLUSH, CR4_PCIDE, RULE_CR3_RESERVED, Registers, long_mode, pae_paging
 from fastmmu.arch.vmx cimport EXIT_CR_ACCESS, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE
 from fastmmu.cpu.control cimport (
-    vcpu_clts, vcpu_lmsw, vcpu_mov_cr0, vcpu_mov_cr4, vcpu_mov_from_cr, vcpu_rdmsr_efer, vcpu_wrmsr_efer,
+    vcpu_clts, vcpu_lmsw, vcpu_mov_cr0, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_mov_from_cr, vcpu_rdmsr_efer, vcpu_wrmsr_efer,
 )
-from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, vcpu_mov_cr3
+from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK
 from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.machine.instructions cimport Instructions, word
 
@@ -120,10 +120,11 @@ cdef class RegisterInstructions(Instructions):
             r.cr3 = self.v.hw.cr3
             memcpy(r.pdpte, self.v.hw.pdpte, sizeof(r.pdpte))
             return
-        r[0] = self.v.arch
+        r[0] = self.vcpu.arch
+        r.pkru = self.v.r.pkru
         r.cr0 = (r.cr0 & self.v.vmcs.cr0_mask) | (self.v.r.cr0 & ~self.v.vmcs.cr0_mask)
         r.cr4 = (r.cr4 & self.v.vmcs.cr4_mask) | (self.v.r.cr4 & ~self.v.vmcs.cr4_mask)
-        if modes_own_cr3(&self.kvm.modes, self.v):
+        if modes_own_cr3(self.vcpu):
             r.cr3 = self.v.hw.cr3
             if pae_paging(r):
                 memcpy(r.pdpte, self.v.hw.pdpte, sizeof(r.pdpte))

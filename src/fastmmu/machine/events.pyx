@@ -14,11 +14,12 @@ from fastmmu.arch.ops cimport (
 from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.types cimport FAULT_PF, Walk
 from fastmmu.arch.vmx cimport EXIT_CPUID, N_REASONS, clear_exit_information
-from fastmmu.cpu.interrupts cimport irq_boundary, irq_due, irq_event, irq_left, irq_pass, irq_waits
+from fastmmu.cpu.apic_access cimport irq_boundary, irq_due, irq_event
+from fastmmu.cpu.control cimport vcpu_invlpg
+from fastmmu.cpu.interrupts cimport irq_left, irq_pass, irq_waits
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_EMULATED, ACT_RETRY, DONE_ABORT,
-    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_invlpg,
-    vcpu_slow,
+    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap

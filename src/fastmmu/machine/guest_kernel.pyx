@@ -15,9 +15,10 @@ from fastmmu.arch.registers cimport CR3_NO_FLUSH
 from fastmmu.arch.types cimport ACC_R, ACC_W, Mem
 from fastmmu.cpu.interrupts cimport APIC_BASE
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, SITES, patch_original
+from fastmmu.cpu.control cimport vcpu_invlpg, vcpu_mov_cr3
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_EMULATED,
-    DONE_OK, Vcpu, vcpu_abort, vcpu_access, vcpu_invlpg, vcpu_load, vcpu_mov_cr3, vcpu_store,
+    DONE_OK, Vcpu, vcpu_abort, vcpu_access, vcpu_load, vcpu_store,
 )
 from fastmmu.paging.memory cimport mem_read64, mem_write64
 

@@ -9,8 +9,9 @@ from libc.string cimport memcpy
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport ACC_R, ACC_W
 from fastmmu.cpu.access cimport Data, data_access, data_begin, data_size
-from fastmmu.cpu.interrupts cimport irq_data
-from fastmmu.cpu.vcpu cimport DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, vcpu_invlpg
+from fastmmu.cpu.apic_access cimport irq_data
+from fastmmu.cpu.control cimport vcpu_invlpg
+from fastmmu.cpu.vcpu cimport DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF
 from fastmmu.machine.assembly cimport Assembly
 from fastmmu.machine.events cimport exit_instruction
 from fastmmu.mmu.memslots cimport Memslot

@@ -12,11 +12,13 @@ from libc.string cimport memcpy
 from fastmmu.arch.pferr cimport PF_ID, PF_U, PF_W
 from fastmmu.arch.types cimport ACC_R, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport VECTOR_PF
-from fastmmu.cpu.control cimport vcpu_mov_cr0, vcpu_mov_cr4, vcpu_wrmsr_efer
+from fastmmu.cpu.control cimport (
+    vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr0, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_wrmsr_efer,
+)
 from fastmmu.cpu.stale cimport stale_stored
 from fastmmu.cpu.vcpu cimport (
     BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Vcpu, vcpu_access, vcpu_interrupt,
-    vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr3, vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
+    vcpu_set_ac, vcpu_set_pkru, vcpu_slow,
 )
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
 from fastmmu.machine.records cimport (
