@@ -26,6 +26,7 @@
 #
 # Walks: of one address, called or taken inline (without EPT, caches or a record of its steps these are NULL), and of
 # many: a Query with 1 << region_bits zeroed Regions for the guest, as many for the EPT; each thread needs its own.
+# `batch_size` of a Batch with its query and n says how many are worth their memory.
 #
 #     from fastmmu.paging.walk cimport walk_cached, walk_path, walk_silent, walk_steps
 #     from fastmmu.paging.guest cimport (
