@@ -17,6 +17,7 @@ import pytest
 import fastmmu
 from fastmmu import reference as ref
 from fastmmu.dtypes import StepKind
+from fastmmu.reference.paging.ept import misconfigured
 from tests.conformance.cases import GpaCase
 from tests.conformance.differences import differences
 from tests.conformance.kernel import KernelAdapter, kernel_eptp, observed
@@ -118,7 +119,7 @@ def deciding(t: Tables, ept: ref.Ept) -> Iterator[Pair]:
     leaves = [rights | a | d for rights in range(16) for a in flags for d in dirty] + [7 | RESERVED, 7 | BAD_TYPE]
     for upper in uppers:
         value = entry(t.upper, upper, 0)
-        passes = upper & present and not ref.ept.misconfigured(ept, value, t.upper)
+        passes = upper & present and not misconfigured(ept, value, t.upper)
         yield from ((upper, leaf) for leaf in (leaves if passes else leaves[-3:-2]))
 
 
