@@ -1,7 +1,8 @@
 """Installs a wheel in a new environment of each interpreter and runs tests there: tools/try_wheel.py WHEEL [TEST...]
 
 The interpreters are those that FASTMMU_PYTHONS names (commands or paths, with spaces between), else python3.11 and
-later as far as they are found. The environments get what the wheel asks for and the group "pytest" of pyproject.toml.
+later as far as they are found. The environments get the wheel with the extra zstd, which some traces need, and the
+group "pytest" of pyproject.toml.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ def attempt(python: str, wheel: Path, tests: list[str], place: Path) -> str:
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", place / "bin" / "python"]
     jobs = os.environ.get("FASTMMU_JOBS") or str(os.cpu_count())
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--numprocesses", jobs]
+    group = f"{ROOT / 'pyproject.toml'}:pytest"
     done = None
     for command in (
         [python, "-m", "venv", "--without-pip", place],
-        [*pip, "install", "--quiet", "--only-binary", ":all:", wheel, "--group", f"{ROOT / 'pyproject.toml'}:pytest"],
+        [*pip, "install", "--quiet", "--only-binary", ":all:", f"{wheel}[zstd]", "--group", group],
         [place / "bin" / "python", "-P", "-c", INSTALLED],
         [place / "bin" / "python", *pytest, *tests],
     ):
