@@ -13,7 +13,7 @@ export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 .PHONY: help demo test check check-invariants bench conformance kvm-agreement wheel wheel-test clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 24
+	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 28
 
 demo: .venv/with-cli ## native, shadow paging, EPT and EPT + VPID compared on the bundled traces
 	$(BIN)/fastmmu compare
