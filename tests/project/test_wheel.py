@@ -99,6 +99,7 @@ def test_the_sdist_has_the_sources(sdist: Path) -> None:
     wanted = {f"src/{name}" for name in sources(*CARRIED, "*.pyx")}
     assert wanted - names == set()
     assert {"LICENSE", "README.md", "CHANGELOG.md", "Makefile", "setup.py", "tools/check_tools.sh"} <= names
+    assert {f"docs/spec/{path.name}" for path in (ROOT / "docs" / "spec").glob("*.md")} <= names
     assert f"tests/project/{Path(__file__).name}" in names
     assert [name for name in names if name.endswith((".so", ".pyc", ".c", ".o"))] == []
 
