@@ -14,7 +14,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["APIC", "CAUSES", "COUNTERS", "STATS", "Cost", "Counter", "described", "reader"]
+__all__ = ["APIC", "CAUSES", "COUNTERS", "STATS", "Cost", "Counter", "Sum", "described", "reader", "sums"]
 
 
 class Cost(NamedTuple):
@@ -278,6 +278,36 @@ def reader(rows: Iterable[Counter]) -> Callable[[Mapping[str, Mapping[str, Any]]
         return found
 
     return read
+
+
+class Sum:
+    """Words of structs added up: word -> factor. What a row of the table is before there are any numbers."""
+
+    def __init__(self, words: Mapping[int, int]) -> None:
+        self.words = dict(words)
+
+    def __add__(self, other: Sum | int) -> Sum:
+        added = other.words if isinstance(other, Sum) else {}  # sum() begins with 0
+        return Sum({word: self.words.get(word, 0) + added.get(word, 0) for word in {**self.words, **added}})
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: int) -> Sum:
+        return Sum({word: factor * number for word, number in self.words.items()})
+
+    __rmul__ = __mul__
+
+    def __sub__(self, other: Sum) -> Sum:
+        return self + -1 * other
+
+
+def sums(numbered: Any, first: int = 0) -> Any:
+    """The members of a struct, whose values are the numbers of its words, as sums: of words from number `first` on."""
+    if isinstance(numbered, dict):
+        return {name: sums(member, first) for name, member in numbered.items()}
+    if isinstance(numbered, list):
+        return [sums(member, first) for member in numbered]
+    return Sum({first + numbered: 1})
 
 
 def described(rows: Iterable[Counter], indent: int) -> str:

@@ -4,7 +4,7 @@ from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.mmu.memslots cimport Memslot
 
 cdef class Vmm:
-    cdef object machine         # keeps alive what the pointer below points into
+    cdef object board           # of the machine: keeps alive what the pointer below points into; memory, counters()
     cdef Kvm *kvm
     cdef int paid(self) except -1
     cdef int reload(self) except -1

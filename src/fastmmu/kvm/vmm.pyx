@@ -243,7 +243,7 @@ cdef class Vmm:
                 continue
             if mmu_shadowed(&self.kvm.mmu, slot.base_gfn + page):
                 continue
-            words = self.machine.memory.u64[slot_hpa(slot, slot.base_gfn + page) >> 3:][:512]
+            words = self.board.memory.u64[slot_hpa(slot, slot.base_gfn + page) >> 3:][:512]
             if contents is None:
                 contents = words
             elif not np.array_equal(words, contents):
@@ -328,7 +328,7 @@ cdef class Vmm:
         """
         cdef dict mmu = self.kvm.mmu.counters
         mmu["shadow"] = not self.kvm.mmu.policy.tdp
-        run = self.machine.counters()
+        run = self.board.counters()
         return _stats({"mmu": mmu, "stats": dict(self.kvm.stats), "run": run,
                        "exits": defaultdict(int, run["exits_by_reason"])})
 

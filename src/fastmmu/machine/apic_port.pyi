@@ -1,12 +1,14 @@
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from fastmmu.exits import ExitReason
+from fastmmu.machine.board import Board
 
 class Delivered(NamedTuple):
     vector: int
     at: int
 
 class GuestApic:
+    def __new__(cls, board: Board) -> Self: ...
     address: int
     @property
     def now(self) -> int: ...

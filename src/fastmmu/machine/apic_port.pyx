@@ -7,6 +7,8 @@ from libc.stdint cimport uint8_t, uint64_t
 from fastmmu.cpu.apic_access cimport irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr, irq_wait
 from fastmmu.cpu.interrupts cimport irq_accept
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, DONE_PF
+from fastmmu.machine.board cimport Board
+
 from fastmmu.errors import StateError
 from fastmmu.exits import N_REASONS, ExitReason
 
@@ -28,66 +30,71 @@ cdef class GuestApic:
     :raises PolicyError: an instruction while a VM exit is handled; :meth:`interrupt` alone can be called then.
     """
 
+    def __cinit__(self, Board board not None):
+        if board.vcpu.irq == NULL:
+            raise StateError("the guest has no local APIC; make the Machine with Config(tpr=)")
+        self.board = board
+
     cdef _done(self, int outcome):
         if outcome == DONE_OK:
             return
         if outcome == DONE_GP:
             raise StateError("#GP(0): the register refuses the value, or the address is not canonical")
         if outcome == DONE_PF:
-            v = self.vcpu[0].irq.v
+            v = self.board.vcpu.irq.v
             raise StateError(f"#PF at {v.cr2:#x}, error code {v.error_code:#x}: the guest does not map its APIC there")
-        self.machine.stopped()
+        self.board._raise(0)
 
     @property
     def address(self):
         """Linear address at which the guest sees the page of its APIC; may be set."""
-        return self.vcpu[0].irq.la
+        return self.board.vcpu.irq.la
 
     @address.setter
     def address(self, uint64_t la):
         if la & 0xFFF:
             raise StateError(f"the APIC's page at {la:#x} is not aligned to 4096")
-        self.vcpu[0].irq.la = la
+        self.board.vcpu.irq.la = la
 
     def read(self, unsigned int offset, unsigned int size=4):
         """A read of a register through the page; its value."""
-        self.machine.may_run()
-        self._done(irq_mmio(self.vcpu[0].irq, offset, size, False, 0))
-        return self.vcpu[0].irq.value
+        self.board._guest_runs()
+        self._done(irq_mmio(self.board.vcpu.irq, offset, size, False, 0))
+        return self.board.vcpu.irq.value
 
     def write(self, unsigned int offset, uint64_t value, unsigned int size=4):
         """A write of a register through the page."""
-        self.machine.may_run()
-        self._done(irq_mmio(self.vcpu[0].irq, offset, size, True, value))
+        self.board._guest_runs()
+        self._done(irq_mmio(self.board.vcpu.irq, offset, size, True, value))
 
     def read_cr8(self):
         """MOV from CR8."""
-        self.machine.may_run()
-        self._done(irq_cr8(self.vcpu[0].irq, False, 0))
-        return self.vcpu[0].irq.value
+        self.board._guest_runs()
+        self._done(irq_cr8(self.board.vcpu.irq, False, 0))
+        return self.board.vcpu.irq.value
 
     def write_cr8(self, uint64_t value):
         """MOV to CR8. :raises StateError: #GP, bits 63:4 are not 0."""
         if value >> 4:
             raise StateError(f"#GP(0): cr8={value:#x} has bits above 3")
-        self.machine.may_run()
-        self._done(irq_cr8(self.vcpu[0].irq, True, value))
+        self.board._guest_runs()
+        self._done(irq_cr8(self.board.vcpu.irq, True, value))
 
     def rdmsr(self, unsigned int msr):
         """RDMSR of 800H to 8FFH, 6E0H or 1BH."""
-        self.machine.may_run()
-        self._done(irq_msr(self.vcpu[0].irq, msr, False, 0))
-        return self.vcpu[0].irq.value
+        self.board._guest_runs()
+        self._done(irq_msr(self.board.vcpu.irq, msr, False, 0))
+        return self.board.vcpu.irq.value
 
     def wrmsr(self, unsigned int msr, uint64_t value):
         """WRMSR of 800H to 8FFH, 6E0H (IA32_TSC_DEADLINE) or 1BH (bit 10 of which chooses x2APIC mode)."""
-        self.machine.may_run()
-        self._done(irq_msr(self.vcpu[0].irq, msr, True, value))
+        self.board._guest_runs()
+        self._done(irq_msr(self.board.vcpu.irq, msr, True, value))
 
     def set_interrupts(self, bint on):
         """CLI, or STI and the instruction after it."""
-        self.machine.may_run()
-        self._done(irq_flag(self.vcpu[0].irq, on))
+        self.board._guest_runs()
+        self._done(irq_flag(self.board.vcpu.irq, on))
 
     def interrupt(self, uint8_t vector, *, bint level=False, unsigned int reason=ExitReason.EXTERNAL_INTERRUPT):
         """A device asks for an interrupt; `reason`: of the exit by which the VMM learns of it unless it is posted.
@@ -97,29 +104,29 @@ cdef class GuestApic:
         """
         if reason >= N_REASONS:
             raise StateError(f"exit reason {reason} is none; see fastmmu.ExitReason")
-        if self.machine.exiting:
-            irq_accept(self.vcpu[0].irq, vector, level)
+        if self.board.handling:
+            irq_accept(self.board.vcpu.irq, vector, level)
             return
-        self.machine.may_run()
-        self._done(irq_arrive(self.vcpu[0].irq, vector, level, reason))
+        self.board._guest_runs()
+        self._done(irq_arrive(self.board.vcpu.irq, vector, level, reason))
 
     @property
     def now(self):
         """The bus clock and the time-stamp counter: accesses of the trace so far, those of all vCPUs of the machine."""
-        return self.vcpu[0].irq.now
+        return self.board.vcpu.irq.now
 
     def wait(self, uint64_t accesses):
         """Time passes as if the trace had so many accesses more: the timer counts, handlers return."""
-        self.machine.may_run()
-        self._done(irq_wait(self.vcpu[0].irq, accesses))
+        self.board._guest_runs()
+        self._done(irq_wait(self.board.vcpu.irq, accesses))
 
     @property
     def deliveries(self):
         """Every interrupt delivered so far, in order, as :class:`Delivered`."""
-        irq = self.vcpu[0].irq
+        irq = self.board.vcpu.irq
         return [Delivered(irq.log[i].vector, irq.log[i].at) for i in range(irq.log_n)]
 
     @property
     def page(self):
         """The registers as 4096 bytes, a copy: of the virtual-APIC page, or of the physical APIC without a VMM."""
-        return bytes(self.vcpu[0].irq.apic.page[:4096])
+        return bytes(self.board.vcpu.irq.apic.page[:4096])

@@ -14,6 +14,15 @@ cdef struct HostVcpu:           # a vCPU as the host sees it
     bint begun
     TlbCounters counted         # of the TLBs it ran on, its part
 
+cdef inline void count_since(TlbCounters *total, const TlbCounters *before, const TlbCounters *now) noexcept nogil:
+    # all of its fields are 64-bit counts
+    cdef uint64_t *to = <uint64_t *> total
+    cdef const uint64_t *was = <const uint64_t *> before
+    cdef const uint64_t *done = <const uint64_t *> now
+    cdef size_t i
+    for i in range(sizeof(TlbCounters) // 8):
+        to[i] += done[i] - was[i]
+
 cdef class Host:
     cdef readonly PhysicalMemory memory
     cdef readonly tuple cpus, machines

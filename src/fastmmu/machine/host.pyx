@@ -11,7 +11,7 @@ from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.kvm.kvm cimport NOWHERE
 from fastmmu.kvm.vcpu cimport kvm_vcpu_enter, kvm_vcpu_exit
 from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free, vpid_init
-from fastmmu.machine.assembly cimport tlb_of
+from fastmmu.machine.board cimport Board, tlb_of
 from fastmmu.machine.guest_kernel cimport kernel_switch
 from fastmmu.machine.layout cimport behind_bytes, host_bytes
 from fastmmu.machine.machine cimport Machine
@@ -23,16 +23,6 @@ from fastmmu.tlb.tlb cimport TLB
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
-
-
-cdef void count_since(TlbCounters *total, const TlbCounters *before, const TlbCounters *now) noexcept nogil:
-    # all of its fields are 64-bit counts
-    cdef uint64_t *to = <uint64_t *> total
-    cdef const uint64_t *was = <const uint64_t *> before
-    cdef const uint64_t *done = <const uint64_t *> now
-    cdef size_t i
-    for i in range(sizeof(TlbCounters) // 8):
-        to[i] += done[i] - was[i]
 
 
 cdef class Host:
@@ -86,10 +76,10 @@ cdef class Host:
             vpids.append(own)
             place = self.memory, origin, self.cpus[0], own[0]
             m = Machine(config, guest_kernel=guest_kernel, state=state, place=place)
-            if count > 1 and m.pdptes_due:
+            if count > 1 and m.board.pdptes_due:
                 raise ConfigError(f"{count} vCPUs that begin with PAE paging; give GuestState(pdptes=)")
             m.vmm.omit = omit
-            m.cpus = self.cpus
+            m.board.cpus = self.cpus
             machines.append(m)
             origin += host_bytes(config) + behind_bytes(config, guest_kernel, count)
         self.machines = tuple(machines)
@@ -98,18 +88,18 @@ cdef class Host:
     cdef _add_vcpus(self, list vpids):
         cdef uint32_t vm, i, n = 0
         cdef HostVcpu *s
-        cdef Machine m
+        cdef Board b
         self.vcpu = <HostVcpu *> calloc(sum([len(own) for own in vpids]), sizeof(HostVcpu))
         self.occupant = <uint32_t *> calloc(self.n_cpus, 4)
         if self.vcpu == NULL or self.occupant == NULL:
             raise OutOfMemoryError(f"no memory for the vCPUs of {len(vpids)} machines")
         memset(self.occupant, 0xFF, 4 * self.n_cpus)
         for vm, own in enumerate(vpids):
-            m = self.machines[vm]
+            b = (<Machine> self.machines[vm]).board
             for i, vpid in enumerate(own):
                 s = &self.vcpu[n]
                 s.vm = vm
-                s.run = m._add_vcpu(vpid) if i else m.loop
+                s.run = b._add_vcpu(vpid) if i else b.loop
                 n += 1
         self.n_vcpus = n
 
@@ -132,27 +122,27 @@ cdef class Host:
 
     cdef int _enter(self, HostVcpu *s, uint32_t cpu):
         # in guest mode on this CPU, whose occupant it is
-        cdef Machine m = self.machines[s.vm]
+        cdef Board b = (<Machine> self.machines[s.vm]).board
         cdef TLB tlb = self.cpus[cpu]
-        m._load(s.run)
-        m.tlb = tlb
-        m.v.tlb = tlb.t
-        self.migrations += m.vcpu.pcpu != cpu and m.vcpu.pcpu != NOWHERE
-        return kvm_vcpu_enter(m.vcpu, cpu)
+        b._load(s.run)
+        b.tlb = tlb
+        b.v.tlb = tlb.t
+        self.migrations += b.vcpu.pcpu != cpu and b.vcpu.pcpu != NOWHERE
+        return kvm_vcpu_enter(b.vcpu, cpu)
 
     cdef void _leave(self, uint32_t cpu):
         # the host's timer takes the CPU from its vCPU
         cdef HostVcpu *s
-        cdef Machine m
+        cdef Board b
         cdef TlbCounters before
         if self.occupant[cpu] == NOWHERE:
             return
         s = &self.vcpu[self.occupant[cpu]]
-        m = self.machines[s.vm]
-        m._load(s.run)
-        before = m.v.tlb.c
-        kvm_vcpu_exit(m.vcpu)
-        count_since(&s.counted, &before, &m.v.tlb.c)
+        b = (<Machine> self.machines[s.vm]).board
+        b._load(s.run)
+        before = b.v.tlb.c
+        kvm_vcpu_exit(b.vcpu)
+        count_since(&s.counted, &before, &b.v.tlb.c)
         self.occupant[cpu] = NOWHERE
         self.switches += 1
 
@@ -164,14 +154,14 @@ cdef class Host:
         """
         cdef HostVcpu *s = self._alive(vcpu)
         cdef uint32_t number = s - self.vcpu, at
-        cdef Machine m = self.machines[s.vm]
+        cdef Board b = (<Machine> self.machines[s.vm]).board
         cdef TlbCounters before
         cdef Tlb *tlb
         cdef int outcome
         if not 0 <= index(cpu) < self.n_cpus:
             raise StateError(f"CPU {cpu} is outside 0..{self.n_cpus - 1}")
         at = cpu
-        m._guest_runs()
+        b._guest_runs()
         if self.occupant[at] != number:
             self._leave(at)
             if s.run.vcpu.pcpu != NOWHERE and self.occupant[s.run.vcpu.pcpu] == number:
@@ -182,25 +172,26 @@ cdef class Host:
         outcome = self._enter(s, at)
         count_since(&s.counted, &before, &tlb.c)
         if outcome:
-            m._raise(0)
-        return m
+            b._raise(0)
+        return self.machines[s.vm]
 
     def run(self, vcpu, cpu, op, size, addr, out=None, uint64_t first=0):
         """Events of a trace on a vCPU placed on a physical CPU; parameters and errors as of :meth:`Machine.run`.
 
         Each vCPU of a machine begins in an address space of its own: process number = that of the vCPU.
         """
-        cdef Machine m = self.place(vcpu, cpu)
+        cdef Machine machine = self.place(vcpu, cpu)
+        cdef Board b = machine.board
         cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
-        cdef TlbCounters before = m.v.tlb.c
+        cdef TlbCounters before = b.v.tlb.c
         try:
             if not s.begun:
                 s.begun = True
-                if m.vcpu.index and m.loop.kernel != NULL and kernel_switch(&m.kernel, m.vcpu.index):
-                    m._raise(first)
-            return m.run(op, size, addr, out, first)
+                if b.vcpu.index and b.loop.kernel != NULL and kernel_switch(&b.kernel, b.vcpu.index):
+                    b._raise(first)
+            return machine.run(op, size, addr, out, first)
         finally:
-            count_since(&s.counted, &before, &m.v.tlb.c)
+            count_since(&s.counted, &before, &b.v.tlb.c)
 
     def remove(self, vcpu):
         """The vCPU ends: it leaves its CPU and gives back its VPID, which flushes nothing. It cannot run again.
@@ -209,16 +200,16 @@ cdef class Host:
         """
         cdef HostVcpu *s = self._alive(vcpu)
         cdef uint32_t number = s - self.vcpu
-        cdef Machine m = self.machines[s.vm]
+        cdef Board b = (<Machine> self.machines[s.vm]).board
         if s.run.vcpu.pcpu != NOWHERE and self.occupant[s.run.vcpu.pcpu] == number:
             self._leave(s.run.vcpu.pcpu)
-        m._load(s.run)
-        if m.kvm.shadow:
-            mmu_forget_roots(m.kvm.mmu.vcpu)
+        b._load(s.run)
+        if b.kvm.shadow:
+            mmu_forget_roots(b.kvm.mmu.vcpu)
         s.ended = True
-        vpid_free(&self.vpids, m.v.vmcs.vpid)
-        m.v.vmcs.vpid = 0
-        m.v.vmcs.secondary &= ~SECONDARY_VPID
+        vpid_free(&self.vpids, b.v.vmcs.vpid)
+        b.v.vmcs.vpid = 0
+        b.v.vmcs.secondary &= ~SECONDARY_VPID
 
     # ---- results ------------------------------------------------------------------------------------------------
 
@@ -229,8 +220,8 @@ cdef class Host:
     def counters(self, vcpu):
         """Counters of a vCPU, as of :meth:`Machine.counters`; those of the VMM are its machine's."""
         cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
-        cdef Machine m = self.machines[s.vm]
-        return m._counters(s.run, &s.counted)
+        cdef Board b = (<Machine> self.machines[s.vm]).board
+        return b._counters(s.run, &s.counted)
 
     def deliveries(self, vcpu):
         """Every interrupt that the guest's handlers got on a vCPU, in order, as :class:`Delivered`; `at`: accesses of
@@ -242,7 +233,7 @@ cdef class Host:
         """dict of int: migrations, switches (of a CPU to another vCPU), vpids (given out), and over all machines
         remote_flushes, flush_requests, ipis (for these). Of guests with an APIC: interprocessor (interrupts that they
         sent), kicks (IPIs by which the VMM made a vCPU exit for one), notifications (IPIs that a posted one took)."""
-        cdef Machine m
+        cdef Board b
         cdef Interrupts *irq
         cdef uint32_t i
         found = {"migrations": self.migrations, "switches": self.switches, "vpids": self.vpids.used,
@@ -254,10 +245,11 @@ cdef class Host:
                 found["interprocessor"] += irq.c.ipis
                 found["kicks"] += irq.c.kicks
                 found["notifications"] += irq.c.notifications
-        for m in self.machines:
-            found["remote_flushes"] += m.kvm.remote_flushes
-            found["flush_requests"] += m.kvm.flush_requests
-            found["ipis"] += m.kvm.ipis
+        for machine in self.machines:
+            b = (<Machine> machine).board
+            found["remote_flushes"] += b.kvm.remote_flushes
+            found["flush_requests"] += b.kvm.flush_requests
+            found["ipis"] += b.kvm.ipis
         return found
 
     @property

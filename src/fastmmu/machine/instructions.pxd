@@ -2,15 +2,34 @@
 
 from libc.stdint cimport uint64_t
 
+from fastmmu.arch.registers cimport Registers
 from fastmmu.cpu.access cimport Data
-from fastmmu.machine.assembly cimport Assembly
+from fastmmu.machine.board cimport Board
 
 
 cdef uint64_t word(value, str name) except? 0xFFFFFFFFFFFFFFFFULL
 
 
-cdef class Instructions(Assembly):
+cdef class Guest:
+    cdef Board board
     cdef _gpa(self, uint64_t hpa)
     cdef _begin(self, Data *d)
     cdef _came(self, Data *d)
     cdef _canonical(self, uint64_t la)
+    cdef _access(self, la, access, bint user, size)
+    cdef _load(self, la, size, bint user)
+    cdef _store(self, la, value, size, bint user)
+    cdef _lmsw(self, source, bint memory)
+    cdef _written(self, int outcome, str name, value)
+    cdef void _registers(self, Registers *r)
+    cpdef exit_instruction(self, reason)
+    cpdef invlpg(self, la)
+    cpdef mov_cr0(self, value)
+    cpdef clts(self)
+    cpdef mov_cr3(self, value)
+    cpdef mov_cr4(self, value)
+    cpdef wrmsr_efer(self, value)
+    cpdef mov_from_cr0(self)
+    cpdef mov_from_cr3(self)
+    cpdef mov_from_cr4(self)
+    cpdef rdmsr_efer(self)

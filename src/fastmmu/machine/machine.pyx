@@ -1,22 +1,24 @@
 """The machine as a Python object."""
 
+from weakref import ref
+
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu.arch.bits cimport ONES
 from fastmmu.cpu.vcpu cimport (
-    ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort,
-    vcpu_derive, vcpu_enter,
+    ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort, vcpu_derive,
+    vcpu_enter,
 )
 from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.vmm cimport Vmm
-from fastmmu.machine.control_instructions cimport RegisterInstructions
-from fastmmu.machine.counters cimport counters_of
-from fastmmu.machine.events cimport Run, premap, run_events, to_run
+from fastmmu.machine.apic_port cimport GuestApic
+from fastmmu.machine.board cimport Board
+from fastmmu.machine.events cimport premap, run_events
+from fastmmu.machine.instructions cimport Guest
 from fastmmu.mmu.pages cimport mmu_hpa
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
-from fastmmu.tlb.lookup cimport TlbCounters
 
 from fastmmu.errors import ConfigError, PolicyError, TraceError
 from fastmmu.exits import ExitReason
@@ -24,35 +26,48 @@ from fastmmu.machine.config import Config
 from fastmmu.machine.policy import Action, Exit, overridden
 
 
-cdef int surface(void *machine, Vcpu *v) noexcept with gil:
+cdef int surface(void *board, Vcpu *v) noexcept with gil:
     # a VM exit that a Python policy handles
-    cdef Machine m = <Machine> machine
-    m.handling = True
+    cdef Board b = <Board> board
+    b.handling = True
     try:
         reason = ExitReason(v.vmcs.exit_reason)
-        action = m.handlers[reason](m, Exit(reason, v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
-                                            v.vmcs.guest_linear_address, v.vmcs.exit_interruption_error,
-                                            v.vmcs.operand, v.vmcs.exit_interruption_info, v.source))
+        action = b.handlers[reason](machine_of(b), Exit(
+            reason, v.vmcs.exit_qualification, v.vmcs.guest_physical_address, v.vmcs.guest_linear_address,
+            v.vmcs.exit_interruption_error, v.vmcs.operand, v.vmcs.exit_interruption_info, v.source))
         if action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF, ACT_INJECT_GP):
             raise PolicyError(
                 f"the handler of {reason.name} returned {action!r}; return a fastmmu.Action, such as machine.default()"
             )
         return <int> int(action)
     except BaseException as error:
-        m.raised = error
+        b.raised = error
         vcpu_abort(v, ABORT_PYTHON, 0)
         return ACT_ABORT
     finally:
-        m.handling = False
+        b.handling = False
 
 
-cdef class Machine(RegisterInstructions):
+cdef Machine machine_of(Board board):
+    # what a policy's handler gets; of one that nobody holds any more, but only its parts, another one
+    cdef Machine machine = board.machine()
+    if machine is None:
+        machine = Machine.__new__(Machine)
+        machine._adopt(board)
+        board.machine = ref(machine)
+    return machine
+
+
+cdef class Machine:
     """A physical CPU with its TLB, host memory, a VMM in one of the schemes, and a guest.
 
     With the guest kernel it runs traces of user addresses (:meth:`run`). Without it (``guest_kernel=False``) the guest
-    is bare: its tables are what the caller writes into ``guest_memory``, and the methods :meth:`access`,
-    :meth:`store`, :meth:`mov_cr0`, :meth:`mov_cr3`, :meth:`mov_cr4`, :meth:`wrmsr_efer`, :meth:`invlpg` are its
-    instructions.
+    is bare: its tables are what the caller writes into ``guest_memory``, and the methods of ``machine.guest`` are its
+    instructions, which the machine has as methods of its own, too: :meth:`load`, :meth:`store`, :meth:`mov_cr3`, ...
+
+    guest: :class:`Guest`. vmm: :class:`Vmm`, the VMM's user space; None for a native machine. apic: :class:`GuestApic`
+    of the vCPU that the machine holds; None without ``Config.tpr``. memory: :class:`PhysicalMemory` of the host.
+    tlb: :class:`TLB` of the CPU. Each of them keeps what it needs of the machine.
 
     :param config: :class:`Config`. :param policy: :class:`Policy` whose overridden methods handle their exits.
     :param state: registers of a bare guest, in any paging mode; default: long mode, CPL by access. With PAE paging and
@@ -62,21 +77,37 @@ cdef class Machine(RegisterInstructions):
     :raises ConfigError: an impossible geometry or mode. :raises OutOfMemoryError: the host refuses the memory.
     """
 
+    def __cinit__(self, *args, **named):
+        self._adopt(Board())
+
     def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None, slots=(), place=None):
-        RegisterInstructions.__init__(self, Config() if config is None else config, guest_kernel, state, slots, place)
-        self.kvm.machine = <void *> self
-        self.kvm.surface = surface
-        self.policy = policy
-        self.handlers = {reason: getattr(policy, name) for reason, name in overridden(policy).items()}
-        for reason in self.handlers:
-            self.kvm.surfaced[<int> reason] = 1
-        if self.config.premapped:
+        cdef Board board = self.board
+        board._build(Config() if config is None else config, guest_kernel, state, slots, place)
+        board.machine = ref(self)
+        board.policy = policy
+        board.handlers = {reason: getattr(policy, name) for reason, name in overridden(policy).items()}
+        board.kvm.machine = <void *> board
+        board.kvm.surface = surface
+        for reason in board.handlers:
+            board.kvm.surfaced[<int> reason] = 1
+        if board.config.premapped:
             if not guest_kernel:
                 raise ConfigError("premapped=True maps what the guest kernel would; a bare guest has no kernel")
-            self.v.premap = premap
-        vcpu_derive(self.v)
-        if self.v.guest and place is None and vcpu_enter(self.v):
-            self._raise(0)
+            board.v.premap = premap
+        vcpu_derive(board.v)
+        self._adopt(board)
+        if board.v.guest and place is None and vcpu_enter(board.v):
+            board._raise(0)
+
+    cdef _adopt(self, Board board):
+        self.board = board
+        self.guest = Guest(board)
+        self.apic = None if board.vcpu.irq == NULL else GuestApic(board)
+        self._vmm = None
+        if board.v.guest:
+            self._vmm = Vmm.__new__(Vmm)
+            self._vmm.board = board
+            self._vmm.kvm = &board.kvm
 
     # ---- running ------------------------------------------------------------------------------------------
 
@@ -95,20 +126,20 @@ cdef class Machine(RegisterInstructions):
         if (<uint64_t> op.shape[0] != n or <uint64_t> size.shape[0] != n
                 or (out is not None and <uint64_t> out.shape[0] != n)):
             raise TraceError(f"op, size and addr have different lengths: {op.shape[0]}, {size.shape[0]}, {n}")
-        self._guest_runs()
-        if self.loop.kernel == NULL:
+        self.board._guest_runs()
+        if self.board.loop.kernel == NULL:
             raise ConfigError("a bare guest has no kernel to run a trace on; make the Machine with guest_kernel=True")
         if n == 0:
             return 0
         if out is not None:
             to = &out[0]
-        self.running = True
-        self.loop.first = first
+        self.board.running = True
+        self.board.loop.first = first
         with nogil:
-            done = run_events(self.loop, &op[0], &size[0], &addr[0], n, to)
-        self.running = False
-        if self.v.abort:
-            self._raise(first + done)
+            done = run_events(self.board.loop, &op[0], &size[0], &addr[0], n, to)
+        self.board.running = False
+        if self.board.v.abort:
+            self.board._raise(first + done)
         return done
 
     # ---- what a policy may do -----------------------------------------------------------------------------
@@ -116,68 +147,162 @@ cdef class Machine(RegisterInstructions):
     def default(self):
         """Handle the exit under way as KVM does; returns the :class:`Action`. For use in a policy's handler."""
         cdef int action
-        if not self.handling:
+        if not self.board.handling:
             raise PolicyError("no VM exit is under way: Machine.default() is for the handlers of a policy")
         with nogil:
-            action = kvm_default(self.vcpu)
-            kvm_serve_requests(self.vcpu)
+            action = kvm_default(self.board.vcpu)
+            kvm_serve_requests(self.board.vcpu)
         if action == ACT_ABORT:
-            self._raise(0)
+            self.board._raise(0)
         return Action(action)
 
     def inject_page_fault(self, uint64_t la, unsigned int error_code):
         """Make the exit under way end in a #PF for the guest; returns the :class:`Action` to return."""
-        self.v.cr2 = la
-        self.v.error_code = error_code
+        self.board.v.cr2 = la
+        self.board.v.error_code = error_code
         return Action.INJECT_PAGE_FAULT
 
     @property
     def mmio(self):
         """The access to no memory that the exit under way completed: (guest-physical address, bytes and value stored or
         None for anything but a store); None where it was none. For a policy, after :meth:`default`."""
-        if not self.handling or self.v.emulated == ONES or mmu_hpa(&self.kvm.mmu, self.v.emulated) != ONES:
+        cdef const Vcpu *v = self.board.v
+        if not self.board.handling or v.emulated == ONES or mmu_hpa(&self.board.kvm.mmu, v.emulated) != ONES:
             return None
-        value = int(self.v.store_value) | (int(self.v.store_high) << 64 if self.v.store_bytes > 8 else 0)
-        return int(self.v.emulated), (int(self.v.store_bytes), value) if self.v.store_bytes else None
+        value = int(v.store_value) | (int(v.store_high) << 64 if v.store_bytes > 8 else 0)
+        return int(v.emulated), (int(v.store_bytes), value) if v.store_bytes else None
 
     @property
     def vmcs(self):
         """The VMCS as a dict: controls and exit information, by the names of vmx.md §1; empty without a VMM."""
-        return dict(self.v.vmcs) if self.v.guest else {}
+        return dict(self.board.v.vmcs) if self.board.v.guest else {}
 
     @property
     def hw_cr3(self):
         """CR3 of the processor while the guest runs: the guest's value; under shadow paging the shadow root, hpa."""
-        return self.v.hw.cr3
+        return self.board.v.hw.cr3
 
-    # ---- what surrounds the guest --------------------------------------------------------------------------
+    # ---- what it is made of --------------------------------------------------------------------------------
+
+    @property
+    def config(self):
+        """The :class:`Config` that it was made from."""
+        return self.board.config
+
+    @property
+    def memory(self):
+        """The host's memory, a :class:`PhysicalMemory`: the VMM's tables, then the guest's memory."""
+        return self.board.memory
+
+    @property
+    def tlb(self):
+        """The :class:`TLB` of the physical CPU that it runs on."""
+        return self.board.tlb
+
+    @property
+    def policy(self):
+        """The :class:`Policy` that it was made with, or None."""
+        return self.board.policy
+
+    @property
+    def missing_flushes(self):
+        """Uses of stale translations, with ``Config.find_missing_flushes``; else None."""
+        return self.board.missing_flushes
+
+    @property
+    def initial(self):
+        """The guest's registers at the start, a :class:`GuestState`."""
+        return self.board.initial
+
+    @property
+    def exiting(self):
+        """A VM exit is being handled, by a Python policy."""
+        return bool(self.board.handling)
 
     @property
     def vmm(self):
         """The VMM's user space, :class:`Vmm`: memory slots and dirty logs; None for a native machine."""
-        cdef Vmm vmm
-        self._guest_runs()
-        if not self.v.guest:
-            return None
-        vmm = Vmm.__new__(Vmm)
-        vmm.machine = self
-        vmm.kvm = &self.kvm
-        return vmm
+        self.board._guest_runs()
+        return self._vmm
 
     @property
     def guest_memory(self):
         """Guest-physical memory as a :class:`PhysicalMemory` of its own, without a copy."""
-        base = self.loop.guest_base
-        return PhysicalMemory.from_array(self.memory.u8[base:base + self.guest.nbytes])
-
-    # ---- results --------------------------------------------------------------------------------------------
+        base = self.board.loop.guest_base
+        return PhysicalMemory.from_array(self.board.memory.u8[base:base + self.board.guest_mem.nbytes])
 
     def counters(self):
         """All counters as a dict of int; see :class:`fastmmu.machine.result.Result`."""
-        return self._counters(to_run(self.v), &self.v.tlb.c)
+        return self.board.counters()
 
-    cdef _counters(self, Run *run, TlbCounters *t):
-        found = counters_of(run, t)
-        if self.missing_flushes is not None:
-            found |= {"uses_compared": self.missing_flushes.uses, "stale_uses": self.missing_flushes.found}
-        return found
+    # ---- instructions of the guest, as machine.guest has them -------------------------------------------------
+
+    def access(self, la, access="r", *, bint user=False, size=1):
+        """One access of the guest: :meth:`Guest.access`."""
+        return self.guest._access(la, access, user, size)
+
+    def load(self, la, size=8, *, bint user=False):
+        """A load of the guest: :meth:`Guest.load`."""
+        return self.guest._load(la, size, user)
+
+    def store(self, la, value, size=8, *, bint user=False):
+        """A store of the guest: :meth:`Guest.store`."""
+        return self.guest._store(la, value, size, user)
+
+    def exit_instruction(self, reason):
+        """An instruction that exits unconditionally: :meth:`Guest.exit_instruction`."""
+        return self.guest.exit_instruction(reason)
+
+    def invlpg(self, la):
+        """INVLPG: :meth:`Guest.invlpg`."""
+        return self.guest.invlpg(la)
+
+    def mov_cr0(self, value):
+        """MOV to CR0: :meth:`Guest.mov_cr0`."""
+        return self.guest.mov_cr0(value)
+
+    def lmsw(self, source, *, bint memory=False):
+        """LMSW: :meth:`Guest.lmsw`."""
+        return self.guest._lmsw(source, memory)
+
+    def clts(self):
+        """CLTS: :meth:`Guest.clts`."""
+        return self.guest.clts()
+
+    def mov_cr3(self, value):
+        """MOV to CR3: :meth:`Guest.mov_cr3`."""
+        return self.guest.mov_cr3(value)
+
+    def mov_cr4(self, value):
+        """MOV to CR4: :meth:`Guest.mov_cr4`."""
+        return self.guest.mov_cr4(value)
+
+    def wrmsr_efer(self, value):
+        """WRMSR of IA32_EFER: :meth:`Guest.wrmsr_efer`."""
+        return self.guest.wrmsr_efer(value)
+
+    def mov_from_cr0(self):
+        """The guest reads CR0."""
+        return self.guest.mov_from_cr0()
+
+    def mov_from_cr3(self):
+        """The guest reads CR3: its own, whatever the hardware has."""
+        return self.guest.mov_from_cr3()
+
+    def mov_from_cr4(self):
+        """The guest reads CR4: :meth:`Guest.mov_from_cr4`."""
+        return self.guest.mov_from_cr4()
+
+    def rdmsr_efer(self):
+        """RDMSR of IA32_EFER."""
+        return self.guest.rdmsr_efer()
+
+    @property
+    def state(self):
+        """The guest's registers as the guest has them: :attr:`Guest.state`."""
+        return self.guest.state
+
+    @property
+    def hardware(self):
+        """What the processor has while the guest runs: :attr:`Guest.hardware`."""
+        return self.guest.hardware

@@ -34,7 +34,7 @@ cdef class SystemReplay:
     cdef readonly list tables           # address of each page table, in the order of the TABLE records
 
     def __init__(self, Machine machine not None, GuestState state not None, *, omit=()):
-        if machine.loop.kernel != NULL:
+        if machine.board.loop.kernel != NULL:
             raise ConfigError("a system trace brings its own kernel; make the Machine with guest_kernel=False")
         if state.paging.levels != 4:
             raise ConfigError(f"a system trace of a guest in mode {state.mode.name}: only 4-level paging is replayed")
@@ -44,9 +44,9 @@ cdef class SystemReplay:
             self.p.omit |= <uint32_t> _OMISSIONS[name]
         self.machine = machine
         self.tables = []
-        self.p.v = machine.v
-        self.p.guest = machine.guest
-        self.p.guest_base = machine.loop.guest_base
+        self.p.v = machine.board.v
+        self.p.guest = machine.board.guest_mem
+        self.p.guest_base = machine.board.loop.guest_base
         self.p.pkru = state.pkru
         self._adopt(state)
 
@@ -70,8 +70,8 @@ cdef class SystemReplay:
         cdef int stop = STOP_NONE
         if rows.shape[0] % sizeof(Record):
             raise TraceError(f"{rows.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
-        self.machine._guest_runs()
-        self.p.v = self.machine.v               # the vCPU that it has loaded
+        self.machine.board._guest_runs()
+        self.p.v = self.machine.board.v               # the vCPU that it has loaded
         if n == 0:
             return
         r = <const Record *> &rows[0]
@@ -81,10 +81,10 @@ cdef class SystemReplay:
             content = &pages[0]
         self.p.data_at = self.p.page_at = 0
         while at < n:
-            self.machine.running = True
+            self.machine.board.running = True
             with nogil:
                 at += replay_records(&self.p, first + at, r + at, n - at, values, n_data, content, n_pages, &stop)
-            self.machine.running = False
+            self.machine.board.running = False
             if stop == STOP_NONE:
                 break
             if stop != STOP_REGISTER:
@@ -112,7 +112,7 @@ cdef class SystemReplay:
         if outcome == DONE_GP:
             raise TraceError(f"{name}={r.val:#x} is #GP(0): {RULES[v.rule]}", where=f"record {number}")
         if outcome != DONE_OK:
-            self.machine._raise(number)
+            self.machine.board._raise(number)
         self._adopt(new)
         vcpu_set_pkru(v, self.p.pkru if self.p.keys else 0)
 
@@ -120,7 +120,7 @@ cdef class SystemReplay:
         where = f"record {number}"
         if stop == STOP_ABORT:
             try:
-                self.machine._raise(number)
+                self.machine.board._raise(number)
             except FastmmuError as error:
                 return error
         if stop == STOP_ADDRESS:

@@ -1,4 +1,4 @@
-"""A machine put together from its configuration: memory, processor, VMM, guest."""
+"""What a machine is made of, put together from its configuration: memory, processor, VMM, vCPUs."""
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -24,7 +24,7 @@ from fastmmu.kvm.registers cimport kvm_registers
 from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_load_root
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_load, kvm_vcpu_put
-from fastmmu.machine.apic_port cimport GuestApic
+from fastmmu.machine.counters cimport counters_of
 from fastmmu.machine.events cimport Run, to_run
 from fastmmu.machine.guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
@@ -41,6 +41,7 @@ from fastmmu.paging.guest cimport root_address
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport Eptp, GuestState
 from fastmmu.paging.walk cimport load_pdptes
+from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.tlb.tlb cimport TLB
 
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, PolicyError, StateError
@@ -62,10 +63,10 @@ cdef TLB tlb_of(config):
                         walk_caches=config.walk_caches))
 
 
-cdef class Assembly:
-    """What a :class:`fastmmu.Machine` consists of."""
+cdef class Board:
+    """What a :class:`fastmmu.Machine` is made of; the parts of the machine hold it, and it holds none of them."""
 
-    def __cinit__(self, *args, **named):
+    def __cinit__(self):
         cdef Run *run = <Run *> calloc(1, sizeof(Run))
         if run == NULL or kvm_vcpu_create(&self.kvm, &run.vcpu):
             free(run)
@@ -73,9 +74,12 @@ cdef class Assembly:
         run.clock = &self.clock
         self._load(run)
 
-    def __init__(self, config, bint guest_kernel, GuestState state, slots, place):
+    cdef _build(self, config, bint guest_kernel, GuestState state, slots, place):
+        # place: of a Host, which does the VM entry: its memory, where in it, a TLB, the VPID
         cdef uint64_t guest_bytes, more
         cdef uint32_t vpid
+        if self.config is not None:
+            raise StateError("this Machine is made already; make another one")
         self.config = config
         self.loop.exit_every = self.loop.until_exit = config.exit_every
         guest_bytes = config.memory_bytes
@@ -100,8 +104,8 @@ cdef class Assembly:
             self.memory, self.origin, self.tlb, vpid = place
             placed, more = self._place(slots, self.origin + host_bytes(config))
         self.loop.guest_base = self.origin + host_bytes(config) - guest_bytes
-        self.guest.base = self.memory.mem.base + self.loop.guest_base
-        self.guest.nbytes = guest_bytes
+        self.guest_mem.base = self.memory.mem.base + self.loop.guest_base
+        self.guest_mem.nbytes = guest_bytes
         self.v.mem = &self.memory.mem
         self.v.tlb = self.tlb.t
         if config.find_missing_flushes:
@@ -133,24 +137,13 @@ cdef class Assembly:
         cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
         if self.config.premapped and pages == PAGES_THP:
             pages = PAGES_2M                    # what is mapped beforehand is collapsed beforehand
-        if kernel_init(&self.kernel, &self.guest, pages, self.config.thp_threshold, self.config.pcid):
+        if kernel_init(&self.kernel, &self.guest_mem, pages, self.config.thp_threshold, self.config.pcid):
             raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
         self.loop.kernel = &self.kernel
         kernel_load(&self.kernel, self.v, &self.loop.c, &self.loop.process)
         self.kernel.apic = self.config.tpr is not None
         if kernel_boot(&self.kernel):
             self._raise(0)
-
-    @property
-    def apic(self):
-        """The guest's local APIC, :class:`GuestApic`, of the vCPU that the machine holds; None where it has none."""
-        cdef GuestApic apic
-        if self.vcpu.irq == NULL:
-            return None
-        apic = GuestApic.__new__(GuestApic)
-        apic.machine = self
-        apic.vcpu = &self.vcpu
-        return apic
 
     cdef Run *_add_vcpu(self, uint32_t vpid) except NULL:
         # for Host: one more, which begins as the first one does
@@ -281,14 +274,14 @@ cdef class Assembly:
                     self.loop.guest_base):
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
         mmu_vcpu_create(&self.kvm.mmu, &self.vcpu.mmu)
-        self.kvm.mmu.guest = self.guest
+        self.kvm.mmu.guest = self.guest_mem
         self.kvm.mmu.pdpt = self.origin + PAE_ROOT
         self._set_policy()
         self.kvm.mmu.noncoherent = self.config.noncoherent_dma
         self.kvm.mmu.ignore_cd = self.config.cd_quirk
         self.kvm.mmu.mtrrs = (<GuestState> state).mtrrs.state
         self.kvm.mmu.uncached = state.cr0 >> 30 & 1
-        self._add_slot(0, self.guest.nbytes, self.loop.guest_base,
+        self._add_slot(0, self.guest_mem.nbytes, self.loop.guest_base,
                        "untouched" if self.config.host_pages == "untouched" or self.config.host_memory is not None
                        else self.config.backing, False, False, False)
         for slot, hpa in placed:
@@ -335,6 +328,8 @@ cdef class Assembly:
     # ---- whether the guest may run --------------------------------------------------------------------------
 
     cdef _guest_runs(self):
+        if self.initial is None:
+            raise StateError("this Machine is not made: its class must call Machine.__init__")
         if self.handling:
             raise PolicyError("the guest stands still while a VM exit is handled: its instructions cannot run in a "
                               "handler; return an Action first")
@@ -348,11 +343,12 @@ cdef class Assembly:
         # PDPTE registers that the state leaves open come from memory at CR3, before the guest's first instruction
         cdef Paging paging = self.vcpu.guest if self.kvm.shadow else self.v.hw
         cdef Walk w
-        cdef int fault = load_pdptes(&self.guest, &paging, NULL, &w, NULL)
+        cdef int fault = load_pdptes(&self.guest_mem, &paging, NULL, &w, NULL)
         if fault == FAULT_GP:
             raise StateError(f"cr3={int(paging.cr3):#x}: a present PDPTE there has reserved bits (paging.md §3.2)")
         if fault:
-            raise BusError(f"cr3={int(paging.cr3):#x}: its PDPTEs lie outside memory of {self.guest.nbytes:#x} bytes")
+            raise BusError(f"cr3={int(paging.cr3):#x}: its PDPTEs lie outside memory of {self.guest_mem.nbytes:#x} "
+                           "bytes")
         self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
         self.pdptes_due = False
         memcpy(self.vcpu.arch.pdpte, paging.pdpte, sizeof(paging.pdpte))
@@ -373,15 +369,16 @@ cdef class Assembly:
         self.v.abort = ABORT_NONE
         raise error
 
-    def may_run(self):
-        """:raises PolicyError: no instruction of the guest can run now; for the parts of a machine."""
-        self._guest_runs()
+    # ---- results --------------------------------------------------------------------------------------------
 
-    @property
-    def exiting(self):
-        """A VM exit is being handled, by a Python policy."""
-        return bool(self.handling)
+    def counters(self):
+        """Counters of the vCPU that is loaded, with those of the VM: :meth:`fastmmu.Machine.counters`."""
+        return self._counters(self.loop, NULL if self.v.tlb == NULL else &self.v.tlb.c)
 
-    def stopped(self):
-        """Raise what stopped the guest; for the parts of a machine."""
-        self._raise(0)
+    cdef _counters(self, Run *run, TlbCounters *t):
+        if self.initial is None:
+            raise StateError("this Machine is not made: its class must call Machine.__init__")
+        found = counters_of(run, t)
+        if self.missing_flushes is not None:
+            found |= {"uses_compared": self.missing_flushes.uses, "stale_uses": self.missing_flushes.found}
+        return found

@@ -1,4 +1,4 @@
-# A machine and what it consists of: memory, physical CPU, VMM, guest.
+# What a machine is made of: memory, physical CPU, VMM, vCPUs. Its parts (guest, VMM, APIC) hold the board, no machine.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -9,16 +9,18 @@ from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport GuestKernel
 from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.paging.state cimport GuestState
+from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.tlb.tlb cimport TLB
 
 
-cdef class Assembly:
+cdef class Board:
     cdef readonly object config
     cdef readonly PhysicalMemory memory
     cdef readonly TLB tlb
     cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory
     cdef readonly MissingFlushes missing_flushes    # or None
-    cdef Mem guest              # guest-physical memory as a window of host memory
+    cdef Mem guest_mem          # guest-physical memory as a window of host memory
     cdef Kvm kvm                # and the vCPUs: each a Run, made and freed here
     cdef Run *loop              # the vCPU that is loaded, as the rooms see it; never NULL
     cdef KvmVcpu *vcpu
@@ -28,9 +30,13 @@ cdef class Assembly:
     cdef object cpus            # a host's TLBs: keeps alive what its vCPUs point to
     cdef readonly object initial    # GuestState: registers at the start, and what of the processor never changes
     cdef bint pdptes_due        # its first instruction loads the PDPTE registers from memory
+    cdef readonly object policy
+    cdef object handlers        # exit reason → bound method of the policy
+    cdef object machine         # weak reference to the Machine, which the handlers get
     cdef bint handling          # a Python handler runs: the guest stands still
     cdef bint running           # run() is under way, without the GIL
     cdef object raised          # exception of a Python handler
+    cdef _build(self, config, bint guest_kernel, GuestState state, slots, place)
     cdef _boot(self)
     cdef Run *_add_vcpu(self, uint32_t vpid) except NULL
     cdef void _load(self, Run *run)
@@ -43,6 +49,7 @@ cdef class Assembly:
     cdef _guest_runs(self)
     cdef _first_pdptes(self)
     cdef _raise(self, uint64_t n)
+    cdef _counters(self, Run *run, TlbCounters *t)
 
 
 cdef TLB tlb_of(config)

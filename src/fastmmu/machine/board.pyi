@@ -1,0 +1,23 @@
+from typing import Any
+
+from fastmmu.cpu.missing_flushes import MissingFlushes
+from fastmmu.machine.config import Config
+from fastmmu.machine.policy import Policy
+from fastmmu.paging.memory import PhysicalMemory
+from fastmmu.paging.state import GuestState
+from fastmmu.tlb.tlb import TLB
+
+class Board:
+    @property
+    def config(self) -> Config: ...
+    @property
+    def memory(self) -> PhysicalMemory: ...
+    @property
+    def tlb(self) -> TLB: ...
+    @property
+    def missing_flushes(self) -> MissingFlushes | None: ...
+    @property
+    def initial(self) -> GuestState: ...
+    @property
+    def policy(self) -> Policy | None: ...
+    def counters(self) -> dict[str, Any]: ...
