@@ -39,7 +39,7 @@ def cited_in_vain(root: Path) -> list[str]:
             own = re.sub(CITATION, "", text)
             cited |= {(path.name, number) for number in NUMBER.findall(own)} - {(path.name, "")}
         for name, number in sorted(cited):
-            if name not in chapters and name not in documents or number and number not in chapters.get(name, ()):
+            if (name not in chapters and name not in documents) or (number and number not in chapters.get(name, ())):
                 found.append(f"{path.relative_to(root)}: {name} {f'§{number}' if number else ''}".rstrip())
     return found
 
