@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import fastmmu
 from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.machine.config import Config
 from fastmmu.machine.result import Result
@@ -39,10 +40,14 @@ def test_json_holds_everything(results: list[Result], tmp_path: Path) -> None:
     assert found[1]["config"]["l1d"] == "64/4"
 
 
+def made(results: list[Result], command: str = "") -> list[dict[str, object]]:
+    return [{**row, "fastmmu": fastmmu.__version__, "command": command} for row in rows(results)]
+
+
 def test_csv_holds_the_rows(results: list[Result], tmp_path: Path) -> None:
     save(results, tmp_path / "r.csv")
     found = list(csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text())))
-    wanted = [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows(results)]
+    wanted = [{key: "" if value is None else str(value) for key, value in row.items()} for row in made(results)]
     assert found == wanted
 
 
@@ -53,11 +58,21 @@ def test_parquet_holds_the_rows_with_types_that_do_not_depend_on_the_values(
     save(results, tmp_path / "r.parquet")
     save(results[1:], tmp_path / "one.parquet")
     table = parquet.read_table(tmp_path / "r.parquet")
-    assert table.to_pylist() == rows(results)
+    assert table.to_pylist() == made(results)
     one = parquet.read_table(tmp_path / "one.parquet").schema
     assert {name: one.field(name).type for name in ("slowdown", "l1d", "stlb", "cycles", "walks", "vpid")} == {
         name: table.schema.field(name).type for name in ("slowdown", "l1d", "stlb", "cycles", "walks", "vpid")
     }
+
+
+def test_files_say_what_made_them(results: list[Result], tmp_path: Path) -> None:
+    for name in ("r.json", "r.csv"):
+        save(results, tmp_path / name, command="fastmmu compare x --csv 'a b'")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["fastmmu"] == fastmmu.__version__
+    assert found["command"] == "fastmmu compare x --csv 'a b'"
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "r.csv").read_text())))
+    assert {line["command"] for line in lines} == {"fastmmu compare x --csv 'a b'"}
 
 
 def test_no_results_make_empty_files(tmp_path: Path) -> None:

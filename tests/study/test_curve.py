@@ -208,13 +208,18 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fastmmu.write_trace(trace_of(found), path)
     files = {name: str(tmp_path / f"c.{name}") for name in ("csv", "json", "svg")}
     line = ["tlb-curve", str(path), "--csv", files["csv"], "--json", files["json"], "--plot", files["svg"]]
-    assert main([*line, "--stlb", "512/4", "--l2-sets", "64,128"]) == 0
+    words = [*line, "--stlb", "512/4", "--l2-sets", "64,128"]
+    assert main(words) == 0
     out = capsys.readouterr().out
     assert "STLB, fully associative" in out
     assert "STLB, 128 sets" in out
     rows = list(csv.DictReader(Path(files["csv"]).read_text().splitlines()))
     nested = json.loads(Path(files["json"]).read_text())["curves"]
-    assert [{key: str(value) for key, value in row.items()} for row in nested] == rows
+    made = {name: rows[0].pop(name) for name in ("fastmmu", "command")}
+    assert made == {"fastmmu": fastmmu.__version__, "command": "fastmmu " + " ".join(words)}
+    assert [{key: str(value) for key, value in row.items()} for row in nested] == [
+        {key: value for key, value in row.items() if key not in made} for row in rows
+    ]
     exact: Curves = tlb_curve(trace_of(found))
     for row in rows:
         if row["unit"] == "l1d":

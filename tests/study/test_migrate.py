@@ -45,7 +45,8 @@ def test_migrate_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     out = capsys.readouterr().out
     assert "live migration at 1.25 GB/s" in out
     assert [line.split()[0] for line in out.splitlines()[5:7]] == ["pml", "shadow"]
-    assert target.read_text().startswith("trace,method,round,pages,seconds,events,exits,dirtied,converged,slowdown")
+    head = "trace,path,content,method,round,pages,seconds,events,exits,dirtied,converged,slowdown"
+    assert target.read_text().startswith(f"{head},bandwidth,ghz,costs,geometry,fastmmu,command\n")
 
 
 def test_ctrl_c_leaves_what_was_finished(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
@@ -62,7 +63,7 @@ def test_ctrl_c_leaves_what_was_finished(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr("fastmmu.study.migrate.run.migrate", one)
     assert main(["migrate", name, "--methods", "pml,ring,shadow", "--csv", str(target)]) == 130
     assert "\npml " in capsys.readouterr().out
-    assert {line.split(",")[1] for line in target.read_text().splitlines()} == {"method", "pml"}
+    assert {line.split(",")[3] for line in target.read_text().splitlines()} == {"method", "pml"}
     target.unlink()
     assert main(["migrate", name, "--methods", "ring", "--csv", str(target)]) == 130
     assert capsys.readouterr() == ("", "fastmmu: interrupted\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, unknown = parser(chosen).parse_known_args(words)
         if unknown:
             _Parser(prog=f"fastmmu {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")
+        options.command_line = shlex.join(["fastmmu", *words])  # for the files that it writes
         code: int = options.handler(options)
         sys.stdout.flush()
     except KeyboardInterrupt:

@@ -147,6 +147,7 @@ def traces(options: argparse.Namespace, *, system: bool = False) -> list[Trace]:
     if not names:
         raise TraceError("no trace is named, and this installation has no bundled ones; name a file")
     found = [named_trace(name, options.format) for name in names]
+    _tell_apart(found)
     for name, trace in zip(names, found, strict=True):
         if not system and trace.kind == "system":
             raise TraceError(
@@ -167,6 +168,17 @@ def traces(options: argparse.Namespace, *, system: bool = False) -> list[Trace]:
         vcpus = len(found) if getattr(options, "one_machine", False) else 1
         found = [with_tpr(trace, str(traffic), i % vcpus, vcpus) for i, trace in enumerate(found)]
     return found
+
+
+def _tell_apart(found: Sequence[Trace]) -> None:
+    """Traces in different files get different names: with their folders where the files are called the same."""
+    from pathlib import Path
+
+    for longer in (lambda trace: f"{Path(trace.path).parent}/{trace.name}", lambda trace: trace.path):
+        names = [trace.name for trace in found]
+        for trace in [t for t in found if len({other.path for other in found if other.name == t.name}) > 1]:
+            if trace.name in names:
+                trace.name = longer(trace)
 
 
 # ---- configuration ------------------------------------------------------------------------------------------------
@@ -302,14 +314,14 @@ def write_files(options: argparse.Namespace, results: Sequence[Result]) -> None:
     """Write the results where the options say."""
     from fastmmu.report import files
 
-    _write(options, lambda format: files.encode(results, format))
+    _write(options, lambda format: files.encode(results, format, getattr(options, "command_line", "")))
 
 
 def write_rows(options: argparse.Namespace, table: Sequence[dict[str, Any]], key: str) -> None:
     """Write flat rows where the options say."""
     from fastmmu.report import files
 
-    _write(options, lambda format: files.encode_rows(table, format, key))
+    _write(options, lambda format: files.encode_rows(table, format, key, getattr(options, "command_line", "")))
 
 
 def _write(options: argparse.Namespace, encode: Callable[[str], bytes]) -> None:

@@ -17,6 +17,7 @@ from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import each
 from fastmmu.trace import Trace
+from fastmmu.trace.identity import identified
 
 __all__ = ["Session", "label", "run_all"]
 
@@ -45,6 +46,7 @@ class Session:
         `runs` is the number of runs of the whole command, for the progress.
         """
         found: list[Result] = []
+        trace = trace if trace.kind == "system" else identified(trace)
         with progress(quiet=self.quiet) as report, until_interrupted() as interruption:
 
             def done(config: Config, events: int) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
+import numpy as np
 
 from fastmmu.errors import ConfigError
-from fastmmu.tlb.geometry import Replacement
+from fastmmu.tlb.geometry import Geometry, Replacement, geometry
 
-__all__ = ["Config", "parse_bytes"]
+__all__ = ["Config", "as_config", "parse_bytes"]
+
+P = ParamSpec("P")
+C = TypeVar("C")
+R = TypeVar("R")
 
 APIC_BASE = 0xFEE0_0000
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -54,11 +61,11 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cd_quirk: bool = True
     table_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
     premapped: bool = False
-    tlb: str = "skylake"
+    tlb: str | Geometry = "skylake"
     l1d: str | None = None
     l1i: str | None = None
     stlb: str | None = None
-    replacement: Replacement = "lru"
+    replacement: Replacement | None = None
     walk_caches: bool = True
     find_missing_flushes: bool = False
     pcid: bool = False
@@ -83,7 +90,14 @@ def _refused(fields: _Fields, error: msgspec.ValidationError) -> str:
     hint = get_type_hints(_Fields)[name[1]]
     choices = [repr(word) for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
     said = f"choose from {', '.join(choices)}" if choices else str(error).partition(" - at")[0]
+    if name[1] == "tlb":
+        said = "give the name of a preset, or a fastmmu.Geometry"
     return f"{name[1]}={getattr(fields, name[1])!r}: {said}"
+
+
+def _takes_fields_of(maker: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[Concatenate[C, P], R]]:
+    """For type checkers: a method with the parameters of a constructor."""
+    return lambda method: method
 
 
 class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,9 +138,11 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param shadow_keys: shadow paging copies the guest's protection keys into its tables, so that it may use them;
         KVM has no such thing, and offers its guests no keys then.
     :param premapped: all tables stand before the first access: no faults, no kernel accesses, no exits to build.
-    :param tlb: preset of the TLB geometry (tlb.md §9); ``"strict"`` keeps all that the architecture lets a processor
-        keep, and forgets what it must. :param l1d, l1i, stlb: "entries/ways" of the 4 KB arrays, in
-        place of the preset's. :param replacement: ``"lru"`` or ``"plru"``, at both levels.
+    :param tlb: preset of the TLB geometry (tlb.md §9), or a :class:`Geometry`, such as :func:`fastmmu.geometry` makes
+        with 2M and 1G arrays, walk caches and guest-physical mappings of any size; ``"strict"`` keeps all that the
+        architecture lets a processor keep, and forgets what it must. :param l1d, l1i, stlb: "entries/ways" of the 4 KB
+        arrays, or arrays by page size, in place of its own, as in :func:`fastmmu.geometry`. :param replacement:
+        ``"lru"`` or ``"plru"``, at both levels; None: the geometry's, which is lru with a preset.
     :param walk_caches: paging-structure caches and, under EPT, cached guest-physical mappings shorten the walks.
     :param find_missing_flushes: compare every use of a cached translation with memory; needs ``tlb="strict"``. What is
         found: ``Machine.missing_flushes``, and the counters ``stale_uses`` and ``uses_compared``.
@@ -145,18 +161,29 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         which raises the TPR to the class of the interrupt and lets higher classes interrupt it; then CLI, end of
         interrupt, the TPR as it was. :param handler_length: accesses of the trace that a handler lasts, after it has
         raised the TPR and before it ends the interrupt. :param apic_id: number of the (first) vCPU.
+    Numbers and truth values may be NumPy's. Every field is checked here, the TLB's arrays as well.
+
     :raises ConfigError: a value outside these.
     """
 
     def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            if isinstance(value := getattr(self, name), np.generic):
+                msgspec.structs.force_setattr(self, name, value.item())
         try:
             msgspec.convert(msgspec.structs.asdict(self), _Fields)
         except msgspec.ValidationError as error:
             raise ConfigError(f"Config: {_refused(self, error)}; see help(fastmmu.Config)") from error
-        if self.find_missing_flushes and self.tlb != "strict":
+        if isinstance(self.tlb, str):
+            msgspec.structs.force_setattr(self, "tlb", self.tlb.lower())
+        try:
+            arrays = self.geometry
+        except ConfigError as error:
+            raise ConfigError(f"Config: {error}") from error
+        if self.find_missing_flushes and not arrays.unbounded:
             raise ConfigError(
-                f"Config: find_missing_flushes with tlb={self.tlb!r}, which forgets more than it must and hides what "
-                'is missing; use tlb="strict"'
+                f"Config: find_missing_flushes with tlb={arrays.name!r}, which forgets more than it must and hides "
+                'what is missing; use tlb="strict"'
             )
         if not 1 << 26 <= parse_bytes(self.memory) <= 1 << 45:
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
@@ -178,9 +205,34 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.tpr in ("flexpriority", "apicv") and not self.tpr_shadow:
             raise ConfigError(f'Config: tpr="{self.tpr}" needs tpr_shadow=True')
 
+    @_takes_fields_of(_Fields)
     def replace(self, **changes: Any) -> Config:
-        """A copy with some fields changed."""
+        """A copy with some fields changed.
+
+        :raises ConfigError: a value outside its field's. :raises TypeError: there is no such field.
+        """
+        for name in changes:
+            if name not in self.__struct_fields__:
+                near = difflib.get_close_matches(name, self.__struct_fields__, n=1)
+                hint = f"; did you mean {near[0]}?" if near else "; see help(fastmmu.Config)"
+                raise TypeError(f"Config has no field {name!r}{hint}")
         return msgspec.structs.replace(self, **changes)
+
+    @property
+    def native(self) -> Config:
+        """The same processor and guest without a VMM: what the cycles of a scheme are set against."""
+        return self.replace(**{field: _DEFAULTS[field] for field in VMM_FIELDS}, tpr="trap" if self.tpr else None)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The arrays of the TLB."""
+        return geometry(self.tlb, l1d=self.l1d, l1i=self.l1i, stlb=self.stlb, replacement=self.replacement,
+                        walk_caches=self.walk_caches)  # fmt: skip
+
+    @property
+    def tlb_name(self) -> str:
+        """Name of the TLB's geometry."""
+        return self.tlb if isinstance(self.tlb, str) else self.tlb.name
 
     @property
     def name(self) -> str:
@@ -206,3 +258,26 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.host_pages:
             return "2m" if self.host_pages == "2m" else "4k"
         return "4k" if self.pages == "4k" else "2m"
+
+
+VMM_FIELDS = (
+    "mmu", "vpid", "host_pages", "kvm", "vendor", "unsync", "ept_ad", "pml", "tdp_mmu", "eager_page_split",
+    "nx_huge_pages", "mmio_caching", "shadow_keys", "guest_ad_checked", "unrestricted_guest", "identity_map",
+    "host_memory", "host_reclaim", "ageing", "noncoherent_dma", "cd_quirk", "table_pages", "exit_pages", "tpr_shadow",
+    "tpr_threshold", "tpr_patch",
+)  # fmt: skip
+"""Fields that say what the VMM does, or the processor for it: a native run is the same whatever they are."""
+_DEFAULTS = msgspec.structs.asdict(Config())
+
+
+def as_config(config: object) -> Config:
+    """The configuration that was given, None: the default one.
+
+    :raises TypeError: it is none.
+    """
+    if config is None:
+        return Config()
+    if not isinstance(config, Config):
+        how = "**config" if isinstance(config, dict) else 'mmu="ept"'
+        raise TypeError(f"config={config!r} is a {type(config).__name__}; give fastmmu.Config({how})")
+    return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import os
 import tomllib
@@ -144,6 +145,13 @@ class CostModel(_Part, frozen=True, kw_only=True):
                 f"{name}: {key}{what}; every key stands with its unit in fastmmu's {DEFAULT_COSTS}"
             ) from error
         return _checked(model, name)
+
+    @property
+    def identity(self) -> str:
+        """Processor and a hash of all values in force, as "skylake 0123456789ab": equal where all costs are."""
+        used = self.generation[self.exit.generation]
+        values = msgspec.json.encode([msgspec.structs.replace(self, generation={}), used], order="deterministic")
+        return f"{self.exit.generation} {hashlib.blake2b(values, digest_size=6).hexdigest()}"
 
     def transition(self) -> float:
         """Cycles of any exit before the VMM looks at its reason: round trip, VMREADs and VMWRITEs, common path."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastmmu.errors import ConfigError
 from fastmmu.exits import ExitReason
 
 if TYPE_CHECKING:
     from fastmmu.machine.machine import Machine
 
-__all__ = ["Action", "Exit", "Policy", "overridden"]
+__all__ = ["Action", "Exit", "Policy", "overridden", "policy_name"]
 
 
 class Action(enum.IntEnum):
@@ -51,7 +53,8 @@ class Policy:
 
     The name of a handler is ``on_`` and the exit reason in lower case, for every member of
     :class:`~fastmmu.ExitReason`; those below are the reasons that this machine produces by itself. An exception in a
-    handler stops the run and comes out of it unchanged.
+    handler stops the run and comes out of it unchanged. A method ``on_...`` that is no handler is refused where the
+    policy is given.
     """
 
     def on_exception_nmi(self, machine: Machine, exit: Exit) -> Action:
@@ -121,13 +124,45 @@ class Policy:
         return machine.default()
 
 
-def overridden(policy: Policy | None) -> dict[int, str]:
-    """Exit reasons that a policy takes over, with the names of its methods."""
+_HANDLERS = {f"on_{reason.name.lower()}": int(reason) for reason in ExitReason}
+
+
+def policy_name(policy: object) -> str:
+    """What results say of a policy: its class; "" without one."""
+    return "" if policy is None else type(policy).__qualname__
+
+
+def overridden(policy: object) -> dict[int, str]:
+    """Exit reasons that a policy takes over, with the names of its methods.
+
+    :raises TypeError: it is no policy. :raises ConfigError: a method ``on_...`` of no exit reason, which nothing would
+        call; or one that cannot be called.
+    """
     if policy is None:
         return {}
-    names = {int(reason): f"on_{reason.name.lower()}" for reason in ExitReason}
-    return {
-        reason: name
-        for reason, name in names.items()
-        if getattr(type(policy), name, None) is not getattr(Policy, name, None)
-    }
+    if not isinstance(policy, Policy):
+        hint = (
+            f"give an instance, {policy.__name__}()"
+            if isinstance(policy, type)
+            else "make its class one of fastmmu.Policy"
+        )
+        raise TypeError(f"policy={policy!r} is no fastmmu.Policy: {hint}")
+    own = dict.fromkeys([*vars(policy), *(name for kind in type(policy).__mro__ for name in vars(kind))])
+    found = {}
+    for name in own:
+        if not name.startswith("on_"):
+            continue
+        handler = getattr(policy, name)
+        if (name in _HANDLERS) != callable(handler):
+            raise ConfigError(f"{policy_name(policy)}.{name}: {_why_none(name)}")
+        if name in _HANDLERS and getattr(handler, "__func__", None) is not getattr(Policy, name, None):
+            found[_HANDLERS[name]] = name
+    return found
+
+
+def _why_none(name: str) -> str:
+    if name in _HANDLERS:
+        return "no function; give a method (self, machine, exit)"
+    near = difflib.get_close_matches(name, _HANDLERS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"there is no such VM exit, nothing would call it; {hint}Handlers are on_ and a name of fastmmu.ExitReason"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastmmu.cpu.missing_flushes import StaleUse
 from fastmmu.errors import ConfigError
-from fastmmu.machine.config import Config
+from fastmmu.machine.config import Config, as_config
 from fastmmu.machine.machine import Machine
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.system_loop_py import KINDS, SystemReplay
@@ -123,7 +123,7 @@ class Replay:
         policy: Policy | None = None,
         maxphyaddr: int = MAXPHYADDR,
     ) -> None:
-        config = config or Config()
+        config = as_config(config)
         if config.premapped:
             raise ConfigError("premapped=True maps what the guest kernel would; a system trace brings its own tables")
         registers: dict[str, Any] = dict(source.registers())

@@ -8,11 +8,12 @@ from typing import Any
 
 from fastmmu.counters import APIC, COUNTERS, described
 from fastmmu.machine.config import Config
+from fastmmu.machine.identity import Origin
 
 __all__ = ["Result"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """Counters of one run.
 
@@ -22,7 +23,9 @@ class Result:
 
     ``.cycles``: modelled cycles in total; ``.cycles_by``: dict of cause -> cycles. ``.seconds``: wall time of the
     simulation itself. ``.tlb``: what each structure of the TLB did, see :meth:`fastmmu.tlb.tlb.TLB.counters`.
-    ``.config``: the :class:`Config`. ``.complete``: False where the run was interrupted.
+    ``.config``: the :class:`Config`. ``.complete``: False where the run was interrupted. ``.path``: file of the trace;
+    ``.content``: hash of the events that were run, by which results are put side by side; ``.costs``: which cost model;
+    ``.geometry``: arrays of the TLB; ``.policy``: class of a Python policy.
     """
 
     config: Config
@@ -34,6 +37,16 @@ class Result:
     complete: bool = True
     notes: tuple[str, ...] = field(default=())
     tlb: dict[str, Any] = field(default_factory=dict)
+    path: str = ""
+    content: str = ""
+    costs: str = ""
+    geometry: str = ""
+    policy: str = ""
+
+    @property
+    def origin(self) -> Origin:
+        """What the result was made of."""
+        return Origin(self.trace, self.path, self.content, self.costs, self.geometry)
 
     @property
     def cycles_per_access(self) -> float:
@@ -52,23 +65,35 @@ class Result:
         from msgspec import to_builtins
 
         return {
-            "trace": self.trace,
+            **self.origin.columns(),
             "config": to_builtins(self.config),
             "scheme": self.config.name,
+            "geometry": self.geometry,
+            "costs": self.costs,
+            "policy": self.policy,
             "complete": self.complete,
             "counters": self.counters,
             "tlb": self.tlb,
             "cycles": self.cycles,
             "cycles_by": self.cycles_by,
             "cycles_per_access": self.cycles_per_access,
-            "seconds": self.seconds,
-            "accesses_per_second": self.accesses_per_second,
             "notes": list(self.notes),
+            "seconds": self.seconds,
         }
+
+    def __repr__(self) -> str:
+        """One line: trace, scheme, what it came to; all of it: :meth:`to_dict`."""
+        n = self.counters
+        what = ", ".join(f"{n[name]:,} {said}" for name, said in _SAID.items() if name in n)
+        part = "" if self.complete else "interrupted; "
+        head = f"{self.trace or 'trace'}, {self.config.name}: {part}{what}"
+        return f"<Result {head}; {self.cycles_per_access:.2f} cycles/access>"
 
     def to_json(self, indent: int | None = 2) -> str:
         """The result as JSON text."""
         return json.dumps(self.to_dict(), indent=indent)
 
+
+_SAID = {"accesses": "accesses", "tlb_misses": "TLB misses", "vm_exits": "VM exits"}
 
 Result.__doc__ = (Result.__doc__ or "").format(counters=described((*COUNTERS, *APIC), 4))

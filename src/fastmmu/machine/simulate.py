@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.errors import ConfigError, FastmmuError, TraceError
-from fastmmu.machine.config import Config
+from fastmmu.machine.config import Config, as_config
 from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.identity import Content, Origin
 from fastmmu.machine.machine import Machine
-from fastmmu.machine.policy import Policy
+from fastmmu.machine.policy import Policy, policy_name
 from fastmmu.machine.replay import Replay, SystemSource
 from fastmmu.machine.result import Result
 
@@ -35,7 +36,8 @@ class Events(Protocol):
 
 
 class Source(Protocol):
-    """What gives events in batches, see :class:`fastmmu.trace.Trace`; its ``kind``, if it has one, is "program"."""
+    """What gives events in batches, see :class:`fastmmu.trace.Trace`; its ``kind``, if it has one, is "program", its
+    ``content`` the hash of its events (:class:`~fastmmu.machine.identity.Content`)."""
 
     @property
     def name(self) -> str: ...
@@ -51,7 +53,7 @@ class Simulation:
     def __init__(
         self, config: Config | None = None, *, policy: Policy | None = None, costs: CostModel | None = None
     ) -> None:
-        self.config = config or Config()
+        self.config = as_config(config)
         self.costs = costs or CostModel.load()
         self.machine = Machine(self.config, policy=policy)
         self.events = 0
@@ -70,33 +72,41 @@ class Simulation:
             self.seconds += time.perf_counter() - started
         self.events += len(batch.addr)
 
-    def result(self, *, trace: str = "", complete: bool = True) -> Result:
-        """Counters and modelled cycles until now."""
-        return result_of(self.machine, self.config, self.costs, self.seconds, trace, complete)
+    def result(self, *, trace: str = "", path: str = "", content: str = "", complete: bool = True) -> Result:
+        """Counters and modelled cycles until now.
+
+        :param trace, path, content: what was run, see :class:`~fastmmu.machine.result.Result`.
+        """
+        return result_of(self.machine, self.costs, self.seconds, Origin(trace, path, content), complete)
 
 
 def result_of(
     machine: Machine,
-    config: Config,
     costs: CostModel,
     seconds: float,
-    trace: str,
+    origin: Origin,
     complete: bool,
     notes: tuple[str, ...] = (),
+    policy: Policy | None = None,
 ) -> Result:
-    """A machine's counters with the cycles that the model makes of them."""
+    """A machine's counters with the cycles that the model makes of them; `origin`: trace, path, content."""
     counters = machine.counters()
-    by_cause = cycles(counters, config, costs)
+    by_cause = cycles(counters, machine.config, costs)
     return Result(
-        config=config,
+        config=machine.config,
         counters=counters,
         cycles=float(sum(by_cause.values())),
         cycles_by=by_cause,
         seconds=seconds,
-        trace=trace,
+        trace=origin.trace,
         complete=complete,
         notes=notes,
         tlb=machine.tlb.counters(),
+        path=origin.path,
+        content=origin.content,
+        costs=costs.identity,
+        geometry=str(machine.tlb.geometry),
+        policy=policy_name(policy),
     )
 
 
@@ -138,7 +148,8 @@ def simulate(
         if isinstance(error, TraceError) and path and not error.path:
             raise TraceError(str(error), path=str(path)) from error
         raise
-    return simulation.result(trace=str(getattr(trace, "name", "array")), complete=complete)
+    name, path = str(getattr(trace, "name", "array")), str(getattr(trace, "path", None) or "")
+    return simulation.result(Origin(name, path, simulation.digest()), complete)
 
 
 def each(
@@ -169,40 +180,56 @@ class _Running:
     """A trace of events, batch by batch."""
 
     def __init__(self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None) -> None:
-        self.trace = trace
+        self.trace, self.policy = trace, policy
         self.simulation = Simulation(config, policy=policy, costs=costs)
+        self.content = Content()
+        self.known = hasattr(trace, "content")  # it hashes its events itself, once for all runs
 
     def steps(self) -> Iterator[int]:
         for batch in _batches(self.trace):
             self.simulation.feed(batch)
+            if not self.known:
+                self.content.update(batch.op, batch.size, batch.addr)
             yield self.simulation.events
 
-    def result(self, *, trace: str, complete: bool) -> Result:
-        return self.simulation.result(trace=trace, complete=complete)
+    def digest(self) -> str:
+        return str(self.trace.content) if self.known else self.content.digest()
+
+    def result(self, origin: Origin, complete: bool) -> Result:
+        run = self.simulation
+        return result_of(run.machine, run.costs, run.seconds, origin, complete, policy=self.policy)
 
 
 class _Replaying:
     """A system trace, chunk by chunk."""
 
     def __init__(self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None) -> None:
-        self.config = config or Config()
-        self.costs = costs or CostModel.load()
-        self.replay = Replay(trace, self.config, policy=policy)
+        self.costs, self.policy = costs or CostModel.load(), policy
+        self.replay = Replay(trace, config, policy=policy)
+        self.content = Content()
 
     def steps(self) -> Iterator[int]:
-        for _ in self.replay.steps():
+        for chunk in self.replay.steps():
+            self.content.update(chunk.rows.view(np.uint8), chunk.data, chunk.pages.reshape(-1))
             yield self.replay.records
 
-    def result(self, *, trace: str, complete: bool) -> Result:
+    def digest(self) -> str:
+        return self.content.digest()
+
+    def result(self, origin: Origin, complete: bool) -> Result:
         note = self.replay.result(tables=complete).line()
-        return result_of(self.replay.machine, self.config, self.costs, self.replay.seconds, trace, complete, (note,))
+        machine, seconds = self.replay.machine, self.replay.seconds
+        return result_of(machine, self.costs, seconds, origin, complete, (note,), self.policy)
+
+
+_CHUNK = 1 << 18
+_READS, _BYTES = np.zeros(_CHUNK, np.uint8), np.ones(_CHUNK, np.uint8)
 
 
 class _Columns:
     def __init__(self, addr: npt.NDArray[np.uint64]) -> None:
         self.addr = addr
-        self.op = np.zeros(len(addr), np.uint8)
-        self.size = np.ones(len(addr), np.uint8)
+        self.op, self.size = _READS[: len(addr)], _BYTES[: len(addr)]
 
 
 def _batches(trace: Any) -> Iterator[Events]:
@@ -210,10 +237,12 @@ def _batches(trace: Any) -> Iterator[Events]:
         yield from trace.batches()
         return
     array = np.asarray(trace)
+    if array.size == 0 and array.ndim == 1:
+        array = array.astype(np.uint64)
     if array.ndim != 1 or array.dtype.kind not in "ui":
         raise TraceError(
             f"a trace is what read_trace gives or a 1-D array of integers, not {type(trace).__name__} "
             f"of shape {array.shape} and dtype {array.dtype}"
         )
-    for start in range(0, len(array), 1 << 18):
-        yield _Columns(np.ascontiguousarray(array[start : start + (1 << 18)], dtype=np.uint64))
+    for start in range(0, len(array), _CHUNK):
+        yield _Columns(np.ascontiguousarray(array[start : start + _CHUNK], dtype=np.uint64))

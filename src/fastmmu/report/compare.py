@@ -1,4 +1,4 @@
-"""Several runs of one trace side by side: a row a scheme, and under it what costs what."""
+"""Several runs of a trace side by side: a row a scheme, and under it what costs what."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["comparison"]
 def comparison(
     results: Sequence[Result], *, width: int = 120, colour: bool = False, not_run: Sequence[str] = ()
 ) -> str:
-    """The table as text, for runs of one trace.
+    """The table as text; runs of several traces, TLBs or cost models are several tables.
 
     :param results: in the order of the rows. :param width: characters of a line; where the exits by reason do not
         fit, they stand in a table of their own. :param colour: with ANSI escapes.
@@ -25,26 +25,46 @@ def comparison(
     """
     if not results:
         return f"Interrupted before anything was finished; not run: {', '.join(not_run)}."
-    lines = _heading(results, colour)
-    for columns in _layout(results, width):
-        lines += [*_lines(results, columns, colour), ""]
-    lines.pop()
-    if not all(result.complete for result in results):
-        lines.append("* interrupted: figures of the part that was simulated")
-    if not_run:
-        lines.append(f"Not run: {', '.join(not_run)}")
-    return "\n".join([*lines, "", *why(results, width=width, colour=colour)])
+    groups = _groups(results)
+    tables = []
+    for i, group in enumerate(groups, 1):
+        lines = _heading(group, results, colour)
+        for columns in _layout(group, width):
+            lines += [*_lines(group, columns, colour), ""]
+        lines.pop()
+        if not all(result.complete for result in group):
+            lines.append("* interrupted: figures of the part that was simulated")
+        if not_run and i == len(groups):
+            lines.append(f"Not run: {', '.join(not_run)}")
+        tables.append("\n".join([*lines, "", *why(group, width=width, colour=colour)]))
+    return "\n\n".join(tables)
+
+
+def _groups(results: Sequence[Result]) -> list[list[Result]]:
+    """Runs of the same events on the same TLB at the same costs, the settings alike; an interrupted run goes with those
+    of its trace."""
+    groups: dict[tuple[object, ...], list[Result]] = {}
+    for result in results:
+        of = (result.trace, result.path, result.costs, settings(result))
+        content = (
+            result.content if result.complete else next((key[0] for key in groups if key[1:] == of), result.content)
+        )
+        groups.setdefault((content, *of), []).append(result)
+    return list(groups.values())
+
+
+def _heading(group: Sequence[Result], results: Sequence[Result], colour: bool) -> list[str]:
+    first = group[0]
+    trace = paint(first.trace or "trace", "bold", colour)
+    if len({other.path for other in results if other.trace == first.trace}) > 1:
+        trace += f" ({first.path})"
+    counters = first.counters
+    touched = f", {counters['pages_touched']:,} pages touched" if counters.get("pages_touched") else ""
+    costs = f", costs {first.costs}" if len({other.costs for other in results}) > 1 else ""
+    return [f"{trace}: {counters['accesses']:,} accesses{touched}; {settings(first)}{costs}", ""]
 
 
 _Columns = list[tuple[Column, list[Cell]]]
-
-
-def _heading(results: Sequence[Result], colour: bool) -> list[str]:
-    first = results[0]
-    trace = paint(first.trace or "trace", "bold", colour)
-    counters = first.counters
-    touched = f", {counters['pages_touched']:,} pages touched" if counters.get("pages_touched") else ""
-    return [f"{trace}: {counters['accesses']:,} accesses{touched}; {settings(first)}", ""]
 
 
 def _layout(results: Sequence[Result], width: int) -> list[_Columns]:

@@ -21,35 +21,51 @@ __all__ = ["FORMATS", "arrow", "check_target", "encode", "encode_rows", "save", 
 FORMATS = ("json", "csv", "parquet")
 
 
-def save(results: Sequence[Result], path: str | os.PathLike[str], format: str | None = None) -> None:
+def save(
+    results: Sequence[Result], path: str | os.PathLike[str], format: str | None = None, *, command: str = ""
+) -> None:
     """Write results to a file, in place of one that is there.
 
-    :param format: "json" (everything, nested), "csv" or "parquet" (a row a run, see :func:`rows`); None: by suffix.
+    :param format: "json" (everything, nested), "csv" or "parquet" (a row a run, see :func:`rows`, and ``fastmmu``, the
+        version, and ``command``); None: by suffix. :param command: what made them, for the file.
     :raises ConfigError: the format is none of these. :raises MissingExtraError: Parquet without pyarrow.
     :raises OSError: the file cannot be written; one that is there stays as it was.
     """
     chosen = format or Path(path).suffix.removeprefix(".")
-    write_whole(path, encode(results, chosen))
+    write_whole(path, encode(results, chosen, command))
 
 
-def encode(results: Sequence[Result], format: str) -> bytes:
+def encode(results: Sequence[Result], format: str, command: str = "") -> bytes:
     """Results as the bytes of a file, see :func:`save`."""
     if format == "json":
-        return _json(results).encode()
-    return encode_rows(rows(results), format)
+        every = [{**result.to_dict(), "slowdown": of} for result, of in zip(results, slowdowns(results), strict=True)]
+        return _json("results", every, command)
+    return encode_rows(rows(results), format, command=command)
 
 
-def encode_rows(table: Sequence[dict[str, Any]], format: str, key: str = "rows") -> bytes:
-    """Flat rows, all with the same keys, as the bytes of a file; JSON has them under `key`."""
+def encode_rows(table: Sequence[dict[str, Any]], format: str, key: str = "rows", command: str = "") -> bytes:
+    """Flat rows, all with the same keys, as the bytes of a file; JSON has them under `key`.
+
+    The file says which version of fastmmu made it, and by which command line: JSON once, others in each row.
+    """
     if format == "json":
-        from fastmmu import __version__
-
-        return (json.dumps({"fastmmu": __version__, key: table}, indent=2) + "\n").encode()
+        return _json(key, table, command)
+    stamped = [{**row, **_made(command)} for row in table]
     if format == "csv":
-        return _csv(table).encode()
+        return _csv(stamped).encode()
     if format == "parquet":
-        return _parquet(table)
+        return _parquet(stamped)
     raise ConfigError(f"no format {format!r} of results; there are {', '.join(FORMATS)}")
+
+
+def _made(command: str) -> dict[str, str]:
+    from fastmmu import __version__
+
+    return {"fastmmu": __version__, "command": command}
+
+
+def _json(key: str, table: Sequence[dict[str, Any]], command: str) -> bytes:
+    return (json.dumps({**_made(command), key: table}, indent=2) + "\n").encode()
 
 
 def check_target(path: str | os.PathLike[str], format: str) -> None:
@@ -95,15 +111,6 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError):
             raise type(error)(error.errno, error.strerror, str(path)) from error
         raise
-
-
-def _json(results: Sequence[Result]) -> str:
-    from fastmmu import __version__
-
-    every = [
-        {**result.to_dict(), "slowdown": slowdown} for result, slowdown in zip(results, slowdowns(results), strict=True)
-    ]
-    return json.dumps({"fastmmu": __version__, "results": every}, indent=2) + "\n"
 
 
 def _csv(table: Sequence[dict[str, Any]]) -> str:

@@ -3,33 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from fastmmu.machine.config import Config
+from fastmmu.machine.identity import Origin
 from fastmmu.machine.result import Result
 
-__all__ = ["baseline", "rows", "slowdowns"]
+__all__ = ["baseline", "by_trace", "of_one_run", "rows", "slowdowns"]
+
+_PRESET: dict[str, Any] = {
+    "tlb": "skylake",
+    "l1d": None,
+    "l1i": None,
+    "stlb": None,
+    "replacement": None,
+    "walk_caches": True,
+    "find_missing_flushes": False,
+}
+"""Fields that the arrays of the TLB say better."""
 
 
-def _without_vmm(config: Config) -> Config:
-    return config.replace(mmu="native", vpid=False, host_pages=None)
+def of_one_run(result: Result) -> tuple[object, ...]:
+    """Equal for results that may be set against each other: the events by their content, the costs, and the machine but
+    for its VMM, with the TLB by its arrays, whatever they were called."""
+    native = result.config.native
+    return (*result.origin.run_of, str(native.geometry), native.replace(**_PRESET))
+
+
+class Figure(Protocol):
+    """What a study found out about a trace."""
+
+    @property
+    def trace(self) -> str: ...
+    @property
+    def origin(self) -> Origin: ...
+
+
+F = TypeVar("F", bound=Figure)
+
+
+def by_trace(found: Sequence[F]) -> list[list[F]]:
+    """Figures of a study by what they were made of: a table has those of one trace."""
+    groups: dict[tuple[str, Origin], list[F]] = {}
+    for one in found:
+        groups.setdefault((one.trace, one.origin), []).append(one)
+    return list(groups.values())
 
 
 def baseline(result: Result, results: Sequence[Result]) -> Result | None:
-    """The native run of `results` with the trace, the pages and all other settings of `result`."""
-    wanted = _without_vmm(result.config)
-    for other in results:
-        if other.config.mmu == "native" and other.trace == result.trace and _without_vmm(other.config) == wanted:
-            return other
-    return None
+    """The native run of `results` with the events, costs, pages and all other settings of `result`.
+
+    Events go by their content, whatever name or file the trace has, so that results of several traces may stand in one
+    list. One that was interrupted is taken only where there is no other.
+    """
+    if result.config.mmu == "native":
+        return result
+    wanted = of_one_run(result)
+    found = [other for other in results if other.config.mmu == "native" and of_one_run(other) == wanted]
+    return next((other for other in found if other.complete), found[0] if found else None)
 
 
 def slowdowns(results: Sequence[Result]) -> list[float | None]:
     """Modelled cycles per access over those of the native run with the same pages.
 
-    None where there is no such run, or one of the two was interrupted: a trace is not the same at its start and later.
+    None where there is no native run of the same events at the same costs, or one of the two was interrupted: a trace
+    is not the same at its start and later.
     """
     return [_slowdown(result, baseline(result, results)) for result in results]
 
@@ -43,9 +82,11 @@ def _slowdown(result: Result, native: Result | None) -> float | None:
 def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One flat dict a result, all with the same keys in the same order.
 
-    Keys: ``trace``, ``scheme``, the fields of :class:`Config` (``memory`` in bytes), ``complete``, the counters,
-    ``exits_REASON``, ``cycles``, ``cycles_CAUSE``, ``cycles_per_access``, ``slowdown`` (None without a native run),
-    ``seconds``, ``accesses_per_second``, ``notes``. A counter, reason or cause that only other runs have is 0.
+    Keys: ``trace``, ``path``, ``content`` (hash of the events), ``scheme``, the fields of :class:`Config` (``tlb`` by
+    name, ``memory`` in bytes), ``geometry`` (the TLB's arrays), ``costs`` (identity of the cost model), ``policy``,
+    ``complete``, the counters, ``exits_REASON``, ``cycles``, ``cycles_CAUSE``, ``cycles_per_access``, ``slowdown``
+    (None without a native run), ``notes``, and ``seconds``, the wall time: the one value that two runs do not share. A
+    counter, reason or cause that only other runs have is 0.
     """
     parts = [_sections(result, slowdown) for result, slowdown in zip(results, slowdowns(results), strict=True)]
     keys = [list(dict.fromkeys(key for section in same for key in section)) for same in zip(*parts, strict=True)]
@@ -57,10 +98,17 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def _sections(result: Result, slowdown: float | None) -> list[dict[str, Any]]:
     plain = {name: value for name, value in result.counters.items() if not isinstance(value, dict)}
+    arrays = result.config.geometry
+    config = {
+        **msgspec.to_builtins(result.config),
+        "tlb": result.config.tlb_name,
+        "replacement": ",".join(dict.fromkeys(arrays.replacement)),
+        "memory": result.config.memory_bytes,
+    }
     return [
-        {"trace": result.trace, "scheme": result.config.name},
-        {**msgspec.to_builtins(result.config), "memory": result.config.memory_bytes},
-        {"complete": result.complete},
+        {**result.origin.columns(), "scheme": result.config.name},
+        config,
+        {"geometry": str(arrays), "costs": result.costs, "policy": result.policy, "complete": result.complete},
         plain,
         {f"exits_{name}": number for name, number in result.counters.get("exits_by_reason", {}).items()},
         {"cycles": result.cycles},
@@ -68,8 +116,7 @@ def _sections(result: Result, slowdown: float | None) -> list[dict[str, Any]]:
         {
             "cycles_per_access": result.cycles_per_access,
             "slowdown": slowdown,
-            "seconds": result.seconds,
-            "accesses_per_second": result.accesses_per_second,
             "notes": "; ".join(result.notes),
+            "seconds": result.seconds,
         },
     ]

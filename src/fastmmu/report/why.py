@@ -77,7 +77,8 @@ def _observations(results: Sequence[Result], names: Sequence[str]) -> list[str]:
             there = f", natively {_per_walk(native):.1f}" if native is not None and native.counters["walks"] else ""
             lines.append(f"{name}: a walk takes {refs / n['walks']:.1f} references{there}")
         if config.vpid and config.mmu != "native":
-            without = [r for r in results if r.trace == result.trace and r.config == config.replace(vpid=False)]
+            untagged, of = config.replace(vpid=False), result.origin.run_of
+            without = [r for r in results if r.config == untagged and r.origin.run_of == of]
             if without and without[0].counters["vm_exits"]:
                 more = without[0].counters["tlb_misses"] - n["tlb_misses"]
                 exits = without[0].counters["vm_exits"]

@@ -66,8 +66,8 @@ def settings(result: Result) -> str:
     """What a run's configuration says beside the scheme, in one line."""
     config = result.config
     given = [f"{key} {value}" for key in ("l1d", "l1i", "stlb") if (value := getattr(config, key))]
-    parts = [f"TLB {config.tlb}" + (f" with {', '.join(given)}" if given else "")]
-    parts.append(REPLACEMENTS[config.replacement])
+    parts = [f"TLB {config.tlb_name}" + (f" with {', '.join(given)}" if given else "")]
+    parts.append(", ".join(REPLACEMENTS[policy] for policy in dict.fromkeys(config.geometry.replacement)))
     if config.premapped:
         parts.append("premapped")
     if config.pcid:

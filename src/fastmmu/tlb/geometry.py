@@ -1,7 +1,8 @@
 """Geometry of TLBs: how many entries, in how many ways, for which page sizes (tlb.md §9).
 
 ``geometry("skylake", l1d="64/4", stlb="1536/12")`` gives a preset with some arrays replaced. An array is written
-"entries/ways", or "entries/fa" (also "entries fa") where it is fully associative.
+"entries/ways", or "entries/fa" (also "entries fa") where it is fully associative; arrays by page size are written
+"64/4 + 2m 32/4 + 1g 4/fa".
 
 =============  ==========================================================================================
 preset         first level (I; D), second level; paging-structure caches PML4E/PDPTE/PDE
@@ -70,6 +71,12 @@ class Array(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return f"{self.entries}/{self.ways if self.sets > 1 else 'fa'}"
 
+    def described(self) -> str:
+        """The array with what it holds: "1536/12 4k 2m"; "2m:8": of that size in at most 8 ways of a set."""
+        quota = self.quota or (self.ways,) * len(self.sizes)
+        held = [size if most == self.ways else f"{size}:{most}" for size, most in zip(self.sizes, quota, strict=True)]
+        return " ".join([str(self), *held])
+
 
 class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     """The arrays of one physical CPU.
@@ -99,6 +106,18 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     gpm: Literal["shared", "off"] | Array = "off"
     replacement: tuple[Replacement, Replacement] = ("lru", "lru")
     unbounded: bool = False
+
+    def __str__(self) -> str:
+        """All arrays in a line, the name aside: equal for geometries that act alike."""
+        gpm = self.gpm if isinstance(self.gpm, str) else self.gpm.described()
+        units = {"L1I": self.l1i, "L1D": self.l1d, "stores": self.l1s, "L2": self.l2, "L2I": self.l2i, "PSC": self.psc,
+                 "EPSC": self.epsc}  # fmt: skip
+        parts = [f"{unit} {', '.join(a.described() for a in arrays)}" for unit, arrays in units.items() if arrays]
+        parts += [f"GPM {gpm}", ", ".join(dict.fromkeys(self.replacement))]
+        if self.l2 and not self.l2i and not self.l2_fetches:
+            parts.append("L2 for data alone")
+        parts += ["pages in pieces"] * self.smash + ["unbounded"] * self.unbounded
+        return "; ".join(parts)
 
     def __post_init__(self) -> None:
         for level, units in enumerate(((self.l1i, self.l1d, self.l1s), (self.l2, self.l2i))):
@@ -259,13 +278,41 @@ PRESETS: dict[str, Geometry] = {
 }
 
 
+def _without(array: Array, size: str) -> tuple[Array, ...]:
+    """An array that does not hold `size` any more; none where it held nothing else."""
+    left = [i for i, held in enumerate(array.sizes) if held != size]
+    quota = None if array.quota is None else tuple(array.quota[i] for i in left)
+    return (msgspec.structs.replace(array, sizes=tuple(array.sizes[i] for i in left), quota=quota),) if left else ()
+
+
 def _replaced(arrays: tuple[Array, ...], text: str, what: str) -> tuple[Array, ...]:
-    # The array of 4K pages; one that holds other sizes too goes on holding them.
-    new = parse_array(text, what=what)
-    old = next((array for array in arrays if "4k" in array.sizes), None)
-    if old is None:
-        return (new, *arrays)
-    return tuple(msgspec.structs.replace(new, sizes=array.sizes) if array is old else array for array in arrays)
+    """Arrays after "64/4 + 2m 32/4": of 4K pages, whose array goes on holding what else it does, and of named sizes."""
+    for part in str(text).lower().split("+"):
+        size, array = re.match(r"\s*(?:(4k|2m|1g)\b[\s:]*)?(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
+        if size is None:
+            new = parse_array(array, what=what)
+            if not any("4k" in one.sizes for one in arrays):
+                arrays = (new, *arrays)
+            else:
+                arrays = tuple(msgspec.structs.replace(new, sizes=a.sizes) if "4k" in a.sizes else a for a in arrays)
+        else:
+            put = () if array.strip() == "none" else (parse_array(array, what=f"{what} {size}", sizes=(size,)),)
+            arrays = (*(left for one in arrays for left in _without(one, size)), *put)
+    return arrays
+
+
+def _psc(text: str, what: str) -> tuple[Array, ...]:
+    """Paging-structure caches: "2/4/32" for PML4E/PDPTE/PDE, "64/fa" for one array of all, "none"."""
+    words = str(text).strip().lower()
+    if words == "none":
+        return ()
+    if match := re.fullmatch(r"(\d+)\s*/\s*(\d+)\s*/\s*(\d+)", words):
+        pml4e, pdpte, pde = (int(entries) for entries in match.groups())
+        return _intel_psc(pml4e, pdpte, pde)
+    try:
+        return (parse_array(words, what=what, sizes=TABLES),)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or PML4E/PDPTE/PDE entries, as in 2/4/32; or none") from error
 
 
 def geometry(
@@ -274,6 +321,9 @@ def geometry(
     l1d: str | None = None,
     l1i: str | None = None,
     stlb: str | None = None,
+    psc: str | None = None,
+    epsc: str | None = None,
+    gpm: str | None = None,
     replacement: str | tuple[str, str] | None = None,
     walk_caches: bool = True,
 ) -> Geometry:
@@ -281,7 +331,11 @@ def geometry(
 
     :param preset: name from :data:`PRESETS`, or a geometry.
     :param l1d, l1i, stlb: "entries/ways" of the array that holds 4K pages; it goes on holding whatever else the
-        preset's does. ``stlb="none"``: no second level.
+        preset's does. Behind a "+" arrays of one page size: "64/4 + 2m 32/4 + 1g 4/fa", also "2m none".
+        ``stlb="none"``: no second level.
+    :param psc, epsc: paging-structure caches of guest (or native) and of EPT tables: entries of PML4E/PDPTE/PDE as in
+        "2/4/32", one array for all as in "64/fa", or "none".
+    :param gpm: guest-physical mappings: an array such as "64/fa", "shared" (in the second level) or "off".
     :param replacement: "lru" or "plru" for both levels, or one for each, as ("lru", "plru") or "lru,plru".
     :param walk_caches: False: no paging-structure caches and no guest-physical mappings, each walk starts at the root.
     :raises ConfigError: an unknown preset, an impossible array, an unknown policy.
@@ -303,6 +357,10 @@ def geometry(
         changes |= {"l2": (), "l2i": (), "gpm": "off" if found.gpm == "shared" or not walk_caches else found.gpm}
     elif stlb is not None:
         changes["l2"] = _replaced(found.l2, stlb, "stlb")
+    changes |= {name: _psc(text, name) for name, text in (("psc", psc), ("epsc", epsc)) if text is not None}
+    if gpm is not None:
+        word = str(gpm).strip().lower()
+        changes["gpm"] = word if word in ("shared", "off") else parse_array(word, what="gpm", sizes=PAGES)
     if replacement is not None:
         both = replacement.replace(" ", "").split(",") if isinstance(replacement, str) else list(replacement)
         if len(both) not in (1, 2) or any(policy not in REPLACEMENTS for policy in both):

@@ -11,12 +11,13 @@
     lackey, lackey_parse (for Python: lackey_parse_py), champsim, npy, arrow   the formats
     system               system traces: what a whole machine did
     combine, tpr         traces made of traces; TPR traffic put in between
+    identity             a trace that tells its content
     survey               what a trace holds
     write, bundle        writing them; those that come with the package
 
 Everything streams: memory does not grow with the length of a trace.
 
-Imports the vocabulary and `machine.records`, no other kernel.
+Imports the vocabulary, `machine.identity` and `machine.records`, no other kernel.
 
 To add a format: its module (what is in it, `formats` says) and its row in `formats`; names, `--format`, the help and
 error messages follow. tests/trace/test_files.py then takes it through every compression and batch length.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from fastmmu.errors import TraceError
 from fastmmu.trace.base import Trace, check_chunk
@@ -22,6 +23,10 @@ class FileTrace(Trace):
         self.path = path
         self.name = trace_name(path)
         self._source: ByteSource | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the file that is open during a pass: a copy of a trace, or one in another process, begins anew."""
+        return {**self.__dict__, "_source": None}
 
     def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
         check_chunk(chunk)

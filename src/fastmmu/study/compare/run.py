@@ -14,6 +14,7 @@ from fastmmu.machine.simulate import Progress, each
 from fastmmu.study.schemes import COMPARE as SCHEMES
 from fastmmu.study.schemes import fields_of
 from fastmmu.trace import Trace, read_trace
+from fastmmu.trace.identity import identified
 
 __all__ = ["SCHEMES", "compare", "configurations", "each"]
 
@@ -33,7 +34,7 @@ def configurations(
         base = Config(**config)
     except TypeError as error:  # an unknown field
         raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
-    return [base.replace(pages=page, **scheme) for page in pages for scheme in chosen]
+    return [base.replace(**{"pages": page, **scheme}) for page in pages for scheme in chosen]
 
 
 def compare(
@@ -56,4 +57,5 @@ def compare(
     :raises ConfigError: an unknown scheme or field. :raises TraceError: the trace cannot be read.
     """
     source = trace if isinstance(trace, Trace) else read_trace(trace)
+    source = source if source.kind == "system" else identified(source)
     return list(each(source, configurations(schemes, pages, **config), costs=costs, progress=progress))

@@ -17,6 +17,7 @@ from fastmmu.machine.host import Host
 from fastmmu.machine.result import Result
 from fastmmu.ops import Op
 from fastmmu.trace import Trace
+from fastmmu.trace.identity import Identified, identified
 
 __all__ = ["Consolidation", "Turn", "consolidate"]
 
@@ -120,8 +121,9 @@ def consolidate(
     if not traces or len(configs) != len(traces) or quantum < 1:
         raise ConfigError(f"{len(traces)} traces, {len(configs)} configurations, turns of {quantum} events; give a "
                           "configuration for each trace and at least one event a turn")  # fmt: skip
+    identities = [identified(trace) for trace in traces]
     host = Host([(configs[0], len(traces))] if one_machine else configs, cpus=cpus)
-    programs = [_Program(trace, i, len(traces) if one_machine else 1) for i, trace in enumerate(traces)]
+    programs = [_Program(trace, i, len(traces) if one_machine else 1) for i, trace in enumerate(identities)]
     seconds, done, unfinished = [0.0] * len(traces), 0, 0
     for cpu, vcpu, n in _by_turns(programs, cpus, quantum) if schedule is None else schedule:
         if not 0 <= vcpu < len(programs) or not 0 <= cpu < cpus:
@@ -139,7 +141,7 @@ def consolidate(
             progress(done)
     model = costs or CostModel.load()
     return Consolidation(
-        results=tuple(_result(host, i, traces[i], configs[i], model, seconds[i]) for i in range(len(traces))),
+        results=tuple(_result(host, i, identities[i], configs[i], model, seconds[i]) for i in range(len(traces))),
         totals=host.totals(),
         vpids=tuple(host.vpid(i) for i in range(host.vcpus)),
         tlbs=tuple(tlb.counters() for tlb in host.cpus),
@@ -147,8 +149,10 @@ def consolidate(
     )
 
 
-def _result(host: Host, vcpu: int, trace: Trace, config: Config, costs: CostModel, seconds: float) -> Result:
+def _result(host: Host, vcpu: int, trace: Identified, config: Config, costs: CostModel, seconds: float) -> Result:
     counters = host.counters(vcpu)
     by_cause = cycles(counters, config, costs)
     total = float(sum(by_cause.values()))
-    return Result(config=config, counters=counters, cycles=total, cycles_by=by_cause, seconds=seconds, trace=trace.name)
+    of = trace.origin(costs.identity, str(config.geometry))
+    return Result(config=config, counters=counters, cycles=total, cycles_by=by_cause, seconds=seconds, trace=of.trace,
+                  path=of.path, content=of.content, costs=of.costs, geometry=of.geometry)  # fmt: skip

@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.errors import ConfigError
+from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.tlb.geometry import Array, Geometry, geometry, parse_array
 from fastmmu.trace import Trace
+from fastmmu.trace.identity import identified
 
 __all__ = ["Curve", "Curves", "tlb_curve"]
 
@@ -64,7 +66,7 @@ class Curve:
 class Curves:
     """All curves of a trace.
 
-    ``accesses``: pages looked up, one more for an access that crosses into a second page.
+    ``accesses``: pages looked up, one more for an access that crosses into a second page. ``origin``: trace and TLB.
     """
 
     trace: str
@@ -76,6 +78,7 @@ class Curves:
     invalidations: int
     seconds: float
     curves: tuple[Curve, ...]
+    origin: Origin = UNKNOWN
 
     def curve(self, unit: str, sets: int = 1) -> Curve:
         """The curve of a unit with so many sets; 1: fully associative.
@@ -129,6 +132,7 @@ def tlb_curve(
     plan = _Plan(g, pages, (tuple(l1_sets), tuple(l2_sets)), ways)
     farthest = int((limit - 1) * sample) + 1
     kernel = StackDistances(plan.levels, plan.ports, SHIFT[pages], pcid, farthest, round(sample * 2**32) or 1)
+    trace = identified(trace)
     started, events = time.perf_counter(), 0
     for batch in trace.batches():
         kernel.feed(batch.op, batch.size, batch.addr)
@@ -146,6 +150,7 @@ def tlb_curve(
         invalidations=counts["invalidations"],
         curves=tuple(_curves(kernel, plan, sample, limit)),
         seconds=time.perf_counter() - started,
+        origin=trace.origin(geometry=str(g)),
     )
 
 

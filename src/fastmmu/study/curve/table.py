@@ -31,11 +31,12 @@ def _ratio(count: float, of: int) -> float:
 def curve_rows(found: Curves) -> list[dict[str, Any]]:
     """One flat dict a curve and size at which it changes.
 
-    Keys: trace, pages, sample (share of the pages), sampled_pages, unit, sets, ways, entries, lookups, misses,
-    miss_ratio (misses per lookup), error (one standard error of miss_ratio; 0: exact).
+    Keys: trace, path, content, pages, sample (share of the pages), sampled_pages, unit, sets, ways, entries, lookups,
+    misses, miss_ratio (misses per lookup), error (one standard error of miss_ratio; 0: exact), geometry.
     """
     return [
         {
+            **found.origin.columns(),
             "trace": found.trace,
             "pages": found.pages,
             "sample": curve.sample,
@@ -48,6 +49,7 @@ def curve_rows(found: Curves) -> list[dict[str, Any]]:
             "misses": misses,
             "miss_ratio": _ratio(misses, curve.lookups),
             "error": _ratio(error, curve.lookups),
+            **found.origin.made_with(),
         }
         for curve in found.curves
         for entries, misses, error in zip(

@@ -12,11 +12,13 @@ import numpy as np
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.simulate import Simulation
 from fastmmu.study.schemes import MIGRATE as METHODS
 from fastmmu.study.schemes import fields_of
 from fastmmu.trace import Batch, Trace
 from fastmmu.trace.events import empty_batch
+from fastmmu.trace.identity import identified
 
 __all__ = ["METHODS", "Migration", "Plan", "Round", "migrate"]
 
@@ -67,7 +69,7 @@ class Migration:
 
     rounds: while the guest runs. last: pages sent while it stands still, for ``downtime`` seconds. converged: these
     were few enough. exits, cycles: of the guest while it migrated; base_exits, base_cycles: of the same events without
-    a log.
+    a log. origin: trace, costs, TLB.
     """
 
     trace: str
@@ -80,6 +82,7 @@ class Migration:
     cycles: float
     base_exits: int
     base_cycles: float
+    origin: Origin = UNKNOWN
 
     @property
     def downtime(self) -> float:
@@ -141,6 +144,7 @@ def migrate(
     plan = plan or Plan()
     config = Config(memory=memory).replace(**fields)
     costs = costs or CostModel.load()
+    trace = identified(trace)
     events = _Endless(trace)
     logged, plain = _Guest(config, costs), _Guest(config.replace(pml=False), costs)
     done = 0
@@ -196,6 +200,7 @@ def migrate(
         cycles=logged.cycles() - begin[0],
         base_exits=plain.exits() - begin_plain[1],
         base_cycles=plain.cycles() - begin_plain[0],
+        origin=trace.origin(costs.identity, str(config.geometry)),
     )
 
 

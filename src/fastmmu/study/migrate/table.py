@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.report.figure import picture
+from fastmmu.report.rows import by_trace
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
@@ -20,13 +21,14 @@ FEW = 8  # rounds whose pages the table lists
 def migration_rows(found: Sequence[Migration]) -> list[dict[str, Any]]:
     """One flat dict a round; the last of a migration, number 0, is the one for which the guest stands still.
 
-    Keys: trace, method, round, pages (sent), seconds, events, exits (of the guest meanwhile), dirtied (pages written
-    meanwhile), converged, slowdown.
+    Keys: trace, path, content, method, round, pages (sent), seconds, events, exits (of the guest meanwhile), dirtied
+    (pages written meanwhile), converged, slowdown, bandwidth, ghz, costs, geometry.
     """
     table = []
     for m in found:
-        same = {"trace": m.trace, "method": m.method}
-        whole = {"converged": m.converged, "slowdown": m.slowdown}
+        same = {**m.origin.columns(), "trace": m.trace, "method": m.method}
+        of = {"bandwidth": m.plan.bandwidth, "ghz": m.plan.ghz, **m.origin.made_with()}
+        whole = {"converged": m.converged, "slowdown": m.slowdown, **of}
         for i, r in enumerate(m.rounds, 1):
             said = {"pages": r.pages, "seconds": r.seconds, "events": r.events, "exits": r.exits, "dirtied": r.dirtied}
             table.append({**same, "round": i, **said, **whole})
@@ -37,6 +39,8 @@ def migration_rows(found: Sequence[Migration]) -> list[dict[str, Any]]:
 
 def migration_table(found: Sequence[Migration], *, colour: bool = False) -> str:
     """A row a method."""
+    if len(traces := by_trace(found)) > 1:
+        return "\n\n".join(migration_table(one, colour=colour) for one in traces)
     columns = [
         Column("method", align="<"),
         Column("rounds"),

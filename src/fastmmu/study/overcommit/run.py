@@ -14,10 +14,12 @@ import numpy as np
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.simulate import Simulation
 from fastmmu.study.schemes import OVERCOMMIT as SCHEMES
 from fastmmu.study.schemes import RECLAIM
 from fastmmu.trace import Trace
+from fastmmu.trace.identity import identified
 
 __all__ = ["RECLAIM", "SCHEMES", "Overcommit", "overcommit"]
 
@@ -32,7 +34,7 @@ class Overcommit:
     reclaim: None with memory for all. share: host memory over what the guest takes of an unlimited host; pages: the
     same in pages. counters: as of :class:`~fastmmu.machine.result.Result`. cycles, by_cause: modelled. base_cycles: of
     the unlimited host. checksum: over the guest-physical address of each access, and what the guest counted. equal: it
-    is that of the unlimited host.
+    is that of the unlimited host. origin: trace, costs, TLB.
     """
 
     trace: str
@@ -46,6 +48,7 @@ class Overcommit:
     base_cycles: float
     checksum: str
     equal: bool
+    origin: Origin = UNKNOWN
 
     @property
     def slowdown(self) -> float:
@@ -79,6 +82,7 @@ def overcommit(
         if not 0 < share <= 1:
             raise ConfigError(f"a share of {share!r}: the host has more than 0 and at most 1 of what the guest takes")
     costs = costs or CostModel.load()
+    trace = identified(trace)
     for scheme in schemes:
         config = Config(memory=memory, host_pages="untouched").replace(**SCHEMES[scheme])
         told = partial(progress, scheme) if progress else None
@@ -86,13 +90,17 @@ def overcommit(
         if not whole["counters"]["accesses"]:
             raise TraceError(f"{trace.name} holds no accesses", path=None)
         base = whole["cycles"], whole["checksum"]
+        of = trace.origin(costs.identity, str(config.geometry))
         if 1.0 in shares:
-            yield Overcommit(trace.name, scheme, None, 1.0, taken, **whole, base_cycles=base[0], equal=True)
+            yield Overcommit(trace.name, scheme, None, 1.0, taken, **whole, base_cycles=base[0], equal=True, origin=of)
         for share, policy in itertools.product((s for s in shares if s < 1), reclaim):
             pages = max(LEAST, int(share * taken))
-            found, _ = _run(trace, config.replace(host_memory=pages << 12, host_reclaim=policy), costs, told)
+            host: dict[str, Any] = {"host_memory": pages << 12, "host_reclaim": policy}
+            found, _ = _run(trace, config.replace(**host), costs, told)
             same = found["checksum"] == base[1]
-            yield Overcommit(trace.name, scheme, policy, share, pages, **found, base_cycles=base[0], equal=same)
+            yield Overcommit(
+                trace.name, scheme, policy, share, pages, **found, base_cycles=base[0], equal=same, origin=of
+            )
 
 
 def _run(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.report.figure import picture
+from fastmmu.report.rows import by_trace
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
@@ -20,11 +21,13 @@ COUNTED = ("vm_exits", "swap_outs", "swap_writes", "swap_ins", "pf_retry", "pf_f
 def overcommit_rows(found: Sequence[Overcommit]) -> list[dict[str, Any]]:
     """One flat dict a run.
 
-    Keys: trace, scheme, reclaim ("" on the unlimited host), share, pages, vm_exits, swap_outs, swap_writes, swap_ins,
-    pf_retry, pf_fast, aged_young, aged_old, accesses, cycles, slowdown (over the unlimited host), checksum, equal.
+    Keys: trace, path, content, scheme, reclaim ("" on the unlimited host), share, pages, vm_exits, swap_outs,
+    swap_writes, swap_ins, pf_retry, pf_fast, aged_young, aged_old, accesses, cycles, slowdown (over the unlimited
+    host), checksum, equal, costs, geometry.
     """
     return [
         {
+            **r.origin.columns(),
             "trace": r.trace,
             "scheme": r.scheme,
             "reclaim": r.reclaim or "",
@@ -35,6 +38,7 @@ def overcommit_rows(found: Sequence[Overcommit]) -> list[dict[str, Any]]:
             "slowdown": r.slowdown,
             "checksum": r.checksum,
             "equal": r.equal,
+            **r.origin.made_with(),
         }
         for r in found
     ]
@@ -42,6 +46,8 @@ def overcommit_rows(found: Sequence[Overcommit]) -> list[dict[str, Any]]:
 
 def overcommit_table(found: Sequence[Overcommit], *, colour: bool = False) -> str:
     """A row a run."""
+    if len(traces := by_trace(found)) > 1:
+        return "\n\n".join(overcommit_table(one, colour=colour) for one in traces)
     columns = [
         Column("scheme", align="<"),
         Column("host"),
@@ -83,11 +89,11 @@ def overcommit_plot(found: Sequence[Overcommit], path: str | os.PathLike[str]) -
     """
     with picture(path, (8, 4.5)) as figure:
         axes = figure.add_subplot()
-        lines: dict[tuple[str, str, str], list[Overcommit]] = {}
+        lines: dict[tuple[object, ...], list[Overcommit]] = {}
         for r in found:
             if r.reclaim is not None:
-                lines.setdefault((r.trace, r.scheme, r.reclaim), []).append(r)
-        for (trace, scheme, reclaim), runs in lines.items():
+                lines.setdefault((r.trace, r.scheme, r.reclaim, r.origin), []).append(r)
+        for (trace, scheme, reclaim, _), runs in lines.items():
             runs.sort(key=lambda r: r.share)
             label = f"{trace}, {scheme}, {reclaim}"
             axes.plot([100 * r.share for r in runs], [r.counters["swap_ins"] for r in runs], marker="o", label=label)

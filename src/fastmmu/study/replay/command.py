@@ -106,7 +106,7 @@ def _lines(name: str, replay: Replay, found: Replayed, omission: str | None) -> 
     without = f" without {omission}" if omission else ""
     speed = found.accesses / found.seconds / 1e6 if found.seconds else 0.0
     return [
-        f"{name}, {config.name}, TLB {config.tlb}{without}: {found.records:,} records",
+        f"{name}, {config.name}, TLB {config.tlb_name}{without}: {found.records:,} records",
         f"  {found.line()}",
         f"  {found.seconds:.2f} s, {speed:.1f} million accesses a second",
         *(f"    {example}" for example in found.examples[:5]),

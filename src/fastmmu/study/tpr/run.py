@@ -13,6 +13,7 @@ from fastmmu.machine.simulate import simulate
 from fastmmu.study.schemes import TPR as WAYS
 from fastmmu.study.schemes import fields_of
 from fastmmu.trace import Trace
+from fastmmu.trace.identity import identified
 from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
 
 __all__ = ["WAYS", "tpr_configurations", "tpr_study"]
@@ -54,7 +55,7 @@ def tpr_study(
     :returns: a result each, in the order given. :raises ConfigError: an unknown name or field.
     """
     profile = tpr_profile(workload) if isinstance(workload, str) else workload
-    source = with_tpr(trace, profile)
+    source = identified(with_tpr(trace, profile))
     return [
         simulate(source, each, costs=costs, progress=_of(each, progress))
         for each in tpr_configurations(ways, profile.handler, **config)

@@ -9,6 +9,7 @@ from typing import Any
 from fastmmu.machine.config import Config
 from fastmmu.machine.result import Result
 from fastmmu.report.figure import picture
+from fastmmu.report.rows import baseline, by_trace, of_one_run
 from fastmmu.report.table import Cell, Column, number, render
 
 __all__ = ["exits_by_cause", "tpr_plot", "tpr_rows", "tpr_table", "way_name"]
@@ -54,21 +55,21 @@ def _causes(result: Result) -> dict[str, int]:
 def tpr_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One flat dict a way.
 
-    Keys: trace, way, mmu, accesses, tpr_reads, tpr_writes, interrupts, latency (mean accesses from arrival to
-    delivery), latency_max, ipis (sent), ipis_virtualized (of these without an exit), timer (expiries), exits_… by
-    cause, exits (their sum), threshold_saved (threshold exits that KVM's rule saves against the slides', where both
-    are among the ways), spurious (threshold exits that could inject nothing), patched, cycles, cycles_per_access, added
-    (cycles per access beyond the native row, where there is one).
+    Keys: trace, path, content, way, mmu, accesses, tpr_reads, tpr_writes, interrupts, latency (mean accesses from
+    arrival to delivery), latency_max, ipis (sent), ipis_virtualized (of these without an exit), timer (expiries),
+    exits_… by cause, exits (their sum), threshold_saved (threshold exits that KVM's rule saves against the slides',
+    where both are among the ways), spurious (threshold exits that could inject nothing), patched, cycles,
+    cycles_per_access, added (cycles per access beyond the native row, where there is one), geometry, costs.
     """
-    native = next((result for result in results if result.config.mmu == "native"), None)
-    below = {way_name(result.config): _causes(result)[BELOW] for result in results}
     rows = []
     for result in results:
+        native = baseline(result, results)
+        below = {way_name(r.config): _causes(r)[BELOW] for r in results if of_one_run(r) == of_one_run(result)}
         counters, causes = result.counters, _causes(result)
         delivered = counters["apic_delivered"]
         rows.append(
             {
-                "trace": result.trace,
+                **result.origin.columns(),
                 "way": way_name(result.config),
                 "mmu": result.config.mmu,
                 "accesses": counters["accesses"],
@@ -90,6 +91,7 @@ def tpr_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "cycles": result.cycles,
                 "cycles_per_access": result.cycles_per_access,
                 "added": result.cycles_per_access - native.cycles_per_access if native else None,
+                **result.origin.made_with(),
             }
         )
     return rows
@@ -97,6 +99,8 @@ def tpr_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def tpr_table(results: Sequence[Result], *, colour: bool = False) -> str:
     """Exits by cause, spurious ones, interrupts and their latency, cycles; the share of exits that each way saves."""
+    if len(traces := by_trace(results)) > 1:
+        return "\n\n".join(tpr_table(one, colour=colour) for one in traces)
     rows = tpr_rows(results)
     shown = [cause for cause in EXITS if any(_causes(result)[cause] for result in results)]
     columns = [Column("TPR", align="<"), Column("in all", "exits of the APIC")]

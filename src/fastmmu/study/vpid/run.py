@@ -15,9 +15,11 @@ import numpy.typing as npt
 
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
+from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.machine import Machine
 from fastmmu.ops import LAST_ACCESS
 from fastmmu.trace import Batch, Trace
+from fastmmu.trace.identity import Identified, identified
 
 __all__ = ["RATES", "VpidPoint", "vpid_experiment"]
 
@@ -33,7 +35,8 @@ class VpidPoint:
 
     ``rate``: asked for, exits per thousand accesses; ``exits``: VM exits of the run. ``on``, ``off``: misses of both
     levels with and without VPID. ``resident``: mean resident working set of an exit, in pages, and ``looks``: of how
-    many exits. ``refills``: walks of the run without VPID for what an exit took, by the TLB's own account.
+    many exits. ``refills``: walks of the run without VPID for what an exit took, by the TLB's own account. ``origin``:
+    trace and TLB. ``mmu``: the scheme.
     """
 
     trace: str
@@ -45,6 +48,8 @@ class VpidPoint:
     resident: float
     looks: int
     refills: int
+    origin: Origin = UNKNOWN
+    mmu: str = ""
 
     @property
     def predicted(self) -> float:
@@ -73,10 +78,11 @@ def vpid_experiment(
     for rate in rates:
         if not 0 < rate <= 1000:
             raise ConfigError(f"{rate} exits per thousand accesses; give a rate above 0, at most 1000")
+    trace = identified(trace)
     return [_point(trace, base, rate, progress) for rate in rates]
 
 
-def _point(trace: Trace, base: Config, rate: float, progress: Callable[[float, int], None] | None) -> VpidPoint:
+def _point(trace: Identified, base: Config, rate: float, progress: Callable[[float, int], None] | None) -> VpidPoint:
     every = max(1, round(1000 / rate))
     base = base.replace(premapped=True, exit_every=every)
     with_vpid, without = Machine(base.replace(vpid=True)), Machine(base.replace(vpid=False))
@@ -105,6 +111,8 @@ def _point(trace: Trace, base: Config, rate: float, progress: Callable[[float, i
         resident=looks.mean,
         looks=looks.n,
         refills=int(without.tlb.counters()["refill_misses"].get("transition", 0)),
+        origin=trace.origin(geometry=str(base.geometry)),
+        mmu=base.mmu,
     )
 
 

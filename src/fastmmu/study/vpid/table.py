@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.report.figure import picture
+from fastmmu.report.rows import by_trace
 from fastmmu.report.table import Cell, Column, render
 
 if TYPE_CHECKING:
@@ -16,11 +17,13 @@ __all__ = ["vpid_plot", "vpid_rows", "vpid_table"]
 
 
 def vpid_rows(points: Sequence[VpidPoint]) -> list[dict[str, Any]]:
-    """One flat dict a rate: trace, rate (exits per thousand accesses), accesses, exits, misses_on, misses_off,
-    resident (pages an exit), looks, predicted (misses_off by E1), refills."""
+    """One flat dict a rate: trace, path, content, mmu, rate (exits per thousand accesses), accesses, exits, misses_on,
+    misses_off, resident (pages an exit), looks, predicted (misses_off by E1), refills, geometry."""
     return [
         {
+            **point.origin.columns(),
             "trace": point.trace,
+            "mmu": point.mmu,
             "rate": point.rate,
             "accesses": point.accesses,
             "exits": point.exits,
@@ -30,6 +33,7 @@ def vpid_rows(points: Sequence[VpidPoint]) -> list[dict[str, Any]]:
             "looks": point.looks,
             "predicted": point.predicted,
             "refills": point.refills,
+            **point.origin.made_with(),
         }
         for point in points
     ]
@@ -37,6 +41,8 @@ def vpid_rows(points: Sequence[VpidPoint]) -> list[dict[str, Any]]:
 
 def vpid_table(points: Sequence[VpidPoint], *, colour: bool = False) -> str:
     """A row a rate."""
+    if len(traces := by_trace(points)) > 1:
+        return "\n\n".join(vpid_table(one, colour=colour) for one in traces)
     columns = [
         Column("exits/1000", align=">"),
         Column("exits"),
@@ -69,16 +75,16 @@ def vpid_plot(points: Sequence[VpidPoint], path: str | os.PathLike[str]) -> None
 
     :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
     """
-    traces = list(dict.fromkeys(point.trace for point in points))
+    traces = list(dict.fromkeys((point.trace, point.origin) for point in points))
     with picture(path, (6 * len(traces), 4.5)) as figure:
         for i, trace in enumerate(traces):
-            mine = [point for point in points if point.trace == trace]
+            mine = [point for point in points if (point.trace, point.origin) == trace]
             rates = [point.exits / point.accesses * 1000 for point in mine]
             axes = figure.add_subplot(1, len(traces), i + 1)
             axes.plot(rates, [point.off for point in mine], "o-", label="without VPID")
             axes.plot(rates, [point.predicted for point in mine], "x--", label="with VPID + exits × resident set")
             axes.plot(rates, [point.on for point in mine], "s-", label="with VPID")
             axes.set(xscale="log", yscale="log", xlabel="VM exits per 1000 accesses", ylabel="TLB misses")
-            axes.set_title(trace)
+            axes.set_title(trace[0])
             axes.grid(True, which="both", alpha=0.2)
             axes.legend(fontsize="small")

@@ -1,0 +1,136 @@
+"""The content of traces: equal for equal events, however they come; and what it costs."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastmmu import Config, CostModel, Machine, Trace, read_trace, simulate, write_trace
+from fastmmu.machine.identity import Content
+from fastmmu.trace.identity import identified
+from tests.support.event_lists import program
+
+
+def content(op: np.ndarray, size: np.ndarray, addr: np.ndarray, cuts: list[int]) -> str:
+    found = Content()
+    for start, stop in zip([0, *cuts], [*cuts, len(addr)], strict=True):
+        found.update(op[start:stop], size[start:stop], addr[start:stop])
+    return found.digest()
+
+
+def columns(n: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    chance = np.random.default_rng(seed)
+    return (chance.integers(0, 4, n, np.uint8), chance.integers(1, 9, n, np.uint8),
+            chance.integers(0, 1 << 47, n, np.uint64))  # fmt: skip
+
+
+def test_batches_do_not_matter() -> None:
+    chance = random.Random(1)
+    for n in (0, 1, 7, 8, 9, 1000, 32768, 100_003):
+        op, size, addr = columns(n)
+        whole = content(op, size, addr, [])
+        for _ in range(20):
+            cuts = sorted(chance.randrange(n + 1) for _ in range(chance.randrange(9)))
+            assert content(op, size, addr, cuts) == whole, (n, cuts)
+
+
+def test_any_change_of_one_event_is_seen() -> None:
+    op, size, addr = columns(50_000)
+    seen = {content(op, size, addr, [])}
+    tried = 1
+    for at in (0, 1, 31, 32767, 32768, 49_999):
+        for bit in range(64):
+            addr[at] ^= np.uint64(1 << bit)
+            seen.add(content(op, size, addr, []))
+            addr[at] ^= np.uint64(1 << bit)
+        for column in (op, size):
+            for bit in range(8):
+                column[at] ^= np.uint8(1 << bit)
+                seen.add(content(op, size, addr, []))
+                column[at] ^= np.uint8(1 << bit)
+        tried += 64 + 16
+    assert len(seen) == tried
+
+
+def test_order_length_and_high_bits_count() -> None:
+    """Swapped events, zeros at the end, and the highest bits of two addresses at once."""
+    op, size, addr = columns(1000)
+    found = {content(op, size, addr, [])}
+    for i in range(0, 998, 7):
+        swapped = addr.copy()
+        swapped[[i, i + 1]] = swapped[[i + 1, i]]
+        found.add(content(op, size, swapped, []))
+        high = addr.copy()
+        high[[i, i + 1]] ^= np.uint64(0xFFFF_8000_0000_0000)
+        found.add(content(op, size, high, []))
+    zeros = np.zeros(64, np.uint64)
+    found |= {content(zeros.astype(np.uint8)[:n], zeros.astype(np.uint8)[:n], zeros[:n], []) for n in range(65)}
+    assert len(found) == 1 + 2 * 143 + 65
+
+
+def test_it_is_the_same_for_ever() -> None:
+    """Files are compared by it, those of earlier versions, too."""
+    op, size, addr = np.zeros(40_000, np.uint8), np.ones(40_000, np.uint8), np.arange(40_000, dtype=np.uint64)
+    assert content(op, size, addr, []) == "870f46f2db80bc5d19b63020"
+
+
+def test_results_know_their_trace(tmp_path: Path) -> None:
+    trace = program(3000)
+    for name in ("a.npy", "b.npy.gz", "b.arrow"):
+        if name.endswith("arrow"):
+            pytest.importorskip("pyarrow")
+        write_trace(trace, tmp_path / name)
+    of = {name: simulate(read_trace(tmp_path / name)) for name in ("a.npy", "b.npy.gz")}
+    memory = simulate(trace)
+    assert {result.content for result in of.values()} == {memory.content}
+    assert [result.path for result in of.values()] == [str(tmp_path / name) for name in of]
+    assert simulate(read_trace(tmp_path / "a.npy").head(2999)).content != memory.content
+    assert simulate(np.arange(9) * 4096).content == simulate(Trace.from_arrays(np.arange(9) * 4096)).content
+    assert memory.geometry == str(Config().geometry)
+    assert memory.costs == CostModel.load().identity
+
+
+def test_a_file_is_hashed_once_and_anew_where_it_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.arange(1000, dtype=np.uint64) * 4096)
+    trace = identified(read_trace(path))
+    assert trace.content == ""
+    first = simulate(trace)
+    assert first.content == trace.content == simulate(read_trace(path)).content
+    iterator = trace.batches(10)
+    next(iterator)
+    assert trace.content == first.content  # known, whatever is read of it
+    np.save(path, np.arange(1000, dtype=np.uint64) * 8192)
+    second = simulate(trace)
+    assert second.content == simulate(read_trace(path)).content != first.content
+
+
+def test_costs_are_known_by_their_values(tmp_path: Path) -> None:
+    default = CostModel.load()
+    (tmp_path / "same.toml").write_text("[access]\ntrace = 1\n")
+    (tmp_path / "other.toml").write_text("[access]\ntrace = 2\n")
+    (tmp_path / "unused.toml").write_text("[generation.mine]\nround_trip = 1\nvmread = 1\nvmwrite = 1\n")
+    assert default.identity == CostModel.load(tmp_path / "same.toml").identity
+    assert default.identity == CostModel.load(tmp_path / "unused.toml").identity
+    others = [CostModel.load(tmp_path / "other.toml"), CostModel.load(generation="icelake")]
+    assert len({default.identity, *(other.identity for other in others)}) == 3
+
+
+def test_it_takes_a_fraction_of_the_simulation() -> None:
+    op, size, addr = columns(1 << 18)
+    addr &= np.uint64((1 << 22) - 1)
+    machine, hashed = Machine(Config()), Content()
+    machine.run(op, size, addr)
+    run, own = [], []
+    for _ in range(7):
+        start = time.perf_counter()
+        hashed.update(op, size, addr)
+        middle = time.perf_counter()
+        machine.run(op, size, addr)
+        run.append(time.perf_counter() - middle)
+        own.append(middle - start)
+    assert min(own) < min(run) / 2  # a tenth as a rule
