@@ -103,7 +103,8 @@ def test_a_native_run_is_the_same_whatever_the_vmm_would_do() -> None:
     apic = simulate(trace, Config(tpr="trap", memory="2G", exit_every=100))
     plain = simulate(trace, Config(exit_every=100))
     for fields in (
-        {"host_pages": "2m"}, {"kvm": "6.1"}, {"vendor": "amd"}, {"unsync": True}, {"ept_ad": False}, {"tdp_mmu": False},
+        {"host_pages": "2m"}, {"kvm": "6.1"}, {"vendor": "amd"}, {"unsync": True}, {"ept_ad": False},
+        {"tdp_mmu": False},
         {"eager_page_split": False}, {"nx_huge_pages": True}, {"mmio_caching": False}, {"shadow_keys": True},
         {"guest_ad_checked": False}, {"unrestricted_guest": True}, {"identity_map": 0x1000_0000}, {"host_memory": "1M"},
         {"host_reclaim": "lru"}, {"ageing": "old"}, {"noncoherent_dma": True}, {"cd_quirk": False}, {"table_pages": 16},

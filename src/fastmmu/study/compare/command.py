@@ -19,7 +19,10 @@ Simulates each trace natively, under shadow paging and under EPT, without and wi
 TLB misses, page walks and their memory references, guest page faults, VM exits by reason, the modelled cycles of an
 access and the slowdown over the native run with the same pages; under it, which causes cost what.
 
-Several traces are several tables. With --switch-every they are the processes of one guest, and one table.
+Several traces are several tables. In files a row says what it was made of: path and content of the trace (a hash of its
+events), configuration, arrays of the TLB, cost model, version and command line. Of two equal runs only `seconds`, the
+wall time, and what named them, `path` and `command`, differ. With --switch-every they are the processes of one guest,
+and one table.
 """
 
 EPILOG = """\
