@@ -1,17 +1,16 @@
-from typing import Literal
-
 import numpy as np
 
 from fastmmu.arch.memtype_py import MemoryType
 from fastmmu.dtypes import Fault
 from fastmmu.exits import Qualification
+from fastmmu.ops import AccessName
 from fastmmu.paging.memory import PhysicalMemory
 from fastmmu.paging.state import Eptp, GuestState
 from fastmmu.tlb.tlb import TLB
 
 class WalkResult:
     la: int
-    access: str
+    access: AccessName
     @property
     def steps(self) -> np.recarray[tuple[int], np.dtype[np.void]]: ...
     @property
@@ -52,7 +51,7 @@ def walk(
     state: GuestState,
     va: int,
     *,
-    access: Literal["r", "w", "rw", "x"] | str = "r",
+    access: AccessName = "r",
     eptp: int | Eptp | None = None,
     set_ad: bool = False,
     tlb: TLB | None = None,
@@ -62,7 +61,7 @@ def walk_ept(
     eptp: int | Eptp,
     gpa: int,
     *,
-    access: Literal["r", "w", "rw", "x"] | str = "r",
+    access: AccessName = "r",
     gla: int | None = None,
     paging_structure: bool = False,
     user: bool = True,

@@ -7,8 +7,12 @@ in bytes (0 is taken as 1); the system events, on which the schemes differ, use 
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
-__all__ = ["LAST_ACCESS", "Op", "RecordOp"]
+__all__ = ["LAST_ACCESS", "AccessName", "Op", "RecordOp"]
+
+AccessName = Literal["r", "w", "rw", "x"]
+"""Read, write, read-modify-write, instruction fetch: `access` of a walk, a translation, an access of a guest."""
 
 
 class Op(enum.IntEnum):

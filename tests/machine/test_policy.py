@@ -6,6 +6,7 @@ import runpy
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from fastmmu import (
     Action,
     Config,
+    ConfigError,
     Exit,
     ExitReason,
     Machine,
@@ -252,3 +254,99 @@ def test_example(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyP
     assert small.endswith(f"{4 * exits} KB of host memory")
     assert large.split()[5:8:4] == ["5"]
     assert regions == f"the {exits} small pages lie in 5 regions of 2 MB"
+
+
+# ---- what is no policy -----------------------------------------------------------------------------------------------
+
+
+class Misspelt(Policy):
+    def on_ept_violaton(self, machine: Machine, exit: Exit) -> Action:
+        return machine.default()
+
+
+class Unknown(Policy):
+    def on_tuesday(self) -> None: ...
+
+
+class NoMethod(Policy):
+    on_cpuid = 5
+
+
+class OfAnInstance(Policy):
+    def __init__(self) -> None:
+        self.on_epd_violation = lambda machine, exit: machine.default()
+
+
+class Plain:
+    def on_cpuid(self, machine: Machine, exit: Exit) -> Action:
+        return machine.default()
+
+
+@pytest.mark.parametrize(
+    ("policy", "error", "said"),
+    [
+        (
+            Misspelt(),
+            ConfigError,
+            r"Misspelt.on_ept_violaton: there is no such VM exit.*did you mean on_ept_violation\?",
+        ),
+        (OfAnInstance(), ConfigError, r"OfAnInstance.on_epd_violation: .*did you mean on_ept_violation\?"),
+        (Unknown(), ConfigError, "Unknown.on_tuesday: there is no such VM exit.*a name of fastmmu.ExitReason"),
+        (NoMethod(), ConfigError, r"NoMethod.on_cpuid: no function; give a method \(self, machine, exit\)"),
+        (Plain(), TypeError, "is no fastmmu.Policy: make its class one of fastmmu.Policy"),
+        (Misspelt, TypeError, r"is no fastmmu.Policy: give an instance, Misspelt\(\)"),
+        ("trap", TypeError, "policy='trap' is no fastmmu.Policy"),
+        (lambda machine, exit: None, TypeError, "is no fastmmu.Policy"),
+    ],
+)
+def test_what_is_no_policy_is_refused(policy: Any, error: type[Exception], said: str) -> None:
+    for call in (
+        lambda: simulate(TOUCH, EPT, policy=policy),
+        lambda: Simulation(EPT, policy=policy),
+        lambda: Machine(EPT, policy=policy),
+    ):
+        with pytest.raises(error, match=said):
+            call()
+
+
+def test_a_misspelt_name_of_any_handler_is_led_back() -> None:
+    for reason in ExitReason:
+        name = f"on_{reason.name.lower()}"
+        wrong = name[:-2] + name[-1]
+        if wrong.upper().removeprefix("ON_") in ExitReason.__members__:
+            continue
+        with pytest.raises(ConfigError, match=f"did you mean {name}" if len(name) > 8 else "did you mean on_"):
+            Machine(EPT, policy=type("P", (Policy,), {wrong: lambda *_: None})())
+
+
+def test_a_handler_may_be_an_instances_own() -> None:
+    seen: list[int] = []
+
+    def handler(machine: Machine, exit: Exit) -> Action:
+        seen.append(exit.guest_physical)
+        return machine.default()
+
+    policy = Policy()
+    policy.on_ept_violation = handler  # type: ignore[method-assign]
+    result = simulate(TRACE, EPT, policy=policy)
+    assert len(seen) == result.counters["exits_by_reason"]["ept_violation"] > 0
+    assert result.counters == simulate(TRACE, EPT).counters
+    assert (result.policy, simulate(TRACE, EPT).policy) == ("Policy", "")
+
+
+def test_other_names_and_inherited_handlers_are_let_be() -> None:
+    class Base(Policy):
+        on_disk = 3
+
+        def once(self) -> None: ...
+
+        def on_cpuid(self, machine: Machine, exit: Exit) -> Action:
+            self.seen = getattr(self, "seen", 0) + 1
+            return machine.default()
+
+    class Derived(Base):
+        pass
+
+    policy = Derived()
+    simulate(program(1000), EPT.replace(exit_every=100), policy=policy)
+    assert policy.seen == 10

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastmmu import ConfigError
+from fastmmu import Config, ConfigError, simulate
 from fastmmu.tlb.geometry import PRESETS, Array, Geometry, geometry, parse_array
 from fastmmu.tlb.tlb import TLB
+from tests.support.event_lists import program
 
 # tlb.md §9, column by column: unit, page size -> "entries/ways"
 TABLE = {
@@ -219,3 +221,93 @@ def test_stores_have_their_own_first_level_where_the_preset_has_one() -> None:
         tlb = TLB(name)
         tlb.fill(0x5000, TLB.value(0x5000), "r")
         assert tlb.lookup(0x5000, "w")[0] == level
+
+
+# ---- arrays by page size, walk caches, guest-physical mappings -------------------------------------------------------
+
+
+def test_arrays_by_page_size() -> None:
+    g = geometry("skylake", l1d="32/4 + 2m 16/4 + 1G 8/fa", l1i="2m 16/fa", stlb="1024/8 + 1g none")
+    assert g.l1d == (Array(32, 4), Array(16, 4, ("2m",)), Array(8, 8, ("1g",)))
+    assert g.l1i == (Array(128, 8), Array(16, 16, ("2m",)))
+    assert g.l2 == (Array(1024, 8, ("4k", "2m")),)
+    zen = geometry("zen2", l1d="2m 32/4")
+    assert zen.l1d == (Array(64, 64, ("4k", "1g")), Array(32, 4, ("2m",)))
+    icelake = geometry("icelake", stlb="2m 512/8")
+    assert icelake.l2 == (Array(2048, 16, ("4k", "1g"), (16, 8)), Array(512, 8, ("2m",)))
+    for text in ("64/4 + 3m 4/4", "2m", "64/4 +", "1g 5/4", "+", "2m 32/4 32/4"):
+        with pytest.raises(ConfigError, match="l1d"):
+            geometry("skylake", l1d=text)
+    with pytest.raises(ConfigError, match="a first level must hold 4k pages"):
+        geometry("skylake", l1d="4k none")
+
+
+def test_walk_caches_and_guest_physical_mappings_by_size() -> None:
+    g = geometry("skylake", psc="4/8/64", epsc="128/4", gpm="32/4")
+    assert [(array.entries, array.sizes) for array in g.psc] == [(4, ("pml4e",)), (8, ("pdpte",)), (64, ("pde",))]
+    assert g.epsc == (Array(128, 4, ("pde", "pdpte", "pml4e", "pml5e")),)
+    assert g.gpm == Array(32, 4, ("4k", "2m", "1g"))
+    none = msgspec.structs.replace(geometry("skylake"), psc=(), gpm="off")
+    assert geometry("skylake", psc="none", gpm="off") == none
+    assert geometry("skylake", gpm="shared").gpm == "shared"
+    assert geometry("skylake", psc="0/4/16").psc == geometry("core2").psc
+    for name, text, said in (
+        ("psc", "x", "or PML4E/PDPTE/PDE entries, as in 2/4/32"),
+        ("epsc", "5/4", "no multiple"),
+        ("gpm", "most", "'most' is no geometry"),
+        ("psc", "1/2/3/4", "is no geometry"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            geometry("skylake", **{name: text})
+    with pytest.raises(ConfigError, match="lives in a second level, and there is none"):
+        geometry("skylake", stlb="none", gpm="shared")
+
+
+def test_larger_walk_caches_save_references() -> None:
+    """A guest-physical cache of every size, and none: fewer references with each step."""
+    trace, refs = program(3000, pages=2000), []
+    for gpm in ("off", "4/fa", "64/fa", "1024/fa"):
+        result = simulate(trace, Config(mmu="ept", vpid=True, tlb=geometry("skylake", gpm=gpm)))
+        refs.append(result.counters["ept_walk_refs"])
+    assert refs == sorted(refs, reverse=True)
+    assert refs[0] > 2 * refs[-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"l2": "64/4"}, r"l2='64/4': give a tuple of Array"),
+        ({"l1d": (64, 4)}, r"l1d=\(64, 4\): give a tuple of Array"),
+        ({"gpm": "some"}, "gpm='some': give 'shared', 'off' or an Array"),
+        ({"replacement": "fifo"}, "replacement 'fifo': choose lru or plru"),
+        ({"replacement": 5}, "replacement 5: choose lru or plru"),
+        ({"replacement": ("lru",)}, "for each level one"),
+    ],
+)
+def test_a_geometry_that_is_none(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Geometry(**{"name": "mine", "l1i": (Array(64, 4),), "l1d": (Array(64, 4),), **fields})
+
+
+def test_an_array_that_is_none() -> None:
+    for bad in (("64", 4), (64.0, 4), (64, None), (True, 1), (64, 4, 5), (64, 4, ("4k",), 3), (64, 4, ("4k",), ("x",))):
+        with pytest.raises(ConfigError, match="Array: "):
+            Array(*bad)  # type: ignore[arg-type]
+
+
+def test_what_a_geometry_says_tells_geometries_apart() -> None:
+    said = {name: str(geometry(name)) for name in PRESETS}
+    assert said["zen2"] == said["zen3"]
+    assert len(set(said.values())) == len(PRESETS) - 1
+    assert said["skylake"].startswith(
+        "L1I 128/8 4k, 8/fa 2m; L1D 64/4 4k, 32/4 2m, 4/fa 1g; L2 1536/12 4k 2m, 16/4 1g;"
+    )
+    base = geometry("icelake")
+    changes: list[dict[str, Any]] = [
+        {}, {"l1s": ()}, {"l2": (Array(2048, 16, ("4k", "2m", "1g")),)}, {"l2_fetches": False}, {"smash": True},
+        {"psc": ()}, {"epsc": ()}, {"gpm": "off"}, {"gpm": "shared"}, {"replacement": ("lru", "plru")},
+        {"replacement": ("plru", "lru")}, {"replacement": ("plru", "plru")}, {"unbounded": True}, {"l2": ()},
+        {"l2i": (Array(64, 4),)},
+    ]  # fmt: skip
+    others = [msgspec.structs.replace(base, **change) for change in changes]
+    assert len({str(g) for g in others}) == len(others)

@@ -180,14 +180,15 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             arrays = self.geometry
         except ConfigError as error:
             raise ConfigError(f"Config: {error}") from error
+        memory = self._bytes("memory")
         if self.find_missing_flushes and not arrays.unbounded:
             raise ConfigError(
                 f"Config: find_missing_flushes with tlb={arrays.name!r}, which forgets more than it must and hides "
                 'what is missing; use tlb="strict"'
             )
-        if not 1 << 26 <= parse_bytes(self.memory) <= 1 << 45:
+        if not 1 << 26 <= memory <= 1 << 45:
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
-        if self.host_memory is not None and not 1 <= parse_bytes(self.host_memory) <= 1 << 46:
+        if self.host_memory is not None and not 1 <= self._bytes("host_memory") <= 1 << 46:
             raise ConfigError(f"Config: host_memory={self.host_memory!r} is outside 1..64T; a host has 64k at least")
         if self.identity_map & 0xFFF or not 0 < self.identity_map <= 0xFFFF_C000:
             raise ConfigError(
@@ -200,10 +201,16 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if self.pml and not (self.mmu == "ept" and self.ept_ad and self.vendor == "intel"):
             raise ConfigError('Config: pml=True needs mmu="ept", ept_ad=True and vendor="intel": it logs EPT D flags')
-        if self.tpr is not None and parse_bytes(self.memory) > APIC_BASE:
+        if self.tpr is not None and memory > APIC_BASE:
             raise ConfigError(f"Config: memory={self.memory!r} covers the APIC at {APIC_BASE:#x}; give at most 3G")
         if self.tpr in ("flexpriority", "apicv") and not self.tpr_shadow:
             raise ConfigError(f'Config: tpr="{self.tpr}" needs tpr_shadow=True')
+
+    def _bytes(self, name: str) -> int:
+        try:
+            return parse_bytes(getattr(self, name))
+        except ConfigError as error:
+            raise ConfigError(f"Config: {name}={error}") from error
 
     @_takes_fields_of(_Fields)
     def replace(self, **changes: Any) -> Config:

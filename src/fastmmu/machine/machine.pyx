@@ -22,7 +22,7 @@ from fastmmu.paging.state cimport GuestState
 
 from fastmmu.errors import ConfigError, PolicyError, TraceError
 from fastmmu.exits import ExitReason
-from fastmmu.machine.config import Config
+from fastmmu.machine.config import as_config
 from fastmmu.machine.policy import Action, Exit, overridden
 
 
@@ -82,7 +82,7 @@ cdef class Machine:
 
     def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None, slots=(), place=None):
         cdef Board board = self.board
-        board._build(Config() if config is None else config, guest_kernel, state, slots, place)
+        board._build(as_config(config), guest_kernel, state, slots, place)
         board.machine = ref(self)
         board.policy = policy
         board.handlers = {reason: getattr(policy, name) for reason, name in overridden(policy).items()}

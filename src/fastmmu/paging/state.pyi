@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastmmu.arch.memtype_py import Mtrrs
+from fastmmu.ops import AccessName
 
 class Mode(enum.IntEnum):
     NONE = 0
@@ -26,7 +27,7 @@ class GuestState:
     page1gb: bool
     pse36: int
     pdptes: tuple[int, int, int, int] | None
-    upper_a: str
+    upper_a: Literal["eager", "lazy"]
     pat: int
     mtrrs: Mtrrs
     def __init__(
@@ -49,7 +50,26 @@ class GuestState:
         pat: int = ...,
         mtrrs: Mtrrs | None = None,
     ) -> None: ...
-    def replace(self, **changes: Any) -> GuestState: ...
+    def replace(
+        self,
+        *,
+        cr0: int = ...,
+        cr3: int = ...,
+        cr4: int = ...,
+        efer: int = ...,
+        cpl: int = ...,
+        ac: int = ...,
+        pkru: int = ...,
+        pkrs: int = ...,
+        implicit: bool = ...,
+        maxphyaddr: int = ...,
+        page1gb: bool = ...,
+        pse36: int | None = ...,
+        pdptes: Sequence[int] | None = ...,
+        upper_a: Literal["eager", "lazy"] = ...,
+        pat: int = ...,
+        mtrrs: Mtrrs | None = ...,
+    ) -> GuestState: ...
     @property
     def mode(self) -> Mode: ...
 
@@ -79,4 +99,4 @@ class Eptp:
     ) -> None: ...
 
 def eptp_fault(value: int, maxphyaddr: int = 52, ad_supported: bool = True, five_levels: bool = True) -> str: ...
-def access_code(access: str) -> int: ...
+def access_code(access: AccessName) -> int: ...

@@ -3,6 +3,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu.ops import AccessName
 from fastmmu.paging.memory import PhysicalMemory
 from fastmmu.paging.state import Eptp, GuestState
 
@@ -19,7 +20,7 @@ def translate(
     state: GuestState,
     va: npt.ArrayLike,
     *,
-    access: str = "r",
+    access: AccessName = "r",
     eptp: int | Eptp | None = None,
     out: npt.NDArray[Any] | Translation | None = None,
     threads: int = 1,

@@ -4,13 +4,14 @@
     entries      entries, and the contexts that stand for (VPID, PCID, EPT root)
     lookup       lookups and fills of both levels, paging-structure caches, guest-physical mappings
     invalidate   one function for each event that invalidates (tlb.md §3-§5)
-    geometry     presets, and arrays given as `64/4`
+    arrays       arrays given as `64/4`
+    geometry     all arrays of a CPU: presets, and what is put in their place
     tlb          `TLB`, all that for Python
 
 Imports `arch`. It knows no page tables: walks hand it what they found.
 
 To add a preset: a row in `geometry`. To add a replacement policy: a value of `Replacement` and what it does on a hit,
-on a fill and to find a victim, in `replacement.pxd`; its word in `geometry.REPLACEMENTS` and `tlb._REPLACEMENT`; the
+on a fill and to find a victim, in `replacement.pxd`; its word in `arrays.REPLACEMENTS` and `tlb._REPLACEMENT`; the
 same in `reference/tlb/entries.py`, which tests/tlb/test_equivalence.py sets beside it. To add an event that
 invalidates: a function in `invalidate`, its row in `reference/tlb/invalidations.py`, and a test in tests/tlb that says
 what dies and what survives.

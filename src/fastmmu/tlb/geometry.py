@@ -32,50 +32,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from fastmmu.errors import ConfigError
+from fastmmu.tlb.arrays import CHOICE, PAGES, REPLACEMENTS, TABLES, Array, Replacement, check_unit, parse_array, unit_of
 
-__all__ = ["PRESETS", "Array", "Geometry", "geometry", "parse_array"]
-
-PAGES = ("4k", "2m", "1g")
-TABLES = ("pde", "pdpte", "pml4e", "pml5e")
-MAX_ENTRIES = 1 << 22
-MAX_PLRU_WAYS = 64
-
-Replacement = Literal["lru", "plru"]
-REPLACEMENTS: dict[Replacement, str] = {"lru": "true LRU", "plru": "tree-PLRU"}
-"""Replacement policies, and what to call them."""
-_CHOICE = " or ".join(REPLACEMENTS)
-
-
-class Array(msgspec.Struct, frozen=True):
-    """One set-associative array.
-
-    :param sizes: what it holds, of "4k", "2m", "1g" (TLB) or "pde", "pdpte", "pml4e", "pml5e" (paging-structure cache).
-    :param quota: per size, the most ways of a set that this size may hold; None: all.
-    """
-
-    entries: int
-    ways: int
-    sizes: tuple[str, ...] = ("4k",)
-    quota: tuple[int, ...] | None = None
-
-    @property
-    def sets(self) -> int:
-        """Number of sets, a power of two."""
-        return self.entries // self.ways
-
-    def __str__(self) -> str:
-        return f"{self.entries}/{self.ways if self.sets > 1 else 'fa'}"
-
-    def described(self) -> str:
-        """The array with what it holds: "1536/12 4k 2m"; "2m:8": of that size in at most 8 ways of a set."""
-        quota = self.quota or (self.ways,) * len(self.sizes)
-        held = [size if most == self.ways else f"{size}:{most}" for size, most in zip(self.sizes, quota, strict=True)]
-        return " ".join([str(self), *held])
+__all__ = ["PAGES", "PRESETS", "REPLACEMENTS", "TABLES", "Array", "Geometry", "Replacement", "geometry", "parse_array"]
 
 
 class Geometry(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,75 +84,28 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
         return "; ".join(parts)
 
     def __post_init__(self) -> None:
+        for unit in ("l1i", "l1d", "l1s", "l2", "l2i", "psc", "epsc"):
+            msgspec.structs.force_setattr(self, unit, unit_of(getattr(self, unit), unit))
+        policies: Any = self.replacement
+        both = tuple(policies) if isinstance(policies, (tuple, list)) else (policies,) * 2
+        msgspec.structs.force_setattr(self, "replacement", both)
+        if len(both) != 2 or not all(policy in REPLACEMENTS for policy in both):
+            raise ConfigError(f"TLB {self.name!r}: replacement {policies!r}: choose {CHOICE}, for each level one")
+        if not isinstance(self.gpm, Array) and self.gpm not in ("shared", "off"):
+            raise ConfigError(f"TLB {self.name!r}: gpm={self.gpm!r}: give 'shared', 'off' or an Array")
+        if self.gpm == "shared" and not self.l2:
+            raise ConfigError(f"TLB {self.name!r}: gpm='shared' lives in a second level, and there is none; give 'off'")
         for level, units in enumerate(((self.l1i, self.l1d, self.l1s), (self.l2, self.l2i))):
             for arrays in units:
-                _check_unit(self.name, arrays, self.replacement[level], first=level == 0)
+                check_unit(self.name, arrays, self.replacement[level], first=level == 0)
         for arrays in (self.psc, self.epsc):
-            _check_unit(self.name, arrays, "lru", first=False, sizes=TABLES)
+            check_unit(self.name, arrays, "lru", first=False, sizes=TABLES)
         if isinstance(self.gpm, Array):
-            _check_unit(self.name, (self.gpm,), "lru", first=False)
+            check_unit(self.name, (self.gpm,), "lru", first=False)
         if self.unbounded and "plru" in self.replacement:
             raise ConfigError(f"TLB {self.name!r}: nothing is replaced where arrays grow; leave replacement at lru")
         if not self.l1i or not self.l1d:
             raise ConfigError(f"TLB {self.name!r}: a first level without arrays; give l1i and l1d one of 4k each")
-
-
-def _check_unit(
-    name: str, arrays: tuple[Array, ...], policy: str, *, first: bool, sizes: tuple[str, ...] = PAGES
-) -> None:
-    held = [size for array in arrays for size in array.sizes]
-    for size in held:
-        if size not in sizes:
-            raise ConfigError(f"TLB {name!r}: no array can hold {size!r}; choose from {', '.join(sizes)}")
-    if len(set(held)) != len(held):
-        raise ConfigError(
-            f"TLB {name!r}: two arrays of one unit hold the same page size ({', '.join(held)}); merge them"
-        )
-    if first and held and "4k" not in held:
-        raise ConfigError(f"TLB {name!r}: a first level must hold 4k pages, not only {', '.join(held)}; add an array")
-    for array in arrays:
-        _check(f"TLB {name!r}", array.entries, array.ways)
-        if array.quota is not None and (
-            len(array.quota) != len(array.sizes) or not all(1 <= most <= array.ways for most in array.quota)
-        ):
-            raise ConfigError(f"TLB {name!r}: quota {array.quota} of {array}; give 1..{array.ways} for each size")
-        if policy not in REPLACEMENTS:
-            raise ConfigError(f"replacement {policy!r}: choose {_CHOICE}")
-        if policy == "plru" and array.ways > MAX_PLRU_WAYS:
-            raise ConfigError(
-                f"TLB {name!r}: plru of {array.ways} ways; use lru, or at most {MAX_PLRU_WAYS} ways "
-                f"({array.entries // MAX_PLRU_WAYS * MAX_PLRU_WAYS or MAX_PLRU_WAYS}/{MAX_PLRU_WAYS})"
-            )
-
-
-def _check(what: str, entries: int, ways: int) -> None:
-    if entries <= 0 or ways <= 0:
-        raise ConfigError(f"{what}: {entries}/{ways} has no entries; both numbers must be at least 1, as in 64/4")
-    if entries > MAX_ENTRIES:
-        raise ConfigError(f"{what}: {entries} entries are more than {MAX_ENTRIES}; give fewer")
-    sets, rest = divmod(entries, ways)
-    if rest or sets & (sets - 1) or not sets:
-        low = 1 << max(sets.bit_length() - 1, 0)
-        near = [f"{low * ways}/{ways}"]
-        if sets and 2 * low * ways <= MAX_ENTRIES:
-            near.append(f"{2 * low * ways}/{ways}")
-        why = f"{entries} entries are no multiple of {ways} ways" if rest else f"{sets} sets, which is no power of two"
-        raise ConfigError(f"{what}: {entries}/{ways}: {why}; nearest: {' or '.join(near)}")
-
-
-def parse_array(text: str, *, what: str = "geometry", sizes: tuple[str, ...] = ("4k",)) -> Array:
-    """The array written "entries/ways", "entries/fa" or "entries fa".
-
-    :param what: name of the option, for messages.
-    :raises ConfigError: anything else; zero or negative numbers; a number of sets that is no power of two.
-    """
-    match = re.fullmatch(r"([+-]?\d+)\s*(?:[/,]\s*([+-]?\d+)(?:[\s-]*ways?)?|[/\s]?\s*(fa))", str(text).strip().lower())
-    if not match:
-        raise ConfigError(f"{what}: {text!r} is no geometry; write entries/ways, as in 64/4, or 64/fa")
-    entries = int(match[1])
-    ways = entries if match[3] else int(match[2])
-    _check(what, entries, ways)
-    return Array(entries, ways, sizes)
 
 
 def _a(text: str, *sizes: str, quota: tuple[int, ...] | None = None) -> Array:
@@ -362,8 +279,12 @@ def geometry(
         word = str(gpm).strip().lower()
         changes["gpm"] = word if word in ("shared", "off") else parse_array(word, what="gpm", sizes=PAGES)
     if replacement is not None:
-        both = replacement.replace(" ", "").split(",") if isinstance(replacement, str) else list(replacement)
+        both = (
+            str(replacement).replace(" ", "").split(",")
+            if not isinstance(replacement, (tuple, list))
+            else list(replacement)
+        )
         if len(both) not in (1, 2) or any(policy not in REPLACEMENTS for policy in both):
-            raise ConfigError(f"replacement {replacement!r}: choose {_CHOICE}, or one for each level as in lru,plru")
+            raise ConfigError(f"replacement {replacement!r}: choose {CHOICE}, or one for each level as in lru,plru")
         changes["replacement"] = (both[0], both[-1])
     return msgspec.structs.replace(found, **changes) if changes else found

@@ -1,0 +1,151 @@
+"""Arrays of a TLB: entries and ways, checked, and as text.
+
+:mod:`fastmmu.tlb.geometry` puts them together.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from fastmmu.errors import ConfigError
+
+__all__ = ["CHOICE", "PAGES", "REPLACEMENTS", "TABLES", "Array", "Replacement", "check_unit", "parse_array", "unit_of"]
+
+PAGES = ("4k", "2m", "1g")
+TABLES = ("pde", "pdpte", "pml4e", "pml5e")
+MAX_ENTRIES = 1 << 22
+MAX_PLRU_WAYS = 64
+
+Replacement = Literal["lru", "plru"]
+REPLACEMENTS: dict[Replacement, str] = {"lru": "true LRU", "plru": "tree-PLRU"}
+"""Replacement policies, and what to call them."""
+CHOICE = " or ".join(REPLACEMENTS)
+
+
+class Array(msgspec.Struct, frozen=True):
+    """One set-associative array.
+
+    :param sizes: what it holds, of "4k", "2m", "1g" (TLB) or "pde", "pdpte", "pml4e", "pml5e" (paging-structure cache).
+    :param quota: per size, the most ways of a set that this size may hold; None: all.
+    """
+
+    entries: int
+    ways: int
+    sizes: tuple[str, ...] = ("4k",)
+    quota: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _set(self, "entries", _whole(self.entries, "entries"))
+        _set(self, "ways", _whole(self.ways, "ways"))
+        sizes: Any = self.sizes
+        _set(self, "sizes", (sizes,) if isinstance(sizes, str) else _tuple(sizes, "sizes", str))
+        if self.quota is not None:
+            _set(self, "quota", tuple(_whole(most, "quota") for most in _tuple(self.quota, "quota", object)))
+
+    @property
+    def sets(self) -> int:
+        """Number of sets, a power of two."""
+        return self.entries // self.ways
+
+    def __str__(self) -> str:
+        return f"{self.entries}/{self.ways if self.sets > 1 else 'fa'}"
+
+    def described(self) -> str:
+        """The array with what it holds: "1536/12 4k 2m"; "2m:8": of that size in at most 8 ways of a set."""
+        quota = self.quota or (self.ways,) * len(self.sizes)
+        held = [size if most == self.ways else f"{size}:{most}" for size, most in zip(self.sizes, quota, strict=True)]
+        return " ".join([str(self), *held])
+
+
+_set = msgspec.structs.force_setattr  # of what __post_init__ puts into its one form
+
+
+def _whole(value: Any, what: str) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ConfigError(f"Array: {what}={value!r} is no whole number; write Array(64, 4)")
+
+
+def _tuple(values: Any, what: str, kind: type) -> tuple[Any, ...]:
+    if isinstance(values, (tuple, list)) and all(isinstance(value, kind) for value in values):
+        return tuple(values)
+    raise ConfigError(f"Array: {what}={values!r}: give a tuple, one for each size that it holds")
+
+
+def unit_of(arrays: Any, what: str) -> tuple[Array, ...]:
+    """Arrays of a unit as a tuple; one alone and a list are taken, too.
+
+    :raises ConfigError: something else.
+    """
+    if isinstance(arrays, Array):
+        return (arrays,)
+    if isinstance(arrays, (tuple, list)) and all(isinstance(array, Array) for array in arrays):
+        return tuple(arrays)
+    raise ConfigError(
+        f"{what}={arrays!r}: give a tuple of Array(entries, ways, sizes), or write it in geometry({what}=)"
+    )
+
+
+def check_unit(
+    name: str, arrays: tuple[Array, ...], policy: str, *, first: bool, sizes: tuple[str, ...] = PAGES
+) -> None:
+    held = [size for array in arrays for size in array.sizes]
+    for size in held:
+        if size not in sizes:
+            raise ConfigError(f"TLB {name!r}: no array can hold {size!r}; choose from {', '.join(sizes)}")
+    if len(set(held)) != len(held):
+        raise ConfigError(
+            f"TLB {name!r}: two arrays of one unit hold the same page size ({', '.join(held)}); merge them"
+        )
+    if first and held and "4k" not in held:
+        raise ConfigError(f"TLB {name!r}: a first level must hold 4k pages, not only {', '.join(held)}; add an array")
+    for array in arrays:
+        _check(f"TLB {name!r}", array.entries, array.ways)
+        if array.quota is not None and (
+            len(array.quota) != len(array.sizes) or not all(1 <= most <= array.ways for most in array.quota)
+        ):
+            raise ConfigError(f"TLB {name!r}: quota {array.quota} of {array}; give 1..{array.ways} for each size")
+        if policy not in REPLACEMENTS:
+            raise ConfigError(f"replacement {policy!r}: choose {CHOICE}")
+        if policy == "plru" and array.ways > MAX_PLRU_WAYS:
+            raise ConfigError(
+                f"TLB {name!r}: plru of {array.ways} ways; use lru, or at most {MAX_PLRU_WAYS} ways "
+                f"({array.entries // MAX_PLRU_WAYS * MAX_PLRU_WAYS or MAX_PLRU_WAYS}/{MAX_PLRU_WAYS})"
+            )
+
+
+def _check(what: str, entries: int, ways: int) -> None:
+    if entries <= 0 or ways <= 0:
+        raise ConfigError(f"{what}: {entries}/{ways} has no entries; both numbers must be at least 1, as in 64/4")
+    if entries > MAX_ENTRIES:
+        raise ConfigError(f"{what}: {entries} entries are more than {MAX_ENTRIES}; give fewer")
+    sets, rest = divmod(entries, ways)
+    if rest or sets & (sets - 1) or not sets:
+        low = 1 << max(sets.bit_length() - 1, 0)
+        near = [f"{low * ways}/{ways}"]
+        if sets and 2 * low * ways <= MAX_ENTRIES:
+            near.append(f"{2 * low * ways}/{ways}")
+        why = f"{entries} entries are no multiple of {ways} ways" if rest else f"{sets} sets, which is no power of two"
+        raise ConfigError(f"{what}: {entries}/{ways}: {why}; nearest: {' or '.join(near)}")
+
+
+def parse_array(text: str, *, what: str = "geometry", sizes: tuple[str, ...] = ("4k",)) -> Array:
+    """The array written "entries/ways", "entries/fa" or "entries fa".
+
+    :param what: name of the option, for messages.
+    :raises ConfigError: anything else; zero or negative numbers; a number of sets that is no power of two.
+    """
+    match = re.fullmatch(r"([+-]?\d+)\s*(?:[/,]\s*([+-]?\d+)(?:[\s-]*ways?)?|[/\s]?\s*(fa))", str(text).strip().lower())
+    if not match:
+        raise ConfigError(f"{what}: {text!r} is no geometry; write entries/ways, as in 64/4, or 64/fa")
+    entries = int(match[1])
+    ways = entries if match[3] else int(match[2])
+    _check(what, entries, ways)
+    return Array(entries, ways, sizes)
