@@ -113,10 +113,21 @@ cdef class WalkResult:
         """(user, writable, execute-disable) of the linear address by the guest's tables."""
         return bool(self.walk.us), bool(self.walk.rw), bool(self.walk.xd)
 
+    def __reduce__(self):
+        return _restored, (self.walk, self.la, self.access, self.steps, self.mt)
+
     def __repr__(self):
         if self.walk.fault == FAULT_NONE:
             return f"<walk {self.la:#x} -> {self.walk.pa:#x}, {len(self.steps)} steps>"
         return f"<walk {self.la:#x}: {self.fault.name}, {len(self.steps)} steps>"
+
+
+def _restored(walk, la, access, steps, mt):
+    # a copied or pickled result; its steps are as unwritable as those of the first
+    cdef WalkResult result = WalkResult.__new__(WalkResult)
+    result.walk, result.la, result.access, result.steps, result.mt = walk, la, access, steps, mt
+    steps.flags.writeable = False
+    return result
 
 
 def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="r", eptp=None, set_ad=False,

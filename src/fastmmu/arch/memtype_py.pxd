@@ -5,4 +5,4 @@ from fastmmu.arch.memtype cimport MtrrState
 
 cdef class Mtrrs:
     cdef MtrrState state
-    cdef readonly dict registers
+    cdef readonly object registers      # read-only mapping

@@ -1,5 +1,5 @@
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 class MemoryType(enum.IntEnum):
@@ -11,7 +11,7 @@ class MemoryType(enum.IntEnum):
     UC_MINUS = 7
 
 class Mtrrs:
-    registers: dict[str, Any]
+    registers: Mapping[str, Any]
     def __init__(
         self, def_type: int = 0x806, fixed: Sequence[int] | None = None, variable: Iterable[tuple[int, int]] = ()
     ) -> None: ...

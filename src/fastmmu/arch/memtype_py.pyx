@@ -1,6 +1,7 @@
 """`MemoryType` and `Mtrrs`, for Python."""
 
 import enum
+from types import MappingProxyType
 
 from libc.stdint cimport uint64_t
 
@@ -39,7 +40,7 @@ cdef class Mtrrs:
         for kind in types:
             if kind not in (MT_UC, MT_WC, MT_WT, MT_WP, MT_WB):
                 raise StateError(f"{kind} is no memory type of an MTRR; use 0, 1, 4, 5 or 6")
-        self.registers = {"def_type": int(def_type), "fixed": fixed, "variable": variable}
+        self.registers = MappingProxyType({"def_type": int(def_type), "fixed": fixed, "variable": variable})
         self.state.enabled = def_type >> 11 & 1
         self.state.fixed_enabled = def_type >> 10 & 1
         self.state.default_type = def_type & 0xFF
@@ -65,7 +66,7 @@ cdef class Mtrrs:
         return hash(tuple(self.registers.values()))
 
     def __reduce__(self):
-        return _mtrrs, (self.registers,)
+        return _mtrrs, (dict(self.registers),)
 
 
 def _mtrrs(registers):

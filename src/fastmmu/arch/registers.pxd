@@ -23,6 +23,7 @@ cdef enum:
     CR4_SMEP = 1 << 20
     CR4_SMAP = 1 << 21
     CR4_PKE = 1 << 22
+    CR4_CET = 1 << 23
     CR4_PKS = 1 << 24
     EFER_LME = 1 << 8
     EFER_LMA = 1 << 10
@@ -35,9 +36,17 @@ cdef extern from *:
     """
     #define FM_CR0_PG (1ULL << 31)
     #define FM_CR3_NO_FLUSH (1ULL << 63)
+    #define FM_CR0_DEFINED 0xE005003FULL
+    #define FM_CR4_DEFINED 0x01F73FFFULL
+    #define FM_EFER_DEFINED 0xD01ULL
     """
     const uint64_t CR0_PG "FM_CR0_PG"
     const uint64_t CR3_NO_FLUSH "FM_CR3_NO_FLUSH"
+    # Bits that the modelled processor has (paging.md §1.2).
+    const uint64_t CR0_DEFINED "FM_CR0_DEFINED"
+    # VME to OSXMMEXCPT, UMIP, LA57, VMXE, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE, CET, PKS
+    const uint64_t CR4_DEFINED "FM_CR4_DEFINED"
+    const uint64_t EFER_DEFINED "FM_EFER_DEFINED"       # SCE, LME, LMA, NXE
 
 cdef enum RegisterRule:         # why a write is #GP(0) (paging.md §1.2); sentences: RULES of arch/registers.pyx
     RULE_NONE = 0
@@ -57,6 +66,9 @@ cdef enum RegisterRule:         # why a write is #GP(0) (paging.md §1.2); sente
     RULE_CR3_RESERVED = 14
     RULE_CR4_NOT_OFFERED = 15
     RULE_INJECTED = 16
+    RULE_CR0_CET = 17
+    RULE_CR4_CET = 18
+    RULE_CR4_KVM = 19
 
 cdef struct Registers:          # of a processor, or a guest's as its VMM has them
     uint64_t cr0, cr3, cr4, efer

@@ -1,8 +1,8 @@
 """Control registers: what a write to one is allowed to do (paging.md §1.2), and what paging derives from all of them.
 
 A write is judged against the registers before it and gives those after it, or the rule by which it is #GP(0). Who
-writes, a processor or a VMM that emulates one, is no matter here. Code segments are not modelled: a guest that turns
-paging off or on in long mode does so in compatibility mode.
+writes, a processor or a VMM that emulates one, is no matter here; what KVM refuses beyond that: kvm/modes.pyx. Code
+segments are not modelled: a guest that turns paging off or on in long mode does so in compatibility mode.
 """
 
 from libc.stdint cimport uint64_t
@@ -11,10 +11,6 @@ from libc.string cimport memcpy, memset
 from fastmmu.arch.bits cimport FRAME, PS, XD, P
 from fastmmu.arch.types cimport MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Paging
 
-cdef uint64_t CR0_DEFINED = 0xE005003FULL       # the others are ignored; ET is always 1
-# VME to OSXMMEXCPT, UMIP, LA57, VMXE, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE, CET, PKS
-cdef uint64_t CR4_DEFINED = 0x01F73FFFULL
-cdef uint64_t EFER_DEFINED = 0xD01              # SCE, LME, LMA, NXE
 # changes that load the PDPTE registers (paging.md §3.2)
 cdef uint64_t CR0_LOADS = 0xE0000000ULL         # PG, CD, NW
 cdef uint64_t CR4_LOADS = CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
@@ -36,6 +32,9 @@ RULES = {
     RULE_CR3_RESERVED: "reserved bits of CR3 are set",
     RULE_CR4_NOT_OFFERED: "protection keys are not offered to a guest under shadow paging; use mmu='ept'",
     RULE_INJECTED: "a policy injected it",
+    RULE_CR0_CET: "WP (bit 16) cannot be cleared while CR4.CET=1 (bit 23)",
+    RULE_CR4_CET: "CR4.CET (bit 23) needs CR0.WP=1 (bit 16)",
+    RULE_CR4_KVM: "KVM offers its guests neither CR4.CET (bit 23) nor CR4.PKS (bit 24)",
 }
 """Rule (a RegisterRule) → the sentence that says why a write was #GP(0)."""
 
@@ -56,6 +55,8 @@ cdef int registers_cr0(const Registers *old, uint64_t value, Registers *new) noe
         return RULE_CR0_PAE
     if not value & CR0_PG and old.cr4 & CR4_PCIDE:
         return RULE_CR0_PCIDE
+    if not value & CR0_WP and old.cr4 & CR4_CET:
+        return RULE_CR0_CET
     new.cr0 = value
     new.efer = old.efer & ~<uint64_t> EFER_LMA
     if value & CR0_PG and old.efer & EFER_LME:
@@ -94,6 +95,8 @@ cdef int registers_cr4(const Registers *old, uint64_t value, Registers *new) noe
             return RULE_CR4_PCIDE_MODE
         if old.cr3 & 0xFFF:
             return RULE_CR4_PCIDE_CR3
+    if value & CR4_CET and not old.cr0 & CR0_WP:
+        return RULE_CR4_CET
     new.cr4 = value
     return RULE_NONE
 

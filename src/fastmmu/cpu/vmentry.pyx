@@ -3,7 +3,10 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu.arch.registers cimport CR0_PE, CR0_PG, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME, RFLAGS_FIXED, RFLAGS_VM
+from fastmmu.arch.registers cimport (
+    CR0_PE, CR0_PG, CR0_WP, CR4_CET, CR4_DEFINED, CR4_PAE, CR4_PCIDE, EFER_DEFINED, EFER_LMA, EFER_LME, RFLAGS_FIXED,
+    RFLAGS_VM,
+)
 from fastmmu.arch.vmx cimport (
     CAP_ALL, ENTRY_LOAD_EFER, ENTRY_LONG_MODE, EXIT_ACK_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PIN_POSTED,
     PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS, SECONDARY_EPT,
@@ -35,7 +38,8 @@ MACHINE.vm_exit = MACHINE.vm_entry = 0xFFFFFFFFU
 MACHINE.vm_functions = 1
 MACHINE.cr0_must = 0x80000021U      # PE, NE, PG
 MACHINE.cr4_must = 1 << 13          # VMXE
-MACHINE.cr0_may = MACHINE.cr4_may = 0xFFFFFFFFU
+MACHINE.cr0_may = 0xFFFFFFFFU
+MACHINE.cr4_may = CR4_DEFINED
 MACHINE.maxphyaddr = 52
 MACHINE.ept = CAP_ALL
 
@@ -117,13 +121,14 @@ cdef int invalid_state(const Vmcs *v, const GuestFields *g, const Mem *mem, cons
     cdef int i, kind
     qualification[0] = 0
     if (caps.cr0_must & ~exempt & ~g.cr0 or g.cr0 & ~caps.cr0_may or caps.cr4_must & ~g.cr4
-            or g.cr4 & ~caps.cr4_may or (paging and not g.cr0 & CR0_PE)):
+            or g.cr4 & ~caps.cr4_may or (paging and not g.cr0 & CR0_PE)
+            or (g.cr4 & CR4_CET and not g.cr0 & CR0_WP)):
         return 1
     if not (paging and pae) if long_mode else g.cr4 & CR4_PCIDE != 0:
         return 2
     if g.cr3 >> caps.maxphyaddr:
         return 3
-    if v.vm_entry & ENTRY_LOAD_EFER and (lma != long_mode or (paging and lma != lme)):
+    if v.vm_entry & ENTRY_LOAD_EFER and (g.efer & ~EFER_DEFINED or lma != long_mode or (paging and lma != lme)):
         return 4
     if v.vm_entry & ENTRY_LOAD_PAT:
         for i in range(8):

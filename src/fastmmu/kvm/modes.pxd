@@ -16,4 +16,5 @@ cdef inline bint modes_own_cr3(const KvmVcpu *vcpu) noexcept nogil:
 cdef void modes_tables(Mem *mem, uint64_t identity, uint64_t task) noexcept nogil
 cdef int modes_load(KvmVcpu *vcpu) noexcept nogil
 cdef void modes_save(KvmVcpu *vcpu) noexcept nogil
+cdef int modes_cr4(const Modes *m, uint64_t cr4) noexcept nogil
 cdef void modes_shadow(const Modes *m, const Registers *guest, Registers *hardware) noexcept nogil

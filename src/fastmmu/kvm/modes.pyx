@@ -14,9 +14,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmmu.arch.registers cimport (
-    CR0_CD, CR0_MP, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS,
-    CR4_PSE, CR4_SMAP, CR4_SMEP, CR4_VME, CR4_VMXE, EFER_LME, EFER_NXE, RFLAGS_FIXED, RFLAGS_IOPL, RFLAGS_VM, Registers,
-    long_mode, pae_paging, pages,
+    CR0_CD, CR0_MP, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_CET, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE,
+    CR4_PKS, CR4_PSE, CR4_SMAP, CR4_SMEP, CR4_VME, CR4_VMXE, EFER_LME, EFER_NXE, RFLAGS_FIXED, RFLAGS_IOPL, RFLAGS_VM,
+    RULE_CR4_KVM, RULE_CR4_NOT_OFFERED, RULE_CR4_RESERVED, RULE_NONE, Registers, long_mode, pae_paging, pages,
 )
 from fastmmu.arch.types cimport Mem
 from fastmmu.arch.vmx cimport (
@@ -116,6 +116,18 @@ cdef void modes_save(KvmVcpu *vcpu) noexcept nogil:
         a.cr3 = v.vmcs.guest_cr3
         if pae_paging(a):
             memcpy(a.pdpte, v.vmcs.guest_pdpte, sizeof(a.pdpte))
+
+
+cdef int modes_cr4(const Modes *m, uint64_t cr4) noexcept nogil:
+    # the rule by which KVM refuses a CR4 that the processor would take (kvm_is_valid_cr4): no VMM in the guest, no CET,
+    # no keys that nobody virtualizes
+    if cr4 & CR4_VMXE:
+        return RULE_CR4_RESERVED
+    if cr4 & CR4_CET or (cr4 & CR4_PKS and not m.keys):
+        return RULE_CR4_KVM
+    if cr4 & CR4_PKE and not m.ept and not m.keys:
+        return RULE_CR4_NOT_OFFERED
+    return RULE_NONE
 
 
 cdef void modes_shadow(const Modes *m, const Registers *guest, Registers *hardware) noexcept nogil:

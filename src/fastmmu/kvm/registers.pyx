@@ -5,9 +5,9 @@ from libc.string cimport memcpy
 
 from fastmmu.arch.bits cimport FRAME, ONES
 from fastmmu.arch.registers cimport (
-    CR0_CD, CR0_PG, CR0_TS, CR3_NO_FLUSH, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_PKE, CR4_PKS, CR4_SMEP, CR4_VMXE,
-    RULE_CR4_NOT_OFFERED, RULE_CR4_RESERVED, RULE_NONE, RULE_PDPTE, Registers, pae_paging, paging_of, registers_cr0,
-    registers_cr3, registers_cr4, registers_efer, registers_lmsw, registers_load_pdptes, registers_pdptes,
+    CR0_CD, CR0_PG, CR0_TS, CR3_NO_FLUSH, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_SMEP, RULE_NONE, RULE_PDPTE, Registers,
+    pae_paging, paging_of, registers_cr0, registers_cr3, registers_cr4, registers_efer, registers_lmsw,
+    registers_load_pdptes, registers_pdptes,
 )
 from fastmmu.arch.types cimport Paging
 from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
@@ -18,7 +18,7 @@ from fastmmu.cpu.vcpu cimport (
 from fastmmu.kvm.kvm cimport (
     OMIT_REGISTERS, OMIT_TABLES, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu,
 )
-from fastmmu.kvm.modes cimport modes_load, modes_shadow
+from fastmmu.kvm.modes cimport modes_cr4, modes_load, modes_shadow
 from fastmmu.kvm.requests cimport kvm_count_flushes, kvm_flush_remote_tlbs, kvm_make_request
 from fastmmu.kvm.roots cimport kvm_new_role, kvm_reload, kvm_set_root
 from fastmmu.mmu.pages cimport mmu_hpa
@@ -151,11 +151,7 @@ cdef int kvm_emulate(KvmVcpu *vcpu, uint32_t instruction, uint32_t cr, uint64_t 
     elif cr == 3:
         rule = registers_cr3(a, source, &new)
     elif cr == 4:
-        rule = registers_cr4(a, source, &new)
-        if source & CR4_VMXE:                   # no VMM in the guest
-            rule = RULE_CR4_RESERVED
-        elif not rule and kvm.shadow and not kvm.modes.keys and new.cr4 & (CR4_PKE | CR4_PKS):
-            rule = RULE_CR4_NOT_OFFERED
+        rule = registers_cr4(a, source, &new) or modes_cr4(&kvm.modes, source)
     cr = cr if instruction == INS_MOV_TO_CR else 0
     if not rule and (pae_paging(&new) if cr == 3 else registers_load_pdptes(a, &new)):
         rule = read_pdptes(vcpu, &new)

@@ -37,6 +37,7 @@ cdef class Board:
     cdef bint running           # run() is under way, without the GIL
     cdef object raised          # exception of a Python handler
     cdef _build(self, config, bint guest_kernel, GuestState state, slots, place)
+    cdef _offered(self, GuestState state)
     cdef _boot(self)
     cdef Run *_add_vcpu(self, uint32_t vpid) except NULL
     cdef void _load(self, Run *run)

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from fastmmu.arch.registers cimport RULE_CR4_NOT_OFFERED
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, EXIT_PREEMPTION_TIMER, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE,
@@ -19,7 +20,7 @@ from fastmmu.cpu.tpr_patch cimport patch_record
 from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu
 from fastmmu.kvm.exits cimport kvm_handle
 from fastmmu.kvm.lapic cimport kvm_apic_init
-from fastmmu.kvm.modes cimport modes_tables
+from fastmmu.kvm.modes cimport modes_cr4, modes_tables
 from fastmmu.kvm.registers cimport kvm_registers
 from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_load_root
@@ -44,6 +45,7 @@ from fastmmu.paging.walk cimport load_pdptes
 from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.tlb.tlb cimport TLB
 
+from fastmmu.arch.registers import RULES
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, PolicyError, StateError
 from fastmmu.machine.config import parse_bytes
 from fastmmu.machine.slots import MemorySlot
@@ -114,6 +116,8 @@ cdef class Board:
         self.v.handler = kvm_handle
         if state is None:
             state = GuestState(cr4=0xA0 | (1 << 17 if config.pcid else 0), cr3=0, maxphyaddr=46)
+        if config.mmu != "native":
+            self._offered(state)
         self.v.hw = state.paging
         self.v.hw.write_ad = 1
         if guest_kernel:
@@ -121,9 +125,6 @@ cdef class Board:
             state = state.replace(cr3=self.kernel.root[0] | (1 if config.pcid else 0))
             self.v.hw = state.paging
             self.v.hw.write_ad = 1
-        elif config.mmu == "shadow" and state.cr4 & (1 << 22 | 1 << 24) and not config.shadow_keys:
-            raise ConfigError(f"cr4={state.cr4:#x}: shadow paging does not virtualize protection keys, KVM offers none "
-                              "then; clear bits 22 and 24, or use shadow_keys=True or mmu='ept'")
         self.v.hw.root = root_address(&self.v.hw, self.v.hw.cr3)
         self.v.r = state.regs
         self.pdptes_due = state.paging.mode == MODE_PAE and state.pdptes is None
@@ -132,6 +133,15 @@ cdef class Board:
         if config.tpr is not None:
             self._init_apic(self.loop)
         self.initial = state
+
+    cdef _offered(self, GuestState state):
+        # what KVM does not take as a guest's CR4 later it does not take at first (kvm_is_valid_sregs)
+        cdef int rule = modes_cr4(&self.kvm.modes, state.regs.cr4)
+        if rule == RULE_CR4_NOT_OFFERED:
+            raise ConfigError(f"cr4={state.cr4:#x}: shadow paging does not virtualize protection keys, KVM offers none "
+                              "then; clear bit 22, or use shadow_keys=True or mmu='ept'")
+        if rule:
+            raise ConfigError(f"cr4={state.cr4:#x}: {RULES[rule]}; clear it, or use mmu='native'")
 
     cdef _boot(self):
         cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]

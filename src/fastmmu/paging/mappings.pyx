@@ -1,5 +1,7 @@
 """Every mapping of an address space, as record arrays."""
 
+import copy
+
 import numpy as np
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -39,12 +41,31 @@ class MappingArray(np.recarray):
 
     ``.truncated``: ``limit`` cut the list off, there is at least one mapping more. ``.skipped``: {:class:`Fault`:
     how often} of the places where tables lead nowhere. ``.faults``: record array (``MAPPING_FAULT_DTYPE``) of the
-    first 4096 of those. Arrays made from this one (slices, copies) have None for the three.
+    first 4096 of those. Arrays made from this one (slices, ``.copy()``) have None for the three; what the modules copy
+    and pickle make has them.
     """
 
     truncated = None
     skipped = None
     faults = None
+
+    def __reduce__(self):
+        make, arguments, rows = super().__reduce__()
+        return make, arguments, (rows, self.truncated, self.skipped, self.faults)
+
+    def __setstate__(self, state):
+        rows, self.truncated, self.skipped, self.faults = state
+        super().__setstate__(rows)
+
+    def __copy__(self):
+        other = super().__copy__()
+        other.truncated, other.skipped, other.faults = self.truncated, self.skipped, self.faults
+        return other
+
+    def __deepcopy__(self, memo):
+        other = self.__copy__()
+        other.skipped, other.faults = copy.deepcopy((self.skipped, self.faults), memo)
+        return other
 
 
 cdef class MappingIterator:
@@ -101,24 +122,24 @@ cdef class MappingIterator:
     cdef uint64_t ahead(self, uint64_t most, bint loose) except? 0:
         # how many rows are still to come, up to `most`: on a copy of the state
         cdef uint64_t got = 0
-        cdef Leaves *copy = <Leaves *> malloc(sizeof(Leaves))
-        if copy == NULL:
+        cdef Leaves *other = <Leaves *> malloc(sizeof(Leaves))
+        if other == NULL:
             raise OutOfMemoryError("no memory for the state of an enumeration")
-        copy[0] = self.s
-        copy.loose = loose
-        copy.kept = NULL
-        copy.n_kept = KEPT_FAULTS
-        memset(&copy.barren, 0, sizeof(copy.barren))
+        other[0] = self.s
+        other.loose = loose
+        other.kept = NULL
+        other.n_kept = KEPT_FAULTS
+        memset(&other.barren, 0, sizeof(other.barren))
         try:
-            while got < most and not copy.done:
+            while got < most and not other.done:
                 with nogil:
-                    leaves_run(copy, NULL, most - got, WORK)
-                got += copy.n
+                    leaves_run(other, NULL, most - got, WORK)
+                got += other.n
                 PyErr_CheckSignals()
         finally:
-            copy.region = NULL          # shared: what it holds is so for both
-            leaves_free(copy)
-            free(copy)
+            other.region = NULL          # shared: what it holds is so for both
+            leaves_free(other)
+            free(other)
         return min(got, most)
 
     cdef uint64_t run(self, LeafRow *out, uint64_t n) except? 0:

@@ -11,7 +11,7 @@ from fastmmu.paging.memory cimport PhysicalMemory
 cdef class GuestState:
     cdef Registers regs
     cdef Paging paging          # what they come to
-    cdef readonly dict registers
+    cdef readonly object registers      # read-only mapping
     cdef readonly Mtrrs mtrrs
 
 
@@ -23,7 +23,7 @@ cdef class Pml:
 cdef class Eptp:
     cdef Ept ept
     cdef readonly object value
-    cdef readonly dict options
+    cdef readonly object options        # read-only mapping
     cdef readonly Pml pml
 
 

@@ -1,5 +1,5 @@
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fastmmu.arch.memtype_py import Mtrrs
@@ -13,7 +13,7 @@ class Mode(enum.IntEnum):
     LEVEL_5 = 4
 
 class GuestState:
-    registers: dict[str, Any]
+    registers: Mapping[str, Any]
     cr0: int
     cr3: int
     cr4: int
@@ -81,7 +81,7 @@ class Pml:
 class Eptp:
     value: int
     pml: Pml | None
-    options: dict[str, Any]
+    options: Mapping[str, Any]
     def __init__(
         self,
         value: int,

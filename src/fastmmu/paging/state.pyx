@@ -1,6 +1,7 @@
 """Guest state and EPT pointer: registers as the programmer knows them, checked once."""
 
 import enum
+from types import MappingProxyType
 
 import numpy as np
 
@@ -9,7 +10,10 @@ from libc.string cimport memset
 
 from fastmmu.arch.bits cimport FRAME, ONES, PS
 from fastmmu.arch.memtype_py cimport Mtrrs
-from fastmmu.arch.registers cimport Registers, pae_paging, paging_of
+from fastmmu.arch.registers cimport (
+    CR0_DEFINED, CR0_ET, CR4_DEFINED, EFER_DEFINED, RULE_CR0_HIGH, RULE_CR0_NW, RULE_CR0_PE, RULE_CR4_CET, Registers,
+    pae_paging, paging_of,
+)
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept, Walk
 from fastmmu.paging.ept cimport (
     EPTP_AD, EPTP_ADDRESS, EPTP_LENGTH, EPTP_RESERVED, EPTP_TYPE, eptp_defect,
@@ -17,10 +21,11 @@ from fastmmu.paging.ept cimport (
 from fastmmu.paging.guest cimport PDPT
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
 from fastmmu.paging.walk cimport load_pdptes
+from fastmmu.arch.registers import RULES
 from fastmmu.errors import BusError, StateError
 
-_PE, _PG = 1 << 0, 1 << 31
-_PAE, _PCIDE = 1 << 5, 1 << 17
+_PE, _WP, _NW, _CD, _PG = 1 << 0, 1 << 16, 1 << 29, 1 << 30, 1 << 31
+_PAE, _PCIDE, _CET = 1 << 5, 1 << 17, 1 << 23
 PAT_RESET = 0x0007040600070406
 _LME, _LMA = 1 << 8, 1 << 10
 
@@ -59,11 +64,14 @@ cpdef int access_code(object access) except -1:
 
 
 cdef class GuestState:
-    """The registers that guest paging depends on; immutable, see :meth:`replace`.
+    """The registers that guest paging depends on; immutable, see :meth:`replace`. ``.registers``: all of them, a
+    read-only mapping with the names of the constructor.
 
     The defaults are those of a 64-bit kernel: long mode with 4-level paging, CR0.WP, EFER.NXE, CPL 0.
 
-    :param cr0, cr3, cr4, efer: control registers (int).
+    :param cr0, cr3, cr4, efer: control registers (int). Bits 31:0 of CR0 that no processor has are ignored, as by
+        MOV, and so is EFER.LMA without paging. With CR4.PCIDE bit 63 of CR3 is that of the operand of a MOV: walks do
+        not look at it, VM entry refuses it.
     :param cpl: current privilege level, 0..3. :param ac: RFLAGS.AC. :param pkru, pkrs: protection-key rights.
     :param implicit: the access is an implicit supervisor access (descriptor tables).
     :param maxphyaddr: physical-address width M, 32..52; bits M and above of an entry are reserved.
@@ -71,7 +79,10 @@ cdef class GuestState:
     :param pdptes: the four PAE PDPTE registers; with None they are loaded from memory at CR3 by each call.
     :param upper_a: "eager" or "lazy", when A of upper entries is set in walks that fault (paging.md §6).
     :param pat: IA32_PAT. :param mtrrs: :class:`Mtrrs`, for the memory type without EPT; default: all write-back.
-    :raises StateError: a value that does not fit, or a combination that no processor accepts (paging.md §1.2).
+    :raises StateError: a value that does not fit, or one that a write of the modelled processor refuses (SDM volume 3,
+        2.5 and 4.1): bits 63:32 of CR0, NW without CD, PG without PE, CR3 beyond MAXPHYADDR; in CR4 the reserved bits
+        and SMXE, KL, UINTR, LASS, LAM_SUP and FRED, which it does not have, PCIDE outside long mode, CET without
+        CR0.WP; in EFER bits other than SCE, LME, LMA and NXE, and LMA other than LME while paging is on.
     """
 
     def __init__(self, *, cr0=0x80050033, cr3=0, cr4=0xA0, efer=0xD01, cpl=0, ac=0, pkru=0, pkrs=0, implicit=False,
@@ -90,13 +101,13 @@ cdef class GuestState:
             pdptes = tuple(_integer("a PDPTE", entry, 64) for entry in pdptes)
             if len(pdptes) != 4:
                 raise StateError(f"there are four PDPTE registers, not {len(pdptes)}")
-        self.registers = {
+        self.registers = MappingProxyType({
             "cr0": _integer("cr0", cr0, 64), "cr3": _integer("cr3", cr3, 64), "cr4": _integer("cr4", cr4, 64),
             "efer": _integer("efer", efer, 64), "cpl": _integer("cpl", cpl, 2), "ac": _integer("ac", ac, 1),
             "pkru": _integer("pkru", pkru, 32), "pkrs": _integer("pkrs", pkrs, 32), "implicit": bool(implicit),
             "maxphyaddr": maxphyaddr, "page1gb": bool(page1gb), "pse36": int(pse36), "pdptes": pdptes,
             "upper_a": upper_a, "pat": _integer("pat", pat, 64), "mtrrs": mtrrs,
-        }
+        })
         for index in range(8):
             if pat >> 8 * index & 0xFF not in (0, 1, 4, 5, 6, 7):
                 raise StateError(f"pat={pat:#x}: entry {index} is no memory type; use 0, 1, 4, 5, 6 or 7")
@@ -108,8 +119,17 @@ cdef class GuestState:
         r = self.registers
         cdef uint64_t cr0 = r["cr0"], cr3 = r["cr3"], cr4 = r["cr4"], efer = r["efer"]
         cdef int m = r["maxphyaddr"]
+        if cr0 >> 32:
+            raise StateError(f"cr0={cr0:#x}: {RULES[RULE_CR0_HIGH]}; clear them")
+        if cr0 & _NW and not cr0 & _CD:
+            raise StateError(f"cr0={cr0:#x}: {RULES[RULE_CR0_NW]}")
         if cr0 & _PG and not cr0 & _PE:
-            raise StateError(f"cr0={cr0:#x}: PG=1 needs PE=1")
+            raise StateError(f"cr0={cr0:#x}: {RULES[RULE_CR0_PE]}")
+        for name, value, lacking in (("cr4", cr4, cr4 & ~CR4_DEFINED), ("efer", efer, efer & ~EFER_DEFINED)):
+            if lacking:
+                raise StateError(f"{name}={value:#x}: the modelled processor does not have {lacking:#x}; clear that")
+        if cr4 & _CET and not cr0 & _WP:
+            raise StateError(f"cr4={cr4:#x}: {RULES[RULE_CR4_CET]}")
         lma = bool(cr0 & _PG and efer & _LMA)
         if cr0 & _PG and bool(efer & _LME) != bool(efer & _LMA):
             raise StateError(f"efer={efer:#x}: with paging on, LMA must equal LME; set or clear both bits 8 and 10")
@@ -117,10 +137,10 @@ cdef class GuestState:
             raise StateError(f"cr4={cr4:#x}: long mode needs CR4.PAE (bit 5)")
         if cr4 & _PCIDE and not lma:
             raise StateError(f"cr4={cr4:#x}: CR4.PCIDE (bit 17) needs long mode")
-        if lma and (cr3 & ~(<uint64_t> 1 << 63 if cr4 & _PCIDE else 0)) >> m:
+        if (cr3 & ~(<uint64_t> 1 << 63 if cr4 & _PCIDE else 0)) >> m:
             raise StateError(f"cr3={cr3:#x} has bits at or above MAXPHYADDR={m}")
         memset(g, 0, sizeof(Registers))
-        g.cr0, g.cr3, g.cr4 = cr0, cr3, cr4
+        g.cr0, g.cr3, g.cr4 = cr0 & CR0_DEFINED | CR0_ET, cr3, cr4
         g.efer = efer if cr0 & _PG else efer & ~(<uint64_t> _LMA)
         g.maxphyaddr, g.page1gb, g.pse36 = m, r["page1gb"], r["pse36"]
         g.pat, g.pkru, g.pkrs = r["pat"], r["pkru"], r["pkrs"]
@@ -159,7 +179,7 @@ cdef class GuestState:
         return hash(tuple(self.registers.values()))
 
     def __reduce__(self):
-        return _restore, (GuestState, self.registers)
+        return _restore, (GuestState, dict(self.registers))
 
     def __repr__(self):
         values = ", ".join(
@@ -168,8 +188,12 @@ cdef class GuestState:
         return f"GuestState({values})"
 
 
-def _restore(cls, arguments):
-    return cls(**arguments)
+def _restore(make, arguments):
+    return make(**arguments)
+
+
+def _eptp(value, pml, options):
+    return Eptp(value, pml=pml, **options)
 
 
 cdef class Pml:
@@ -199,7 +223,9 @@ cdef class Pml:
 
 
 cdef class Eptp:
-    """An EPT pointer with the capabilities that decide what it means (ept.md §1); immutable.
+    """An EPT pointer with the capabilities that decide what it means (ept.md §1); immutable. ``.value``: the EPTP;
+    ``.options``: the other arguments but `pml`, a read-only mapping; ``.pml``. A copy has the same log, a deep copy and
+    one that was pickled have a log of their own.
 
     :param value: EPTP as in the VMCS: root table | A/D (bit 6) | walk length - 1 (5:3) | memory type (2:0);
         a 4-level write-back table at ``root`` is ``root | 0x1E``.
@@ -223,11 +249,11 @@ cdef class Eptp:
         if why:
             raise StateError(f"eptp={value:#x}: {why}")
         self.value = value
-        self.options = {
+        self.options = MappingProxyType({
             "maxphyaddr": maxphyaddr, "execute_only": bool(execute_only), "mbec": bool(mbec), "page1gb":
             bool(page1gb), "advanced_info": bool(advanced_info), "ad_before_final": bool(ad_before_final),
             "guest_ad_checked": bool(guest_ad_checked), "spptp": spptp, "apic_access": apic_access,
-        }
+        })
         self.pml = pml
         cdef Ept *e = &self.ept
         cdef int level
@@ -271,6 +297,9 @@ cdef class Eptp:
 
     def __hash__(self):
         return hash((self.value, tuple(self.options.values())))
+
+    def __reduce__(self):
+        return _restore, (_eptp, {"value": self.value, "pml": self.pml, "options": dict(self.options)})
 
 
 def eptp_fault(value, maxphyaddr=52, ad_supported=True, five_levels=True):

@@ -31,9 +31,18 @@ cdef class Translation:
     cdef readonly object pa
     cdef readonly object fault
 
+    def __reduce__(self):
+        return _restored, (self.pa, self.fault)
+
     def __repr__(self):
         cdef Py_ssize_t faults = np.count_nonzero(self.fault)
         return f"<translation of {self.pa.size} addresses, {faults} faults>"
+
+
+def _restored(pa, fault):
+    cdef Translation result = Translation.__new__(Translation)
+    result.pa, result.fault = pa, fault
+    return result
 
 
 cdef class _Batch:

@@ -12,7 +12,7 @@ from fastmmu.exits import ExitReason
 
 from ..paging.ept import EptCap, eptp_valid
 from ..paging.memory import Memory
-from ..paging.state import bits
+from ..paging.state import CR4_EXISTING, EFER_EXISTING, bits
 from .apic import TPR, put_word
 from .vapic import VirtualApic
 
@@ -36,8 +36,8 @@ VMFUNC, PML, VE, MBEC, SPP = 1 << 13, 1 << 17, 1 << 18, 1 << 22, 1 << 23
 HLAT, PAGING_WRITE, GUEST_PAGING_VERIFICATION = 1 << 1, 1 << 2, 1 << 3
 EXIT_ACK_INTERRUPT = 1 << 15
 ENTRY_LONG_MODE, ENTRY_LOAD_PAT, ENTRY_LOAD_EFER = 1 << 9, 1 << 14, 1 << 15
-PE, NE, PG = 1 << 0, 1 << 5, 1 << 31
-CR4_PAE, CR4_VMXE, CR4_PCIDE = 1 << 5, 1 << 13, 1 << 17
+PE, NE, WP, PG = 1 << 0, 1 << 5, 1 << 16, 1 << 31
+CR4_PAE, CR4_VMXE, CR4_PCIDE, CR4_CET = 1 << 5, 1 << 13, 1 << 17, 1 << 23
 EFER_LME, EFER_LMA = 1 << 8, 1 << 10
 RFLAGS_VM = 1 << 17
 ENTRY_FAILURE = 1 << 31
@@ -55,7 +55,7 @@ class Capabilities:
     vm_entry: tuple[int, int] = (0, 0xFFFF_FFFF)
     vm_functions: int = 1
     cr0: tuple[int, int] = (PE | NE | PG, 0xFFFF_FFFF)
-    cr4: tuple[int, int] = (CR4_VMXE, 0xFFFF_FFFF)
+    cr4: tuple[int, int] = (CR4_VMXE, CR4_EXISTING)
     ept: int = EptCap.ALL
     maxphyaddr: int = 52
 
@@ -185,12 +185,15 @@ def invalid_state(
     cr4_ok = not caps.cr4[0] & ~f.guest_cr4 and not f.guest_cr4 & ~caps.cr4[1]
     efer_lma, efer_lme = bool(f.guest_efer & EFER_LMA), bool(f.guest_efer & EFER_LME)
     pat_types = f.guest_pat.to_bytes(8, "little")
-    if not cr0_ok or not cr4_ok or (paging and not f.guest_cr0 & PE):
+    cet_ok = f.guest_cr0 & WP or not f.guest_cr4 & CR4_CET
+    if not cr0_ok or not cr4_ok or not cet_ok or (paging and not f.guest_cr0 & PE):
         return "G1", 0
     if (long_mode and not (paging and pae)) or (not long_mode and f.guest_cr4 & CR4_PCIDE):
         return "G2", 0
     if f.guest_cr3 & bits(63, caps.maxphyaddr):
         return "G3", 0
+    if f.vm_entry & ENTRY_LOAD_EFER and f.guest_efer & ~EFER_EXISTING:
+        return "G4", 0
     if f.vm_entry & ENTRY_LOAD_EFER and (efer_lma != long_mode or (paging and efer_lma != efer_lme)):
         return "G4", 0
     if f.vm_entry & ENTRY_LOAD_PAT and not set(pat_types) <= {0, 1, 4, 5, 6, 7}:

@@ -1,6 +1,7 @@
 """Changes of paging mode: what a write to a control register does, and how KVM runs the guest then.
 
-`write` is the architecture (paging.md §1.2, §3.2). `hardware` is the table of kvm_policy.md §3.4: the guest's registers
+`write` is the architecture (SDM volume 3, 2.5 and 4.1; volume 2, MOV to control registers; volume 4, IA32_EFER) and,
+where KVM runs the guest, what it reserves. `hardware` is the table of kvm_policy.md §3.4: the guest's registers
 in, those of the hardware and the controls out. `exit_of` says by which exit the VMM learns of an instruction
 (vmx.md §6).
 """
@@ -12,16 +13,15 @@ from dataclasses import dataclass, replace
 
 from ...exits import ExitReason
 from ..paging.memory import Memory
-from ..paging.state import bits
+from ..paging.state import CR0_EXISTING, CR4_EXISTING, EFER_EXISTING, bits
 
 __all__ = ["IDENTITY_MAP", "Hardware", "Refused", "Registers", "Scheme", "exit_of", "hardware", "write"]
 
 IDENTITY_MAP = 0xFFFB_C000
 PE, MP, EM, TS, ET, NE, WP, NW, CD, PG = (1 << n for n in (0, 1, 2, 3, 4, 5, 16, 29, 30, 31))
-VME, PSE, PAE, PGE, LA57, VMXE, PCIDE, SMEP, SMAP, PKE, PKS = (1 << n for n in (0, 4, 5, 7, 12, 13, 17, 20, 21, 22, 24))
-SCE, LME, LMA, NXE = (1 << n for n in (0, 8, 10, 11))
-CR0_EXISTING = PE | MP | EM | TS | ET | NE | WP | 1 << 18 | NW | CD | PG
-CR4_EXISTING = bits(12, 0) | bits(18, 16) | bits(24, 20)
+VME, PSE, PAE, PGE, LA57, VMXE, PCIDE, SMEP, SMAP, PKE = (1 << n for n in (0, 4, 5, 7, 12, 13, 17, 20, 21, 22))
+CET, PKS = 1 << 23, 1 << 24
+LME, LMA = 1 << 8, 1 << 10
 CR0_LOADING, CR4_LOADING = PG | CD | NW, PAE | PGE | PSE | SMEP  # changes of these load the PDPTEs
 CR4_OWN = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 16  # the guest's, whatever the scheme
 
@@ -84,9 +84,21 @@ class Hardware:
     pdpte: tuple[int, ...] | None = None  # of PAE paging, where the hardware uses the guest's
 
 
-def write(r: Registers, register: str, value: int, memory: Memory) -> Registers:
-    """The registers after a write to "cr0", "cr3", "cr4" or "efer". :raises Refused: it is #GP(0)."""
+def write(
+    r: Registers,
+    register: str,
+    value: int,
+    memory: Memory,
+    scheme: Scheme = Scheme.NATIVE,
+    shadow_keys: bool = False,
+) -> Registers:
+    """The registers after a write to "cr0", "cr3", "cr4" or "efer". :raises Refused: it is #GP(0).
+
+    `shadow_keys`: shadow tables carry the guest's protection keys, which KVM's do not.
+    """
     new = {"cr0": _cr0, "cr3": _cr3, "cr4": _cr4, "efer": _efer}[register](r, value)
+    if new.cr4 & not_virtualized(scheme, shadow_keys):
+        raise Refused("bits of CR4 that KVM reserves")
     changed = (r.cr0 ^ new.cr0) & CR0_LOADING or (r.cr4 ^ new.cr4) & CR4_LOADING
     if new.pae_paging and (register == "cr3" or (register != "efer" and changed)):
         table = new.cr3 & bits(31, 5)
@@ -96,6 +108,15 @@ def write(r: Registers, register: str, value: int, memory: Memory) -> Registers:
             raise Refused("PDPTE")
         new = replace(new, pdpte=loaded)
     return new
+
+
+def not_virtualized(scheme: Scheme, shadow_keys: bool = False) -> int:
+    """Bits of CR4 that the processor has and KVM refuses its guest, whatever its version: CR4_RESERVED_BITS has CET (to
+    Linux 6.17) and PKS, and the CPUID of a guest on shadow paging has no protection keys (kvm_set_cpu_caps)."""
+    if scheme is Scheme.NATIVE:
+        return 0
+    keys = PKS if scheme.ept else PKE | PKS
+    return CET | (0 if scheme is Scheme.SHADOW and shadow_keys else keys)
 
 
 def _cr0(r: Registers, value: int) -> Registers:
@@ -111,6 +132,8 @@ def _cr0(r: Registers, value: int) -> Registers:
         raise Refused("long mode without PAE")
     if not value & PG and r.cr4 & PCIDE:
         raise Refused("PCIDE without paging")
+    if not value & WP and r.cr4 & CET:
+        raise Refused("CET without WP")
     active = LMA if value & PG and r.efer & LME else 0
     return replace(r, cr0=value, efer=r.efer & ~LMA | active)
 
@@ -124,17 +147,19 @@ def _cr3(r: Registers, value: int) -> Registers:
 
 
 def _cr4(r: Registers, value: int) -> Registers:
-    if value & ~CR4_EXISTING or value & (VMXE | 1 << 14):
+    if value & ~CR4_EXISTING or value & VMXE:  # the guest is no VMM, whoever runs it
         raise Refused("reserved bits of CR4")
     if r.long_mode and (not value & PAE or (value ^ r.cr4) & LA57):
         raise Refused("PAE and LA57 in long mode")
     if value & PCIDE and not r.cr4 & PCIDE and (not r.long_mode or r.cr3 & bits(11, 0)):
         raise Refused("PCIDE")
+    if value & CET and not r.cr0 & WP:
+        raise Refused("CET without WP")
     return replace(r, cr4=value)
 
 
 def _efer(r: Registers, value: int) -> Registers:
-    if value & ~(SCE | LME | LMA | NXE):
+    if value & ~EFER_EXISTING:
         raise Refused("reserved bits of EFER")
     if r.paging and (value ^ r.efer) & LME:
         raise Refused("LME while paging")

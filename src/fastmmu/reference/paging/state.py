@@ -9,12 +9,19 @@ from dataclasses import dataclass, field
 from ...errors import StateError
 from .memtype import PAT_RESET, MemType, Mtrrs
 
-__all__ = ["Mode", "State", "bits"]
+__all__ = ["CR0_EXISTING", "CR4_EXISTING", "EFER_EXISTING", "Mode", "State", "bits"]
 
 
 def bits(high: int, low: int) -> int:
     """The mask with bits high..low set; 0 where high < low."""
     return ((1 << (high + 1)) - 1) & ~((1 << low) - 1) if high >= low else 0
+
+
+CR0_EXISTING = bits(5, 0) | 1 << 16 | 1 << 18 | bits(31, 29)
+CR4_EXISTING = bits(13, 0) | bits(18, 16) | bits(24, 20)
+EFER_EXISTING = 1 << 0 | 1 << 8 | bits(11, 10)
+"""Bits that the modelled processor has: of CR4 all of SDM volume 3, 2.5 but SMXE (14), KL (19), UINTR (25), LASS (27),
+LAM_SUP (28) and FRED (32)."""
 
 
 class Mode(enum.IntEnum):
@@ -55,6 +62,22 @@ class State:
     upper_a: str = "eager"
 
     def __post_init__(self) -> None:
+        if self.cr0 >> 32:
+            raise StateError(f"CR0={self.cr0:#x}: bits 63:32 are reserved; clear them")
+        if self.cr0 >> 29 & 3 == 1:
+            raise StateError(f"CR0={self.cr0:#x}: NW=1 (bit 29) needs CD=1 (bit 30)")
+        if reserved := self.cr4 & ~CR4_EXISTING:
+            raise StateError(f"CR4={self.cr4:#x}: no processor here has {reserved:#x}; clear it")
+        if reserved := self.efer & ~EFER_EXISTING:
+            raise StateError(f"EFER={self.efer:#x}: no processor here has {reserved:#x}; clear it")
+        if self.cr4 >> 23 & 1 and not self.wp:
+            raise StateError(f"CR4={self.cr4:#x}: CET=1 (bit 23) needs CR0.WP=1 (bit 16)")
+        if self.pcide and not self.lma:
+            raise StateError(f"CR4={self.cr4:#x}: PCIDE=1 (bit 17) needs long mode")
+        if (self.cr3 & ~(self.pcide << 63)) >> self.maxphyaddr:
+            raise StateError(f"CR3={self.cr3:#x} has bits at or above MAXPHYADDR={self.maxphyaddr}; clear them")
+        if self.pg and bool(self.efer >> 8 & 1) != self.lma:
+            raise StateError(f"EFER={self.efer:#x}: with paging on, LMA (bit 10) equals LME (bit 8)")
         if self.pg and not self.cr0 & 1:
             raise StateError(f"CR0={self.cr0:#x}: PG=1 needs PE=1")
         if self.lma and not (self.pg and self.pae):
