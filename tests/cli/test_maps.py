@@ -175,7 +175,9 @@ def test_files_have_a_row_a_page(name: str, tmp_path: Path, capsys: pytest.Captu
     run(capsys, GUESTS / name, "--csv", tmp_path / "m.csv", "--json", tmp_path / "m.json")
     as_text = [{key: str(value) for key, value in row.items()} for row in hexadecimal(wanted)]
     assert list(csv.DictReader((tmp_path / "m.csv").open())) == as_text
-    assert json.loads((tmp_path / "m.json").read_text()) == {"mappings": hexadecimal(wanted)}
+    found = json.loads((tmp_path / "m.json").read_text())
+    assert found.pop("command").startswith(f"fastmmu maps {GUESTS / name} --csv ")
+    assert found == {"fastmmu": fastmmu.__version__, "mappings": hexadecimal(wanted)}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "m.json"]
 
 

@@ -45,7 +45,7 @@ def test_migrate_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     out = capsys.readouterr().out
     assert "live migration at 1.25 GB/s" in out
     assert [line.split()[0] for line in out.splitlines()[5:7]] == ["pml", "shadow"]
-    head = "trace,path,content,method,round,pages,seconds,events,exits,dirtied,converged,slowdown"
+    head = "trace,path,content,method,round,pages,round_seconds,events,exits,dirtied,converged,slowdown"
     assert target.read_text().startswith(f"{head},bandwidth,ghz,costs,geometry,fastmmu,command\n")
 
 

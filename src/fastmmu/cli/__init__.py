@@ -5,7 +5,7 @@
     options, space          what commands share: traces, configuration, files; memory and registers
     experiment              the same for those of studies: each trace in turn, table, files, picture
     terminal, progress, simulation   what a terminal can do; progress and Ctrl-C; runs in a row
-    run, walk, maps, trace  the commands that are no study's
+    run, walk, maps, trace, diff     the commands that are no study's
 
 Imports everything but `study`, which brings commands of its own. What is not needed to list the commands and their
 options, NumPy and the kernels above all, is imported where it is used.

@@ -70,7 +70,7 @@ def handle(options: argparse.Namespace) -> int:
         path = getattr(options, format)
         if path is not None:
             with _target(path) as file:
-                write(found(), file)
+                write(found(), file, getattr(options, "command_line", ""))
     if shared.to_stdout(options):
         return 0
     ept = options.eptp is not None

@@ -10,7 +10,7 @@ from fastmmu.cli import terminal
 from fastmmu.cli.progress import progress
 
 if TYPE_CHECKING:
-    from fastmmu.trace import Trace
+    from fastmmu.trace.identity import Identified
     from fastmmu.trace.survey import Survey
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "convert", "handle", "info"]
@@ -79,16 +79,17 @@ def handle(options: argparse.Namespace) -> int:
 
 def info(options: argparse.Namespace) -> int:
     """Run `trace info`; returns the exit code."""
+    from fastmmu.trace.identity import identified
     from fastmmu.trace.survey import survey
 
-    for i, trace in enumerate(shared.traces(options)):
+    for i, trace in enumerate(map(identified, shared.traces(options))):
         with progress(quiet=options.quiet) as report:
             found = survey(trace, progress=lambda n, t=trace: report(t.name, t.progress(), n))  # type: ignore[misc]
         terminal.say(("\n" if i else "") + "\n".join(_survey(trace, found)))
     return 0
 
 
-def _survey(trace: Trace, found: Survey) -> list[str]:
+def _survey(trace: Identified, found: Survey) -> list[str]:
     lines = [f"{trace.name}: {trace.format}" + (f", {trace.path}" if trace.path else "")]
     lines.append(f"  {'events':12}{found.events:>16,}")
     lines.append(f"  {'accesses':12}{found.accesses:>16,}")
@@ -99,6 +100,7 @@ def _survey(trace: Trace, found: Survey) -> list[str]:
         lines.append(f"  {'processes':12}{found.processes:>16,}")
     if found.lowest is not None and found.highest is not None:
         lines.append(f"  addresses    {found.lowest:#x} .. {found.highest:#x}")
+    lines.append(f"  content      {trace.content}   (hash of the events, as in files of results)")
     return lines
 
 

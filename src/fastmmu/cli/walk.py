@@ -100,7 +100,7 @@ def handle(options: argparse.Namespace) -> int:
         memory, state = space.memory_and_state(options.memory, options, writable=options.set_ad, **who)
     result = walk(memory, state, va, access=options.access, eptp=eptp, set_ad=options.set_ad)
     if options.json is not None:
-        _write_json(options.json, result)
+        _write_json(options.json, result, getattr(options, "command_line", ""))
     if options.json != "-":
         _show(options, state, result, eptp)
     return 0
@@ -122,11 +122,11 @@ def _show(options: argparse.Namespace, state: GuestState, result: Walk, eptp: in
     terminal.say("\n".join(walkview.outcome(result, state, ept=eptp is not None)))
 
 
-def _write_json(path: str, result: Walk) -> None:
+def _write_json(path: str, result: Walk, command: str) -> None:
     from fastmmu.report import walkview
-    from fastmmu.report.files import write_whole
+    from fastmmu.report.files import made_by, write_whole
 
-    text = json.dumps(walkview.as_dict(result), indent=2) + "\n"
+    text = json.dumps({**made_by(command), **walkview.as_dict(result)}, indent=2) + "\n"
     if path == "-":
         terminal.say(text.rstrip("\n"))
     else:

@@ -7,6 +7,7 @@
     steps of a walk ──── walkview   (picture, outcome, bits, words)
     mappings ─────────── mappings
     pictures ─────────── figure
+    two files ────────── differences
 
 What one study alone shows is the study's own: study/<name>/table.py, made of `table`, `figure` and `files` here.
 

@@ -16,7 +16,7 @@ from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.machine.result import Result
 from fastmmu.report.rows import rows, slowdowns
 
-__all__ = ["FORMATS", "arrow", "check_target", "encode", "encode_rows", "save", "whole_file", "write_whole"]
+__all__ = ["FORMATS", "arrow", "check_target", "encode", "encode_rows", "made_by", "save", "whole_file", "write_whole"]
 
 FORMATS = ("json", "csv", "parquet")
 
@@ -50,7 +50,7 @@ def encode_rows(table: Sequence[dict[str, Any]], format: str, key: str = "rows",
     """
     if format == "json":
         return _json(key, table, command)
-    stamped = [{**row, **_made(command)} for row in table]
+    stamped = [{**row, **made_by(command)} for row in table]
     if format == "csv":
         return _csv(stamped).encode()
     if format == "parquet":
@@ -58,14 +58,15 @@ def encode_rows(table: Sequence[dict[str, Any]], format: str, key: str = "rows",
     raise ConfigError(f"no format {format!r} of results; there are {', '.join(FORMATS)}")
 
 
-def _made(command: str) -> dict[str, str]:
+def made_by(command: str) -> dict[str, str]:
+    """What a file says of how it was made: version and command line."""
     from fastmmu import __version__
 
     return {"fastmmu": __version__, "command": command}
 
 
 def _json(key: str, table: Sequence[dict[str, Any]], command: str) -> bytes:
-    return (json.dumps({**_made(command), key: table}, indent=2) + "\n").encode()
+    return (json.dumps({**made_by(command), key: table}, indent=2) + "\n").encode()
 
 
 def check_target(path: str | os.PathLike[str], format: str) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastmmu.dtypes import ALL_ONES, MAPPING_DTYPE, Fault
 from fastmmu.report.bits import MEMORY_TYPES, address, entry_name, size_name
-from fastmmu.report.files import arrow
+from fastmmu.report.files import arrow, made_by
 
 __all__ = ["Range", "heading", "line", "lines", "nowhere", "ranges", "write_csv", "write_json", "write_parquet"]
 
@@ -162,8 +162,9 @@ def _columns(rows: Rows, *, text: bool) -> dict[str, list[Any]]:
     return found
 
 
-def write_csv(chunks: Iterable[Rows], file: BinaryIO) -> None:
-    """A row a mapping, with the fields of ``MAPPING_DTYPE``; addresses in hexadecimal, memory types by name."""
+def write_csv(chunks: Iterable[Rows], file: BinaryIO, command: str = "") -> None:
+    """A row a mapping, and no word of `command`: the fields of ``MAPPING_DTYPE``, addresses in hexadecimal, memory
+    types by name."""
     text = io.TextIOWrapper(file, "ascii", newline="", write_through=True)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -172,11 +173,12 @@ def write_csv(chunks: Iterable[Rows], file: BinaryIO) -> None:
     text.detach()
 
 
-def write_json(chunks: Iterable[Rows], file: BinaryIO) -> None:
-    """An object with the list ``mappings``, an object each: the fields of :func:`write_csv`."""
+def write_json(chunks: Iterable[Rows], file: BinaryIO, command: str = "") -> None:
+    """An object with ``fastmmu``, ``command`` and the list ``mappings``, an object each: the fields of
+    :func:`write_csv`."""
     import msgspec
 
-    file.write(b'{"mappings": [')
+    file.write(msgspec.json.encode(made_by(command))[:-1] + b', "mappings": [')
     before = b"\n"
     for rows in chunks:
         for values in zip(*_columns(rows, text=True).values(), strict=True):
@@ -185,14 +187,15 @@ def write_json(chunks: Iterable[Rows], file: BinaryIO) -> None:
     file.write(b"\n]}\n")
 
 
-def write_parquet(chunks: Iterable[Rows], file: BinaryIO) -> None:
-    """A row a mapping: addresses and sizes as unsigned 64-bit integers, memory types by name.
+def write_parquet(chunks: Iterable[Rows], file: BinaryIO, command: str = "") -> None:
+    """A row a mapping: addresses and sizes as unsigned 64-bit integers, memory types by name; ``fastmmu`` and
+    ``command`` in the metadata.
 
     :raises MissingExtraError: pyarrow is not installed.
     """
     pyarrow = arrow()
     kinds = {name: pyarrow.uint64() if MAPPING_DTYPE[name].itemsize == 8 else pyarrow.uint8() for name in _COLUMNS}
-    schema = pyarrow.schema({**kinds, "memory_type": pyarrow.string()})
+    schema = pyarrow.schema({**kinds, "memory_type": pyarrow.string()}, metadata=made_by(command))
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for rows in chunks:
             columns: dict[str, Any] = {name: np.ascontiguousarray(rows[name]) for name in _COLUMNS}

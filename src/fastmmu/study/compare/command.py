@@ -21,8 +21,8 @@ access and the slowdown over the native run with the same pages; under it, which
 
 Several traces are several tables. In files a row says what it was made of: path and content of the trace (a hash of its
 events), configuration, arrays of the TLB, cost model, version and command line. Of two equal runs only `seconds`, the
-wall time, and what named them, `path` and `command`, differ. With --switch-every they are the processes of one guest,
-and one table.
+wall time, and what named them, `path` and `command`, differ; `fastmmu diff` leaves these out. With --switch-every they
+are the processes of one guest, and one table.
 """
 
 EPILOG = """\

@@ -21,8 +21,8 @@ FEW = 8  # rounds whose pages the table lists
 def migration_rows(found: Sequence[Migration]) -> list[dict[str, Any]]:
     """One flat dict a round; the last of a migration, number 0, is the one for which the guest stands still.
 
-    Keys: trace, path, content, method, round, pages (sent), seconds, events, exits (of the guest meanwhile), dirtied
-    (pages written meanwhile), converged, slowdown, bandwidth, ghz, costs, geometry.
+    Keys: trace, path, content, method, round, pages (sent), round_seconds, events, exits (of the guest meanwhile),
+    dirtied (pages written meanwhile), converged, slowdown, bandwidth, ghz, costs, geometry.
     """
     table = []
     for m in found:
@@ -30,9 +30,15 @@ def migration_rows(found: Sequence[Migration]) -> list[dict[str, Any]]:
         of = {"bandwidth": m.plan.bandwidth, "ghz": m.plan.ghz, **m.origin.made_with()}
         whole = {"converged": m.converged, "slowdown": m.slowdown, **of}
         for i, r in enumerate(m.rounds, 1):
-            said = {"pages": r.pages, "seconds": r.seconds, "events": r.events, "exits": r.exits, "dirtied": r.dirtied}
+            said = {
+                "pages": r.pages,
+                "round_seconds": r.seconds,
+                "events": r.events,
+                "exits": r.exits,
+                "dirtied": r.dirtied,
+            }
             table.append({**same, "round": i, **said, **whole})
-        stop = {"pages": m.last, "seconds": m.downtime, "events": 0, "exits": 0, "dirtied": 0}
+        stop = {"pages": m.last, "round_seconds": m.downtime, "events": 0, "exits": 0, "dirtied": 0}
         table.append({**same, "round": 0, **stop, **whole})
     return table
 
