@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastmmu.errors import (
         BusError,
         ConfigError,
+        EventError,
         FastmmuError,
         MissingExtraError,
         OutOfMemoryError,
@@ -59,6 +60,7 @@ __all__ = [
     "CostModel",
     "Device",
     "Eptp",
+    "EventError",
     "Exit",
     "ExitReason",
     "FastmmuError",
@@ -118,6 +120,7 @@ _HOMES = {
     "fastmmu.errors": (
         "BusError",
         "ConfigError",
+        "EventError",
         "FastmmuError",
         "MissingExtraError",
         "OutOfMemoryError",

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = [
     "BusError",
     "ConfigError",
+    "EventError",
     "FastmmuError",
     "MissingExtraError",
     "OutOfMemoryError",
@@ -49,6 +50,10 @@ class TraceError(FastmmuError, ValueError):
         super().__init__(f"{at}: {message}" if at else message)
         self.path = path
         self.where = where
+
+
+class EventError(StateError, TraceError):
+    """An event of a trace that faults: a register refuses its value (#GP), or its page is not mapped (#PF)."""
 
 
 class MissingExtraError(FastmmuError, ImportError):

@@ -98,6 +98,7 @@ def test_present_entries_there_stop_the_machine() -> None:
     m = with_table(mmu="ept", tpr="flexpriority")
     m.apic.wrmsr(0x1B, 0xFEE0_0D00)
     m.store(PAGE, 0xA003)
+    m.apic.wrmsr(0x1B, 0xFEE0_0100)
     m.apic.wrmsr(0x1B, 0xFEE0_0900)
     assert m.access(TABLE + 0x1000)[1:3] == (0, TABLE + 0x1000)
     with pytest.raises(PolicyError, match="a paging structure for 0xc0200008 lies on the APIC-access page"):
@@ -111,6 +112,7 @@ def test_a_table_that_the_walk_caches_hold_is_recognised() -> None:
     m.apic.wrmsr(0x1B, 0xFEE0_0D00)
     m.store(PAGE, 0xA003)
     assert m.access(TABLE).gpa == 0xA000
+    m.apic.wrmsr(0x1B, 0xFEE0_0100)
     m.apic.wrmsr(0x1B, 0xFEE0_0900)
     assert m.access(TABLE + 0x1000)[1:3] == (0, TABLE + 0x1000)
     assert exits(m, "apic_access") == 1

@@ -22,10 +22,11 @@ def icr(chance: random.Random, vcpus: int, x2apic: bool) -> int:
     """An ICR of any kind that is a vector, and now and then an NMI, INIT or start-up."""
     low = chance.randrange(10, 256) | chance.choices([0, 1, 4, 5, 6], [12, 4, 1, 1, 1])[0] << 8
     shorthand = chance.choices(range(4), [6, 1, 1, 2])[0]
+    everyone = [0xFF, 0xFFFF_FFFF if x2apic else 0xFF]
     if chance.random() < 0.5:
-        destination = chance.choice([*range(vcpus + 1), 0xFF, 0xFFFF_FFFF if x2apic else 0xFF])
+        destination = chance.choice([*range(vcpus + 1), *everyone])
     else:
-        low, destination = low | 1 << 11, chance.randrange(1, 1 << vcpus)
+        low, destination = low | 1 << 11, chance.choice([chance.randrange(1, 1 << vcpus)] * 4 + [*everyone, 0x1_0001])
     return low | shorthand << 18 | destination << 32
 
 
@@ -91,11 +92,9 @@ def modelled(program: list[Turn], vcpus: int, handler: str, length: int, *, post
                 case Op.READ:
                     want.access(vcpu)
                 case Op.APIC_WRITE:
-                    want.write(vcpu, addr >> 32 & 0xFFFF, addr & 0xFFFF_FFFF)
-                case Op.MSR_WRITE if addr >> 32 == 0x1B:
-                    want.all[vcpu].apic.x2apic = True
+                    want.store(vcpu, addr >> 32 & 0xFFFF, addr & 0xFFFF_FFFF)
                 case Op.MSR_WRITE:
-                    want.write(vcpu, (addr >> 32 & 0xFF) << 4, addr & 0xFFFF_FFFF)
+                    want.write_msr(vcpu, addr >> 32, addr & 0xFFFF_FFFF)
                 case Op.DEVICE_INTERRUPT:
                     want.interrupt(vcpu, addr & 0xFF, level=bool(addr >> 8))
                 case Op.INTERRUPT_FLAG:

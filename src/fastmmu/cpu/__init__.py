@@ -6,9 +6,11 @@
     inv_operands  INVEPT, INVVPID, INVPCID up to the point where they invalidate
     vmentry       what VM entry checks
     apic          the local APIC over its register page
+    x2apic        its model-specific registers: which there are in which mode, and what they refuse
     vapic         its virtualization: TPR shadow, APIC-access page, virtual interrupts, posted interrupts
     interrupts    requests that reach its registers, its timer
     apic_access   what the guest does with it, and the interrupts that it gets between two instructions
+    apic_msr      of these, MOV of CR8, RDMSR, WRMSR
     tpr_patch     instructions that access the TPR, and the calls that replace them
     stale         the detector of missing flushes; `missing_flushes` is that for Python
     apic_py, vapic_py, vmentry_py, inv_operands_py, tpr_patch_py   these for Python

@@ -1,5 +1,7 @@
 """The local APIC: acceptance, end of interrupt, registers, interprocessor interrupts, timer (apic.md §1)."""
 
+from importlib import import_module
+
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -48,7 +50,9 @@ cdef void apic_reset(Apic *a, uint8_t *page, uint32_t id) noexcept nogil:
     a.page = page
     a.id = id
     a.ticks_left = a.deadline = a.mode = 0
-    a.x2apic = False
+    a.base = APIC_BASE | <uint64_t> APIC_BASE_EN
+    if not id:                  # the bootstrap processor
+        a.base |= <uint64_t> APIC_BASE_BSP
     apic_put(page, APIC_ID, id << 24)
     apic_put(page, APIC_VERSION, 0x00060015)
     apic_put(page, APIC_DFR, 0xFFFFFFFFU)
@@ -57,35 +61,36 @@ cdef void apic_reset(Apic *a, uint8_t *page, uint32_t id) noexcept nogil:
     a.shift = divisor_shift(page)
 
 
-cdef bint apic_receives(uint8_t *page, uint8_t vector) noexcept nogil:
-    # is an interrupt that arrives accepted? Not by an APIC that software disabled, nor one of an illegal vector
-    if not apic_word(page, APIC_SVR) & <uint32_t> APIC_ENABLED:
+cdef bint apic_receives(Apic *a, uint8_t vector) noexcept nogil:
+    # is an interrupt that arrives accepted? Not by an APIC that is disabled, by software or as a whole, nor one of an
+    # illegal vector
+    if not apic_on(a) or not apic_word(a.page, APIC_SVR) & <uint32_t> APIC_ENABLED:
         return False
     if vector < 16:
-        error(page, RECEIVE_ILLEGAL)
+        error(a.page, RECEIVE_ILLEGAL)
         return False
     return True
 
 
-cdef bint apic_request(uint8_t *page, uint8_t vector, bint level) noexcept nogil:
+cdef bint apic_request(Apic *a, uint8_t vector, bint level) noexcept nogil:
     # an interrupt arrives; False where it is not accepted
-    if not apic_receives(page, vector):
+    if not apic_receives(a, vector):
         return False
-    apic_set(page, APIC_IRR, vector)
+    apic_set(a.page, APIC_IRR, vector)
     if level:
-        apic_set(page, APIC_TMR, vector)
+        apic_set(a.page, APIC_TMR, vector)
     else:
-        apic_clear(page, APIC_TMR, vector)
+        apic_clear(a.page, APIC_TMR, vector)
     return True
 
 
-cdef int apic_acknowledge(uint8_t *page) noexcept nogil:
+cdef int apic_acknowledge(Apic *a) noexcept nogil:
     # the processor takes the deliverable vector: from IRR to ISR
-    cdef int vector = apic_deliverable(page)
+    cdef int vector = apic_deliverable(a)
     if vector >= 0:
-        apic_clear(page, APIC_IRR, vector)
-        apic_set(page, APIC_ISR, vector)
-        apic_update_ppr(page)
+        apic_clear(a.page, APIC_IRR, vector)
+        apic_set(a.page, APIC_ISR, vector)
+        apic_update_ppr(a.page)
     return vector
 
 
@@ -113,9 +118,13 @@ cdef uint32_t apic_read(Apic *a, uint32_t offset) noexcept nogil:
 
 cdef Ipi apic_send(Apic *a, uint32_t low, uint32_t destination) noexcept nogil:
     # the ICR is written: what it sends, valid only where it sends. destination: 8 bits, 32 in x2APIC mode
+    apic_put(a.page, APIC_ICR_LOW, low & ~<uint32_t> BUSY)
+    return message(a, low, destination)
+
+
+cdef Ipi message(Apic *a, uint32_t low, uint32_t destination) noexcept nogil:
     cdef Ipi ipi
     memset(&ipi, 0, sizeof(Ipi))
-    apic_put(a.page, APIC_ICR_LOW, low & ~<uint32_t> BUSY)
     ipi.vector = low & 0xFF
     ipi.mode = low >> 8 & 7
     ipi.logical = low >> 11 & 1
@@ -166,6 +175,8 @@ cdef Ipi apic_write(Apic *a, uint32_t offset, uint32_t value) noexcept nogil:
         apic_put(page, APIC_ESR, 0)
     elif offset == APIC_ICR_LOW:
         return apic_send(a, value, apic_word(page, APIC_ICR_HIGH) >> 24)
+    elif offset == APIC_SELF_IPI and apic_x2apic(a):
+        return message(a, <uint32_t> APIC_SHORTHAND_SELF << 18 | (value & 0xFF), 0)
     elif in_slots(LVTS, offset):
         set_lvt(a, offset, value)
     elif offset == APIC_SVR:
@@ -189,16 +200,22 @@ cdef Ipi apic_write(Apic *a, uint32_t offset, uint32_t value) noexcept nogil:
     return ipi
 
 
-cdef void apic_set_x2apic(Apic *a, bint on) noexcept nogil:
-    # the ID register as wide as the mode has it; in x2APIC mode the LDR follows from the id, cluster and bit
-    a.x2apic = on
-    apic_put(a.page, APIC_ID, a.id if on else a.id << 24)
-    apic_put(a.page, APIC_LDR, (a.id >> 4) << 16 | 1U << (a.id & 15) if on else 0)
+cdef void apic_set_base(Apic *a, uint64_t value) noexcept nogil:
+    # IA32_APIC_BASE takes a value that x2apic_write_taken allows (KVM's __kvm_apic_set_base). The ID register is as
+    # wide as the mode has it; in x2APIC mode the LDR follows from it, cluster and bit.
+    cdef uint64_t changed = a.base ^ value
+    a.base = value
+    if changed & <uint64_t> (APIC_BASE_EN | APIC_BASE_EXTD) == 0:
+        return
+    apic_put(a.page, APIC_ID, a.id if apic_x2apic(a) else a.id << 24)
+    if changed & <uint64_t> APIC_BASE_EXTD:
+        apic_put(a.page, APIC_LDR, (a.id >> 4) << 16 | 1U << (a.id & 15) if apic_x2apic(a) else 0)
 
 
 cdef bint apic_set_deadline(Apic *a, uint64_t value, uint64_t tsc) noexcept nogil:
-    # WRMSR of IA32_TSC_DEADLINE: does the timer run out at once? In the other modes the MSR is 0 and takes nothing.
-    if a.mode != TSC_DEADLINE:
+    # WRMSR of IA32_TSC_DEADLINE: does the timer run out at once? In the timer's other modes, and while the APIC is
+    # disabled, the MSR is 0 and takes nothing.
+    if a.mode != TSC_DEADLINE or not apic_on(a):
         return False
     a.deadline = value if value > tsc else 0
     a.ticks_left = value - tsc if value > tsc else 0
@@ -223,16 +240,33 @@ cdef uint64_t apic_elapse(Apic *a, uint64_t ticks) noexcept nogil:
 
 
 cdef bint apic_addressed(const Apic *a, const Ipi *ipi) noexcept nogil:
-    # does the interprocessor interrupt go to this APIC? Logical destinations in flat or cluster model.
-    cdef uint32_t ldr = apic_word(a.page, APIC_LDR), mine = ldr >> 24, to = ipi.destination
+    # Does the interprocessor interrupt go to this APIC (kvm_apic_match_dest, apic.md §1.2)? Each compares by its own
+    # mode, whatever the sender's: the broadcast is FFH in xAPIC mode, FFFFFFFFH in x2APIC mode, where FFH is an id,
+    # or the logical destination of ids 0 to 7.
+    cdef uint32_t ldr = apic_word(a.page, APIC_LDR), dfr = apic_word(a.page, APIC_DFR), to = ipi.destination
+    if not apic_on(a):
+        return False
     if ipi.shorthand:
         return ipi.shorthand == 2 or (a.id == ipi.sender) == (ipi.shorthand == APIC_SHORTHAND_SELF)
-    if to == 0xFF or (a.x2apic and to == 0xFFFFFFFFU):      # to all, of an APIC in either mode
-        return True
-    if not ipi.logical:
-        return to == a.id
-    if a.x2apic:
+    if apic_x2apic(a):
+        if to == 0xFFFFFFFFU:
+            return True
+        if not ipi.logical:
+            return to == a.id
         return to >> 16 == ldr >> 16 and to & ldr & 0xFFFF != 0
-    if apic_word(a.page, APIC_DFR) >> 28 == 0xF:
-        return mine & to != 0
-    return (to >> 4 == mine >> 4 or to >> 4 == 0xF) and mine & to & 0xF != 0
+    if to == 0xFF:
+        return True
+    if not ipi.logical:         # the guest can change its id of 8 bits
+        return to == apic_word(a.page, APIC_ID) >> 24
+    ldr >>= 24
+    if dfr == 0xFFFFFFFFU:      # flat model
+        return ldr & to != 0
+    return dfr == 0x0FFFFFFF and to >> 4 == ldr >> 4 and ldr & to & 0xF != 0
+
+
+# ---- Python's names of the APIC stand in apic_py, which is made of this ---------------------------------------
+
+def __getattr__(name):
+    if name not in ("InterprocessorInterrupt", "LocalApic", "route"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}_py"), name)

@@ -10,38 +10,35 @@ use the APIC in turn.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport realloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
-from fastmmu.arch.msr cimport (
-    MSR_APIC_BASE, MSR_TSC_DEADLINE, X2_CURRENT_COUNT, X2_EOI, X2_FIRST, X2_ICR, X2_SELF_IPI, X2_TPR, msr_of_x2apic,
-)
+from fastmmu.arch.msr cimport MSR_TSC_DEADLINE, X2_FIRST, X2_ICR
 from fastmmu.arch.ops cimport (
     OP_APIC_READ, OP_APIC_WRITE, OP_CR8_READ, OP_CR8_WRITE, OP_INTERRUPT_FLAG, OP_IPI, OP_MSR_READ, OP_MSR_WRITE,
     OP_TSC_DEADLINE,
 )
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport (
-    EXIT_EXTERNAL_INTERRUPT, EXIT_INTERRUPT_WINDOW, EXIT_IO_INSTRUCTION, EXIT_RDMSR, EXIT_VMCALL, EXIT_WRMSR,
-    PRIMARY_INTERRUPT_WINDOW, clear_exit_information,
+    EXIT_EXTERNAL_INTERRUPT, EXIT_INTERRUPT_WINDOW, EXIT_IO_INSTRUCTION, EXIT_VMCALL, PRIMARY_INTERRUPT_WINDOW,
+    clear_exit_information,
 )
 from fastmmu.cpu.access cimport Data, data_access, data_begin, data_size, data_store, data_value
 from fastmmu.cpu.apic cimport (
-    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_LVT_TIMER, APIC_NONE, APIC_SELF_IPI, APIC_TPR, Ipi, apic_acknowledge,
-    apic_put, apic_read, apic_receives, apic_send, apic_set_x2apic, apic_word, apic_write,
+    APIC_BASE, APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_NONE, APIC_TPR, Ipi, apic_acknowledge, apic_mapped,
+    apic_read, apic_receives, apic_write, apic_x2apic,
 )
+from fastmmu.cpu.apic_msr cimport cr8_access, msr_access
 from fastmmu.cpu.interrupts cimport (
-    APIC_BASE, HANDLER_IRQL, MAX_FRAMES, WAY_PATCH, Delivery, Frame, Interrupts, irq_accept, irq_deadline, irq_elapse,
-    irq_left, irq_noted, irq_pass, irq_sent,
+    HANDLER_IRQL, MAX_FRAMES, WAY_PATCH, Delivery, Frame, Interrupts, irq_accept, irq_elapse, irq_left, irq_noted,
+    irq_pass, irq_sent,
 )
 from fastmmu.cpu.tpr_patch cimport (
     HIGH_HALF, SITE_BYTES, Patch, Site, patch_decode, patch_place, patch_polls, patch_record,
 )
-from fastmmu.cpu.vapic cimport (
-    VAPIC_DONE, VAPIC_GP, vapic_deliver, vapic_posted, vapic_rdmsr, vapic_read_cr8, vapic_write_cr8, vapic_wrmsr,
-)
+from fastmmu.cpu.vapic cimport vapic_deliver, vapic_posted
 from fastmmu.cpu.vcpu cimport (
-    ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, Vcpu,
-    vcpu_abort, vcpu_access, vcpu_exit, vcpu_load, vcpu_store,
+    ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT, DONE_EMULATED, DONE_OK, Vcpu, vcpu_abort,
+    vcpu_access, vcpu_exit, vcpu_load, vcpu_store,
 )
 from fastmmu.paging.memory cimport mem_holds
 
@@ -56,52 +53,16 @@ cdef inline int exited(int action) noexcept nogil:
     return DONE_ABORT if action == ACT_ABORT else DONE_OK
 
 
-cdef int ended(Interrupts *irq, int outcome) noexcept nogil:
-    # of an operation that the processor virtualizes: its VM exit
-    cdef Vcpu *v = irq.v
-    if outcome == VAPIC_GP:
-        return DONE_GP
-    if outcome == VAPIC_DONE:
-        irq.value = irq.virt.data
-        return DONE_OK
-    clear_exit_information(&v.vmcs)
-    v.vmcs.exit_qualification = irq.virt.qualification
-    v.vmcs.operand = v.store_value
-    return exited(vcpu_exit(v, irq.virt.reason))
-
-
 cdef int physical(Interrupts *irq, uint32_t offset, bint write, uint64_t value) noexcept nogil:
-    # without a VMM: the APIC itself
+    # without a VMM: the page of the APIC itself
     cdef Ipi ipi
     irq_elapse(irq)
     if not write:
         irq.value = apic_read(&irq.apic, offset)
-    elif offset == APIC_SELF_IPI:
-        irq_accept(irq, value, False)
     else:
         ipi = apic_write(&irq.apic, offset, value)
         if ipi.valid:
             irq_sent(irq, &ipi)
-    return DONE_OK
-
-
-cdef int physical_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value) noexcept nogil:
-    # without a VMM: those that are no 32-bit register
-    cdef Ipi ipi
-    if msr == MSR_APIC_BASE:
-        irq.x2apic = value >> 10 & 1
-        apic_set_x2apic(&irq.apic, irq.x2apic)
-    elif msr == MSR_TSC_DEADLINE:
-        if write and irq_deadline(irq, value):
-            irq_accept(irq, apic_word(irq.apic.page, APIC_LVT_TIMER), False)
-        irq.value = irq.apic.deadline
-    elif msr == X2_ICR and write:
-        apic_put(irq.apic.page, APIC_ICR_LOW + 4, value >> 32)
-        ipi = apic_send(&irq.apic, value, value >> 32)
-        if ipi.valid:
-            irq_sent(irq, &ipi)
-    else:
-        return physical(irq, (msr & 0xFF) << 4, write, value)
     return DONE_OK
 
 
@@ -111,6 +72,7 @@ cdef int irq_mmio(Interrupts *irq, uint32_t offset, uint32_t size, bint write, u
     cdef int outcome
     offset &= 0xFFF
     size = size if data_size(size) else 4
+    irq.number = 0
     irq.c.writes += write
     irq.c.reads += not write
     if offset == APIC_TPR:
@@ -138,6 +100,12 @@ cdef int register_access(Interrupts *irq, Data *d) noexcept nogil:
         d.apic = True
     if not v.guest and d.hpa >> 12 == APIC_BASE >> 12:
         d.apic = True
+        if not apic_mapped(&irq.apic):          # in x2APIC mode, or disabled: nothing is there
+            if d.acc != ACC_W:
+                memset(&d.bytes[0], 0xFF, sizeof(d.bytes))
+                d.known = True
+            irq.value = data_value(d) if d.known else 0
+            return outcome
         if d.acc != ACC_W:
             if physical(irq, d.hpa & 0xFFF, False, 0):
                 return DONE_ABORT
@@ -228,6 +196,9 @@ cdef int replacement(Interrupts *irq, uint32_t target, bint write, uint64_t valu
             outcome = vcpu_load(v, patch_record(p), &old)
     if outcome:
         return outcome
+    if not old >> 32 & 1:                       # in x2APIC mode, or disabled: nothing is there
+        irq.value = 0xFFFFFFFF
+        return DONE_OK
     if not write:
         irq.value = old & 0xFF
         return DONE_OK
@@ -242,55 +213,14 @@ cdef int replacement(Interrupts *irq, uint32_t target, bint write, uint64_t valu
 
 
 cdef int irq_cr8(Interrupts *irq, bint write, uint64_t value) noexcept nogil:
-    # MOV to or from CR8 by way of RDI or RAX
-    cdef int outcome
-    irq.c.writes += write
-    irq.c.reads += not write
-    irq.c.tpr_writes += write
-    irq.c.tpr_reads += not write
-    irq.v.store_value = value
-    if not irq.v.guest:
-        if write and value >> 4:
-            return DONE_GP
-        outcome = physical(irq, APIC_TPR, write, value << 4)
-        irq.value >>= 4
-    else:
-        outcome = ended(irq, vapic_write_cr8(&irq.virt, value, 7) if write else vapic_read_cr8(&irq.virt, 0))
+    # MOV to or from CR8
+    cdef int outcome = cr8_access(irq, write, value)
     return outcome if outcome else irq_boundary(irq)
-
-
-cdef bint msr_exits(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
-    # KVM's MSR bitmap: what the processor virtualizes in x2APIC mode passes, all else exits
-    if not irq.virt.x2apic or not msr_of_x2apic(msr):
-        return True
-    if msr == X2_TPR:
-        return False
-    if not irq.virt.delivery:
-        return True
-    return msr != X2_EOI and msr != X2_SELF_IPI if write else msr == X2_CURRENT_COUNT
 
 
 cdef int irq_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value) noexcept nogil:
     # RDMSR or WRMSR of the APIC
-    cdef Vcpu *v = irq.v
-    cdef int outcome
-    irq.c.writes += write
-    irq.c.reads += not write
-    if msr == X2_TPR:
-        irq.c.tpr_writes += write
-        irq.c.tpr_reads += not write
-    v.store_value = value
-    if not v.guest:
-        outcome = physical_msr(irq, msr, write, value)
-    elif msr_exits(irq, msr, write):
-        clear_exit_information(&v.vmcs)
-        v.vmcs.operand = msr
-        outcome = exited(vcpu_exit(v, EXIT_WRMSR if write else EXIT_RDMSR))
-    else:
-        outcome = vapic_wrmsr(&irq.virt, msr, value) if write else vapic_rdmsr(&irq.virt, msr)
-        if outcome == VAPIC_DONE and write and msr == X2_SELF_IPI:
-            irq_noted(irq, value)
-        outcome = ended(irq, outcome)
+    cdef int outcome = msr_access(irq, msr, write, value)
     return outcome if outcome else irq_boundary(irq)
 
 
@@ -312,7 +242,7 @@ cdef int irq_arrive(Interrupts *irq, uint8_t vector, bint level, uint32_t reason
         irq.c.requested += 1
         irq.c.posted += 1
         irq.arrival[vector] = irq.now
-        if apic_receives(irq.apic.page, vector):
+        if apic_receives(&irq.apic, vector):
             irq.descriptor[vector >> 6] |= 1ULL << (vector & 63)
             irq.descriptor[4] |= 1
             vapic_posted(&irq.virt, irq.descriptor)
@@ -380,7 +310,7 @@ cdef int record(Interrupts *irq, uint8_t vector) noexcept nogil:
 
 cdef int reach(Interrupts *irq, uint32_t offset, bint write, uint64_t value) noexcept nogil:
     # an access of the handler, by the way that the mode has
-    if irq.x2apic:
+    if apic_x2apic(&irq.apic):
         return irq_msr(irq, X2_FIRST | offset >> 4, write, value)
     return irq_mmio(irq, offset, 4, write, value)
 
@@ -435,7 +365,7 @@ cdef int irq_boundary(Interrupts *irq) noexcept nogil:
         elif not irq.interrupts_on:
             return DONE_OK
         elif not v.guest:
-            vector = apic_acknowledge(irq.apic.page)
+            vector = apic_acknowledge(&irq.apic)
             if vector < 0:
                 return DONE_OK
         elif irq.virt.delivery and irq.virt.pending:
@@ -469,7 +399,7 @@ cdef int irq_event(Interrupts *irq, int op, uint64_t addr) noexcept nogil:
     if op == OP_TSC_DEADLINE:
         return irq_msr(irq, MSR_TSC_DEADLINE, True, irq.now + addr if addr else 0)
     if op == OP_IPI:
-        if irq.x2apic:
+        if apic_x2apic(&irq.apic):
             return irq_msr(irq, X2_ICR, True, addr)
         outcome = DONE_OK
         if not addr & SHORTHAND:                # else the destination does not count

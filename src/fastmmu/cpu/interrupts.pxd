@@ -22,12 +22,6 @@ cdef enum GuestHandler:         # what the guest does when an interrupt is deliv
     HANDLER_EOI = 0             # end of interrupt, nothing else
     HANDLER_IRQL = 1            # raises the TPR to the class of the vector, STI; CLI, end of interrupt, the old TPR
 
-cdef extern from *:
-    """
-    #define FM_APIC_BASE 0xFEE00000ULL
-    """
-    const uint64_t APIC_BASE "FM_APIC_BASE"     # guest-physical
-
 cdef struct ApicCounters:       # names and meaning: fastmmu.counters
     uint64_t reads, writes      # of registers, by page, CR8 or MSR
     uint64_t tpr_reads, tpr_writes
@@ -54,6 +48,7 @@ cdef struct Delivery:
     uint64_t at                 # accesses of the trace until then
 
 cdef enum:
+    NUMBER_CR8 = 8              # Interrupts.number
     MAX_FRAMES = 64             # handlers under way: more is a storm
 
 cdef struct Frame:              # of a handler that has not returned
@@ -73,7 +68,6 @@ cdef struct Interrupts:
     bint tpr_shadow             # the processor has one: CR8 and the MSR of the TPR need no exits
     uint64_t la                 # linear address at which the guest sees the page
     bint interrupts_on          # RFLAGS.IF
-    bint x2apic                 # the guest's APIC is in x2APIC mode
     bint posting                # posted interrupts are on
     bint request_event          # KVM_REQ_EVENT: look for an interrupt to inject before the next VM entry
     bint below                  # the exit under way is one of TPR below threshold
@@ -85,6 +79,8 @@ cdef struct Interrupts:
     uint64_t *descriptor        # posted-interrupt descriptor: 8 qwords
     bint notified               # the notification vector is on its way
     uint64_t value              # read last
+    uint32_t number             # of the instruction under way: of the MSR; 0: neither an MSR nor CR8
+    bint writes
     uint64_t now                # accesses of the trace so far: the bus clock, and the time-stamp counter
     uint64_t *clock             # the same for the VM, as of the last batch of events
     uint64_t timed              # up to when the timer has counted

@@ -6,8 +6,8 @@ from libc.string cimport memset
 
 from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT
 from fastmmu.cpu.apic cimport (
-    APIC_LVT_TIMER, APIC_NONE, LVT_MASKED, MODE_LOWEST, Ipi, apic_addressed, apic_elapse, apic_request, apic_reset,
-    apic_set_deadline, apic_word,
+    APIC_LVT_TIMER, APIC_NONE, LVT_MASKED, MODE_LOWEST, Ipi, apic_addressed, apic_elapse, apic_on, apic_request,
+    apic_reset, apic_set_deadline, apic_word,
 )
 from fastmmu.cpu.vcpu cimport Vcpu
 
@@ -37,7 +37,7 @@ cdef void irq_accept(Interrupts *irq, uint8_t vector, bint level) noexcept nogil
     # an interrupt reaches the registers
     irq.c.requested += 1
     irq.arrival[vector] = irq.now
-    apic_request(irq.apic.page, vector, level)
+    apic_request(&irq.apic, vector, level)
     irq.request_event = True
 
 
@@ -72,7 +72,7 @@ cdef bint irq_elapse(Interrupts *irq) noexcept nogil:
     if not fired:
         return False
     irq.c.timer += fired
-    if not lvt & <uint32_t> LVT_MASKED:
+    if not lvt & <uint32_t> LVT_MASKED and apic_on(&irq.apic):
         irq.arriving = lvt & 0xFF
         irq.arriving_level = False
         irq.arrived = due

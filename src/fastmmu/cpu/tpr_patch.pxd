@@ -27,7 +27,7 @@ cdef struct Patch:
     uint64_t rom_la             # option ROM: routines and records
     uint64_t record_hpa         # of this vCPU's record
     uint32_t cpu                # number of the vCPU, as the guest's KPCR has it
-    bint one_vcpu               # the first version: one record for all, so that only vCPU 0 may be patched
+    bint one_vcpu               # the first version: one record, so that a guest may have one vCPU alone
     bint in_use                 # the guest has been patched: the record holds the TPR
     uint32_t number             # of the site that runs
     uint64_t ip, ip_hpa         # of the instruction

@@ -125,7 +125,15 @@ cdef class VirtualApic:
         return self._outcome(vapic_wrmsr(&self.apic, msr, value), False)
 
     def deliver(self):
-        """Deliver the pending virtual interrupt; its vector."""
+        """Deliver the virtual interrupt that is requested, :attr:`rvi`, as where it is recognized; its vector.
+
+        :raises StateError: none is requested.
+        """
+        if not self.apic.rvi:
+            raise StateError(
+                "no virtual interrupt is requested (rvi=0); ask for one first: take_posted(), a self-IPI, "
+                "VirtualApic(rvi=)"
+            )
         return vapic_deliver(&self.apic)
 
     def entered(self):

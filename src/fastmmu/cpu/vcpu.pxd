@@ -47,11 +47,13 @@ cdef enum Abort:
     ABORT_HOST_MEMORY = 10
     ABORT_ENTRY = 11            # VM entry failed: invalid control fields
     ABORT_PROCESS = 12          # a process number that is none
-    ABORT_APIC = 13             # an APIC event that the guest's APIC cannot take
+    ABORT_APIC = 13             # an APIC event of a guest without an APIC
     ABORT_AWAY = 14             # the host is taking the page away and has not ended
     ABORT_APIC_TABLE = 15       # a paging structure on the APIC-access page that the VMM would have to read
     ABORT_IDENTITY = 16         # the guest stops paging, and there is no identity table
     ABORT_ROOT = 17             # no memory behind the root of the guest's tables: KVM shuts the machine down
+    ABORT_APIC_GP = 18          # an APIC event that ends in #GP: Interrupts.number
+    ABORT_APIC_PF = 19          # in #PF: the guest does not map the page
 
 cdef enum Privileged:           # instructions of CPL 0 that exit here, as the bytes at RIP would say
     INS_NONE = 0

@@ -10,7 +10,7 @@ from fastmmu.arch.types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk,
     gfn_t, gpa_t, gva_t,
 )
-from fastmmu.cpu.interrupts cimport APIC_BASE
+from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.vcpu cimport (
     ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF,
     ACT_RETRY, Vcpu, vcpu_abort,

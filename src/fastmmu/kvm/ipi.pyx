@@ -62,10 +62,10 @@ cdef void deliver(Interrupts *irq, Interrupts *to, uint8_t vector) noexcept nogi
         return
     to.c.requested += 1
     to.arrival[vector] = irq.now
-    if not apic_receives(to.apic.page, vector):
+    if not apic_receives(&to.apic, vector):
         return
     if not to.posting:
-        apic_request(to.apic.page, vector, False)
+        apic_request(&to.apic, vector, False)
         to.request_event = True
         if running:
             vcpu.mode = EXITING_GUEST_MODE

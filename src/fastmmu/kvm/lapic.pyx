@@ -6,8 +6,8 @@ something asked for it (`request_event`), as in KVM.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport P
-from fastmmu.arch.msr cimport MSR_APIC_BASE, MSR_TSC_DEADLINE, X2_ICR, X2_SELF_IPI, msr_of_x2apic
+from fastmmu.arch.bits cimport ONES, P
+from fastmmu.arch.msr cimport MSR_APIC_BASE, MSR_TSC_DEADLINE, X2_EOI, X2_TPR
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, Walk
 from fastmmu.arch.vmx cimport (
     EXIT_ACK_INTERRUPT, EXIT_APIC_ACCESS, EXIT_APIC_WRITE, EXIT_CR_ACCESS, EXIT_INTERRUPT_WINDOW, EXIT_IO_INSTRUCTION,
@@ -16,16 +16,19 @@ from fastmmu.arch.vmx cimport (
     SECONDARY_APIC_REGISTERS, SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_X2APIC,
 )
 from fastmmu.cpu.apic cimport (
-    APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_ID, APIC_IRR, APIC_ISR, APIC_LDR, APIC_LVT_TIMER, APIC_NONE,
-    APIC_SHORTHAND_SELF, APIC_TMR, APIC_TPR, Ipi, apic_acknowledge, apic_deliverable, apic_highest, apic_put, apic_read,
-    apic_send, apic_set_x2apic, apic_update_ppr, apic_word, apic_write,
+    APIC_BASE, APIC_EOI, APIC_IRR, APIC_ISR, APIC_NONE, APIC_TMR, APIC_TPR, Ipi, apic_acknowledge, apic_deliverable,
+    apic_highest, apic_mapped, apic_on, apic_read, apic_set_base, apic_update_ppr, apic_word, apic_write, apic_x2apic,
 )
+from fastmmu.cpu.apic_msr cimport irq_deadline_msr, irq_msr_taken
 from fastmmu.cpu.interrupts cimport (
-    APIC_BASE, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept, irq_deadline, irq_elapse,
+    RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept, irq_elapse,
 )
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, patch_dword, patch_replace
 from fastmmu.cpu.vapic cimport LINEAR_WRITE, PHYSICAL_OTHER, vapic_posted
-from fastmmu.cpu.vcpu cimport ABORT_APIC_TABLE, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_PF, Vcpu, vcpu_abort
+from fastmmu.cpu.vcpu cimport (
+    ABORT_APIC_TABLE, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, Vcpu, vcpu_abort,
+)
+from fastmmu.cpu.x2apic cimport x2apic_msr, x2apic_read, x2apic_write
 from fastmmu.kvm.ipi cimport NOTIFICATION_VECTOR, ipi_send
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
 from fastmmu.paging.guest cimport page_fault
@@ -54,12 +57,14 @@ cdef void kvm_apic_init(Interrupts *irq) noexcept nogil:
 
 
 cdef void choose_mode(Interrupts *irq) noexcept nogil:
-    # xAPIC mode: the page is virtualized; x2APIC mode: the MSRs are
+    # xAPIC mode: the page is virtualized; x2APIC mode: the MSRs are; disabled: nothing
     cdef Vcpu *v = irq.v
     v.vmcs.secondary &= ~(SECONDARY_APIC_ACCESSES | SECONDARY_X2APIC)
-    if irq.x2apic:
+    if apic_x2apic(&irq.apic):
         if irq.tpr_shadow:
             v.vmcs.secondary |= SECONDARY_X2APIC
+    elif not apic_mapped(&irq.apic):
+        pass
     elif irq.way == WAY_FLEXPRIORITY or irq.way == WAY_APICV:
         v.vmcs.secondary |= SECONDARY_APIC_ACCESSES
 
@@ -68,7 +73,7 @@ cdef void choose_mode(Interrupts *irq) noexcept nogil:
 
 cdef void priority_changed(Interrupts *irq) noexcept nogil:
     apic_update_ppr(irq.apic.page)
-    if apic_deliverable(irq.apic.page) >= 0:
+    if apic_deliverable(&irq.apic) >= 0:
         irq.request_event = True
     else:
         # a request that an interrupt in service blocks: the threshold must follow the TPR all the same, or VM entry
@@ -100,6 +105,11 @@ cdef void emulate(Interrupts *irq, uint32_t offset) noexcept nogil:
     cdef Vcpu *v = irq.v
     cdef uint32_t size = v.access_bytes if v.access_bytes else v.store_bytes if v.store_bytes else 4
     cdef uint64_t value = v.store_value if v.store_bytes else 0
+    if not apic_mapped(&irq.apic):              # KVM_X86_QUIRK_LAPIC_MMIO_HOLE
+        irq.c.emulated += 1 + (v.access == ACC_RW)
+        irq.value = v.load_value = ONES if size >= 8 else (1ULL << 8 * size) - 1
+        v.loaded = True
+        return
     if v.access == ACC_R or v.access == ACC_RW:
         irq.c.emulated += 1
         irq.value = 0
@@ -146,42 +156,39 @@ cdef int access_exit(Interrupts *irq) noexcept nogil:
     return ACT_EMULATED
 
 
-cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write) noexcept nogil:
-    cdef uint64_t value = irq.v.store_value
-    cdef uint32_t offset = (msr & 0xFF) << 4
-    cdef bint switched
+cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value) noexcept nogil:
+    # one that is taken
     cdef Ipi ipi
     irq.c.emulated += 1
-    if msr == MSR_APIC_BASE:
+    if msr == MSR_TSC_DEADLINE:
+        irq_deadline_msr(irq, write, value)
+    elif msr == MSR_APIC_BASE:
         if write:
-            switched = value >> 10 & 1 != <uint64_t> irq.x2apic
-            irq.x2apic = value >> 10 & 1
-            if switched:
-                apic_set_x2apic(&irq.apic, irq.x2apic)
-            choose_mode(irq)
-        else:
-            irq.value = APIC_BASE | 1 << 11 | <uint64_t> irq.x2apic << 10
-    elif msr == MSR_TSC_DEADLINE:
-        if write and irq_deadline(irq, value):
-            irq_accept(irq, apic_word(irq.apic.page, APIC_LVT_TIMER), False)
-        irq.value = irq.apic.deadline
-    elif msr == X2_SELF_IPI:
-        if write:
-            store(irq, APIC_ICR_LOW, <uint32_t> APIC_SHORTHAND_SELF << 18 | (value & 0xFF))
-    elif msr == X2_ICR:
-        if write:                               # one register of 64 bits
-            apic_put(irq.apic.page, APIC_ICR_LOW + 4, value >> 32)
-            ipi = apic_send(&irq.apic, value, value >> 32)
-            sent(irq, &ipi)
-        else:
-            irq.value = apic_word(irq.apic.page, APIC_ICR_LOW) | <uint64_t> apic_word(
-                irq.apic.page, APIC_ICR_LOW + 4) << 32
-    elif write:
-        if offset != APIC_ID and offset != APIC_LDR and offset != APIC_ICR_HIGH:      # which x2APIC mode cannot write
-            store(irq, offset, value)
+            set_base(irq, value)
+        irq.value = irq.apic.base
+    elif not write:
+        irq_elapse(irq)
+        irq.value = x2apic_read(&irq.apic, msr)
     else:
         irq_elapse(irq)
-        irq.value = apic_read(&irq.apic, offset)
+        ipi = x2apic_write(&irq.apic, msr, value)
+        if msr == X2_TPR:
+            priority_changed(irq)
+        elif msr == X2_EOI:
+            irq.request_event = True
+        else:
+            sent(irq, &ipi)
+
+
+cdef void set_base(Interrupts *irq, uint64_t value) noexcept nogil:
+    # Where the page goes a patched guest's record is out of use: kvmvapic knows of xAPIC mode alone, and would go on to
+    # take its byte for the TPR.
+    apic_set_base(&irq.apic, value)
+    if irq.patch.in_use and not apic_mapped(&irq.apic):
+        irq.patch.in_use = False
+        mem_write64(irq.v.mem, irq.patch.record_hpa, 0)
+    choose_mode(irq)
+    irq.request_event = True
 
 
 # ---- the exits ----------------------------------------------------------------------------------------------
@@ -217,23 +224,29 @@ cdef int cr8_access(Interrupts *irq) noexcept nogil:
         return NOT_OF_APIC
     if qualification >> 4 & 3:
         irq.value = irq.apic.page[<int> APIC_TPR] >> 4
-    elif not value >> 4:
+    elif value >> 4:
+        return ACT_INJECT_GP
+    else:
         store(irq, APIC_TPR, value << 4)
     return ACT_EMULATED
 
 
 cdef int msr_access(Interrupts *irq) noexcept nogil:
     cdef uint64_t msr = irq.v.vmcs.operand
-    if not msr_of_x2apic(msr) and msr != MSR_APIC_BASE and msr != MSR_TSC_DEADLINE:
+    cdef bint write = irq.v.vmcs.exit_reason == EXIT_WRMSR
+    if not x2apic_msr(msr):
         return NOT_OF_APIC
-    emulate_msr(irq, msr, irq.v.vmcs.exit_reason == EXIT_WRMSR)
+    if not irq_msr_taken(irq, msr, write, irq.v.store_value):
+        return ACT_INJECT_GP
+    emulate_msr(irq, msr, write, irq.v.store_value)
     return ACT_EMULATED
 
 
 cdef int io_instruction(Interrupts *irq) noexcept nogil:
     if not irq.patch.enabling:
         return NOT_OF_APIC
-    use_record(irq)
+    if apic_mapped(&irq.apic):
+        use_record(irq)
     return ACT_EMULATED
 
 
@@ -270,7 +283,7 @@ cdef void update_threshold(Interrupts *irq) noexcept nogil:
     cdef int tpr = irq.apic.page[<int> APIC_TPR] & 0xF0
     if irq.way == WAY_APICV or not irq.tpr_shadow:
         return
-    if requested < 0 or irq.patch.in_use:
+    if requested < 0 or irq.patch.in_use or not apic_on(&irq.apic):
         requested = 0
     if irq.rule == RULE_SLIDES:
         irq.v.vmcs.tpr_threshold = min(tpr, requested) >> 4
@@ -280,10 +293,10 @@ cdef void update_threshold(Interrupts *irq) noexcept nogil:
 
 cdef void inject(Interrupts *irq) noexcept nogil:
     cdef Vcpu *v = irq.v
-    cdef int vector = apic_deliverable(irq.apic.page)
+    cdef int vector = apic_deliverable(&irq.apic)
     irq.request_event = False
     if vector >= 0 and irq.interrupts_on and irq.inject < 0:
-        irq.inject = apic_acknowledge(irq.apic.page)
+        irq.inject = apic_acknowledge(&irq.apic)
     elif vector >= 0:
         v.vmcs.primary |= PRIMARY_INTERRUPT_WINDOW
     update_threshold(irq)
@@ -298,7 +311,7 @@ cdef void virtual_state(Interrupts *irq) noexcept nogil:
         vapic_posted(&irq.virt, irq.descriptor)
         requested = apic_highest(irq.apic.page, APIC_IRR)
     v.vmcs.guest_interrupt_status &= 0xFF00
-    if requested > 0:
+    if requested > 0 and apic_on(&irq.apic):
         v.vmcs.guest_interrupt_status |= requested
     for word in range(4):
         v.vmcs.eoi_exit_bitmap[word] = (apic_word(irq.apic.page, APIC_TMR + 32 * word)
@@ -357,7 +370,7 @@ cdef void patch(Interrupts *irq) noexcept nogil:
     cdef uint64_t hpa = irq.patch.ip_hpa
     if irq.patch.one_vcpu and (irq.patch.cpu or to_kvm_vcpu(irq.v).kvm.n_vcpus > 1):
         return
-    if irq.way != WAY_PATCH or not mem_holds(irq.v.mem, hpa, SITE_BYTES):
+    if irq.way != WAY_PATCH or not apic_mapped(&irq.apic) or not mem_holds(irq.v.mem, hpa, SITE_BYTES):
         return
     if patch_replace(irq.v.mem.base + hpa, irq.patch.ip, irq.patch.rom_la):
         irq.c.patched += 1

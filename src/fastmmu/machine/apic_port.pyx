@@ -8,7 +8,9 @@ from fastmmu.cpu.apic_access cimport irq_arrive, irq_cr8, irq_flag, irq_mmio, ir
 from fastmmu.cpu.interrupts cimport irq_accept
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, DONE_PF
 from fastmmu.machine.board cimport Board
+from fastmmu.machine.stops cimport refused
 
+from fastmmu.cpu.apic_py import of_the_apic
 from fastmmu.errors import StateError
 from fastmmu.exits import N_REASONS, ExitReason
 
@@ -39,7 +41,7 @@ cdef class GuestApic:
         if outcome == DONE_OK:
             return
         if outcome == DONE_GP:
-            raise StateError("#GP(0): the register refuses the value, or the address is not canonical")
+            raise StateError(refused(self.board.vcpu.irq))
         if outcome == DONE_PF:
             v = self.board.vcpu.irq.v
             raise StateError(f"#PF at {v.cr2:#x}, error code {v.error_code:#x}: the guest does not map its APIC there")
@@ -75,20 +77,32 @@ cdef class GuestApic:
 
     def write_cr8(self, uint64_t value):
         """MOV to CR8. :raises StateError: #GP, bits 63:4 are not 0."""
-        if value >> 4:
-            raise StateError(f"#GP(0): cr8={value:#x} has bits above 3")
         self.board._guest_runs()
         self._done(irq_cr8(self.board.vcpu.irq, True, value))
 
     def rdmsr(self, unsigned int msr):
-        """RDMSR of 800H to 8FFH, 6E0H or 1BH."""
+        """RDMSR of 1BH (IA32_APIC_BASE), 6E0H (IA32_TSC_DEADLINE) or 800H to 8FFH, the registers in x2APIC mode.
+
+        :raises StateError: #GP: of 800H to 8FFH outside x2APIC mode, or one that is none or cannot be read; or an MSR
+            that is not the APIC's. Rule: SDM volume 3, "x2APIC Register Address Space"; KVM: kvm_x2apic_msr_read.
+        """
         self.board._guest_runs()
+        of_the_apic(msr)
         self._done(irq_msr(self.board.vcpu.irq, msr, False, 0))
         return self.board.vcpu.irq.value
 
     def wrmsr(self, unsigned int msr, uint64_t value):
-        """WRMSR of 800H to 8FFH, 6E0H (IA32_TSC_DEADLINE) or 1BH (bit 10 of which chooses x2APIC mode)."""
+        """WRMSR of 1BH (bit 11 enables the APIC, bit 10 chooses x2APIC mode), 6E0H or 800H to 8FFH.
+
+        In x2APIC mode, and while the APIC is disabled, nothing is in its page: KVM lets reads have all bits 1 and drops
+        writes; with ``tpr="flexpriority"`` and ``"apicv"`` the page is memory of the VMM's then. An APIC that is moved
+        from FEE00000H has no page here.
+
+        :raises StateError: #GP: as :meth:`rdmsr`, a reserved bit, or a change of mode that is none. Rule: SDM volume 3,
+            "x2APIC State Transitions", "Reserved Bit Checking"; KVM: kvm_apic_set_base, kvm_x2apic_msr_write.
+        """
         self.board._guest_runs()
+        of_the_apic(msr)
         self._done(irq_msr(self.board.vcpu.irq, msr, True, value))
 
     def set_interrupts(self, bint on):

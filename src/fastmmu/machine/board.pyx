@@ -10,10 +10,10 @@ from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, EXIT_PREEMPTION_TIMER, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE,
     PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, Vmcs,
 )
-from fastmmu.cpu.apic cimport APIC_ID
+from fastmmu.cpu.apic cimport APIC_BASE, apic_reset
 from fastmmu.cpu.interrupts cimport (
-    APIC_BASE, HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP,
-    Interrupts, irq_free, irq_init,
+    HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP, Interrupts,
+    irq_free, irq_init,
 )
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.tpr_patch cimport patch_record
@@ -202,8 +202,8 @@ cdef class Board:
         else:
             irq_init(irq, v, NULL, NULL)
         irq.clock = &self.clock
-        irq.apic.id = irq.patch.cpu = config.apic_id + number
-        irq.apic.page[<int> APIC_ID + 3] = irq.apic.id
+        irq.patch.cpu = config.apic_id + number
+        apic_reset(&irq.apic, irq.apic.page, irq.patch.cpu)
         irq.way = {
             "trap": WAY_TRAP, "patch": WAY_PATCH, "flexpriority": WAY_FLEXPRIORITY, "apicv": WAY_APICV,
         }[config.tpr]
@@ -375,7 +375,7 @@ cdef class Board:
         if self.v.abort == ABORT_PYTHON:
             error, self.raised = self.raised, None
         else:
-            error = stop(self.v, n)
+            error = stop(self.v, self.vcpu.irq, n)
         self.v.abort = ABORT_NONE
         raise error
 

@@ -151,12 +151,14 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
     :param exit_pages: pages of its own that the host reads at each VM exit, under VPID 0.
     :param tpr: the guest has a local APIC, and this handles it: ``"trap"`` emulates each access to its page;
-        ``"patch"`` replaces the instructions that access the TPR, as kvmvapic does; ``"flexpriority"`` is the TPR
-        shadow and the APIC-access page; ``"apicv"`` adds register virtualization, virtual-interrupt delivery and posted
-        interrupts (apic.md §2-§7). None: no APIC, no APIC events. It stands at FEE00000H, above the guest's memory.
+        ``"patch"`` replaces the instructions that access the TPR, as QEMU's kvmvapic does: whichever vCPU runs one
+        first, for all, each of which has its own record of the TPR; ``"flexpriority"`` is the TPR shadow and the
+        APIC-access page; ``"apicv"`` adds register virtualization, virtual-interrupt delivery and posted interrupts
+        (apic.md §2-§7). None: no APIC, no APIC events. It stands at FEE00000H, above the guest's memory.
     :param tpr_shadow: the processor has a TPR shadow; without it CR8 and the x2APIC MSRs exit, too.
     :param tpr_threshold: rule for the threshold, ``"kvm"`` (today's) or ``"slides"`` (the smaller of TPR and IRR).
-    :param tpr_patch: ``"one-vcpu"``: the first version, which has one record for all and patches only for vCPU 0.
+    :param tpr_patch: ``"per-vcpu"``, a record for each of up to 16 vCPUs; ``"one-vcpu"``, the first version, which has
+        one record: it patches a guest whose only vCPU is number 0, and leaves one of several vCPUs alone, all of them.
     :param guest_handler: what the guest does when it is interrupted: ``"eoi"``, end of interrupt alone, or ``"irql"``,
         which raises the TPR to the class of the interrupt and lets higher classes interrupt it; then CLI, end of
         interrupt, the TPR as it was. :param handler_length: accesses of the trace that a handler lasts, after it has

@@ -18,8 +18,9 @@ from fastmmu.cpu.apic_access cimport irq_boundary, irq_due, irq_event
 from fastmmu.cpu.control cimport vcpu_invlpg
 from fastmmu.cpu.interrupts cimport irq_left, irq_pass, irq_waits
 from fastmmu.cpu.vcpu cimport (
-    ABORT_ADDRESS, ABORT_APIC, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT, ACT_EMULATED, ACT_RETRY, DONE_ABORT,
-    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_slow,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ACT_ABORT,
+    ACT_EMULATED, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access,
+    vcpu_exit, vcpu_interrupt, vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
@@ -61,7 +62,9 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
         return vcpu_interrupt(&m.vcpu.cpu)
     if FIRST_OF_APIC <= op <= LAST_OF_APIC and m.vcpu.irq != NULL:
         outcome = irq_event(m.vcpu.irq, op, addr)
-        return vcpu_abort(&m.vcpu.cpu, ABORT_APIC, addr) if outcome == DONE_GP or outcome == DONE_PF else outcome
+        if outcome == DONE_GP:
+            return vcpu_abort(&m.vcpu.cpu, ABORT_APIC_GP, m.vcpu.cpu.store_value)
+        return vcpu_abort(&m.vcpu.cpu, ABORT_APIC_PF, m.vcpu.cpu.cr2) if outcome == DONE_PF else outcome
     return vcpu_abort(&m.vcpu.cpu, ABORT_APIC if FIRST_OF_APIC <= op <= LAST_OF_APIC else ABORT_OP, op)
 
 

@@ -13,7 +13,7 @@ from fastmmu.arch.bits cimport FRAME, PCD, PS, PWT, RW, US, XD, A, D, G, P
 from fastmmu.arch.pferr cimport PF_P, PF_W
 from fastmmu.arch.registers cimport CR3_NO_FLUSH
 from fastmmu.arch.types cimport ACC_R, ACC_W, Mem
-from fastmmu.cpu.interrupts cimport APIC_BASE
+from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, SITES, patch_original
 from fastmmu.cpu.control cimport vcpu_invlpg, vcpu_mov_cr3
 from fastmmu.cpu.vcpu cimport (

@@ -3,13 +3,18 @@
 from libc.stdint cimport uint64_t
 
 from fastmmu.arch.vmx cimport ERROR_CONTROL_FIELDS
+from fastmmu.cpu.interrupts cimport NUMBER_CR8, Interrupts
 from fastmmu.cpu.vcpu cimport (
-    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY, ABORT_GUEST_FAULT,
-    ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP,
-    ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, Vcpu,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY,
+    ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS,
+    ABORT_OP, ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, Vcpu,
 )
 
-from fastmmu.errors import BusError, ConfigError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError
+from fastmmu.cpu.apic_py import cr8_refusal, refusal
+from fastmmu.errors import (
+    BusError, ConfigError, EventError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError,
+)
+from fastmmu.ops import Op
 
 # Abort: the exception and its text, of which "event N: " is the beginning. ABORT_PYTHON: the handler's own exception
 _STOPS = {
@@ -34,8 +39,11 @@ _STOPS = {
         "such guest state (vmx.md §3.2), cr3={cr3:#x}; give the Machine registers without reserved bits"),
     ABORT_PROCESS: (TraceError, "process number {address} is not below 1048576; number processes from 0"),
     ABORT_APIC: (
-        TraceError, "the guest has no APIC that takes this (addr {address:#x}); set Config(tpr=), and give registers "
-        "values that they accept"),
+        TraceError, "the guest has no APIC for {op}; give it one with Config(tpr=), or leave such events out"),
+    ABORT_APIC_GP: (EventError, "{refused}"),
+    ABORT_APIC_PF: (
+        EventError, "#PF at {address:#x}, error code {error_code:#x}: the guest does not map its APIC there; map "
+        "guest-physical 0xfee00000 at Machine.apic.address"),
     ABORT_AWAY: (
         StateError, "the host is taking guest-physical page {address:#x} away, its fault begins anew until that has "
         "ended; call Vmm.invalidate_range_end, then repeat the access"),
@@ -56,11 +64,25 @@ _CONTROL_FIELDS = (
 _UNNAMED = (FastmmuError, "stopped at {address:#x} for a reason without a name, {abort}; please report this")
 
 
-cdef object stop(const Vcpu *v, uint64_t n):
-    # the exception for v.abort, which is none of Python's own; n: number of the event
+cdef object refused(const Interrupts *irq):
+    # why the instruction that ended in #GP did
+    value = irq.v.store_value
+    if irq.number == NUMBER_CR8:
+        return cr8_refusal(value)
+    if not irq.number:
+        return "#GP(0): the address of the APIC's page is not canonical; see Machine.apic.address"
+    return refusal(irq.number, value if irq.writes else None, irq.apic.base, irq.v.r.maxphyaddr)
+
+
+cdef object stop(const Vcpu *v, const Interrupts *irq, uint64_t n):
+    # the exception for v.abort, which is none of Python's own; irq: NULL where there is no APIC; n: number of the event
     kind, text = _STOPS.get(v.abort, _UNNAMED)
     if v.abort == ABORT_ENTRY and v.abort_address == ERROR_CONTROL_FIELDS:
         kind, text = _CONTROL_FIELDS
     fields = {"abort": v.abort, "address": v.abort_address, "qualification": v.vmcs.exit_qualification,
-              "cr3": v.vmcs.guest_cr3}
+              "cr3": v.vmcs.guest_cr3, "error_code": v.error_code}
+    if v.abort == ABORT_APIC:
+        fields["op"] = Op(v.abort_address).name
+    if v.abort == ABORT_APIC_GP:
+        fields["refused"] = refused(irq)
     return kind(f"event {n}: {text.format_map(fields)}")

@@ -1,6 +1,7 @@
 """The processor: local APICs, their virtualization, VM entry, operands of invalidations.
 
 apic           the local APIC
+apic_msr       CR8, IA32_APIC_BASE and the registers of x2APIC mode, with what they refuse
 processors     several of them, without a VMM
 vapic          virtualization of the APIC
 vmentry        what VM entry checks

@@ -34,6 +34,7 @@ INITIAL_COUNT, CURRENT_COUNT, DIVIDE, SELF_IPI = 0x380, 0x390, 0x3E0, 0x3F0
 LVTS = (LVT_CMCI, LVT_TIMER, 0x330, 0x340, 0x350, 0x360, LVT_ERROR)
 MASKED = 1 << 16
 ENABLED = 1 << 8  # in SVR
+BASE, BSP, EXTD, EN = 0xFEE0_0000, 1 << 8, 1 << 10, 1 << 11  # in IA32_APIC_BASE
 SEND_ILLEGAL, RECEIVE_ILLEGAL, ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7  # in ESR
 
 PERIODIC, TSC_DEADLINE = 1, 2  # modes of the LVT timer; 0 one-shot
@@ -97,21 +98,27 @@ class Ipi:
 
 @dataclass
 class LocalApic:
-    """One local APIC in xAPIC mode, enabled or disabled by its SVR."""
+    """One local APIC: disabled, in xAPIC or in x2APIC mode by IA32_APIC_BASE, disabled by software by its SVR."""
 
     id: int = 0
     page: bytearray = field(default_factory=lambda: bytearray(4096), repr=False)
     ticks_left: int = 0  # of the timer, in units of the bus clock; 0: stopped
     deadline: int = 0  # IA32_TSC_DEADLINE; 0: not armed
-    x2apic_mode: bool = False
+    base: int = 0  # IA32_APIC_BASE; 0: as after reset
 
     def __post_init__(self) -> None:
+        self.base = self.base or BASE | EN | (0 if self.id else BSP)
         put_word(self.page, ID, self.id << 24)
         put_word(self.page, VERSION, 0x0006_0015)
         put_word(self.page, DFR, 0xFFFF_FFFF)
         put_word(self.page, SVR, 0xFF)
         for lvt in LVTS:
             put_word(self.page, lvt, MASKED)
+
+    @property
+    def present(self) -> bool:
+        """Not disabled as a whole. What waits in IRR stays there while it is, but not while software disables it."""
+        return bool(self.base & EN)
 
     @property
     def enabled(self) -> bool:
@@ -128,13 +135,13 @@ class LocalApic:
     def deliverable(self) -> int | None:
         """The vector that the processor gets next if it takes interrupts: IRR class above PPR class."""
         vector = highest(self.page, IRR)
-        if vector is None or not self.enabled or vector >> 4 <= self.ppr >> 4:
+        if vector is None or not self.present or vector >> 4 <= self.ppr >> 4:
             return None
         return vector
 
     def request(self, vector: int, *, level: bool = False) -> bool:
         """An interrupt arrives; False where it is not accepted (disabled, illegal vector)."""
-        if not self.enabled:
+        if not self.present or not self.enabled:
             return False
         if vector < 16:
             self.error(RECEIVE_ILLEGAL)
@@ -187,6 +194,8 @@ class LocalApic:
             put_word(self.page, ESR, 0)
         elif offset == ICR_LOW:
             return self.send(value | word(self.page, ICR_HIGH) >> 24 << 32)
+        elif offset == SELF_IPI and self.x2apic:
+            return self.message(value & 0xFF | 1 << 18)
         elif offset in LVTS:
             before = self.timer_mode
             put_word(self.page, offset, value & 0x7_17FF | (0 if self.enabled else MASKED))
@@ -214,6 +223,9 @@ class LocalApic:
     def send(self, icr: int) -> Ipi | None:
         """A write of the ICR, destination in bits 63:32: 8 bits of it, in x2APIC mode 32."""
         put_word(self.page, ICR_LOW, icr & 0xFFFF_EFFF)
+        return self.message(icr)
+
+    def message(self, icr: int) -> Ipi | None:
         vector, mode = icr & 0xFF, icr >> 8 & 7
         if mode in (FIXED, LOWEST) and vector < 16:
             self.error(SEND_ILLEGAL)
@@ -223,13 +235,19 @@ class LocalApic:
     @property
     def x2apic(self) -> bool:
         """In x2APIC mode: the ID register has 32 bits, the LDR is cluster and bit made of the id."""
-        return self.x2apic_mode
+        return self.base & (EN | EXTD) == EN | EXTD
 
     @x2apic.setter
     def x2apic(self, on: bool) -> None:
-        self.x2apic_mode = on
-        put_word(self.page, ID, self.id if on else self.id << 24)
-        put_word(self.page, LDR, (self.id // 16) << 16 | 1 << self.id % 16 if on else 0)
+        self.set_base(self.base & ~EXTD | EN | (EXTD if on else 0))
+
+    def set_base(self, value: int) -> None:
+        """IA32_APIC_BASE takes a value: the id gets as wide as the mode has it, x2APIC mode makes the LDR of it."""
+        before, self.base = self.base, value
+        if (before ^ value) & (EN | EXTD):
+            put_word(self.page, ID, self.id if self.x2apic else self.id << 24)
+        if (before ^ value) & EXTD:
+            put_word(self.page, LDR, (self.id // 16) << 16 | 1 << self.id % 16 if self.x2apic else 0)
 
     # ---- timer ---------------------------------------------------------------------------------------------------
 
@@ -250,7 +268,7 @@ class LocalApic:
 
     def set_deadline(self, value: int, tsc: int) -> bool:
         """WRMSR of IA32_TSC_DEADLINE at a time; does the timer run out at once?"""
-        if self.timer_mode != TSC_DEADLINE:
+        if self.timer_mode != TSC_DEADLINE or not self.present:
             return False
         due = 0 < value <= tsc
         self.deadline = value if value > tsc else 0
@@ -281,20 +299,30 @@ class LocalApic:
 
 
 def addressed(apic: LocalApic, ipi: Ipi) -> bool:
-    """Does the interprocessor interrupt go to this APIC? Logical destinations in flat or cluster model."""
+    """Does the interprocessor interrupt go to this APIC, by the mode that it is in? The sender's does not count.
+
+    In xAPIC mode FFH is all of them, and a logical destination is 8 bits in flat or cluster model; in x2APIC mode
+    FFFFFFFFH is, and a logical destination names a cluster (bits 31:16) and members of that.
+    """
+    if not apic.present:
+        return False
+    to = ipi.destination
     if ipi.shorthand:
         return ipi.shorthand == 2 or (apic.id == ipi.sender) == (ipi.shorthand == 1)
-    if ipi.destination in ((0xFF, 0xFFFF_FFFF) if apic.x2apic else (0xFF,)):
+    if to == (0xFFFF_FFFF if apic.x2apic else 0xFF):
         return True
     if not ipi.logical:
-        return ipi.destination == apic.id
+        return to == (apic.id if apic.x2apic else word(apic.page, ID) >> 24)
     if apic.x2apic:
         cluster, members = divmod(word(apic.page, LDR), 1 << 16)
-        return ipi.destination >> 16 == cluster and bool(ipi.destination & members)
+        return to >> 16 == cluster and bool(to & members)
     mine = word(apic.page, LDR) >> 24
-    if word(apic.page, DFR) >> 28 == 0xF:
-        return bool(mine & ipi.destination)
-    return ipi.destination >> 4 in (mine >> 4, 0xF) and bool(mine & ipi.destination & 0xF)
+    match word(apic.page, DFR) >> 28:
+        case 0xF:
+            return bool(mine & to)
+        case 0:
+            return to >> 4 == mine >> 4 and bool(mine & to & 0xF)
+    return False
 
 
 def targets(apics: Sequence[LocalApic], ipi: Ipi) -> Iterator[LocalApic]:

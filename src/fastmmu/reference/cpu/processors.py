@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .apic import EOI, ICR_HIGH, TPR, Ipi, LocalApic, targets
+from .apic import BASE, EOI, ICR_HIGH, ICR_LOW, TPR, Ipi, LocalApic, targets
+from .apic_msr import move_to_cr8, rdmsr, wrmsr
 
 __all__ = ["Handler", "Processor", "Processors"]
 
@@ -89,14 +90,42 @@ class Processors:
         self.send(me, me.apic.write(offset, value))
         self.boundary(me)
 
+    def store(self, number: int, offset: int, value: int) -> None:
+        """A store to the page of the APIC: nothing is there in x2APIC mode, nor while it is disabled."""
+        if self.page_is_there(number):
+            self.write(number, offset, value)
+
+    def load(self, number: int, offset: int) -> int:
+        """A load of 32 bits from the page; where nothing is there all of them are 1."""
+        return self.all[number].apic.read(offset) if self.page_is_there(number) else 0xFFFF_FFFF
+
+    def page_is_there(self, number: int) -> bool:
+        apic = self.all[number].apic
+        return apic.present and not apic.x2apic and apic.base >> 12 == BASE >> 12
+
+    def write_msr(self, number: int, msr: int, value: int) -> None:
+        """WRMSR. :raises StateError: #GP(0)."""
+        me = self.all[number]
+        self.send(me, wrmsr(me.apic, msr, value, tsc=self.clock))
+        self.boundary(me)
+
+    def read_msr(self, number: int, msr: int) -> int:
+        """RDMSR. :raises StateError: #GP(0)."""
+        return rdmsr(self.all[number].apic, msr)
+
+    def write_cr8(self, number: int, value: int) -> None:
+        """MOV to CR8. :raises StateError: #GP(0)."""
+        move_to_cr8(self.all[number].apic, value)
+        self.boundary(self.all[number])
+
     def write_icr(self, number: int, value: int) -> None:
         """An IPI by the ICR of 64 bits, or by the two of 32: ICR high takes 8 bits of the destination."""
-        me = self.all[number]
-        if not me.apic.x2apic:
-            me.apic.write(ICR_HIGH, (value >> 32 & 0xFF) << 24)
-            value = value & 0xFFFF_FFFF | (value >> 32 & 0xFF) << 32
-        self.send(me, me.apic.send(value))
-        self.boundary(me)
+        if self.all[number].apic.x2apic:
+            self.write_msr(number, 0x830, value)
+            return
+        if not value >> 18 & 3:  # else the destination does not count
+            self.store(number, ICR_HIGH, (value >> 32 & 0xFF) << 24)
+        self.store(number, ICR_LOW, value & 0xFFFF_FFFF)
 
     def set_deadline(self, number: int, after: int) -> None:
         """WRMSR of IA32_TSC_DEADLINE, of a time from now; 0 disarms."""
@@ -153,9 +182,10 @@ class Processors:
     def returned(self, me: Processor) -> None:
         """The end of a handler: CLI, end of interrupt, the TPR as it was, IRET."""
         handler = me.handlers.pop()
-        me.apic.write(EOI, 0)
-        if handler.tpr is not None:
-            me.apic.write(TPR, handler.tpr)
+        if me.apic.x2apic or self.page_is_there(me.apic.id):
+            me.apic.write(EOI, 0)
+            if handler.tpr is not None:
+                me.apic.write(TPR, handler.tpr)
         me.interrupts_on = True
 
     def delivered(self) -> Sequence[list[tuple[int, int]]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fastmmu.errors import StateError
 from fastmmu.exits import ExitReason
 
 from .apic import IRR, ISR, PPR, TPR, highest, processor_priority, put_bit, put_word, word
@@ -127,7 +128,9 @@ class VirtualApic:
         return Done()
 
     def deliver(self) -> int:
-        """Deliver the pending virtual interrupt; its vector."""
+        """Deliver the virtual interrupt that is requested; its vector."""
+        if not self.rvi:
+            raise StateError("no virtual interrupt is requested (rvi=0); post one before deliver()")
         vector = self.rvi
         put_bit(self.page, ISR, vector, 1)
         self.svi = vector
