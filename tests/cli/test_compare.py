@@ -192,6 +192,7 @@ def test_ctrl_c_leaves_what_was_finished(run: Run, tmp_path: Path, monkeypatch: 
 def test_ctrl_c_at_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def press(*_: object, **__: object) -> Iterator[fastmmu.Result]:
         raise KeyboardInterrupt
+        yield
 
     monkeypatch.setattr(shared, "traces", lambda options, **more: [program(1)])
     monkeypatch.setattr("fastmmu.cli.simulation.each", press)

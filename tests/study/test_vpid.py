@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastmmu import Config, ConfigError, simulate
 from fastmmu.cli import main
 from fastmmu.ops import Op
 from fastmmu.study import VpidPoint, vpid_experiment
-from fastmmu.study.vpid.run import _between_exits
+from fastmmu.study.vpid.run import _between_exits, vpid_points
 from fastmmu.trace import Trace, bundled
 
 
@@ -94,12 +95,13 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_ctrl_c_leaves_the_traces_that_were_finished(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def one(trace: Trace, *args: object, **more: object) -> list[VpidPoint]:
+    def one(trace: Trace, *args: object, **more: object) -> Iterator[VpidPoint]:
         if trace.name == "sqlite":
             raise KeyboardInterrupt
-        return vpid_experiment(trace, *args, **more)  # type: ignore[arg-type]
+        yield from points(trace, *args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fastmmu.study.vpid.run.vpid_experiment", one)
+    points = vpid_points
+    monkeypatch.setattr("fastmmu.study.vpid.run.vpid_points", one)
     line = ["vpid", "zstd", "sqlite", "--limit", "20000", "--rates", "1", "--csv", str(tmp_path / "v.csv")]
     assert main(line) == 130
     assert capsys.readouterr().out.startswith("zstd: 20,000 accesses")

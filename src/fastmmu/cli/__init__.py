@@ -1,21 +1,32 @@
 """The command line: a module a command.
 
-    main                    parse, dispatch, every error as one line
+    main                    parse, dispatch, every error as one line; the command line as a program, or as a function
+    interruption            signals: what is finished is printed and written, and the program ends
     commands                which commands there are; each is loaded when it is used
     options, space          what commands share: traces, configuration, files; memory and registers
     experiment              the same for those of studies: each trace in turn, table, files, picture
-    terminal, progress, simulation   what a terminal can do; progress and Ctrl-C; runs in a row
+    terminal, progress, simulation   the standard streams; progress, and steps until a signal; runs in a row
     run, walk, maps, trace, diff     the commands that are no study's
 
 Imports everything but `study`, which brings commands of its own. What is not needed to list the commands and their
 options, NumPy and the kernels above all, is imported where it is used.
 
 To add a command: a module with USAGE, DESCRIPTION, EPILOG, `add` and `handle`, a row of OWN in `commands`, a test in
-tests/cli. That of a study: see `study`.
+tests/cli, and a row of COMMANDS in tests/cli/test_signals.py. What takes long goes step by step through
+`progress.UntilInterrupted`; what is printed, through `terminal.say`. That of a study: see `study`.
 """
 
 from __future__ import annotations
 
-from fastmmu.cli.main import main
+from fastmmu._lazy import lazy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastmmu.cli.main import main
 
 __all__ = ["main"]
+
+_HOMES = {"fastmmu.cli.main": ("main",)}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
-from fastmmu.cli.progress import INTERRUPTED, Report, progress, until_interrupted
+from fastmmu.cli.progress import Report, UntilInterrupted, progress
+from fastmmu.errors import FastmmuError
 
 if TYPE_CHECKING:
     from fastmmu.trace import Trace
@@ -22,7 +23,7 @@ T_in = TypeVar("T_in", contravariant=True)
 class Table(Protocol[T_in]):
     """Makes a text of the results of a trace."""
 
-    def __call__(self, found: Sequence[T_in], /, *, colour: bool) -> str: ...
+    def __call__(self, found: Sequence[T_in], /, *, width: int, colour: bool) -> str: ...
 
 
 def add_results(parser: argparse.ArgumentParser, drawn: str, row: str = "a row a run") -> None:
@@ -50,25 +51,42 @@ def run(
     key: str,
     plot: Callable[[Sequence[T], str], None],
 ) -> tuple[list[T], int]:
-    """All results, and the exit code. What was finished before Ctrl-C is shown and written.
+    """All results, and the exit code. What was finished before a signal or an error is shown and written.
 
-    :param study: yields the results of a trace one by one. :param key: what JSON calls the rows.
+    :param study: yields the results of a trace one by one. :param rows: of the results of a trace. :param key: what
+        JSON calls them. :param plot: draws all of them.
     """
-    every: list[T] = []
+    every: list[list[T]] = []
     interrupted = False
+    failure: Exception | None = None
     for trace in shared.traces(options):
         found: list[T] = []
-        with progress(quiet=options.quiet) as report, until_interrupted() as interruption:
-            found.extend(study(trace, report))  # one by one
+        with progress(quiet=options.quiet) as report:
+            steps = UntilInterrupted(study(trace, report))
+            try:
+                for result in steps:
+                    found.append(result)  # noqa: PERF402 - one by one, as they come
+            except FastmmuError as error:
+                failure = error
+        interrupted = steps.happened
+        if found:
+            every.append(found)
         if found and not shared.to_stdout(options):
-            terminal.say(table(found, colour=terminal.colour()).rstrip("\n") + "\n")
-        every += found
-        interrupted = interruption.happened
-        if interrupted:
+            try:
+                terminal.say(table(found, width=terminal.width(), colour=terminal.colour()).rstrip("\n") + "\n")
+            except OSError as error:
+                failure = failure or error
+        if interrupted or failure is not None:
             break
     if interrupted and not every:
         raise KeyboardInterrupt
-    shared.write_rows(options, rows(every), key)
-    if options.plot is not None:
-        plot(every, options.plot)
-    return every, INTERRUPTED if interrupted else 0
+    if every or failure is None:
+        shared.write_rows(options, [row for found in every for row in rows(found)], key)
+    results = [result for found in every for result in found]
+    if options.plot is not None and results:
+        plot(results, options.plot)
+    if failure is not None:
+        raise failure
+    if interrupted and not shared.to_stdout(options):
+        terminal.say("interrupted: what is not here was not finished")
+    return results, interruption.code() if interrupted else 0

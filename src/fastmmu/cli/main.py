@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import fastmmu
+from fastmmu.cli import interruption, terminal
 from fastmmu.cli.commands import commands
-from fastmmu.cli.progress import INTERRUPTED
 from fastmmu.errors import FastmmuError
+from fastmmu.trace.names import printable
 
-__all__ = ["main"]
+__all__ = ["main", "program"]
 
-ERROR = 2
+DONE, ERROR = 0, 2
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _EPILOG = """\
@@ -37,14 +37,19 @@ examples:
 
 `fastmmu COMMAND --help` has the options and examples of each.
 Exit codes: 0 done, 1 a replay found mismatches or overcommit a guest that came out differently, 2 an error (one line on
-stderr), 130 interrupted (what was finished is printed and written).
+stderr), 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. What was finished until then is printed and written.
 """
 
 
 class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Where that fails it is told; argparse lets it go."""
+        terminal.put(message)
+
     def error(self, message: str) -> NoReturn:
         """One line, like every other error."""
-        self.exit(ERROR, f"fastmmu: error: {message}; see {self.prog} --help\n")
+        terminal.complain(f"fastmmu: error: {printable(message)}; see {self.prog} --help")
+        raise SystemExit(ERROR)
 
 
 def parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -77,31 +82,57 @@ def _values_joined(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code."""
+    """Run a command line as a function, in which a signal is what the caller makes of it; returns the exit code.
+
+    :param argv: the words behind `fastmmu`; None: those of the process, as :func:`program`.
+    :raises SystemExit: as argparse does, after --help and where it cannot parse.
+    """
+    if argv is None:
+        return program()
     try:
-        words = _values_joined(sys.argv[1:] if argv is None else argv)
-        chosen = next((word for word in words if not word.startswith("-")), "")
-        options, unknown = parser(chosen).parse_known_args(words)
-        if unknown:
-            _Parser(prog=f"fastmmu {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")
-        options.command_line = shlex.join(["fastmmu", *words])  # for the files that it writes
-        code: int = options.handler(options)
-        sys.stdout.flush()
+        try:
+            words = _values_joined(argv)
+            chosen = next((word for word in words if not word.startswith("-")), "")
+            options, unknown = parser(chosen).parse_known_args(words)
+            if unknown:
+                _Parser(prog=f"fastmmu {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")
+            options.command_line = shlex.join(["fastmmu", *words])  # for the files that it writes
+            code: int = options.handler(options)
+        finally:  # --help, too, may have nowhere to go
+            terminal.flush()
     except KeyboardInterrupt:
-        print("fastmmu: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        terminal.complain("fastmmu: interrupted")
+        return interruption.code()
     except BrokenPipeError:  # the reader has what it wanted: nothing to say, and nothing to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.drop(sys.stdout)
         return BROKEN_PIPE
-    except (FastmmuError, OSError) as error:
-        print(f"fastmmu: error: {describe(error)}", file=sys.stderr)
+    except (FastmmuError, OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.filename == terminal.STDOUT:
+            terminal.drop(sys.stdout)
+        terminal.complain(f"fastmmu: error: {describe(error)}")
         return ERROR
     return code
 
 
-def describe(error: Exception) -> str:
-    """An error as one line."""
+def program() -> int:
+    """Run the command line of the process, with its signals and standard streams; returns the exit code."""
+    interruption.take()
+    try:
+        if terminal.hold():
+            code = main(sys.argv[1:])
+        else:
+            terminal.complain("fastmmu: error: standard output is closed; for no output at all write >/dev/null")
+            code = ERROR
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else DONE
+    return interruption.done(code)
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line, in which blanks are what they are."""
     if isinstance(error, OSError) and not isinstance(error, FastmmuError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
+        where = f"{printable(str(error.filename))}: " if error.filename is not None else ""
         return f"{where}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, MemoryError) and not isinstance(error, FastmmuError):
+        return printable(f"out of memory: {error}".removesuffix(": "))
+    return printable(str(error)) or type(error).__name__

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
+from fastmmu.cli import interruption, space, terminal
 from fastmmu.cli import options as shared
-from fastmmu.cli import space, terminal
+from fastmmu.cli.progress import UntilInterrupted
 
 if TYPE_CHECKING:
     from fastmmu.paging.mappings import MappingIterator
@@ -69,37 +69,46 @@ def handle(options: argparse.Namespace) -> int:
     for format, write in writers.items():
         path = getattr(options, format)
         if path is not None:
+            steps = UntilInterrupted(found())
             with _target(path) as file:
-                write(found(), file, getattr(options, "command_line", ""))
+                write(steps, file, getattr(options, "command_line", ""))
+            if steps.happened:  # the file holds what was found until then
+                raise KeyboardInterrupt
     if shared.to_stdout(options):
         return 0
+    return _show(options, found(), f"{walkview.MODES[state.mode.name]}; {walkview.registers(state, options.eptp)}")
+
+
+def _show(options: argparse.Namespace, rows: MappingIterator, head: str) -> int:
+    from fastmmu.report import mappings
+
     ept = options.eptp is not None
-    rows = found()
-    terminal.say(f"{walkview.MODES[state.mode.name]}; {walkview.registers(state, options.eptp)}")
+    terminal.say(head)
     count = 0
+    steps = UntilInterrupted(rows)
 
     def counted() -> Iterator[mappings.Range]:
         nonlocal count
-        for each in mappings.ranges(rows):
+        for each in mappings.ranges(steps):
             count += 1
             yield each
 
     for number, text in enumerate(mappings.lines(counted(), ept=ept)):
         terminal.say(text if number else f"\n{mappings.heading(ept=ept)}\n{text}")
-    terminal.say(f"\n{rows.rows:,} pages in {count:,} ranges")
+    terminal.say(f"\n{rows.rows:,} pages in {count:,} ranges{', interrupted' if steps.happened else ''}")
     if rows.truncated:
         terminal.say("there are more: --limit ended the list")
     for text in mappings.nowhere(rows.skipped, rows.faults, listed=options.faults):
         terminal.say(text)
-    return 0
+    return interruption.code() if steps.happened else 0
 
 
 @contextlib.contextmanager
 def _target(path: str) -> Iterator[BinaryIO]:
     """A file that appears when it is complete, or standard output."""
     if path == "-":
-        yield sys.stdout.buffer
-        sys.stdout.flush()
+        with terminal.binary() as file:
+            yield file
         return
     from fastmmu.report.files import whole_file
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastmmu.cli import terminal
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.trace.formats import FORMATS
 from fastmmu.trace.names import CODECS
@@ -325,11 +325,18 @@ def write_rows(options: argparse.Namespace, table: Sequence[dict[str, Any]], key
 
 
 def _write(options: argparse.Namespace, encode: Callable[[str], bytes]) -> None:
+    """Every file that can be written is written; then the first error is raised."""
     from fastmmu.report import files
 
+    failure: OSError | None = None
     for format in files.FORMATS:
         path = getattr(options, format)
-        if path == "-":
-            sys.stdout.write(encode(format).decode())
-        elif path is not None:
-            files.write_whole(path, encode(format))
+        try:
+            if path == "-":
+                terminal.put(encode(format).decode())
+            elif path is not None:
+                files.write_whole(path, encode(format))
+        except OSError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure

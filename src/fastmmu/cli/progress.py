@@ -1,18 +1,21 @@
-"""Progress on standard error, a bar on a terminal and nothing in a pipe; and Ctrl-C meanwhile."""
+"""Progress on standard error, a bar on a terminal and nothing in a pipe; and steps of work until a signal comes."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
-__all__ = ["INTERRUPTED", "Interruption", "Report", "progress", "until_interrupted"]
+from fastmmu.cli import interruption
+
+__all__ = ["Report", "UntilInterrupted", "progress", "step"]
 
 Report = Callable[[str, float | None, int], None]
 """Called with what runs, the fraction done (None: unknown) and the events done."""
 
-INTERRUPTED = 130  # exit code: 128 + SIGINT, as shells have it
+T = TypeVar("T")
 
 _EVERY = 0.1  # seconds between two updates of the plain line
 
@@ -21,7 +24,7 @@ _EVERY = 0.1  # seconds between two updates of the plain line
 def progress(*, quiet: bool = False) -> Iterator[Report]:
     """A display for as long as the block runs; it leaves nothing behind."""
     if quiet or not sys.stderr.isatty():
-        yield lambda what, fraction, events: None
+        yield _silent
         return
     try:
         import rich.progress
@@ -39,15 +42,21 @@ def progress(*, quiet: bool = False) -> Iterator[Report]:
         rich.progress.TimeElapsedColumn(),
     )
     console = rich.console.Console(stderr=True)
+    interruption.begin()
     with rich.progress.Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("", total=None, visible=False, events="")
 
         def report(what: str, fraction: float | None, events: int) -> None:
+            interruption.check()
             total = None if fraction is None else 1.0
             done = fraction or 0.0
             bars.update(task, description=what, visible=True, total=total, completed=done, events=number(events))
 
         yield report
+
+
+def _silent(what: str, fraction: float | None, events: int) -> None:
+    interruption.check()
 
 
 @contextmanager
@@ -59,6 +68,7 @@ def _plain() -> Iterator[Report]:
 
     def report(what: str, fraction: float | None, events: int) -> None:
         nonlocal last, long
+        interruption.check()
         if time.monotonic() - last < _EVERY:
             return
         last = time.monotonic()
@@ -67,23 +77,46 @@ def _plain() -> Iterator[Report]:
         print(f"\r{line:{long}}", end="", file=sys.stderr, flush=True)
         long = max(long, len(line))
 
+    interruption.begin()
     try:
         yield report
     finally:
         print(f"\r{'':{long}}\r", end="", file=sys.stderr, flush=True)
 
 
-class Interruption:
-    """Whether Ctrl-C came."""
+class UntilInterrupted(Iterator[T], Generic[T]):
+    """The items of an iterator, each a step of work, until a signal comes. `happened`: one came.
 
-    happened = False
+    An item that was finished is never lost: the signal ends the step that runs, or keeps the next from its begin.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+        self.happened = False
+
+    def __next__(self) -> T:
+        before = interruption.mode()
+        if self.happened or interruption.came():
+            self.happened = True
+            raise StopIteration
+        try:
+            interruption.enter(interruption.RUNNING)
+            return next(self._items)
+        except KeyboardInterrupt:
+            self.happened = True
+            raise StopIteration from None
+        finally:
+            interruption.enter(max(before, interruption.FINISHING))
 
 
-@contextmanager
-def until_interrupted() -> Iterator[Interruption]:
-    """Ctrl-C ends the block, and what was finished in it can be shown."""
-    interruption = Interruption()
-    try:
-        yield interruption
-    except KeyboardInterrupt:
-        interruption.happened = True
+interruption.calm(UntilInterrupted.__next__.__code__)
+
+
+def step(work: Callable[[], T]) -> T:
+    """What one step of work comes to.
+
+    :raises KeyboardInterrupt: a signal ended it.
+    """
+    for value in UntilInterrupted(work() for _ in range(1)):
+        return value
+    raise KeyboardInterrupt

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
-from fastmmu.cli.progress import INTERRUPTED, progress, until_interrupted
+from fastmmu.cli.progress import UntilInterrupted, progress
+from fastmmu.errors import FastmmuError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
@@ -32,33 +33,43 @@ def label(config: Config, configs: Sequence[Config]) -> str:
 
 @dataclass
 class Session:
-    """All runs of one command: their results, and whether they were interrupted."""
+    """All runs of one command: their results, whether they were interrupted, and what ended them instead."""
 
     costs: CostModel
     quiet: bool = False
     results: list[Result] = field(default_factory=list)
     interrupted: bool = False
+    failure: Exception | None = None
     started: float = field(default_factory=time.monotonic)
 
     def run(self, trace: Trace, configs: Sequence[Config], *, runs: int) -> list[Result]:
-        """The results of a trace under each configuration; after Ctrl-C those until then, the last perhaps partial.
+        """The results of a trace under each configuration; after a signal those until then, the last perhaps partial.
 
         `runs` is the number of runs of the whole command, for the progress.
         """
         found: list[Result] = []
         trace = trace if trace.kind == "system" else identified(trace)
-        with progress(quiet=self.quiet) as report, until_interrupted() as interruption:
+        with progress(quiet=self.quiet) as report:
 
             def done(config: Config, events: int) -> None:
                 part = events / trace.total if trace.total else trace.progress()
                 report(f"[{len(self.results) + 1}/{runs}] {trace.name}: {label(config, configs)}", part, events)
 
-            for result in each(trace, configs, costs=self.costs, progress=done, keep_partial=True):
-                found.append(result)
-                self.results.append(result)
-                self.interrupted = not result.complete
-        self.interrupted |= interruption.happened
+            steps = UntilInterrupted(each(trace, configs, costs=self.costs, progress=done, keep_partial=True))
+            try:
+                for result in steps:
+                    found.append(result)
+                    self.results.append(result)
+                    self.interrupted |= not result.complete
+            except FastmmuError as error:
+                self.failure = error
+        self.interrupted |= steps.happened
         return found
+
+    @property
+    def ended(self) -> bool:
+        """Whether no more can be run."""
+        return self.interrupted or self.failure is not None
 
     def footer(self) -> str:
         """What the runs took: wall time and peak memory of the process."""
@@ -80,11 +91,17 @@ def run_all(
     chosen = shared.traces(options, system=True)
     for trace in chosen:
         results = session.run(trace, configs, runs=len(chosen) * len(configs))
-        if not shared.to_stdout(options):
-            show(results, [label(config, configs) for config in configs[len(results) :]])
-        if session.interrupted:
+        if not shared.to_stdout(options) and (results or not session.failure):
+            try:
+                show(results, [label(config, configs) for config in configs[len(results) :]])
+            except OSError as error:
+                session.failure = session.failure or error
+        if session.ended:
             break
-    shared.write_files(options, session.results)
+    if session.results or not session.failure:
+        shared.write_files(options, session.results)
+    if session.failure is not None:
+        raise session.failure
     if not shared.to_stdout(options):
         terminal.say(session.footer() + (", interrupted" if session.interrupted else ""))
-    return INTERRUPTED if session.interrupted else 0
+    return interruption.code() if session.interrupted else 0

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
-from fastmmu.cli.progress import progress
+from fastmmu.cli.progress import progress, step
 
 if TYPE_CHECKING:
+    from fastmmu.cli.progress import Report
+    from fastmmu.trace import Trace
     from fastmmu.trace.identity import Identified
     from fastmmu.trace.survey import Survey
 
@@ -84,9 +87,13 @@ def info(options: argparse.Namespace) -> int:
 
     for i, trace in enumerate(map(identified, shared.traces(options))):
         with progress(quiet=options.quiet) as report:
-            found = survey(trace, progress=lambda n, t=trace: report(t.name, t.progress(), n))  # type: ignore[misc]
+            found = step(partial(survey, trace, progress=partial(_told, report, trace)))
         terminal.say(("\n" if i else "") + "\n".join(_survey(trace, found)))
     return 0
+
+
+def _told(report: Report, trace: Trace, events: int) -> None:
+    report(trace.name, trace.progress(), events)
 
 
 def _survey(trace: Identified, found: Survey) -> list[str]:
@@ -108,11 +115,12 @@ def convert(options: argparse.Namespace) -> int:
     """Run `trace convert`; returns the exit code."""
     from fastmmu.errors import ConfigError
     from fastmmu.trace import exits_every, write_trace
+    from fastmmu.trace.combine import told
 
     found = shared.traces(options)
     if len(found) != 1:
         raise ConfigError(f"one trace is converted at a time, not {len(found)}; with --switch-every N they become one")
     trace = found[0] if options.exit_every is None else exits_every(found[0], options.exit_every)
-    with progress(quiet=options.quiet):
-        write_trace(trace, options.out)
+    with progress(quiet=options.quiet) as report:
+        step(partial(write_trace, told(trace, partial(_told, report, trace)), options.out))
     return 0

@@ -134,22 +134,25 @@ def simulate(
         raise ConfigError(f"simulate takes a trace, not a path; pass fastmmu.read_trace({str(trace)!r})")
     run = _Replaying if getattr(trace, "kind", "program") == "system" else _Running
     simulation = run(trace, config, policy, costs)
-    complete = True
+
+    def origin() -> Origin:
+        name, path = str(getattr(trace, "name", "array")), str(getattr(trace, "path", None) or "")
+        return Origin(name, path, simulation.digest())
+
     try:
         for done in simulation.steps():
             if progress is not None:
                 progress(done)
+        return simulation.result(origin(), True)
     except KeyboardInterrupt:
         if not keep_partial:
             raise
-        complete = False
+        return simulation.result(origin(), False)
     except FastmmuError as error:
         path = getattr(trace, "path", None)
         if isinstance(error, TraceError) and path and not error.path:
             raise TraceError(str(error), path=str(path)) from error
         raise
-    name, path = str(getattr(trace, "name", "array")), str(getattr(trace, "path", None) or "")
-    return simulation.result(Origin(name, path, simulation.digest()), complete)
 
 
 def each(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.trace.base import Derived, Trace, check_chunk
 from fastmmu.trace.events import CHUNK, Batch, empty_batch
 
-__all__ = ["Interleaved", "WithExits", "exits_every", "interleave"]
+__all__ = ["Interleaved", "Told", "WithExits", "exits_every", "interleave", "told"]
 
 
 def interleave(traces: Sequence[Trace], switch_every: int) -> Trace:
@@ -27,6 +27,27 @@ def interleave(traces: Sequence[Trace], switch_every: int) -> Trace:
 def exits_every(trace: Trace, n: int, reason: int = ExitReason.CPUID) -> Trace:
     """`trace` with an EXIT event (basic exit reason `reason`) after each `n` accesses."""
     return WithExits(trace, n, reason)
+
+
+def told(trace: Trace, progress: Callable[[int], None]) -> Trace:
+    """`trace`, which tells after each batch how many events of this pass were read."""
+    return Told(trace, progress)
+
+
+class Told(Derived):
+    """The same, and how far it is."""
+
+    def __init__(self, inner: Trace, progress: Callable[[int], None]) -> None:
+        super().__init__(inner)
+        self.total = inner.total
+        self._progress = progress
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        done = 0
+        for batch in self.inner.batches(chunk):
+            yield batch
+            done += len(batch)
+            self._progress(done)
 
 
 class WithExits(Derived):

@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 from fastmmu.trace.formats import FORMATS
 
-__all__ = ["CODECS", "codec_of_name", "format_of_name", "trace_name", "uncompressed"]
+__all__ = ["CODECS", "codec_of_name", "format_of_name", "printable", "trace_name", "uncompressed"]
 
 CODECS = {".gz": "gz", ".xz": "xz", ".zst": "zst"}
 _FORMATS = {suffix: format.name for format in FORMATS.values() for suffix in format.suffixes}
@@ -23,12 +23,17 @@ def format_of_name(path: str) -> str | None:
 
 
 def trace_name(path: str) -> str:
-    """The name without the suffixes that are known."""
+    """The name without the suffixes that are known, in characters that can be printed."""
     name = uncompressed(path)
-    return name.stem if name.suffix.lower() in _FORMATS else name.name
+    return printable(name.stem if name.suffix.lower() in _FORMATS else name.name)
 
 
 def uncompressed(path: str) -> PurePath:
     """The name without the suffix of a compression."""
     name = PurePath(path)
     return name.with_suffix("") if codec_of_name(path) else name
+
+
+def printable(text: str) -> str:
+    """A text of one line: newlines, escapes and what is no character (bytes of a name) as Python writes them."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1].replace("\\udc", "\\x") for c in text)

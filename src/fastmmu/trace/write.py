@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from fastmmu.errors import TraceError
 from fastmmu.trace.base import Trace
 from fastmmu.trace.codecs import compressing
 from fastmmu.trace.formats import FORMATS, WRITTEN
 from fastmmu.trace.names import codec_of_name, format_of_name
+from fastmmu.trace.whole import whole_file
 
 __all__ = ["write_trace"]
 
@@ -38,23 +35,10 @@ def write_trace(
         raise TraceError(f"cannot write this as a trace; name it (or pass format=) {', '.join(WRITTEN)}", path=name)
     if compression not in _BUFFERS:
         raise TraceError(f"compression {compression!r} of Arrow buffers is not one of None, 'lz4', 'zstd'", path=name)
+    if Path(name).exists() and not Path(name).is_file():
+        raise TraceError("this is no regular file; name one to write", path=name)
     try:
-        with _replacing(Path(name)) as raw, compressing(raw, codec_of_name(name)) as out:
+        with whole_file(name) as raw, compressing(raw, codec_of_name(name)) as out:
             FORMATS[chosen].write(trace, out, None if codec_of_name(name) else compression)
     except OSError as error:
         raise TraceError(f"cannot be written: {error.strerror or error}", path=name) from error
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `path` at the end of the block, or vanishes if that fails."""
-    if path.exists() and not path.is_file():
-        raise TraceError("this is no regular file; name one to write", path=str(path))
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as out:
-            yield out
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

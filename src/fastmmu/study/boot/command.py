@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
+from fastmmu.cli.progress import UntilInterrupted
 from fastmmu.study.schemes import BOOT
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
@@ -48,15 +49,24 @@ def handle(options: argparse.Namespace) -> int:
     found = []
     native = boot("native")
     wrong = 0
-    for scheme in options.schemes:
-        run = boot(scheme, vpid=options.vpid)
-        found.append(run)
-        wrong += sum(len(step.broken) for step in run.steps)
-        told = [step.name for step, same in zip(run.steps, native.steps, strict=True) if step.outcomes != same.outcomes]
-        wrong += len(told)
-        if not shared.to_stdout(options):
-            terminal.say(boot_table(run, colour=terminal.colour()))
-            for name in told:
-                terminal.say(f"the guest sees another outcome than natively in: {name}\n")
-    shared.write_rows(options, boot_rows(found), "steps")
+    steps = UntilInterrupted(boot(scheme, vpid=options.vpid) for scheme in options.schemes)
+    try:
+        for run in steps:
+            found.append(run)
+            wrong += sum(len(step.broken) for step in run.steps)
+            told = [
+                step.name for step, same in zip(run.steps, native.steps, strict=True) if step.outcomes != same.outcomes
+            ]
+            wrong += len(told)
+            if not shared.to_stdout(options):
+                terminal.say(boot_table(run, width=terminal.width(), colour=terminal.colour()))
+                for name in told:
+                    terminal.say(f"the guest sees another outcome than natively in: {name}\n")
+        if steps.happened and not found:
+            raise KeyboardInterrupt
+    finally:  # also where the table could not be printed
+        if found:
+            shared.write_rows(options, boot_rows(found), "steps")
+    if steps.happened:
+        return interruption.code()
     return 1 if wrong else 0

@@ -38,7 +38,7 @@ def boot_rows(found: Sequence[Boot]) -> list[dict[str, Any]]:
     return rows
 
 
-def boot_table(run: Boot, *, colour: bool = False) -> str:
+def boot_table(run: Boot, *, width: int = 120, colour: bool = False) -> str:
     """A row a step, and below it the exits of all of them."""
     columns = [
         Column("step", align="<"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
-from fastmmu.cli.progress import progress
+from fastmmu.cli.progress import progress, step
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,18 +81,23 @@ def handle(options: argparse.Namespace) -> int:
     fields = shared.config_fields(options) | {"kvm": options.kvm}
     config = Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)
     shared.check_files(options)
+    chosen, costs = shared.traces(options), shared.cost_model(options)
+    schedule = None if options.schedule is None else read_schedule(options.schedule)
     with progress(quiet=options.quiet) as report:
-        found = consolidate(
-            shared.traces(options),
-            config,
-            cpus=options.cpus,
-            quantum=options.quantum,
-            schedule=None if options.schedule is None else read_schedule(options.schedule),
-            one_machine=options.one_machine,
-            costs=shared.cost_model(options),
-            progress=lambda n: report(f"{options.cpus} CPUs", None, n),
+        found = step(
+            lambda: consolidate(
+                chosen,
+                config,
+                cpus=options.cpus,
+                quantum=options.quantum,
+                schedule=schedule,
+                one_machine=options.one_machine,
+                costs=costs,
+                progress=lambda n: report(f"{options.cpus} CPUs", None, n),
+                keep_partial=True,
+            )
         )
-    if not shared.to_stdout(options):
-        terminal.say(host_table(found, colour=terminal.colour()))
     shared.write_files(options, found.results)
-    return 0
+    if not shared.to_stdout(options):
+        terminal.say(host_table(found, width=terminal.width(), colour=terminal.colour()))
+    return 0 if all(result.complete for result in found.results) else interruption.code()

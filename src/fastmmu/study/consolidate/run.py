@@ -105,6 +105,7 @@ def consolidate(
     one_machine: bool = False,
     costs: CostModel | None = None,
     progress: Callable[[int], None] | None = None,
+    keep_partial: bool = False,
 ) -> Consolidation:
     """Run traces as vCPUs of one host.
 
@@ -114,6 +115,8 @@ def consolidate(
     :param config: of every machine, or one for each. :param one_machine: the vCPUs of one machine, else each its own.
     :param quantum: events of a turn. :param schedule: turns in their order, in place of round robin; it ends the run.
     :param progress: called after each turn with the number of events done.
+    :param keep_partial: Ctrl-C gives the results until then, with ``complete=False`` but for the programs that have
+        ended, instead of an exception.
     :raises ConfigError: no trace, another number of configurations, a turn of a CPU or vCPU that there is not.
     :raises TraceError: a trace is malformed.
     """
@@ -124,24 +127,32 @@ def consolidate(
     identities = [identified(trace) for trace in traces]
     host = Host([(configs[0], len(traces))] if one_machine else configs, cpus=cpus)
     programs = [_Program(trace, i, len(traces) if one_machine else 1) for i, trace in enumerate(identities)]
-    seconds, done, unfinished = [0.0] * len(traces), 0, 0
-    for cpu, vcpu, n in _by_turns(programs, cpus, quantum) if schedule is None else schedule:
-        if not 0 <= vcpu < len(programs) or not 0 <= cpu < cpus:
-            raise ConfigError(f"turn of vCPU {vcpu} on CPU {cpu}: there are {len(programs)} vCPUs and {cpus} CPUs")
-        program, left, begin = programs[vcpu], n, time.perf_counter()
-        while left and not program.ended:
-            first = program.done
-            part = program.take(left)
-            host.run(vcpu, cpu, *part, None, first)
-            left -= len(part[0])
-        seconds[vcpu] += time.perf_counter() - begin
-        done += n - left
-        unfinished += left if schedule is not None else 0
-        if progress is not None:
-            progress(done)
+    seconds, done, unfinished, interrupted = [0.0] * len(traces), 0, 0, False
+    try:
+        for cpu, vcpu, n in _by_turns(programs, cpus, quantum) if schedule is None else schedule:
+            if not 0 <= vcpu < len(programs) or not 0 <= cpu < cpus:
+                raise ConfigError(f"turn of vCPU {vcpu} on CPU {cpu}: there are {len(programs)} vCPUs and {cpus} CPUs")
+            program, left, begin = programs[vcpu], n, time.perf_counter()
+            while left and not program.ended:
+                first = program.done
+                part = program.take(left)
+                host.run(vcpu, cpu, *part, None, first)
+                left -= len(part[0])
+            seconds[vcpu] += time.perf_counter() - begin
+            done += n - left
+            unfinished += left if schedule is not None else 0
+            if progress is not None:
+                progress(done)
+    except KeyboardInterrupt:
+        if not keep_partial:
+            raise
+        interrupted = True
     model = costs or CostModel.load()
     return Consolidation(
-        results=tuple(_result(host, i, identities[i], configs[i], model, seconds[i]) for i in range(len(traces))),
+        results=tuple(
+            _result(host, i, identities[i], configs[i], model, seconds[i], not interrupted or programs[i].ended)
+            for i in range(len(traces))
+        ),
         totals=host.totals(),
         vpids=tuple(host.vpid(i) for i in range(host.vcpus)),
         tlbs=tuple(tlb.counters() for tlb in host.cpus),
@@ -149,10 +160,22 @@ def consolidate(
     )
 
 
-def _result(host: Host, vcpu: int, trace: Identified, config: Config, costs: CostModel, seconds: float) -> Result:
+def _result(
+    host: Host, vcpu: int, trace: Identified, config: Config, costs: CostModel, seconds: float, complete: bool
+) -> Result:
     counters = host.counters(vcpu)
     by_cause = cycles(counters, config, costs)
-    total = float(sum(by_cause.values()))
     of = trace.origin(costs.identity, str(config.geometry))
-    return Result(config=config, counters=counters, cycles=total, cycles_by=by_cause, seconds=seconds, trace=of.trace,
-                  path=of.path, content=of.content, costs=of.costs, geometry=of.geometry)  # fmt: skip
+    return Result(
+        config=config,
+        counters=counters,
+        cycles=float(sum(by_cause.values())),
+        cycles_by=by_cause,
+        seconds=seconds,
+        trace=of.trace,
+        complete=complete,
+        path=of.path,
+        content=of.content,
+        costs=of.costs,
+        geometry=of.geometry,
+    )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["host_table"]
 
 
-def host_table(found: Consolidation, *, colour: bool = False) -> str:
+def host_table(found: Consolidation, *, width: int = 120, colour: bool = False) -> str:
     """A row a vCPU, of its APIC where it has one, and what the host did."""
     columns = [
         Column("vCPU", align="<"),
@@ -42,13 +42,16 @@ def host_table(found: Consolidation, *, colour: bool = False) -> str:
             c["invept"],
         )
         cells = [Cell(number(count)) for count in counts]
-        table.append([Cell(f"{i} {result.trace}"), Cell(str(vpid)), *cells, Cell(f"{result.cycles_per_access:.2f}")])
+        name = f"{i} {result.trace}{'' if result.complete else ' *'}"
+        table.append([Cell(name), Cell(str(vpid)), *cells, Cell(f"{result.cycles_per_access:.2f}")])
     t = found.totals
     moved = f"{t['switches']:,} switches, {t['migrations']:,} migrations"
     flushed = f"{t['remote_flushes']:,} remote flushes: {t['flush_requests']:,} requests, {t['ipis']:,} IPIs"
     foot = ["", f"{len(found.tlbs)} physical CPUs: {moved}; {flushed}"]
     if found.unfinished:
         foot.append(f"{found.unfinished:,} events of the schedule came after the end of their program")
+    if not all(result.complete for result in found.results):
+        foot.append("* interrupted: figures of the part that was simulated")
     return "\n".join([*render(columns, table, colour=colour), *_interrupts(found, colour), *foot])
 
 

@@ -95,8 +95,8 @@ def handle(options: argparse.Namespace) -> int:
     return experiment.run(
         options,
         study,
-        table=lambda found, /, *, colour: curve_table(found[0], colour=colour),
-        rows=lambda every: [row for found in every for row in curve_rows(found)],
+        table=lambda found, /, *, width, colour: curve_table(found[0], width=width, colour=colour),
+        rows=lambda found: curve_rows(found[0]),
         key="curves",
         plot=curve_plot,
     )[1]

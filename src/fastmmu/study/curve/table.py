@@ -58,7 +58,7 @@ def curve_rows(found: Curves) -> list[dict[str, Any]]:
     ]
 
 
-def curve_table(found: Curves, sizes: Sequence[int] = TWELVE, *, colour: bool = False) -> str:
+def curve_table(found: Curves, sizes: Sequence[int] = TWELVE, *, width: int = 120, colour: bool = False) -> str:
     """Misses per thousand lookups, a row a curve, a column a size.
 
     "·": fewer entries than sets, or more ways than were counted; "?": an estimate from too few pages.

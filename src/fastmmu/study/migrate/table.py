@@ -43,7 +43,7 @@ def migration_rows(found: Sequence[Migration]) -> list[dict[str, Any]]:
     return table
 
 
-def migration_table(found: Sequence[Migration], *, colour: bool = False) -> str:
+def migration_table(found: Sequence[Migration], *, width: int = 120, colour: bool = False) -> str:
     """A row a method."""
     if len(traces := by_trace(found)) > 1:
         return "\n\n".join(migration_table(one, colour=colour) for one in traces)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
-from fastmmu.cli.progress import progress
+from fastmmu.cli.progress import UntilInterrupted, progress, step
+from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastmmu.machine.config import Config
     from fastmmu.machine.replay import Replay, Replayed
     from fastmmu.trace.system import SystemTrace
 
@@ -50,7 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--schemes", action="store_true", help="in every scheme, with the VM exits side by side")
     scheme = parser.add_argument_group("the scheme")
-    scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), default="native", help="default: native")
+    scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), help="default: native")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_memory(scheme)
     shared.add_watch(scheme)
@@ -62,14 +64,16 @@ def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.errors import TraceError
     from fastmmu.machine.config import Config
-    from fastmmu.machine.replay import Replay
     from fastmmu.trace import read_trace
     from fastmmu.trace.system import SystemTrace
 
+    for name, given in (("--mmu", options.mmu), ("--vpid", options.vpid), ("--omit", options.omit)):
+        if options.schemes and given:
+            raise ConfigError(f"--schemes runs every scheme as it is; leave out {name}, or --schemes")
     fields = shared.config_fields(options)
     if options.omit:
         fields.setdefault("tlb", "strict")
-    config = Config(mmu=options.mmu, vpid=options.vpid, **fields)
+    config = Config(mmu=options.mmu or "native", vpid=options.vpid, **fields)
     wrong = 0
     for name in options.traces:
         trace = read_trace(name)
@@ -77,28 +81,49 @@ def handle(options: argparse.Namespace) -> int:
             raise TraceError("replay takes system traces; use `fastmmu run` for one of a program", path=name)
         if options.limit is not None:
             trace = trace.head(options.limit)
-        if options.schemes:
-            wrong += _schemes(trace, options)
-            continue
-        for omission in options.omit or [None]:
-            replay = Replay(trace, config, omit=[omission] if omission else [])
-            with progress(quiet=options.quiet) as report:
-                for _ in replay.steps():
-                    report(trace.name, trace.progress(), replay.records)
-            found = replay.result()
-            terminal.say("\n".join(_lines(trace.name, replay, found, omission)))
-            wrong += found.wrong + found.stale_uses
+        differing, interrupted = _schemes(trace, options) if options.schemes else _each(trace, config, options)
+        wrong += differing
+        if interrupted:
+            return interruption.code()
     return 1 if wrong else 0
 
 
-def _schemes(trace: SystemTrace, options: argparse.Namespace) -> int:
-    from fastmmu.study.replay.run import replay_schemes
+def _each(trace: SystemTrace, config: Config, options: argparse.Namespace) -> tuple[int, bool]:
+    """A run for each omission, printed; what was wrong in all, and whether a signal came."""
+    from fastmmu.machine.replay import Replay
+
+    wrong = 0
+    for omission in options.omit or [None]:
+        replay = Replay(trace, config, omit=[omission] if omission else [])
+        with progress(quiet=options.quiet) as report:
+            steps = UntilInterrupted(replay.steps())
+            for _ in steps:
+                report(trace.name, trace.progress(), replay.records)
+        interrupted = steps.happened
+        try:
+            found = replay.result(tables=False) if interrupted else step(replay.result)
+        except KeyboardInterrupt:
+            found, interrupted = replay.result(tables=False), True
+        terminal.say("\n".join(_lines(trace.name, replay, found, omission)))
+        wrong += found.wrong + found.stale_uses
+        if interrupted:
+            terminal.say("  interrupted: figures of the part that was replayed")
+            return wrong, True
+    return wrong, False
+
+
+def _schemes(trace: SystemTrace, options: argparse.Namespace) -> tuple[int, bool]:
+    """The table; what was wrong in all, and whether a signal came."""
+    from fastmmu.study.replay.run import SCHEMES, replay_schemes
     from fastmmu.study.replay.table import schemes_table
 
     with progress(quiet=options.quiet) as report:
-        found = list(replay_schemes(trace, progress=report, **shared.config_fields(options)))
-    terminal.say(f"{trace.name}: {schemes_table(found, colour=terminal.colour())}")
-    return sum(ran.found.wrong for ran in found if ran.found is not None)
+        steps = UntilInterrupted(replay_schemes(trace, progress=report, **shared.config_fields(options)))
+        found = list(steps)
+    terminal.say(schemes_table(found, name=trace.name, width=terminal.width(), colour=terminal.colour()))
+    if steps.happened:
+        terminal.say(f"interrupted; not run: {', '.join(tuple(SCHEMES)[len(found) :])}")
+    return sum(ran.found.wrong for ran in found if ran.found is not None), steps.happened
 
 
 def _lines(name: str, replay: Replay, found: Replayed, omission: str | None) -> list[str]:

@@ -24,8 +24,11 @@ REASONS = {
 """Exit reason → heading of its column; a reason of no run has none."""
 
 
-def schemes_table(found: Sequence[Ran], *, colour: bool = False) -> str:
-    """A row a scheme: TLB misses, VM exits by reason, pages in dirty logs, mismatches with the trace."""
+def schemes_table(found: Sequence[Ran], *, name: str = "", width: int = 120, colour: bool = False) -> str:
+    """A row a scheme: TLB misses, VM exits by reason, pages in dirty logs, mismatches with the trace.
+
+    :param name: of the trace.
+    """
     taken = [reason for reason in REASONS if any(r.counters.get("exits_by_reason", {}).get(reason) for r in found)]
     logs = any(r.logged is not None for r in found)
     columns = [Column("scheme", align="<"), Column("TLB misses"), Column("walk refs"), Column("exits", "VM")]
@@ -47,6 +50,6 @@ def schemes_table(found: Sequence[Ran], *, colour: bool = False) -> str:
     head = []
     if ran_first is not None:
         done = f"{ran_first.accesses:,} accesses, {ran_first.page_faults:,} page faults, {ran_first.table_stores:,}"
-        head = [f"{done} stores to page tables; {ran_first.entries or 0:,} entries compared at the end", ""]
+        head = [f"{name}: {done} stores to page tables; {ran_first.entries or 0:,} entries compared at the end", ""]
     notes = [f"{ran.scheme}: {ran.why}" for ran in found if ran.why]
     return "\n".join([*head, *(render(columns, rows, colour=colour) if rows else []), *notes, ""])

@@ -62,7 +62,7 @@ def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.machine.config import Config
     from fastmmu.machine.result import Result
-    from fastmmu.study.tpr.run import tpr_study
+    from fastmmu.study.tpr.run import tpr_runs
     from fastmmu.study.tpr.table import tpr_plot, tpr_rows, tpr_table
     from fastmmu.trace.tpr import tpr_profile
 
@@ -73,17 +73,10 @@ def handle(options: argparse.Namespace) -> int:
     costs = shared.cost_model(options)
     fields: dict[str, Any] = {"mmu": options.mmu, **shared.config_fields(options)}
 
-    def study(trace: Trace, report: Report) -> Iterator[list[Result]]:
+    def study(trace: Trace, report: Report) -> Iterator[Result]:
         def done(config: Config, events: int) -> None:
             report(f"{trace.name} {config.tpr}", trace.progress(), events)
 
-        yield tpr_study(trace, profile, options.ways, costs=costs, progress=done, **fields)
+        return tpr_runs(trace, profile, options.ways, costs=costs, progress=done, **fields)
 
-    return experiment.run(
-        options,
-        study,
-        table=lambda found, /, *, colour: tpr_table(found[0], colour=colour),
-        rows=lambda every: [row for found in every for row in tpr_rows(found)],
-        key="ways",
-        plot=lambda every, path: tpr_plot(every[-1], path),
-    )[1]
+    return experiment.run(options, study, table=tpr_table, rows=tpr_rows, key="ways", plot=tpr_plot)[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fastmmu.errors import ConfigError
@@ -16,7 +16,7 @@ from fastmmu.trace import Trace
 from fastmmu.trace.identity import identified
 from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
 
-__all__ = ["WAYS", "tpr_configurations", "tpr_study"]
+__all__ = ["WAYS", "tpr_configurations", "tpr_runs", "tpr_study"]
 
 
 def tpr_configurations(ways: Iterable[str], handler: str, **config: Any) -> list[Config]:
@@ -54,12 +54,23 @@ def tpr_study(
     :param config: other fields of :class:`Config`; default ``mmu="ept", vpid=True, memory="2G"``.
     :returns: a result each, in the order given. :raises ConfigError: an unknown name or field.
     """
+    return list(tpr_runs(trace, workload, ways, costs=costs, progress=progress, **config))
+
+
+def tpr_runs(
+    trace: Trace,
+    workload: TprProfile | str = "winxp",
+    ways: Iterable[str] = tuple(WAYS),
+    *,
+    costs: CostModel | None = None,
+    progress: Callable[[Config, int], None] | None = None,
+    **config: Any,
+) -> Iterator[Result]:
+    """The results of :func:`tpr_study`, one after the other, as they are finished."""
     profile = tpr_profile(workload) if isinstance(workload, str) else workload
     source = identified(with_tpr(trace, profile))
-    return [
-        simulate(source, each, costs=costs, progress=_of(each, progress))
-        for each in tpr_configurations(ways, profile.handler, **config)
-    ]
+    for each in tpr_configurations(ways, profile.handler, **config):
+        yield simulate(source, each, costs=costs, progress=_of(each, progress))
 
 
 def _of(config: Config, progress: Callable[[Config, int], None] | None) -> Callable[[int], None] | None:

@@ -97,7 +97,7 @@ def tpr_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def tpr_table(results: Sequence[Result], *, colour: bool = False) -> str:
+def tpr_table(results: Sequence[Result], *, width: int = 120, colour: bool = False) -> str:
     """Exits by cause, spurious ones, interrupts and their latency, cycles; the share of exits that each way saves."""
     if len(traces := by_trace(results)) > 1:
         return "\n\n".join(tpr_table(one, colour=colour) for one in traces)
@@ -138,23 +138,36 @@ def tpr_table(results: Sequence[Result], *, colour: bool = False) -> str:
 
 
 def tpr_plot(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
-    """Draw the exits by cause and the cycles of each way into a file.
+    """Draw the exits by cause and the cycles of each way into a file: a row of axes a trace.
 
-    :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
+    :param results: those of a trace one after the other. :raises ConfigError: the suffix is none of png, svg, pdf.
+    :raises MissingExtraError: matplotlib is not installed.
     """
+    traces: list[list[Result]] = []
+    for result in results:
+        last = traces[-1] if traces else []
+        if not last or last[0].trace != result.trace or way_name(result.config) in {way_name(r.config) for r in last}:
+            traces.append([])
+        traces[-1].append(result)
+    with picture(path, (11, 4.5 * len(traces))) as figure:
+        for row, found in enumerate(traces):
+            _draw(figure, len(traces), row, found)
+
+
+def _draw(figure: Any, rows_of: int, row: int, results: Sequence[Result]) -> None:
     rows = tpr_rows(results)
-    names = [row["way"] for row in rows]
-    with picture(path, (11, 4.5)) as figure:
-        exits, cycles = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-        below = [0] * len(rows)
-        for cause in EXITS:
-            heights = [_causes(result)[cause] for result in results]
-            if any(heights):
-                exits.bar(names, heights, bottom=below, label=cause)
-                below = [a + b for a, b in zip(below, heights, strict=True)]
-        exits.set(title=f"{rows[0]['trace']}: exits of the APIC", ylabel="exits")
+    names = [each["way"] for each in rows]
+    exits, cycles = (figure.add_subplot(rows_of, 2, 2 * row + column) for column in (1, 2))
+    below = [0] * len(rows)
+    for cause in EXITS:
+        heights = [_causes(result)[cause] for result in results]
+        if any(heights):
+            exits.bar(names, heights, bottom=below, label=cause)
+            below = [a + b for a, b in zip(below, heights, strict=True)]
+    exits.set(title=f"{rows[0]['trace']}: exits of the APIC", ylabel="exits")
+    if any(below):
         exits.legend(fontsize="small")
-        cycles.bar(names, [row["cycles_per_access"] for row in rows], color="tab:gray")
-        cycles.set(title="modelled cycles of an access", ylabel="cycles")
-        for axes in (exits, cycles):
-            axes.tick_params(axis="x", rotation=20)
+    cycles.bar(names, [each["cycles_per_access"] for each in rows], color="tab:gray")
+    cycles.set(title="modelled cycles of an access", ylabel="cycles")
+    for axes in (exits, cycles):
+        axes.tick_params(axis="x", rotation=20)

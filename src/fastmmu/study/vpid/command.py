@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fastmmu.cli import experiment
@@ -57,18 +58,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.machine.config import Config
-    from fastmmu.study.vpid.run import RATES, VpidPoint, vpid_experiment
+    from fastmmu.study.vpid.run import RATES, VpidPoint, vpid_points
     from fastmmu.study.vpid.table import vpid_plot, vpid_rows, vpid_table
 
-    fields = {name: getattr(options, name) for name in ("tlb", "l1d", "l1i", "stlb", "replacement")}
-    given = {name: value for name, value in fields.items() if value is not None}
-    config = Config(mmu=options.mmu, pages=options.pages, **given)
+    config = Config(mmu=options.mmu, pages=options.pages, **shared.config_fields(options))
     experiment.check(options)
 
-    def study(trace: Trace, report: Report) -> list[VpidPoint]:
+    def study(trace: Trace, report: Report) -> Iterator[VpidPoint]:
         def done(rate: float, events: int) -> None:
             report(f"{trace.name}, {rate:g} exits/1000", trace.progress(), events)
 
-        return vpid_experiment(trace, config, options.rates or RATES, progress=done)
+        return vpid_points(trace, config, options.rates or RATES, progress=done)
 
     return experiment.run(options, study, table=vpid_table, rows=vpid_rows, key="points", plot=vpid_plot)[1]

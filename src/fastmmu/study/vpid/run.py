@@ -21,7 +21,7 @@ from fastmmu.ops import LAST_ACCESS
 from fastmmu.trace import Batch, Trace
 from fastmmu.trace.identity import Identified, identified
 
-__all__ = ["RATES", "VpidPoint", "vpid_experiment"]
+__all__ = ["RATES", "VpidPoint", "vpid_experiment", "vpid_points"]
 
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """VM exits per thousand accesses."""
@@ -70,6 +70,17 @@ def vpid_experiment(
     :param progress: called with the rate and the number of events done.
     :raises ConfigError: no VMM, pages of mixed sizes, a rate that is none. :raises TraceError: the trace is malformed.
     """
+    return list(vpid_points(trace, config, rates, progress=progress))
+
+
+def vpid_points(
+    trace: Trace,
+    config: Config | None = None,
+    rates: Sequence[float] = RATES,
+    *,
+    progress: Callable[[float, int], None] | None = None,
+) -> Iterator[VpidPoint]:
+    """The points of :func:`vpid_experiment`, one after the other, as they are finished."""
     base = config or Config(mmu="ept")
     if base.mmu == "native" or base.pages not in SHIFT:
         raise ConfigError(
@@ -79,7 +90,8 @@ def vpid_experiment(
         if not 0 < rate <= 1000:
             raise ConfigError(f"{rate} exits per thousand accesses; give a rate above 0, at most 1000")
     trace = identified(trace)
-    return [_point(trace, base, rate, progress) for rate in rates]
+    for rate in rates:
+        yield _point(trace, base, rate, progress)
 
 
 def _point(trace: Identified, base: Config, rate: float, progress: Callable[[float, int], None] | None) -> VpidPoint:
