@@ -63,6 +63,7 @@ COMMANDS = {
     "replay": Command("replay {system} {system}"),
     "replay --schemes": Command("replay {system} --schemes --memory 2G"),
     "replay --omit": Command("replay {system} --omit cr3,stores,invlpg"),
+    "diff": Command("diff {first} {second}"),
     "walk": Command("walk --json {out}/r.json"),
     "maps": Command("maps {image} --cr3 1000"),
     "maps --csv": Command("maps {image} --cr3 1000 --csv {out}/r.csv"),
@@ -85,8 +86,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     image[3, :64] = 0x4007 + 0x1000 * np.arange(64, dtype=np.uint64)
     image[4:, :] = (at_random.integers(0, 1 << 30, (64, 512), dtype=np.uint64) << np.uint64(12)) | np.uint64(7)
     image.tofile(place / "image.raw")
+    for name in ("first", "second"):
+        lines = (f"{name},{i},{i % 7 if name == 'first' else i % 11}" for i in range(EVENTS // 4))
+        (place / f"{name}.csv").write_text("\n".join(["trace,n,accesses", *lines]))
     traces = {path.stem: path for path in place.glob("*.npy")}
-    return {**traces, "image": place / "image.raw", "system": DATA / "systems" / "mm.rec.xz"}
+    files = {name: place / f"{name}.csv" for name in ("first", "second")}
+    return {**traces, **files, "image": place / "image.raw", "system": DATA / "systems" / "mm.rec.xz"}
 
 
 def test_every_command_stands_here() -> None:
@@ -111,7 +116,11 @@ def data(out: Path) -> list[dict[str, str]] | None:
 
 def check(command: Command, out: Path, ended: Ended, number: int | None) -> None:
     """What holds whenever the signal came."""
-    assert ended.code in (0, *((1,) if "--omit" in command.argv else ()), *(() if number is None else (128 + number,)))
+    assert ended.code in (
+        0,
+        *((1,) if re.search("--omit|diff", command.argv) else ()),
+        *(() if number is None else (128 + number,)),
+    )
     assert ended.err in ("", "fastmmu: interrupted\n")
     assert {path.name for path in out.iterdir()} <= set(re.findall(r"r\.[a-z.]+", command.argv))
     rows = data(out)
@@ -129,10 +138,8 @@ def check(command: Command, out: Path, ended: Ended, number: int | None) -> None
 
 def scrubbed(rows: list[dict[str, str]]) -> list[tuple[tuple[str, str], ...]]:
     """Rows without what another run has otherwise."""
-    return [
-        tuple((key, str(value)) for key, value in row.items() if key not in ("seconds", "accesses_per_second"))
-        for row in rows
-    ]
+    other = {"seconds", "accesses_per_second", "command"}
+    return [tuple((key, str(value)) for key, value in row.items() if key not in other) for row in rows]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

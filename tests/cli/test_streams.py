@@ -34,6 +34,7 @@ LINES = {
     "replay": f"replay {SYSTEM} --limit 1000",
     "walk": "walk",
     "maps": f"maps {DATA / 'guests/pae_user'} --csv -",
+    "diff": "diff {csv} {csv}",
     "trace": f"trace info {TRUE}",
     "--help": "--help",
     "--version": "--version",
@@ -53,8 +54,9 @@ def test_every_command_stands_here() -> None:
 
 
 @pytest.mark.parametrize("name", LINES)
-def test_standard_output_that_cannot_be_written_to(name: str) -> None:
-    line = LINES[name]
+def test_standard_output_that_cannot_be_written_to(name: str, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("trace,accesses\nt,1\n")
+    line = LINES[name].format(csv=tmp_path / "r.csv")
     full = "fastmmu: error: standard output: No space left on device\n"
     closed = "fastmmu: error: standard output is closed; for no output at all write >/dev/null\n"
     for unbuffered in ("", "1"):

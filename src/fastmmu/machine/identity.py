@@ -18,9 +18,9 @@ _BLOCK = 1 << 15  # words that one sum is made of; they and their weights stay i
 class Origin:
     """What a figure was made of.
 
-    ``trace``: name of the trace; ``path``: its file, "" for one in memory; ``content``: hash of the events that were
-    run (:class:`Content`); ``costs``: identity of the cost model (``CostModel.identity``), "" where nothing was priced;
-    ``geometry``: arrays of the TLB (``str(Geometry)``).
+    ``trace``: name of the trace; ``path``: its file, "" for one in memory, bytes that are no text as \\xff;
+    ``content``: hash of the events that were run (:class:`Content`); ``costs``: identity of the cost model
+    (``CostModel.identity``), "" where nothing was priced; ``geometry``: arrays of the TLB (``str(Geometry)``).
     """
 
     trace: str = ""
@@ -28,6 +28,11 @@ class Origin:
     content: str = ""
     costs: str = ""
     geometry: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "path", self.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        )
 
     @property
     def run_of(self) -> tuple[str, ...]:

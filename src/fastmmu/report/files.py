@@ -64,7 +64,8 @@ def made_by(command: str) -> dict[str, str]:
     """What a file says of how it was made: version and command line."""
     from fastmmu import __version__
 
-    return {"fastmmu": __version__, "command": command}
+    text = command.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")  # names may be no text
+    return {"fastmmu": __version__, "command": text}
 
 
 def check_target(path: str | os.PathLike[str], format: str) -> None:
