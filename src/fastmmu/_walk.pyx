@@ -47,7 +47,7 @@ cdef class WalkResult:
 
     @property
     def error_code(self):
-        """#PF error code (paging.md §5), None for any other outcome."""
+        """#PF error code (SDM vol. 3, "Page-Fault Exceptions"; paging.md §5), None for any other outcome."""
         return self.walk.error_code if self.walk.fault == FAULT_PF else None
 
     @property
@@ -57,7 +57,8 @@ cdef class WalkResult:
 
     @property
     def qualification(self):
-        """Exit qualification of an EPT violation (ept.md §4.1), None for any other outcome."""
+        """Exit qualification of an EPT violation (SDM vol. 3, table "Exit Qualification for EPT Violations"; ept.md
+        §4.1), None for any other outcome."""
         return Qualification(self.walk.qual) if self.walk.fault == FAULT_EPT_VIOLATION else None
 
     @property
@@ -73,7 +74,8 @@ cdef class WalkResult:
 
     @property
     def memory_type(self):
-        """Effective :class:`MemoryType` of the access (paging.md §8, ept.md §8); None where it did not translate."""
+        """Effective :class:`MemoryType` of the access (SDM vol. 3, "Paging and Memory Typing", "EPT and Memory Typing";
+        paging.md §8, ept.md §8); None where it did not translate."""
         return None if self.walk.fault else MemoryType(self.mt)
 
     @property
@@ -85,7 +87,8 @@ cdef class WalkResult:
 
     @property
     def suppress_ve(self):
-        """Bit 63 of the EPT entry that decided: with it, an EPT violation stays an exit and is no #VE (ept.md §9)."""
+        """Bit 63 of the EPT entry that decided: with it, an EPT violation stays an exit and is no #VE (SDM
+        vol. 3, "Virtualization Exceptions"; ept.md §9)."""
         return bool(self.walk.ept_entry >> 63)
 
     @property
@@ -139,7 +142,8 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch).
     :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
     :param set_ad: False: a query, with the outcome that the access would have and memory left as it is. True: an
-        access, which sets accessed and dirty flags in memory (paging.md §6, ept.md §7).
+        access, which sets accessed and dirty flags in memory (SDM vol. 3, "Accessed and Dirty Flags", and those "for
+        EPT"; paging.md §6, ept.md §7).
     :param tlb: a :class:`~fastmmu.tlb.tlb.TLB` whose paging-structure caches and guest-physical mappings the walk uses
         and fills, in the context that it has in force; needs set_ad=True. None: no caches.
     :returns: :class:`WalkResult` with ``.pa``, ``.fault``, ``.steps``.
@@ -234,7 +238,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
 
 
 def load_pdpte_registers(PhysicalMemory mem not None, GuestState state not None, *, eptp=None, set_ad=False):
-    """The PAE PDPTE registers as MOV to CR3 loads them from memory (paging.md §3.2).
+    """The PAE PDPTE registers as MOV to CR3 loads them from memory (SDM vol. 3, "PDPTE Registers"; paging.md §3.2).
 
     :param set_ad: under an EPT with accessed flags: False, a query; True, the load sets them, and never a dirty flag.
     :returns: the state with its ``pdptes`` set, or the :class:`WalkResult` of the load that failed: a

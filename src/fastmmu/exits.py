@@ -65,7 +65,7 @@ class ExitReason(enum.IntEnum):
 
 
 class Completion(enum.IntEnum):
-    """What an instruction with checked operands ends in (tlb.md §4, §5.1)."""
+    """What an instruction with checked operands ends in (SDM, INVPCID, INVEPT, INVVPID; tlb.md §4, §5.1)."""
 
     DONE = 0
     INVALID_OPCODE = 1  # #UD
@@ -76,7 +76,7 @@ class Completion(enum.IntEnum):
 
 
 class Qualification(enum.IntFlag):
-    """Exit qualification of an EPT violation (ept.md §4.1)."""
+    """Bits of the exit qualification (SDM vol. 3, table "Exit Qualification for EPT Violations"; ept.md §4.1)."""
 
     READ = 1 << 0
     WRITE = 1 << 1

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import fastmmu
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = Path("docs") / "spec"
@@ -47,6 +51,31 @@ def cited_in_vain(root: Path) -> list[str]:
 def test_each_chapter_and_section_that_is_cited_exists() -> None:
     assert len(list((ROOT / CHAPTERS).glob("*.md"))) >= 8
     assert cited_in_vain(ROOT) == []
+
+
+# ---- what help() shows -----------------------------------------------------------------------------------------------
+
+MANUAL = re.compile(r"\bSDM\b|\bAPM\b|\bKVM\b|\bLinux\b|\bvmx_[a-z_]+")
+
+
+def help_of(name: str, thing: object) -> Iterator[tuple[str, str]]:
+    """(name, text) of a public name, and of the public methods and properties of a class."""
+    parts = {"": thing}
+    if inspect.isclass(thing):
+        parts |= {f".{own}": part for own, part in vars(thing).items() if not own.startswith("_")}
+    for own, part in parts.items():
+        text = getattr(part, "__doc__", None)
+        if isinstance(text, str):
+            yield f"fastmmu.{name}{own}", text
+
+
+def test_help_names_the_manual_beside_the_chapter() -> None:
+    """Who has no repository at hand finds the rule in the manual, or in KVM."""
+    names = {path.name for path in (ROOT / CHAPTERS).glob("*.md")}
+    every = [(where, text) for name in fastmmu.__all__ for where, text in help_of(name, getattr(fastmmu, name))]
+    citing = [(where, text) for where, text in every if any(chapter in names for chapter, _ in CITATION.findall(text))]
+    assert len(citing) > 20
+    assert [where for where, text in citing if not MANUAL.search(text)] == []
 
 
 def test_a_citation_of_nothing_is_found(tmp_path: Path) -> None:

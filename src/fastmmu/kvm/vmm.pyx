@@ -275,7 +275,8 @@ cdef class Vmm:
     # ---- memory ---------------------------------------------------------------------------------------------------
 
     def guest_caching(self, Mtrrs mtrrs=None, *, uncached=None):
-        """The guest changes its MTRRs, or CR0.CD: with non-coherent DMA every table of the VMM goes (kvm_policy.md §7).
+        """The guest changes its MTRRs, or CR0.CD: with non-coherent DMA every table of the VMM goes
+        (KVM's vmx_get_mt_mask; kvm_policy.md §7).
 
         :param uncached: CR0.CD; None: as it is.
         """
@@ -319,7 +320,8 @@ cdef class Vmm:
         return {**dict(c), "resident": self.kvm.mmu.slots.resident}
 
     def stats(self):
-        """By the names of KVM's statistics (kvm_policy.md §12), where they mean what KVM's do: dict of int.
+        """By the names of KVM's statistics (kvm_vcpu_stat, kvm_vm_stat; kvm_policy.md §12), where they mean what KVM's
+        do: dict of int.
 
         Of the TDP MMU those of table pages are 0, as in KVM; shadow_bytes counts all of them. insn_emulation: what
         processors with decode assists leave to the VMM. tlb_flush: of a machine with one vCPU. Three have no statistic
@@ -336,7 +338,8 @@ cdef class Vmm:
         """Every table page that there is: list of (gfn, level, direct, access, registers, unsync), in no order.
 
         gfn: the guest table that it shadows; of a direct page the first gfn mapped. access: what the entries that lead
-        to it allow, X = 1, W = 2, U = 4; registers: what they make of the guest's tables (role of kvm_policy.md §1).
+        to it allow, X = 1, W = 2, U = 4; registers: what they make of the guest's tables (KVM's
+        kvm_mmu_page_role; kvm_policy.md §1).
         unsync: the guest may have changed its table since it was read.
         """
         cdef Sp *sp
@@ -351,7 +354,7 @@ cdef class Vmm:
 
     def reverse_maps(self):
         """Which entries lead where, as the MMU has it noted: (pages, tables), two dicts of lists of entries, each as
-        (host-physical address of its table page, index) (kvm_policy.md §2.3).
+        (host-physical address of its table page, index) (KVM's rmap_add, pte_list_remove; kvm_policy.md §2.3).
 
         pages: of each page mapped by leaf entries, by (host-physical address, size). tables: of every table page there
         is, by (host-physical address, level).

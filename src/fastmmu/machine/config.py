@@ -111,7 +111,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         the host at its first touch); None: 4k for 4k, else 2m.
     :param kvm: what KVM does of its own choice (kvm_policy.md): ``"slides"``, shadow tables always in sync and nothing
         else; ``"6.1"``, of Linux 6.1: unsync page tables, prefetch, write flooding, fast page faults, MMIO marks.
-        It is the column of tlb.md §7, too: the slides' KVM flushes single contexts, that of 6.1 all of them.
+        It is the column of tlb.md §7, too: the slides' KVM flushes single contexts, that of 6.1 all of them
+        (vmx_flush_tlb_all).
     :param vendor: ``"amd"``: nested paging as AMD's KVM drives it. The entries are modelled as EPT entries with A/D
         flags, which act alike; CR4 is intercepted, its reads too; there is no PML.
     :param unsync: shadowed page tables may go out of sync until the guest flushes; None: as `kvm` says.
@@ -129,7 +130,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param table_pages: shadow pages (or pages of the older MMU) that there may be, KVM's n_max_mmu_pages, at least
         16; 0: no limit.
     :param unrestricted_guest: the processor runs a guest over EPT that does not page; without it KVM makes a
-        virtual-8086 task of real mode, and an identity table stands in for paging that is off (kvm_policy.md §3.4).
+        virtual-8086 task of real mode, and an identity table stands in for paging that is off (KVM's vmx_set_cr0,
+        init_rmode_identity_map; kvm_policy.md §3.4).
         None: as `kvm`, False for the slides'. AMD's processors run every mode.
     :param identity_map: guest-physical address of that table, above guest memory and below 4 GB; the task state of
         real mode takes the three pages behind it (KVM_SET_IDENTITY_MAP_ADDR, KVM_SET_TSS_ADDR).
@@ -154,7 +156,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ``"patch"`` replaces the instructions that access the TPR, as QEMU's kvmvapic does: whichever vCPU runs one
         first, for all, each of which has its own record of the TPR; ``"flexpriority"`` is the TPR shadow and the
         APIC-access page; ``"apicv"`` adds register virtualization, virtual-interrupt delivery and posted interrupts
-        (apic.md §2-§7). None: no APIC, no APIC events. It stands at FEE00000H, above the guest's memory.
+        (SDM vol. 3, "APIC Virtualization and Virtual Interrupts"; apic.md §2-§7). None: no APIC, no APIC events. It
+        stands at FEE00000H, above the guest's memory.
     :param tpr_shadow: the processor has a TPR shadow; without it CR8 and the x2APIC MSRs exit, too.
     :param tpr_threshold: rule for the threshold, ``"kvm"`` (today's) or ``"slides"`` (the smaller of TPR and IRR).
     :param tpr_patch: ``"per-vcpu"``, a record for each of up to 16 vCPUs; ``"one-vcpu"``, the first version, which has

@@ -26,7 +26,8 @@ from fastmmu.machine.config import Config
 
 
 cdef class Host:
-    """Physical CPUs with a TLB each, and virtual machines whose vCPUs are put on them (tlb.md §6, §7).
+    """Physical CPUs with a TLB each, and virtual machines whose vCPUs are put on them (KVM's allocate_vpid,
+    vmx_vcpu_load; tlb.md §6, §7).
 
     vCPUs are numbered through all machines. VPIDs come from the host's allocator, one a vCPU whose configuration wants
     one; where it has none left the vCPU runs without. One physical CPU runs at a time: the others stand still, those

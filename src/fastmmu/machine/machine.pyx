@@ -174,7 +174,8 @@ cdef class Machine:
 
     @property
     def vmcs(self):
-        """The VMCS as a dict: controls and exit information, by the names of vmx.md §1; empty without a VMM."""
+        """The VMCS as a dict: controls and exit information, by the names of the SDM (vol. 3, appendix
+        "Field Encoding in VMCS"; vmx.md §1); empty without a VMM."""
         return dict(self.board.v.vmcs) if self.board.v.guest else {}
 
     @property

@@ -25,7 +25,8 @@ class Action(enum.IntEnum):
 
 
 class Exit(NamedTuple):
-    """The exit-information fields of the VMCS (vmx.md §5); those unrelated to the reason are 0."""
+    """The exit-information fields of the VMCS (SDM vol. 3, "VM-Exit Information Fields"; vmx.md §5); those unrelated to
+    the reason are 0."""
 
     reason: ExitReason
     qualification: int
@@ -80,7 +81,8 @@ class Policy:
         return machine.default()
 
     def on_ept_violation(self, machine: Machine, exit: Exit) -> Action:
-        """No EPT entry allows the access: guest_physical, qualification (ept.md §4.1)."""
+        """No EPT entry allows the access: guest_physical, qualification (SDM vol. 3, table "Exit Qualification for EPT
+        Violations"; ept.md §4.1)."""
         return machine.default()
 
     def on_ept_misconfig(self, machine: Machine, exit: Exit) -> Action:
@@ -100,7 +102,8 @@ class Policy:
         return machine.default()
 
     def on_apic_access(self, machine: Machine, exit: Exit) -> Action:
-        """An access to the APIC-access page that is not virtualized: qualification = offset and kind (vmx.md §5.1)."""
+        """An access to the APIC-access page that is not virtualized: qualification = offset and kind (SDM vol. 3, "Exit
+        Qualification for APIC-Access VM Exits ..."; vmx.md §5.1)."""
         return machine.default()
 
     def on_apic_write(self, machine: Machine, exit: Exit) -> Action:

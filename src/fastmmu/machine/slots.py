@@ -8,11 +8,12 @@ __all__ = ["MemorySlot"]
 
 
 class MemorySlot(NamedTuple):
-    """One slot of guest-physical memory (kvm_policy.md §0); an access to no slot is MMIO.
+    """One slot of guest-physical memory (KVM's kvm_memory_slot; kvm_policy.md §0); an access to no slot is MMIO.
 
     gpa, size: bytes, multiples of 4096. readonly: the guest's writes go to the device model. host: as
     ``Config.host_pages``. private: the VMM's own, like the APIC-access page. device: the pages are a device's, given to
-    the guest: EPT maps them uncacheable, and the guest's PAT may make them write-combining (kvm_policy.md §7).
+    the guest: EPT maps them uncacheable, and the guest's PAT may make them write-combining (KVM's vmx_get_mt_mask;
+    kvm_policy.md §7).
     """
 
     gpa: int

@@ -24,7 +24,8 @@ def deliver_ve(PhysicalMemory mem not None, WalkResult violation not None, area,
 
     It does for an EPT violation whose deciding entry has bit 63 clear, with CR0.PE set, outside event delivery, and
     while bytes 7:4 of the information area are 0. Then the 34 bytes of the area are written: exit reason, FFFFFFFFH,
-    qualification, guest-linear address (0 where it is not valid), guest-physical address, EPTP index (ept.md §9).
+    qualification, guest-linear address (0 where it is not valid), guest-physical address, EPTP index
+    (SDM vol. 3, "Virtualization Exceptions"; ept.md §9).
     The exception that follows is one like others: bit 20 of the exception bitmap makes it an exit.
 
     :param mem: host physical memory. :param violation: the result of :func:`walk` or :func:`walk_ept` that failed.
@@ -64,7 +65,9 @@ class VmFunction(NamedTuple):
 
 
 def vmfunc(PhysicalMemory mem not None, eptp, *, eax, ecx, eptp_list, functions=1, enabled=True, ad_supported=True):
-    """VMFUNC in non-root operation with EPT on (ept.md §9). Function 0 switches to an EPTP of a list, without an exit.
+    """VMFUNC in non-root operation with EPT on (SDM vol. 3, "VM Functions"; ept.md §9).
+
+    Function 0 switches to an EPTP of a list, without an exit.
 
     #UD where VM functions are not enabled or EAX is above 63; exit 59 where the controls do not allow the function, it
     is not function 0, ECX is above 511, or the EPTP of the list is not valid or of another walk length. Neither CPL

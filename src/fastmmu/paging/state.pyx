@@ -31,7 +31,7 @@ _LME, _LMA = 1 << 8, 1 << 10
 
 
 class Mode(enum.IntEnum):
-    """Paging modes (paging.md §1.1)."""
+    """Paging modes (SDM vol. 3, "Paging-Mode Enabling"; paging.md §1.1)."""
 
     NONE = MODE_NONE
     BITS_32 = MODE_32
@@ -77,7 +77,8 @@ cdef class GuestState:
     :param maxphyaddr: physical-address width M, 32..52; bits M and above of an entry are reserved.
     :param page1gb: 1 GB pages exist. :param pse36: width N of PSE-36 addresses, 32 (none)..40.
     :param pdptes: the four PAE PDPTE registers; with None they are loaded from memory at CR3 by each call.
-    :param upper_a: "eager" or "lazy", when A of upper entries is set in walks that fault (paging.md §6).
+    :param upper_a: "eager" or "lazy", when A of upper entries is set in walks that fault (SDM vol. 3,
+        "Accessed and Dirty Flags", leaves it open; paging.md §6).
     :param pat: IA32_PAT. :param mtrrs: :class:`Mtrrs`, for the memory type without EPT; default: all write-back.
     :raises StateError: a value that does not fit, or one that a write of the modelled processor refuses (SDM volume 3,
         2.5 and 4.1): bits 63:32 of CR0, NW without CD, PG without PE, CR3 beyond MAXPHYADDR; in CR4 the reserved bits
@@ -197,7 +198,8 @@ def _eptp(value, pml, options):
 
 
 cdef class Pml:
-    """The page-modification log of a virtual CPU (ept.md §7): 512 entries, filled downwards.
+    """The page-modification log of a virtual CPU: 512 entries, filled downwards (SDM vol. 3, "Page-Modification
+    Logging"; ept.md §7).
 
     :param base: its address, a multiple of 4 KB. :param index: entry that the next address goes to, 0..65535; above 511
         the log is full. ``.index`` follows the log and may be set.
@@ -223,7 +225,8 @@ cdef class Pml:
 
 
 cdef class Eptp:
-    """An EPT pointer with the capabilities that decide what it means (ept.md §1); immutable. ``.value``: the EPTP;
+    """An EPT pointer with the capabilities that decide what it means (SDM vol. 3, "Extended-Page-Table Pointer (EPTP)";
+    ept.md §1); immutable. ``.value``: the EPTP;
     ``.options``: the other arguments but `pml`, a read-only mapping; ``.pml``. A copy has the same log, a deep copy and
     one that was pickled have a log of their own.
 
@@ -231,7 +234,8 @@ cdef class Eptp:
         a 4-level write-back table at ``root`` is ``root | 0x1E``.
     :param execute_only: execute-only translations are supported. :param mbec: mode-based execute control is on.
     :param advanced_info: qualification bits 9..11 are reported.
-    :param ad_before_final: guest A/D flags are set before the final address is translated (ept.md §6).
+    :param ad_before_final: guest A/D flags are set before the final address is translated (the SDM
+        leaves it open; ept.md §6).
     :param guest_ad_checked: with EPT A/D flags off, setting them needs EPT write permission; False: as Bochs.
     :param pml: :class:`Pml`, the page-modification log; None: off. :param spptp: address of the sub-page permission
         table; None: off. :param apic_access: address of the APIC-access page; None: APIC accesses are not virtualized.
@@ -303,7 +307,8 @@ cdef class Eptp:
 
 
 def eptp_fault(value, maxphyaddr=52, ad_supported=True, five_levels=True):
-    """Why VM entry and INVEPT refuse an EPTP, as a sentence with the remedy; "" if they accept it (ept.md §1)."""
+    """Why VM entry and INVEPT refuse an EPTP, as a sentence with the remedy; "" if they accept it (SDM
+    vol. 3, "Extended-Page-Table Pointer (EPTP)"; ept.md §1)."""
     cdef int defect = eptp_defect(value, maxphyaddr, ad_supported, five_levels)
     if defect == EPTP_TYPE:
         return f"memory type {value & 7} (bits 2:0) is neither 0 (UC) nor 6 (WB); a 4-level WB pointer is root | 0x1e"

@@ -126,7 +126,8 @@ cdef class TLB:
     def value_of_walk(uint64_t pa, *, int guest_shift=12, int ept_shift=0, us=True, rw=True, xd=False,
                       global_page=False, dirty=True, int ept_rights=7, ept_dirty=True, int key=0, int memory_type=0,
                       mbec=False):
-        """The value under which the outcome of a walk is cached (tlb.md §1.1, R3 and R4).
+        """The value under which the outcome of a walk is cached (SDM vol. 3, "Creating and Using
+        Cached Translation Information"; tlb.md §1.1, R3 and R4).
 
         :param guest_shift, ept_shift: log2 of the page sizes; 0: paging off, no EPT. :param us, rw, xd, global_page,
             dirty: of the guest's entries, ANDed or ORed. :param ept_rights: R 1, W 2, X 4, XU 8, ANDed.
