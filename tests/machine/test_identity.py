@@ -9,8 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmmu import Config, CostModel, Machine, Trace, read_trace, simulate, write_trace
+from fastmmu import (
+    Config,
+    CostModel,
+    Machine,
+    Trace,
+    TraceError,
+    compare,
+    interleave,
+    read_trace,
+    simulate,
+    tpr_study,
+    write_trace,
+)
 from fastmmu.machine.identity import Content
+from fastmmu.study.consolidate.run import consolidate
+from fastmmu.study.curve.run import tlb_curve
+from fastmmu.study.migrate.run import migrate
+from fastmmu.study.overcommit.run import overcommit
+from fastmmu.study.vpid.run import vpid_experiment
 from fastmmu.trace.identity import identified
 from tests.support.event_lists import program
 
@@ -107,6 +124,48 @@ def test_a_file_is_hashed_once_and_anew_where_it_changed(tmp_path: Path) -> None
     np.save(path, np.arange(1000, dtype=np.uint64) * 8192)
     second = simulate(trace)
     assert second.content == simulate(read_trace(path)).content != first.content
+
+
+def test_system_traces_and_several_at_once(tmp_path: Path) -> None:
+    system = read_trace(Path(__file__).parents[1] / "data" / "systems" / "mm.rec.xz")
+    config = Config(memory="2G")
+    whole = simulate(system, config)
+    assert whole.content == simulate(system, config).content
+    assert whole.content != simulate(system.head(5000), config).content
+    assert whole.path == system.path
+    for name in "ab":
+        write_trace(program(500), tmp_path / f"{name}.npy")
+    both = interleave([read_trace(tmp_path / "a.npy"), read_trace(tmp_path / "b.npy")], 100)
+    found = simulate(both)
+    assert found.path == f"{tmp_path}/a.npy + {tmp_path}/b.npy"
+    assert found.content == simulate(identified(both)).content
+
+
+def test_studies_take_traces_paths_and_arrays(tmp_path: Path) -> None:
+    addresses = 0x10_0000_0000 + np.arange(3000, dtype=np.uint64) * 64
+    np.save(tmp_path / "t.npy", addresses)
+    of = {}
+    for trace in (
+        addresses,
+        addresses.tolist(),
+        tmp_path / "t.npy",
+        str(tmp_path / "t.npy"),
+        read_trace(tmp_path / "t.npy"),
+    ):
+        found = [
+            compare(trace, ("ept",))[0].content,
+            tlb_curve(trace).origin.content,
+            vpid_experiment(trace, rates=[5])[0].origin.content,
+            next(overcommit(trace, ["ept"], [1.0])).origin.content,
+            migrate(trace).origin.content,
+            consolidate([trace], Config(mmu="ept")).results[0].content,
+        ]
+        of[str(trace)[:40]] = found
+        assert tpr_study(trace, ways=["native"])[0].content not in found  # it holds the traffic, too
+    assert {content for found in of.values() for content in found} == {simulate(addresses).content}
+    for bad in (None, 1.5, [[1]]):
+        with pytest.raises(TraceError):
+            compare(bad)  # type: ignore[arg-type]
 
 
 def test_costs_are_known_by_their_values(tmp_path: Path) -> None:

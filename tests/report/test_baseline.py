@@ -63,6 +63,9 @@ def test_arrays_are_told_apart() -> None:
     found = slowdowns([ran["x", "native"], ran["y", "native"], ran["x", "ept"], ran["y", "ept"]])
     assert found == [1, 1, own(ran["x", "ept"], ran["x", "native"]), own(ran["y", "ept"], ran["y", "native"])]
     assert slowdowns([ran["x", "native"], ran["y", "ept"]]) == [1, None]
+    both = [compare(array, ("native", "ept")) for array in (x, y)]
+    assert slowdowns(both[0] + both[1]) == slowdowns(both[0]) + slowdowns(both[1]) == [1, found[2], 1, found[3]]
+    assert comparison(both[0] + both[1]).count("array: 2,000 accesses") == 2
 
 
 def test_the_same_trace_twice_and_the_same_content_at_two_paths(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ class Interleaved(Trace):
         self._traces = list(traces)
         self._slice = switch_every
         self.name = "+".join(trace.name for trace in traces)
+        if all(trace.path for trace in traces):
+            self.path = " + ".join(str(trace.path) for trace in traces)
 
     def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
         check_chunk(chunk)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TypeAlias
+
+import numpy.typing as npt
 
 from fastmmu.machine.identity import Content, Origin
 from fastmmu.trace.base import Derived, Trace
 from fastmmu.trace.events import Batch
+from fastmmu.trace.read import read_trace
 
-__all__ = ["Identified", "identified"]
+__all__ = ["AnyTrace", "Identified", "identified", "opened"]
+
+AnyTrace: TypeAlias = Trace | str | os.PathLike[str] | npt.ArrayLike
 
 
 class Identified(Derived):
@@ -41,9 +47,21 @@ class Identified(Derived):
         return Origin(self.name, self.path or "", self.content, costs, geometry)
 
 
-def identified(trace: Trace) -> Identified:
-    """The trace with its content; itself where it has that."""
-    return trace if isinstance(trace, Identified) else Identified(trace)
+def opened(trace: AnyTrace) -> Trace:
+    """What a caller means by a trace: one, the path of one, or a 1-D array of linear addresses, each a read.
+
+    :raises TraceError: it is none of these, or cannot be read.
+    """
+    if isinstance(trace, Trace):
+        return trace
+    if isinstance(trace, (str, os.PathLike)):
+        return read_trace(trace)
+    return Trace.from_arrays(trace, name="array")
+
+
+def identified(trace: AnyTrace) -> Identified:
+    """The trace with its content; itself where it has that. A path or an array is taken, too."""
+    return trace if isinstance(trace, Identified) else Identified(opened(trace))
 
 
 def _stamp(path: str | None) -> tuple[int, int] | None:

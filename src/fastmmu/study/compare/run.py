@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,8 +12,7 @@ from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import Progress, each
 from fastmmu.study.schemes import COMPARE as SCHEMES
 from fastmmu.study.schemes import fields_of
-from fastmmu.trace import Trace, read_trace
-from fastmmu.trace.identity import identified
+from fastmmu.trace.identity import AnyTrace, identified, opened
 
 __all__ = ["SCHEMES", "compare", "configurations", "each"]
 
@@ -38,7 +36,7 @@ def configurations(
 
 
 def compare(
-    trace: Trace | str | os.PathLike[str],
+    trace: AnyTrace,
     schemes: Iterable[str] = tuple(SCHEMES),
     pages: Iterable[str] = ("4k",),
     *,
@@ -51,11 +49,12 @@ def compare(
     >>> results = fastmmu.compare("sort.lackey.xz", schemes=("native", "ept+vpid"), pages=("4k", "thp"))
     >>> print(fastmmu.report.comparison(results))  # after import fastmmu.report
 
-    :param trace: a trace or the path of one. :param schemes: names out of ``study.schemes.COMPARE``; default all.
+    :param trace: a trace, the path of one, or a 1-D array of linear addresses.
+    :param schemes: names out of ``study.schemes.COMPARE``; default all.
     :param pages: "4k", "2m", "thp"; each is run under each scheme. :param config: other fields of :class:`Config`.
     :returns: a result each, pages outermost, in the order given.
     :raises ConfigError: an unknown scheme or field. :raises TraceError: the trace cannot be read.
     """
-    source = trace if isinstance(trace, Trace) else read_trace(trace)
+    source = opened(trace)
     source = source if source.kind == "system" else identified(source)
     return list(each(source, configurations(schemes, pages, **config), costs=costs, progress=progress))

@@ -17,7 +17,7 @@ from fastmmu.machine.host import Host
 from fastmmu.machine.result import Result
 from fastmmu.ops import Op
 from fastmmu.trace import Trace
-from fastmmu.trace.identity import Identified, identified
+from fastmmu.trace.identity import AnyTrace, Identified, identified
 
 __all__ = ["Consolidation", "Turn", "consolidate"]
 
@@ -96,7 +96,7 @@ def _by_turns(programs: Sequence[_Program], cpus: int, quantum: int) -> Iterator
 
 
 def consolidate(
-    traces: Sequence[Trace],
+    traces: Sequence[AnyTrace],
     config: Config | Sequence[Config],
     *,
     cpus: int = 1,

@@ -22,8 +22,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.tlb.geometry import Array, Geometry, geometry, parse_array
-from fastmmu.trace import Trace
-from fastmmu.trace.identity import identified
+from fastmmu.trace.identity import AnyTrace, identified
 
 __all__ = ["Curve", "Curves", "tlb_curve"]
 
@@ -98,7 +97,7 @@ class Curves:
 
 
 def tlb_curve(
-    trace: Trace,
+    trace: AnyTrace,
     tlb: str | Geometry = "skylake",
     *,
     pages: str = "4k",

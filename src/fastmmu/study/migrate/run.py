@@ -18,7 +18,7 @@ from fastmmu.study.schemes import MIGRATE as METHODS
 from fastmmu.study.schemes import fields_of
 from fastmmu.trace import Batch, Trace
 from fastmmu.trace.events import empty_batch
-from fastmmu.trace.identity import identified
+from fastmmu.trace.identity import AnyTrace, identified
 
 __all__ = ["METHODS", "Migration", "Plan", "Round", "migrate"]
 
@@ -122,7 +122,7 @@ class _Guest:
 
 
 def migrate(
-    trace: Trace,
+    trace: AnyTrace,
     method: str = "write-protect",
     plan: Plan | None = None,
     *,

@@ -46,7 +46,7 @@ def migration_rows(found: Sequence[Migration]) -> list[dict[str, Any]]:
 def migration_table(found: Sequence[Migration], *, width: int = 120, colour: bool = False) -> str:
     """A row a method."""
     if len(traces := by_trace(found)) > 1:
-        return "\n\n".join(migration_table(one, colour=colour) for one in traces)
+        return "\n\n".join(migration_table(one, width=width, colour=colour) for one in traces)
     columns = [
         Column("method", align="<"),
         Column("rounds"),

@@ -19,7 +19,7 @@ from fastmmu.machine.simulate import Simulation
 from fastmmu.study.schemes import OVERCOMMIT as SCHEMES
 from fastmmu.study.schemes import RECLAIM
 from fastmmu.trace import Trace
-from fastmmu.trace.identity import identified
+from fastmmu.trace.identity import AnyTrace, identified
 
 __all__ = ["RECLAIM", "SCHEMES", "Overcommit", "overcommit"]
 
@@ -57,7 +57,7 @@ class Overcommit:
 
 
 def overcommit(
-    trace: Trace,
+    trace: AnyTrace,
     schemes: Sequence[str] = tuple(SCHEMES),
     shares: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
     reclaim: Sequence[str] = RECLAIM,

@@ -47,7 +47,7 @@ def overcommit_rows(found: Sequence[Overcommit]) -> list[dict[str, Any]]:
 def overcommit_table(found: Sequence[Overcommit], *, width: int = 120, colour: bool = False) -> str:
     """A row a run."""
     if len(traces := by_trace(found)) > 1:
-        return "\n\n".join(overcommit_table(one, colour=colour) for one in traces)
+        return "\n\n".join(overcommit_table(one, width=width, colour=colour) for one in traces)
     columns = [
         Column("scheme", align="<"),
         Column("host"),

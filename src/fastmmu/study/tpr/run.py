@@ -12,8 +12,7 @@ from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import simulate
 from fastmmu.study.schemes import TPR as WAYS
 from fastmmu.study.schemes import fields_of
-from fastmmu.trace import Trace
-from fastmmu.trace.identity import identified
+from fastmmu.trace.identity import AnyTrace, identified, opened
 from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
 
 __all__ = ["WAYS", "tpr_configurations", "tpr_runs", "tpr_study"]
@@ -38,7 +37,7 @@ def tpr_configurations(ways: Iterable[str], handler: str, **config: Any) -> list
 
 
 def tpr_study(
-    trace: Trace,
+    trace: AnyTrace,
     workload: TprProfile | str = "winxp",
     ways: Iterable[str] = tuple(WAYS),
     *,
@@ -58,7 +57,7 @@ def tpr_study(
 
 
 def tpr_runs(
-    trace: Trace,
+    trace: AnyTrace,
     workload: TprProfile | str = "winxp",
     ways: Iterable[str] = tuple(WAYS),
     *,
@@ -68,7 +67,7 @@ def tpr_runs(
 ) -> Iterator[Result]:
     """The results of :func:`tpr_study`, one after the other, as they are finished."""
     profile = tpr_profile(workload) if isinstance(workload, str) else workload
-    source = identified(with_tpr(trace, profile))
+    source = identified(with_tpr(opened(trace), profile))
     for each in tpr_configurations(ways, profile.handler, **config):
         yield simulate(source, each, costs=costs, progress=_of(each, progress))
 

@@ -100,7 +100,7 @@ def tpr_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 def tpr_table(results: Sequence[Result], *, width: int = 120, colour: bool = False) -> str:
     """Exits by cause, spurious ones, interrupts and their latency, cycles; the share of exits that each way saves."""
     if len(traces := by_trace(results)) > 1:
-        return "\n\n".join(tpr_table(one, colour=colour) for one in traces)
+        return "\n\n".join(tpr_table(one, width=width, colour=colour) for one in traces)
     rows = tpr_rows(results)
     shown = [cause for cause in EXITS if any(_causes(result)[cause] for result in results)]
     columns = [Column("TPR", align="<"), Column("in all", "exits of the APIC")]

@@ -19,7 +19,7 @@ from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.machine import Machine
 from fastmmu.ops import LAST_ACCESS
 from fastmmu.trace import Batch, Trace
-from fastmmu.trace.identity import Identified, identified
+from fastmmu.trace.identity import AnyTrace, Identified, identified
 
 __all__ = ["RATES", "VpidPoint", "vpid_experiment", "vpid_points"]
 
@@ -58,7 +58,7 @@ class VpidPoint:
 
 
 def vpid_experiment(
-    trace: Trace,
+    trace: AnyTrace,
     config: Config | None = None,
     rates: Sequence[float] = RATES,
     *,
@@ -74,7 +74,7 @@ def vpid_experiment(
 
 
 def vpid_points(
-    trace: Trace,
+    trace: AnyTrace,
     config: Config | None = None,
     rates: Sequence[float] = RATES,
     *,

@@ -42,7 +42,7 @@ def vpid_rows(points: Sequence[VpidPoint]) -> list[dict[str, Any]]:
 def vpid_table(points: Sequence[VpidPoint], *, width: int = 120, colour: bool = False) -> str:
     """A row a rate."""
     if len(traces := by_trace(points)) > 1:
-        return "\n\n".join(vpid_table(one, colour=colour) for one in traces)
+        return "\n\n".join(vpid_table(one, width=width, colour=colour) for one in traces)
     columns = [
         Column("exits/1000", align=">"),
         Column("exits"),
