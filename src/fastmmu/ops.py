@@ -33,7 +33,7 @@ class Op(enum.IntEnum):
     APIC_WRITE = 22
     CR8_READ = 23
     CR8_WRITE = 24  # addr = value
-    MSR_READ = 25  # RDMSR, WRMSR of an x2APIC register or of IA32_APIC_BASE
+    MSR_READ = 25  # RDMSR, WRMSR of a register in x2APIC mode (800H-8FFH), IA32_APIC_BASE or IA32_TSC_DEADLINE
     MSR_WRITE = 26
     INTERRUPT_FLAG = 27  # CLI, STI; addr = 0, 1
     DEVICE_INTERRUPT = 28  # a device interrupts the guest; addr = vector, bit 8: level-triggered

@@ -90,6 +90,19 @@ def test_virtual_apics_do_the_same() -> None:
             assert state[0] == state[1], op
 
 
+@pytest.mark.parametrize("make", [ref.VirtualApic, VirtualApic], ids=["specification", "kernel"])
+def test_nothing_is_delivered_where_nothing_is_requested(make: Any) -> None:
+    apic = make(interrupt_delivery=True)
+    before = bytes(apic.page)
+    with pytest.raises(StateError, match="no virtual interrupt is requested"):
+        apic.deliver()
+    assert (bytes(apic.page), apic.svi, apic.vppr) == (before, 0, 0)
+    apic = make(interrupt_delivery=True, rvi=0x51)
+    assert (apic.deliver(), apic.rvi, apic.svi) == (0x51, 0, 0x51)
+    with pytest.raises(StateError, match="no virtual interrupt is requested"):
+        apic.deliver()
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 PAGE = random.Random(6).randbytes(4096)

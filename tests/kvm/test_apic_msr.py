@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmu import Config, EventError, Host, Machine, StateError, TraceError
+from fastmmu import Action, Config, EventError, Exit, Host, Machine, Policy, StateError, TraceError
 from fastmmu.ops import Op
 from fastmmu.reference.cpu.processors import Processors
 from tests.support.apic_destinations import Receiver, reached
@@ -154,6 +154,36 @@ def test_an_event_without_an_apic_is_named() -> None:
             m.run(np.array([op], np.uint8), np.zeros(1, np.uint8), np.array([0x1234], np.uint64))
 
 
+@pytest.mark.parametrize("mmu", ["ept", "shadow"])
+def test_a_handler_in_python_refuses_or_leaves_it_to_kvm(mmu: str) -> None:
+    class Refusing(Policy):
+        action: Action | None = None
+
+        def on_wrmsr(self, machine: Machine, exit: Exit) -> Action:
+            return machine.default() if self.action is None else self.action
+
+        on_cr_access = on_wrmsr
+
+    policy = Refusing()
+    m = bare(policy, mmu=mmu, tpr="trap", tpr_shadow=False)
+    for action, text in (
+        (None, "the APIC is in xAPIC mode"),
+        (Action.INJECT_GENERAL_PROTECTION, "the APIC is in xAPIC mode"),
+    ):
+        policy.action = action
+        with pytest.raises(StateError, match=f"WRMSR of 0x808 with 0x50: {text}"):
+            m.apic.wrmsr(0x808, 0x50)
+    with pytest.raises(StateError, match="WRMSR of 0x1b with 0xfee00d00: the VMM injects it"):
+        m.apic.wrmsr(0x1B, 0xFEE0_0D00)
+    policy.action = None
+    m.apic.wrmsr(0x1B, 0xFEE0_0D00)
+    assert m.apic.rdmsr(0x1B) == 0xFEE0_0D00
+    with pytest.raises(StateError, match="cr8=0x10"):
+        m.apic.write_cr8(16)
+    m.apic.write_cr8(7)
+    assert m.apic.read_cr8() == 7
+
+
 # ---- programs ----------------------------------------------------------------------------------------------------
 
 
@@ -215,7 +245,7 @@ def step(chance: random.Random, m: Machine, want: Processors, id: int, memory: b
 @pytest.mark.parametrize("handler", ["eoi", "irql"])
 def test_programs_that_change_modes(way: str, handler: str) -> None:
     """Values, refusals and interrupts of random programs, on a guest with instructions that can be patched."""
-    id, count = IDS[way], 0
+    id, count, patched = IDS[way], 0, 0
     for seed in range(PROGRAMS):
         chance = random.Random(f"{seed} {way}")
         length = chance.choice([0, 0, 3])
@@ -226,7 +256,9 @@ def test_programs_that_change_modes(way: str, handler: str) -> None:
             step(chance, m, want, id, WAYS[way]["tpr"] in ("flexpriority", "apicv") and way != "native")
             assert delivered(m) == want.all[id].delivered, (seed, number)
         count += len(m.apic.deliveries)
+        patched += m.counters()["apic_patched"]
     assert count > PROGRAMS
+    assert (patched > 0) == way.startswith("patch")
 
 
 # ---- several vCPUs -----------------------------------------------------------------------------------------------

@@ -240,7 +240,7 @@ def refusal(uint32_t msr, value, uint64_t base, unsigned int maxphyaddr=52):
             return f"{what}: x2APIC mode has no such register; see the SDM's table of them"
         if not (x2apic_readable(msr) if read else x2apic_writable(msr)):
             return f"{what}: the register can only be {'written' if read else 'read'}"
-    reserved = 0 if read else value & x2apic_reserved(msr, maxphyaddr)
+    reserved = value & x2apic_reserved(msr, maxphyaddr) if not read and x2apic_msr(msr) else 0
     if reserved:
         return f"{what}: bits {reserved:#x} are reserved; leave them 0"
     if msr == MSR_APIC_BASE and not read:

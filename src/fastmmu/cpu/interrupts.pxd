@@ -48,7 +48,7 @@ cdef struct Delivery:
     uint64_t at                 # accesses of the trace until then
 
 cdef enum:
-    NUMBER_CR8 = 8              # Interrupts.number
+    NUMBER_CR8 = 0xFFFFFFFF     # Interrupts.number
     MAX_FRAMES = 64             # handlers under way: more is a storm
 
 cdef struct Frame:              # of a handler that has not returned

@@ -16,7 +16,7 @@ To add a rule: write it here first, from the chapter; then the kernel; then a pr
 
 from __future__ import annotations
 
-from .cpu import apic, vapic, vmentry
+from .cpu import apic, apic_msr, vapic, vmentry
 from .cpu.apic import Ipi, LocalApic
 from .cpu.vapic import PostedDescriptor, VirtualApic
 from .paging.ept import Ept, EptCap, GpaReference, eptp_valid, translate_gpa
@@ -87,6 +87,7 @@ __all__ = [
     "VmfuncExit",
     "access_of",
     "apic",
+    "apic_msr",
     "convertible",
     "deliver_ve",
     "eptp_valid",
