@@ -30,55 +30,65 @@ def icr(chance: random.Random, vcpus: int, x2apic: bool) -> int:
     return low | shorthand << 18 | destination << 32
 
 
-def turns(chance: random.Random, vcpus: int, cpus: int, length: int, *, x2apic: bool = False) -> list[Turn]:
-    """Each vCPU sets its APIC up; then TPR traffic, IPIs, timers, devices, CLI and STI, between reads of memory."""
+def turns(chance: random.Random, vcpus: int, cpus: int, length: int, *, x2apic: bool | None = False) -> list[Turn]:
+    """Each vCPU sets its APIC up; then TPR traffic, IPIs, timers, devices, CLI and STI, between reads of memory.
 
-    def register(offset: int, value: int, site: int = 0) -> Event:
-        if x2apic:
+    `x2apic` None: some in that mode, others not.
+    """
+    modes = [chance.random() < 0.5 if x2apic is None else x2apic for _ in range(vcpus)]
+
+    def register(vcpu: int, offset: int, value: int, site: int = 0) -> Event:
+        if modes[vcpu]:
             return Op.MSR_WRITE, 0x800 + (offset >> 4) << 32 | value
         return Op.APIC_WRITE, site << 48 | offset << 32 | value
 
-    def some() -> Event:
+    def some(vcpu: int) -> Event:
         site = chance.randrange(12)
-        kind = chance.choices(range(12), [24, 8, 10, 12, 6, 2, 1, 30, 4, 4, 2, 3])[0]
+        kind = chance.choices(range(13), [24, 8, 10, 12, 6, 2, 1, 30, 4, 4, 2, 3, 4])[0]
         match kind:
             case 0:
-                return register(TPR, chance.randrange(16) << 4 | chance.choice([0, 0, 5]), site)
+                return register(vcpu, TPR, chance.randrange(16) << 4 | chance.choice([0, 0, 5]), site)
             case 1:
-                if x2apic:
+                if modes[vcpu]:
                     return Op.MSR_READ, 0x808 << 32
                 return Op.APIC_READ, site << 48 | chance.choice([TPR, TPR, CURRENT]) << 32
             case 2:
                 return Op.DEVICE_INTERRUPT, chance.randrange(16, 256) | chance.choice([0, 0, 0, 256])
             case 3:
-                return Op.IPI, icr(chance, vcpus, x2apic)
+                return Op.IPI, icr(chance, vcpus, modes[vcpu])
             case 4:
                 return Op.INTERRUPT_FLAG, chance.randrange(2)
             case 5:
-                return register(EOI, 0)
+                return register(vcpu, EOI, 0)
             case 6:
                 return Op.EXIT, 10
             case 8:
                 mode = chance.choice([0, 1, 2, 2])
-                return register(LVT_TIMER, chance.choice([0, 0, 0, 1]) << 16 | mode << 17 | chance.randrange(16, 256))
+                return register(
+                    vcpu, LVT_TIMER, chance.choice([0, 0, 0, 1]) << 16 | mode << 17 | chance.randrange(16, 256)
+                )
             case 9:
-                return register(INITIAL, chance.choice([0, *range(1, 30)]))
+                return register(vcpu, INITIAL, chance.choice([0, *range(1, 30)]))
             case 10:
-                return register(DIVIDE, chance.choice([0b1011, 0, 1]))
+                return register(vcpu, DIVIDE, chance.choice([0b1011, 0, 1]))
             case 11:
                 return Op.TSC_DEADLINE, chance.choice([0, 1, *range(2, 60)])
+            case 12:
+                return Op.CR8_WRITE, chance.randrange(16)
         return Op.READ, 0x40_0000 + 4096 * chance.randrange(64)
 
     found: list[Turn] = []
     for vcpu in range(vcpus):
-        start: list[Event] = [(Op.MSR_WRITE, 0x1B << 32 | 0xFEE0_0D00)] if x2apic else [register(LDR, 1 << vcpu + 24)]
-        found.append((vcpu, vcpu % cpus, [*start, register(SVR, 0x1FF)]))
+        switch = Op.MSR_WRITE, 0x1B << 32 | 0xFEE0_0D00
+        start: list[Event] = [switch] if modes[vcpu] else [register(vcpu, LDR, 1 << vcpu + 24)]
+        found.append((vcpu, vcpu % cpus, [*start, register(vcpu, SVR, 0x1FF)]))
     while length > 0:
-        events = [some() for _ in range(chance.randrange(1, 25))]
-        found.append((chance.randrange(vcpus), chance.randrange(cpus), events))
+        vcpu = chance.randrange(vcpus)
+        events = [some(vcpu) for _ in range(chance.randrange(1, 25))]
+        found.append((vcpu, chance.randrange(cpus), events))
         length -= len(events)
     # at last all is let through, so that nothing can hide
-    found += [(vcpu, 0, [register(TPR, 0), (Op.INTERRUPT_FLAG, 1)]) for vcpu in range(vcpus)]
+    found += [(vcpu, 0, [register(vcpu, TPR, 0), (Op.INTERRUPT_FLAG, 1)]) for vcpu in range(vcpus)]
     return found
 
 
@@ -95,6 +105,8 @@ def modelled(program: list[Turn], vcpus: int, handler: str, length: int, *, post
                     want.store(vcpu, addr >> 32 & 0xFFFF, addr & 0xFFFF_FFFF)
                 case Op.MSR_WRITE:
                     want.write_msr(vcpu, addr >> 32, addr & 0xFFFF_FFFF)
+                case Op.CR8_WRITE:
+                    want.write_cr8(vcpu, addr)
                 case Op.DEVICE_INTERRUPT:
                     want.interrupt(vcpu, addr & 0xFF, level=bool(addr >> 8))
                 case Op.INTERRUPT_FLAG:
