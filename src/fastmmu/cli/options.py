@@ -237,7 +237,9 @@ def add_tlb(parser: argparse.ArgumentParser) -> None:
     tlb.add_argument(
         "--tlb", metavar="PRESET", help="skylake (the default), haswell, zen2, ...; strict: as much as any may keep"
     )
-    tlb.add_argument("--l1d", metavar="E/W", help="entries/ways of the 4 KB array for data, as in 64/4")
+    tlb.add_argument(
+        "--l1d", metavar="E/W", help="entries/ways of the 4 KB array for data: 64/4; by page size: 64/4 + 2m 32/4"
+    )
     tlb.add_argument("--l1i", metavar="E/W", help="the same for instructions")
     tlb.add_argument("--stlb", metavar="E/W", help="the same of the second level")
     tlb.add_argument("--no-walk-caches", action="store_true", help="each walk starts at the root")
