@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         PolicyError,
         StateError,
         TraceError,
+        WrongTypeError,
     )
     from fastmmu.exits import ExitReason, Qualification
     from fastmmu.headers import get_include
@@ -92,6 +93,7 @@ __all__ = [
     "VmFunction",
     "Vmm",
     "WalkResult",
+    "WrongTypeError",
     "compare",
     "deliver_ve",
     "ept_mappings",
@@ -127,6 +129,7 @@ _HOMES = {
         "PolicyError",
         "StateError",
         "TraceError",
+        "WrongTypeError",
     ),
     "fastmmu.exits": ("ExitReason", "Qualification"),
     "fastmmu.headers": ("get_include",),

@@ -5,6 +5,7 @@ import numpy as np
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
+from fastmmu._arguments cimport flag, guest_physical_address, shown, whole
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.memtype cimport effective_type
 from fastmmu.arch.types cimport (
@@ -15,13 +16,13 @@ from fastmmu.paging.ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_walk, need_of, step,
 )
 from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.paging.state cimport GuestState, access_code, pdpt_within, prepare
+from fastmmu.paging.state cimport GuestState, access_code, as_eptp, pdpt_within, prepare
 from fastmmu.paging.walk cimport load_pdptes, walk_cached, walk_steps
 from fastmmu.tlb.lookup cimport Tlb
 from fastmmu.tlb.tlb cimport TLB
 from fastmmu.arch.memtype_py import MemoryType
 from fastmmu.dtypes import STEP_DTYPE, Fault
-from fastmmu.errors import StateError
+from fastmmu.errors import StateError, WrongTypeError
 from fastmmu.exits import Qualification
 
 
@@ -30,8 +31,15 @@ cdef class WalkResult:
 
     ``.pa``: host-physical address (int; all ones where it did not translate). ``.fault``: a
     :class:`~fastmmu.dtypes.Fault`. ``.steps``: record array of dtype ``STEP_DTYPE`` in the order of the references.
-    ``.gpa``: guest-physical address of the data, or of the reference that failed.
+    ``.gpa``: guest-physical address of the data, or of the reference that failed. Only walks make one.
     """
+
+    def __cinit__(self):
+        self.la, self.access = 0, "r"
+        self.steps = np.empty(0, STEP_DTYPE).view(np.recarray)
+
+    def __init__(self):
+        raise WrongTypeError("a WalkResult is what walk() and walk_ept() return; it is not made by hand")
 
     @property
     def pa(self):
@@ -160,7 +168,7 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     cdef int fault = prepare(mem, state, eptp, set_ad, &log, &paging, &ept, &result.walk)
     cdef Tlb *caches = NULL
     if tlb is not None:
-        if not set_ad:
+        if not paging.write_ad:
             raise StateError("a walk that fills caches is an access: pass set_ad=True with tlb=")
         caches = tlb.t
     if eptp is not None:
@@ -191,6 +199,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
              writable=True, nx=False, GuestState state=None, set_ad=False):
     """Translate one guest-physical address by the EPT alone.
 
+    :param gpa: guest-physical address; the walk of 5 levels takes in 57 bits.
     :param access: "r", "w", "rw" or "x"; of a paging structure "w" is an update of its A or D flag.
     :param gla: linear address that the reference serves; None: none (a PDPTE load), qualification bit 7 is 0.
     :param paging_structure: the reference is to a guest paging structure, not to the data (bit 8 is 0).
@@ -207,19 +216,19 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
     cdef int acc = access_code(access), fault
     cdef uint64_t need = need_of(acc)
     cdef uint64_t target, bits = 0
-    cdef bint us = user
-    if isinstance(gpa, bool) or not isinstance(gpa, (int, np.integer)) or not 0 <= gpa < 1 << 64:
-        raise StateError(f"a guest-physical address is a positive integer of 64 bits, not {gpa!r}")
-    target = <uint64_t> int(gpa)
+    cdef bint us = flag("user", user), rw = flag("writable", writable), xd = flag("nx", nx)
+    cdef bint table = flag("paging_structure", paging_structure)
+    target = guest_physical_address("guest-physical gpa", gpa)
+    eptp = as_eptp(eptp)
     state = GuestState(cr0=0x10) if state is None else state
     prepare(mem, state.replace(cr0=state.cr0 & ~(1 << 31)), eptp, set_ad, &log, &paging, &ept, &result.walk)
     if gla is not None:
         bits = QUAL_GLA
-        if not paging_structure:
+        if not table:
             bits |= QUAL_TRANSLATED
             if ept.adv_info:
-                bits |= bool(user) << 9 | bool(writable) << 10 | bool(nx) << 11
-        if paging_structure:
+                bits |= <uint64_t> us << 9 | <uint64_t> rw << 10 | <uint64_t> xd << 11
+        if table:
             need |= NEED_R
             if ept.ad:
                 need |= NEED_W
@@ -265,6 +274,7 @@ def load_pdpte_registers(PhysicalMemory mem not None, GuestState state not None,
 
 
 cdef uint64_t linear_address(va) except? 0:
-    if isinstance(va, bool) or not isinstance(va, (int, np.integer)) or not -(1 << 63) <= va < 1 << 64:
-        raise StateError(f"a linear address is an integer of 64 bits, not {va!r}")
-    return <uint64_t> (int(va) & 0xFFFF_FFFF_FFFF_FFFF)
+    cdef object number = whole("a linear address of 64 bits", va)
+    if not -(1 << 63) <= number < 1 << 64:
+        raise StateError(f"a linear address is an integer of 64 bits, not {shown(number)}")
+    return <uint64_t> (number & 0xFFFF_FFFF_FFFF_FFFF)

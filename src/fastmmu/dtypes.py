@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import enum
-
 import numpy as np
+
+from fastmmu._codes import Code
 
 __all__ = [
     "ALL_ONES",
@@ -20,7 +20,7 @@ ALL_ONES = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 """`.pa` where an address did not translate."""
 
 
-class Fault(enum.IntEnum):
+class Fault(Code):
     """Why an address did not translate; 0 = it did."""
 
     NONE = 0
@@ -34,7 +34,7 @@ class Fault(enum.IntEnum):
     APIC_ACCESS = 8
 
 
-class StepKind(enum.IntEnum):
+class StepKind(Code):
     """What one memory reference of a walk was for."""
 
     GUEST = 0

@@ -16,6 +16,7 @@ __all__ = [
     "PolicyError",
     "StateError",
     "TraceError",
+    "WrongTypeError",
 ]
 
 
@@ -29,6 +30,13 @@ class StateError(FastmmuError, ValueError):
 
 class ConfigError(FastmmuError, ValueError):
     """A configuration (geometry, preset, cost file, option) that cannot be simulated."""
+
+
+class WrongTypeError(StateError, ConfigError, TypeError):
+    """An argument of a type that the call does not take: floating point for a number, text for an array.
+
+    A :class:`TypeError`, and whoever catches the error of a wrong value catches that of a wrong type.
+    """
 
 
 class BusError(FastmmuError, IndexError):

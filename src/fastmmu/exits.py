@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 
+from fastmmu._codes import Code, no_code
+
 __all__ = ["N_REASONS", "Completion", "ExitReason", "Qualification"]
 
 N_REASONS = 80
 
 
-class ExitReason(enum.IntEnum):
+class ExitReason(Code):
     """Basic exit reasons (bits 15:0 of the exit-reason field)."""
 
     EXCEPTION_NMI = 0
@@ -64,7 +66,7 @@ class ExitReason(enum.IntEnum):
     NOTIFY = 75
 
 
-class Completion(enum.IntEnum):
+class Completion(Code):
     """What an instruction with checked operands ends in (SDM, INVPCID, INVEPT, INVVPID; tlb.md §4, §5.1)."""
 
     DONE = 0
@@ -90,3 +92,10 @@ class Qualification(enum.IntFlag):
     USER_PAGE = 1 << 9
     WRITABLE_PAGE = 1 << 10
     NX_PAGE = 1 << 11
+
+    @classmethod
+    def _missing_(cls, value: object) -> Qualification:
+        if not isinstance(value, int):
+            no_code(cls, value)
+        found: Qualification = super()._missing_(value)
+        return found

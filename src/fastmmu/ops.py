@@ -6,8 +6,9 @@ in bytes (0 is taken as 1); the system events, on which the schemes differ, use 
 
 from __future__ import annotations
 
-import enum
 from typing import Literal
+
+from fastmmu._codes import Code
 
 __all__ = ["LAST_ACCESS", "AccessName", "Op", "RecordOp"]
 
@@ -15,7 +16,7 @@ AccessName = Literal["r", "w", "rw", "x"]
 """Read, write, read-modify-write, instruction fetch: `access` of a walk, a translation, an access of a guest."""
 
 
-class Op(enum.IntEnum):
+class Op(Code):
     """Operation codes; stored as uint8 in every columnar form."""
 
     READ = 0
@@ -45,7 +46,7 @@ class Op(enum.IntEnum):
 LAST_ACCESS = Op.FETCH
 
 
-class RecordOp(enum.IntEnum):
+class RecordOp(Code):
     """Operation codes of the records of a system trace (:mod:`fastmmu.trace.system`); the accesses are those of Op."""
 
     READ = 0

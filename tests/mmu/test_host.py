@@ -118,7 +118,7 @@ def test_what_is_refused() -> None:
         with pytest.raises(StateError, match=f"no slot {page}"):
             vmm.dirty_log(page)
     for ratio in (-1, 1 << 32):
-        with pytest.raises(StateError, match=f"ratio={ratio}"):
+        with pytest.raises(StateError, match="ratio="):
             vmm.recover_nx(ratio)
     for value in (-1, 1 << 64):
         for wrong in (

@@ -258,7 +258,7 @@ def test_out_that_does_not_fit(tables: RandomTables) -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, None])
 def test_threads_that_are_none(tables: RandomTables, threads: Any) -> None:
-    with pytest.raises(ConfigError, match="threads must be a positive integer"):
+    with pytest.raises(ConfigError, match="threads"):
         translate(tables, [0], threads=threads)
 
 

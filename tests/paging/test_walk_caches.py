@@ -126,6 +126,10 @@ class Twins:
 
     def invalidate(self, la: int) -> None:
         rng, vpid, pcid = self.rng, int(self.rng.integers(0, 2)), int(self.rng.integers(0, 2))
+        if self.tables.state.mode < 3:  # addresses of 32 bits
+            la &= 0xFFFF_FFFF
+        elif la + (1 << 56) & (1 << 64) - 1 >= 1 << 57:  # not canonical
+            la &= (1 << 47) - 1
         operation: list[tuple[Any, ...]] = [
             ("invlpg", la, vpid, pcid),
             ("mov_cr3", vpid, pcid),

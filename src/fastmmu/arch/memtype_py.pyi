@@ -1,8 +1,9 @@
-import enum
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-class MemoryType(enum.IntEnum):
+from fastmmu._codes import Code
+
+class MemoryType(Code):
     UC = 0
     WC = 1
     WT = 4

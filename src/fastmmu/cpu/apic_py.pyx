@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmmu._arguments cimport aligned, bytes_out, flag, instance, many, within, word
 from fastmmu.cpu.apic cimport (
     APIC_BASE_EN, APIC_BASE_EXTD, APIC_ENABLED, APIC_ISR, APIC_LVT_TIMER, APIC_SVR, APIC_TPR, LVT_MASKED, MODE_LOWEST,
     Apic, Ipi, apic_acknowledge, apic_addressed, apic_deliverable, apic_elapse, apic_end, apic_highest, apic_on,
@@ -45,14 +46,14 @@ cdef class LocalApic:
     cdef readonly object page
     cdef uint8_t[::1] view
 
-    def __init__(self, unsigned int id=0, page=None):
-        if id > 255:
-            raise StateError(f"APIC id {id} has more than 8 bits")
+    def __cinit__(self, id=0, page=None):
+        cdef uint32_t number = within("APIC id", id, 0, 255)
         self.page = bytearray(4096) if page is None else page
-        self.view = self.page
+        self.view = bytes_out("page", self.page)
         if self.view.shape[0] != 4096:
             raise StateError(f"a register page has 4096 bytes, not {self.view.shape[0]}")
-        apic_reset(&self.apic, &self.view[0], id)
+        aligned("page", &self.view[0], StateError)
+        apic_reset(&self.apic, &self.view[0], number)
 
     @property
     def id(self):
@@ -78,9 +79,10 @@ cdef class LocalApic:
         vector = apic_deliverable(&self.apic)
         return None if vector < 0 else vector
 
-    def request(self, uint8_t vector, *, bint level=False):
+    def request(self, vector, *, level=False):
         """An interrupt arrives; is it accepted?"""
-        return apic_request(&self.apic, vector, level)
+        cdef uint8_t number = within("vector", vector, 0, 255)
+        return apic_request(&self.apic, number, flag("level", level))
 
     def acknowledge(self):
         """The processor takes the deliverable vector, which moves from IRR to ISR; None where there is none."""
@@ -92,17 +94,19 @@ cdef class LocalApic:
         vector = apic_end(self.apic.page)
         return None if vector < 0 else vector
 
-    def read(self, unsigned int offset):
-        """A 32-bit read of the register at `offset`."""
-        return apic_read(&self.apic, offset)
+    def read(self, offset):
+        """A 32-bit read of the register at `offset`, 0..4095."""
+        return apic_read(&self.apic, within("offset", offset, 0, 0xFFF))
 
-    def write(self, unsigned int offset, uint32_t value):
+    def write(self, offset, value):
         """A 32-bit write; the :class:`InterprocessorInterrupt` that it sends, or None."""
-        return _sent(apic_write(&self.apic, offset, value))
+        cdef uint32_t at = within("offset", offset, 0, 0xFFF)
+        return _sent(apic_write(&self.apic, at, within("value", value, 0, 0xFFFFFFFF)))
 
-    def send(self, uint64_t value):
+    def send(self, value):
         """A write of the ICR as x2APIC mode has it, 64 bits with the destination in bits 63:32; as :meth:`write`."""
-        return _sent(apic_send(&self.apic, value, value >> 32))
+        cdef uint64_t icr = word("value", value)
+        return _sent(apic_send(&self.apic, icr, icr >> 32))
 
     @property
     def base(self):
@@ -115,69 +119,74 @@ cdef class LocalApic:
         return apic_x2apic(&self.apic)
 
     @x2apic.setter
-    def x2apic(self, bint on):
+    def x2apic(self, on):
+        cdef bint wanted = flag("x2apic", on)
         base = self.apic.base | <uint64_t> APIC_BASE_EN
-        apic_set_base(&self.apic, base | <uint64_t> APIC_BASE_EXTD if on else base & ~(<uint64_t> APIC_BASE_EXTD))
+        apic_set_base(&self.apic, base | <uint64_t> APIC_BASE_EXTD if wanted else base & ~(<uint64_t> APIC_BASE_EXTD))
 
-    def rdmsr(self, uint32_t msr):
+    def rdmsr(self, msr):
         """RDMSR of 1BH (IA32_APIC_BASE), 6E0H (IA32_TSC_DEADLINE) or 800H to 8FFH.
 
         :raises StateError: #GP: of 800H to 8FFH outside x2APIC mode, or one that is none or cannot be read. Rule: SDM
             volume 3, "x2APIC Register Address Space"; KVM: kvm_x2apic_msr_read.
         """
-        of_the_apic(msr)
-        if not x2apic_read_taken(&self.apic, msr):
-            raise StateError(refusal(msr, None, self.apic.base))
-        if msr == MSR_APIC_BASE:
+        cdef uint32_t number = within("msr", msr, 0, 0xFFFFFFFF)
+        of_the_apic(number)
+        if not x2apic_read_taken(&self.apic, number):
+            raise StateError(refusal(number, None, self.apic.base))
+        if number == MSR_APIC_BASE:
             return self.apic.base
-        return self.deadline if msr == MSR_TSC_DEADLINE else x2apic_read(&self.apic, msr)
+        return self.deadline if number == MSR_TSC_DEADLINE else x2apic_read(&self.apic, number)
 
-    def wrmsr(self, uint32_t msr, uint64_t value, *, uint64_t tsc=0, unsigned int maxphyaddr=52):
+    def wrmsr(self, msr, value, *, tsc=0, maxphyaddr=52):
         """WRMSR of 1BH, 6E0H (while the time-stamp counter is `tsc`) or 800H to 8FFH; what it sends, as :meth:`write`.
 
         :param maxphyaddr: width of physical addresses, 32 to 52: higher bits of IA32_APIC_BASE are reserved.
         :raises StateError: #GP: as :meth:`rdmsr`, a reserved bit, or a change of mode that is none. Rule: SDM volume 3,
             "x2APIC State Transitions", "Reserved Bit Checking"; KVM: kvm_apic_set_base, kvm_x2apic_msr_write.
         """
-        of_the_apic(msr)
-        if not 32 <= maxphyaddr <= 52:
-            raise StateError(f"maxphyaddr={maxphyaddr} is outside 32..52")
-        if not x2apic_write_taken(&self.apic, msr, value, maxphyaddr):
-            raise StateError(refusal(msr, value, self.apic.base, maxphyaddr))
-        if msr == MSR_APIC_BASE:
-            apic_set_base(&self.apic, value)
-        elif msr == MSR_TSC_DEADLINE:
-            self.set_deadline(value, tsc)
+        cdef uint32_t number = within("msr", msr, 0, 0xFFFFFFFF)
+        cdef uint64_t new = word("value", value), now = word("tsc", tsc)
+        cdef uint32_t m = within("maxphyaddr", maxphyaddr, 32, 52)
+        of_the_apic(number)
+        if not x2apic_write_taken(&self.apic, number, new, m):
+            raise StateError(refusal(number, new, self.apic.base, m))
+        if number == MSR_APIC_BASE:
+            apic_set_base(&self.apic, new)
+        elif number == MSR_TSC_DEADLINE:
+            self.set_deadline(new, now)
         else:
-            return _sent(x2apic_write(&self.apic, msr, value))
+            return _sent(x2apic_write(&self.apic, number, new))
 
     def read_cr8(self):
         """MOV from CR8: bits 7:4 of the TPR, in every mode."""
         return self.apic.page[<int> APIC_TPR] >> 4
 
-    def write_cr8(self, uint64_t value):
+    def write_cr8(self, value):
         """MOV to CR8. :raises StateError: #GP, bits 63:4 are not 0."""
-        if value >> 4:
-            raise StateError(cr8_refusal(value))
-        apic_write(&self.apic, APIC_TPR, value << 4)
+        cdef uint64_t new = word("cr8", value)
+        if new >> 4:
+            raise StateError(cr8_refusal(new))
+        apic_write(&self.apic, APIC_TPR, new << 4)
 
     @property
     def deadline(self):
         """IA32_TSC_DEADLINE; 0: not armed, or the APIC is disabled."""
         return self.apic.deadline if apic_on(&self.apic) else 0
 
-    def set_deadline(self, uint64_t value, uint64_t tsc):
+    def set_deadline(self, value, tsc):
         """WRMSR of IA32_TSC_DEADLINE while the time-stamp counter is `tsc`; does the timer run out at once?"""
-        cdef bint due = apic_set_deadline(&self.apic, value, tsc)
+        cdef uint64_t new = word("value", value)
+        cdef bint due = apic_set_deadline(&self.apic, new, word("tsc", tsc))
         self._expired(due)
         return due
 
-    def advance(self, uint64_t ticks):
+    def advance(self, ticks):
         """Let bus clocks pass, at the rate of the time-stamp counter; how often the timer ran out.
 
         Its vector is asked for once, whatever the number, unless the LVT masks it.
         """
-        fired = apic_elapse(&self.apic, ticks)
+        fired = apic_elapse(&self.apic, word("ticks", ticks))
         self._expired(fired != 0)
         return fired
 
@@ -200,12 +209,17 @@ def route(apics, ipi):
     """
     cdef Ipi sent
     cdef LocalApic apic
-    if ipi.mode > MODE_LOWEST:
-        return []
-    sent.valid, sent.sender, sent.vector, sent.mode = True, ipi.sender, ipi.vector, ipi.mode
-    sent.shorthand, sent.destination, sent.logical = ipi.shorthand, ipi.destination, ipi.logical
+    instance("ipi", ipi, InterprocessorInterrupt)
+    sent.valid, sent.sender = True, within("ipi.sender", ipi.sender, 0, 0xFFFFFFFF)
+    sent.vector, sent.mode = within("ipi.vector", ipi.vector, 0, 255), within("ipi.mode", ipi.mode, 0, 7)
+    sent.shorthand = within("ipi.shorthand", ipi.shorthand, 0, 3)
+    sent.destination = within("ipi.destination", ipi.destination, 0, 0xFFFFFFFF)
+    sent.logical = flag("ipi.logical", ipi.logical)
     found = []
-    for apic in apics:
+    everyone = [instance("one of apics", each, LocalApic) for each in many("apics", apics)]
+    if sent.mode > MODE_LOWEST:
+        return []
+    for apic in everyone:
         if apic_addressed(&apic.apic, &sent) and (ipi.mode != MODE_LOWEST or apic.enabled):
             found.append(apic)
     if ipi.mode == MODE_LOWEST and found:
@@ -217,37 +231,40 @@ def _priority(apic):
     return apic.ppr
 
 
-def of_the_apic(uint32_t msr):
+def of_the_apic(msr):
     """:raises StateError: an MSR that is none of the APIC's."""
-    if not x2apic_msr(msr):
-        raise StateError(f"MSR {msr:#x} is none of the APIC's; give 0x1b, 0x6e0 or 0x800 to 0x8ff")
+    cdef uint32_t number = within("msr", msr, 0, 0xFFFFFFFF)
+    if not x2apic_msr(number):
+        raise StateError(f"MSR {number:#x} is none of the APIC's; give 0x1b, 0x6e0 or 0x800 to 0x8ff")
 
 
 def cr8_refusal(value):
     """Why CR8 refuses a value."""
-    return f"#GP(0): cr8={value:#x} has bits above 3; give 0 to 15, bits 7:4 of the TPR"
+    return f"#GP(0): cr8={word('cr8', value):#x} has bits above 3; give 0 to 15, bits 7:4 of the TPR"
 
 
-def refusal(uint32_t msr, value, uint64_t base, unsigned int maxphyaddr=52):
+def refusal(msr, value, base, maxphyaddr=52):
     """Why RDMSR (`value` None) or WRMSR is #GP(0), and what to do: for an APIC whose IA32_APIC_BASE is `base`."""
-    read, mode = value is None, base >> 10 & 3
-    what = f"#GP(0): RDMSR of {msr:#x}" if read else f"#GP(0): WRMSR of {msr:#x} with {value:#x}"
-    if msr_of_x2apic(msr):
+    cdef uint32_t number = within("msr", msr, 0, 0xFFFFFFFF), m = within("maxphyaddr", maxphyaddr, 32, 52)
+    cdef uint64_t new = 0 if value is None else word("value", value)
+    read, mode = value is None, word("base", base) >> 10 & 3
+    what = f"#GP(0): RDMSR of {number:#x}" if read else f"#GP(0): WRMSR of {number:#x} with {new:#x}"
+    if msr_of_x2apic(number):
         if mode != 3:
             return (f"{what}: the APIC is {'in xAPIC mode' if mode else 'disabled'}, and MSRs 0x800 to 0x8ff are "
                     "x2APIC mode's; set bits 11 and 10 of 0x1b before")
-        if not x2apic_readable(msr) and not x2apic_writable(msr):
+        if not x2apic_readable(number) and not x2apic_writable(number):
             return f"{what}: x2APIC mode has no such register; see the SDM's table of them"
-        if not (x2apic_readable(msr) if read else x2apic_writable(msr)):
+        if not (x2apic_readable(number) if read else x2apic_writable(number)):
             return f"{what}: the register can only be {'written' if read else 'read'}"
-    reserved = value & x2apic_reserved(msr, maxphyaddr) if not read and x2apic_msr(msr) else 0
+    reserved = new & x2apic_reserved(number, m) if not read and x2apic_msr(number) else 0
     if reserved:
         return f"{what}: bits {reserved:#x} are reserved; leave them 0"
-    if msr == MSR_APIC_BASE and not read:
-        if value >> 10 & 3 == 1:
+    if number == MSR_APIC_BASE and not read:
+        if new >> 10 & 3 == 1:
             return f"{what}: x2APIC mode (bit 10) of a disabled APIC (bit 11 is 0); set both or neither"
-        if mode == 3 and value >> 10 & 3 == 2:
+        if mode == 3 and new >> 10 & 3 == 2:
             return f"{what}: x2APIC mode is left for xAPIC mode by way of disabled; clear bits 11 and 10 before"
-        if not mode and value >> 10 & 3 == 3:
+        if not mode and new >> 10 & 3 == 3:
             return f"{what}: a disabled APIC gets into x2APIC mode by way of xAPIC mode; set bit 11 alone before"
     return f"{what}: the VMM injects it"

@@ -1,5 +1,6 @@
 """`check_invalidation`: INVEPT, INVVPID and INVPCID up to the point where they invalidate, for Python."""
 
+from fastmmu._arguments cimport choice, flag, many, shown, whole, within, word
 from fastmmu.arch.vmx cimport CAP_ALL
 from fastmmu.cpu.inv_operands cimport (
     IN_64_BIT, IN_COMPATIBILITY, IN_PROTECTED, IN_REAL, IN_V86, VMX_NON_ROOT, VMX_OFF, VMX_ROOT, Executing, InvOperands,
@@ -15,18 +16,6 @@ EPT_VPID_CAP = CAP_ALL
 _MODES = {"real": IN_REAL, "v86": IN_V86, "protected": IN_PROTECTED, "compatibility": IN_COMPATIBILITY,
           "64-bit": IN_64_BIT}
 _VMX = {"off": VMX_OFF, "root": VMX_ROOT, "non-root": VMX_NON_ROOT}
-
-
-def _choice(str what, object value, dict choices):
-    if value not in choices:
-        raise StateError(f"{what} {value!r}; choose from {', '.join(choices)}")
-    return choices[value]
-
-
-def _within(str what, int value, int low, int high):
-    if not low <= value <= high:
-        raise StateError(f"{what}={value} is outside {low}..{high}")
-    return value
 
 
 def check_invalidation(instruction, type, descriptor, *, caps=EPT_VPID_CAP, mode="64-bit", vmx="root", cpl=0,
@@ -45,24 +34,25 @@ def check_invalidation(instruction, type, descriptor, *, caps=EPT_VPID_CAP, mode
     """
     cdef Executing x
     cdef InvOperands d
-    try:
-        d.type, (d.low, d.high) = type, descriptor
-        x.caps = caps
-    except OverflowError:
-        raise StateError(f"{instruction} {type}, {descriptor}, caps {caps}: give unsigned 64-bit numbers") from None
-    x.mode = _choice("mode", mode, _MODES)
-    x.vmx = _choice("vmx", vmx, _VMX)
-    x.cpl = _within("cpl", cpl, 0, 3)
-    x.maxphyaddr = _within("maxphyaddr", maxphyaddr, 32, 52)
+    cdef str named = choice("instruction", instruction, ("invept", "invvpid", "invpcid"))
+    halves = many("descriptor", descriptor)
+    if len(halves) != 2:
+        raise StateError(f"descriptor={shown(descriptor)}: give its two halves, (bits 63:0, bits 127:64)")
+    d.type, d.low, d.high = word("type", type), word("descriptor[0]", halves[0]), word("descriptor[1]", halves[1])
+    x.caps = word("caps", caps)
+    x.mode = choice("mode", mode, _MODES)
+    x.vmx = choice("vmx", vmx, _VMX)
+    x.cpl = within("cpl", cpl, 0, 3)
+    x.maxphyaddr = within("maxphyaddr", maxphyaddr, 32, 52)
+    la_bits = whole("la_bits", la_bits)
     if la_bits not in (48, 57):
-        raise StateError(f"la_bits={la_bits} is neither 48 nor 57")
+        raise StateError(f"la_bits={shown(la_bits)} is neither 48 nor 57")
     x.la_bits = la_bits
-    x.pcide, x.current_vmcs, x.invpcid = bool(pcide), bool(current_vmcs), bool(invpcid)
-    x.enable_invpcid, x.invlpg_exiting = bool(enable_invpcid), bool(invlpg_exiting)
-    if instruction == "invept":
+    x.pcide, x.current_vmcs = flag("pcide", pcide), flag("current_vmcs", current_vmcs)
+    x.invpcid, x.enable_invpcid = flag("invpcid", invpcid), flag("enable_invpcid", enable_invpcid)
+    x.invlpg_exiting = flag("invlpg_exiting", invlpg_exiting)
+    if named == "invept":
         return Completion(invept_check(&x, d))
-    if instruction == "invvpid":
+    if named == "invvpid":
         return Completion(invvpid_check(&x, d))
-    if instruction == "invpcid":
-        return Completion(invpcid_check(&x, d))
-    raise StateError(f"instruction {instruction!r}; choose from invept, invvpid, invpcid")
+    return Completion(invpcid_check(&x, d))

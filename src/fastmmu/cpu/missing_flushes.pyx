@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from libc.stdint cimport uint64_t
 
+from fastmmu._arguments cimport flag
 from fastmmu.arch.bits cimport ONES
 from fastmmu.cpu.stale cimport Stale, stale_free, stale_new
 from fastmmu.errors import OutOfMemoryError
@@ -62,11 +63,12 @@ def _known(value):
 cdef class MissingFlushes:
     """Compares every use of a cached translation with memory. For a TLB that keeps all it may, preset "strict"."""
 
-    def __cinit__(self, *, bint shadow=False):
+    def __cinit__(self, *, shadow=False):
+        cdef bint of_shadow = flag("shadow", shadow)
         self.w = stale_new()
         if self.w == NULL:
             raise OutOfMemoryError("no memory for the detector of missing flushes")
-        self.w.shadow = shadow
+        self.w.shadow = of_shadow
 
     def __dealloc__(self):
         stale_free(self.w)

@@ -54,6 +54,7 @@ cdef enum Abort:
     ABORT_ROOT = 17             # no memory behind the root of the guest's tables: KVM shuts the machine down
     ABORT_APIC_GP = 18          # an APIC event that ends in #GP: Interrupts.number
     ABORT_APIC_PF = 19          # in #PF: the guest does not map the page
+    ABORT_VECTOR = 20           # an interrupt of the host whose vector is none
 
 cdef enum Privileged:           # instructions of CPL 0 that exit here, as the bytes at RIP would say
     INS_NONE = 0

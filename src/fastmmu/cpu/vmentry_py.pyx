@@ -5,6 +5,7 @@ from typing import NamedTuple
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memset
 
+from fastmmu._arguments cimport flag, many, within, word
 from fastmmu.arch.types cimport Mem
 from fastmmu.arch.vmx cimport (
     CAP_WALK_5, ERROR_CONTROL_FIELDS, EXIT_ENTRY_FAILURE_GUEST_STATE, EXIT_TPR_BELOW_THRESHOLD, Vmcs,
@@ -49,22 +50,17 @@ def vm_entry(*, vtpr=0, maxphyaddr=52, walk5=True, PhysicalMemory memory=None, g
     cdef uint8_t page[4096]
     cdef uint64_t qualification = 0
     cdef const Mem *mem = NULL if memory is None else &memory.mem
-    if not 32 <= maxphyaddr <= 52:
-        raise StateError(f"maxphyaddr={maxphyaddr} is outside 32..52")
+    cdef uint8_t tpr = within("vtpr", vtpr, 0, 0xFF)
+    caps.maxphyaddr = within("maxphyaddr", maxphyaddr, 32, 52)
     v = _vmcs(fields)
-    caps.maxphyaddr = maxphyaddr
-    if not walk5:
+    if not flag("walk5", walk5):
         caps.ept &= ~CAP_WALK_5
-    try:
-        g.cr0, g.cr3, g.cr4, g.efer, g.pat, g.rflags = (
-            guest_cr0, guest_cr3, guest_cr4, guest_efer, guest_pat, guest_rflags
-        )
-        for i in range(4):
-            g.pdpte[<int> i] = guest_pdpte[i]
-        vtpr = <uint8_t> vtpr
-    except OverflowError as error:
-        raise StateError(f"a register of 64 bits: {error}") from error
-    failed = invalid_controls(&v, vtpr, &caps)
+    g.cr0, g.cr3, g.cr4 = word("guest_cr0", guest_cr0), word("guest_cr3", guest_cr3), word("guest_cr4", guest_cr4)
+    g.efer, g.pat = word("guest_efer", guest_efer), word("guest_pat", guest_pat)
+    g.rflags = word("guest_rflags", guest_rflags)
+    for i, entry in enumerate(_four("guest_pdpte", guest_pdpte)):
+        g.pdpte[<int> i] = entry
+    failed = invalid_controls(&v, tpr, &caps)
     if failed:
         names = tuple(f"C{i + 1}" for i in range(18) if failed >> i & 1)
         return Entry(ERROR_CONTROL_FIELDS, names, None, 0, 0, False)
@@ -73,7 +69,7 @@ def vm_entry(*, vtpr=0, maxphyaddr=52, walk5=True, PhysicalMemory memory=None, g
         return Entry(0, (f"G{state}",), EXIT_ENTRY_FAILURE_GUEST_STATE | ENTRY_FAILURE, qualification, 0, False)
     memset(&apic, 0, sizeof(Vapic))
     memset(page, 0, sizeof(page))
-    page[<int> APIC_TPR] = vtpr
+    page[<int> APIC_TPR] = tpr
     apic.page = page
     vapic_controls(&apic, &v)
     if vapic_entered(&apic):
@@ -81,15 +77,23 @@ def vm_entry(*, vtpr=0, maxphyaddr=52, walk5=True, PhysicalMemory memory=None, g
     return Entry(0, (), None, 0, apic.vppr, bool(apic.pending))
 
 
+cdef list _four(str name, object values):
+    found = [word(name, each) for each in many(name, values)]
+    if len(found) != 4:
+        raise StateError(f"{name} has {len(found)} words, not 4")
+    return found
+
+
 cdef Vmcs _vmcs(fields):
     cdef Vmcs v
     memset(&v, 0, sizeof(Vmcs))
     named = {**v, "eoi_exit_bitmap": [0, 0, 0, 0], "guest_pdpte": [0, 0, 0, 0]}
-    for name in fields:
+    for name, value in fields.items():
         if name not in named:
             raise StateError(f"the VMCS here has no control field {name!r}; it has {', '.join(sorted(named))}")
+        named[name] = _four(name, value) if isinstance(named[name], list) else word(name, value)
     try:
-        v = {**named, **fields}
+        v = named
     except OverflowError as error:
         raise StateError(f"a value is wider than its field: {error}") from error
     return v

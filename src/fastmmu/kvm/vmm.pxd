@@ -11,3 +11,5 @@ cdef class Vmm:
     cdef int slot(self, number) except -1
     cdef int layout_changed(self) except -1
     cdef Memslot *pages(self, number, first, count) except NULL
+
+cdef Vmm vmm_of(object board, Kvm *kvm)

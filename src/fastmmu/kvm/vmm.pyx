@@ -1,12 +1,12 @@
 """The VMM's user space: memory slots and their dirty logs, as the ioctls of KVM have them (kvm_policy.md §4)."""
 
 from collections import defaultdict
-from operator import index
 
 import numpy as np
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu._arguments cimport choice, flag, many, shown, whole, within
 from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
 from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES
@@ -21,7 +21,7 @@ from fastmmu.mmu.pages cimport mmu_shadowed
 from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
 from fastmmu.mmu.spte cimport MMIO_GENERATIONS
 from fastmmu.counters import STATS, reader
-from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
+from fastmmu.errors import ConfigError, OutOfMemoryError, StateError, WrongTypeError
 
 _stats = reader(STATS)
 _OMISSIONS = {"tables": OMIT_TABLES, "registers": OMIT_REGISTERS, "invlpg": OMIT_INVLPG, "moved": OMIT_MOVED,
@@ -37,16 +37,36 @@ cdef list linked(const Mmu *mmu, uint32_t place):
     return found
 
 
+cdef object brief(object number):
+    # in decimal digits, as far as they say something
+    return number if number.bit_length() <= 128 else shown(number)
+
+
+cdef object _BOARD = object()            # none but vmm_of has it
+
+
+cdef Vmm vmm_of(object board, Kvm *kvm):
+    """The VMM of a board, which it keeps."""
+    cdef Vmm vmm = Vmm.__new__(Vmm, _BOARD)
+    vmm.board = board
+    vmm.kvm = kvm
+    return vmm
+
+
 cdef class Vmm:
     """Operations on the memory slots of a :class:`fastmmu.Machine`, from ``machine.vmm``.
 
     Slots are numbered from 0, the machine's memory; then those given to the machine, in their order.
     """
 
+    def __cinit__(self, made=None):
+        if made is not _BOARD:
+            raise WrongTypeError("a Vmm is the `vmm` of a fastmmu.Machine; it is not made by hand")
+
     cdef int slot(self, number) except -1:
-        chosen = index(number)
+        chosen = whole("slot", number)
         if not 0 <= chosen < self.kvm.mmu.slots.n or not self.kvm.mmu.slots.slot[<int> chosen].npages:
-            raise StateError(f"there is no slot {number}; slots are numbered from 0, those deleted are gone")
+            raise StateError(f"there is no slot {brief(chosen)}; slots are numbered from 0, those deleted are gone")
         return chosen
 
     cdef int paid(self) except -1:
@@ -63,8 +83,9 @@ cdef class Vmm:
     cdef Memslot *pages(self, number, first, count) except NULL:
         # the slot, which has these pages
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
-        if not 0 <= index(first) <= slot.npages or not 0 <= index(count) <= slot.npages - first:
-            raise StateError(f"slot {number} has {slot.npages} pages, no pages {first} + {count}")
+        start, pages = whole("a page", first), whole("count", count)
+        if not 0 <= start <= slot.npages or not 0 <= pages <= slot.npages - start:
+            raise StateError(f"slot {number} has {slot.npages} pages, no pages {brief(start)} + {brief(pages)}")
         return slot
 
     cdef int layout_changed(self) except -1:
@@ -83,12 +104,12 @@ cdef class Vmm:
 
     @omit.setter
     def omit(self, names):
-        unknown = set(names) - set(_OMISSIONS)
-        if unknown:
-            raise ConfigError(f"{sorted(unknown)[0]!r} is no flush; choose from {', '.join(_OMISSIONS)}")
-        self.kvm.omit = sum(_OMISSIONS[name] for name in set(names))
+        cdef uint32_t omit = 0
+        for name in many("omit", names):
+            omit |= <uint32_t> choice("a flush", name, _OMISSIONS, ConfigError)
+        self.kvm.omit = omit
 
-    def start_dirty_log(self, number, *, bint manual=False, bint initially_set=False):
+    def start_dirty_log(self, number, *, manual=False, initially_set=False):
         """Log the guest's writes to a slot from now on; nothing happens where it is logged already.
 
         :param manual: reading the log leaves it; :meth:`clear_dirty_log` does the rest
@@ -97,8 +118,9 @@ cdef class Vmm:
         :raises StateError: no such slot. :raises OutOfMemoryError: no memory for the bitmap.
         """
         cdef int n = self.slot(number)
+        cdef bint by_hand = flag("manual", manual), full = flag("initially_set", initially_set)
         kvm_drain(self.kvm.running)
-        if dirty_start(&self.kvm.mmu, n, manual, initially_set):
+        if dirty_start(&self.kvm.mmu, n, by_hand, full):
             raise OutOfMemoryError(f"no memory for the dirty log of slot {number}")
         self.layout_changed()
         kvm_arm(self.kvm.running)
@@ -157,17 +179,20 @@ cdef class Vmm:
         :raises StateError: `size` is no power of two from 1024 to 65536, or a slot is logged already.
         """
         cdef int i
+        cdef uint32_t entries
+        size = whole("size", size)
         if size not in (1024, 2048, 4096, 8192, 16384, 32768, 65536):
-            raise StateError(f"a ring of {size} entries: use a power of two from 1024 to 65536")
+            raise StateError(f"a ring of {brief(size)} entries: use a power of two from 1024 to 65536")
         for i in range(self.kvm.mmu.slots.n):
             if self.kvm.mmu.slots.slot[i].dirty != NULL or self.kvm.mmu.slots.ring.size:
                 raise StateError("the ring is chosen once, before any slot is logged")
-        if dirty_ring(&self.kvm.mmu, size):
+        entries = size
+        if dirty_ring(&self.kvm.mmu, entries):
             raise OutOfMemoryError(f"no memory for rings of {size} entries")
 
     # ---- the host's MMU notifier (kvm_policy.md §6) ---------------------------------------------------------------
 
-    def young(self, number, page, *, bint clear=False, bint flush=False):
+    def young(self, number, page, *, clear=False, flush=False):
         """Was a page of a slot used since its A flags were last cleared? The host asks so before it takes a page.
 
         Where the tables have no A flags, what `clear` does is as ``Config.ageing`` says.
@@ -177,12 +202,13 @@ cdef class Vmm:
             by one of them does not go unseen.
         """
         cdef Memslot *slot = self.pages(number, page, 1)
-        cdef int asked = (CLEAR_FLUSH_YOUNG if flush else CLEAR_YOUNG) if clear else TEST_YOUNG
+        cdef bint clears = flag("clear", clear), flushes = flag("flush", flush)
+        cdef int asked = (CLEAR_FLUSH_YOUNG if flushes else CLEAR_YOUNG) if clears else TEST_YOUNG
         cdef bint found
-        if flush and not clear:
+        if flushes and not clears:
             raise StateError("flush=True goes with clear=True: to ask alone changes nothing that could be stale")
         found = host_young(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page, asked)
-        if flush:
+        if flushes:
             self.paid()
         else:
             kvm_flush_remote_tlbs(self.kvm.running)
@@ -233,7 +259,7 @@ cdef class Vmm:
         cdef uint64_t[::1] taken
         chosen = []
         contents = None
-        pages = [*pages]
+        pages = [whole("a page", each) for each in many("pages", pages)]
         if len({*pages}) != len(pages):
             raise StateError("a page stands twice among those to merge")
         for one in pages:
@@ -265,10 +291,9 @@ cdef class Vmm:
         :returns: number of regions unmapped. :raises StateError: a ratio out of range.
         """
         cdef uint64_t before = self.kvm.mmu.counters.nx_recovered
-        if not 0 <= index(ratio) < 1 << 32:
-            raise StateError(f"ratio={ratio}: one in how many regions, from 1 to {(1 << 32) - 1}; 0: none")
-        if ratio:
-            nx_recover(&self.kvm.mmu, ratio)
+        cdef uint32_t one_in = within("ratio", ratio, 0, 0xFFFFFFFF)    # 0: none
+        if one_in:
+            nx_recover(&self.kvm.mmu, one_in)
             self.paid()
         return self.kvm.mmu.counters.nx_recovered - before
 
@@ -280,10 +305,10 @@ cdef class Vmm:
 
         :param uncached: CR0.CD; None: as it is.
         """
+        cdef bint disabled = self.kvm.mmu.uncached if uncached is None else flag("uncached", uncached)
         if mtrrs is not None:
             self.kvm.mmu.mtrrs = mtrrs.state
-        if uncached is not None:
-            self.kvm.mmu.uncached = bool(uncached)
+        self.kvm.mmu.uncached = disabled
         if self.kvm.mmu.noncoherent:
             self.reload()
 

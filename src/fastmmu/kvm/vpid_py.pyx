@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t
 
+from fastmmu._arguments cimport shown, whole
 from fastmmu.kvm.vpid cimport VPIDS, VpidMap, vpid_alloc, vpid_free, vpid_init
 
 from fastmmu.errors import StateError
@@ -23,18 +24,21 @@ cdef class VpidAllocator:
         """The lowest VPID that nobody has, 1..65535; 0: all are taken."""
         return vpid_alloc(&self.map)
 
-    def free(self, uint32_t vpid):
+    def free(self, vpid):
         """Gives one back; 0, which stands for none, is ignored.
 
         :raises StateError: nobody has it.
         """
-        if vpid and not vpid_free(&self.map, vpid):
-            raise StateError(f"VPID {vpid} is not given out; free what alloc() returned, once")
+        number = whole("vpid", vpid)
+        if number and (not 0 < number < VPIDS or not vpid_free(&self.map, <uint32_t> number)):
+            shorter = number if 0 < number < 1 << 20 else shown(number)
+            raise StateError(f"VPID {shorter} is not given out; free what alloc() returned, once")
 
     def __len__(self):
         return self.map.used
 
     def __contains__(self, vpid):
-        if not 0 <= vpid < VPIDS:
+        number = whole("vpid", vpid)
+        if not 0 <= number < VPIDS:
             return False
-        return not self.map.free[<uint32_t> vpid >> 6] >> (<uint32_t> vpid & 63) & 1
+        return not self.map.free[<uint32_t> number >> 6] >> (<uint32_t> number & 63) & 1

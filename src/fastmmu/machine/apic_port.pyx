@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu._arguments cimport flag, linear_address, within, word
 from fastmmu.cpu.apic_access cimport irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr, irq_wait
 from fastmmu.cpu.interrupts cimport irq_accept
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, DONE_PF
@@ -13,6 +14,10 @@ from fastmmu.machine.stops cimport refused
 from fastmmu.cpu.apic_py import of_the_apic
 from fastmmu.errors import StateError
 from fastmmu.exits import N_REASONS, ExitReason
+
+
+cdef extern from *:
+    const uint64_t MOST_WAIT "0x4000000000000000ULL"    # Config.exit_every's
 
 
 class Delivered(NamedTuple):
@@ -53,21 +58,25 @@ cdef class GuestApic:
         return self.board.vcpu.irq.la
 
     @address.setter
-    def address(self, uint64_t la):
-        if la & 0xFFF:
-            raise StateError(f"the APIC's page at {la:#x} is not aligned to 4096")
-        self.board.vcpu.irq.la = la
+    def address(self, la):
+        cdef uint64_t page = linear_address("address", la)
+        if page & 0xFFF:
+            raise StateError(f"the APIC's page at {page:#x} is not aligned to 4096")
+        self.board.vcpu.irq.la = page
 
-    def read(self, unsigned int offset, unsigned int size=4):
+    def read(self, offset, size=4):
         """A read of a register through the page; its value."""
+        cdef uint32_t at = within("offset", offset, 0, 0xFFF), length = within("size", size, 1, 16)
         self.board._guest_runs()
-        self._done(irq_mmio(self.board.vcpu.irq, offset, size, False, 0))
+        self._done(irq_mmio(self.board.vcpu.irq, at, length, False, 0))
         return self.board.vcpu.irq.value
 
-    def write(self, unsigned int offset, uint64_t value, unsigned int size=4):
+    def write(self, offset, value, size=4):
         """A write of a register through the page."""
+        cdef uint32_t at = within("offset", offset, 0, 0xFFF), length = within("size", size, 1, 16)
+        cdef uint64_t new = word("value", value)
         self.board._guest_runs()
-        self._done(irq_mmio(self.board.vcpu.irq, offset, size, True, value))
+        self._done(irq_mmio(self.board.vcpu.irq, at, length, True, new))
 
     def read_cr8(self):
         """MOV from CR8."""
@@ -75,23 +84,25 @@ cdef class GuestApic:
         self._done(irq_cr8(self.board.vcpu.irq, False, 0))
         return self.board.vcpu.irq.value
 
-    def write_cr8(self, uint64_t value):
+    def write_cr8(self, value):
         """MOV to CR8. :raises StateError: #GP, bits 63:4 are not 0."""
+        cdef uint64_t new = word("cr8", value)
         self.board._guest_runs()
-        self._done(irq_cr8(self.board.vcpu.irq, True, value))
+        self._done(irq_cr8(self.board.vcpu.irq, True, new))
 
-    def rdmsr(self, unsigned int msr):
+    def rdmsr(self, msr):
         """RDMSR of 1BH (IA32_APIC_BASE), 6E0H (IA32_TSC_DEADLINE) or 800H to 8FFH, the registers in x2APIC mode.
 
         :raises StateError: #GP: of 800H to 8FFH outside x2APIC mode, or one that is none or cannot be read; or an MSR
             that is not the APIC's. Rule: SDM volume 3, "x2APIC Register Address Space"; KVM: kvm_x2apic_msr_read.
         """
+        cdef uint32_t number = within("msr", msr, 0, 0xFFFFFFFF)
         self.board._guest_runs()
-        of_the_apic(msr)
-        self._done(irq_msr(self.board.vcpu.irq, msr, False, 0))
+        of_the_apic(number)
+        self._done(irq_msr(self.board.vcpu.irq, number, False, 0))
         return self.board.vcpu.irq.value
 
-    def wrmsr(self, unsigned int msr, uint64_t value):
+    def wrmsr(self, msr, value):
         """WRMSR of 1BH (bit 11 enables the APIC, bit 10 chooses x2APIC mode), 6E0H or 800H to 8FFH.
 
         In x2APIC mode, and while the APIC is disabled, nothing is in its page: KVM lets reads have all bits 1 and drops
@@ -101,38 +112,42 @@ cdef class GuestApic:
         :raises StateError: #GP: as :meth:`rdmsr`, a reserved bit, or a change of mode that is none. Rule: SDM volume 3,
             "x2APIC State Transitions", "Reserved Bit Checking"; KVM: kvm_apic_set_base, kvm_x2apic_msr_write.
         """
+        cdef uint32_t number = within("msr", msr, 0, 0xFFFFFFFF)
+        cdef uint64_t new = word("value", value)
         self.board._guest_runs()
-        of_the_apic(msr)
-        self._done(irq_msr(self.board.vcpu.irq, msr, True, value))
+        of_the_apic(number)
+        self._done(irq_msr(self.board.vcpu.irq, number, True, new))
 
-    def set_interrupts(self, bint on):
+    def set_interrupts(self, on):
         """CLI, or STI and the instruction after it."""
+        cdef bint enabled = flag("on", on)
         self.board._guest_runs()
-        self._done(irq_flag(self.board.vcpu.irq, on))
+        self._done(irq_flag(self.board.vcpu.irq, enabled))
 
-    def interrupt(self, uint8_t vector, *, bint level=False, unsigned int reason=ExitReason.EXTERNAL_INTERRUPT):
+    def interrupt(self, vector, *, level=False, reason=ExitReason.EXTERNAL_INTERRUPT):
         """A device asks for an interrupt; `reason`: of the exit by which the VMM learns of it unless it is posted.
 
         From the handler of a VM exit, as a device model of the VMM does it, there is no other exit: the interrupt goes
         into the registers and is delivered after the next VM entry.
         """
-        if reason >= N_REASONS:
-            raise StateError(f"exit reason {reason} is none; see fastmmu.ExitReason")
+        cdef uint32_t number = within("vector", vector, 0, 255), why = within("reason", reason, 0, N_REASONS - 1)
+        cdef bint stays = flag("level", level)
         if self.board.handling:
-            irq_accept(self.board.vcpu.irq, vector, level)
+            irq_accept(self.board.vcpu.irq, number, stays)
             return
         self.board._guest_runs()
-        self._done(irq_arrive(self.board.vcpu.irq, vector, level, reason))
+        self._done(irq_arrive(self.board.vcpu.irq, number, stays, why))
 
     @property
     def now(self):
         """The bus clock and the time-stamp counter: accesses of the trace so far, those of all vCPUs of the machine."""
         return self.board.vcpu.irq.now
 
-    def wait(self, uint64_t accesses):
+    def wait(self, accesses):
         """Time passes as if the trace had so many accesses more: the timer counts, handlers return."""
+        cdef uint64_t passed = within("accesses", accesses, 0, MOST_WAIT)
         self.board._guest_runs()
-        self._done(irq_wait(self.board.vcpu.irq, accesses))
+        self._done(irq_wait(self.board.vcpu.irq, passed))
 
     @property
     def deliveries(self):

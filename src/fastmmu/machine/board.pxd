@@ -47,6 +47,7 @@ cdef class Board:
                    bint device)
     cdef _set_policy(self)
     cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
+    cdef int made(self) except -1
     cdef _guest_runs(self)
     cdef _first_pdptes(self)
     cdef _raise(self, uint64_t n)

@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from fastmmu._arguments cimport choice, flag, instance, many, within
 from fastmmu.arch.registers cimport RULE_CR4_NOT_OFFERED
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (
@@ -60,6 +61,32 @@ cdef void vmcs_vpid(Vmcs *vmcs, uint32_t vpid) noexcept:
         vmcs.secondary |= SECONDARY_VPID
 
 
+cdef object _slot(each):
+    # a MemorySlot whose fields are what they should be: a tuple checks nothing
+    slot = instance("a slot", each, MemorySlot)
+    if len(slot) != len(MemorySlot._fields):
+        raise ConfigError(f"a slot has {len(MemorySlot._fields)} fields; give a fastmmu.MemorySlot")
+    return MemorySlot(
+        within("MemorySlot gpa", slot.gpa, 0, 1ULL << 46, ConfigError),
+        within("MemorySlot size", slot.size, 0, 1ULL << 46, ConfigError), flag("MemorySlot readonly", slot.readonly),
+        choice("MemorySlot host", slot.host, ("4k", "2m", "untouched"), ConfigError),
+        flag("MemorySlot private", slot.private), flag("MemorySlot device", slot.device))
+
+
+cdef object _checked_place(place):
+    # (memory, origin, TLB, VPID)
+    parts = many("place", place)
+    if len(parts) != 4:
+        raise ConfigError(f"place has 4 parts, not {len(parts)}: the host's memory, where in it, a TLB, the VPID")
+    memory, origin, tlb, vpid = parts
+    if not instance("the memory of place", memory, PhysicalMemory).writable:
+        raise ConfigError("the memory of place is read-only; a machine writes its own")
+    origin = within("the origin of place", origin, 0, (<PhysicalMemory> memory).mem.nbytes, ConfigError)
+    if origin & 0xFFF:
+        raise ConfigError(f"place={origin:#x} is not aligned to 4 KB")
+    return memory, origin, instance("the TLB of place", tlb, TLB), within("the VPID of place", vpid, 0, 0xFFFF)
+
+
 cdef TLB tlb_of(config):
     return TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb, replacement=config.replacement,
                         walk_caches=config.walk_caches))
@@ -85,7 +112,7 @@ cdef class Board:
         self.config = config
         self.loop.exit_every = self.loop.until_exit = config.exit_every
         guest_bytes = config.memory_bytes
-        slots = [*slots]
+        slots = [_slot(each) for each in many("slots", slots)]
         if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
             slots.append(MemorySlot(APIC_BASE, 0x1000, private=True))
         self.kvm.modes.ept = config.mmu == "ept"
@@ -103,8 +130,11 @@ cdef class Board:
             placed, more = self._place(slots, host_bytes(config))
             self.memory = PhysicalMemory(more)
         else:
-            self.memory, self.origin, self.tlb, vpid = place
+            self.memory, self.origin, self.tlb, vpid = _checked_place(place)
             placed, more = self._place(slots, self.origin + host_bytes(config))
+            if more > self.memory.mem.nbytes:
+                raise ConfigError(f"place={self.origin:#x}: the machine ends at {more:#x}, outside the host's memory "
+                                  f"of {self.memory.mem.nbytes:#x} bytes")
         self.loop.guest_base = self.origin + host_bytes(config) - guest_bytes
         self.guest_mem.base = self.memory.mem.base + self.loop.guest_base
         self.guest_mem.nbytes = guest_bytes
@@ -230,7 +260,7 @@ cdef class Board:
         for slot in slots:
             if self.config.mmu == "native":
                 raise ConfigError('slots are the VMM\'s: use mmu="ept" or mmu="shadow"')
-            if (slot.gpa | slot.size) & 0xFFF or slot.size <= 0 or slot.gpa < 0 or slot.gpa + slot.size > 1 << 46:
+            if (slot.gpa | slot.size) & 0xFFF or not slot.size or slot.gpa + slot.size > 1 << 46:
                 raise ConfigError(f"{slot}: gpa and size must be multiples of 4096 below {1 << 46:#x}")
             at = (end + 0x1FFFFF & ~0x1FFFFF) + (slot.gpa & 0x1FFFFF)
             end = at + slot.size
@@ -337,9 +367,13 @@ cdef class Board:
 
     # ---- whether the guest may run --------------------------------------------------------------------------
 
-    cdef _guest_runs(self):
+    cdef int made(self) except -1:
         if self.initial is None:
             raise StateError("this Machine is not made: its class must call Machine.__init__")
+        return 0
+
+    cdef _guest_runs(self):
+        self.made()
         if self.handling:
             raise PolicyError("the guest stands still while a VM exit is handled: its instructions cannot run in a "
                               "handler; return an Action first")
@@ -386,8 +420,7 @@ cdef class Board:
         return self._counters(self.loop, NULL if self.v.tlb == NULL else &self.v.tlb.c)
 
     cdef _counters(self, Run *run, TlbCounters *t):
-        if self.initial is None:
-            raise StateError("this Machine is not made: its class must call Machine.__init__")
+        self.made()
         found = counters_of(run, t)
         if self.missing_flushes is not None:
             found |= {"uses_compared": self.missing_flushes.uses, "stale_uses": self.missing_flushes.found}

@@ -1,11 +1,10 @@
 """The host as a Python object."""
 
-from operator import index
-
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from fastmmu._arguments cimport flag, instance, many, shown, whole, word
 from fastmmu.arch.vmx cimport SECONDARY_VPID
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.kvm.kvm cimport NOWHERE
@@ -17,12 +16,27 @@ from fastmmu.machine.layout cimport behind_bytes, host_bytes
 from fastmmu.machine.machine cimport Machine
 from fastmmu.mmu.pages cimport mmu_forget_roots
 from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport Tlb, TlbCounters
 from fastmmu.tlb.tlb cimport TLB
 
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
+
+
+cdef tuple _with_count(vm):
+    # (Config, number of vCPUs)
+    if isinstance(vm, Config):
+        return vm, 1
+    pair = vm if isinstance(vm, tuple) else ()
+    if len(pair) != 2 or not isinstance(pair[0], Config):
+        raise ConfigError(f"{shown(vm)}: a machine of a host is a Config with mmu='shadow' or 'ept', or (Config, "
+                          "number of vCPUs)")
+    count = whole("the number of vCPUs", pair[1])
+    if not 1 <= count <= 1024:
+        raise ConfigError(f"{shown(count)} vCPUs; a machine has 1..1024")
+    return pair[0], count
 
 
 cdef class Host:
@@ -48,41 +62,50 @@ cdef class Host:
 
     def __cinit__(self):
         vpid_init(&self.vpids)
+        self.cpus, self.machines = (), ()
 
     def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, omit=()):
         cdef Machine m
         cdef uint64_t origin = 0, total = 0
-        chosen = [vm if isinstance(vm, tuple) else (vm, 1) for vm in vms]
+        cdef uint32_t n_cpus
+        cdef bint kernel = flag("guest_kernel", guest_kernel)
+        if self.memory is not None:
+            raise StateError("this Host is made already; make another one")
+        chosen = [_with_count(vm) for vm in many("vms", vms)]
+        omit = many("omit", omit)
+        cpus = whole("cpus", cpus)
         if not chosen or not 1 <= cpus <= 4096:
-            raise ConfigError(f"{len(chosen)} machines on {cpus} CPUs; a host has at least one of each")
+            raise ConfigError(f"{len(chosen)} machines on {shown(cpus)} CPUs; a host has at least one of each, and at "
+                              "most 4096 CPUs")
+        n_cpus = cpus
+        if state is not None:
+            instance("state", state, GuestState)
         for config, count in chosen:
-            if not isinstance(config, Config) or config.mmu == "native":
+            if config.mmu == "native":
                 raise ConfigError(f"{config!r}: a machine of a host is a Config with mmu='shadow' or 'ept'")
-            if not 1 <= count <= 1024:
-                raise ConfigError(f"{count} vCPUs; a machine has 1..1024")
             most = {None: 1024, "patch": 16}.get(config.tpr, 255)
             if config.apic_id + count > most:
                 raise ConfigError(f"tpr={config.tpr!r}: vCPUs up to number {config.apic_id + count - 1}; the guest's "
                                   f"APICs, or its records of the TPR, have room for 0..{most - 1}")
-            total += host_bytes(config) + behind_bytes(config, guest_kernel, count)
+            total += host_bytes(config) + behind_bytes(config, kernel, count)
         if total > 1 << 46:
             raise OutOfMemoryError(f"{total >> 30} GB of host memory are more than 46 bits of address; give the "
                                    "machines less by Config(memory=)")
         self.memory = PhysicalMemory(total)
-        self.cpus = tuple([tlb_of(chosen[0][0]) for _ in range(cpus)])
-        self.n_cpus = cpus
+        self.cpus = tuple([tlb_of(chosen[0][0]) for _ in range(n_cpus)])
+        self.n_cpus = n_cpus
         machines, vpids = [], []
         for config, count in chosen:
             own = [vpid_alloc(&self.vpids) if config.vpid else 0 for _ in range(count)]
             vpids.append(own)
             place = self.memory, origin, self.cpus[0], own[0]
-            m = Machine(config, guest_kernel=guest_kernel, state=state, place=place)
+            m = Machine(config, guest_kernel=kernel, state=state, place=place)
             if count > 1 and m.board.pdptes_due:
                 raise ConfigError(f"{count} vCPUs that begin with PAE paging; give GuestState(pdptes=)")
             m.vmm.omit = omit
             m.board.cpus = self.cpus
             machines.append(m)
-            origin += host_bytes(config) + behind_bytes(config, guest_kernel, count)
+            origin += host_bytes(config) + behind_bytes(config, kernel, count)
         self.machines = tuple(machines)
         self._add_vcpus(vpids)
 
@@ -109,9 +132,10 @@ cdef class Host:
         free(self.occupant)
 
     cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF:
-        if not 0 <= index(vcpu) < self.n_vcpus:
-            raise StateError(f"vCPU {vcpu} is outside 0..{self.n_vcpus - 1}")
-        return vcpu
+        number = whole("vcpu", vcpu)
+        if not 0 <= number < self.n_vcpus:
+            raise StateError(f"vCPU {shown(number)} is outside 0..{int(self.n_vcpus) - 1}")
+        return number
 
     cdef HostVcpu *_alive(self, vcpu) except NULL:
         cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
@@ -159,8 +183,9 @@ cdef class Host:
         cdef TlbCounters before
         cdef Tlb *tlb
         cdef int outcome
-        if not 0 <= index(cpu) < self.n_cpus:
-            raise StateError(f"CPU {cpu} is outside 0..{self.n_cpus - 1}")
+        cpu = whole("cpu", cpu)
+        if not 0 <= cpu < self.n_cpus:
+            raise StateError(f"CPU {shown(cpu)} is outside 0..{int(self.n_cpus) - 1}")
         at = cpu
         b._guest_runs()
         if self.occupant[at] != number:
@@ -176,7 +201,7 @@ cdef class Host:
             b._raise(0)
         return self.machines[s.vm]
 
-    def run(self, vcpu, cpu, op, size, addr, out=None, uint64_t first=0):
+    def run(self, vcpu, cpu, op, size, addr, out=None, first=0):
         """Events of a trace on a vCPU placed on a physical CPU; parameters and errors as of :meth:`Machine.run`.
 
         Each vCPU of a machine begins in an address space of its own: process number = that of the vCPU.
@@ -185,12 +210,13 @@ cdef class Host:
         cdef Board b = machine.board
         cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
         cdef TlbCounters before = b.v.tlb.c
+        cdef uint64_t number = word("first", first)
         try:
             if not s.begun:
                 s.begun = True
                 if b.vcpu.index and b.loop.kernel != NULL and kernel_switch(&b.kernel, b.vcpu.index):
-                    b._raise(first)
-            return machine.run(op, size, addr, out, first)
+                    b._raise(number)
+            return machine.run(op, size, addr, out, number)
         finally:
             count_since(&s.counted, &before, &b.v.tlb.c)
 

@@ -7,19 +7,16 @@ from fastmmu.cpu.access cimport Data
 from fastmmu.machine.board cimport Board
 
 
-cdef uint64_t word(value, str name) except? 0xFFFFFFFFFFFFFFFFULL
-
-
 cdef class Guest:
     cdef Board board
     cdef _gpa(self, uint64_t hpa)
     cdef _begin(self, Data *d)
     cdef _came(self, Data *d)
     cdef _canonical(self, uint64_t la)
-    cdef _access(self, la, access, bint user, size)
-    cdef _load(self, la, size, bint user)
-    cdef _store(self, la, value, size, bint user)
-    cdef _lmsw(self, source, bint memory)
+    cdef _access(self, la, access, user, size)
+    cdef _load(self, la, size, user)
+    cdef _store(self, la, value, size, user)
+    cdef _lmsw(self, source, memory)
     cdef _written(self, int outcome, str name, value)
     cdef void _registers(self, Registers *r)
     cpdef exit_instruction(self, reason)

@@ -1,11 +1,11 @@
 """Instructions of a bare guest: accesses, invalidations, control registers, those that exit whatever they do."""
 
-from operator import index
 from typing import NamedTuple
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
+from fastmmu._arguments cimport flag, shown, whole, within, word
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.registers cimport CR3_NO_FLUSH, CR4_PCIDE, RULE_CR3_RESERVED, Registers, long_mode, pae_paging
 from fastmmu.arch.types cimport ACC_R, ACC_W
@@ -52,19 +52,12 @@ class Load(NamedTuple):
     value: int | None
 
 
-cdef uint64_t word(value, str name) except? 0xFFFFFFFFFFFFFFFFULL:
-    # an address, or what a register gets
-    try:
-        return index(value)
-    except OverflowError:
-        raise StateError(f"{name}={value} does not fit 64 bits; give 0..2**64 - 1") from None
-
-
 cdef unsigned int width(size) except 0:
     # of an access, in bytes
-    if not 0 < index(size) <= 16:
-        raise StateError(f"an access of {size} bytes; give 1, 2, 4, 8 or 16")
-    return size
+    cdef uint64_t bytes_ = within("size", size, 0, ~<uint64_t> 0)
+    if bytes_ > 16 or not data_size(bytes_):
+        raise StateError(f"an access of {bytes_} bytes; give 1, 2, 4, 8 or 16")
+    return bytes_
 
 
 cdef class Guest:
@@ -80,7 +73,7 @@ cdef class Guest:
     def __cinit__(self, Board board not None):
         self.board = board
 
-    def access(self, la, access="r", *, bint user=False, size=1):
+    def access(self, la, access="r", *, user=False, size=1):
         """One access of a bare guest: :class:`Access`, with the guest-physical address or the #PF.
 
         :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch). No data move, as in :meth:`load`
@@ -91,14 +84,14 @@ cdef class Guest:
         """
         return self._access(la, access, user, size)
 
-    cdef _access(self, la, access, bint user, size):
+    cdef _access(self, la, access, user, size):
         cdef Data d
-        data_begin(&d, word(la, "la"), access_code(access), user, width(size))
+        data_begin(&d, word("la", la), access_code(access), flag("user", user), width(size))
         self._begin(&d)
         self.board.v.c.ops[d.acc] += 1
         return self._came(&d)
 
-    def load(self, la, size=8, *, bint user=False):
+    def load(self, la, size=8, *, user=False):
         """A load of `size` bytes, 1, 2, 4, 8 or 16: :class:`Load`.
 
         From memory, or from a register of the APIC (``Config.tpr``), whoever emulates it. Of other addresses without
@@ -106,9 +99,9 @@ cdef class Guest:
         """
         return self._load(la, size, user)
 
-    cdef _load(self, la, size, bint user):
+    cdef _load(self, la, size, user):
         cdef Data d
-        data_begin(&d, word(la, "la"), ACC_R, user, width(size))
+        data_begin(&d, word("la", la), ACC_R, flag("user", user), width(size))
         d.moves = True
         self._begin(&d)
         self.board.v.c.kernel_accesses += 1
@@ -118,30 +111,28 @@ cdef class Guest:
             value = int.from_bytes((<const char *> d.bytes)[:d.size], "little")
         return Load(gpa, error_code, cr2, value)
 
-    def store(self, la, value, size=8, *, bint user=False):
+    def store(self, la, value, size=8, *, user=False):
         """A store of `size` bytes, 1, 2, 4, 8 or 16: :class:`Access`. Page tables are edited this way.
 
         :raises StateError: a value that they do not hold; else as :meth:`access`.
         """
         return self._store(la, value, size, user)
 
-    cdef _store(self, la, value, size, bint user):
+    cdef _store(self, la, value, size, user):
         cdef Data d
         cdef bytes stored
-        data_begin(&d, word(la, "la"), ACC_W, user, width(size))
+        data_begin(&d, word("la", la), ACC_W, flag("user", user), width(size))
         d.moves = True
+        value = whole("value", value)
+        if value < 0 or value >> 8 * d.size:
+            raise StateError(f"{shown(value)} does not fit a store of {d.size} bytes")
+        stored = value.to_bytes(d.size, "little")
         self._begin(&d)
-        value = index(value)
-        if value < 0 or value >> 8 * size:
-            raise StateError(f"{value:#x} does not fit a store of {size} bytes")
-        stored = value.to_bytes(size, "little")
-        memcpy(&d.bytes[0], <const char *> stored, size)
+        memcpy(&d.bytes[0], <const char *> stored, d.size)
         self.board.v.c.kernel_accesses += 1
         return self._came(&d)
 
     cdef _begin(self, Data *d):
-        if not data_size(d.size):
-            raise StateError(f"an access of {d.size} bytes; give 1, 2, 4, 8 or 16")
         self.board._guest_runs()
         self._canonical(d.la)
         self._canonical(d.la + d.size - 1)
@@ -178,14 +169,14 @@ cdef class Guest:
     cpdef exit_instruction(self, reason):
         """An instruction that exits unconditionally, such as CPUID (10) or OUT (30); `reason`: basic exit reason."""
         self.board._guest_runs()
-        if run_exit_instruction(self.board.loop, word(reason, "reason")) != DONE_OK:
+        if run_exit_instruction(self.board.loop, word("reason", reason)) != DONE_OK:
             self.board._raise(0)
 
     cpdef invlpg(self, la):
         """INVLPG by the guest."""
         cdef int outcome
         self.board._guest_runs()
-        outcome = vcpu_invlpg(self.board.v, word(la, "la"))
+        outcome = vcpu_invlpg(self.board.v, word("la", la))
         if outcome != DONE_OK:
             self.board._raise(0)
 
@@ -195,7 +186,7 @@ cdef class Guest:
         if outcome == DONE_OK:
             return
         if outcome == DONE_GP:
-            raise StateError(f"{name}={value:#x}: #GP(0), {RULES[self.board.v.rule]} (paging.md §1.2)")
+            raise StateError(f"{name}={shown(value)}: #GP(0), {RULES[self.board.v.rule]} (paging.md §1.2)")
         self.board._raise(0)
 
     cpdef mov_cr0(self, value):
@@ -205,15 +196,16 @@ cdef class Guest:
         :raises StateError: #GP, naming the rule; CR0, EFER.LMA and the PDPTE registers are as before.
         """
         self.board._guest_runs()
-        self._written(vcpu_mov_cr0(self.board.v, word(value, "cr0")), "cr0", value)
+        self._written(vcpu_mov_cr0(self.board.v, word("cr0", value)), "cr0", value)
 
-    def lmsw(self, source, *, bint memory=False):
+    def lmsw(self, source, *, memory=False):
         """LMSW by the guest: bits 3:0 of CR0; it cannot clear PE. `memory`: the operand is in memory."""
         self._lmsw(source, memory)
 
-    cdef _lmsw(self, source, bint memory):
+    cdef _lmsw(self, source, memory):
+        cdef bint operand = flag("memory", memory)
         self.board._guest_runs()
-        self._written(vcpu_lmsw(self.board.v, word(source, "lmsw"), memory), "lmsw", source)
+        self._written(vcpu_lmsw(self.board.v, word("lmsw", source), operand), "lmsw", source)
 
     cpdef clts(self):
         """CLTS by the guest."""
@@ -228,8 +220,9 @@ cdef class Guest:
         """
         cdef int outcome
         cdef Registers r
+        value = whole("cr3", value)
         self.board._guest_runs()
-        outcome = vcpu_mov_cr3(self.board.v, word(value, "cr3"))
+        outcome = vcpu_mov_cr3(self.board.v, word("cr3", value))
         if outcome == DONE_GP and self.board.v.rule == RULE_CR3_RESERVED:
             self._registers(&r)
             reserved = value >> (r.maxphyaddr if long_mode(&r) else 32) << (r.maxphyaddr if long_mode(&r) else 32)
@@ -244,7 +237,7 @@ cdef class Guest:
         :raises StateError: #GP, naming the rule; CR4 and the PDPTE registers are as before.
         """
         self.board._guest_runs()
-        self._written(vcpu_mov_cr4(self.board.v, word(value, "cr4")), "cr4", value)
+        self._written(vcpu_mov_cr4(self.board.v, word("cr4", value)), "cr4", value)
 
     cpdef wrmsr_efer(self, value):
         """WRMSR of IA32_EFER by the guest; LMA is not written, it follows LME and CR0.PG.
@@ -252,7 +245,7 @@ cdef class Guest:
         :raises StateError: #GP, naming the rule.
         """
         self.board._guest_runs()
-        self._written(vcpu_wrmsr_efer(self.board.v, word(value, "efer")), "efer", value)
+        self._written(vcpu_wrmsr_efer(self.board.v, word("efer", value)), "efer", value)
 
     cpdef mov_from_cr0(self):
         """The guest reads CR0."""
@@ -305,6 +298,7 @@ cdef class Guest:
     def state(self):
         """The guest's registers as the guest has them: :class:`GuestState`, with the PDPTE registers of PAE paging."""
         cdef Registers r
+        self.board.made()
         self._registers(&r)
         return self.board.initial.replace(cr0=r.cr0, cr3=r.cr3, cr4=r.cr4, efer=r.efer, pkru=r.pkru,
                                           pdptes=tuple(r.pdpte) if pae_paging(&r) else None)

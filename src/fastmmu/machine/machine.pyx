@@ -2,16 +2,18 @@
 
 from weakref import ref
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmmu._arguments cimport bytes_in, flag, linear_address, within, word, words_in, words_out
 from fastmmu.arch.bits cimport ONES
+from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.vcpu cimport (
     ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort, vcpu_derive,
     vcpu_enter,
 )
 from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.requests cimport kvm_serve_requests
-from fastmmu.kvm.vmm cimport Vmm
+from fastmmu.kvm.vmm cimport vmm_of
 from fastmmu.machine.apic_port cimport GuestApic
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.events cimport premap, run_events
@@ -58,6 +60,10 @@ cdef Machine machine_of(Board board):
     return machine
 
 
+cdef bint overlaps(const uint64_t *words, uint64_t n, const Mem *mem) noexcept:
+    return <const uint8_t *> words < mem.base + mem.nbytes and mem.base < <const uint8_t *> (words + n)
+
+
 cdef class Machine:
     """A physical CPU with its TLB, host memory, a VMM in one of the schemes, and a guest.
 
@@ -82,7 +88,8 @@ cdef class Machine:
 
     def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None, slots=(), place=None):
         cdef Board board = self.board
-        board._build(as_config(config), guest_kernel, state, slots, place)
+        cdef bint kernel = flag("guest_kernel", guest_kernel)
+        board._build(as_config(config), kernel, state, slots, place)
         board.machine = ref(self)
         board.policy = policy
         board.handlers = {reason: getattr(policy, name) for reason, name in overridden(policy).items()}
@@ -91,7 +98,7 @@ cdef class Machine:
         for reason in board.handlers:
             board.kvm.surfaced[<int> reason] = 1
         if board.config.premapped:
-            if not guest_kernel:
+            if not kernel:
                 raise ConfigError("premapped=True maps what the guest kernel would; a bare guest has no kernel")
             board.v.premap = premap
         vcpu_derive(board.v)
@@ -105,14 +112,11 @@ cdef class Machine:
         self.apic = None if board.vcpu.irq == NULL else GuestApic(board)
         self._vmm = None
         if board.v.guest:
-            self._vmm = Vmm.__new__(Vmm)
-            self._vmm.board = board
-            self._vmm.kvm = &board.kvm
+            self._vmm = vmm_of(board, &board.kvm)
 
     # ---- running ------------------------------------------------------------------------------------------
 
-    def run(self, const uint8_t[::1] op not None, const uint8_t[::1] size not None, const uint64_t[::1] addr not None,
-            uint64_t[::1] out=None, uint64_t first=0):
+    def run(self, op, size, addr, out=None, first=0):
         """Run events; all arrays have one length.
 
         :param op, size, addr: as in :class:`fastmmu.trace.Batch`.
@@ -121,25 +125,33 @@ cdef class Machine:
         :returns: number of events done, the length of the arrays.
         :raises TraceError: an event that is none, naming its index. :raises OutOfMemoryError: guest memory used up.
         """
-        cdef uint64_t n = addr.shape[0], done = 0
+        cdef const uint8_t[::1] ops = bytes_in("op", op, TraceError), sizes = bytes_in("size", size, TraceError)
+        cdef const uint64_t[::1] addrs = words_in("addr", addr, TraceError)
+        cdef uint64_t[::1] gpas = None
+        cdef uint64_t n = addrs.shape[0], done = 0, number = word("first", first)
         cdef uint64_t *to = NULL
-        if (<uint64_t> op.shape[0] != n or <uint64_t> size.shape[0] != n
-                or (out is not None and <uint64_t> out.shape[0] != n)):
-            raise TraceError(f"op, size and addr have different lengths: {op.shape[0]}, {size.shape[0]}, {n}")
+        if <uint64_t> ops.shape[0] != n or <uint64_t> sizes.shape[0] != n:
+            raise TraceError(f"op, size and addr have different lengths: {ops.shape[0]}, {sizes.shape[0]}, {n}")
+        if out is not None:
+            gpas = words_out("out", out, TraceError)
+            if <uint64_t> gpas.shape[0] != n:
+                raise TraceError(f"out has {gpas.shape[0]} elements, the events are {n}; give as many")
         self.board._guest_runs()
         if self.board.loop.kernel == NULL:
             raise ConfigError("a bare guest has no kernel to run a trace on; make the Machine with guest_kernel=True")
         if n == 0:
             return 0
         if out is not None:
-            to = &out[0]
+            to = &gpas[0]
+            if overlaps(to, n, &self.board.memory.mem):
+                raise TraceError("out overlaps the machine's memory, in which it would destroy tables; give another")
         self.board.running = True
-        self.board.loop.first = first
+        self.board.loop.first = number
         with nogil:
-            done = run_events(self.board.loop, &op[0], &size[0], &addr[0], n, to)
+            done = run_events(self.board.loop, &ops[0], &sizes[0], &addrs[0], n, to)
         self.board.running = False
         if self.board.v.abort:
-            self.board._raise(first + done)
+            self.board._raise(number + done)
         return done
 
     # ---- what a policy may do -----------------------------------------------------------------------------
@@ -156,10 +168,12 @@ cdef class Machine:
             self.board._raise(0)
         return Action(action)
 
-    def inject_page_fault(self, uint64_t la, unsigned int error_code):
+    def inject_page_fault(self, la, error_code):
         """Make the exit under way end in a #PF for the guest; returns the :class:`Action` to return."""
-        self.board.v.cr2 = la
-        self.board.v.error_code = error_code
+        cdef uint64_t cr2 = linear_address("la", la)
+        cdef uint32_t code = within("error_code", error_code, 0, 0xFFFFFFFF)
+        self.board.v.cr2 = cr2
+        self.board.v.error_code = code
         return Action.INJECT_PAGE_FAULT
 
     @property
@@ -229,6 +243,7 @@ cdef class Machine:
     @property
     def guest_memory(self):
         """Guest-physical memory as a :class:`PhysicalMemory` of its own, without a copy."""
+        self.board.made()
         base = self.board.loop.guest_base
         return PhysicalMemory.from_array(self.board.memory.u8[base:base + self.board.guest_mem.nbytes])
 
@@ -238,15 +253,15 @@ cdef class Machine:
 
     # ---- instructions of the guest, as machine.guest has them -------------------------------------------------
 
-    def access(self, la, access="r", *, bint user=False, size=1):
+    def access(self, la, access="r", *, user=False, size=1):
         """One access of the guest: :meth:`Guest.access`."""
         return self.guest._access(la, access, user, size)
 
-    def load(self, la, size=8, *, bint user=False):
+    def load(self, la, size=8, *, user=False):
         """A load of the guest: :meth:`Guest.load`."""
         return self.guest._load(la, size, user)
 
-    def store(self, la, value, size=8, *, bint user=False):
+    def store(self, la, value, size=8, *, user=False):
         """A store of the guest: :meth:`Guest.store`."""
         return self.guest._store(la, value, size, user)
 
@@ -262,7 +277,7 @@ cdef class Machine:
         """MOV to CR0: :meth:`Guest.mov_cr0`."""
         return self.guest.mov_cr0(value)
 
-    def lmsw(self, source, *, bint memory=False):
+    def lmsw(self, source, *, memory=False):
         """LMSW: :meth:`Guest.lmsw`."""
         return self.guest._lmsw(source, memory)
 

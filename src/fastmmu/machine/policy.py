@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastmmu._codes import Code
 from fastmmu.errors import ConfigError
 from fastmmu.exits import ExitReason
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Action", "Exit", "Policy", "overridden", "policy_name"]
 
 
-class Action(enum.IntEnum):
+class Action(Code):
     """What the processor does after a VM exit was handled."""
 
     RETRY = 0  # run the instruction again: the handler has made it possible

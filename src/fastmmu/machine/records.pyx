@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from fastmmu._arguments cimport aligned, bytes_in
 from fastmmu.errors import TraceError
 
 FAULTS = {
@@ -18,7 +19,7 @@ FAULTS = {
 """What is wrong with a record, by the code of :func:`scan`; `r` is the record."""
 
 
-def scan(const uint8_t[::1] raw not None):
+def scan(raw):
     """Look at records in the order of the trace.
 
     :param raw: their bytes, 24 each.
@@ -26,14 +27,16 @@ def scan(const uint8_t[::1] raw not None):
         TABLE records among them).
     :raises TraceError: no whole number of records.
     """
-    cdef uint64_t n = raw.shape[0] // sizeof(Record), i = 0, data = 0, tables = 0
+    cdef const uint8_t[::1] rows = bytes_in("records", raw, TraceError)
+    cdef uint64_t n = rows.shape[0] // sizeof(Record), i = 0, data = 0, tables = 0
     cdef const Record *r
     cdef int fault = 0
-    if raw.shape[0] % sizeof(Record):
-        raise TraceError(f"{raw.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
+    if rows.shape[0] % sizeof(Record):
+        raise TraceError(f"{rows.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
     if n == 0:
         return 0, 0, 0, 0
-    r = <const Record *> &raw[0]
+    aligned("records", &rows[0], TraceError)
+    r = <const Record *> &rows[0]
     with nogil:
         while i < n:
             fault = record_fault(&r[i])

@@ -7,7 +7,7 @@ from fastmmu.cpu.interrupts cimport NUMBER_CR8, Interrupts
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY,
     ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS,
-    ABORT_OP, ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, Vcpu,
+    ABORT_OP, ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, ABORT_VECTOR, Vcpu,
 )
 
 from fastmmu.cpu.apic_py import cr8_refusal, refusal
@@ -37,6 +37,7 @@ _STOPS = {
     ABORT_ENTRY: (
         StateError, "VM entry failed with exit reason {address:#x}, qualification {qualification}: no processor takes "
         "such guest state (vmx.md §3.2), cr3={cr3:#x}; give the Machine registers without reserved bits"),
+    ABORT_VECTOR: (TraceError, "interrupt vector {address} is not below 256"),
     ABORT_PROCESS: (TraceError, "process number {address} is not below 1048576; number processes from 0"),
     ABORT_APIC: (
         TraceError, "the guest has no APIC for {op}; give it one with Config(tpr=), or leave such events out"),

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmmu._arguments cimport aligned, bytes_in, choice, many, word, words_in
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, Vcpu, vcpu_set_pkru
 from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.records cimport REC_CR0, REC_CR4, REC_EFER, REC_TABLE, Record
@@ -33,15 +34,14 @@ cdef class SystemReplay:
     cdef readonly GuestState state
     cdef readonly list tables           # address of each page table, in the order of the TABLE records
 
-    def __init__(self, Machine machine not None, GuestState state not None, *, omit=()):
+    def __cinit__(self, Machine machine not None, GuestState state not None, *, omit=()):
+        machine.board.made()
         if machine.board.loop.kernel != NULL:
             raise ConfigError("a system trace brings its own kernel; make the Machine with guest_kernel=False")
         if state.paging.levels != 4:
             raise ConfigError(f"a system trace of a guest in mode {state.mode.name}: only 4-level paging is replayed")
-        for name in omit:
-            if name not in _OMISSIONS:
-                raise ConfigError(f"{name!r} cannot be left out; choose from {', '.join(_OMISSIONS)}")
-            self.p.omit |= <uint32_t> _OMISSIONS[name]
+        for name in many("omit", omit):
+            self.p.omit |= <uint32_t> choice("what to leave out", name, _OMISSIONS, ConfigError)
         self.machine = machine
         self.tables = []
         self.p.v = machine.board.v
@@ -54,42 +54,44 @@ cdef class SystemReplay:
         self.state = state
         self.p.keys = state.paging.lma and state.cr4 >> 22 & 1
 
-    def run(self, const uint8_t[::1] rows not None, const uint64_t[::1] data not None,
-            const uint8_t[::1] pages not None, uint64_t first=0):
+    def run(self, rows, data, pages, first=0):
         """Carry out records.
 
         :param rows: their bytes, 24 each. :param data: a value for each with flag 1. :param pages: 4096 bytes for each
             TABLE record. :param first: number of the first record, for messages.
         :raises TraceError: a malformed record, naming its number.
         """
-        cdef uint64_t n = rows.shape[0] // sizeof(Record), at = 0, n_data = data.shape[0]
-        cdef uint64_t n_pages = pages.shape[0] // 4096, i
+        cdef const uint8_t[::1] read = bytes_in("rows", rows, TraceError), held = bytes_in("pages", pages, TraceError)
+        cdef const uint64_t[::1] stored = words_in("data", data, TraceError)
+        cdef uint64_t n = read.shape[0] // sizeof(Record), at = 0, n_data = stored.shape[0]
+        cdef uint64_t n_pages = held.shape[0] // 4096, i, number = word("first", first)
         cdef const Record *r = NULL
         cdef const uint64_t *values = NULL
         cdef const uint8_t *content = NULL
         cdef int stop = STOP_NONE
-        if rows.shape[0] % sizeof(Record):
-            raise TraceError(f"{rows.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
+        if read.shape[0] % sizeof(Record):
+            raise TraceError(f"{read.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
         self.machine.board._guest_runs()
         self.p.v = self.machine.board.v               # the vCPU that it has loaded
         if n == 0:
             return
-        r = <const Record *> &rows[0]
+        aligned("rows", &read[0], TraceError)
+        r = <const Record *> &read[0]
         if n_data:
-            values = &data[0]
+            values = &stored[0]
         if n_pages:
-            content = &pages[0]
+            content = &held[0]
         self.p.data_at = self.p.page_at = 0
         while at < n:
             self.machine.board.running = True
             with nogil:
-                at += replay_records(&self.p, first + at, r + at, n - at, values, n_data, content, n_pages, &stop)
+                at += replay_records(&self.p, number + at, r + at, n - at, values, n_data, content, n_pages, &stop)
             self.machine.board.running = False
             if stop == STOP_NONE:
                 break
             if stop != STOP_REGISTER:
-                raise self._error(stop, first + at, &r[at])
-            self._write(&r[at], first + at)
+                raise self._error(stop, number + at, &r[at])
+            self._write(&r[at], number + at)
             at += 1
         for i in range(at):
             if r[i].op == REC_TABLE:

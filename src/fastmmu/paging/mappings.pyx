@@ -9,6 +9,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
+from fastmmu._arguments cimport shown, whole
 from fastmmu.arch.types cimport MODE_4, Walk
 from fastmmu.paging.ept cimport ept_present
 from fastmmu.paging.guest cimport PDPT
@@ -19,7 +20,7 @@ from fastmmu.paging.leaves cimport (
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
 from fastmmu.paging.state cimport Eptp, GuestState, as_eptp, prepare
 from fastmmu.dtypes import EPT_MAPPING_DTYPE, MAPPING_DTYPE, MAPPING_FAULT_DTYPE, Fault
-from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError
+from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, WrongTypeError
 
 __all__ = ["MAX_ROWS", "MappingArray", "MappingIterator", "ept_mappings", "iter_ept_mappings", "iter_mappings",
            "mappings"]
@@ -72,6 +73,7 @@ cdef class MappingIterator:
     """Mappings in arrays of up to ``chunk`` rows; see :func:`iter_mappings`.
 
     ``.skipped``, ``.faults`` and ``.truncated`` as those of :class:`MappingArray`, so far; ``.rows``: rows handed out.
+    Only :func:`iter_mappings` and :func:`iter_ept_mappings` make one.
     """
 
     cdef Leaves s
@@ -83,6 +85,14 @@ cdef class MappingIterator:
     cdef bint busy
     cdef readonly object truncated
     cdef readonly object rows
+
+    def __cinit__(self):
+        self.s.done = True                  # until _begin sets it up
+        self.dtype = MAPPING_DTYPE
+        self.truncated, self.rows = False, 0
+
+    def __init__(self):
+        raise WrongTypeError("a MappingIterator is what iter_mappings() returns; it is not made by hand")
 
     def __dealloc__(self):
         leaves_free(&self.s)
@@ -104,6 +114,8 @@ cdef class MappingIterator:
 
     @property
     def faults(self):
+        if self.s.kept == NULL:
+            return np.empty(0, MAPPING_FAULT_DTYPE).view(np.recarray)
         kept = <const char *> self.s.kept
         return np.frombuffer(kept[:self.s.n_kept * sizeof(LeafFault)], MAPPING_FAULT_DTYPE).view(np.recarray)
 
@@ -167,8 +179,8 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
     it.memory = mem
     it.state = state
     it.dtype = EPT_MAPPING_DTYPE if bare else MAPPING_DTYPE
-    it.left = None if limit is None else _count("limit", limit, 0)
-    it.chunk = _count("chunk", chunk, 1)
+    it.left = None if limit is None else min(_count("limit", limit, 0), 1 << 62)
+    it.chunk = min(_count("chunk", chunk, 1), MAX_ROWS)
     it.rows = 0
     it.truncated = False
     first = 0 if start is None else _address("start", start, (1 << 64) - 1)
@@ -199,15 +211,17 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
 
 
 def _count(name, value, least):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ConfigError(f"{name} must be an integer >= {least}, not {value!r}")
-    return int(value)
+    number = whole(name, value)
+    if number < least:
+        raise ConfigError(f"{name} must be an integer >= {least}, not {shown(number)}")
+    return number
 
 
 def _address(name, value, most):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value <= most:
-        raise StateError(f"{name} must be an address, 0..{most:#x}, not {value!r}; addresses are unsigned")
-    return int(value)
+    number = whole(name, value)
+    if not 0 <= number <= most:
+        raise StateError(f"{name} must be an address, 0..{most:#x}, not {shown(number)}; addresses are unsigned")
+    return number
 
 
 cdef _collect(MappingIterator it, remedy):

@@ -33,3 +33,4 @@ cdef class PhysicalMemory:
     cdef readonly bint writable
     cdef object _owner
     cdef void _bind(self, object u8) except *
+    cdef uint64_t place(self, address) except? 0xBAD

@@ -5,9 +5,11 @@ import sys
 
 import numpy as np
 
-from libc.stdint cimport uint8_t, uintptr_t
+from libc.stdint cimport uint8_t, uint64_t, uintptr_t
 
-from fastmmu.errors import BusError, ConfigError, OutOfMemoryError
+from fastmmu._arguments cimport shown, whole, word
+
+from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError
 
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
@@ -25,14 +27,15 @@ cdef class PhysicalMemory:
     """
 
     def __init__(self, nbytes):
-        if isinstance(nbytes, bool) or not isinstance(nbytes, (int, np.integer)):
-            raise ConfigError(f"size of memory must be an integer number of bytes, not {nbytes!r}")
+        if self.mem.nbytes:
+            raise StateError("memory is made once: others may hold what is there; make another PhysicalMemory")
+        nbytes = whole("size of memory", nbytes)
         if nbytes <= 0 or nbytes % 8:
-            raise ConfigError(f"size of memory must be a positive multiple of 8 bytes, not {nbytes}")
+            raise ConfigError(f"size of memory must be a positive multiple of 8 bytes, not {shown(nbytes)}")
         if nbytes >= 1 << 52:
-            raise ConfigError(f"size of memory {nbytes} exceeds the 52-bit physical address space")
+            raise ConfigError(f"size of memory {shown(nbytes)} exceeds the 52-bit physical address space")
         try:
-            owner = mmap.mmap(-1, int(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+            owner = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
         except (OSError, ValueError, OverflowError) as error:
             raise OutOfMemoryError(
                 f"the operating system refuses {nbytes} bytes of address space ({error}); ask for less"
@@ -56,7 +59,7 @@ cdef class PhysicalMemory:
         """
         try:
             array = np.asarray(a) if isinstance(a, np.ndarray) else np.frombuffer(a, dtype=np.uint8)
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             raise ConfigError(f"cannot take {type(a).__name__} as memory: {error}") from error
         if array.dtype.hasobject:
             raise ConfigError("an array of Python objects cannot be memory; give integers or bytes")
@@ -95,20 +98,25 @@ cdef class PhysicalMemory:
 
         :raises BusError: outside memory or not aligned.
         """
-        self._check(address)
-        return int(self.u64[address >> 3])
+        return int(self.u64[self.place(address) >> 3])
 
     def write64(self, address, value):
-        """Store a 64-bit word at a physical address (a multiple of 8).
+        """Store a 64-bit word, 0..2**64 - 1, at a physical address (a multiple of 8).
 
-        :raises BusError: outside memory or not aligned.
+        :raises BusError: outside memory or not aligned. :raises StateError: a value that does not fit, memory that is
+            read-only.
         """
-        self._check(address)
-        self.u64[address >> 3] = value
+        cdef uint64_t at = self.place(address), stored = word("value", value)
+        if not self.writable:
+            raise StateError("this memory is read-only; give PhysicalMemory a copy")
+        self.u64[at >> 3] = stored
 
-    def _check(self, address):
-        if address % 8 or not 0 <= address <= self.mem.nbytes - 8:
+    cdef uint64_t place(self, address) except? 0xBAD:
+        # of a word
+        number = whole("address", address)
+        if number & 7 or not 0 <= number <= <object> self.mem.nbytes - 8:
             raise BusError(
-                f"no 64-bit word at physical address {address:#x}: memory holds {self.mem.nbytes:#x} bytes, "
+                f"no 64-bit word at physical address {shown(number)}: memory holds {self.mem.nbytes:#x} bytes, "
                 "words lie at multiples of 8"
             )
+        return number

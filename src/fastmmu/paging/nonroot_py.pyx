@@ -2,10 +2,9 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu._arguments cimport flag, page_address, within, word
 from fastmmu._walk cimport WalkResult
 from fastmmu.arch.types cimport FAULT_NONE
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
@@ -36,18 +35,18 @@ def deliver_ve(PhysicalMemory mem not None, WalkResult violation not None, area,
     :raises StateError: a result that translated, an area or index that is none, memory that is read-only.
     :raises BusError: the area lies outside memory.
     """
-    cdef uint64_t where = _page("the #VE information area", area)
+    cdef uint64_t where = page_address("the #VE information area", area)
+    cdef uint32_t index = within("eptp_index", eptp_index, 0, 0xFFFF)
+    cdef bint protected = flag("pe", pe), delivering = flag("delivering_event", delivering_event)
     if violation.walk.fault == FAULT_NONE:
         raise StateError(f"{violation!r} translated; give the result of a walk that ended in a fault")
-    if isinstance(eptp_index, bool) or not isinstance(eptp_index, (int, np.integer)) or not 0 <= eptp_index < 1 << 16:
-        raise StateError(f"eptp_index must be 0..65535, not {eptp_index!r}")
     if not mem.writable:
         raise StateError("delivering #VE writes its information area; this memory is read-only, pass a copy")
     if not mem_holds(&mem.mem, where, VE_AREA):
         raise BusError(f"the #VE information area at {where:#x} lies outside memory of {mem.nbytes:#x} bytes")
-    if not pe or delivering_event or not ve_due(&mem.mem, &violation.walk, where):
+    if not protected or delivering or not ve_due(&mem.mem, &violation.walk, where):
         return False
-    ve_save(&mem.mem, &violation.walk, violation.la, where, eptp_index)
+    ve_save(&mem.mem, &violation.walk, violation.la, where, index)
     return True
 
 
@@ -82,28 +81,19 @@ def vmfunc(PhysicalMemory mem not None, eptp, *, eax, ecx, eptp_list, functions=
     :raises StateError: an EPTP, register or list that is none. :raises BusError: the list lies outside memory.
     """
     cdef Eptp now = as_eptp(eptp)
-    cdef uint64_t where = _page("the EPTP list", eptp_list), entry = 0
-    cdef uint32_t function = _register("eax", eax), index = _register("ecx", ecx)
+    cdef uint64_t where = page_address("the EPTP list", eptp_list), entry = 0
+    # registers, of which bits 31:0 count
+    cdef uint32_t function = <uint32_t> word("eax", eax), index = <uint32_t> word("ecx", ecx)
+    cdef bint on = flag("enabled", enabled), with_ad = flag("ad_supported", ad_supported)
+    cdef uint64_t allowed = word("functions", functions)
     cdef int end
-    if not enabled or function > 63:
+    if not on or function > 63:
         return VmFunction(now, None, None, UNDEFINED_OPCODE)
-    if function or not _register("functions", functions) & 1:
+    if function or not allowed & 1:
         return VmFunction(now, None, ExitReason.VMFUNC, None)
-    end = eptp_switch(&mem.mem, now.value, now.options["maxphyaddr"], ad_supported, where, index, &entry)
+    end = eptp_switch(&mem.mem, now.value, now.options["maxphyaddr"], with_ad, where, index, &entry)
     if end == SWITCH_BUS:
         raise BusError(f"entry {index} of the EPTP list at {where:#x} lies outside memory of {mem.nbytes:#x} bytes")
     if end == SWITCH_EXIT:
         return VmFunction(now, None, ExitReason.VMFUNC, None)
     return VmFunction(Eptp(entry, pml=now.pml, **now.options), index, None, None)
-
-
-def _page(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 1 << 52 or value & 0xFFF:
-        raise StateError(f"{name} must be at a physical address that is a multiple of 4 KB, not {value!r}")
-    return int(value)
-
-
-def _register(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 1 << 64:
-        raise StateError(f"{name} must be a register of up to 64 bits, not {value!r}")
-    return int(value) & 0xFFFF_FFFF

@@ -1,11 +1,11 @@
-import enum
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from fastmmu._codes import Code
 from fastmmu.arch.memtype_py import Mtrrs
 from fastmmu.ops import AccessName
 
-class Mode(enum.IntEnum):
+class Mode(Code):
     NONE = 0
     BITS_32 = 1
     PAE = 2

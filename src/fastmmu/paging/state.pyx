@@ -1,13 +1,11 @@
 """Guest state and EPT pointer: registers as the programmer knows them, checked once."""
 
-import enum
 from types import MappingProxyType
-
-import numpy as np
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
+from fastmmu._arguments cimport choice, flag, many, page_address, shown, within
 from fastmmu.arch.bits cimport FRAME, ONES, PS
 from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.arch.registers cimport (
@@ -21,16 +19,18 @@ from fastmmu.paging.ept cimport (
 from fastmmu.paging.guest cimport PDPT
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
 from fastmmu.paging.walk cimport load_pdptes
+from fastmmu._codes import Code
 from fastmmu.arch.registers import RULES
-from fastmmu.errors import BusError, StateError
+from fastmmu.errors import BusError, StateError, WrongTypeError
 
 _PE, _WP, _NW, _CD, _PG = 1 << 0, 1 << 16, 1 << 29, 1 << 30, 1 << 31
 _PAE, _PCIDE, _CET = 1 << 5, 1 << 17, 1 << 23
 PAT_RESET = 0x0007040600070406
 _LME, _LMA = 1 << 8, 1 << 10
+_ACCESS = {"r": ACC_R, "w": ACC_W, "rw": ACC_RW, "x": ACC_X}
 
 
-class Mode(enum.IntEnum):
+class Mode(Code):
     """Paging modes (SDM vol. 3, "Paging-Mode Enabling"; paging.md §1.1)."""
 
     NONE = MODE_NONE
@@ -40,27 +40,19 @@ class Mode(enum.IntEnum):
     LEVEL_5 = MODE_5
 
 
-def _integer(name, value, bits):
-    if isinstance(value, bool) and bits == 1:
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise StateError(f"{name} must be an integer, not {value!r}")
-    if not 0 <= value < 1 << bits:
-        raise StateError(f"{name}={int(value):#x} does not fit {bits} bits")
-    return int(value)
+cdef object _integer(str name, object value, int bits):
+    # a register or a field of one
+    if bits == 1:
+        return 1 if flag(name, value) else 0
+    return within(name, value, 0, ~<uint64_t> 0 >> (64 - bits))
 
 
 cpdef int access_code(object access) except -1:
     """Code of an access given as "r", "w", "rw" (read-modify-write) or "x"."""
-    if access == "r":
-        return ACC_R
-    if access == "w":
-        return ACC_W
-    if access == "rw":
-        return ACC_RW
-    if access == "x":
-        return ACC_X
-    raise StateError(f'access must be "r", "w", "rw" or "x", not {access!r}')
+    if not isinstance(access, str) or access not in _ACCESS:
+        kind = StateError if isinstance(access, str) else WrongTypeError
+        raise kind(f'access must be "r", "w", "rw" or "x", not {shown(access)}')
+    return _ACCESS[access]
 
 
 cdef class GuestState:
@@ -86,29 +78,25 @@ cdef class GuestState:
         CR0.WP; in EFER bits other than SCE, LME, LMA and NXE, and LMA other than LME while paging is on.
     """
 
-    def __init__(self, *, cr0=0x80050033, cr3=0, cr4=0xA0, efer=0xD01, cpl=0, ac=0, pkru=0, pkrs=0, implicit=False,
-                 maxphyaddr=52, page1gb=True, pse36=None, pdptes=None, upper_a="eager",
-                 pat=PAT_RESET, Mtrrs mtrrs=None):
-        maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
-        if not 32 <= maxphyaddr <= 52:
-            raise StateError(f"maxphyaddr={maxphyaddr} is outside 32..52")
-        if pse36 is None:
-            pse36 = min(maxphyaddr, 40)
-        if not 32 <= pse36 <= 40:
-            raise StateError(f"pse36={pse36} is outside 32..40 (32 = no PSE-36)")
-        if upper_a not in ("eager", "lazy"):
-            raise StateError(f'upper_a must be "eager" or "lazy", not {upper_a!r}')
+    def __cinit__(self, *, cr0=0x80050033, cr3=0, cr4=0xA0, efer=0xD01, cpl=0, ac=0, pkru=0, pkrs=0, implicit=False,
+                  maxphyaddr=52, page1gb=True, pse36=None, pdptes=None, upper_a="eager",
+                  pat=PAT_RESET, Mtrrs mtrrs=None):
+        maxphyaddr = within("maxphyaddr", maxphyaddr, 32, 52)
+        pse36 = min(maxphyaddr, 40) if pse36 is None else within("pse36", pse36, 32, 40)
+        upper_a = choice("upper_a", upper_a, ("eager", "lazy"))
         if pdptes is not None:
-            pdptes = tuple(_integer("a PDPTE", entry, 64) for entry in pdptes)
+            pdptes = tuple([within("a PDPTE", entry, 0, ~<uint64_t> 0) for entry in many("pdptes", pdptes)])
             if len(pdptes) != 4:
                 raise StateError(f"there are four PDPTE registers, not {len(pdptes)}")
         self.registers = MappingProxyType({
             "cr0": _integer("cr0", cr0, 64), "cr3": _integer("cr3", cr3, 64), "cr4": _integer("cr4", cr4, 64),
             "efer": _integer("efer", efer, 64), "cpl": _integer("cpl", cpl, 2), "ac": _integer("ac", ac, 1),
-            "pkru": _integer("pkru", pkru, 32), "pkrs": _integer("pkrs", pkrs, 32), "implicit": bool(implicit),
-            "maxphyaddr": maxphyaddr, "page1gb": bool(page1gb), "pse36": int(pse36), "pdptes": pdptes,
+            "pkru": _integer("pkru", pkru, 32), "pkrs": _integer("pkrs", pkrs, 32),
+            "implicit": flag("implicit", implicit),
+            "maxphyaddr": maxphyaddr, "page1gb": flag("page1gb", page1gb), "pse36": pse36, "pdptes": pdptes,
             "upper_a": upper_a, "pat": _integer("pat", pat, 64), "mtrrs": mtrrs,
         })
+        pat = self.registers["pat"]
         for index in range(8):
             if pat >> 8 * index & 0xFF not in (0, 1, 4, 5, 6, 7):
                 raise StateError(f"pat={pat:#x}: entry {index} is no memory type; use 0, 1, 4, 5, 6 or 7")
@@ -206,11 +194,9 @@ cdef class Pml:
     :raises StateError: an address or index that is none.
     """
 
-    def __init__(self, base, index=511):
-        self.base = _integer("PML address", base, 52)
-        if self.base & 0xFFF:
-            raise StateError(f"PML address {base:#x} is not aligned to 4 KB")
-        self.index = index
+    def __cinit__(self, base, index=511):
+        self.base = page_address("PML address", base)
+        self.next = within("PML index", index, 0, 0xFFFF)
 
     @property
     def index(self):
@@ -218,7 +204,7 @@ cdef class Pml:
 
     @index.setter
     def index(self, value):
-        self.next = _integer("PML index", value, 16)
+        self.next = within("PML index", value, 0, 0xFFFF)
 
     def __repr__(self):
         return f"Pml({self.base:#x}, index={self.next})"
@@ -245,18 +231,21 @@ cdef class Eptp:
     :raises StateError: an EPTP that VM entry would refuse, naming the field.
     """
 
-    def __init__(self, value, *, maxphyaddr=52, execute_only=True, mbec=False, page1gb=True, advanced_info=True,
-                 ad_before_final=True, guest_ad_checked=True, Pml pml=None, spptp=None, apic_access=None):
-        value = _integer("eptp", value, 64)
-        maxphyaddr = _integer("maxphyaddr", maxphyaddr, 8)
+    def __cinit__(self, value, *, maxphyaddr=52, execute_only=True, mbec=False, page1gb=True, advanced_info=True,
+                  ad_before_final=True, guest_ad_checked=True, Pml pml=None, spptp=None, apic_access=None):
+        value = within("eptp", value, 0, ~<uint64_t> 0)
+        maxphyaddr = within("maxphyaddr", maxphyaddr, 32, 52)
         why = eptp_fault(value, maxphyaddr)
         if why:
             raise StateError(f"eptp={value:#x}: {why}")
         self.value = value
         self.options = MappingProxyType({
-            "maxphyaddr": maxphyaddr, "execute_only": bool(execute_only), "mbec": bool(mbec), "page1gb":
-            bool(page1gb), "advanced_info": bool(advanced_info), "ad_before_final": bool(ad_before_final),
-            "guest_ad_checked": bool(guest_ad_checked), "spptp": spptp, "apic_access": apic_access,
+            "maxphyaddr": maxphyaddr, "execute_only": flag("execute_only", execute_only), "mbec": flag("mbec", mbec),
+            "page1gb": flag("page1gb", page1gb), "advanced_info": flag("advanced_info", advanced_info),
+            "ad_before_final": flag("ad_before_final", ad_before_final),
+            "guest_ad_checked": flag("guest_ad_checked", guest_ad_checked),
+            "spptp": None if spptp is None else _page_below("spptp", spptp, maxphyaddr),
+            "apic_access": None if apic_access is None else _page_below("apic_access", apic_access, maxphyaddr),
         })
         self.pml = pml
         cdef Ept *e = &self.ept
@@ -267,23 +256,19 @@ cdef class Eptp:
         e.root = bits & e.frame
         e.levels = (bits >> 3 & 7) + 1
         e.ad = bits >> 6 & 1
-        e.mbec = bool(mbec)
-        e.xo = bool(execute_only)
-        e.adv_info = bool(advanced_info)
-        e.ad_before_final = bool(ad_before_final)
-        e.ad_unchecked = not guest_ad_checked
+        options = self.options
+        e.mbec = options["mbec"]
+        e.xo = options["execute_only"]
+        e.adv_info = options["advanced_info"]
+        e.ad_before_final = options["ad_before_final"]
+        e.ad_unchecked = not options["guest_ad_checked"]
         if spptp is not None:
             e.spp = 1
-            e.spptp = _integer("spptp", spptp, maxphyaddr)
-            if e.spptp & 0xFFF:
-                raise StateError(f"spptp={spptp:#x} is not aligned to 4 KB")
+            e.spptp = options["spptp"]
         if apic_access is not None:
-            e.apic_access = _integer("apic_access", apic_access, maxphyaddr)
-            if e.apic_access & 0xFFF:
-                raise StateError(f"apic_access={apic_access:#x} is not aligned to 4 KB")
-            e.apic_access |= 0xFFF
+            e.apic_access = options["apic_access"] | 0xFFF
         e.large_ok[2] = 1
-        e.large_ok[3] = bool(page1gb)
+        e.large_ok[3] = options["page1gb"]
         for level in range(1, 6):               # ept.md §3 rule 3
             e.rsvd[level][0] = FRAME & ~e.frame | (0x78 if level > 1 else 0)
             e.rsvd[level][1] = FRAME & ~e.frame
@@ -309,19 +294,29 @@ cdef class Eptp:
 def eptp_fault(value, maxphyaddr=52, ad_supported=True, five_levels=True):
     """Why VM entry and INVEPT refuse an EPTP, as a sentence with the remedy; "" if they accept it (SDM
     vol. 3, "Extended-Page-Table Pointer (EPTP)"; ept.md §1)."""
-    cdef int defect = eptp_defect(value, maxphyaddr, ad_supported, five_levels)
+    cdef uint64_t bits = within("eptp", value, 0, ~<uint64_t> 0)
+    cdef int m = within("maxphyaddr", maxphyaddr, 32, 52)
+    cdef bint five = flag("five_levels", five_levels)
+    cdef int defect = eptp_defect(bits, m, flag("ad_supported", ad_supported), five)
     if defect == EPTP_TYPE:
-        return f"memory type {value & 7} (bits 2:0) is neither 0 (UC) nor 6 (WB); a 4-level WB pointer is root | 0x1e"
+        return f"memory type {bits & 7} (bits 2:0) is neither 0 (UC) nor 6 (WB); a 4-level WB pointer is root | 0x1e"
     if defect == EPTP_LENGTH:
-        return (f"walk length - 1 is {value >> 3 & 7} (bits 5:3), must be 3{' or 4' if five_levels else ''}; "
+        return (f"walk length - 1 is {bits >> 3 & 7} (bits 5:3), must be 3{' or 4' if five else ''}; "
                 "a 4-level WB pointer is root | 0x1e")
     if defect == EPTP_AD:
         return "accessed and dirty flags (bit 6) are not supported"
     if defect == EPTP_RESERVED:
-        return f"bits 11:7 are reserved, have {value >> 7 & 31:#x}"
+        return f"bits 11:7 are reserved, have {bits >> 7 & 31:#x}"
     if defect == EPTP_ADDRESS:
-        return f"bits at or above MAXPHYADDR={maxphyaddr} are set"
+        return f"bits at or above MAXPHYADDR={m} are set"
     return ""
+
+
+cdef uint64_t _page_below(str name, object value, int bits) except? 0xBAD:
+    cdef uint64_t found = page_address(name, value)
+    if found >> bits:
+        raise StateError(f"{name}={found:#x} does not fit {bits} bits, the physical-address width")
+    return found
 
 
 cdef Eptp as_eptp(object eptp):
@@ -346,10 +341,11 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, PmlQuery *l
     cdef Eptp pointer
     cdef Ept *e = NULL
     cdef int fault = 0
-    if set_ad and not mem.writable:
+    cdef bint sets = flag("set_ad", set_ad)
+    if sets and not mem.writable:
         raise StateError("set_ad=True needs writable memory; this memory is read-only, pass a copy or set_ad=False")
     paging[0] = state.paging
-    paging.write_ad = bool(set_ad)
+    paging.write_ad = sets
     if eptp is not None:
         pointer = as_eptp(eptp)
         ept[0] = pointer.ept
@@ -358,9 +354,9 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, PmlQuery *l
         elif pointer.pml is not None and ept.ad:
             ept.pml_base = pointer.pml.base
             ept.pml_index = &pointer.pml.next
-            ept.pml_query = NULL if set_ad else log
+            ept.pml_query = NULL if sets else log
             log.n = log.logged = 0
-        ept.write_ad = bool(set_ad)
+        ept.write_ad = sets
         e = ept
         if not mem_holds(&mem.mem, ept.root, 4096):
             raise BusError(f"eptp={pointer.value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")

@@ -8,6 +8,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyOb
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from fastmmu._arguments cimport shown, within
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport Ept, Paging, Walk
 from fastmmu.paging.batch cimport Batch, Region, batch_size, batch_work, query_init
@@ -25,11 +26,14 @@ cdef class Translation:
     """What :func:`translate` found; both arrays have the shape of the addresses.
 
     ``.pa``: host-physical addresses (uint64), all ones where an address did not translate. ``.fault``: codes (uint8)
-    of :class:`~fastmmu.dtypes.Fault`, 0 where it did.
+    of :class:`~fastmmu.dtypes.Fault`, 0 where it did. Made by hand it is that of no address.
     """
 
     cdef readonly object pa
     cdef readonly object fault
+
+    def __cinit__(self):
+        self.pa, self.fault = np.empty(0, _U64), np.empty(0, _U8)
 
     def __reduce__(self):
         return _restored, (self.pa, self.fault)
@@ -100,8 +104,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     cdef Walk w
     cdef int acc = access_code(access), workers
     addresses = _addresses(va)
-    if type(threads) is not int and not isinstance(threads, np.integer) or threads < 1:
-        raise ConfigError(f"threads must be a positive integer, not {threads!r}")
+    cdef uint64_t most = within("threads", threads, 1, 1 << 62, ConfigError)
     cdef int fault = prepare(mem, state, eptp, False, NULL, &batch.paging, &batch.ept, &w)
     if out is None:
         result = Translation.__new__(Translation)
@@ -129,14 +132,14 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
         PyBuffer_Release(&batch.va)
         PyObject_GetBuffer(addresses.copy(), &batch.va, PyBUF_SIMPLE)
     query_init(&batch.b.query, &mem.mem, &batch.paging, &batch.ept if eptp is not None else NULL, acc)
-    if threads == 1:
+    if most == 1:
         batch.b.chunk = batch.b.n
         batch.reserve(1)
         with nogil:
             batch_work(&batch.b, 0)
     else:
         batch.b.chunk = CHUNK
-        workers = max(1, min(threads, (batch.b.n + CHUNK - 1) // CHUNK))
+        workers = max(1, min(most, (batch.b.n + CHUNK - 1) // CHUNK))
         batch.reserve(workers)
         _share(batch, workers)
     if pa is not result.pa:
@@ -163,7 +166,7 @@ def _addresses(va):
     # as a contiguous array of native uint64
     try:
         array = np.asarray(va)
-    except ValueError as error:
+    except Exception as error:
         raise StateError(f"linear addresses must be an array of integers: {error}; give dtype=np.uint64") from error
     if array.dtype is not _U64:
         kind = array.dtype.kind
@@ -186,7 +189,7 @@ def _integers(objects):
     values = objects.ravel().tolist()
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not -(1 << 63) <= value < 1 << 64:
-            raise StateError(f"a linear address is an integer of 64 bits, not {value!r}")
+            raise StateError(f"a linear address is an integer of 64 bits, not {shown(value)}")
     return np.array([int(value) % (1 << 64) for value in values], _U64).reshape(objects.shape)
 
 

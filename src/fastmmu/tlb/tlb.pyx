@@ -3,10 +3,14 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
+from fastmmu._arguments cimport (
+    choice, flag, guest_physical_address, linear_address, many, page_address, physical_address, shown, whole, within,
+    word, words_in,
+)
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, Walk
 from fastmmu.tlb.entries cimport (
-    CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_K, F_R, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC,
-    TlbArray, TlbContext, TlbPort, UNITS, set_at, tlb_switch
+    CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT,
+    PSC, TLB_FRAME, TlbArray, TlbContext, TlbPort, UNITS, set_at, tlb_switch
 )
 from fastmmu.tlb.invalidate cimport (
     inv_cr0_pg, inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invept, inv_invlpg, inv_invpcid, inv_invvpid,
@@ -17,7 +21,7 @@ from fastmmu.tlb.lookup cimport (
     tlb_psc_fill, tlb_ready, tlb_refill, tlb_value, tlb_value_of_walk
 )
 from fastmmu.tlb.replacement cimport LRU, TREE_PLRU, way_at
-from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
+from fastmmu.errors import ConfigError, OutOfMemoryError, StateError, WrongTypeError
 from fastmmu.tlb.geometry import PAGES, REPLACEMENTS, TABLES, Array
 from fastmmu.tlb.geometry import geometry as make_geometry
 
@@ -35,27 +39,51 @@ assert len(UNIT_NAMES) == UNITS and len(KIND_NAMES) == KINDS and len(CAUSE_NAMES
 _REPLACEMENT = {"lru": LRU, "plru": TREE_PLRU}
 assert _REPLACEMENT.keys() == REPLACEMENTS.keys()
 
+_SIZES = {name: i for i, name in enumerate(PAGES)}
+_GUEST_SIZES = {**_SIZES, "4m": 3}
+_FLAGS = {letter: i for i, letter in enumerate("usrwexdg")}
+_CAUSES = {name: i for i, name in enumerate(CAUSE_NAMES)}
 _ACCESS = {"r": ACC_R, "w": ACC_W, "rw": ACC_RW, "x": ACC_X}
 
 
+_GUEST_SHIFTS = (0, 12, 21, 22, 30)
+_EPT_SHIFTS = (0, 12, 21, 30)
+_VALUE_BITS = TLB_FRAME | F_U | F_S | F_R | F_W | F_EW | F_X | F_D | F_G | F_K | 15 << 8 | 15 << 52 | 7 << 56
+
+
 cdef int _access(object access) except -1:
-    try:
-        return _ACCESS[access]
-    except (KeyError, TypeError):
-        raise StateError(f"access {access!r}; choose from r, w, rw, x") from None
+    return choice("access", access, _ACCESS)
 
 
 cdef uint64_t _root(object eptrta) except? 0:
-    if eptrta is None:
-        return NO_EPT
-    if not 0 <= eptrta < 1 << 52 or eptrta & 0xFFF:
-        raise StateError(f"EPT root {eptrta:#x} is no page address below 2**52; give EPTP bits 51:12")
-    return eptrta
+    return NO_EPT if eptrta is None else page_address("eptrta", eptrta)
 
 
-cdef uint32_t _number(str name, object value, uint32_t end) except? 0:
-    if not 0 <= value < end:
-        raise StateError(f"{name} {value} is outside 0..{end - 1}")
+cdef uint32_t _vpid(object vpid) except? 0xBAD:
+    return within("vpid", vpid, 0, 0xFFFF)
+
+
+cdef uint32_t _pcid(object pcid) except? 0xBAD:
+    return within("pcid", pcid, 0, 0xFFF)
+
+
+cdef uint64_t _entry(object value) except? 0xBAD:
+    # what TLB.value makes
+    cdef uint64_t found = word("value", value)
+    if found & ~<uint64_t> _VALUE_BITS or found >> 8 & 3 == 3 or found == 0:
+        raise StateError(f"value={found:#x} is no value of an entry; make it by TLB.value")
+    return found
+
+
+cdef uint64_t _table(object value) except? 0xBAD:
+    # of a paging-structure cache: the walker's own
+    return within("value", value, 1, ~<uint64_t> 0)
+
+
+cdef int _shift(str name, object value, tuple known) except -1:
+    value = whole(name, value)
+    if value not in known:
+        raise StateError(f"{name}={value}: choose from {', '.join([str(each) for each in known])}")
     return value
 
 
@@ -73,10 +101,9 @@ cdef class TLB:
 
     def __cinit__(self, geometry="skylake", *, max_contexts=65534):
         cdef int index
-        if not 8 <= max_contexts <= 65534:
-            raise ConfigError(f"max_contexts {max_contexts} is outside 8..65534")
+        cdef uint32_t most = within("max_contexts", max_contexts, 8, 65534, ConfigError)
         g = self.geometry = make_geometry(geometry)
-        self.t = tlb_new(max_contexts)
+        self.t = tlb_new(most)
         if self.t == NULL:
             raise OutOfMemoryError("no memory for the contexts of a TLB; give fewer by max_contexts")
         first, second = g.replacement
@@ -104,28 +131,32 @@ cdef class TLB:
 
     def switch(self, vpid=0, pcid=0, eptrta=None):
         """Puts a context in force; invalidates nothing. `eptrta`: EPTP bits 51:12, None: EPT is not in use."""
-        tlb_switch(self.t, _number("VPID", vpid, 1 << 16), _number("PCID", pcid, 1 << 12), _root(eptrta))
+        tlb_switch(self.t, _vpid(vpid), _pcid(pcid), _root(eptrta))
 
     @staticmethod
-    def value(uint64_t pa, size="4k", *, page=None, flags="urwexd", int key=0, int memory_type=0):
+    def value(pa, size="4k", *, page=None, flags="urwexd", key=0, memory_type=0):
         """The value of an entry (uint64).
 
         :param pa: any physical address in the page. :param size: "4k", "2m" or "1g", the smaller of guest and EPT page.
         :param page: size of the guest's page ("4m" too); default: `size`.
         :param flags: of u user, s supervisor, r EPT read, w guest write, e EPT write, x fetch, d dirty, g global.
+        :param key: protection key, 0..15. :param memory_type: 0..7.
         """
-        cdef uint64_t bits = 0
-        for flag in flags:
-            bits |= <uint64_t> 1 << "usrwexdg".index(flag)
-        page = (*PAGES, "4m").index(size if page is None else page)
-        if key == 0:
-            bits |= F_K
-        return tlb_value(pa, PAGES.index(size), page, bits) | <uint64_t> key << 52 | <uint64_t> memory_type << 56
+        cdef uint64_t bits = physical_address("pa", pa), pkey = within("key", key, 0, 15)
+        cdef uint64_t kind = within("memory_type", memory_type, 0, 7), rights = 0
+        cdef int held = choice("size", size, _SIZES)
+        cdef int guest = held if page is None else choice("page", page, _GUEST_SIZES)
+        if not isinstance(flags, str):
+            raise WrongTypeError(f"flags must be text, not {shown(flags)}")
+        for letter in flags:
+            rights |= <uint64_t> 1 << <int> choice("a letter of flags", letter, _FLAGS)
+        if pkey == 0:
+            rights |= F_K
+        return tlb_value(bits, held, guest, rights) | pkey << 52 | kind << 56
 
     @staticmethod
-    def value_of_walk(uint64_t pa, *, int guest_shift=12, int ept_shift=0, us=True, rw=True, xd=False,
-                      global_page=False, dirty=True, int ept_rights=7, ept_dirty=True, int key=0, int memory_type=0,
-                      mbec=False):
+    def value_of_walk(pa, *, guest_shift=12, ept_shift=0, us=True, rw=True, xd=False, global_page=False, dirty=True,
+                      ept_rights=7, ept_dirty=True, key=0, memory_type=0, mbec=False):
         """The value under which the outcome of a walk is cached (SDM vol. 3, "Creating and Using
         Cached Translation Information"; tlb.md §1.1, R3 and R4).
 
@@ -134,106 +165,125 @@ cdef class TLB:
         """
         cdef Walk w
         memset(&w, 0, sizeof(w))
-        w.pa, w.guest_shift, w.ept_shift = pa, guest_shift, ept_shift
-        w.us, w.rw, w.xd, w.global_page, w.dirty = us, rw, xd, global_page, dirty
-        w.ept_rights, w.ept_dirty, w.pkey, w.ept_mt = ept_rights, ept_dirty, key, memory_type
-        return tlb_value_of_walk(&w, mbec)
+        w.pa = physical_address("pa", pa)
+        w.guest_shift, w.ept_shift = _shift("guest_shift", guest_shift, _GUEST_SHIFTS), _shift("ept_shift", ept_shift,
+                                                                                               _EPT_SHIFTS)
+        w.us, w.rw, w.xd = flag("us", us), flag("rw", rw), flag("xd", xd)
+        w.global_page, w.dirty = flag("global_page", global_page), flag("dirty", dirty)
+        w.ept_rights, w.ept_dirty = within("ept_rights", ept_rights, 0, 15), flag("ept_dirty", ept_dirty)
+        w.pkey, w.ept_mt = within("key", key, 0, 15), within("memory_type", memory_type, 0, 7)
+        return tlb_value_of_walk(&w, flag("mbec", mbec))
 
-    def lookup(self, uint64_t la, access="r"):
+    def lookup(self, la, access="r"):
         """(level, value): 1 first level, 2 second level, which refills the first; (0, 0): a miss of both."""
+        cdef uint64_t at = linear_address("la", la)
         cdef int acc = _access(access)
-        cdef uint64_t value = tlb_l1(self.t, acc, la)
+        cdef uint64_t value = tlb_l1(self.t, acc, at)
         self.t.c.lookups[self.t.port[acc].l1.id] += 1
         if value:
             return 1, value
-        value = tlb_l2(self.t, acc, la)
+        value = tlb_l2(self.t, acc, at)
         return (2 if value else 0), value
 
-    def fill(self, uint64_t la, uint64_t value, access="r"):
+    def fill(self, la, value, access="r"):
         """Caches what a walk found, in both levels; the value as the first level has it."""
-        return tlb_fill(self.t, _access(access), la, value)
+        cdef uint64_t at = linear_address("la", la), entry = _entry(value)
+        return tlb_fill(self.t, _access(access), at, entry)
 
-    def refill(self, uint64_t la, uint64_t value, access="r"):
+    def refill(self, la, value, access="r"):
         """As :meth:`fill`, after dropping what `la` hits now: its rights or dirty flag did not suffice."""
-        return tlb_refill(self.t, _access(access), la, value)
+        cdef uint64_t at = linear_address("la", la), entry = _entry(value)
+        return tlb_refill(self.t, _access(access), at, entry)
 
-    def gpm(self, uint64_t gpa):
+    def gpm(self, gpa):
         """Value of the guest-physical mapping of `gpa`, or 0."""
-        return tlb_gpm(self.t, gpa)
+        return tlb_gpm(self.t, guest_physical_address("gpa", gpa))
 
-    def gpm_fill(self, uint64_t gpa, uint64_t value):
+    def gpm_fill(self, gpa, value):
         """Caches a guest-physical mapping."""
-        tlb_gpm_fill(self.t, gpa, value)
+        cdef uint64_t at = guest_physical_address("gpa", gpa)
+        tlb_gpm_fill(self.t, at, _entry(value))
 
-    def psc(self, uint64_t la, int above=6):
-        """(level, value) of the lowest paging-structure entry cached for `la`, below level `above`; (0, 0): none."""
+    def psc(self, la, above=6):
+        """(level, value) of the lowest paging-structure entry cached for `la`, below level `above`, 2..6; (0, 0):
+        none."""
+        cdef uint64_t at = linear_address("la", la)
         cdef int level = 0
-        cdef uint64_t value = tlb_psc(self.t, la, above, &level)
+        cdef uint64_t value = tlb_psc(self.t, at, within("above", above, 2, 6), &level)
         return level, value
 
-    def psc_fill(self, uint64_t la, int level, uint64_t value):
+    def psc_fill(self, la, level, value):
         """Caches a paging-structure entry of level 2 (PDE) to 5 (PML5E)."""
-        tlb_psc_fill(self.t, la, level, value)
+        cdef uint64_t at = linear_address("la", la)
+        cdef int of = within("level", level, 2, 5)
+        tlb_psc_fill(self.t, at, of, _table(value))
 
-    def epsc(self, uint64_t gpa, int above=6):
+    def epsc(self, gpa, above=6):
         """As :meth:`psc`, for the EPT tables and a guest-physical address."""
+        cdef uint64_t at = guest_physical_address("gpa", gpa)
         cdef int level = 0
-        cdef uint64_t value = tlb_epsc(self.t, gpa, above, &level)
+        cdef uint64_t value = tlb_epsc(self.t, at, within("above", above, 2, 6), &level)
         return level, value
 
-    def epsc_fill(self, uint64_t gpa, int level, uint64_t value):
+    def epsc_fill(self, gpa, level, value):
         """Caches an EPT paging-structure entry of level 2 to 5."""
-        tlb_epsc_fill(self.t, gpa, level, value)
+        cdef uint64_t at = guest_physical_address("gpa", gpa)
+        cdef int of = within("level", level, 2, 5)
+        tlb_epsc_fill(self.t, at, of, _table(value))
 
     # ---- invalidations: number of entries invalidated -----------------------------------------------------------
 
     def mov_cr3(self, vpid=0, pcid=0):
         """MOV to CR3 with source bit 63 clear."""
-        return inv_mov_cr3(self.t, vpid, pcid)
+        return inv_mov_cr3(self.t, _vpid(vpid), _pcid(pcid))
 
     def cr0_pg(self, vpid=0):
         """CR0.PG 1 -> 0."""
-        return inv_cr0_pg(self.t, vpid)
+        return inv_cr0_pg(self.t, _vpid(vpid))
 
     def cr4_all(self, vpid=0):
         """CR4.PGE changes, or PCIDE 1 -> 0."""
-        return inv_cr4_all(self.t, vpid)
+        return inv_cr4_all(self.t, _vpid(vpid))
 
     def cr4_pcid(self, vpid=0, pcid=0):
         """CR4.PAE changes, or SMEP 0 -> 1."""
-        return inv_cr4_pcid(self.t, vpid, pcid)
+        return inv_cr4_pcid(self.t, _vpid(vpid), _pcid(pcid))
 
-    def invlpg(self, uint64_t la, vpid=0, pcid=0):
+    def invlpg(self, la, vpid=0, pcid=0):
         """INVLPG."""
-        return inv_invlpg(self.t, vpid, pcid, la)
+        return inv_invlpg(self.t, _vpid(vpid), _pcid(pcid), linear_address("la", la))
 
-    def page_fault(self, uint64_t la, vpid=0, pcid=0):
+    def page_fault(self, la, vpid=0, pcid=0):
         """#PF caused by `la`."""
-        return inv_page_fault(self.t, vpid, pcid, la)
+        return inv_page_fault(self.t, _vpid(vpid), _pcid(pcid), linear_address("la", la))
 
-    def invpcid(self, int type, vpid=0, pcid=0, uint64_t la=0):
+    def invpcid(self, type, vpid=0, pcid=0, la=0):
         """INVPCID type 0..3."""
-        return inv_invpcid(self.t, _number("INVPCID type", type, 4), vpid, pcid, la)
+        cdef int of = within("type", type, 0, 3)
+        return inv_invpcid(self.t, of, _vpid(vpid), _pcid(pcid), linear_address("la", la))
 
-    def transition(self, bint vpid_enabled=False):
+    def transition(self, vpid_enabled=False):
         """VM entry or VM exit."""
-        return inv_transition(self.t, vpid_enabled)
+        return inv_transition(self.t, flag("vpid_enabled", vpid_enabled))
 
-    def invvpid(self, int type, vpid=0, uint64_t la=0):
+    def invvpid(self, type, vpid=0, la=0):
         """INVVPID type 0..3."""
-        return inv_invvpid(self.t, _number("INVVPID type", type, 4), vpid, la)
+        cdef int of = within("type", type, 0, 3)
+        return inv_invvpid(self.t, of, _vpid(vpid), linear_address("la", la))
 
-    def invept(self, int type, eptrta=0):
+    def invept(self, type, eptrta=0):
         """INVEPT type 1..2."""
-        return inv_invept(self.t, 1 + _number("INVEPT type - 1:", type - 1, 2), _root(eptrta))
+        cdef int of = within("type", type, 1, 2)
+        return inv_invept(self.t, of, page_address("eptrta", eptrta))
 
-    def vmfunc(self, bint vpid_enabled=False):
+    def vmfunc(self, vpid_enabled=False):
         """VMFUNC 0, EPTP switch."""
-        return inv_vmfunc(self.t, vpid_enabled)
+        return inv_vmfunc(self.t, flag("vpid_enabled", vpid_enabled))
 
-    def ept_violation(self, uint64_t gpa, eptrta, *, vpid=0, pcid=0, la=None):
+    def ept_violation(self, gpa, eptrta, *, vpid=0, pcid=0, la=None):
         """EPT violation at `gpa`, which translates `la` (None: it is the address of a table)."""
-        return inv_ept_violation(self.t, vpid, pcid, _root(eptrta), gpa, la is not None, 0 if la is None else la)
+        cdef uint64_t at = guest_physical_address("gpa", gpa), of = 0 if la is None else linear_address("la", la)
+        return inv_ept_violation(self.t, _vpid(vpid), _pcid(pcid), _root(eptrta), at, la is not None, of)
 
     def reset(self):
         """Everything."""
@@ -307,28 +357,35 @@ cdef class TLB:
 
     @omit.setter
     def omit(self, causes):
-        unknown = set(causes) - set(CAUSE_NAMES)
-        if unknown:
-            raise ConfigError(f"{sorted(unknown)[0]!r} invalidates nothing; choose from {', '.join(CAUSE_NAMES)}")
-        self.t.omit = sum(1 << i for i, name in enumerate(CAUSE_NAMES) if name in causes)
+        cdef uint32_t omit = 0
+        for cause in many("omit", causes):
+            omit |= 1U << <int> choice("a cause", cause, _CAUSES, ConfigError)
+        self.t.omit = omit
 
     def reset_counters(self):
         """All counters to 0; the entries stay."""
         memset(&self.t.c, 0, sizeof(self.t.c))
 
-    def simulate(self, const uint64_t[::1] va, access="r"):
+    def simulate(self, va, access="r"):
         """Looks up each address, of 4K pages mapped to themselves, and fills on a miss of both levels.
 
         :param va: uint64 linear addresses, C-contiguous.
         :returns: dict of int: accesses, l1_hits, l2_hits, misses.
+        :raises StateError: an array of another kind, an address that is not canonical (bits 63:57 equal bit 56); then
+            none is looked up.
         """
+        cdef const uint64_t[::1] at = words_in("va", va)
         cdef int acc = _access(access)
         cdef TlbPort *p = &self.t.port[acc]
-        cdef Py_ssize_t i, n = va.shape[0]
+        cdef Py_ssize_t i, n = at.shape[0]
         cdef uint64_t l1_misses = 0, misses = 0, la
         with nogil:
+            i = not_linear(at)
+        if i < n:
+            raise StateError(f"va[{i}]={at[i]:#x} is no linear address: bits 63:57 must equal bit 56")
+        with nogil:
             for i in range(n):
-                la = va[i]
+                la = at[i]
                 if tlb_l1(self.t, acc, la) == 0:
                     l1_misses += 1
                     if tlb_l2(self.t, acc, la) == 0:
@@ -336,3 +393,12 @@ cdef class TLB:
                         tlb_fill(self.t, acc, la, tlb_value(la, 0, 0, F_U | F_R | F_W | F_EW | F_X | F_D | F_K))
         self.t.c.lookups[p.l1.id] += n
         return {"accesses": n, "l1_hits": n - l1_misses, "l2_hits": l1_misses - misses, "misses": misses}
+
+
+cdef Py_ssize_t not_linear(const uint64_t[::1] va) noexcept nogil:
+    # index of the first address that is none
+    cdef Py_ssize_t i
+    for i in range(va.shape[0]):
+        if (va[i] + (<uint64_t> 1 << 56)) >> 57:
+            return i
+    return va.shape[0]

@@ -37,6 +37,13 @@ EVENT_DTYPE = np.dtype([("op", "u1"), ("size", "u1"), ("addr", "<u8")])
 
 _IS_OP = np.zeros(256, dtype=np.bool_)
 _IS_OP[[int(op) for op in Op]] = True
+_LIMITS = (
+    (Op.EXIT, N_REASONS, "exit reason"),
+    (Op.INTERRUPT, 256, "interrupt vector"),
+    (Op.DEVICE_INTERRUPT, 512, "device interrupt"),
+    (Op.INTERRUPT_FLAG, 2, "interrupt flag"),
+)
+"""Operations whose operand has few values: it is below the limit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,7 +126,7 @@ def check_events(batch: Batch, *, first: int, path: str | None) -> None:
         raise TraceError(
             f"operation {op[at]} does not exist; there are {known}", path=path, where=f"event {first + at}"
         )
-    for code, limit, what in ((Op.EXIT, N_REASONS, "exit reason"), (Op.INTERRUPT, 256, "interrupt vector")):
+    for code, limit, what in _LIMITS:
         bad = (op == code) & (addr >= limit)
         if bad.any():
             at = int(bad.argmax())

@@ -84,15 +84,7 @@ def write(trace: Trace, out: IO[bytes], compression: str | None = None) -> None:
     """Write the events, accesses only, to an open file."""
     done = 0
     for batch in trace.batches(CHUNK):
-        try:
-            out.write(_lackey.format(batch.op, batch.size, batch.addr))
-        except IndexError as error:
-            at = error.args[0]
-            raise TraceError(
-                f"lackey text cannot hold operation {batch.op[at]} with size {batch.size[at]}; write .arrow or .npy",
-                path=trace.path,
-                where=f"event {done + at}",
-            ) from error
+        out.write(_lackey.format(batch.op, batch.size, batch.addr, done, trace.path))
         done += len(batch)
 
 

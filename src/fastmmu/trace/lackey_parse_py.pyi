@@ -13,4 +13,10 @@ def parse(
     addr: npt.NDArray[np.uint64],
     n: int,
 ) -> tuple[int, int, int, int]: ...
-def format(op: npt.NDArray[np.uint8], size: npt.NDArray[np.uint8], addr: npt.NDArray[np.uint64]) -> bytearray: ...
+def format(
+    op: npt.NDArray[np.uint8],
+    size: npt.NDArray[np.uint8],
+    addr: npt.NDArray[np.uint64],
+    first: int = 0,
+    path: str | None = None,
+) -> bytearray: ...

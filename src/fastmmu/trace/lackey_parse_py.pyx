@@ -2,48 +2,64 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from fastmmu._arguments cimport bytes_in, bytes_out, flag, whole, within, words_in, words_out
 from fastmmu.trace.lackey_parse cimport MAX_LINE, parse_lines, print_lines
 
+from fastmmu.errors import TraceError
 
-def parse(const uint8_t[::1] text, Py_ssize_t start, Py_ssize_t stop, bint last,
-          uint8_t[::1] op, uint8_t[::1] size, uint64_t[::1] addr, Py_ssize_t n):
+
+def parse(text, start, stop, last, op, size, addr, n):
     """Parse the lines of text[start:stop] into the columns from row n on.
 
     Ends at the end of the columns, at a bad line, or at an incomplete line (which, with `last`, is a line).
     Returns (where the next line starts, rows filled, lines passed, error): error is 0, or the negative kind of
     the bad line at the position returned.
     """
-    cdef Py_ssize_t room = addr.shape[0], lines = 0
+    cdef const uint8_t[::1] read = bytes_in("text", text, TraceError)
+    cdef uint8_t[::1] ops = bytes_out("op", op, TraceError), sizes = bytes_out("size", size, TraceError)
+    cdef uint64_t[::1] addrs = words_out("addr", addr, TraceError)
+    cdef Py_ssize_t room = addrs.shape[0], lines = 0, first, end, row
     cdef const uint8_t *p
     cdef const uint8_t *base
     cdef int error
-    if not 0 <= start <= stop <= text.shape[0]:
-        raise ValueError(f"text[{start}:{stop}] lies outside a buffer of {text.shape[0]} bytes")
-    if op.shape[0] != room or size.shape[0] != room or not 0 <= n <= room:
-        raise ValueError("op, size and addr must be equally long, and n a row of them")
-    if start == stop or n == room:
-        return start, n, 0, 0
-    base = &text[0]
-    p = base + start
+    cdef bint final = flag("last", last)
+    end = within("stop", stop, 0, read.shape[0], TraceError)
+    first = within("start", start, 0, end, TraceError)
+    row = within("n", n, 0, room, TraceError)
+    if ops.shape[0] != room or sizes.shape[0] != room:
+        raise TraceError(f"op, size and addr have different lengths: {ops.shape[0]}, {sizes.shape[0]}, {room}")
+    if first == end or row == room:
+        return first, row, 0, 0
+    base = &read[0]
+    p = base + first
     with nogil:
-        error = parse_lines(&p, base + stop, last, &op[0], &size[0], &addr[0], &n, room, &lines)
-    return p - base, n, lines, error
+        error = parse_lines(&p, base + end, final, &ops[0], &sizes[0], &addrs[0], &row, room, &lines)
+    return p - base, row, lines, error
 
 
-def format(const uint8_t[::1] op, const uint8_t[::1] size, const uint64_t[::1] addr):
-    """The events as lackey prints them: bytes. Raises IndexError(row) at one that is no access of 1 to 255 bytes."""
-    cdef Py_ssize_t n = addr.shape[0], used
+def format(op, size, addr, first=0, path=None):
+    """The events as lackey prints them: bytes.
+
+    :param first, path: number of the first event and file that they come from, for messages.
+    :raises TraceError: an event that is no access of 1 to 255 bytes.
+    """
+    cdef const uint8_t[::1] ops = bytes_in("op", op, TraceError), sizes = bytes_in("size", size, TraceError)
+    cdef const uint64_t[::1] addrs = words_in("addr", addr, TraceError)
+    cdef Py_ssize_t n = addrs.shape[0], used
     cdef bytearray out
     cdef char *q
-    if op.shape[0] != n or size.shape[0] != n:
-        raise ValueError("op, size and addr must be equally long")
+    if ops.shape[0] != n or sizes.shape[0] != n:
+        raise TraceError(f"op, size and addr have different lengths: {ops.shape[0]}, {sizes.shape[0]}, {n}")
     if n == 0:
         return b""
     out = bytearray(n * MAX_LINE)
     q = out
     with nogil:
-        used = print_lines(&op[0], &size[0], &addr[0], n, q)
+        used = print_lines(&ops[0], &sizes[0], &addrs[0], n, q)
     if used < 0:
-        raise IndexError(-1 - used)
+        used = -1 - used
+        first = whole("first", first)
+        raise TraceError(f"lackey text cannot hold operation {ops[used]} with size {sizes[used]}; write .arrow or .npy",
+                         path=path, where=f"event {first + used}")
     del out[used:]
     return out
