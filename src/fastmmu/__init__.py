@@ -1,4 +1,7 @@
-"""Simulator of x86 memory virtualization: guest paging, EPT, shadow page tables, tagged TLBs, VM exits."""
+"""Simulator of x86 memory virtualization: guest paging, EPT, shadow page tables, tagged TLBs, VM exits.
+
+Docstrings cite the manuals, and chapters of the repository's docs/spec by section (ept.md §4.1).
+"""
 
 from __future__ import annotations
 

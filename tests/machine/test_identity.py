@@ -13,6 +13,7 @@ from fastmmu import (
     Config,
     CostModel,
     Machine,
+    Simulation,
     Trace,
     TraceError,
     compare,
@@ -23,6 +24,7 @@ from fastmmu import (
     write_trace,
 )
 from fastmmu.machine.identity import Content
+from fastmmu.report import slowdowns
 from fastmmu.study.consolidate.run import consolidate
 from fastmmu.study.curve.run import tlb_curve
 from fastmmu.study.migrate.run import migrate
@@ -166,6 +168,24 @@ def test_studies_take_traces_paths_and_arrays(tmp_path: Path) -> None:
     for bad in (None, 1.5, [[1]]):
         with pytest.raises(TraceError):
             compare(bad)  # type: ignore[arg-type]
+
+
+def test_a_simulation_that_is_fed_knows_its_events() -> None:
+    trace, other = program(1000), program(1000, seed=1)
+    fed = []
+    for events, config in (
+        (trace, Config()),
+        (other, Config()),
+        (trace, Config(mmu="ept")),
+        (other, Config(mmu="ept")),
+    ):
+        run = Simulation(config)
+        for batch in events.batches(77):
+            run.feed(batch)
+        fed.append(run.result())
+    assert [result.content for result in fed] == [simulate(events).content for events in (trace, other, trace, other)]
+    alone = [slowdowns([simulate(events), simulate(events, ept)])[1] for events in (trace, other)]
+    assert slowdowns(fed) == [1, 1, *alone]
 
 
 def test_costs_are_known_by_their_values(tmp_path: Path) -> None:

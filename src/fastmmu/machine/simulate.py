@@ -47,6 +47,9 @@ class Source(Protocol):
 class Simulation:
     """One run, fed batch by batch; :meth:`result` may be asked for at any time.
 
+    ``content`` hashes the events that are fed (:class:`~fastmmu.machine.identity.Content`), so that results can be put
+    side by side; None, set before the first batch: that is known otherwise.
+
     :param config: what is simulated. :param policy: overrides handlers of VM exits. :param costs: cost model.
     """
 
@@ -56,6 +59,8 @@ class Simulation:
         self.config = as_config(config)
         self.costs = costs or CostModel.load()
         self.machine = Machine(self.config, policy=policy)
+        self.policy = policy
+        self.content: Content | None = Content()
         self.events = 0
         self.seconds = 0.0
 
@@ -71,13 +76,18 @@ class Simulation:
         finally:
             self.seconds += time.perf_counter() - started
         self.events += len(batch.addr)
+        if self.content is not None:
+            self.content.update(batch.op, batch.size, batch.addr)
 
     def result(self, *, trace: str = "", path: str = "", content: str = "", complete: bool = True) -> Result:
         """Counters and modelled cycles until now.
 
-        :param trace, path, content: what was run, see :class:`~fastmmu.machine.result.Result`.
+        :param trace, path: what was run, see :class:`~fastmmu.machine.result.Result`. :param content: its hash, where
+            it is known otherwise.
         """
-        return result_of(self.machine, self.costs, self.seconds, Origin(trace, path, content), complete)
+        known = content or ("" if self.content is None else self.content.digest())
+        origin = Origin(trace, path, known)
+        return result_of(self.machine, self.costs, self.seconds, origin, complete, policy=self.policy)
 
 
 def result_of(
@@ -134,20 +144,15 @@ def simulate(
         raise ConfigError(f"simulate takes a trace, not a path; pass fastmmu.read_trace({str(trace)!r})")
     run = _Replaying if getattr(trace, "kind", "program") == "system" else _Running
     simulation = run(trace, config, policy, costs)
-
-    def origin() -> Origin:
-        name, path = str(getattr(trace, "name", "array")), str(getattr(trace, "path", None) or "")
-        return Origin(name, path, simulation.digest())
-
     try:
         for done in simulation.steps():
             if progress is not None:
                 progress(done)
-        return simulation.result(origin(), True)
+        return simulation.result(complete=True)
     except KeyboardInterrupt:
         if not keep_partial:
             raise
-        return simulation.result(origin(), False)
+        return simulation.result(complete=False)
     except FastmmuError as error:
         path = getattr(trace, "path", None)
         if isinstance(error, TraceError) and path and not error.path:
@@ -179,28 +184,29 @@ def _of(config: Config, progress: Progress) -> Callable[[int], None]:
     return lambda events: progress(config, events)
 
 
+def _named(trace: Any) -> tuple[str, str]:
+    """Name and path of what was run."""
+    return str(getattr(trace, "name", "array")), str(getattr(trace, "path", None) or "")
+
+
 class _Running:
     """A trace of events, batch by batch."""
 
     def __init__(self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None) -> None:
-        self.trace, self.policy = trace, policy
+        self.trace = trace
         self.simulation = Simulation(config, policy=policy, costs=costs)
-        self.content = Content()
-        self.known = hasattr(trace, "content")  # it hashes its events itself, once for all runs
+        if hasattr(trace, "content"):  # it hashes its events itself, once for all runs
+            self.simulation.content = None
 
     def steps(self) -> Iterator[int]:
         for batch in _batches(self.trace):
             self.simulation.feed(batch)
-            if not self.known:
-                self.content.update(batch.op, batch.size, batch.addr)
             yield self.simulation.events
 
-    def digest(self) -> str:
-        return str(self.trace.content) if self.known else self.content.digest()
-
-    def result(self, origin: Origin, complete: bool) -> Result:
-        run = self.simulation
-        return result_of(run.machine, run.costs, run.seconds, origin, complete, policy=self.policy)
+    def result(self, *, complete: bool) -> Result:
+        name, path = _named(self.trace)
+        known = str(getattr(self.trace, "content", ""))
+        return self.simulation.result(trace=name, path=path, content=known, complete=complete)
 
 
 class _Replaying:
@@ -216,17 +222,16 @@ class _Replaying:
             self.content.update(chunk.rows.view(np.uint8), chunk.data, chunk.pages.reshape(-1))
             yield self.replay.records
 
-    def digest(self) -> str:
-        return self.content.digest()
-
-    def result(self, origin: Origin, complete: bool) -> Result:
+    def result(self, *, complete: bool) -> Result:
         note = self.replay.result(tables=complete).line()
         machine, seconds = self.replay.machine, self.replay.seconds
+        origin = Origin(*_named(self.replay.source), self.content.digest())
         return result_of(machine, self.costs, seconds, origin, complete, (note,), self.policy)
 
 
 _CHUNK = 1 << 18
 _READS, _BYTES = np.zeros(_CHUNK, np.uint8), np.ones(_CHUNK, np.uint8)
+_READS.flags.writeable = _BYTES.flags.writeable = False
 
 
 class _Columns:

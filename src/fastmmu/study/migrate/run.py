@@ -110,6 +110,7 @@ class _Guest:
 
     def __init__(self, config: Config, costs: CostModel) -> None:
         self.run = Simulation(config, costs=costs)
+        self.run.content = None  # of the trace, which is run more than once
 
     def feed(self, events: Batch) -> None:
         self.run.feed(events)

@@ -108,6 +108,7 @@ def _run(
 ) -> tuple[dict[str, Any], int]:
     """Fields of a run, and the pages that its host holds at the end."""
     run, seen = Simulation(config, costs=costs), hashlib.blake2b(digest_size=8)
+    run.content = None  # the trace has it
     for batch in trace.batches():
         out = np.zeros(len(batch.addr), np.uint64)
         run.feed(batch, out)
