@@ -172,13 +172,8 @@ def test_studies_take_traces_paths_and_arrays(tmp_path: Path) -> None:
 
 def test_a_simulation_that_is_fed_knows_its_events() -> None:
     trace, other = program(1000), program(1000, seed=1)
-    fed = []
-    for events, config in (
-        (trace, Config()),
-        (other, Config()),
-        (trace, Config(mmu="ept")),
-        (other, Config(mmu="ept")),
-    ):
+    native, ept, fed = Config(), Config(mmu="ept"), []
+    for events, config in ((trace, native), (other, native), (trace, ept), (other, ept)):
         run = Simulation(config)
         for batch in events.batches(77):
             run.feed(batch)
