@@ -54,6 +54,7 @@ def trace(tmp_path: Path) -> Path:
         ("compare {trace} --limit 0", "'0' is no number >= 1; write 50000, 50_000 or 50k"),
         ("compare {trace} --limit 1e6", "'1e6' is no number >= 1"),
         ("compare {trace} --memory huge", "'huge' is no size"),
+        ("run zstd --format npy", "not a .npy file"),
         ("compare {trace} --memory 1k", "outside 64M..32T"),
         ("compare {trace} --tlb i486", "i486"),
         ("compare {trace} --l1d 7/2/1", "7/2/1"),
@@ -63,6 +64,10 @@ def trace(tmp_path: Path) -> Path:
         ("run {trace} --exit-every 99999999999999999999999", "exit_every=99999999999999999999999"),
         ("migrate {system}", "mm.rec.xz: this is a system trace, of a whole machine"),
         ("migrate {trace} --bandwidth 1.25", "raise bandwidth"),
+        ("migrate {trace} --bandwidth 1e5", "round 1, of"),
+        ("migrate {trace} --most-cycles 1e6", "more than most_cycles=1e+06; raise bandwidth"),
+        ("host {trace} --cpus 65536", "cpus=65536: a host has 1..4096 physical CPUs"),
+        ("replay {system} --schemes --mmu ept", "leave out --mmu"),
         ("migrate {trace} --ghz 1e300", "lower ghz=1e+300"),
         ("migrate {trace} --bandwidth nan", "'nan' is no number above 0"),
         ("migrate {trace} --methods qemu", "'qemu' is none of write-protect"),
@@ -71,7 +76,13 @@ def trace(tmp_path: Path) -> Path:
         ("migrate {trace} --plot /no/such/r.png", "there is no directory /no/such"),
         ("overcommit {system}", "`fastmmu replay` runs it"),
         ("overcommit {trace} --plot r.gif", "a picture is one of png, svg, pdf"),
-        ("overcommit {trace} --host-memory 101%", "'101%' is no list of percentages"),
+        ("overcommit {trace} --host-memory 101%", "'101%' is no share; write one above 0, at most 1, as 0.5 or 50%"),
+        ("overcommit {trace} --host-memory 50", "'50' is no share"),
+        ("run {trace} --host-pages 16", "'16' is none of 4k, 2m, untouched; pages of its own that the host touches"),
+        ("run {trace} --host-pages 1g", "'1g' is none of 4k, 2m, untouched"),
+        ("run {trace} --exit-pages 4K!", "'4K!' is no number"),
+        ("run {trace} --memory 1.5G", "'1.5G' is no size; write bytes, or a whole number with k, m, g or t"),
+        ("run {trace} --pages 4m", "'4m' is none of 4k, 2m, thp"),
         ("tpr {trace} --plot r.gif", "a picture is one of png, svg, pdf"),
         ("tlb-curve {system}", "this is a system trace"),
         ("replay {trace}", "replay takes system traces"),
@@ -98,6 +109,14 @@ def trace(tmp_path: Path) -> Path:
         ("walk --memory {trace} --va 0 --cr3 7000000", "cr3=0x7000000: its table lies outside memory"),
         ("walk --memory {dir} --va 0 --cr3 0", "there is no meta.json: this is no recorded guest"),
         ("walk --memory {empty} --va 0 --cr3 0", "holds 0 bytes"),
+        (
+            "walk --memory {pipe} --va 0 --cr3 0",
+            "pipe: this is a pipe, and memory is mapped; save it",
+        ),
+        ("maps {pipe} --cr3 0", "this is a pipe"),
+        ("maps /dev/null --cr3 0", "this is a device"),
+        ("maps {guest}", "meta.json: this is a pipe"),
+        ("run {pipe}", "this is no regular file"),
         ("maps", "required: MEMORY; see fastmmu maps --help"),
         ("maps {dir}", "there is no meta.json: this is no recorded guest"),
         ("maps {trace}", "is a raw image, which needs --cr3 too"),
@@ -120,8 +139,12 @@ def test_every_error_is_one_line(
 ) -> None:
     (tmp_path / "empty").touch()
     (tmp_path / "odd").write_bytes(b"123")
+    (tmp_path / "guest").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "guest" / "meta.json")
     system = Path(__file__).parents[1] / "data/systems/mm.rec.xz"
-    places = {"trace": trace, "dir": tmp_path, "empty": tmp_path / "empty", "odd": tmp_path / "odd", "system": system}
+    made = {name: tmp_path / name for name in ("empty", "odd", "pipe", "guest")}
+    places = {"trace": trace, "dir": tmp_path, "system": system, **made}
     before = sorted(tmp_path.iterdir())
     assert says in error(capsys, *argv.format(**places).split())
     assert sorted(tmp_path.iterdir()) == before

@@ -98,3 +98,12 @@ def test_other_paging_modes(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert "PAE paging" in pae
     assert "indices: PDPTE register 0, PDE 2, PTE 3; offset 25" in pae
     assert "paging off" in run(capsys, *at, "--cr0", "11", "--cr4", "0", "--efer", "0")
+
+
+def test_no_ept_as_the_help_has_it(capsys: pytest.CaptureFixture[str], image: Path) -> None:
+    for none in ("none", "None"):
+        assert "EPT" not in run(capsys, "--eptp", none)
+        at = ["--memory", str(image), "--cr3", "1000", "--va", "400123"]
+        assert run(capsys, *at, "--eptp", none) == run(capsys, *at)
+        assert main(["maps", str(image), "--cr3", "1000", "--eptp", none]) == 0
+        assert "1 pages in 1 ranges" in capsys.readouterr().out

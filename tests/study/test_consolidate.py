@@ -93,7 +93,7 @@ def test_what_cannot_be_is_refused() -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     schedule, out = tmp_path / "turns.csv", tmp_path / "r.json"
     schedule.write_text("# CPU, vCPU, events\n0, 0, 2000\n1, 1, 3000\n\n1, 0, 1000\n")
-    line = ["host", "sqlite", "zstd", "--cpus", "2", "--vpid", "--host-pages", "8", "--memory", "1g"]
+    line = ["host", "sqlite", "zstd", "--cpus", "2", "--vpid", "--exit-pages", "8", "--memory", "1g"]
     assert main([*line, "--schedule", str(schedule), "--json", str(out), "--kvm", "6.1"]) == 0
     text = capsys.readouterr().out
     assert "2 physical CPUs: 1 switches, 1 migrations" in text or "2 physical CPUs: 2 switches, 1 migrations" in text

@@ -112,9 +112,9 @@ def test_ctrl_c_leaves_the_traces_that_were_finished(
 
 def test_pages_of_the_host_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     line = ["run", "zstd", "--limit", "20000", "--mmu", "ept", "--vpid", "--exit-every", "1000", "--csv", "-"]
-    assert main([*line, "--host-pages", "16"]) == 0
+    assert main([*line, "--exit-pages", "16"]) == 0
     (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
     assert int(row["host_accesses"]) == 16 * int(row["vm_exits"]) > 0
     with pytest.raises(SystemExit, match="2"):
         main([*line, "--host-pages", "4m!"])
-    assert "neither 4k nor 2m nor a number" in capsys.readouterr().err
+    assert "'4m!' is none of 4k, 2m, untouched; pages of its own" in capsys.readouterr().err

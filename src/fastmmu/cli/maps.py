@@ -59,11 +59,12 @@ def handle(options: argparse.Namespace) -> int:
 
     shared.check_files(options)
     memory, state = space.memory_and_state(options.memory, options)
+    eptp = space.eptp_of(options)
     writers = {"json": mappings.write_json, "csv": mappings.write_csv, "parquet": mappings.write_parquet}
 
     def found() -> MappingIterator:
         return iter_mappings(
-            memory, state, options.eptp, start=options.start, stop=options.stop, limit=options.limit, chunk=1 << 14
+            memory, state, eptp, start=options.start, stop=options.stop, limit=options.limit, chunk=1 << 14
         )
 
     for format, write in writers.items():
@@ -76,13 +77,13 @@ def handle(options: argparse.Namespace) -> int:
                 raise KeyboardInterrupt
     if shared.to_stdout(options):
         return 0
-    return _show(options, found(), f"{walkview.MODES[state.mode.name]}; {walkview.registers(state, options.eptp)}")
+    head = f"{walkview.MODES[state.mode.name]}; {walkview.registers(state, eptp)}"
+    return _show(options, found(), head, ept=eptp is not None)
 
 
-def _show(options: argparse.Namespace, rows: MappingIterator, head: str) -> int:
+def _show(options: argparse.Namespace, rows: MappingIterator, head: str, *, ept: bool) -> int:
     from fastmmu.report import mappings
 
-    ept = options.eptp is not None
     terminal.say(head)
     count = 0
     steps = UntilInterrupted(rows)

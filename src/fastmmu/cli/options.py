@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import terminal
 from fastmmu.errors import ConfigError, TraceError
+from fastmmu.sizes import page_size
 from fastmmu.trace.formats import FORMATS
 from fastmmu.trace.names import CODECS
 
@@ -23,6 +24,7 @@ __all__ = [
     "add_costs",
     "add_files",
     "add_memory",
+    "add_pages",
     "add_quiet",
     "add_tlb",
     "add_traces",
@@ -33,6 +35,8 @@ __all__ = [
     "count",
     "hexadecimal",
     "named_trace",
+    "pages",
+    "share",
     "to_stdout",
     "traces",
     "words",
@@ -41,9 +45,10 @@ __all__ = [
 ]
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
-_CONFIG = ("host_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "pcid", "memory", "exit_every",
-           "thp_threshold", "tpr")  # fmt: skip
+_CONFIG = ("host_pages", "exit_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "pcid", "memory",
+           "exit_every", "thp_threshold", "tpr")  # fmt: skip
 # Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
+HOST_PAGES = ("4k", "2m", "untouched")
 WAYS = ("trap", "patch", "flexpriority", "apicv")
 WORKLOADS = ("winxp", "win2003", "linux")
 
@@ -55,7 +60,7 @@ def count(least: int) -> Callable[[str], int]:
     """A type for argparse: an integer, also as 10_000, 50k, 2M (decimal units), not below `least`."""
 
     def parse(text: str) -> int:
-        match = re.fullmatch(r"([\d_]+)([kmg]?)", text.strip().lower())
+        match = re.fullmatch(r"([0-9_]+)([kmg]?)", text.strip().lower())
         value = int(match[1]) * _UNITS[match[2]] if match and match[1].strip("_") else -1
         if value < least:
             raise argparse.ArgumentTypeError(f"{text!r} is no number >= {least}; write 50000, 50_000 or 50k")
@@ -72,20 +77,46 @@ def hexadecimal(text: str) -> int:
     return int(digits, 16)
 
 
-def _host_pages(text: str) -> str | int:
-    if text in ("4k", "2m"):
-        return text
+def pages(*known: str, otherwise: str = "") -> Callable[[str], str]:
+    """A type for argparse: a page size in any case of letters, or another word, out of `known`."""
+
+    def parse(text: str) -> str:
+        found = page_size(text)
+        if found not in known:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}{otherwise}")
+        return found
+
+    return parse
+
+
+def add_pages(group: Any, *known: str) -> None:
+    """--pages, of the guest; the first is the default."""
+    group.add_argument(
+        "--pages",
+        type=pages(*known),
+        default=known[0],
+        metavar="|".join(known),
+        help=f"guest pages; default: {known[0]}",
+    )
+
+
+def share(text: str) -> float:
+    """A type for argparse: a part of something, as 0.5 or 50%; above 0, at most all of it."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
     try:
-        return count(0)(text)
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither 4k nor 2m nor a number of pages") from None
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; write one above 0, at most 1, as 0.5 or 50%")
+    return value
 
 
 def words(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """A type for argparse: a comma-separated list out of `known`, each once."""
+    """A type for argparse: a list out of `known`, separated by commas, each once, in any case of letters."""
 
     def parse(text: str) -> list[str]:
-        found = list(dict.fromkeys(word.strip().lower() for word in text.split(",") if word.strip()))
+        found = list(dict.fromkeys(page_size(word) for word in text.split(",") if word.strip()))
         for word in found:
             if word not in known:
                 raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
@@ -130,7 +161,7 @@ def named_trace(name: str, format: str | None = None) -> Trace:
     from fastmmu.trace import bundled, read_trace
 
     if not Path(name).exists() and name in bundled():
-        return read_trace(bundled()[name])
+        return read_trace(bundled()[name], format)
     try:
         return read_trace(name, format)
     except TraceError as error:
@@ -211,14 +242,16 @@ def add_costs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_memory(group: Any) -> None:
-    """--memory, --host-pages."""
+    """--memory, --host-pages, --exit-pages."""
     group.add_argument("--memory", metavar="SIZE", help="guest memory, as in 64G (the default)")
     group.add_argument(
         "--host-pages",
-        type=_host_pages,
-        metavar="4k|2m|N",
-        help="how the VMM maps it (default: 4k for --pages 4k, else 2m); or a number: pages of its own that the host "
-        "touches at each VM exit",
+        type=pages(*HOST_PAGES, otherwise="; pages of its own that the host touches at each exit are --exit-pages N"),
+        metavar="|".join(HOST_PAGES),
+        help="how the VMM maps it; default: 4k for --pages 4k, else 2m; untouched: 4k, each given at its first touch",
+    )
+    group.add_argument(
+        "--exit-pages", type=count(0), metavar="N", help="pages of its own that the host touches at each VM exit"
     )
 
 
@@ -249,8 +282,6 @@ def add_tlb(parser: argparse.ArgumentParser) -> None:
 def config_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of Config that were given."""
     given = {name: getattr(options, name, None) for name in _CONFIG}
-    if isinstance(given["host_pages"], int):
-        given["exit_pages"] = given.pop("host_pages")
     fields = {name: value for name, value in given.items() if value is not None and value is not False}
     if getattr(options, "no_walk_caches", False):
         fields["walk_caches"] = False

@@ -30,7 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     scheme = parser.add_argument_group("the scheme")
     scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), default="native", help="default: native")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
-    scheme.add_argument("--pages", choices=("4k", "2m", "thp"), default="4k", help="guest pages; default: 4k")
+    shared.add_pages(scheme, "4k", "2m", "thp")
     shared.add_watch(scheme)
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser)

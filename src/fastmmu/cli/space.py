@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fastmmu.paging.memory import PhysicalMemory
     from fastmmu.paging.state import GuestState
 
-__all__ = ["MEMORY", "add_registers", "memory_and_state", "state_of"]
+__all__ = ["MEMORY", "add_registers", "eptp_of", "memory_and_state", "state_of"]
 
 MEMORY = "a recorded guest (a directory with meta.json and mem.npz), or a raw image of host physical memory"
 
@@ -26,7 +26,7 @@ def add_registers(parser: argparse.ArgumentParser) -> Any:
     state = parser.add_argument_group("registers (hexadecimal; those of a recorded guest are its own by default)")
     state.add_argument("--cr3", type=register, metavar="CR3", help="root of the guest's tables")
     state.add_argument(
-        "--eptp", type=register, metavar="EPTP", help="EPT pointer, as in the VMCS: root | 1e; none: no EPT"
+        "--eptp", type=_or_none, metavar="EPTP", help="EPT pointer, as in the VMCS: root | 1e; none: no EPT"
     )
     state.add_argument("--cr0", type=register, metavar="CR0", help="default: 80050033, paging and WP on")
     state.add_argument("--cr4", type=register, metavar="CR4", help="default: a0, PAE and PGE on")
@@ -41,6 +41,20 @@ def add_registers(parser: argparse.ArgumentParser) -> Any:
         "--maxphyaddr", type=int, metavar="M", help="physical-address width in bits, 32..52 (decimal; 52)"
     )
     return state
+
+
+NONE = -1
+"""What `--eptp none` says, where to say nothing may mean another thing."""
+
+
+def _or_none(text: str) -> int:
+    return NONE if text.strip().lower() == "none" else shared.hexadecimal(text)
+
+
+def eptp_of(options: argparse.Namespace, otherwise: int | None = None) -> int | None:
+    """The EPT pointer that was given; `otherwise`: where none was."""
+    given: int | None = options.eptp
+    return otherwise if given is None else None if given == NONE else given
 
 
 def _four(text: str) -> list[int]:

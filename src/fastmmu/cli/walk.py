@@ -89,10 +89,10 @@ def handle(options: argparse.Namespace) -> int:
 
     if options.json not in (None, "-"):
         check_target(options.json, "json")
-    eptp, va = options.eptp, options.va
+    eptp, va = space.eptp_of(options, EXAMPLE["eptp"] if options.memory is None else None), options.va
     who: dict[str, Any] = {"cpl": 3 if options.user else 0, "ac": int(options.ac)}
     if options.memory is None:
-        eptp, va = (EXAMPLE[name] if value is None else value for name, value in (("eptp", eptp), ("va", va)))
+        va = EXAMPLE["va"] if va is None else va
         memory, state = example_memory(), space.state_of(options, {"cr3": EXAMPLE["cr3"]}, **who)
     else:
         if va is None:

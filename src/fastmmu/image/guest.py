@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from fastmmu.errors import ConfigError
 from fastmmu.image.pages import PAGE, from_pages
+from fastmmu.image.raw import open_regular
 from fastmmu.paging.memory import PhysicalMemory
 from fastmmu.paging.state import GuestState, Mode
 
@@ -78,7 +79,10 @@ def read_guest(directory: str | os.PathLike[str]) -> Guest:
 
 def _meta(path: Path) -> dict[str, Any]:
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            meta = json.loads(file.read().decode())
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"{path}: not JSON: {error}") from error
     if not isinstance(meta, dict):
@@ -97,8 +101,10 @@ def _width(meta: dict[str, Any]) -> int:
 
 def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_regular(path) as data, np.load(data, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+    except ConfigError:
+        raise
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: not an .npz file of plain arrays: {error}") from error
 

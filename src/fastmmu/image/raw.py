@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
+from typing import BinaryIO
 
 from fastmmu.errors import ConfigError
 from fastmmu.paging.memory import PhysicalMemory
 
-__all__ = ["open_raw"]
+__all__ = ["open_raw", "open_regular"]
+
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file to read, without waiting for whoever would write to a pipe.
+
+    :raises ConfigError: it is no regular file. :raises OSError: it cannot be opened.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
+    if kind != stat.S_IFREG:
+        file.close()
+        what = _KINDS.get(kind, "no regular file")
+        raise ConfigError(f"{os.fspath(path)}: this is {what}, and memory is mapped; save it to a file")
+    return file
 
 
 def open_raw(path: str | os.PathLike[str], *, writable: bool = False) -> PhysicalMemory:
     """A file as memory, mapped and not read: only what is looked at takes time.
 
     :param writable: writes are possible, and seen by nobody else; the file is never written to.
-    :raises ConfigError: the file is empty, or its size is no multiple of 8. :raises OSError: it cannot be opened.
+    :raises ConfigError: it is no regular file, is empty, or its size is no multiple of 8.
+    :raises OSError: it cannot be opened.
     """
     name = os.fspath(path)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise ConfigError(f"{name}: holds 0 bytes; give a raw image of physical memory")
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from fastmmu.errors import ConfigError
+from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, Replacement, geometry
 
 __all__ = ["Config", "as_config", "parse_bytes"]
@@ -20,20 +21,6 @@ C = TypeVar("C")
 R = TypeVar("R")
 
 APIC_BASE = 0xFEE0_0000
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-
-
-def parse_bytes(text: int | str) -> int:
-    """Bytes from a number or a text such as ``"64G"`` (binary units k, m, g, t).
-
-    :raises ConfigError: anything else.
-    """
-    if isinstance(text, int) and not isinstance(text, bool):
-        return text
-    match = re.fullmatch(r"(\d+)\s*([kmgt]?)i?b?", str(text).strip().lower())
-    if not match:
-        raise ConfigError(f"{text!r} is no size; write bytes or a number with k, m, g or t, as in 64G")
-    return int(match[1]) * _UNITS[match[2]]
 
 
 class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,7 +95,7 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param pages: ``"4k"``; ``"2m"``: every user page is 2 MB; ``"thp"``: 4 KB pages that the guest kernel collapses
         into a 2 MB page once `thp_threshold` of its 512 pages have been touched.
     :param host_pages: the VMM's backing of guest memory, ``"4k"``, ``"2m"`` or ``"untouched"`` (4k, each page given by
-        the host at its first touch); None: 4k for 4k, else 2m.
+        the host at its first touch); None: 4k for 4k, else 2m. These and `pages` in any case of letters.
     :param kvm: what KVM does of its own choice (kvm_policy.md): ``"slides"``, shadow tables always in sync and nothing
         else; ``"6.1"``, of Linux 6.1: unsync page tables, prefetch, write flooding, fast page faults, MMIO marks.
         It is the column of tlb.md §7, too: the slides' KVM flushes single contexts, that of 6.1 all of them
@@ -175,6 +162,9 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name in self.__struct_fields__:
             if isinstance(value := getattr(self, name), np.generic):
                 msgspec.structs.force_setattr(self, name, value.item())
+        for name in ("pages", "host_pages"):
+            if isinstance(value := getattr(self, name), str):
+                msgspec.structs.force_setattr(self, name, page_size(value))
         try:
             msgspec.convert(msgspec.structs.asdict(self), _Fields)
         except msgspec.ValidationError as error:

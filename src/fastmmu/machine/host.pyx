@@ -74,9 +74,10 @@ cdef class Host:
         chosen = [_with_count(vm) for vm in many("vms", vms)]
         omit = many("omit", omit)
         cpus = whole("cpus", cpus)
-        if not chosen or not 1 <= cpus <= 4096:
-            raise ConfigError(f"{len(chosen)} machines on {shown(cpus)} CPUs; a host has at least one of each, and at "
-                              "most 4096 CPUs")
+        if not chosen:
+            raise ConfigError("no machine; a host has at least one, give a Config each")
+        if not 1 <= cpus <= 4096:
+            raise ConfigError(f"cpus={shown(cpus)}: a host has 1..4096 physical CPUs")
         n_cpus = cpus
         if state is not None:
             instance("state", state, GuestState)

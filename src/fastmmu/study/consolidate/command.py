@@ -46,7 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     scheme = parser.add_argument_group("the machines")
     scheme.add_argument("--mmu", choices=("shadow", "ept"), default="ept", help="default: ept")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
-    scheme.add_argument("--pages", choices=("4k", "2m", "thp"), default="4k", help="guest pages; default: 4k")
+    shared.add_pages(scheme, "4k", "2m", "thp")
     scheme.add_argument("--kvm", choices=("slides", "6.1"), default="slides", help="whose policy; default: slides")
     shared.add_traces(parser, "Default: the bundled traces")
     shared.add_config(parser)

@@ -33,16 +33,6 @@ examples:
 """
 
 
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share; give a number above 0, at most 1, as in 0.01")
-    return value
-
-
 def _sets(text: str) -> list[int]:
     numbers = [int(word) if word.strip().isdigit() else 0 for word in text.split(",")]
     if any(n < 2 or n & (n - 1) or n > 1 << 20 for n in numbers):
@@ -53,9 +43,15 @@ def _sets(text: str) -> list[int]:
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     shared.add_traces(parser, shared.RUNS)
-    parser.add_argument("--pages", choices=("4k", "2m"), default="4k", help="2m: every page is 2 MB; default: 4k")
+    shared.add_pages(parser, "4k", "2m")
     parser.add_argument("--pcid", action="store_true", help="switches between processes flush nothing")
-    parser.add_argument("--sample", type=_share, default=1.0, metavar="SHARE", help="of the pages; default: 1, exact")
+    parser.add_argument(
+        "--sample",
+        type=shared.share,
+        default=1.0,
+        metavar="SHARE",
+        help="of the pages, as 0.01 or 1%%; default: 1, exact",
+    )
     parser.add_argument("--l1-sets", type=_sets, metavar="LIST", help="curves of the first level; default 4,8,...,64")
     parser.add_argument("--l2-sets", type=_sets, metavar="LIST", help="and of the second; default 32,64,...,512")
     parser.add_argument("--ways", type=shared.count(1), metavar="N", help="up to so many ways each; default: 32")

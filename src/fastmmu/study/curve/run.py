@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from fastmmu.errors import ConfigError
 from fastmmu.machine.identity import UNKNOWN, Origin
+from fastmmu.sizes import page_size
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.tlb.geometry import Array, Geometry, geometry, parse_array
 from fastmmu.trace.identity import AnyTrace, identified
@@ -120,6 +121,7 @@ def tlb_curve(
     :raises TraceError: the trace cannot be read.
     """
     g = geometry(tlb)
+    pages = page_size(pages)
     if pages not in SHIFT:
         raise ConfigError(f"pages {pages!r}: choose 4k or 2m")
     if g.replacement != ("lru", "lru"):

@@ -28,7 +28,7 @@ write protection of EPT entries, by the processor (PML), in a ring, or by write 
 EPILOG = """\
 examples:
   fastmmu migrate app.lackey.xz
-  fastmmu migrate app.npy --bandwidth 1e8 --downtime 0.005 --methods pml,shadow --plot rounds.svg
+  fastmmu migrate app.npy --bandwidth 5e8 --downtime 0.005 --methods pml,shadow --plot rounds.svg
 """
 
 
@@ -57,6 +57,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=shared.count(1), default=30, metavar="N", help="at most so many (30)")
     parser.add_argument("--ghz", type=_positive, default=3.0, metavar="N", help="clock of the processor (3)")
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (1G)")
+    parser.add_argument("--most-cycles", type=_positive, default=1e10, metavar="N",
+                        help="refuse what takes more modelled cycles of the guest (1e10, a minute or so)")  # fmt: skip
     shared.add_costs(parser)
     experiment.add_results(parser, "pages by round", "a row a round")
 
@@ -66,7 +68,8 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.study.migrate.run import Migration, Plan, migrate
     from fastmmu.study.migrate.table import migration_plot, migration_rows, migration_table
 
-    plan = Plan(bandwidth=options.bandwidth, downtime=options.downtime, rounds=options.rounds, ghz=options.ghz)
+    names = ("bandwidth", "downtime", "rounds", "ghz", "most_cycles")
+    plan = Plan(**{name: getattr(options, name) for name in names})
     experiment.check(options)
     costs = shared.cost_model(options)
 

@@ -26,7 +26,7 @@ SLICE = 2000  # events between two looks at the clock, near the end of a round
 KEPT = 1 << 24  # events of a trace that are kept for its next run; a longer one is read again
 RING = 4096
 PAGE = 4096
-MOST = 10**10  # events of a round: hours
+STEADY = 0.9  # a round sends so much of what the last sent: there will be as many as are allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ class Plan:
 
     bandwidth: bytes a second. downtime: seconds that the guest may stand still at the end. rounds: at most so many
     before it stands still all the same. ghz: clock that turns modelled cycles into seconds. warm: share of the trace
-    that runs before the migration begins. The trace begins anew where it ends meanwhile.
+    that runs before the migration begins. The trace begins anew where it ends meanwhile. most_cycles: modelled cycles
+    of the guest that may be simulated meanwhile; 10^10 are a minute or so. A migration that will take more is refused.
     """
 
     bandwidth: float = 1.25e9
@@ -43,9 +44,10 @@ class Plan:
     rounds: int = 30
     ghz: float = 3.0
     warm: float = 0.5
+    most_cycles: float = 1e10
 
     def __post_init__(self) -> None:
-        for name in ("bandwidth", "downtime", "ghz"):
+        for name in ("bandwidth", "downtime", "ghz", "most_cycles"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"Plan: {name}={getattr(self, name)!r} must be above 0")
         if self.rounds < 1 or not 0 <= self.warm <= 1:
@@ -138,7 +140,7 @@ def migrate(
     stops and the rest is sent.
 
     :param method: of ``study.schemes.MIGRATE``. :param progress: called with the number of events done.
-    :raises ConfigError: an unknown method; a round that would take hours to simulate. :raises TraceError: an empty
+    :raises ConfigError: an unknown method; more than ``plan.most_cycles`` to simulate. :raises TraceError: an empty
         trace.
     """
     fields = fields_of(method, METHODS, "method")
@@ -172,16 +174,11 @@ def migrate(
     rounds: list[Round] = []
     while True:
         seconds = pages * PAGE / plan.bandwidth
+        _check_cycles(plan, rounds, pages)
         start, exits, events_before = logged.cycles(), logged.exits(), done
         left = seconds * plan.ghz * 1e9
         while left > 0:
             rate = max(1.0, logged.cycles() / done) if done else 1.0
-            if left / rate > MOST:
-                raise ConfigError(
-                    f"Plan: at {plan.bandwidth:g} bytes a second round {len(rounds) + 1}, of {pages:,} pages, lasts "
-                    f"{seconds:.3g} s, in which the guest does more than {MOST:,} events; raise bandwidth (1.25e9 is "
-                    f"a link of 10 Gbit/s), or lower ghz={plan.ghz:g}"
-                )
             run(max(SLICE, int(left / rate / 2)))  # half of what is left at the rate until now: the end is not missed
             left = start + seconds * plan.ghz * 1e9 - logged.cycles()
         dirtied = int(np.count_nonzero(logged.run.machine.vmm.dirty_log(0)))
@@ -202,6 +199,22 @@ def migrate(
         base_exits=plain.exits() - begin_plain[1],
         base_cycles=plain.cycles() - begin_plain[0],
         origin=trace.origin(costs.identity, str(config.geometry)),
+    )
+
+
+def _check_cycles(plan: Plan, rounds: list[Round], pages: int) -> None:
+    """Refuse a migration of which the next round sends so many pages, if it takes too long to simulate."""
+    steady = bool(rounds) and pages >= STEADY * rounds[-1].pages
+    left = plan.rounds - len(rounds) if steady else 1
+    seconds = sum(r.seconds for r in rounds) + left * pages * PAGE / plan.bandwidth
+    if seconds * plan.ghz * 1e9 <= plan.most_cycles:
+        return
+    every = f"its {plan.rounds} rounds, of {pages:,} pages each, last"
+    many = every if left > 1 else f"round {len(rounds) + 1}, of {pages:,} pages, ends at"
+    raise ConfigError(
+        f"Plan: at {plan.bandwidth:g} bytes a second {many} {seconds:.3g} s of the guest, "
+        f"{seconds * plan.ghz * 1e9:.3g} cycles to simulate, more than most_cycles={plan.most_cycles:g}; raise "
+        f"bandwidth (1.25e9 is a link of 10 Gbit/s), lower ghz={plan.ghz:g} or rounds, or raise most_cycles"
     )
 
 

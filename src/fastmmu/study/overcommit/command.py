@@ -33,13 +33,7 @@ examples:
 
 
 def _shares(text: str) -> list[float]:
-    try:
-        found = [float(word.strip().removesuffix("%")) / 100 for word in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(0 < share <= 1 for share in found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of percentages above 0 and up to 100, as in 100%,50%")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(map(shared.share, text.split(","))))
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         type=_shares,
         default=[1.0, 0.75, 0.5, 0.25],
         metavar="LIST",
-        help="of what the guest takes of an unlimited host (100%%,75%%,50%%,25%%)",
+        help="of what the guest takes of an unlimited host: percent, or shares as 0.5 (100%%,75%%,50%%,25%%)",
     )
     parser.add_argument(
         "--reclaim", type=shared.words(RECLAIM), default=list(RECLAIM), metavar="LIST", help="clock, lru (both)"
