@@ -10,7 +10,7 @@
     vapic         its virtualization: TPR shadow, APIC-access page, virtual interrupts, posted interrupts
     interrupts    requests that reach its registers, its timer
     apic_access   what the guest does with it, and the interrupts that it gets between two instructions
-    apic_msr      of these, MOV of CR8, RDMSR, WRMSR
+    apic_msr      of it, CR8 and the MSRs: what exits, and what is done without a VMM
     tpr_patch     instructions that access the TPR, and the calls that replace them
     stale         the detector of missing flushes; `missing_flushes` is that for Python
     apic_py, vapic_py, vmentry_py, inv_operands_py, tpr_patch_py   these for Python

@@ -12,33 +12,35 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport realloc
 from libc.string cimport memcpy, memset
 
-from fastmmu.arch.msr cimport MSR_TSC_DEADLINE, X2_FIRST, X2_ICR
+from fastmmu.arch.msr cimport MSR_TSC_DEADLINE, X2_FIRST, X2_ICR, X2_SELF_IPI, X2_TPR
 from fastmmu.arch.ops cimport (
     OP_APIC_READ, OP_APIC_WRITE, OP_CR8_READ, OP_CR8_WRITE, OP_INTERRUPT_FLAG, OP_IPI, OP_MSR_READ, OP_MSR_WRITE,
     OP_TSC_DEADLINE,
 )
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport (
-    EXIT_EXTERNAL_INTERRUPT, EXIT_INTERRUPT_WINDOW, EXIT_IO_INSTRUCTION, EXIT_VMCALL, PRIMARY_INTERRUPT_WINDOW,
-    clear_exit_information,
+    EXIT_EXTERNAL_INTERRUPT, EXIT_INTERRUPT_WINDOW, EXIT_IO_INSTRUCTION, EXIT_RDMSR, EXIT_VMCALL, EXIT_WRMSR,
+    PRIMARY_INTERRUPT_WINDOW, clear_exit_information,
 )
 from fastmmu.cpu.access cimport Data, data_access, data_begin, data_size, data_store, data_value
 from fastmmu.cpu.apic cimport (
     APIC_BASE, APIC_EOI, APIC_ICR_HIGH, APIC_ICR_LOW, APIC_NONE, APIC_TPR, Ipi, apic_acknowledge, apic_mapped,
     apic_read, apic_receives, apic_write, apic_x2apic,
 )
-from fastmmu.cpu.apic_msr cimport cr8_access, msr_access
+from fastmmu.cpu.apic_msr cimport exited, msr_exits, physical_cr8, physical_msr, record_cr8
 from fastmmu.cpu.interrupts cimport (
-    HANDLER_IRQL, MAX_FRAMES, WAY_PATCH, Delivery, Frame, Interrupts, irq_accept, irq_elapse, irq_left, irq_noted,
-    irq_pass, irq_sent,
+    HANDLER_IRQL, MAX_FRAMES, NUMBER_CR8, WAY_PATCH, Delivery, Frame, Interrupts, irq_accept, irq_elapse, irq_left,
+    irq_noted, irq_pass, irq_sent,
 )
 from fastmmu.cpu.tpr_patch cimport (
     HIGH_HALF, SITE_BYTES, Patch, Site, patch_decode, patch_place, patch_polls, patch_record,
 )
-from fastmmu.cpu.vapic cimport vapic_deliver, vapic_posted
+from fastmmu.cpu.vapic cimport (
+    VAPIC_DONE, VAPIC_GP, vapic_deliver, vapic_posted, vapic_rdmsr, vapic_read_cr8, vapic_write_cr8, vapic_wrmsr,
+)
 from fastmmu.cpu.vcpu cimport (
-    ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT, DONE_EMULATED, DONE_OK, Vcpu, vcpu_abort,
-    vcpu_access, vcpu_exit, vcpu_load, vcpu_store,
+    ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, Vcpu,
+    vcpu_abort, vcpu_access, vcpu_exit, vcpu_load, vcpu_store,
 )
 from fastmmu.paging.memory cimport mem_holds
 
@@ -48,10 +50,6 @@ cdef enum:
 
 
 # ---- the guest's accesses ---------------------------------------------------------------------------------
-
-cdef inline int exited(int action) noexcept nogil:
-    return DONE_ABORT if action == ACT_ABORT else DONE_OK
-
 
 cdef int physical(Interrupts *irq, uint32_t offset, bint write, uint64_t value) noexcept nogil:
     # without a VMM: the page of the APIC itself
@@ -212,15 +210,63 @@ cdef int replacement(Interrupts *irq, uint32_t target, bint write, uint64_t valu
     return exited(vcpu_exit(v, EXIT_VMCALL))
 
 
+cdef int ended(Interrupts *irq, int outcome) noexcept nogil:
+    # of an operation that the processor virtualizes: its VM exit
+    cdef Vcpu *v = irq.v
+    if outcome == VAPIC_GP:
+        return DONE_GP
+    if outcome == VAPIC_DONE:
+        irq.value = irq.virt.data
+        return DONE_OK
+    clear_exit_information(&v.vmcs)
+    v.vmcs.exit_qualification = irq.virt.qualification
+    v.vmcs.operand = v.store_value
+    return exited(vcpu_exit(v, irq.virt.reason))
+
+
 cdef int irq_cr8(Interrupts *irq, bint write, uint64_t value) noexcept nogil:
-    # MOV to or from CR8
-    cdef int outcome = cr8_access(irq, write, value)
+    # MOV to or from CR8 by way of RDI or RAX. It is there in every mode of the APIC, and when that is disabled.
+    cdef Vcpu *v = irq.v
+    cdef int outcome
+    irq.c.writes += write
+    irq.c.reads += not write
+    irq.c.tpr_writes += write
+    irq.c.tpr_reads += not write
+    v.store_value = value
+    irq.number = NUMBER_CR8
+    irq.writes = write
+    if v.guest and not (irq.patch.in_use and irq.tpr_shadow):
+        outcome = ended(irq, vapic_write_cr8(&irq.virt, value, 7) if write else vapic_read_cr8(&irq.virt, 0))
+    elif write and value >> 4:
+        outcome = DONE_GP
+    else:
+        outcome = record_cr8(irq, write, value) if v.guest else physical_cr8(irq, write, value)
     return outcome if outcome else irq_boundary(irq)
 
 
 cdef int irq_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value) noexcept nogil:
     # RDMSR or WRMSR of the APIC
-    cdef int outcome = msr_access(irq, msr, write, value)
+    cdef Vcpu *v = irq.v
+    cdef int outcome
+    irq.c.writes += write
+    irq.c.reads += not write
+    if msr == X2_TPR:
+        irq.c.tpr_writes += write
+        irq.c.tpr_reads += not write
+    v.store_value = value
+    irq.number = msr
+    irq.writes = write
+    if not v.guest:
+        outcome = physical_msr(irq, msr, write, value)
+    elif msr_exits(irq, msr, write):
+        clear_exit_information(&v.vmcs)
+        v.vmcs.operand = msr
+        outcome = exited(vcpu_exit(v, EXIT_WRMSR if write else EXIT_RDMSR))
+    else:
+        outcome = vapic_wrmsr(&irq.virt, msr, value) if write else vapic_rdmsr(&irq.virt, msr)
+        if outcome == VAPIC_DONE and write and msr == X2_SELF_IPI:
+            irq_noted(irq, value)
+        outcome = ended(irq, outcome)
     return outcome if outcome else irq_boundary(irq)
 
 
