@@ -24,6 +24,7 @@ from fastmmu import (
     geometry,
     simulate,
 )
+from fastmmu.errors import WrongTypeError
 from fastmmu.machine.replay import Replay
 from fastmmu.report import rows
 from fastmmu.tlb.geometry import Array
@@ -178,7 +179,7 @@ def test_a_geometry_made_by_hand() -> None:
 def test_what_is_no_configuration(config: Any) -> None:
     for call in (lambda: simulate(TRACE, config), lambda: Simulation(config), lambda: Replay(TRACE, config),  # type: ignore[arg-type]
                  lambda: Machine(config)):  # fmt: skip
-        with pytest.raises(TypeError, match=r"^config=.*give fastmmu\.Config\("):
+        with pytest.raises(WrongTypeError, match=r"^config=.*give fastmmu\.Config\("):
             call()
     with pytest.raises((TypeError, ConfigError), match="Config"):
         Host([config])

@@ -25,6 +25,7 @@ from fastmmu import (
     Simulation,
     simulate,
 )
+from fastmmu.errors import WrongTypeError
 from tests.support.event_lists import ALL_SCHEMES, events, program, run, with_events
 
 VMM_SCHEMES = ALL_SCHEMES[1:]
@@ -293,9 +294,9 @@ class Plain:
         (OfAnInstance(), ConfigError, r"OfAnInstance.on_epd_violation: .*did you mean on_ept_violation\?"),
         (Unknown(), ConfigError, "Unknown.on_tuesday: there is no such VM exit.*a name of fastmmu.ExitReason"),
         (NoMethod(), ConfigError, r"NoMethod.on_cpuid: no function; give a method \(self, machine, exit\)"),
-        (Plain(), TypeError, "is no fastmmu.Policy: make its class one of fastmmu.Policy"),
-        (Misspelt, TypeError, r"is no fastmmu.Policy: give an instance, Misspelt\(\)"),
-        ("trap", TypeError, "policy='trap' is no fastmmu.Policy"),
+        (Plain(), WrongTypeError, "is no fastmmu.Policy: make its class one of fastmmu.Policy"),
+        (Misspelt, WrongTypeError, r"is no fastmmu.Policy: give an instance, Misspelt\(\)"),
+        ("trap", WrongTypeError, "policy='trap' is no fastmmu.Policy"),
         (lambda machine, exit: None, TypeError, "is no fastmmu.Policy"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get
 import msgspec
 import numpy as np
 
-from fastmmu.errors import ConfigError
+from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, Replacement, geometry
 
@@ -275,11 +275,11 @@ _DEFAULTS = msgspec.structs.asdict(Config())
 def as_config(config: object) -> Config:
     """The configuration that was given, None: the default one.
 
-    :raises TypeError: it is none.
+    :raises WrongTypeError: it is none.
     """
     if config is None:
         return Config()
     if not isinstance(config, Config):
         how = "**config" if isinstance(config, dict) else 'mmu="ept"'
-        raise TypeError(f"config={config!r} is a {type(config).__name__}; give fastmmu.Config({how})")
+        raise WrongTypeError(f"config={config!r} is a {type(config).__name__}; give fastmmu.Config({how})")
     return config

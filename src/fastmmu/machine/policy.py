@@ -6,7 +6,7 @@ import difflib
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastmmu._codes import Code
-from fastmmu.errors import ConfigError
+from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.exits import ExitReason
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ def policy_name(policy: object) -> str:
 def overridden(policy: object) -> dict[int, str]:
     """Exit reasons that a policy takes over, with the names of its methods.
 
-    :raises TypeError: it is no policy. :raises ConfigError: a method ``on_...`` of no exit reason, which nothing would
-        call; or one that cannot be called.
+    :raises WrongTypeError: it is no policy. :raises ConfigError: a method ``on_...`` of no exit reason, which nothing
+        would call; or one that cannot be called.
     """
     if policy is None:
         return {}
@@ -149,7 +149,7 @@ def overridden(policy: object) -> dict[int, str]:
             if isinstance(policy, type)
             else "make its class one of fastmmu.Policy"
         )
-        raise TypeError(f"policy={policy!r} is no fastmmu.Policy: {hint}")
+        raise WrongTypeError(f"policy={policy!r} is no fastmmu.Policy: {hint}")
     own = dict.fromkeys([*vars(policy), *(name for kind in type(policy).__mro__ for name in vars(kind))])
     found = {}
     for name in own:
