@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +13,9 @@ from fastmmu.paging.memory import PhysicalMemory
 __all__ = ["PAGE", "from_pages"]
 
 PAGE = 4096
+BLOCK = 1 << 21  # bytes of a huge page
+_DENSE = 384  # of the 512 pages of a block
+_MOST = 1000  # ranges asked for: each is an entry in the host's list of mappings, which has room for 65,530
 
 
 def from_pages(pfn: npt.ArrayLike, pages: npt.ArrayLike, nbytes: int | None = None) -> PhysicalMemory:
@@ -36,5 +41,19 @@ def from_pages(pfn: npt.ArrayLike, pages: npt.ArrayLike, nbytes: int | None = No
     if len(numbers) < len(frames):
         raise ConfigError(f"page frame {int(numbers[counts > 1][0]):#x} is given more than once")
     memory = PhysicalMemory(size)
+    for start, stop in _dense(numbers):
+        memory.advise_huge_pages(start * BLOCK, stop * BLOCK)
     memory.u8[: size // PAGE * PAGE].reshape(-1, PAGE)[frames] = contents
     return memory
+
+
+def _dense(frames: npt.NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
+    """Ranges of blocks of 2 MB that are nearly full, the longest ones; frames: ascending."""
+    blocks, pages = np.unique(frames >> 9, return_counts=True)
+    full = blocks[pages >= _DENSE].astype(np.int64)
+    if not len(full):
+        return []
+    first = np.flatnonzero(np.diff(full, prepend=full[0] - 2) > 1)
+    behind = np.append(first[1:], len(full)) - 1
+    ranges = sorted(zip(full[first].tolist(), (full[behind] + 1).tolist(), strict=True), key=lambda r: r[0] - r[1])
+    return ranges[:_MOST]

@@ -6,9 +6,10 @@ privilege, so that a shadowing VMM traps it as it would in life. A page cleared 
 """
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport FRAME, PCD, PS, PWT, RW, US, XD, A, D, G, P
 from fastmmu.arch.pferr cimport PF_P, PF_W
 from fastmmu.arch.registers cimport CR3_NO_FLUSH
@@ -20,6 +21,7 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_EMULATED,
     DONE_OK, Vcpu, vcpu_abort, vcpu_access, vcpu_load, vcpu_store,
 )
+from fastmmu.paging.huge_pages cimport huge_ahead
 from fastmmu.paging.memory cimport mem_read64, mem_write64
 
 cdef enum:
@@ -36,7 +38,7 @@ cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_thresho
     k.thp_threshold = thp_threshold
     k.pcid = pcid
     k.next_block = BLOCK                        # the first 2 MB stay unused, as on a PC
-    k.count = <uint16_t *> calloc((guest.nbytes >> 12) + 1, sizeof(uint16_t))
+    k.count = <uint16_t *> zeroed((guest.nbytes >> 12) + 1, sizeof(uint16_t))
     return -1 if k.count == NULL else 0
 
 
@@ -48,7 +50,7 @@ cdef void kernel_load(GuestKernel *k, Vcpu *v, GuestCounters *c, uint32_t *curre
 
 
 cdef void kernel_free(GuestKernel *k) noexcept nogil:
-    free(k.count)
+    zeroed_free(k.count)
     free(k.root)
     free(k.free_4k.frame)
     free(k.free_2m.frame)
@@ -150,6 +152,8 @@ cdef int new_table(GuestKernel *k, uint64_t *table) noexcept nogil:
     table[0] = new_frame(k, &k.free_tables, &k.table_next, &k.table_end)
     if table[0] == NO_FRAME:
         return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
+    if not table[0] & (BLOCK - 1) and table[0] != BLOCK:
+        huge_ahead(&k.guest, table[0])          # tables fill it, as they filled the first block
     k.count[table[0] >> 12] = 0
     return clear(k, table[0], True)
 

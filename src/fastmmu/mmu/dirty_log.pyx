@@ -1,8 +1,9 @@
 """Dirty logging: which pages the guest has written (kvm_policy.md §4.1, §4.2)."""
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc
 
+from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport PS
 from fastmmu.arch.types cimport gfn_t, gpa_t, hpa_t
 from fastmmu.mmu.memslots cimport Memslot, Ring, gfn_to_memslot, mark_dirty, slot_hpa, slot_huge
@@ -119,7 +120,7 @@ cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept n
     cdef gfn_t gfn
     if slot.dirty != NULL:
         return 0
-    slot.dirty = <uint64_t *> calloc((slot.npages >> 6) + 1, sizeof(uint64_t))
+    slot.dirty = <uint64_t *> zeroed((slot.npages >> 6) + 1, sizeof(uint64_t))
     if slot.dirty == NULL:
         return -1
     slot.ring = &mmu.slots.ring if mmu.slots.ring.size else NULL
@@ -142,7 +143,7 @@ cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept n
 cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil:
     # rights that logging took come back one by one, by the faults that miss them
     cdef Memslot *slot = &mmu.slots.slot[number]
-    free(slot.dirty)
+    zeroed_free(slot.dirty)
     slot.dirty = NULL
     slot.ring = NULL
     mmu.slots.generation += 1

@@ -1,9 +1,10 @@
 """Memory slots: making and deleting them; the order in which their pages were used."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memset
 
+from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.types cimport gfn_t, hpa_t
 
 
@@ -36,9 +37,9 @@ cdef void slots_delete(Memslots *s, int number) noexcept nogil:
             if host_holds(slot.host[page]):
                 s.resident -= 1
                 order_drop(s, (slot.hpa - s.base >> 12) + page)
-    free(slot.host)
-    free(slot.dirty)
-    free(slot.group)
+    zeroed_free(slot.host)
+    zeroed_free(slot.dirty)
+    zeroed_free(slot.group)
     memset(slot, 0, sizeof(Memslot))
     s.generation += 1
 
@@ -46,16 +47,16 @@ cdef void slots_delete(Memslots *s, int number) noexcept nogil:
 cdef int slots_untouched(Memslots *s, int number) noexcept nogil:
     # from now on the host gives each page at its first touch; -1 where memory does not suffice
     cdef Memslot *slot = &s.slot[number]
-    slot.host = <uint8_t *> calloc(slot.npages + 1, 1)
+    slot.host = <uint8_t *> zeroed(slot.npages + 1, 1)
     return -1 if slot.host == NULL else 0
 
 
 cdef int slots_order(Memslots *s) noexcept nogil:
     # from now on the order of use is kept; -1 where memory does not suffice
     cdef Recency *r = &s.recency
-    r.older = <uint64_t *> calloc(s.frames + 1, sizeof(uint64_t))
-    r.newer = <uint64_t *> calloc(s.frames + 1, sizeof(uint64_t))
-    r.seen = <uint32_t *> calloc(s.frames + 1, sizeof(uint32_t))
+    r.older = <uint64_t *> zeroed(s.frames + 1, sizeof(uint64_t))
+    r.newer = <uint64_t *> zeroed(s.frames + 1, sizeof(uint64_t))
+    r.seen = <uint32_t *> zeroed(s.frames + 1, sizeof(uint32_t))
     return -1 if r.older == NULL or r.newer == NULL or r.seen == NULL else 0
 
 
@@ -93,12 +94,12 @@ cdef void order_drop(Memslots *s, uint64_t frame) noexcept nogil:
 cdef void slots_free(Memslots *s) noexcept nogil:
     cdef int i
     for i in range(s.n):
-        free(s.slot[i].host)
-        free(s.slot[i].dirty)
-        free(s.slot[i].group)
-    free(s.recency.older)
-    free(s.recency.newer)
-    free(s.recency.seen)
-    free(s.written)
+        zeroed_free(s.slot[i].host)
+        zeroed_free(s.slot[i].dirty)
+        zeroed_free(s.slot[i].group)
+    zeroed_free(s.recency.older)
+    zeroed_free(s.recency.newer)
+    zeroed_free(s.recency.seen)
+    zeroed_free(s.written)
     free(s.group)
     memset(s, 0, sizeof(Memslots))

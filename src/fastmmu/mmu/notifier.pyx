@@ -1,8 +1,9 @@
 """The MMU notifier: pages that the host takes away while the guest runs, or merges (kvm_policy.md §6)."""
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, realloc
+from libc.stdlib cimport realloc
 
+from fastmmu._zeroed cimport zeroed
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.memslots cimport HOST_SHARED, Memslot, order_drop, slot_hpa
 from fastmmu.mmu.mmu cimport Mmu, id_index, id_owner, mmu_frame, mmu_owe_flush, rmap_next, rmap_spte
@@ -52,7 +53,7 @@ cdef int host_merge(Mmu *mmu, Memslot *slot, const uint64_t *page, uint32_t n) n
     cdef uint32_t i
     cdef gfn_t gfn
     if slot.group == NULL:
-        slot.group = <uint32_t *> calloc(slot.npages + 1, sizeof(uint32_t))
+        slot.group = <uint32_t *> zeroed(slot.npages + 1, sizeof(uint32_t))
     grown = realloc(mmu.slots.group, (mmu.slots.groups + 1) * sizeof(uint32_t))
     if grown != NULL:
         mmu.slots.group = <uint32_t *> grown

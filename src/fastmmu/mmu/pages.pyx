@@ -4,9 +4,10 @@ Free functions over the struct ``Mmu``; the machine layer drives them. Rules: kv
 """
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 
+from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport Mem, gfn_t, gpa_t, hpa_t
 from fastmmu.mmu.invariant cimport invariant
@@ -17,6 +18,7 @@ from fastmmu.mmu.mmu cimport (
 )
 from fastmmu.mmu.rmap cimport mmu_write_protect, rmap_zap, spte_set
 from fastmmu.mmu.spte cimport spte_format, spte_table
+from fastmmu.paging.huge_pages cimport HUGE_PAGE, huge_ahead
 
 cdef enum:
     MIN_FREE = 5
@@ -38,15 +40,15 @@ cdef int mmu_init(Mmu *mmu, Mem *mem, hpa_t base, uint64_t nbytes, int format, b
     mmu.bucket_mask = 4095
     while mmu.bucket_mask < mmu.slots.frames:
         mmu.bucket_mask = 2 * mmu.bucket_mask + 1
-    # calloc: untouched parts take no memory; heads are stored as id + 1, so that zero is "none"
-    mmu.bucket = <uint32_t *> calloc(mmu.bucket_mask + 1, sizeof(uint32_t))
-    mmu.rmap = <uint32_t *> calloc(mmu.slots.frames + 1, sizeof(uint32_t))
-    mmu.rmap_large = <uint32_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint32_t))
-    mmu.tables_in = <uint16_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint16_t))
-    mmu.rmap_n = <uint32_t *> calloc(mmu.slots.frames + 1, sizeof(uint32_t))
-    mmu.rmap_large_n = <uint32_t *> calloc((mmu.slots.frames >> 9) + 1, sizeof(uint32_t))
-    mmu.slots.written = <uint64_t *> calloc((mmu.slots.frames >> 6) + 1, sizeof(uint64_t))
-    mmu.owner = <uint32_t *> calloc((pool_end - pool >> 12) + 1, sizeof(uint32_t))
+    # untouched parts take no memory; heads are stored as id + 1, so that zero is "none"
+    mmu.bucket = <uint32_t *> zeroed(mmu.bucket_mask + 1, sizeof(uint32_t))
+    mmu.rmap = <uint32_t *> zeroed(mmu.slots.frames + 1, sizeof(uint32_t))
+    mmu.rmap_large = <uint32_t *> zeroed((mmu.slots.frames >> 9) + 1, sizeof(uint32_t))
+    mmu.tables_in = <uint16_t *> zeroed((mmu.slots.frames >> 9) + 1, sizeof(uint16_t))
+    mmu.rmap_n = <uint32_t *> zeroed(mmu.slots.frames + 1, sizeof(uint32_t))
+    mmu.rmap_large_n = <uint32_t *> zeroed((mmu.slots.frames >> 9) + 1, sizeof(uint32_t))
+    mmu.slots.written = <uint64_t *> zeroed((mmu.slots.frames >> 6) + 1, sizeof(uint64_t))
+    mmu.owner = <uint32_t *> zeroed((pool_end - pool >> 12) + 1, sizeof(uint32_t))
     if (mmu.bucket == NULL or mmu.rmap == NULL or mmu.rmap_large == NULL or mmu.tables_in == NULL
             or mmu.owner == NULL or mmu.rmap_n == NULL or mmu.rmap_large_n == NULL or mmu.slots.written == NULL):
         mmu_free(mmu)
@@ -64,13 +66,13 @@ cdef void mmu_free(Mmu *mmu) noexcept nogil:
         free(mmu.sp[i].next)
     free(mmu.sp)
     free(mmu.freed)
-    free(mmu.bucket)
-    free(mmu.rmap)
-    free(mmu.rmap_large)
-    free(mmu.rmap_n)
-    free(mmu.rmap_large_n)
-    free(mmu.tables_in)
-    free(mmu.owner)
+    zeroed_free(mmu.bucket)
+    zeroed_free(mmu.rmap)
+    zeroed_free(mmu.rmap_large)
+    zeroed_free(mmu.rmap_n)
+    zeroed_free(mmu.rmap_large_n)
+    zeroed_free(mmu.tables_in)
+    zeroed_free(mmu.owner)
     slots_free(&mmu.slots)
     memset(mmu, 0, sizeof(Mmu))
 
@@ -90,6 +92,8 @@ cdef hpa_t new_page(Mmu *mmu) noexcept nogil:
         hpa = mmu.freed[mmu.n_freed]
     elif mmu.pool + 4096 <= mmu.pool_end:
         hpa = mmu.pool
+        if not hpa & (HUGE_PAGE - 1) and hpa - mmu.pool_start >= HUGE_PAGE:
+            huge_ahead(mmu.mem, hpa)            # tables fill it, as they filled the one before
         mmu.pool += 4096
     else:
         return ONES

@@ -31,6 +31,8 @@ cdef class PhysicalMemory:
     cdef readonly object u8
     cdef readonly object u64
     cdef readonly bint writable
+    cdef uint64_t looked_up     # addresses translated in it
+    cdef uint64_t next_look     # when as many are, it is looked where the tables are (huge_pages.pxd); ONES: never
     cdef object _owner
     cdef void _bind(self, object u8) except *
     cdef uint64_t place(self, address) except? 0xBAD

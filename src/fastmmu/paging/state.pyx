@@ -206,6 +206,9 @@ cdef class Pml:
     def index(self, value):
         self.next = within("PML index", value, 0, 0xFFFF)
 
+    def __reduce__(self):
+        return Pml, (self.base, self.next)
+
     def __repr__(self):
         return f"Pml({self.base:#x}, index={self.next})"
 

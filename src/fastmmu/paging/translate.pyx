@@ -5,13 +5,14 @@ import threading
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastmmu._arguments cimport shown, within
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport Ept, Paging, Walk
 from fastmmu.paging.batch cimport Batch, Region, batch_size, batch_work, query_init
+from fastmmu.paging.huge_pages cimport huge_where_walked
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState, access_code, prepare
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
@@ -132,6 +133,12 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
         PyBuffer_Release(&batch.va)
         PyObject_GetBuffer(addresses.copy(), &batch.va, PyBUF_SIMPLE)
     query_init(&batch.b.query, &mem.mem, &batch.paging, &batch.ept if eptp is not None else NULL, acc)
+    mem.looked_up += batch.b.n
+    if mem.looked_up >= mem.next_look:          # 1, 4, 16, ... million addresses
+        mem.next_look <<= 2
+        with nogil:
+            huge_where_walked(batch.b.query.m, batch.b.query.g, batch.b.query.e, acc, <const uint64_t *> batch.va.buf,
+                              batch.b.n, <uint32_t> (mem.looked_up >> 16))
     if most == 1:
         batch.b.chunk = batch.b.n
         batch.reserve(1)

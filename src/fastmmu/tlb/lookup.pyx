@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
     BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, TLB_PAGE, TlbContext, insert, set_at,
@@ -206,11 +207,11 @@ cdef Tlb *tlb_new(uint32_t max_id) noexcept nogil:
     t.next_id = 1
     t.eptrta = NO_EPT
     t.grow = tlb_grow
-    t.ctx = <TlbContext *> calloc(max_id + 1, sizeof(TlbContext))
-    t.state = <uint8_t *> calloc(1 << 16, 1)
-    t.free_ids = <uint16_t *> calloc(max_id + 1, 2)
-    t.live_ids = <uint16_t *> calloc(max_id + 2, 2)
-    t.bucket = <uint16_t *> calloc(BUCKETS, 2)
+    t.ctx = <TlbContext *> zeroed(max_id + 1, sizeof(TlbContext))
+    t.state = <uint8_t *> zeroed(1 << 16, 1)
+    t.free_ids = <uint16_t *> zeroed(max_id + 1, 2)
+    t.live_ids = <uint16_t *> zeroed(max_id + 2, 2)
+    t.bucket = <uint16_t *> zeroed(BUCKETS, 2)
     for i in range(KINDS):
         t.key[i] = NO_CONTEXT << 2
     for i in range(UNITS):
@@ -226,12 +227,12 @@ cdef void tlb_free(Tlb *t) noexcept nogil:
     if t == NULL:
         return
     for i in range(t.arrays):
-        free(t.array[i].memory)
-    free(t.ctx)
-    free(t.state)
-    free(t.free_ids)
-    free(t.live_ids)
-    free(t.bucket)
+        zeroed_free(t.array[i].memory)
+    zeroed_free(t.ctx)
+    zeroed_free(t.state)
+    zeroed_free(t.free_ids)
+    zeroed_free(t.live_ids)
+    zeroed_free(t.bucket)
     free(t)
 
 
@@ -253,7 +254,7 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
     a.unit = unit
     a.classes = classes
     a.shift = 21 if unit == PSC or unit == EPSC else 12
-    a.memory = calloc((<uint64_t> sets << a.log) + 64 + 2 * 64 * 8, 1)
+    a.memory = zeroed((<uint64_t> sets << a.log) + 64 + 2 * 64 * 8, 1)
     if a.memory == NULL:
         return -1
     a.base = <uint8_t *> ((<uintptr_t> a.memory + 63) & ~<uintptr_t> 63)    # cache lines
@@ -327,7 +328,7 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
                 to.way[way] = x.way[w]
                 to.way[new.pad + way] = x.way[a.pad + w]
                 on_fill(&new, to, way)
-    free(a.memory)
+    zeroed_free(a.memory)
     a[0] = new
     for i in range(4):
         if t.port[i].l1 != NULL and t.port[i].l1.by[0] == a:
