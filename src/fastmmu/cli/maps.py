@@ -94,8 +94,8 @@ def _show(options: argparse.Namespace, rows: MappingIterator, head: str, *, ept:
             count += 1
             yield each
 
-    for number, text in enumerate(mappings.lines(counted(), ept=ept)):
-        terminal.say(text if number else f"\n{mappings.heading(ept=ept)}\n{text}")
+    for number, text in enumerate(mappings.lines(counted(), ept=ept, width=terminal.width())):
+        terminal.say(text if number else f"\n{mappings.heading(ept=ept, width=terminal.width())}\n{text}")
     terminal.say(f"\n{rows.rows:,} pages in {count:,} ranges{', interrupted' if steps.happened else ''}")
     if rows.truncated:
         terminal.say("there are more: --limit ended the list")

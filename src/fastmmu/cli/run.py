@@ -47,7 +47,7 @@ def handle(options: argparse.Namespace) -> int:
 
     def show(results: list[Result], _: list[str]) -> None:
         for result in results:
-            terminal.say(single(result, colour=terminal.colour()) + "\n")
+            terminal.say(single(result, width=terminal.width(), colour=terminal.colour()) + "\n")
 
     fields = shared.config_fields(options)
     return run_all(options, [Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)], show)

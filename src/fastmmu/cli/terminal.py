@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, TextIO
 
 from fastmmu.cli import interruption
+from fastmmu.report.table import prose
 
 __all__ = ["STDOUT", "binary", "colour", "complain", "drop", "flush", "hold", "put", "say", "width"]
 
@@ -34,8 +35,12 @@ def colour(stream: TextIO | None = None) -> bool:
 def say(text: str) -> None:
     """Print to standard output, with ASCII in place of what its encoding has not.
 
+    Lines too long for a terminal are split between words.
+
     :raises OSError: that cannot be written to; it is its ``filename``.
     """
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        text = "\n".join(part for line in text.split("\n") for part in prose(line, width()))
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

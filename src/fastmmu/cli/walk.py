@@ -112,10 +112,10 @@ def _show(options: argparse.Namespace, state: GuestState, result: Walk, eptp: in
     colour = terminal.colour()
     for line in walkview.heading(result, state, eptp):
         terminal.say(line)
-    lines = walkview.steps(result, colour=colour) if options.steps else walkview.picture(result)
+    lines = walkview.steps(result, width=terminal.width(), colour=colour) if options.steps else walkview.picture(result)
     if not options.steps and max(map(len, lines), default=0) > terminal.width():
         terminal.say(f"(the picture needs {max(map(len, lines))} columns; a line a reference instead)\n")
-        lines = walkview.steps(result, colour=colour)
+        lines = walkview.steps(result, width=terminal.width(), colour=colour)
     elif not options.steps:
         lines = walkview.picture(result, colour=colour)
     terminal.say("\n".join(["", *lines, ""]))
@@ -128,6 +128,6 @@ def _write_json(path: str, result: Walk, command: str) -> None:
 
     text = json.dumps({**made_by(command), **walkview.as_dict(result)}, indent=2) + "\n"
     if path == "-":
-        terminal.say(text.rstrip("\n"))
+        terminal.put(text)
     else:
         write_whole(path, text.encode())

@@ -30,7 +30,7 @@ def comparison(
     for i, group in enumerate(groups, 1):
         lines = _heading(group, results, colour)
         for columns in _layout(group, width):
-            lines += [*_lines(group, columns, colour), ""]
+            lines += [*_lines(group, columns, width, colour), ""]
         lines.pop()
         if not all(result.complete for result in group):
             lines.append("* interrupted: figures of the part that was simulated")
@@ -91,8 +91,9 @@ def _table(results: Sequence[Result], columns: _Columns) -> list[list[Cell] | No
     return rows
 
 
-def _lines(results: Sequence[Result], columns: _Columns, colour: bool) -> list[str]:
-    return render([column for column, _ in columns], _table(results, columns), colour=colour)
+def _lines(results: Sequence[Result], columns: _Columns, width: int, colour: bool) -> list[str]:
+    titles, rows = [column for column, _ in columns], _table(results, columns)
+    return render(titles, rows, width=width, keep=len(_labels(results)), colour=colour)
 
 
 def _labels(results: Sequence[Result]) -> _Columns:

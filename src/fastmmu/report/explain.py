@@ -36,10 +36,11 @@ Entries invalidated by a flush, by structure; refills: walks for a translation t
 dirty flag did not suffice."""
 
 
-def explain(results: Sequence[Result], *, colour: bool = False) -> str:
+def explain(results: Sequence[Result], *, width: int = 120, colour: bool = False) -> str:
     """The counters of tlb.md §8 as text, for each run.
 
-    :param results: with ``tlb`` counters, as :func:`fastmmu.simulate` gives them. :param colour: with ANSI escapes.
+    :param results: with ``tlb`` counters, as :func:`fastmmu.simulate` gives them. :param width: characters of a line.
+        :param colour: with ANSI escapes.
     """
     lines: list[str] = []
     for result in results:
@@ -47,7 +48,7 @@ def explain(results: Sequence[Result], *, colour: bool = False) -> str:
             continue
         pages = f", pages {result.config.pages}" if len({other.config.pages for other in results}) > 1 else ""
         lines += ["", paint(f"TLB of {result.config.name}{pages}", "bold", colour), ""]
-        lines += [*_structures(result, colour), "", *_causes(result, colour)]
+        lines += [*_structures(result, width, colour), "", *_causes(result, width, colour)]
         if result.tlb["survivals"]:
             exits = 2 * result.counters["vm_exits"]
             each = f", {result.tlb['survivals'] / exits:.0f} each" if exits else ""
@@ -55,9 +56,9 @@ def explain(results: Sequence[Result], *, colour: bool = False) -> str:
     return "\n".join([*lines, "", _NOTE]) if lines else ""
 
 
-def _structures(result: Result, colour: bool) -> list[str]:
+def _structures(result: Result, width: int, colour: bool) -> list[str]:
     columns = [Column("structure", align="<"), Column("lookups"), Column("misses"), Column("rate")]
-    columns += [Column(size, "hits by page size or level") for size in ("4k", "2m", "1g")]
+    columns += [Column(size, "hits by size, level") for size in ("4k", "2m", "1g")]
     columns += [Column("fills"), Column("evicted")]
     rows: list[list[Cell] | None] = []
     for unit, title in UNITS.items():
@@ -72,10 +73,10 @@ def _structures(result: Result, colour: bool) -> list[str]:
             named = [_count(n) for _, n in hits[:3]]
         rows.append([Cell(title), _count(c["lookups"]), _count(c["misses"]), Cell(rate), *named, _count(c["fills"]),
                      _count(c["evictions"])])  # fmt: skip
-    return render(columns, rows, colour=colour)
+    return render(columns, rows, width=width, colour=colour)
 
 
-def _causes(result: Result, colour: bool) -> list[str]:
+def _causes(result: Result, width: int, colour: bool) -> list[str]:
     by = result.tlb["invalidated"]
     units = [unit for unit in UNITS if any(found.get(unit) for found in by.values())]
     columns = [Column("invalidated by", align="<"), Column("times")]
@@ -85,7 +86,7 @@ def _causes(result: Result, colour: bool) -> list[str]:
          _count(result.tlb["refill_misses"].get(cause, 0))]
         for cause, times in result.tlb["flushes"].items()
     ]  # fmt: skip
-    return render(columns, rows, colour=colour) if rows else ["Nothing was invalidated."]
+    return render(columns, rows, width=width, colour=colour) if rows else ["Nothing was invalidated."]
 
 
 def _cause(cause: str) -> str:

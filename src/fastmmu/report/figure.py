@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import io
 import os
 from collections.abc import Iterator
@@ -12,9 +13,44 @@ from typing import Any
 from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.report.files import check_target, write_whole
 
-__all__ = ["PICTURES", "check_picture", "picture"]
+__all__ = ["PICTURES", "check_picture", "picture", "series", "styles"]
 
 PICTURES = ("png", "svg", "pdf")
+
+_TEN = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (7, 2, 1, 2)))
+_MARKERS = "osD^vPX*<>"
+_IN_AXES = 10  # entries of a legend that may cover part of the curves
+
+
+def styles(n: int) -> list[dict[str, Any]]:
+    """Colour, dashes and marker of `n` series: no two have the same colour, or look alike without colours.
+
+    Up to ten have matplotlib's own colours. More go round the circle of hues, neighbours in another lightness.
+    """
+    if n <= len(_TEN):
+        colours = list(_TEN[:n])
+    else:
+        tones = ((0.95, 0.60), (0.60, 0.85), (1.0, 0.95))  # saturation, value
+        hsv = [(i / n, *tones[i % len(tones)]) for i in range(n)]
+        colours = ["#" + "".join(f"{round(255 * c):02x}" for c in colorsys.hsv_to_rgb(*each)) for each in hsv]
+    return [
+        {
+            "color": colour,
+            "linestyle": _DASHES[i // len(_MARKERS) % len(_DASHES)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+        }
+        for i, colour in enumerate(colours)
+    ]
+
+
+def series(axes: Any) -> None:
+    """The legend of axes; beside them where it has too many entries to stand in them."""
+    many = len(axes.get_legend_handles_labels()[1])
+    if many > _IN_AXES:
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    elif many:
+        axes.legend(fontsize="small")
 
 
 def check_picture(path: str | os.PathLike[str]) -> str:

@@ -90,22 +90,22 @@ def _merged(rows: Rows) -> Iterator[Range]:
         )
 
 
-def lines(found: Iterable[Range], *, ept: bool) -> Iterator[str]:
+def lines(found: Iterable[Range], *, ept: bool, width: int = 120) -> Iterator[str]:
     """A line a range, under :func:`heading`; many alike at equal distances are one line and a word on the others."""
     run: list[Range] = []  # the first of those alike
     last, count = None, 0
     for each in found:
         if not (last and each.like(last) and (count == 1 or each.va - last.va == run[1].va - run[0].va)):
-            yield from _run(run, last, count, ept)
+            yield from _run(run, last, count, ept, width)
             run, count = [], 0
         if count < SHOWN:
             run.append(each)
         last, count = each, count + 1
-    yield from _run(run, last, count, ept)
+    yield from _run(run, last, count, ept, width)
 
 
-def _run(run: list[Range], last: Range | None, count: int, ept: bool) -> Iterator[str]:
-    yield from (line(each, ept=ept) for each in (run if count <= SHOWN else run[:1]))
+def _run(run: list[Range], last: Range | None, count: int, ept: bool, width: int) -> Iterator[str]:
+    yield from (line(each, ept=ept, width=width) for each in (run if count <= SHOWN else run[:1]))
     if last and count > SHOWN:
         stride = size_name(run[1].va - run[0].va)
         yield f"  and {count - 1:,} more like it, one every {stride}, the last at {address(last.va)}"
@@ -115,17 +115,28 @@ SHOWN = 4  # ranges alike that are shown each by itself
 _WIDTHS = (40, 10, 17, 6, 4)
 
 
-def heading(*, ept: bool) -> str:
+def _fits(ept: bool, width: int) -> bool:
+    return sum(_WIDTHS) + 2 * (len(_WIDTHS) + ept) + 14 * (1 + ept) <= width
+
+
+def heading(*, ept: bool, width: int = 120) -> str:
     """Titles over the lines of :func:`line`."""
+    if not _fits(ept, width):
+        return f"linear addresses\n  bytes, pages, rights, type; {'guest-physical, ' if ept else ''}physical"
     titles = [f"{'linear addresses':{_WIDTHS[0]}}", f"{'bytes':>{_WIDTHS[1]}}", f"{'pages':>{_WIDTHS[2]}}"]
     return "  ".join([*titles, "rights", "type", *(["guest-physical"] if ept else []), "physical"])
 
 
-def line(found: Range, *, ept: bool) -> str:
-    """One range; `+` behind the physical address: the pages lie elsewhere one by one."""
+def line(found: Range, *, ept: bool, width: int = 120) -> str:
+    """One range, on two lines where `width` is too little; `+` behind the physical address: the pages lie elsewhere one
+    by one."""
     last = found.va + found.size - 1
     pages = f"{found.size // found.page:,} x {size_name(found.page)}"
     where = f"{address(found.pa)}{'' if found.contiguous else ' +'}"
+    if not _fits(ept, width):
+        guest = f"{address(found.gpa)}, " if ept else ""
+        kind = f"{size_name(found.size)}, {pages}, {found.rights}, {found.memory_type}"
+        return f"{address(found.va)}..{address(last)}\n  {kind}; {guest}{where}"
     parts = [f"{f'{address(found.va)}..{address(last)}':{_WIDTHS[0]}}", f"{size_name(found.size):>{_WIDTHS[1]}}"]
     parts += [f"{pages:>{_WIDTHS[2]}}", f"{found.rights:{_WIDTHS[3]}}", f"{found.memory_type:{_WIDTHS[4]}}"]
     return "  ".join([*parts, *([f"{address(found.gpa):14}"] if ept else []), where])

@@ -150,8 +150,8 @@ def _draw(row: _Row, first: str, widths: Sequence[int], last_at: int, stopped: s
     return [line.rstrip() for line in lines if line.strip()]
 
 
-def steps(walk: Walk, *, colour: bool = False) -> list[str]:
-    """The references of a walk as a table, a line each."""
+def steps(walk: Walk, *, width: int = 120, colour: bool = False) -> list[str]:
+    """The references of a walk as a table, a line each; in parts where `width` is too little."""
     references = _references(walk)
     if not references:
         return []
@@ -177,6 +177,6 @@ def steps(walk: Walk, *, colour: bool = False) -> list[str]:
         ):
             table.append(None)
         table.append([Cell(text) for text in row])
-    lines = render(columns, table, colour=colour)
+    lines = render(columns, table, width=width, keep=2, colour=colour)
     lines[-1] += _stopped(walk)
     return lines

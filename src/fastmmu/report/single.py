@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastmmu.machine.costs import exits_by_class
 from fastmmu.machine.result import Result
-from fastmmu.report.table import paint
+from fastmmu.report.table import Cell, Column, paint, render
 from fastmmu.report.words import cause_name, reason_title, settings
 
 __all__ = ["single"]
 
 
-def single(result: Result, *, colour: bool = False) -> str:
-    """Counters, exits by reason, and modelled cycles by cause, as text."""
+def single(result: Result, *, width: int = 120, colour: bool = False) -> str:
+    """Counters, exits by reason, and modelled cycles by cause, as text.
+
+    :param width: characters of a line. :param colour: with ANSI escapes.
+    """
     counters = result.counters
     head = f"{result.trace or 'trace'}, {result.config.name}, pages {result.config.pages}; {settings(result)}"
     lines = [paint(head, "bold", colour)]
     if not result.complete:
         lines.append("interrupted: figures of the part that was simulated")
-    lines += ["", *_block("counters", {k: v for k, v in counters.items() if not isinstance(v, dict)}, colour)]
+    lines += ["", *_block("counters", {k: v for k, v in counters.items() if not isinstance(v, dict)}, width, colour)]
     reasons = {f"{k} ({reason_title(k)})": n for k, n in counters["exits_by_reason"].items() if n}
     if reasons:
-        lines += ["", *_block("VM exits by reason", reasons, colour)]
+        lines += ["", *_block("VM exits by reason", reasons, width, colour)]
     kinds = {cause_name(f"exit:{kind}", mmu=result.config.mmu): n for kind, n in exits_by_class(counters).items()}
     if kinds:
-        lines += ["", *_block("VM exits by what the VMM did", kinds, colour)]
-    lines += ["", *_cycles(result, colour)]
+        lines += ["", *_block("VM exits by what the VMM did", kinds, width, colour)]
+    lines += ["", *_cycles(result, width, colour)]
     lines += [
         "",
         f"simulated in {result.seconds:.2f} s: {result.accesses_per_second / 1e6:.1f} million accesses a second",
@@ -32,18 +37,32 @@ def single(result: Result, *, colour: bool = False) -> str:
     return "\n".join([*lines, *result.notes])
 
 
-def _block(title: str, numbers: dict[str, int], colour: bool) -> list[str]:
-    width = max(len(name) for name in numbers)
-    return [paint(title, "bold", colour), *(f"  {name:{width}}  {n:>20,}" for name, n in numbers.items())]
+def _block(title: str, numbers: dict[str, int], width: int, colour: bool) -> list[str]:
+    names = max(len(name) for name in numbers)
+    room = _room([f"{n:,}" for n in numbers.values()], width - names - 4)
+    return [paint(title, "bold", colour), *(f"  {name:{names}}  {n:>{room},}" for name, n in numbers.items())]
 
 
-def _cycles(result: Result, colour: bool) -> list[str]:
+def _room(texts: Sequence[str], most: int) -> int:
+    """Characters of a column of numbers: 20, fewer where a line has no more, but as many as there must be."""
+    return max(max(map(len, texts)), min(20, most))
+
+
+def _cycles(result: Result, width: int, colour: bool) -> list[str]:
     accesses = result.counters["accesses"] or 1
     names = {cause: cause_name(cause, mmu=result.config.mmu) for cause in result.cycles_by}
-    width = max([len("all"), *map(len, names.values())])
-    lines = [paint(f"{'modelled cycles':{width + 2}}  {'cycles':>20}  {'an access':>10}  {'share':>6}", "bold", colour)]
-    for cause, value in sorted(result.cycles_by.items(), key=lambda item: -item[1]):
-        share = value / result.cycles if result.cycles else 0.0
-        lines.append(f"  {names[cause]:{width}}  {value:>20,.0f}  {value / accesses:>10.3f}  {share:>6.1%}")
-    lines.append(f"  {'all':{width}}  {result.cycles:>20,.0f}  {result.cycles_per_access:>10.3f}")
-    return lines
+    longest = max([len("modelled cycles") - 2, *map(len, names.values())])
+    room = _room(["cycles", f"{result.cycles:,.0f}"], width - longest - 24)
+    columns = [Column("modelled cycles", align="<"), Column("cycles"), Column("an access"), Column("share")]
+    values = sorted(result.cycles_by.items(), key=lambda item: -item[1])
+    whole = result.cycles or 1.0
+    rows = [
+        [f"  {names[cause]}", f"{value:,.0f}", f"{value / accesses:.3f}", f"{value / whole:.1%}"]
+        for cause, value in values
+    ]
+    rows.append(["  all", f"{result.cycles:,.0f}", f"{result.cycles_per_access:.3f}", ""])
+    if longest + room + 24 > width:
+        return render(columns, [[Cell(text) for text in row] for row in rows], width=width, colour=colour)
+    lines = [f"{a:{longest + 2}}  {b:>{room}}  {c:>10}  {d:>6}".rstrip() for a, b, c, d in
+             ([column.title for column in columns], *rows)]  # fmt: skip
+    return [paint(lines[0], "bold", colour), *lines[1:]]

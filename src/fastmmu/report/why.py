@@ -55,7 +55,10 @@ def _causes(result: Result, native: Result | None) -> list[str]:
 
 
 def _fill(head: str, start: str, terms: Sequence[str], width: int) -> list[str]:
-    """The terms behind one another, wrapped at `width` under the first."""
+    """The terms behind one another, wrapped at `width` under the first; below the head where there is little room."""
+    if len(head) > width // 3 and len(head) + max(map(len, [start, *terms])) > width:
+        first, head = head.rstrip(" ="), "    "
+        return [first, *_fill(head, start, terms, max(width, 12))]
     lines = [head + start]
     for term in terms:
         if lines[-1] == head:

@@ -41,7 +41,7 @@ def boot_rows(found: Sequence[Boot]) -> list[dict[str, Any]]:
 def boot_table(run: Boot, *, width: int = 120, colour: bool = False) -> str:
     """A row a step, and below it the exits of all of them."""
     columns = [
-        Column("step", align="<"),
+        Column("step", align="<", words=True),
         Column("mode", "guest", align="<"),
         *(Column(name.upper(), "guest") for name in _SHOWN),
         *(Column(name.upper(), "hardware") for name in _SHOWN),
@@ -49,7 +49,7 @@ def boot_table(run: Boot, *, width: int = 120, colour: bool = False) -> str:
         Column("CR3 exits", "hardware"),
         Column("#PF"),
         Column("#GP"),
-        Column("exits", align="<"),
+        Column("exits", align="<", words=True),
     ]
     rows: list[list[Cell] | None] = []
     for step in run.steps:
@@ -69,7 +69,7 @@ def boot_table(run: Boot, *, width: int = 120, colour: bool = False) -> str:
     lines = [
         f"{_name(run)}: a guest from real mode to 5-level paging and back",
         "",
-        *render(columns, rows, colour=colour),
+        *render(columns, rows, width=width, colour=colour),
     ]
     if run.config.mmu != "native":
         lines += ["", f"{sum(every.values())} exits: {_exits(every)}"]

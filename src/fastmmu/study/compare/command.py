@@ -85,7 +85,7 @@ def handle(options: argparse.Namespace) -> int:
         text = comparison(results, width=terminal.width(), colour=terminal.colour(), not_run=not_run)
         terminal.say(text + "\n")
         if options.explain:
-            terminal.say(explain(results, colour=terminal.colour()) + "\n")
+            terminal.say(explain(results, width=terminal.width(), colour=terminal.colour()) + "\n")
 
     configs = configurations(options.schemes, options.pages, **shared.config_fields(options))
     return run_all(options, configs, show)

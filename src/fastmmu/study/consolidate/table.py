@@ -52,10 +52,10 @@ def host_table(found: Consolidation, *, width: int = 120, colour: bool = False) 
         foot.append(f"{found.unfinished:,} events of the schedule came after the end of their program")
     if not all(result.complete for result in found.results):
         foot.append("* interrupted: figures of the part that was simulated")
-    return "\n".join([*render(columns, table, colour=colour), *_interrupts(found, colour), *foot])
+    return "\n".join([*render(columns, table, width=width, colour=colour), *_interrupts(found, width, colour), *foot])
 
 
-def _interrupts(found: Consolidation, colour: bool) -> list[str]:
+def _interrupts(found: Consolidation, width: int, colour: bool) -> list[str]:
     """Of vCPUs that have a local APIC: what they sent each other, and what that took."""
     columns = [Column("vCPU", align="<"), Column("TPR writes"), Column("exits of the APIC"), Column("timer")]
     columns += [Column("sent", "IPIs"), Column("no exit", "IPIs"), Column("kicks", "IPIs"), Column("posted", "IPIs")]
@@ -74,6 +74,6 @@ def _interrupts(found: Consolidation, colour: bool) -> list[str]:
         return []
     return [
         "",
-        *render(columns, table, colour=colour),
+        *render(columns, table, width=width, colour=colour),
         "latency in accesses of all vCPUs of the machine; one that stands still on its CPU does not wait",
     ]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.report.figure import picture
+from fastmmu.report.figure import picture, series, styles
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def curve_table(found: Curves, sizes: Sequence[int] = TWELVE, *, width: int = 12
         cells = [_cell(curve, size) for size in sizes]
         share = "" if curve.sample == 1 else f" of {curve.sample:g}"
         table.append([Cell(_name(curve)), Cell(number(curve.pages) + share), Cell(number(curve.lookups)), *cells])
-    lines = render(columns, table, colour=colour)
+    lines = render(columns, table, width=width, colour=colour)
     estimated = "" if found.sample == 1 else ", ± one standard error"
     seen = f"{found.accesses:,} page lookups of {found.pages} pages"
     head = [
@@ -104,21 +104,23 @@ def curve_plot(found: Sequence[Curves], path: str | os.PathLike[str]) -> None:
         for row, curves in enumerate(found):
             for column, (title, units) in enumerate((("first level", "l1"), ("second level", "l2"))):
                 axes = figure.add_subplot(len(found), 2, 2 * row + column + 1)
-                for curve in curves.curves:
-                    if curve.unit.startswith(units):
-                        _draw(axes, curve)
+                chosen = [curve for curve in curves.curves if curve.unit.startswith(units)]
+                for curve, style in zip(chosen, styles(len(chosen)), strict=True):
+                    _draw(axes, curve, style)
                 axes.set(xscale="log", yscale="log", xlabel="entries", ylabel="misses per lookup")
                 axes.set_title(f"{curves.trace}, {curves.pages} pages: {title}")
                 axes.grid(True, which="both", alpha=0.2)
-                axes.legend(fontsize="small")
+                series(axes)
 
 
-def _draw(axes: Any, curve: Curve) -> None:
+def _draw(axes: Any, curve: Curve, style: dict[str, Any]) -> None:
     ratio = curve.misses / max(curve.lookups, 1)
     fully = curve.sets == 1
-    drawn = axes.step(curve.entries, ratio, where="post", label=_name(curve), lw=2 if fully else 1)
+    width = 2 if fully else 1
+    axes.step(
+        curve.entries, ratio, where="post", label=_name(curve), lw=width, markersize=4, markevery=0.12, **style
+    )  # markers as far apart as they look
     if curve.error.any():
         error = curve.error / max(curve.lookups, 1)
-        axes.fill_between(
-            curve.entries, ratio - error, ratio + error, step="post", alpha=0.3, color=drawn[0].get_color()
-        )
+        low, high = ratio - error, ratio + error
+        axes.fill_between(curve.entries, low, high, step="post", alpha=0.3, color=style["color"])

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.report.figure import picture
+from fastmmu.report.figure import picture, series, styles
 from fastmmu.report.rows import by_trace
 from fastmmu.report.table import Cell, Column, number, render
 
@@ -56,7 +56,7 @@ def migration_table(found: Sequence[Migration], *, width: int = 120, colour: boo
         Column("exits", "while it migrates"),
         Column("without log", "while it migrates"),
         Column("slowdown"),
-        Column("pages a round, the last while the guest stands still", align="<"),
+        Column("pages a round", align="<", words=True),
     ]
     rows: list[list[Cell] | None] = []
     for m in found:
@@ -82,8 +82,9 @@ def migration_table(found: Sequence[Migration], *, width: int = 120, colour: boo
         f"{found[0].trace}: live migration at {plan.bandwidth / 1e9:g} GB/s, down for at most "
         f"{1e3 * plan.downtime:g} ms; {plan.ghz:g} GHz"
     )
-    notes = [f"{m.method}: not converged after {len(m.rounds)} rounds" for m in found if not m.converged]
-    return "\n".join([head, "", *render(columns, rows, colour=colour), *notes, ""])
+    notes = ["pages a round: the last are sent while the guest stands still"]
+    notes += [f"{m.method}: not converged after {len(m.rounds)} rounds" for m in found if not m.converged]
+    return "\n".join([head, "", *render(columns, rows, width=width, colour=colour), *notes, ""])
 
 
 def migration_plot(found: Sequence[Migration], path: str | os.PathLike[str]) -> None:
@@ -93,11 +94,10 @@ def migration_plot(found: Sequence[Migration], path: str | os.PathLike[str]) -> 
     """
     with picture(path, (8, 4.5)) as figure:
         axes = figure.add_subplot()
-        for m in found:
+        for m, style in zip(found, styles(len(found)), strict=True):
             pages = [r.pages for r in m.rounds] + [m.last]
-            axes.plot(
-                range(1, len(pages) + 1), pages, marker="o", label=f"{m.trace}, {m.method}: {m.slowdown:.2f}× slower"
-            )
+            label = f"{m.trace}, {m.method}: {m.slowdown:.2f}× slower"
+            axes.plot(range(1, len(pages) + 1), pages, label=label, **style)
         axes.set(xlabel="round, the last while the guest stands still", ylabel="pages sent", yscale="log")
         axes.grid(True, which="both", alpha=0.2)
-        axes.legend(fontsize="small")
+        series(axes)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.report.figure import picture
+from fastmmu.report.figure import picture, series, styles
 from fastmmu.report.rows import by_trace
 from fastmmu.report.table import Cell, Column, number, render
 
@@ -51,8 +51,8 @@ def overcommit_table(found: Sequence[Overcommit], *, width: int = 120, colour: b
     columns = [
         Column("scheme", align="<"),
         Column("host"),
-        Column("pages"),
         Column("policy", align="<"),
+        Column("pages"),
         Column("out", "to disk"),
         Column("written", "to disk"),
         Column("back"),
@@ -68,7 +68,7 @@ def overcommit_table(found: Sequence[Overcommit], *, width: int = 120, colour: b
     rows: list[list[Cell] | None] = []
     for r in found:
         c = r.counters
-        texts = [r.scheme, f"{100 * r.share:g} %", number(r.pages), r.reclaim or ""]
+        texts = [r.scheme, f"{100 * r.share:g} %", r.reclaim or "", number(r.pages)]
         names = ("swap_outs", "swap_writes", "swap_ins", "vm_exits", "pf_retry", "pf_fast", "aged_young", "aged_old")
         texts += [number(c[name]) for name in names]
         texts += [number(r.cycles), f"{r.slowdown:.2f}×"]
@@ -79,7 +79,7 @@ def overcommit_table(found: Sequence[Overcommit], *, width: int = 120, colour: b
     last = (
         f"guest: addresses, faults and counters against a host with memory for all; checksum {', '.join(sorted(sums))}"
     )
-    return "\n".join([head, "", *render(columns, rows, colour=colour), last, ""])
+    return "\n".join([head, "", *render(columns, rows, width=width, keep=3, colour=colour), last, ""])
 
 
 def overcommit_plot(found: Sequence[Overcommit], path: str | os.PathLike[str]) -> None:
@@ -93,11 +93,10 @@ def overcommit_plot(found: Sequence[Overcommit], path: str | os.PathLike[str]) -
         for r in found:
             if r.reclaim is not None:
                 lines.setdefault((r.trace, r.scheme, r.reclaim, r.origin), []).append(r)
-        for (trace, scheme, reclaim, _), runs in lines.items():
+        for ((trace, scheme, reclaim, _), runs), style in zip(lines.items(), styles(len(lines)), strict=True):
             runs.sort(key=lambda r: r.share)
             label = f"{trace}, {scheme}, {reclaim}"
-            axes.plot([100 * r.share for r in runs], [r.counters["swap_ins"] for r in runs], marker="o", label=label)
+            axes.plot([100 * r.share for r in runs], [r.counters["swap_ins"] for r in runs], label=label, **style)
         axes.set(xlabel="host memory, % of what the guest takes", ylabel="pages read back from disk", yscale="symlog")
         axes.grid(True, which="both", alpha=0.2)
-        if lines:
-            axes.legend(fontsize="small")
+        series(axes)

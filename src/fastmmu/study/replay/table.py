@@ -52,4 +52,4 @@ def schemes_table(found: Sequence[Ran], *, name: str = "", width: int = 120, col
         done = f"{ran_first.accesses:,} accesses, {ran_first.page_faults:,} page faults, {ran_first.table_stores:,}"
         head = [f"{name}: {done} stores to page tables; {ran_first.entries or 0:,} entries compared at the end", ""]
     notes = [f"{ran.scheme}: {ran.why}" for ran in found if ran.why]
-    return "\n".join([*head, *(render(columns, rows, colour=colour) if rows else []), *notes, ""])
+    return "\n".join([*head, *(render(columns, rows, width=width, colour=colour) if rows else []), *notes, ""])

@@ -119,7 +119,7 @@ def tpr_table(results: Sequence[Result], *, width: int = 120, colour: bool = Fal
     first = rows[0]
     head = f"{first['trace']}: {first['accesses']:,} accesses, {first['tpr_writes']:,} writes and "
     lines = [f"{head}{first['tpr_reads']:,} reads of the TPR; latency in accesses", ""]
-    lines += render(columns, table, colour=colour)
+    lines += render(columns, table, width=width, colour=colour)
     trap = next((row for row in rows if row["way"] == "trap"), None)
     if trap is not None and trap["exits"]:
         saved = [

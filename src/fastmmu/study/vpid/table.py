@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.report.figure import picture
+from fastmmu.report.figure import picture, series
 from fastmmu.report.rows import by_trace
 from fastmmu.report.table import Cell, Column, render
 
@@ -67,7 +67,7 @@ def vpid_table(points: Sequence[VpidPoint], *, width: int = 120, colour: bool = 
         for point in points
     ]
     head = [f"{points[0].trace}: {points[0].accesses:,} accesses", ""] if points else []
-    return "\n".join(head + render(columns, table, colour=colour))
+    return "\n".join(head + render(columns, table, width=width, colour=colour))
 
 
 def vpid_plot(points: Sequence[VpidPoint], path: str | os.PathLike[str]) -> None:
@@ -87,4 +87,4 @@ def vpid_plot(points: Sequence[VpidPoint], path: str | os.PathLike[str]) -> None
             axes.set(xscale="log", yscale="log", xlabel="VM exits per 1000 accesses", ylabel="TLB misses")
             axes.set_title(trace[0])
             axes.grid(True, which="both", alpha=0.2)
-            axes.legend(fontsize="small")
+            series(axes)
