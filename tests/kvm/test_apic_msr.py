@@ -154,6 +154,13 @@ def test_an_event_without_an_apic_is_named() -> None:
             m.run(np.array([op], np.uint8), np.zeros(1, np.uint8), np.array([0x1234], np.uint64))
 
 
+def test_an_event_whose_address_says_nothing() -> None:
+    for op, addr in ((Op.DEVICE_INTERRUPT, 0x200), (Op.DEVICE_INTERRUPT, 1 << 40), (Op.INTERRUPT_FLAG, 2)):
+        m = Machine(Config(memory="64M", tpr="trap"))
+        with pytest.raises(TraceError, match=rf"event 0: {addr:#x} is no address of such an event; a DEVICE_INTERRUPT"):
+            m.run(np.array([op], np.uint8), np.zeros(1, np.uint8), np.array([addr], np.uint64))
+
+
 @pytest.mark.parametrize("mmu", ["ept", "shadow"])
 def test_a_handler_in_python_refuses_or_leaves_it_to_kvm(mmu: str) -> None:
     class Refusing(Policy):

@@ -55,6 +55,7 @@ cdef enum Abort:
     ABORT_APIC_GP = 18          # an APIC event that ends in #GP: Interrupts.number
     ABORT_APIC_PF = 19          # in #PF: the guest does not map the page
     ABORT_VECTOR = 20           # an interrupt of the host whose vector is none
+    ABORT_APIC_ADDR = 21        # an APIC event whose addr says nothing
 
 cdef enum Privileged:           # instructions of CPL 0 that exit here, as the bytes at RIP would say
     INS_NONE = 0

@@ -19,9 +19,9 @@ from fastmmu.cpu.apic_access cimport irq_boundary, irq_due, irq_event
 from fastmmu.cpu.control cimport vcpu_invlpg
 from fastmmu.cpu.interrupts cimport irq_left, irq_pass, irq_waits
 from fastmmu.cpu.vcpu cimport (
-    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP, ABORT_VECTOR,
-    ACT_ABORT, ACT_EMULATED, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort,
-    vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_slow,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_ADDR, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP,
+    ABORT_VECTOR, ACT_ABORT, ACT_EMULATED, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu,
+    vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
@@ -61,9 +61,9 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
         return exit_instruction(m, addr)
     if op == OP_INTERRUPT:
         return vcpu_abort(&m.vcpu.cpu, ABORT_VECTOR, addr) if addr > 255 else vcpu_interrupt(&m.vcpu.cpu)
-    if (op == OP_DEVICE_INTERRUPT and addr >> 9) or (op == OP_INTERRUPT_FLAG and addr >> 1):
-        return vcpu_abort(&m.vcpu.cpu, ABORT_APIC, addr)
     if FIRST_OF_APIC <= op <= LAST_OF_APIC and m.vcpu.irq != NULL:
+        if (op == OP_DEVICE_INTERRUPT and addr >> 9) or (op == OP_INTERRUPT_FLAG and addr >> 1):
+            return vcpu_abort(&m.vcpu.cpu, ABORT_APIC_ADDR, addr)
         outcome = irq_event(m.vcpu.irq, op, addr)
         if outcome == DONE_GP:
             return vcpu_abort(&m.vcpu.cpu, ABORT_APIC_GP, m.vcpu.cpu.store_value)

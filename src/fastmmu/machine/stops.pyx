@@ -5,9 +5,9 @@ from libc.stdint cimport uint64_t
 from fastmmu.arch.vmx cimport ERROR_CONTROL_FIELDS
 from fastmmu.cpu.interrupts cimport NUMBER_CR8, Interrupts
 from fastmmu.cpu.vcpu cimport (
-    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS, ABORT_ENTRY,
-    ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_NO_PROGRESS,
-    ABORT_OP, ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, ABORT_VECTOR, Vcpu,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_ADDR, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS,
+    ABORT_ENTRY, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG,
+    ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, ABORT_VECTOR, Vcpu,
 )
 
 from fastmmu.cpu.apic_py import cr8_refusal, refusal
@@ -41,6 +41,9 @@ _STOPS = {
     ABORT_PROCESS: (TraceError, "process number {address} is not below 1048576; number processes from 0"),
     ABORT_APIC: (
         TraceError, "the guest has no APIC for {op}; give it one with Config(tpr=), or leave such events out"),
+    ABORT_APIC_ADDR: (
+        TraceError, "{address:#x} is no address of such an event; a DEVICE_INTERRUPT has its vector and, where it is "
+        "level-triggered, bit 8, an INTERRUPT_FLAG 0 or 1"),
     ABORT_APIC_GP: (EventError, "{refused}"),
     ABORT_APIC_PF: (
         EventError, "#PF at {address:#x}, error code {error_code:#x}: the guest does not map its APIC there; map "
