@@ -3,13 +3,13 @@
 #
 #   tables that are allocated one after the other   huge_ahead: a block of 2 MB behind one that is full
 #   an image whose pages are known beforehand       PhysicalMemory.advise_huge_pages
-#   tables that many translations went through      huge_where_walked: what is dense already becomes a huge page
+#   tables that many translations went through      walked_tables.pyx: what is dense already becomes a huge page
 #
 # Of help where tables of some MB are walked at random: there each reference misses the TLB of the host.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
-from fastmmu.arch.types cimport Ept, Mem, Paging
+from fastmmu.arch.types cimport Mem
 
 cdef extern from *:
     """
@@ -61,7 +61,3 @@ cdef inline void huge_ahead(Mem *m, uint64_t pa) noexcept nogil:
     # pa: a multiple of 2 MB, in memory that was made as PhysicalMemory makes it, at a multiple of 2 MB of the host
     if m.nbytes >= HUGE_PAGE and pa <= m.nbytes - HUGE_PAGE:
         fm_huge_ahead(m.base + pa, HUGE_PAGE)
-
-
-cdef uint32_t huge_where_walked(Mem *m, const Paging *g, const Ept *e, int acc, const uint64_t *va, uint64_t n,
-                                uint32_t most) noexcept nogil

@@ -32,7 +32,7 @@ cdef class PhysicalMemory:
     cdef readonly object u64
     cdef readonly bint writable
     cdef uint64_t looked_up     # addresses translated in it
-    cdef uint64_t next_look     # when as many are, it is looked where the tables are (huge_pages.pxd); ONES: never
+    cdef uint64_t next_look     # when as many are, it is looked where the tables are (walked_tables.pyx); ONES: never
     cdef object _owner
     cdef void _bind(self, object u8) except *
     cdef uint64_t place(self, address) except? 0xBAD

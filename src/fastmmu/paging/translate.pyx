@@ -12,9 +12,9 @@ from fastmmu._arguments cimport shown, within
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport Ept, Paging, Walk
 from fastmmu.paging.batch cimport Batch, Region, batch_size, batch_work, query_init
-from fastmmu.paging.huge_pages cimport huge_where_walked
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState, access_code, prepare
+from fastmmu.paging.walked_tables cimport huge_where_walked
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 
 CHUNK = 1 << 16     # addresses that a thread takes at a time; no result depends on it
