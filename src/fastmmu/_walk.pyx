@@ -16,10 +16,11 @@ from fastmmu.paging.ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_walk, need_of, step,
 )
 from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.paging.state cimport GuestState, access_code, as_eptp, pdpt_within, prepare
+from fastmmu.paging.state cimport Eptp, GuestState, access_code, as_eptp, pdpt_within, prepare
 from fastmmu.paging.walk cimport load_pdptes, walk_cached, walk_steps
 from fastmmu.tlb.lookup cimport Tlb
 from fastmmu.tlb.tlb cimport TLB
+from fastmmu.threads.turns cimport Turn
 from fastmmu.arch.memtype_py import MemoryType
 from fastmmu.dtypes import STEP_DTYPE, Fault
 from fastmmu.errors import StateError, WrongTypeError
@@ -32,6 +33,8 @@ cdef class WalkResult:
     ``.pa``: host-physical address (int; all ones where it did not translate). ``.fault``: a
     :class:`~fastmmu.dtypes.Fault`. ``.steps``: record array of dtype ``STEP_DTYPE`` in the order of the references.
     ``.gpa``: guest-physical address of the data, or of the reference that failed. Only walks make one.
+
+    Threads: immutable; share it.
     """
 
     def __cinit__(self):
@@ -141,6 +144,13 @@ def _restored(walk, la, access, steps, mt):
     return result
 
 
+cdef Turn log_turn(eptp, set_ad):
+    # of an access that the page-modification log may note
+    if set_ad and isinstance(eptp, Eptp) and (<Eptp> eptp).pml is not None:
+        return (<Eptp> eptp).pml.turns.take()
+    return None
+
+
 def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="r", eptp=None, set_ad=False,
          TLB tlb=None):
     """Translate one linear address and report every memory reference.
@@ -167,10 +177,12 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     cdef uint64_t la = linear_address(va)
     cdef int fault = prepare(mem, state, eptp, set_ad, &log, &paging, &ept, &result.walk)
     cdef Tlb *caches = NULL
+    cdef Turn _tlb_turn, _turn = log_turn(eptp, set_ad)
     if tlb is not None:
         if not paging.write_ad:
             raise StateError("a walk that fills caches is an access: pass set_ad=True with tlb=")
         caches = tlb.t
+        _tlb_turn = tlb.turns.apart()
     if eptp is not None:
         e = &ept
     if paging.mode < MODE_4:
@@ -220,6 +232,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
     cdef bint table = flag("paging_structure", paging_structure)
     target = guest_physical_address("guest-physical gpa", gpa)
     eptp = as_eptp(eptp)
+    cdef Turn _turn = log_turn(eptp, set_ad)
     state = GuestState(cr0=0x10) if state is None else state
     prepare(mem, state.replace(cr0=state.cr0 & ~(1 << 31)), eptp, set_ad, &log, &paging, &ept, &result.walk)
     if gla is not None:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 # but for these. "package" is fastmmu/__init__.py, which only gathers names, and the command `python -m fastmmu`.
 ORDER = [
     "vocabulary",
+    "threads",
     "arch",
     "tlb",
     "paging",

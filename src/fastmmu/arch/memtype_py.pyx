@@ -26,6 +26,8 @@ cdef class Mtrrs:
     :param def_type: IA32_MTRR_DEF_TYPE: type (7:0), FE (10), E (11). :param fixed: the eleven fixed-range registers in
         the order of their numbers (250H, 258H, 259H, 268H..26FH). :param variable: pairs (PHYSBASE, PHYSMASK).
     :raises StateError: a register that holds no memory type, or too many of them.
+
+    Threads: immutable; share it.
     """
 
     def __cinit__(self, def_type=0x806, fixed=None, variable=()):

@@ -40,6 +40,8 @@ cdef class LocalApic:
     :param id: APIC id, 0 to 255; 0 is the bootstrap processor's. :param page: 4096 writable bytes that hold the
         registers; default: its own.
     :raises StateError: an id or a page outside these; #GP, a value that a register refuses.
+
+    Threads: each call is one step; who needs several to belong together locks them.
     """
 
     cdef Apic apic

@@ -7,6 +7,7 @@ from libc.stdint cimport uint64_t
 from fastmmu._arguments cimport flag
 from fastmmu.arch.bits cimport ONES
 from fastmmu.cpu.stale cimport Stale, stale_free, stale_new
+from fastmmu.threads.turns cimport Turn, Turns
 from fastmmu.errors import OutOfMemoryError
 
 KINDS = ("address", "rights", "gone", "dirty")
@@ -61,10 +62,14 @@ def _known(value):
 
 
 cdef class MissingFlushes:
-    """Compares every use of a cached translation with memory. For a TLB that keeps all it may, preset "strict"."""
+    """Compares every use of a cached translation with memory. For a TLB that keeps all it may, preset "strict".
+
+    Threads: all of it can be read while the machine runs in another one.
+    """
 
     def __cinit__(self, *, shadow=False):
         cdef bint of_shadow = flag("shadow", shadow)
+        self.turns = Turns()
         self.w = stale_new()
         if self.w == NULL:
             raise OutOfMemoryError("no memory for the detector of missing flushes")
@@ -76,21 +81,25 @@ cdef class MissingFlushes:
     @property
     def uses(self):
         """Uses compared."""
+        cdef Turn _turn = self.turns.take()
         return self.w.uses
 
     @property
     def found(self):
         """Uses that memory did not back."""
+        cdef Turn _turn = self.turns.take()
         return self.w.found
 
     def counters(self):
         """dict: uses, stale, and stale by kind and by what is owed."""
+        cdef Turn _turn = self.turns.take()
         return {"uses": self.w.uses, "stale": self.w.found,
                 "by_kind": {name: self.w.by_kind[i] for i, name in enumerate(KINDS)},
                 "by_owed": {name: self.w.by_owed[i] for i, name in enumerate(OWED)}}
 
     def examples(self):
         """The first stale uses: list of :class:`StaleUse`, at most 64."""
+        cdef Turn _turn = self.turns.take()
         cdef Stale *x
         cdef uint64_t i
         found = []

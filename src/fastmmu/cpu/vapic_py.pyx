@@ -38,6 +38,8 @@ cdef class VirtualApic:
     "APIC virtualization and virtual interrupts".
 
     :raises StateError: a value outside these.
+
+    Threads: each call is one step; who needs several to belong together locks them.
     """
 
     cdef Vapic apic

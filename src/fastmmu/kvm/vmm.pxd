@@ -1,15 +1,17 @@
-# What a VMM's user space does while the guest stands still.
+# What a VMM's user space does, between two events of a guest that runs.
 
 from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.mmu.memslots cimport Memslot
+from fastmmu.threads.turns cimport Turns
 
 cdef class Vmm:
     cdef object board           # of the machine: keeps alive what the pointer below points into; memory, counters()
     cdef Kvm *kvm
+    cdef Turns turns            # of the machine
     cdef int paid(self) except -1
     cdef int reload(self) except -1
     cdef int slot(self, number) except -1
     cdef int layout_changed(self) except -1
     cdef Memslot *pages(self, number, first, count) except NULL
 
-cdef Vmm vmm_of(object board, Kvm *kvm)
+cdef Vmm vmm_of(object board, Turns turns, Kvm *kvm)

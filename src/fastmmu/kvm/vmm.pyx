@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu._arguments cimport choice, flag, many, shown, whole, within
 from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
-from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES
+from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, Kvm
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
 from fastmmu.kvm.roots cimport kvm_zap_all
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
@@ -20,6 +20,7 @@ from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
 from fastmmu.mmu.pages cimport mmu_shadowed
 from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
 from fastmmu.mmu.spte cimport MMIO_GENERATIONS
+from fastmmu.threads.turns cimport Turn, Turns
 from fastmmu.counters import STATS, reader
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError, WrongTypeError
 
@@ -45,10 +46,11 @@ cdef object brief(object number):
 cdef object _BOARD = object()            # none but vmm_of has it
 
 
-cdef Vmm vmm_of(object board, Kvm *kvm):
+cdef Vmm vmm_of(object board, Turns turns, Kvm *kvm):
     """The VMM of a board, which it keeps."""
     cdef Vmm vmm = Vmm.__new__(Vmm, _BOARD)
     vmm.board = board
+    vmm.turns = turns
     vmm.kvm = kvm
     return vmm
 
@@ -57,6 +59,9 @@ cdef class Vmm:
     """Operations on the memory slots of a :class:`fastmmu.Machine`, from ``machine.vmm``.
 
     Slots are numbered from 0, the machine's memory; then those given to the machine, in their order.
+
+    Threads: every call is safe at any time, from the handler of a VM exit and from other threads, too. While the guest
+    runs in another thread a call is done between two of its events, within milliseconds.
     """
 
     def __cinit__(self, made=None):
@@ -100,6 +105,7 @@ cdef class Vmm:
         """Flushes that this VMM leaves out, to see that they are missed: a set of "tables" (after changes of the shadow
         tables or the EPT), "registers" (guest CR0, CR3, CR4 under shadow paging), "invlpg", "moved" (on a physical CPU
         that a vCPU is new on), "remote" (of other vCPUs)."""
+        cdef Turn _turn = self.turns.take()
         return {name for name, bit in _OMISSIONS.items() if self.kvm.omit & <uint32_t> bit}
 
     @omit.setter
@@ -107,6 +113,7 @@ cdef class Vmm:
         cdef uint32_t omit = 0
         for name in many("omit", names):
             omit |= <uint32_t> choice("a flush", name, _OMISSIONS, ConfigError)
+        cdef Turn _turn = self.turns.take()
         self.kvm.omit = omit
 
     def start_dirty_log(self, number, *, manual=False, initially_set=False):
@@ -117,6 +124,7 @@ cdef class Vmm:
         :param initially_set: and it starts with every page set, so that nothing is protected before it is cleared.
         :raises StateError: no such slot. :raises OutOfMemoryError: no memory for the bitmap.
         """
+        cdef Turn _turn = self.turns.take()
         cdef int n = self.slot(number)
         cdef bint by_hand = flag("manual", manual), full = flag("initially_set", initially_set)
         kvm_drain(self.kvm.running)
@@ -128,6 +136,7 @@ cdef class Vmm:
 
     def stop_dirty_log(self, number):
         """End the log of a slot. Writes to pages that it protected still fault, once each."""
+        cdef Turn _turn = self.turns.take()
         cdef int n = self.slot(number)
         kvm_drain(self.kvm.running)
         dirty_stop(&self.kvm.mmu, n)
@@ -140,6 +149,7 @@ cdef class Vmm:
 
         :returns: array of bool, one a page of 4096 bytes. :raises StateError: no such slot, or it is not logged.
         """
+        cdef Turn _turn = self.turns.take()
         cdef int n = self.slot(number)
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[n]
         if slot.dirty == NULL:
@@ -156,6 +166,7 @@ cdef class Vmm:
 
         :raises StateError: no such log, or `first` or `count` is no multiple of 64 (the end of the slot aside).
         """
+        cdef Turn _turn = self.turns.take()
         cdef int n = self.slot(number)
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[n]
         cdef uint64_t start, pages
@@ -178,6 +189,7 @@ cdef class Vmm:
 
         :raises StateError: `size` is no power of two from 1024 to 65536, or a slot is logged already.
         """
+        cdef Turn _turn = self.turns.take()
         cdef int i
         cdef uint32_t entries
         size = whole("size", size)
@@ -201,6 +213,7 @@ cdef class Vmm:
         :param flush: with `clear`: cached translations go as well where it was used (clear_flush_young), so that a use
             by one of them does not go unseen.
         """
+        cdef Turn _turn = self.turns.take()
         cdef Memslot *slot = self.pages(number, page, 1)
         cdef bint clears = flag("clear", clear), flushes = flag("flush", flush)
         cdef int asked = (CLEAR_FLUSH_YOUNG if flushes else CLEAR_YOUNG) if clears else TEST_YOUNG
@@ -216,6 +229,7 @@ cdef class Vmm:
 
     def swap_out(self, number, page):
         """The host takes a page of an untouched slot to disk; False where it is not there, or is a shadowed table."""
+        cdef Turn _turn = self.turns.take()
         cdef Memslot *slot = self.pages(number, page, 1)
         cdef bint done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
         kvm_flush_remote_tlbs(self.kvm.running)
@@ -231,6 +245,7 @@ cdef class Vmm:
 
         :raises StateError: the slot has no such pages.
         """
+        cdef Turn _turn = self.turns.take()
         cdef Memslot *slot = self.pages(number, first, count)
         notify_start(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> first, count)
         kvm_flush_remote_tlbs(self.kvm.running)
@@ -240,6 +255,7 @@ cdef class Vmm:
 
         :raises StateError: none is under way.
         """
+        cdef Turn _turn = self.turns.take()
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
         if not slot.invalidating:
             raise StateError(f"no change of pages of slot {number} is under way; call invalidate_range_start first")
@@ -254,12 +270,13 @@ cdef class Vmm:
         :returns: number of pages merged, 0 where fewer than two are left. :raises StateError: no such pages, a page
             twice, or contents differ. :raises OutOfMemoryError: no memory for the groups.
         """
+        pages = [whole("a page", each) for each in many("pages", pages)]
+        cdef Turn _turn = self.turns.take()
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
         cdef uint64_t page
         cdef uint64_t[::1] taken
         chosen = []
         contents = None
-        pages = [whole("a page", each) for each in many("pages", pages)]
         if len({*pages}) != len(pages):
             raise StateError("a page stands twice among those to merge")
         for one in pages:
@@ -290,6 +307,7 @@ cdef class Vmm:
 
         :returns: number of regions unmapped. :raises StateError: a ratio out of range.
         """
+        cdef Turn _turn = self.turns.take()
         cdef uint64_t before = self.kvm.mmu.counters.nx_recovered
         cdef uint32_t one_in = within("ratio", ratio, 0, 0xFFFFFFFF)    # 0: none
         if one_in:
@@ -305,6 +323,7 @@ cdef class Vmm:
 
         :param uncached: CR0.CD; None: as it is.
         """
+        cdef Turn _turn = self.turns.take()
         cdef bint disabled = self.kvm.mmu.uncached if uncached is None else flag("uncached", uncached)
         if mtrrs is not None:
             self.kvm.mmu.mtrrs = mtrrs.state
@@ -317,6 +336,7 @@ cdef class Vmm:
 
         :raises StateError: no such slot, or slot 0, in which the guest's tables lie.
         """
+        cdef Turn _turn = self.turns.take()
         cdef int n = self.slot(number)
         if n == 0:
             raise StateError("slot 0 is the machine's own memory and cannot be deleted")
@@ -328,6 +348,7 @@ cdef class Vmm:
 
     def touch(self, number, first, count):
         """The host writes pages of an untouched slot, as a loader does: `count` pages from page `first` of the slot."""
+        cdef Turn _turn = self.turns.take()
         cdef Memslot *slot = self.pages(number, first, count)
         cdef uint64_t start = first, i
         if slot.host != NULL:
@@ -341,6 +362,7 @@ cdef class Vmm:
     def counters(self):
         """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G; resident: pages that the
         host holds for untouched slots."""
+        cdef Turn _turn = self.turns.take()
         cdef MmuCounters c = self.kvm.mmu.counters
         return {**dict(c), "resident": self.kvm.mmu.slots.resident}
 
@@ -353,6 +375,7 @@ cdef class Vmm:
         of KVM's behind them: dirty_pages, pml_full, shadow_bytes. Not among them is max_mmu_page_hash_collisions: the
         hash is not KVM's.
         """
+        cdef Turn _turn = self.turns.take()
         cdef dict mmu = self.kvm.mmu.counters
         mmu["shadow"] = not self.kvm.mmu.policy.tdp
         run = self.board.counters()
@@ -367,6 +390,7 @@ cdef class Vmm:
         kvm_mmu_page_role; kvm_policy.md §1).
         unsync: the guest may have changed its table since it was read.
         """
+        cdef Turn _turn = self.turns.take()
         cdef Sp *sp
         cdef uint32_t i
         found = []
@@ -384,6 +408,7 @@ cdef class Vmm:
         pages: of each page mapped by leaf entries, by (host-physical address, size). tables: of every table page there
         is, by (host-physical address, level).
         """
+        cdef Turn _turn = self.turns.take()
         cdef Mmu *mmu = &self.kvm.mmu
         cdef uint64_t frame
         cdef uint32_t i

@@ -13,6 +13,8 @@ cdef class VpidAllocator:
 
     A vCPU with VPID 0 runs with "enable VPID" off: every VM entry and exit flushes. Freeing flushes nothing; whoever
     gets the number next is flushed when it first runs (tlb.md §6).
+
+    Threads: each call is one step; no VPID is given out twice.
     """
 
     cdef VpidMap map

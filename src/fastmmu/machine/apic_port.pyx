@@ -10,6 +10,7 @@ from fastmmu.cpu.interrupts cimport irq_accept
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, DONE_PF
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.stops cimport refused
+from fastmmu.threads.turns cimport Turn, this_thread
 
 from fastmmu.cpu.apic_py import of_the_apic
 from fastmmu.errors import StateError
@@ -35,6 +36,8 @@ cdef class GuestApic:
     Loads and stores through the page are :meth:`Machine.load` and :meth:`Machine.store`, too.
 
     :raises PolicyError: an instruction while a VM exit is handled; :meth:`interrupt` alone can be called then.
+
+    Threads: as of :class:`Guest`; what only reads can be read at any time.
     """
 
     def __cinit__(self, Board board not None):
@@ -55,6 +58,7 @@ cdef class GuestApic:
     @property
     def address(self):
         """Linear address at which the guest sees the page of its APIC; may be set."""
+        cdef Turn _turn = self.board.turns.take()
         return self.board.vcpu.irq.la
 
     @address.setter
@@ -62,12 +66,13 @@ cdef class GuestApic:
         cdef uint64_t page = linear_address("address", la)
         if page & 0xFFF:
             raise StateError(f"the APIC's page at {page:#x} is not aligned to 4096")
+        cdef Turn _turn = self.board.turns.apart()
         self.board.vcpu.irq.la = page
 
     def read(self, offset, size=4):
         """A read of a register through the page; its value."""
         cdef uint32_t at = within("offset", offset, 0, 0xFFF), length = within("size", size, 1, 16)
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._done(irq_mmio(self.board.vcpu.irq, at, length, False, 0))
         return self.board.vcpu.irq.value
 
@@ -75,19 +80,19 @@ cdef class GuestApic:
         """A write of a register through the page."""
         cdef uint32_t at = within("offset", offset, 0, 0xFFF), length = within("size", size, 1, 16)
         cdef uint64_t new = word("value", value)
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._done(irq_mmio(self.board.vcpu.irq, at, length, True, new))
 
     def read_cr8(self):
         """MOV from CR8."""
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._done(irq_cr8(self.board.vcpu.irq, False, 0))
         return self.board.vcpu.irq.value
 
     def write_cr8(self, value):
         """MOV to CR8. :raises StateError: #GP, bits 63:4 are not 0."""
         cdef uint64_t new = word("cr8", value)
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._done(irq_cr8(self.board.vcpu.irq, True, new))
 
     def rdmsr(self, msr):
@@ -97,7 +102,7 @@ cdef class GuestApic:
             that is not the APIC's. Rule: SDM volume 3, "x2APIC Register Address Space"; KVM: kvm_x2apic_msr_read.
         """
         cdef uint32_t number = within("msr", msr, 0, 0xFFFFFFFF)
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         of_the_apic(number)
         self._done(irq_msr(self.board.vcpu.irq, number, False, 0))
         return self.board.vcpu.irq.value
@@ -114,14 +119,14 @@ cdef class GuestApic:
         """
         cdef uint32_t number = within("msr", msr, 0, 0xFFFFFFFF)
         cdef uint64_t new = word("value", value)
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         of_the_apic(number)
         self._done(irq_msr(self.board.vcpu.irq, number, True, new))
 
     def set_interrupts(self, on):
         """CLI, or STI and the instruction after it."""
         cdef bint enabled = flag("on", on)
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._done(irq_flag(self.board.vcpu.irq, enabled))
 
     def interrupt(self, vector, *, level=False, reason=ExitReason.EXTERNAL_INTERRUPT):
@@ -132,30 +137,34 @@ cdef class GuestApic:
         """
         cdef uint32_t number = within("vector", vector, 0, 255), why = within("reason", reason, 0, N_REASONS - 1)
         cdef bint stays = flag("level", level)
-        if self.board.handling:
+        cdef Turn _turn = self.board.turns.take()
+        if self.board.handling == this_thread():
             irq_accept(self.board.vcpu.irq, number, stays)
             return
-        self.board._guest_runs()
+        _turn = self.board._guest_runs()
         self._done(irq_arrive(self.board.vcpu.irq, number, stays, why))
 
     @property
     def now(self):
         """The bus clock and the time-stamp counter: accesses of the trace so far, those of all vCPUs of the machine."""
+        cdef Turn _turn = self.board.turns.take()
         return self.board.vcpu.irq.now
 
     def wait(self, accesses):
         """Time passes as if the trace had so many accesses more: the timer counts, handlers return."""
         cdef uint64_t passed = within("accesses", accesses, 0, MOST_WAIT)
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._done(irq_wait(self.board.vcpu.irq, passed))
 
     @property
     def deliveries(self):
         """Every interrupt delivered so far, in order, as :class:`Delivered`."""
+        cdef Turn _turn = self.board.turns.take()
         irq = self.board.vcpu.irq
         return [Delivered(irq.log[i].vector, irq.log[i].at) for i in range(irq.log_n)]
 
     @property
     def page(self):
         """The registers as 4096 bytes, a copy: of the virtual-APIC page, or of the physical APIC without a VMM."""
+        cdef Turn _turn = self.board.turns.take()
         return bytes(self.board.vcpu.irq.apic.page[:4096])

@@ -1,6 +1,6 @@
 # What a machine is made of: memory, physical CPU, VMM, vCPUs. Its parts (guest, VMM, APIC) hold the board, no machine.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
@@ -12,12 +12,14 @@ from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.tlb.tlb cimport TLB
+from fastmmu.threads.turns cimport Turn, Turns
 
 
 cdef class Board:
     cdef readonly object config
     cdef readonly PhysicalMemory memory
     cdef readonly TLB tlb
+    cdef Turns turns            # of all that works on it; a host has one for all its machines and TLBs
     cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory
     cdef readonly MissingFlushes missing_flushes    # or None
     cdef Mem guest_mem          # guest-physical memory as a window of host memory
@@ -33,8 +35,8 @@ cdef class Board:
     cdef readonly object policy
     cdef object handlers        # exit reason → bound method of the policy
     cdef object machine         # weak reference to the Machine, which the handlers get
-    cdef bint handling          # a Python handler runs: the guest stands still
-    cdef bint running           # run() is under way, without the GIL
+    cdef uint64_t handling      # thread in which a Python handler runs, and the guest stands still; 0: none does
+    cdef readonly uint64_t events   # of traces, carried out
     cdef object raised          # exception of a Python handler
     cdef _build(self, config, bint guest_kernel, GuestState state, slots, place)
     cdef _offered(self, GuestState state)
@@ -47,8 +49,10 @@ cdef class Board:
                    bint device)
     cdef _set_policy(self)
     cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
+    cdef Turn _guest_runs(self)
+    cdef _ready(self)
     cdef int made(self) except -1
-    cdef _guest_runs(self)
+    cdef uint64_t _events(self, op, size, addr, out, first) except? 0
     cdef _first_pdptes(self)
     cdef _raise(self, uint64_t n)
     cdef _counters(self, Run *run, TlbCounters *t)

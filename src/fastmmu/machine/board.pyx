@@ -1,12 +1,12 @@
 """What a machine is made of, put together from its configuration: memory, processor, VMM, vCPUs."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from fastmmu._arguments cimport choice, flag, instance, many, within
+from fastmmu._arguments cimport bytes_in, choice, flag, instance, many, within, word, words_in, words_out
 from fastmmu.arch.registers cimport RULE_CR4_NOT_OFFERED
-from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
+from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Mem, Paging, Walk
 from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, EXIT_PREEMPTION_TIMER, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE,
     PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, Vmcs,
@@ -27,7 +27,7 @@ from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_load_root
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_load, kvm_vcpu_put
 from fastmmu.machine.counters cimport counters_of
-from fastmmu.machine.events cimport Run, to_run
+from fastmmu.machine.events cimport Run, run_events, to_run
 from fastmmu.machine.guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
     kernel_load,
@@ -45,9 +45,10 @@ from fastmmu.paging.state cimport Eptp, GuestState
 from fastmmu.paging.walk cimport load_pdptes
 from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.tlb.tlb cimport TLB
+from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 
 from fastmmu.arch.registers import RULES
-from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, PolicyError, StateError
+from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, TraceError
 from fastmmu.machine.config import parse_bytes
 from fastmmu.machine.slots import MemorySlot
 from fastmmu.tlb.geometry import geometry
@@ -92,6 +93,10 @@ cdef TLB tlb_of(config):
                         walk_caches=config.walk_caches))
 
 
+cdef bint overlaps(const uint64_t *words, uint64_t n, const Mem *mem) noexcept:
+    return <const uint8_t *> words < mem.base + mem.nbytes and mem.base < <const uint8_t *> (words + n)
+
+
 cdef class Board:
     """What a :class:`fastmmu.Machine` is made of; the parts of the machine hold it, and it holds none of them."""
 
@@ -101,6 +106,7 @@ cdef class Board:
             free(run)
             raise OutOfMemoryError("no memory for a vCPU")
         run.clock = &self.clock
+        self.turns = Turns()
         self._load(run)
 
     cdef _build(self, config, bint guest_kernel, GuestState state, slots, place):
@@ -138,10 +144,12 @@ cdef class Board:
         self.loop.guest_base = self.origin + host_bytes(config) - guest_bytes
         self.guest_mem.base = self.memory.mem.base + self.loop.guest_base
         self.guest_mem.nbytes = guest_bytes
+        self.turns = self.tlb.turns
         self.v.mem = &self.memory.mem
         self.v.tlb = self.tlb.t
         if config.find_missing_flushes:
             self.missing_flushes = MissingFlushes(shadow=config.mmu == "shadow")
+            self.missing_flushes.turns = self.turns
             self.v.detector = self.missing_flushes.w
         self.v.handler = kvm_handle
         if state is None:
@@ -372,16 +380,56 @@ cdef class Board:
             raise StateError("this Machine is not made: its class must call Machine.__init__")
         return 0
 
-    cdef _guest_runs(self):
+    cdef Turn _guest_runs(self):
+        # the turn of a call that is an instruction of the guest
+        cdef Turn turn = self.turns.alone()
+        self._ready()
+        return turn
+
+    cdef _ready(self):
         self.made()
-        if self.handling:
-            raise PolicyError("the guest stands still while a VM exit is handled: its instructions cannot run in a "
-                              "handler; return an Action first")
-        if self.running:
-            raise PolicyError("another thread runs this machine; one machine is one CPU, give each thread its own")
         if self.pdptes_due:
             self._first_pdptes()
         self.v.now += 1                         # each call is an event, where nothing else numbers them
+
+    cdef uint64_t _events(self, op, size, addr, out, first) except? 0:
+        # events of a trace, chunk by chunk, in a long call that has begun; no result depends on the chunks
+        cdef const uint8_t[::1] ops = bytes_in("op", op, TraceError), sizes = bytes_in("size", size, TraceError)
+        cdef const uint64_t[::1] addrs = words_in("addr", addr, TraceError)
+        cdef uint64_t[::1] gpas = None
+        cdef uint64_t n = addrs.shape[0], done = 0, number = word("first", first), chunk, did
+        cdef uint64_t *to = NULL
+        cdef Pace pace
+        if <uint64_t> ops.shape[0] != n or <uint64_t> sizes.shape[0] != n:
+            raise TraceError(f"op, size and addr have different lengths: {ops.shape[0]}, {sizes.shape[0]}, {n}")
+        if out is not None:
+            gpas = words_out("out", out, TraceError)
+            if <uint64_t> gpas.shape[0] != n:
+                raise TraceError(f"out has {gpas.shape[0]} elements, the events are {n}; give as many")
+        self._ready()
+        if self.loop.kernel == NULL:
+            raise ConfigError("a bare guest has no kernel to run a trace on; make the Machine with guest_kernel=True")
+        if n == 0:
+            return 0
+        if out is not None:
+            to = &gpas[0]
+            if overlaps(to, n, &self.memory.mem):
+                raise TraceError("out overlaps the machine's memory, in which it would destroy tables; give another")
+        with nogil:
+            pace_begin(&pace)
+            while True:
+                chunk = min(n - done, pace.chunk)
+                self.loop.first = number + done
+                did = run_events(self.loop, &ops[done], &sizes[done], &addrs[done], chunk,
+                                 NULL if to == NULL else to + done)
+                done += did
+                self.events += did
+                if did < chunk or done == n or self.turns.between(&pace):
+                    break
+        if self.v.abort:
+            self._raise(number + done)
+        self.turns.signals()
+        return done
 
     cdef _first_pdptes(self):
         # PDPTE registers that the state leaves open come from memory at CR3, before the guest's first instruction
@@ -417,6 +465,7 @@ cdef class Board:
 
     def counters(self):
         """Counters of the vCPU that is loaded, with those of the VM: :meth:`fastmmu.Machine.counters`."""
+        cdef Turn _turn = self.turns.take()
         return self._counters(self.loop, NULL if self.v.tlb == NULL else &self.v.tlb.c)
 
     cdef _counters(self, Run *run, TlbCounters *t):

@@ -156,6 +156,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Numbers and truth values may be NumPy's. Every field is checked here, the TLB's arrays as well.
 
     :raises ConfigError: a value outside these.
+
+    Threads: immutable; share it.
     """
 
     def __post_init__(self) -> None:

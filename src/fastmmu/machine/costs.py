@@ -105,6 +105,8 @@ class CostModel(_Part, frozen=True, kw_only=True):
     """The parameters of `costs.toml`, by its sections; each is documented there. All times are in cycles.
 
     ``CostModel.load()`` gives the defaults, ``CostModel.load(path)`` the defaults changed by a file.
+
+    Threads: immutable; share it.
     """
 
     access: Access

@@ -18,6 +18,8 @@ class Device:
     """What stands behind a range of guest-physical addresses: a subclass says what reads and writes do.
 
     size: bytes of the range.
+
+    Threads: called in the thread that runs the machine, as a :class:`Policy`.
     """
 
     size = 4096
@@ -40,6 +42,8 @@ class Bus(Policy):
 
     :param devices: guest-physical address → :class:`Device`. :raises ConfigError: two of them overlap, or one is no
         device, or stands at no address of 52 bits.
+
+    Threads: as of a :class:`Policy`.
     """
 
     def __init__(self, devices: Mapping[int, Device]) -> None:

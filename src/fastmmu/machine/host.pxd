@@ -6,6 +6,7 @@ from fastmmu.kvm.vpid cimport VpidMap
 from fastmmu.machine.events cimport Run
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.tlb.lookup cimport TlbCounters
+from fastmmu.threads.turns cimport Turns
 
 cdef struct HostVcpu:           # a vCPU as the host sees it
     Run *run                    # its machine's
@@ -26,6 +27,7 @@ cdef inline void count_since(TlbCounters *total, const TlbCounters *before, cons
 cdef class Host:
     cdef readonly PhysicalMemory memory
     cdef readonly tuple cpus, machines
+    cdef Turns turns            # of all of them: one physical CPU runs at a time
     cdef HostVcpu *vcpu
     cdef uint32_t n_vcpus
     cdef uint32_t *occupant     # [physical CPU] vCPU in guest mode there, or NOWHERE
@@ -35,5 +37,7 @@ cdef class Host:
     cdef _add_vcpus(self, list vpids)
     cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF
     cdef HostVcpu *_alive(self, vcpu) except NULL
+    cdef _place(self, vcpu, cpu)
+    cdef _run(self, vcpu, cpu, op, size, addr, out, first)
     cdef int _enter(self, HostVcpu *s, uint32_t cpu)
     cdef void _leave(self, uint32_t cpu)

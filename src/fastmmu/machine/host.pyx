@@ -19,6 +19,7 @@ from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport Tlb, TlbCounters
 from fastmmu.tlb.tlb cimport TLB
+from fastmmu.threads.turns cimport Turn, Turns
 
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
@@ -58,11 +59,16 @@ cdef class Host:
         the machine that :meth:`place` returns.
     :param omit: flushes to leave out, by the names of :attr:`Vmm.omit`, to see what they are for.
     :raises ConfigError: a native configuration, no machine, no CPU. :raises OutOfMemoryError: too much memory in all.
+
+    Threads: one physical CPU runs at a time: :meth:`run` and :meth:`place`, and instructions of any of its guests, are
+    refused meanwhile (PolicyError); counters, totals, deliveries and the VMMs of its machines may be asked from any
+    thread, and are answered between two events.
     """
 
     def __cinit__(self):
         vpid_init(&self.vpids)
         self.cpus, self.machines = (), ()
+        self.turns = Turns()
 
     def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, omit=()):
         cdef Machine m
@@ -94,6 +100,8 @@ cdef class Host:
                                    "machines less by Config(memory=)")
         self.memory = PhysicalMemory(total)
         self.cpus = tuple([tlb_of(chosen[0][0]) for _ in range(n_cpus)])
+        for tlb in self.cpus:
+            (<TLB> tlb).turns = self.turns
         self.n_cpus = n_cpus
         machines, vpids = [], []
         for config, count in chosen:
@@ -178,6 +186,10 @@ cdef class Host:
         :returns: the :class:`Machine`, which now holds this vCPU: a bare guest's instructions run on it.
         :raises StateError: there is no such vCPU or CPU, or the vCPU has ended.
         """
+        cdef Turn _turn = self.turns.alone()
+        return self._place(vcpu, cpu)
+
+    cdef _place(self, vcpu, cpu):
         cdef HostVcpu *s = self._alive(vcpu)
         cdef uint32_t number = s - self.vcpu, at
         cdef Board b = (<Machine> self.machines[s.vm]).board
@@ -188,7 +200,7 @@ cdef class Host:
         if not 0 <= cpu < self.n_cpus:
             raise StateError(f"CPU {shown(cpu)} is outside 0..{int(self.n_cpus) - 1}")
         at = cpu
-        b._guest_runs()
+        b._ready()
         if self.occupant[at] != number:
             self._leave(at)
             if s.run.vcpu.pcpu != NOWHERE and self.occupant[s.run.vcpu.pcpu] == number:
@@ -207,8 +219,14 @@ cdef class Host:
 
         Each vCPU of a machine begins in an address space of its own: process number = that of the vCPU.
         """
-        cdef Machine machine = self.place(vcpu, cpu)
-        cdef Board b = machine.board
+        self.turns.begin("Host.run()")
+        try:
+            return self._run(vcpu, cpu, op, size, addr, out, first)
+        finally:
+            self.turns.end()
+
+    cdef _run(self, vcpu, cpu, op, size, addr, out, first):
+        cdef Board b = (<Machine> self._place(vcpu, cpu)).board
         cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
         cdef TlbCounters before = b.v.tlb.c
         cdef uint64_t number = word("first", first)
@@ -217,7 +235,7 @@ cdef class Host:
                 s.begun = True
                 if b.vcpu.index and b.loop.kernel != NULL and kernel_switch(&b.kernel, b.vcpu.index):
                     b._raise(number)
-            return machine.run(op, size, addr, out, number)
+            return b._events(op, size, addr, out, number)
         finally:
             count_since(&s.counted, &before, &b.v.tlb.c)
 
@@ -226,6 +244,7 @@ cdef class Host:
 
         :raises StateError: there is no such vCPU, or it has ended.
         """
+        cdef Turn _turn = self.turns.alone()
         cdef HostVcpu *s = self._alive(vcpu)
         cdef uint32_t number = s - self.vcpu
         cdef Board b = (<Machine> self.machines[s.vm]).board
@@ -243,10 +262,12 @@ cdef class Host:
 
     def vpid(self, vcpu):
         """VPID of a vCPU; 0: it runs without."""
+        cdef Turn _turn = self.turns.take()
         return self.vcpu[self._number(vcpu)].run.vcpu.cpu.vmcs.vpid
 
     def counters(self, vcpu):
         """Counters of a vCPU, as of :meth:`Machine.counters`; those of the VMM are its machine's."""
+        cdef Turn _turn = self.turns.take()
         cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
         cdef Board b = (<Machine> self.machines[s.vm]).board
         return b._counters(s.run, &s.counted)
@@ -254,6 +275,7 @@ cdef class Host:
     def deliveries(self, vcpu):
         """Every interrupt that the guest's handlers got on a vCPU, in order, as :class:`Delivered`; `at`: accesses of
         all vCPUs of its machine until then. Empty without an APIC."""
+        cdef Turn _turn = self.turns.take()
         cdef Interrupts *irq = self.vcpu[self._number(vcpu)].run.vcpu.irq
         return [] if irq == NULL else [Delivered(irq.log[i].vector, irq.log[i].at) for i in range(irq.log_n)]
 
@@ -261,6 +283,7 @@ cdef class Host:
         """dict of int: migrations, switches (of a CPU to another vCPU), vpids (given out), and over all machines
         remote_flushes, flush_requests, ipis (for these). Of guests with an APIC: interprocessor (interrupts that they
         sent), kicks (IPIs by which the VMM made a vCPU exit for one), notifications (IPIs that a posted one took)."""
+        cdef Turn _turn = self.turns.take()
         cdef Board b
         cdef Interrupts *irq
         cdef uint32_t i

@@ -5,12 +5,13 @@ from libc.stdint cimport uint64_t
 from fastmmu.arch.registers cimport Registers
 from fastmmu.cpu.access cimport Data
 from fastmmu.machine.board cimport Board
+from fastmmu.threads.turns cimport Turn
 
 
 cdef class Guest:
     cdef Board board
     cdef _gpa(self, uint64_t hpa)
-    cdef _begin(self, Data *d)
+    cdef Turn _begin(self, Data *d)
     cdef _came(self, Data *d)
     cdef _canonical(self, uint64_t la)
     cdef _access(self, la, access, user, size)

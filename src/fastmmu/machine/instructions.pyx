@@ -23,6 +23,7 @@ from fastmmu.machine.events cimport exit_instruction as run_exit_instruction
 from fastmmu.mmu.memslots cimport Memslot
 from fastmmu.paging.guest cimport reachable
 from fastmmu.paging.state cimport access_code
+from fastmmu.threads.turns cimport Turn
 
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import StateError
@@ -68,6 +69,9 @@ cdef class Guest:
     the manual wants it to be when it turns paging on or off.
 
     :raises PolicyError: while a VM exit is handled; while another thread runs the machine.
+
+    Threads: calls take turns; refused while the machine runs in another thread, and while a VM exit is handled
+    (PolicyError). ``state`` and ``hardware`` can be read at any time.
     """
 
     def __cinit__(self, Board board not None):
@@ -86,8 +90,9 @@ cdef class Guest:
 
     cdef _access(self, la, access, user, size):
         cdef Data d
+        cdef Turn _turn
         data_begin(&d, word("la", la), access_code(access), flag("user", user), width(size))
-        self._begin(&d)
+        _turn = self._begin(&d)
         self.board.v.c.ops[d.acc] += 1
         return self._came(&d)
 
@@ -101,9 +106,10 @@ cdef class Guest:
 
     cdef _load(self, la, size, user):
         cdef Data d
+        cdef Turn _turn
         data_begin(&d, word("la", la), ACC_R, flag("user", user), width(size))
         d.moves = True
-        self._begin(&d)
+        _turn = self._begin(&d)
         self.board.v.c.kernel_accesses += 1
         gpa, error_code, cr2 = self._came(&d)
         value = None
@@ -120,6 +126,7 @@ cdef class Guest:
 
     cdef _store(self, la, value, size, user):
         cdef Data d
+        cdef Turn _turn
         cdef bytes stored
         data_begin(&d, word("la", la), ACC_W, flag("user", user), width(size))
         d.moves = True
@@ -127,15 +134,16 @@ cdef class Guest:
         if value < 0 or value >> 8 * d.size:
             raise StateError(f"{shown(value)} does not fit a store of {d.size} bytes")
         stored = value.to_bytes(d.size, "little")
-        self._begin(&d)
+        _turn = self._begin(&d)
         memcpy(&d.bytes[0], <const char *> stored, d.size)
         self.board.v.c.kernel_accesses += 1
         return self._came(&d)
 
-    cdef _begin(self, Data *d):
-        self.board._guest_runs()
+    cdef Turn _begin(self, Data *d):
+        cdef Turn turn = self.board._guest_runs()
         self._canonical(d.la)
         self._canonical(d.la + d.size - 1)
+        return turn
 
     cdef _came(self, Data *d):
         cdef int outcome
@@ -168,14 +176,14 @@ cdef class Guest:
 
     cpdef exit_instruction(self, reason):
         """An instruction that exits unconditionally, such as CPUID (10) or OUT (30); `reason`: basic exit reason."""
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         if run_exit_instruction(self.board.loop, word("reason", reason)) != DONE_OK:
             self.board._raise(0)
 
     cpdef invlpg(self, la):
         """INVLPG by the guest."""
         cdef int outcome
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         outcome = vcpu_invlpg(self.board.v, word("la", la))
         if outcome != DONE_OK:
             self.board._raise(0)
@@ -195,7 +203,7 @@ cdef class Guest:
 
         :raises StateError: #GP, naming the rule; CR0, EFER.LMA and the PDPTE registers are as before.
         """
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._written(vcpu_mov_cr0(self.board.v, word("cr0", value)), "cr0", value)
 
     def lmsw(self, source, *, memory=False):
@@ -204,12 +212,12 @@ cdef class Guest:
 
     cdef _lmsw(self, source, memory):
         cdef bint operand = flag("memory", memory)
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._written(vcpu_lmsw(self.board.v, word("lmsw", source), operand), "lmsw", source)
 
     cpdef clts(self):
         """CLTS by the guest."""
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._written(vcpu_clts(self.board.v), "clts", 0)
 
     cpdef mov_cr3(self, value):
@@ -221,7 +229,7 @@ cdef class Guest:
         cdef int outcome
         cdef Registers r
         value = whole("cr3", value)
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         outcome = vcpu_mov_cr3(self.board.v, word("cr3", value))
         if outcome == DONE_GP and self.board.v.rule == RULE_CR3_RESERVED:
             self._registers(&r)
@@ -236,7 +244,7 @@ cdef class Guest:
 
         :raises StateError: #GP, naming the rule; CR4 and the PDPTE registers are as before.
         """
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._written(vcpu_mov_cr4(self.board.v, word("cr4", value)), "cr4", value)
 
     cpdef wrmsr_efer(self, value):
@@ -244,27 +252,27 @@ cdef class Guest:
 
         :raises StateError: #GP, naming the rule.
         """
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._written(vcpu_wrmsr_efer(self.board.v, word("efer", value)), "efer", value)
 
     cpdef mov_from_cr0(self):
         """The guest reads CR0."""
         cdef uint64_t value = 0
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._written(vcpu_mov_from_cr(self.board.v, 0, &value), "cr0", 0)
         return value
 
     cpdef mov_from_cr3(self):
         """The guest reads CR3: its own, whatever the hardware has."""
         cdef uint64_t value = 0
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._written(vcpu_mov_from_cr(self.board.v, 3, &value), "cr3", 0)
         return value
 
     cpdef mov_from_cr4(self):
         """The guest reads CR4; AMD's KVM intercepts that."""
         cdef uint64_t value = 0
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         if self.board.config.vendor == "amd":
             self.exit_instruction(EXIT_CR_ACCESS)
         self._written(vcpu_mov_from_cr(self.board.v, 4, &value), "cr4", 0)
@@ -273,7 +281,7 @@ cdef class Guest:
     cpdef rdmsr_efer(self):
         """RDMSR of IA32_EFER by the guest."""
         cdef uint64_t value = 0
-        self.board._guest_runs()
+        cdef Turn _turn = self.board._guest_runs()
         self._written(vcpu_rdmsr_efer(self.board.v, &value), "efer", 0)
         return value
 
@@ -298,6 +306,7 @@ cdef class Guest:
     def state(self):
         """The guest's registers as the guest has them: :class:`GuestState`, with the PDPTE registers of PAE paging."""
         cdef Registers r
+        cdef Turn _turn = self.board.turns.take()
         self.board.made()
         self._registers(&r)
         return self.board.initial.replace(cr0=r.cr0, cr3=r.cr3, cr4=r.cr4, efer=r.efer, pkru=r.pkru,
@@ -307,6 +316,7 @@ cdef class Guest:
     def hardware(self):
         """What the processor has while the guest runs, a dict: cr0, cr3, cr4, efer, vm86 (RFLAGS.VM), cr3_load_exiting,
         cr3_store_exiting. Natively the guest's own registers, and nothing exits."""
+        cdef Turn _turn = self.board.turns.take()
         cdef const Vcpu *v = self.board.v
         return {
             "cr0": v.r.cr0, "cr3": v.hw.cr3, "cr4": v.r.cr4, "efer": v.r.efer,

@@ -5,6 +5,7 @@ from fastmmu.kvm.vmm cimport Vmm
 from fastmmu.machine.apic_port cimport GuestApic
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.instructions cimport Guest
+from fastmmu.threads.turns cimport Turn
 
 
 cdef class Machine:
@@ -14,6 +15,7 @@ cdef class Machine:
     cdef readonly GuestApic apic
     cdef Vmm _vmm
     cdef _adopt(self, Board board)
+    cdef Turn _handler(self, str name)
 
 
 # ---- for other packages (fastmmu/__init__.pxd) --------------------------------------------------------------

@@ -2,11 +2,10 @@
 
 from weakref import ref
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._arguments cimport bytes_in, flag, linear_address, within, word, words_in, words_out
+from fastmmu._arguments cimport flag, linear_address, within
 from fastmmu.arch.bits cimport ONES
-from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.vcpu cimport (
     ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort, vcpu_derive,
     vcpu_enter,
@@ -16,38 +15,49 @@ from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.vmm cimport vmm_of
 from fastmmu.machine.apic_port cimport GuestApic
 from fastmmu.machine.board cimport Board
-from fastmmu.machine.events cimport premap, run_events
+from fastmmu.machine.events cimport premap
 from fastmmu.machine.instructions cimport Guest
 from fastmmu.mmu.pages cimport mmu_hpa
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
+from fastmmu.threads.turns cimport Turn, this_thread
 
-from fastmmu.errors import ConfigError, PolicyError, TraceError
+from fastmmu.errors import ConfigError, PolicyError
 from fastmmu.exits import ExitReason
 from fastmmu.machine.config import as_config
 from fastmmu.machine.policy import Action, Exit, overridden
 
 
 cdef int surface(void *board, Vcpu *v) noexcept with gil:
-    # a VM exit that a Python policy handles
+    # a VM exit that a Python policy handles; others get their turns meanwhile, for what is right at an exit
     cdef Board b = <Board> board
-    b.handling = True
+    cdef int outcome = ACT_ABORT
+    cdef uint64_t depth
+    exit = Exit(v.vmcs.exit_reason, v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
+                v.vmcs.guest_linear_address, v.vmcs.exit_interruption_error, v.vmcs.operand,
+                v.vmcs.exit_interruption_info, v.source)
+    b.handling = b.turns.handling = this_thread()
+    depth = b.turns.give()
     try:
-        reason = ExitReason(v.vmcs.exit_reason)
-        action = b.handlers[reason](machine_of(b), Exit(
-            reason, v.vmcs.exit_qualification, v.vmcs.guest_physical_address, v.vmcs.guest_linear_address,
-            v.vmcs.exit_interruption_error, v.vmcs.operand, v.vmcs.exit_interruption_info, v.source))
-        if action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF, ACT_INJECT_GP):
-            raise PolicyError(
-                f"the handler of {reason.name} returned {action!r}; return a fastmmu.Action, such as machine.default()"
-            )
-        return <int> int(action)
+        outcome = handled(b, exit)
     except BaseException as error:
         b.raised = error
+    with nogil:
+        b.turns.regain(depth)
+    b.handling = b.turns.handling = 0
+    if outcome == ACT_ABORT:
         vcpu_abort(v, ABORT_PYTHON, 0)
-        return ACT_ABORT
-    finally:
-        b.handling = False
+    return outcome
+
+
+cdef int handled(Board b, exit) except? -1:
+    reason = ExitReason(exit.reason)
+    action = b.handlers[reason](machine_of(b), exit._replace(reason=reason))
+    if action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF, ACT_INJECT_GP):
+        raise PolicyError(
+            f"the handler of {reason.name} returned {action!r}; return a fastmmu.Action, such as machine.default()"
+        )
+    return <int> int(action)
 
 
 cdef Machine machine_of(Board board):
@@ -58,10 +68,6 @@ cdef Machine machine_of(Board board):
         machine._adopt(board)
         board.machine = ref(machine)
     return machine
-
-
-cdef bint overlaps(const uint64_t *words, uint64_t n, const Mem *mem) noexcept:
-    return <const uint8_t *> words < mem.base + mem.nbytes and mem.base < <const uint8_t *> (words + n)
 
 
 cdef class Machine:
@@ -81,6 +87,11 @@ cdef class Machine:
     :param slots: more guest-physical memory, of :class:`fastmmu.MemorySlot`; the machine's own is slot 0, these follow.
     :param place: for :class:`Host`: memory of the host, where in it, a TLB, the VPID; it does the VM entry.
     :raises ConfigError: an impossible geometry or mode. :raises OutOfMemoryError: the host refuses the memory.
+
+    Threads: one thread runs it at a time; an instruction of the guest or a second run meanwhile is refused
+    (PolicyError). What reads (counters, state, vmcs, ...) and the VMM's calls may come from any thread while it runs,
+    and are done between two events, within milliseconds; the handler of a VM exit may make them, too. A signal ends
+    :meth:`run` within half a second; :attr:`events` and the counters say how far it came, and it can go on.
     """
 
     def __cinit__(self, *args, **named):
@@ -112,7 +123,7 @@ cdef class Machine:
         self.apic = None if board.vcpu.irq == NULL else GuestApic(board)
         self._vmm = None
         if board.v.guest:
-            self._vmm = vmm_of(board, &board.kvm)
+            self._vmm = vmm_of(board, board.turns, &board.kvm)
 
     # ---- running ------------------------------------------------------------------------------------------
 
@@ -125,42 +136,24 @@ cdef class Machine:
         :returns: number of events done, the length of the arrays.
         :raises TraceError: an event that is none, naming its index. :raises OutOfMemoryError: guest memory used up.
         """
-        cdef const uint8_t[::1] ops = bytes_in("op", op, TraceError), sizes = bytes_in("size", size, TraceError)
-        cdef const uint64_t[::1] addrs = words_in("addr", addr, TraceError)
-        cdef uint64_t[::1] gpas = None
-        cdef uint64_t n = addrs.shape[0], done = 0, number = word("first", first)
-        cdef uint64_t *to = NULL
-        if <uint64_t> ops.shape[0] != n or <uint64_t> sizes.shape[0] != n:
-            raise TraceError(f"op, size and addr have different lengths: {ops.shape[0]}, {sizes.shape[0]}, {n}")
-        if out is not None:
-            gpas = words_out("out", out, TraceError)
-            if <uint64_t> gpas.shape[0] != n:
-                raise TraceError(f"out has {gpas.shape[0]} elements, the events are {n}; give as many")
-        self.board._guest_runs()
-        if self.board.loop.kernel == NULL:
-            raise ConfigError("a bare guest has no kernel to run a trace on; make the Machine with guest_kernel=True")
-        if n == 0:
-            return 0
-        if out is not None:
-            to = &gpas[0]
-            if overlaps(to, n, &self.board.memory.mem):
-                raise TraceError("out overlaps the machine's memory, in which it would destroy tables; give another")
-        self.board.running = True
-        self.board.loop.first = number
-        with nogil:
-            done = run_events(self.board.loop, &ops[0], &sizes[0], &addrs[0], n, to)
-        self.board.running = False
-        if self.board.v.abort:
-            self.board._raise(number + done)
-        return done
+        cdef Board board = self.board
+        board.turns.begin("Machine.run()")
+        try:
+            return board._events(op, size, addr, out, first)
+        finally:
+            board.turns.end()
+
+    @property
+    def events(self):
+        """Events that :meth:`run` has carried out, in all its calls; those, too, of one that an exception ended."""
+        return self.board.events
 
     # ---- what a policy may do -----------------------------------------------------------------------------
 
     def default(self):
         """Handle the exit under way as KVM does; returns the :class:`Action`. For use in a policy's handler."""
         cdef int action
-        if not self.board.handling:
-            raise PolicyError("no VM exit is under way: Machine.default() is for the handlers of a policy")
+        cdef Turn _turn = self._handler("default")
         with nogil:
             action = kvm_default(self.board.vcpu)
             kvm_serve_requests(self.board.vcpu)
@@ -168,10 +161,18 @@ cdef class Machine:
             self.board._raise(0)
         return Action(action)
 
+    cdef Turn _handler(self, str name):
+        # the turn of a call from a handler
+        cdef Turn turn = self.board.turns.take()
+        if self.board.handling != this_thread():
+            raise PolicyError(f"no VM exit is under way: Machine.{name}() is for the handlers of a policy")
+        return turn
+
     def inject_page_fault(self, la, error_code):
         """Make the exit under way end in a #PF for the guest; returns the :class:`Action` to return."""
         cdef uint64_t cr2 = linear_address("la", la)
         cdef uint32_t code = within("error_code", error_code, 0, 0xFFFFFFFF)
+        cdef Turn _turn = self._handler("inject_page_fault")
         self.board.v.cr2 = cr2
         self.board.v.error_code = code
         return Action.INJECT_PAGE_FAULT
@@ -180,6 +181,7 @@ cdef class Machine:
     def mmio(self):
         """The access to no memory that the exit under way completed: (guest-physical address, bytes and value stored or
         None for anything but a store); None where it was none. For a policy, after :meth:`default`."""
+        cdef Turn _turn = self.board.turns.take()
         cdef const Vcpu *v = self.board.v
         if not self.board.handling or v.emulated == ONES or mmu_hpa(&self.board.kvm.mmu, v.emulated) != ONES:
             return None
@@ -190,11 +192,13 @@ cdef class Machine:
     def vmcs(self):
         """The VMCS as a dict: controls and exit information, by the names of the SDM (vol. 3, appendix
         "Field Encoding in VMCS"; vmx.md §1); empty without a VMM."""
+        cdef Turn _turn = self.board.turns.take()
         return dict(self.board.v.vmcs) if self.board.v.guest else {}
 
     @property
     def hw_cr3(self):
         """CR3 of the processor while the guest runs: the guest's value; under shadow paging the shadow root, hpa."""
+        cdef Turn _turn = self.board.turns.take()
         return self.board.v.hw.cr3
 
     # ---- what it is made of --------------------------------------------------------------------------------
@@ -237,7 +241,9 @@ cdef class Machine:
     @property
     def vmm(self):
         """The VMM's user space, :class:`Vmm`: memory slots and dirty logs; None for a native machine."""
-        self.board._guest_runs()
+        cdef Turn _turn = self.board.turns.take()
+        if self.board.initial is None or self.board.pdptes_due:
+            self.board._ready()
         return self._vmm
 
     @property

@@ -56,6 +56,9 @@ class Policy:
     :class:`~fastmmu.ExitReason`; those below are the reasons that this machine produces by itself. An exception in a
     handler stops the run and comes out of it unchanged. A method ``on_...`` that is no handler is refused where the
     policy is given.
+
+    Threads: handlers are called in the thread that runs the machine, which holds nothing meanwhile: a handler may wait
+    for another thread that uses the VMM. One policy of several machines is called by all of their threads.
     """
 
     def on_exception_nmi(self, machine: Machine, exit: Exit) -> Action:

@@ -68,6 +68,8 @@ class Replayed:
     where the trace does not say; ``examples`` of what differs, in words; ``seconds`` of the replay itself.
     With ``Config(find_missing_flushes=True)``: ``uses_compared`` with memory, ``stale_uses`` among them, the first of
     these in ``stale``.
+
+    Threads: immutable; share it.
     """
 
     records: int
@@ -112,6 +114,8 @@ class Replay:
         the invalidations of "cr3_flush" (CR3 writes), "invlpg", "invpcid", "page_fault".
     :param policy: overrides handlers of VM exits. :param maxphyaddr: physical-address width of the processor.
     :raises ConfigError: a configuration that a system trace cannot run under. :raises TraceError: a bad trace.
+
+    Threads: as of its machine: one feeds it at a time.
     """
 
     def __init__(
@@ -130,13 +134,17 @@ class Replay:
         state = GuestState(**registers, maxphyaddr=maxphyaddr, upper_a="lazy")
         self.source = source
         self.machine = Machine(config, policy=policy, guest_kernel=False, state=state)
-        self.records = 0
         self.seconds = 0.0
         for name in omit:
             if name not in OMISSIONS:
                 raise ConfigError(f"{name!r} cannot be left out; choose from {', '.join(OMISSIONS)}")
         self.machine.tlb.omit = {cause for name in omit for cause in INVALIDATIONS.get(name, ())}
         self._replay = SystemReplay(self.machine, state, omit=[name for name in omit if name in RECORDS])
+
+    @property
+    def records(self) -> int:
+        """Records carried out."""
+        return self._replay.records
 
     def feed(self, chunk: Rows) -> None:
         """Carry out the records of a chunk.
@@ -148,7 +156,6 @@ class Replay:
             self._replay.run(chunk.rows.view(np.uint8), chunk.data, chunk.pages.reshape(-1), chunk.first)
         finally:
             self.seconds += time.perf_counter() - started
-        self.records += len(chunk.rows)
 
     def steps(self) -> Iterator[Rows]:
         """All records of the trace; gives each chunk after it was carried out."""

@@ -26,6 +26,8 @@ class Result:
     ``.config``: the :class:`Config`. ``.complete``: False where the run was interrupted. ``.path``: file of the trace;
     ``.content``: hash of the events that were run, by which results are put side by side; ``.costs``: which cost model;
     ``.geometry``: arrays of the TLB; ``.policy``: class of a Python policy.
+
+    Threads: a result, which nothing changes; share it.
     """
 
     config: Config

@@ -51,6 +51,8 @@ class Simulation:
     side by side; None, set before the first batch: that is known otherwise.
 
     :param config: what is simulated. :param policy: overrides handlers of VM exits. :param costs: cost model.
+
+    Threads: as of its machine: one feeds it at a time, and :meth:`result` may be asked for meanwhile.
     """
 
     def __init__(
@@ -61,8 +63,12 @@ class Simulation:
         self.machine = Machine(self.config, policy=policy)
         self.policy = policy
         self.content: Content | None = Content()
-        self.events = 0
         self.seconds = 0.0
+
+    @property
+    def events(self) -> int:
+        """Events carried out."""
+        return self.machine.events
 
     def feed(self, batch: Events, out: npt.NDArray[np.uint64] | None = None) -> None:
         """Run the events of a batch.
@@ -70,14 +76,16 @@ class Simulation:
         :param out: receives the guest-physical address of each access, all ones for other events.
         :raises TraceError: an event that is none; ``where`` counts from the first event of the run.
         """
-        started = time.perf_counter()
+        started, before, done = time.perf_counter(), self.events, 0
         try:
-            self.machine.run(batch.op, batch.size, batch.addr, out, self.events)
+            done = self.machine.run(batch.op, batch.size, batch.addr, out, before)
+        except KeyboardInterrupt:  # between two events of the batch
+            done = self.events - before
+            raise
         finally:
             self.seconds += time.perf_counter() - started
-        self.events += len(batch.addr)
-        if self.content is not None:
-            self.content.update(batch.op, batch.size, batch.addr)
+            if self.content is not None and done:
+                self.content.update(batch.op[:done], batch.size[:done], batch.addr[:done])
 
     def result(self, *, trace: str = "", path: str = "", content: str = "", complete: bool = True) -> Result:
         """Counters and modelled cycles until now.

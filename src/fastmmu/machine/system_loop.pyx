@@ -169,9 +169,10 @@ cdef uint64_t replay_records(Replay *p, uint64_t first, const Record *rows, uint
                              uint64_t n_data, const uint8_t *pages, uint64_t n_pages, int *stop) noexcept nogil:
     # records done; fewer than n where `stop` says why
     cdef uint64_t i
-    cdef const Record *r
+    cdef Record record          # the caller's may change meanwhile
+    cdef const Record *r = &record
     for i in range(n):
-        r = &rows[i]
+        record = rows[i]
         p.v.now = first + i
         if record_fault(r):
             stop[0] = STOP_RECORD

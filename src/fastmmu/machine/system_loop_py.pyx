@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu._arguments cimport aligned, bytes_in, choice, many, word, words_in
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, Vcpu, vcpu_set_pkru
+from fastmmu.machine.board cimport Board
 from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.records cimport REC_CR0, REC_CR4, REC_EFER, REC_TABLE, Record
 from fastmmu.machine.system_loop cimport (
@@ -11,6 +12,7 @@ from fastmmu.machine.system_loop cimport (
     replay_records, replay_register,
 )
 from fastmmu.paging.state cimport GuestState
+from fastmmu.threads.turns cimport Pace, Turn, pace_begin
 
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import ConfigError, FastmmuError, StateError, TraceError
@@ -27,10 +29,14 @@ cdef class SystemReplay:
 
     :param machine: :class:`Machine` with ``guest_kernel=False`` and this `state`. :param state: registers at the start.
     :param omit: what to leave out: "cr3" (writes to CR3), "stores" (stores to page tables).
+
+    Threads: one runs it at a time, a second one is refused (PolicyError); counters and examples can be read meanwhile.
     """
 
     cdef Replay p
     cdef readonly Machine machine
+    cdef Board board
+    cdef readonly uint64_t records      # carried out
     cdef readonly GuestState state
     cdef readonly list tables           # address of each page table, in the order of the TABLE records
 
@@ -43,6 +49,7 @@ cdef class SystemReplay:
         for name in many("omit", omit):
             self.p.omit |= <uint32_t> choice("what to leave out", name, _OMISSIONS, ConfigError)
         self.machine = machine
+        self.board = machine.board
         self.tables = []
         self.p.v = machine.board.v
         self.p.guest = machine.board.guest_mem
@@ -69,33 +76,43 @@ cdef class SystemReplay:
         cdef const uint64_t *values = NULL
         cdef const uint8_t *content = NULL
         cdef int stop = STOP_NONE
+        cdef Pace pace
         if read.shape[0] % sizeof(Record):
             raise TraceError(f"{read.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
-        self.machine.board._guest_runs()
-        self.p.v = self.machine.board.v               # the vCPU that it has loaded
-        if n == 0:
-            return
-        aligned("rows", &read[0], TraceError)
-        r = <const Record *> &read[0]
-        if n_data:
-            values = &stored[0]
-        if n_pages:
-            content = &held[0]
-        self.p.data_at = self.p.page_at = 0
-        while at < n:
-            self.machine.board.running = True
-            with nogil:
-                at += replay_records(&self.p, number + at, r + at, n - at, values, n_data, content, n_pages, &stop)
-            self.machine.board.running = False
-            if stop == STOP_NONE:
-                break
-            if stop != STOP_REGISTER:
-                raise self._error(stop, number + at, &r[at])
-            self._write(&r[at], number + at)
-            at += 1
-        for i in range(at):
-            if r[i].op == REC_TABLE:
-                self.tables.append(r[i].val)
+        self.board.turns.begin("the replay of a system trace")
+        try:
+            self.board._ready()
+            self.p.v = self.board.v             # the vCPU that it has loaded
+            if n == 0:
+                return
+            aligned("rows", &read[0], TraceError)
+            r = <const Record *> &read[0]
+            if n_data:
+                values = &stored[0]
+            if n_pages:
+                content = &held[0]
+            self.p.data_at = self.p.page_at = 0
+            while at < n:
+                with nogil:
+                    pace_begin(&pace)
+                    while True:
+                        at += replay_records(&self.p, number + at, r + at, min(n - at, pace.chunk), values, n_data,
+                                             content, n_pages, &stop)
+                        if stop != STOP_NONE or at == n or self.board.turns.between(&pace):
+                            break
+                self.board.turns.signals()
+                if stop == STOP_NONE:
+                    break
+                if stop != STOP_REGISTER:
+                    raise self._error(stop, number + at, &r[at])
+                self._write(&r[at], number + at)
+                at += 1
+        finally:
+            self.records += at
+            for i in range(at):
+                if r[i].op == REC_TABLE:
+                    self.tables.append(r[i].val)
+            self.board.turns.end()
 
     cdef _write(self, const Record *r, uint64_t number):
         # CR0, CR4, EFER: legal, as it was done
@@ -114,7 +131,7 @@ cdef class SystemReplay:
         if outcome == DONE_GP:
             raise TraceError(f"{name}={r.val:#x} is #GP(0): {RULES[v.rule]}", where=f"record {number}")
         if outcome != DONE_OK:
-            self.machine.board._raise(number)
+            self.board._raise(number)
         self._adopt(new)
         vcpu_set_pkru(v, self.p.pkru if self.p.keys else 0)
 
@@ -122,7 +139,7 @@ cdef class SystemReplay:
         where = f"record {number}"
         if stop == STOP_ABORT:
             try:
-                self.machine.board._raise(number)
+                self.board._raise(number)
             except FastmmuError as error:
                 return error
         if stop == STOP_ADDRESS:
@@ -136,12 +153,14 @@ cdef class SystemReplay:
 
     def counters(self):
         """dict: records of #PF compared, stores to page tables, page tables, mismatches in all and by kind."""
+        cdef Turn _turn = self.board.turns.take()
         cdef Replay *p = &self.p
         return {"page_faults": p.faults, "table_stores": p.stores, "tables": p.tables, "mismatches": p.found,
                 **{kind: p.differences[i] for i, kind in enumerate(KINDS)}}
 
     def examples(self):
         """The first mismatches: list of (record, kind, expected, got); addresses, or error codes of a #PF."""
+        cdef Turn _turn = self.board.turns.take()
         cdef Replay *p = &self.p
         cdef uint64_t i
         return [(p.example[i].record, KINDS[p.example[i].kind], p.example[i].expected, p.example[i].got)

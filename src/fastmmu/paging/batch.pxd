@@ -50,4 +50,6 @@ cdef struct Batch:              # one call, which threads share
 cdef void query_init(Query *q, Mem *m, const Paging *g, const Ept *e, int acc) noexcept nogil
 cdef void translate_batch(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *fault, uint64_t n) noexcept nogil
 cdef void batch_size(Batch *b) noexcept nogil          # query.region_bits and each, for n addresses
+cdef bint batch_step(Batch *b, int thread) noexcept nogil   # a chunk; False: no address was left
 cdef void batch_work(Batch *b, int thread) noexcept nogil   # until no address is left
+cdef void batch_stop(Batch *b) noexcept nogil               # none is, from now on

@@ -382,11 +382,21 @@ cdef void batch_size(Batch *b) noexcept nogil:
     b.each = <uint64_t> (2 if q.e != NULL else 1) << q.region_bits
 
 
-cdef void batch_work(Batch *b, int thread) noexcept nogil:
+cdef bint batch_step(Batch *b, int thread) noexcept nogil:
     cdef Query q = b.query
     cdef uint64_t start = take(&b.next, b.chunk)
+    if start >= b.n:
+        return False
     q.guest = b.regions + b.each * <uint64_t> thread
     q.ept = q.guest + (<uint64_t> 1 << q.region_bits)
-    while start < b.n:
-        translate_batch(&q, b.va + start, b.pa + start, b.fault + start, min(b.chunk, b.n - start))
-        start = take(&b.next, b.chunk)
+    translate_batch(&q, b.va + start, b.pa + start, b.fault + start, min(b.chunk, b.n - start))
+    return True
+
+
+cdef void batch_work(Batch *b, int thread) noexcept nogil:
+    while batch_step(b, thread):
+        pass
+
+
+cdef void batch_stop(Batch *b) noexcept nogil:
+    take(&b.next, b.n)

@@ -19,6 +19,7 @@ from fastmmu.paging.leaves cimport (
 )
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
 from fastmmu.paging.state cimport Eptp, GuestState, as_eptp, prepare
+from fastmmu.threads.turns cimport Turn, Turns
 from fastmmu.dtypes import EPT_MAPPING_DTYPE, MAPPING_DTYPE, MAPPING_FAULT_DTYPE, Fault
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, WrongTypeError
 
@@ -44,6 +45,8 @@ class MappingArray(np.recarray):
     how often} of the places where tables lead nowhere. ``.faults``: record array (``MAPPING_FAULT_DTYPE``) of the
     first 4096 of those. Arrays made from this one (slices, ``.copy()``) have None for the three; what the modules copy
     and pickle make has them.
+
+    Threads: a result; as any array.
     """
 
     truncated = None
@@ -74,6 +77,8 @@ cdef class MappingIterator:
 
     ``.skipped``, ``.faults`` and ``.truncated`` as those of :class:`MappingArray`, so far; ``.rows``: rows handed out.
     Only :func:`iter_mappings` and :func:`iter_ept_mappings` make one.
+
+    Threads: several may take arrays from one iterator, each array goes to one of them.
     """
 
     cdef Leaves s
@@ -83,10 +88,12 @@ cdef class MappingIterator:
     cdef object left                # rows that the limit still allows; None: no limit
     cdef uint64_t chunk
     cdef bint busy
+    cdef Turns turns                # of the threads that advance it
     cdef readonly object truncated
     cdef readonly object rows
 
     def __cinit__(self):
+        self.turns = Turns()
         self.s.done = True                  # until _begin sets it up
         self.dtype = MAPPING_DTYPE
         self.truncated, self.rows = False, 0
@@ -101,6 +108,7 @@ cdef class MappingIterator:
         return self
 
     def __next__(self):
+        cdef Turn _turn = self.turns.take()
         cdef uint64_t n = self.chunk if self.left is None else min(self.chunk, self.left)
         rows = np.empty(n, self.dtype)
         cdef uint64_t got = self.fill(rows, 0, n)
@@ -157,7 +165,7 @@ cdef class MappingIterator:
     cdef uint64_t run(self, LeafRow *out, uint64_t n) except? 0:
         cdef uint64_t got = 0
         if self.busy:
-            raise ConfigError("this iterator is being advanced by another thread; give each thread its own")
+            raise ConfigError("this iterator is being advanced, and was interrupted for this; go on with it afterwards")
         self.busy = True
         try:
             while got < n and not self.s.done:

@@ -40,6 +40,9 @@ cdef class PhysicalMemory:
     :param nbytes: size in bytes, a positive multiple of 8.
     :raises ConfigError: the size is no positive multiple of 8.
     :raises OutOfMemoryError: the operating system refuses the address space.
+
+    Threads: as memory: nothing is locked, an aligned word is read and written as a whole. Who changes page tables while
+    another thread walks them gets old or new entries.
     """
 
     def __init__(self, nbytes):

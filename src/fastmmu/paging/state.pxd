@@ -6,6 +6,7 @@ from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.arch.registers cimport Registers
 from fastmmu.arch.types cimport Ept, Paging, PmlQuery, Walk
 from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.threads.turns cimport Turns
 
 
 cdef class GuestState:
@@ -18,6 +19,7 @@ cdef class GuestState:
 cdef class Pml:
     cdef uint16_t next
     cdef readonly uint64_t base
+    cdef Turns turns            # of accesses that log
 
 
 cdef class Eptp:

@@ -19,6 +19,7 @@ from fastmmu.paging.ept cimport (
 from fastmmu.paging.guest cimport PDPT
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
 from fastmmu.paging.walk cimport load_pdptes
+from fastmmu.threads.turns cimport Turns
 from fastmmu._codes import Code
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import BusError, StateError, WrongTypeError
@@ -76,6 +77,8 @@ cdef class GuestState:
         2.5 and 4.1): bits 63:32 of CR0, NW without CD, PG without PE, CR3 beyond MAXPHYADDR; in CR4 the reserved bits
         and SMXE, KL, UINTR, LASS, LAM_SUP and FRED, which it does not have, PCIDE outside long mode, CET without
         CR0.WP; in EFER bits other than SCE, LME, LMA and NXE, and LMA other than LME while paging is on.
+
+    Threads: immutable; share it.
     """
 
     def __cinit__(self, *, cr0=0x80050033, cr3=0, cr4=0xA0, efer=0xD01, cpl=0, ac=0, pkru=0, pkrs=0, implicit=False,
@@ -192,9 +195,12 @@ cdef class Pml:
     :param base: its address, a multiple of 4 KB. :param index: entry that the next address goes to, 0..65535; above 511
         the log is full. ``.index`` follows the log and may be set.
     :raises StateError: an address or index that is none.
+
+    Threads: accesses that log to it take turns.
     """
 
     def __cinit__(self, base, index=511):
+        self.turns = Turns()
         self.base = page_address("PML address", base)
         self.next = within("PML index", index, 0, 0xFFFF)
 
@@ -232,6 +238,8 @@ cdef class Eptp:
         the access itself does there is :class:`VirtualApic`'s. ``translate`` and ``mappings`` say where tables lead,
         whatever page they are on.
     :raises StateError: an EPTP that VM entry would refuse, naming the field.
+
+    Threads: immutable but for its log; share it.
     """
 
     def __cinit__(self, value, *, maxphyaddr=52, execute_only=True, mbec=False, page1gb=True, advanced_info=True,

@@ -5,16 +5,18 @@ import threading
 import numpy as np
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastmmu._arguments cimport shown, within
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.types cimport Ept, Paging, Walk
-from fastmmu.paging.batch cimport Batch, Region, batch_size, batch_work, query_init
+from fastmmu.paging.batch cimport Batch, Region, batch_size, batch_step, batch_stop, batch_work, query_init
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState, access_code, prepare
 from fastmmu.paging.walked_tables cimport huge_where_walked
+from fastmmu.threads.turns cimport SIGNALS_EVERY, nanoseconds
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 
 CHUNK = 1 << 16     # addresses that a thread takes at a time; no result depends on it
@@ -28,6 +30,8 @@ cdef class Translation:
 
     ``.pa``: host-physical addresses (uint64), all ones where an address did not translate. ``.fault``: codes (uint8)
     of :class:`~fastmmu.dtypes.Fault`, 0 where it did. Made by hand it is that of no address.
+
+    Threads: a result; as the arrays in it.
     """
 
     cdef readonly object pa
@@ -75,8 +79,22 @@ cdef class _Batch:
         return 0
 
     def run(self, int worker):
+        # of a thread that this module started
         with nogil:
             batch_work(&self.b, worker)
+
+    cdef int work(self) except -1:
+        # of the caller's, which a signal can end
+        cdef uint64_t since = nanoseconds()
+        cdef bint more = True
+        while more:
+            with nogil:
+                while more and nanoseconds() - since < SIGNALS_EVERY:
+                    more = batch_step(&self.b, 0)
+            if more:
+                PyErr_CheckSignals()
+                since = nanoseconds()
+        return 0
 
 
 def translate(PhysicalMemory mem not None, GuestState state not None, va, *, access="r", eptp=None, out=None,
@@ -139,13 +157,11 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
         with nogil:
             huge_where_walked(batch.b.query.m, batch.b.query.g, batch.b.query.e, acc, <const uint64_t *> batch.va.buf,
                               batch.b.n, <uint32_t> (mem.looked_up >> 16))
+    batch.b.chunk = CHUNK
     if most == 1:
-        batch.b.chunk = batch.b.n
         batch.reserve(1)
-        with nogil:
-            batch_work(&batch.b, 0)
+        batch.work()
     else:
-        batch.b.chunk = CHUNK
         workers = max(1, min(most, (batch.b.n + CHUNK - 1) // CHUNK))
         batch.reserve(workers)
         _share(batch, workers)
@@ -164,9 +180,12 @@ def _share(_Batch batch, int workers):
             started.append(thread)
     except RuntimeError:
         pass
-    batch.run(0)
-    for thread in started:
-        thread.join()
+    try:
+        batch.work()
+    finally:                        # of an exception, too: the others must not work behind the caller's back
+        batch_stop(&batch.b)
+        for thread in started:
+            thread.join()
 
 
 def _addresses(va):

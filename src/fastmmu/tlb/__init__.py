@@ -8,7 +8,7 @@
     geometry     all arrays of a CPU: presets, and what is put in their place
     tlb          `TLB`, all that for Python
 
-Imports `arch`. It knows no page tables: walks hand it what they found.
+Imports `threads` and `arch`. It knows no page tables: walks hand it what they found.
 
 To add a preset: a row in `geometry`. To add a replacement policy: a value of `Replacement` and what it does on a hit,
 on a fill and to find a victim, in `replacement.pxd`; its word in `arrays.REPLACEMENTS` and `tlb._REPLACEMENT`; the

@@ -55,6 +55,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     :param gpm: guest-physical mappings live in the second level ("shared"), in an array of their own, or nowhere.
     :param replacement: policy of first and second level; that of the other arrays is LRU.
     :param unbounded: no entry makes room for another, the arrays grow: entries go by invalidation alone.
+
+    Threads: immutable; share it.
     """
 
     name: str

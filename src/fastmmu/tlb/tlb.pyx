@@ -21,6 +21,7 @@ from fastmmu.tlb.lookup cimport (
     tlb_psc_fill, tlb_ready, tlb_refill, tlb_value, tlb_value_of_walk
 )
 from fastmmu.tlb.replacement cimport LRU, TREE_PLRU, way_at
+from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError, WrongTypeError
 from fastmmu.tlb.geometry import PAGES, REPLACEMENTS, TABLES, Array
 from fastmmu.tlb.geometry import geometry as make_geometry
@@ -97,12 +98,17 @@ cdef class TLB:
     :param geometry: a preset's name or a :class:`fastmmu.tlb.geometry.Geometry`.
     :param max_contexts: how many contexts can have entries at a time, 8..65534; when they run out, one is flushed.
     :raises ConfigError: an unknown preset or an impossible geometry.
+
+    Threads: calls take turns. While its machine runs, or :meth:`simulate` does, in another thread, those that change it
+    are refused (PolicyError); counters, entries and the like can be read, between two events. The handler of a VM exit
+    may do both.
     """
 
     def __cinit__(self, geometry="skylake", *, max_contexts=65534):
         cdef int index
         cdef uint32_t most = within("max_contexts", max_contexts, 8, 65534, ConfigError)
         g = self.geometry = make_geometry(geometry)
+        self.turns = Turns()
         self.t = tlb_new(most)
         if self.t == NULL:
             raise OutOfMemoryError("no memory for the contexts of a TLB; give fewer by max_contexts")
@@ -131,6 +137,7 @@ cdef class TLB:
 
     def switch(self, vpid=0, pcid=0, eptrta=None):
         """Puts a context in force; invalidates nothing. `eptrta`: EPTP bits 51:12, None: EPT is not in use."""
+        cdef Turn _turn = self.turns.apart()
         tlb_switch(self.t, _vpid(vpid), _pcid(pcid), _root(eptrta))
 
     @staticmethod
@@ -176,6 +183,7 @@ cdef class TLB:
 
     def lookup(self, la, access="r"):
         """(level, value): 1 first level, 2 second level, which refills the first; (0, 0): a miss of both."""
+        cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = linear_address("la", la)
         cdef int acc = _access(access)
         cdef uint64_t value = tlb_l1(self.t, acc, at)
@@ -187,26 +195,31 @@ cdef class TLB:
 
     def fill(self, la, value, access="r"):
         """Caches what a walk found, in both levels; the value as the first level has it."""
+        cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = linear_address("la", la), entry = _entry(value)
         return tlb_fill(self.t, _access(access), at, entry)
 
     def refill(self, la, value, access="r"):
         """As :meth:`fill`, after dropping what `la` hits now: its rights or dirty flag did not suffice."""
+        cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = linear_address("la", la), entry = _entry(value)
         return tlb_refill(self.t, _access(access), at, entry)
 
     def gpm(self, gpa):
         """Value of the guest-physical mapping of `gpa`, or 0."""
+        cdef Turn _turn = self.turns.apart()
         return tlb_gpm(self.t, guest_physical_address("gpa", gpa))
 
     def gpm_fill(self, gpa, value):
         """Caches a guest-physical mapping."""
+        cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = guest_physical_address("gpa", gpa)
         tlb_gpm_fill(self.t, at, _entry(value))
 
     def psc(self, la, above=6):
         """(level, value) of the lowest paging-structure entry cached for `la`, below level `above`, 2..6; (0, 0):
         none."""
+        cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = linear_address("la", la)
         cdef int level = 0
         cdef uint64_t value = tlb_psc(self.t, at, within("above", above, 2, 6), &level)
@@ -214,12 +227,14 @@ cdef class TLB:
 
     def psc_fill(self, la, level, value):
         """Caches a paging-structure entry of level 2 (PDE) to 5 (PML5E)."""
+        cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = linear_address("la", la)
         cdef int of = within("level", level, 2, 5)
         tlb_psc_fill(self.t, at, of, _table(value))
 
     def epsc(self, gpa, above=6):
         """As :meth:`psc`, for the EPT tables and a guest-physical address."""
+        cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = guest_physical_address("gpa", gpa)
         cdef int level = 0
         cdef uint64_t value = tlb_epsc(self.t, at, within("above", above, 2, 6), &level)
@@ -227,6 +242,7 @@ cdef class TLB:
 
     def epsc_fill(self, gpa, level, value):
         """Caches an EPT paging-structure entry of level 2 to 5."""
+        cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = guest_physical_address("gpa", gpa)
         cdef int of = within("level", level, 2, 5)
         tlb_epsc_fill(self.t, at, of, _table(value))
@@ -235,58 +251,71 @@ cdef class TLB:
 
     def mov_cr3(self, vpid=0, pcid=0):
         """MOV to CR3 with source bit 63 clear."""
+        cdef Turn _turn = self.turns.apart()
         return inv_mov_cr3(self.t, _vpid(vpid), _pcid(pcid))
 
     def cr0_pg(self, vpid=0):
         """CR0.PG 1 -> 0."""
+        cdef Turn _turn = self.turns.apart()
         return inv_cr0_pg(self.t, _vpid(vpid))
 
     def cr4_all(self, vpid=0):
         """CR4.PGE changes, or PCIDE 1 -> 0."""
+        cdef Turn _turn = self.turns.apart()
         return inv_cr4_all(self.t, _vpid(vpid))
 
     def cr4_pcid(self, vpid=0, pcid=0):
         """CR4.PAE changes, or SMEP 0 -> 1."""
+        cdef Turn _turn = self.turns.apart()
         return inv_cr4_pcid(self.t, _vpid(vpid), _pcid(pcid))
 
     def invlpg(self, la, vpid=0, pcid=0):
         """INVLPG."""
+        cdef Turn _turn = self.turns.apart()
         return inv_invlpg(self.t, _vpid(vpid), _pcid(pcid), linear_address("la", la))
 
     def page_fault(self, la, vpid=0, pcid=0):
         """#PF caused by `la`."""
+        cdef Turn _turn = self.turns.apart()
         return inv_page_fault(self.t, _vpid(vpid), _pcid(pcid), linear_address("la", la))
 
     def invpcid(self, type, vpid=0, pcid=0, la=0):
         """INVPCID type 0..3."""
+        cdef Turn _turn = self.turns.apart()
         cdef int of = within("type", type, 0, 3)
         return inv_invpcid(self.t, of, _vpid(vpid), _pcid(pcid), linear_address("la", la))
 
     def transition(self, vpid_enabled=False):
         """VM entry or VM exit."""
+        cdef Turn _turn = self.turns.apart()
         return inv_transition(self.t, flag("vpid_enabled", vpid_enabled))
 
     def invvpid(self, type, vpid=0, la=0):
         """INVVPID type 0..3."""
+        cdef Turn _turn = self.turns.apart()
         cdef int of = within("type", type, 0, 3)
         return inv_invvpid(self.t, of, _vpid(vpid), linear_address("la", la))
 
     def invept(self, type, eptrta=0):
         """INVEPT type 1..2."""
+        cdef Turn _turn = self.turns.apart()
         cdef int of = within("type", type, 1, 2)
         return inv_invept(self.t, of, page_address("eptrta", eptrta))
 
     def vmfunc(self, vpid_enabled=False):
         """VMFUNC 0, EPTP switch."""
+        cdef Turn _turn = self.turns.apart()
         return inv_vmfunc(self.t, flag("vpid_enabled", vpid_enabled))
 
     def ept_violation(self, gpa, eptrta, *, vpid=0, pcid=0, la=None):
         """EPT violation at `gpa`, which translates `la` (None: it is the address of a table)."""
+        cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = guest_physical_address("gpa", gpa), of = 0 if la is None else linear_address("la", la)
         return inv_ept_violation(self.t, _vpid(vpid), _pcid(pcid), _root(eptrta), at, la is not None, of)
 
     def reset(self):
         """Everything."""
+        cdef Turn _turn = self.turns.apart()
         return inv_reset(self.t)
 
     # ---- reading out --------------------------------------------------------------------------------------------
@@ -294,10 +323,12 @@ cdef class TLB:
     @property
     def contexts(self):
         """Number of contexts with live entries."""
+        cdef Turn _turn = self.turns.take()
         return self.t.n_live
 
     def live(self):
         """dict of unit -> number of entries that can match."""
+        cdef Turn _turn = self.turns.take()
         return {UNIT_NAMES[u]: sum([self.t.unit[u].live[c] for c in range(4)]) for u in range(UNITS)}
 
     def entries(self):
@@ -305,6 +336,7 @@ cdef class TLB:
 
         A set's entries follow each other, under LRU the most recent first.
         """
+        cdef Turn _turn = self.turns.take()
         cdef TlbArray *a
         cdef TlbContext *x
         cdef uint64_t key
@@ -331,6 +363,7 @@ cdef class TLB:
         "invalidated": {cause: {unit: entries}}, "refill_misses": {cause: walks that redo what the flush took},
         "survivals": entries that lived through VM entries and exits under VPID.
         """
+        cdef Turn _turn = self.turns.take()
         c = &self.t.c
         out = {}
         for u, name in enumerate(UNIT_NAMES):
@@ -353,10 +386,12 @@ cdef class TLB:
     @property
     def omit(self):
         """Causes, out of CAUSE_NAMES, whose invalidations are counted and do nothing: a set of str."""
+        cdef Turn _turn = self.turns.take()
         return {name for i, name in enumerate(CAUSE_NAMES) if self.t.omit >> i & 1}
 
     @omit.setter
     def omit(self, causes):
+        cdef Turn _turn = self.turns.take()
         cdef uint32_t omit = 0
         for cause in many("omit", causes):
             omit |= 1U << <int> choice("a cause", cause, _CAUSES, ConfigError)
@@ -364,6 +399,7 @@ cdef class TLB:
 
     def reset_counters(self):
         """All counters to 0; the entries stay."""
+        cdef Turn _turn = self.turns.apart()
         memset(&self.t.c, 0, sizeof(self.t.c))
 
     def simulate(self, va, access="r"):
@@ -378,27 +414,46 @@ cdef class TLB:
         cdef int acc = _access(access)
         cdef TlbPort *p = &self.t.port[acc]
         cdef Py_ssize_t i, n = at.shape[0]
-        cdef uint64_t l1_misses = 0, misses = 0, la
-        with nogil:
-            i = not_linear(at)
-        if i < n:
-            raise StateError(f"va[{i}]={at[i]:#x} is no linear address: bits 63:57 must equal bit 56")
-        with nogil:
-            for i in range(n):
-                la = at[i]
-                if tlb_l1(self.t, acc, la) == 0:
-                    l1_misses += 1
-                    if tlb_l2(self.t, acc, la) == 0:
-                        misses += 1
-                        tlb_fill(self.t, acc, la, tlb_value(la, 0, 0, F_U | F_R | F_W | F_EW | F_X | F_D | F_K))
-        self.t.c.lookups[p.l1.id] += n
+        cdef uint64_t j, la, end = 0, done = 0, l1_misses = 0, misses = 0
+        cdef Pace pace
+        self.turns.begin("TLB.simulate()")
+        try:
+            with nogil:
+                pace_begin(&pace)
+                i = 0
+                while i < n:
+                    end = min(<uint64_t> i + (1 << 20), <uint64_t> n)
+                    i = not_linear(at, i, end)
+                    if i < <Py_ssize_t> end or i < n and self.turns.between(&pace):
+                        break
+            self.turns.signals()
+            if i < n:
+                raise StateError(f"va[{i}]={at[i]:#x} is no linear address: bits 63:57 must equal bit 56")
+            with nogil:
+                pace_begin(&pace)
+                while done < <uint64_t> n:
+                    end = min(done + pace.chunk, <uint64_t> n)
+                    for j in range(done, end):
+                        la = at[j]
+                        if tlb_l1(self.t, acc, la) == 0:
+                            l1_misses += 1
+                            if tlb_l2(self.t, acc, la) == 0:
+                                misses += 1
+                                tlb_fill(self.t, acc, la, tlb_value(la, 0, 0, F_U | F_R | F_W | F_EW | F_X | F_D | F_K))
+                    self.t.c.lookups[p.l1.id] += end - done
+                    done = end
+                    if done < <uint64_t> n and self.turns.between(&pace):
+                        break
+            self.turns.signals()
+        finally:
+            self.turns.end()
         return {"accesses": n, "l1_hits": n - l1_misses, "l2_hits": l1_misses - misses, "misses": misses}
 
 
-cdef Py_ssize_t not_linear(const uint64_t[::1] va) noexcept nogil:
-    # index of the first address that is none
+cdef Py_ssize_t not_linear(const uint64_t[::1] va, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+    # index of the first address that is none, or the end
     cdef Py_ssize_t i
-    for i in range(va.shape[0]):
+    for i in range(first, end):
         if (va[i] + (<uint64_t> 1 << 56)) >> 57:
             return i
-    return va.shape[0]
+    return end

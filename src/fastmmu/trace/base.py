@@ -25,6 +25,9 @@ class Trace(ABC):
     Attributes: ``name`` for tables, ``kind`` "program" (events on user addresses) or "system" (records of a whole
     machine), ``format`` ("lackey", "npy", ...), ``path`` of the file or None, ``total`` number of events or None where
     it is not known beforehand.
+
+    Threads: may be shared; each iteration is a pass of its own, of one thread. :meth:`progress` is of the one started
+    last.
     """
 
     name: str

@@ -52,6 +52,8 @@ class Batch:
 
     ``op`` uint8, codes of :class:`fastmmu.ops.Op`; ``size`` uint8, bytes; ``addr`` uint64, linear address or what
     the system event says. ``len()`` is the number of events.
+
+    Threads: columns are not written; share it.
     """
 
     op: U8

@@ -69,26 +69,27 @@ cdef void flush(Curve *c) noexcept nogil:
 cdef int curve_run(Curve *c, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
                    uint64_t *done) noexcept nogil:
     cdef uint64_t i, la
-    cdef uint32_t k
+    cdef uint32_t k, o
     for i in range(n):
         done[0] = i
         la = addr[i]
-        if op[i] <= LAST_ACCESS:
+        o = op[i]
+        if o <= LAST_ACCESS:
             if la >> 57:
                 return CURVE_BAD_ADDRESS
-            one_access(c, op[i], la >> c.shift)
+            one_access(c, o, la >> c.shift)
             if (la & 0xFFF) + size[i] > 0x1000:
                 la = (la | 0xFFF) + 1
                 if la >> 57:
                     return CURVE_BAD_ADDRESS
-                one_access(c, op[i], la >> c.shift)
-        elif op[i] == OP_SWITCH:
+                one_access(c, o, la >> c.shift)
+        elif o == OP_SWITCH:
             if la >= (4095 if c.pcid else 1 << 18):
                 return CURVE_BAD_PROCESS
             c.process = la
             if not c.pcid:
                 flush(c)
-        elif op[i] == OP_INVLPG or op[i] == OP_UNMAP:
+        elif o == OP_INVLPG or o == OP_UNMAP:
             if not la >> 57:
                 invalidate(c, la >> c.shift)
     done[0] = n

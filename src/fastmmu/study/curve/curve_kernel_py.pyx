@@ -7,9 +7,11 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu._arguments cimport bytes_in, flag, many, within, words_in
 from fastmmu.study.curve.curve_kernel cimport (
-    CURVE_BAD_ADDRESS, CURVE_BAD_PROCESS, CURVE_NO_MEMORY, NO_KEY, NO_LEVEL, Curve, Level, curve_run,
+    CURVE_BAD_ADDRESS, CURVE_BAD_PROCESS, CURVE_NO_MEMORY, CURVE_OK, NO_KEY, NO_LEVEL, Curve, Level, curve_run,
 )
 from fastmmu.study.curve.stack_distance cimport GROUPS, List, list_free, list_new, tree_free, tree_new
+
+from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 
 from fastmmu.errors import ConfigError, OutOfMemoryError, TraceError
 
@@ -27,16 +29,20 @@ cdef class StackDistances:
     :param shift: log2 of the page size. :param pcid: a SWITCH flushes nothing.
     :param limit: farthest distance in a tree that is told from infinity. :param threshold: pages whose 32-bit hash is
         below it go through the trees; 2**32: all.
+
+    Threads: one feeds it at a time, a second one is refused (PolicyError); it can be read meanwhile.
     """
 
     cdef Curve c
     cdef uint64_t events
+    cdef Turns turns
 
     def __cinit__(self, levels, ports, shift, pcid, limit, threshold):
         cdef Level *x
         cdef uint64_t most = within("limit", limit, 1, MOST_LIMIT, ConfigError), number, depth
         cdef uint32_t first, chosen
         cdef uint64_t below = within("threshold", threshold, 0, 1ULL << 32, ConfigError)
+        self.turns = Turns()
         levels = [_parts("a level", each, 2) for each in many("levels", levels)]
         ports = [_parts("a port", each, 4) for each in many("ports", ports)]
         if not 1 <= len(levels) <= 5 or len(ports) != 4:
@@ -86,33 +92,52 @@ cdef class StackDistances:
         """
         cdef const uint8_t[::1] ops = bytes_in("op", op, TraceError), sizes = bytes_in("size", size, TraceError)
         cdef const uint64_t[::1] addrs = words_in("addr", addr, TraceError)
-        cdef uint64_t n = addrs.shape[0], done = 0
-        cdef int outcome
+        cdef uint64_t n = addrs.shape[0]
         if <uint64_t> ops.shape[0] != n or <uint64_t> sizes.shape[0] != n:
             raise TraceError(f"op, size and addr have different lengths: {ops.shape[0]}, {sizes.shape[0]}, {n}")
         if n == 0:
             return
+        self.turns.begin("StackDistances.feed()")
+        try:
+            self._feed(ops, sizes, addrs)
+        finally:
+            self.turns.end()
+
+    cdef _feed(self, const uint8_t[::1] op, const uint8_t[::1] size, const uint64_t[::1] addr):
+        cdef uint64_t n = addr.shape[0], done = 0, did = 0, chunk
+        cdef int outcome
+        cdef Pace pace
         with nogil:
-            outcome = curve_run(&self.c, &ops[0], &sizes[0], &addrs[0], n, &done)
+            pace_begin(&pace)
+            while True:
+                chunk = min(n - done, pace.chunk)
+                outcome = curve_run(&self.c, &op[done], &size[done], &addr[done], chunk, &did)
+                done += did
+                if outcome != CURVE_OK or done == n or self.turns.between(&pace):
+                    break
+        self.events += done
+        self.turns.signals()
         if outcome == CURVE_BAD_ADDRESS:
-            raise TraceError(f"event {self.events + done}: {addrs[done]:#x} has more than 57 bits")
+            raise TraceError(f"event {self.events}: {addr[done]:#x} has more than 57 bits")
         if outcome == CURVE_BAD_PROCESS:
-            raise TraceError(f"event {self.events + done}: process number {addrs[done]} is not below "
+            raise TraceError(f"event {self.events}: process number {addr[done]} is not below "
                              f"{4095 if self.c.pcid else 1 << 18}; number processes from 0")
         if outcome == CURVE_NO_MEMORY:
             raise OutOfMemoryError("no memory for the order of so many pages; sample them (sample=0.01)")
-        self.events += n
 
     def counts(self):
         """dict of int: accesses, flushes (SWITCH), invalidations (INVLPG, UNMAP)."""
+        cdef Turn _turn = self.turns.take()
         return {"accesses": self.c.accesses, "flushes": self.c.flushes, "invalidations": self.c.invalidations}
 
     def lookups(self, level):
         """Number of lookups of a level."""
+        cdef Turn _turn = self.turns.take()
         return self._level(level).lookups
 
     def of_list(self, level, number):
         """Lookups by distance in a list: int64 (depth + 1,); [i] of distance i + 1, the last: farther or never."""
+        cdef Turn _turn = self.turns.take()
         cdef Level *x = self._level(level)
         cdef uint32_t i, chosen
         chosen = within("number of a list", number, 0, x.lists - 1, ConfigError)
@@ -128,6 +153,7 @@ cdef class StackDistances:
 
         An access to the same page as the one before it, which hits at every size, is not among them.
         """
+        cdef Turn _turn = self.turns.take()
         cdef Level *x = self._level(level)
         cdef uint64_t i, w = x.tree.limit + 1
         cdef int g
@@ -140,6 +166,7 @@ cdef class StackDistances:
 
     def pages(self, level):
         """Distinct pages that went through the tree of a level."""
+        cdef Turn _turn = self.turns.take()
         return self._level(level).tree.pages
 
     cdef Level *_level(self, object level) except NULL:

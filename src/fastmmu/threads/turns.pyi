@@ -1,0 +1,6 @@
+from typing import final
+
+class Turns: ...
+
+@final
+class Turn: ...
