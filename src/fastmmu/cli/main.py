@@ -93,6 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             words = _values_joined(argv)
             chosen = next((word for word in words if not word.startswith("-")), "")
+            for word in words:
+                if re.fullmatch(r"--[a-z0-9-]+=--", word):  # of which argparse makes an empty list
+                    _Parser(prog=f"fastmmu {chosen}".rstrip()).error(f"argument {word[:-3]}: '--' is no value")
             options, unknown = parser(chosen).parse_known_args(words)
             if unknown:
                 _Parser(prog=f"fastmmu {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")

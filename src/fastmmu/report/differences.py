@@ -33,7 +33,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         except pyarrow.ArrowInvalid as error:
             raise ConfigError(f"{name}: no Parquet file: {error}") from error
         return [_flat(row) for row in found]
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8", newline="", errors="backslashreplace") as file:
         text = file.read()
     if suffix != ".json":
         reader = csv.DictReader(text.splitlines())

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.machine.result import Result
 from fastmmu.report.rows import rows, slowdowns
@@ -18,6 +20,7 @@ from fastmmu.trace.whole import whole_file
 __all__ = ["FORMATS", "arrow", "check_target", "encode", "encode_rows", "made_by", "save", "whole_file", "write_whole"]
 
 FORMATS = ("json", "csv", "parquet")
+_json = msgspec.json.Encoder(enc_hook=lambda number: number.item()).encode  # of NumPy
 
 
 def save(
@@ -48,10 +51,9 @@ def encode_rows(table: Sequence[dict[str, Any]], format: str, key: str = "rows",
     The file says which version of fastmmu made it, and by which command line: JSON once, others in each row.
     """
     if format == "json":
-        made = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in made_by(command).items()]
-        lines = ",\n".join(f"    {json.dumps(row)}" for row in table)  # without indent it is several times as fast
-        body = f"[\n{lines}\n  ]" if table else "[]"
-        return "{{\n{}\n}}\n".format(",\n".join([*made, f"  {json.dumps(key)}: {body}"])).encode()
+        made = b"".join(b"  %b: %b,\n" % (_json(name), _json(value)) for name, value in made_by(command).items())
+        lines = b",\n    ".join(map(_json, table))
+        return b"{\n%b  %b: %b\n}\n" % (made, _json(key), b"[\n    %b\n  ]" % lines if table else b"[]")
     stamped = [{**row, **made_by(command)} for row in table]
     if format == "csv":
         return _csv(stamped).encode()

@@ -183,7 +183,7 @@ def _ipis(profile: TprProfile, vcpu: int, vcpus: int) -> Iterator[Events]:
 
 def _deadlines(profile: TprProfile) -> Iterator[Events]:
     period, done = MILLION / profile.timer, 0
-    after = np.full(BLOCK, max(int(period / 2), 1), np.uint64)
+    after = np.full(BLOCK, max(int(min(period / 2, 2.0**62)), 1), np.uint64)
     while True:
         at = (done + np.arange(1, BLOCK + 1, dtype=np.float64)) * period
         yield at, np.full(BLOCK, Op.TSC_DEADLINE, np.uint8), after

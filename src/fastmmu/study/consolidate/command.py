@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from fastmmu.cli import interruption, terminal
@@ -60,13 +61,14 @@ def read_schedule(path: str) -> list[Turn]:
     :raises ConfigError: a line that is none, with its number. :raises OSError: the file cannot be read.
     """
     turns: list[Turn] = []
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding="utf-8", errors="backslashreplace") as lines:
         for number, line in enumerate(lines, 1):
             words = line.split("#")[0].replace(",", " ").split()
             if not words:
                 continue
-            if len(words) != 3 or not all(word.isdecimal() for word in words):
-                raise ConfigError(f"{path}, line {number}: {line.strip()!r} is no turn; write CPU, vCPU, events")
+            if len(words) != 3 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
+                said = repr(line.strip()[:60])
+                raise ConfigError(f"{path}, line {number}: {said} is no turn; write CPU, vCPU, events")
             cpu, vcpu, events = map(int, words)
             turns.append((cpu, vcpu, events))
     return turns

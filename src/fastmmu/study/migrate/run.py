@@ -17,13 +17,14 @@ from fastmmu.machine.simulate import Simulation
 from fastmmu.study.schemes import MIGRATE as METHODS
 from fastmmu.study.schemes import fields_of
 from fastmmu.trace import Batch, Trace
-from fastmmu.trace.events import empty_batch
+from fastmmu.trace.events import concatenate, empty_batch
 from fastmmu.trace.identity import AnyTrace, identified
 
 __all__ = ["METHODS", "Migration", "Plan", "Round", "migrate"]
 
 SLICE = 2000  # events between two looks at the clock, near the end of a round
 KEPT = 1 << 24  # events of a trace that are kept for its next run; a longer one is read again
+SHORT = 1 << 16  # events of a trace that is kept several times in a row
 RING = 4096
 PAGE = 4096
 STEADY = 0.9  # a round sends so much of what the last sent: there will be as many as are allowed
@@ -229,6 +230,8 @@ class _Endless:
             kept = [*kept, batch] if self.total <= KEPT else []
         if not self.total:
             raise TraceError(f"{trace.name} holds no events", path=None)
+        if kept and self.total < SHORT:  # a batch for each run of a few events would be most of the time
+            kept = [concatenate(kept * (SHORT // self.total + 1))]
         runs = (kept or trace.batches() for _ in itertools.count())
         self._batches = itertools.chain.from_iterable(runs)
         self._rest = empty_batch(0)
