@@ -25,7 +25,7 @@ CONFIGS = {
     Scheme.SHADOW: Config(memory=MEMORY, mmu="shadow", kvm="6.1", vpid=True),
 }
 CR0_BITS = [1 << n for n in (0, 1, 2, 3, 5, 16, 18, 29, 30, 31)]
-CR4_BITS = [1 << n for n in (0, 2, 4, 5, 7, 11, 12, 17, 20, 21)]
+CR4_BITS = [1 << n for n in (0, 2, 4, 5, 7, 11, 12, 17, 20, 21, 22, 23, 24)]
 EFER_BITS = [1 << n for n in (0, 8, 10, 11)]
 
 
@@ -106,7 +106,7 @@ def test_random_writes_do_what_the_specification_says(scheme: Scheme, steps: lis
         exit = modes.exit_of(want, scheme, register, value)
         refused = ""
         try:
-            after = modes.write(want, register, value, memory)
+            after = modes.write(want, register, value, memory, scheme)
         except Refused as rule:
             after, refused = want, str(rule)
         if refused:

@@ -179,8 +179,9 @@ def resources() -> dict[type, Any]:
 def test_what_owns_memory_refuses(how: str) -> None:
     """A machine, a TLB, memory: one cannot come to have two owners by a copy."""
     for cls, each in resources().items():
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError) as refused:
             COPIES[how](each)
+        assert cls is not fastmmu.PhysicalMemory or "is a copy" in str(refused.value)
         assert cls not in VALUES
 
 

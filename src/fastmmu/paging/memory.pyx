@@ -119,6 +119,10 @@ cdef class PhysicalMemory:
         """Size in bytes."""
         return self.mem.nbytes
 
+    def __reduce__(self):
+        raise TypeError("memory is neither copied nor pickled: PhysicalMemory.from_array(memory.u8.copy()) is a copy, and "
+                        "memory.u8 is what can be saved")
+
     def __len__(self):
         return self.mem.nbytes
 
