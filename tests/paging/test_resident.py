@@ -44,6 +44,14 @@ def test_idle_machines(sizes: Sizes) -> None:
     assert sizes["tlb"][0] < MB
 
 
+def test_machines_that_run(sizes: Sizes) -> None:
+    """Each of some 60 or 600 tables of the guest is resident, and the VMM's for them; in the second case they become
+    huge pages, and the last of those may not be full."""
+    assert sizes["few tables"][0] < 2 * MB
+    assert sizes["few tables"][1] == 0
+    assert 2400 <= sizes["many tables"][0] < 9 * MB
+
+
 def test_recorded_guests(sizes: Sizes) -> None:
     """The pages that the recording has."""
     found = {name: kb for name, (kb, _) in sizes.items() if name.startswith("guest")}
@@ -72,6 +80,7 @@ def test_huge_pages_where_tables_and_images_are_dense(sizes: Sizes) -> None:
         pytest.skip("skipped: the host gives no huge pages")
     assert sizes["dense tables, walked"][1] >= 4 * MB
     assert sizes["dense image"][1] >= 12 * MB
+    assert sizes["many tables"][1] >= 2 * MB
 
 
 def test_which_blocks_of_an_image_are_dense() -> None:

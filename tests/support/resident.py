@@ -94,6 +94,14 @@ def machines() -> Sizes:
     return found
 
 
+def run(pages: int) -> fastmmu.Machine:
+    """A guest that touches so many pages of 4 KB, 16 of them in each of its tables."""
+    machine = fastmmu.Machine(fastmmu.Config(mmu="ept", memory="4G"))
+    addresses = np.arange(0, pages << 17, 1 << 17, dtype=np.uint64)
+    machine.run(np.zeros(pages, np.uint8), np.ones(pages, np.uint8), addresses)
+    return machine
+
+
 def main(guests: list[str]) -> None:
     machines()
     found: Sizes = {
@@ -102,6 +110,8 @@ def main(guests: list[str]) -> None:
         "nothing": grown(lambda: fastmmu.PhysicalMemory(1 << 40)),
         "tlb": grown(fastmmu.TLB),
         **machines(),
+        "few tables": grown(lambda: run(16 * 60)),
+        "many tables": grown(lambda: run(16 * 600)),
         "sparse tables, walked": grown(lambda: translated(1 << 21, 64, 20)),
         "dense tables": grown(lambda: tables(1 << 12, 2048)),
         "dense tables, walked": grown(lambda: translated(1 << 12, 2048, 20)),

@@ -21,7 +21,7 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_EMULATED,
     DONE_OK, Vcpu, vcpu_abort, vcpu_access, vcpu_load, vcpu_store,
 )
-from fastmmu.paging.huge_pages cimport huge_ahead
+from fastmmu.paging.huge_pages cimport BEGUN, huge_ahead, huge_begun
 from fastmmu.paging.memory cimport mem_read64, mem_write64
 
 cdef enum:
@@ -154,6 +154,8 @@ cdef int new_table(GuestKernel *k, uint64_t *table) noexcept nogil:
         return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
     if not table[0] & (BLOCK - 1) and table[0] != BLOCK:
         huge_ahead(&k.guest, table[0])          # tables fill it, as they filled the first block
+    elif table[0] == BLOCK + (BEGUN << 12):
+        huge_begun(&k.guest, BLOCK)
     k.count[table[0] >> 12] = 0
     return clear(k, table[0], True)
 

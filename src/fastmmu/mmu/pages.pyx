@@ -18,7 +18,7 @@ from fastmmu.mmu.mmu cimport (
 )
 from fastmmu.mmu.rmap cimport mmu_write_protect, rmap_zap, spte_set
 from fastmmu.mmu.spte cimport spte_format, spte_table
-from fastmmu.paging.huge_pages cimport HUGE_PAGE, huge_ahead
+from fastmmu.paging.huge_pages cimport BEGUN, HUGE_PAGE, huge_ahead, huge_begun
 
 cdef enum:
     MIN_FREE = 5
@@ -94,6 +94,8 @@ cdef hpa_t new_page(Mmu *mmu) noexcept nogil:
         hpa = mmu.pool
         if not hpa & (HUGE_PAGE - 1) and hpa - mmu.pool_start >= HUGE_PAGE:
             huge_ahead(mmu.mem, hpa)            # tables fill it, as they filled the one before
+        elif hpa - mmu.pool_start == BEGUN << 12:
+            huge_begun(mmu.mem, mmu.pool_start)
         mmu.pool += 4096
     else:
         return ONES

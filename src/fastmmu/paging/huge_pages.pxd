@@ -1,7 +1,8 @@
 # Huge pages of the host behind simulated memory. A huge page has 512 small ones, resident as soon as one is touched: so
 # they are asked for where pages lie dense, nowhere else, and simulated memory of which little is touched costs little.
 #
-#   tables that are allocated one after the other   huge_ahead: a block of 2 MB behind one that is full
+#   tables that are allocated one after the other   huge_begun: a first block of 2 MB of which a quarter is in use
+#                                                   huge_ahead: a block behind one that is full
 #   an image whose pages are known beforehand       PhysicalMemory.advise_huge_pages
 #   tables that many translations went through      walked_tables.pyx: what is dense already becomes a huge page
 #
@@ -55,9 +56,16 @@ cdef extern from *:
 
 cdef enum:
     DENSE = 384                 # of 512 pages: they grow by a third at most
+    BEGUN = 128                 # tables in use: for 4 KB pages, those of 256 MB
 
 
 cdef inline void huge_ahead(Mem *m, uint64_t pa) noexcept nogil:
     # pa: a multiple of 2 MB, in memory that was made as PhysicalMemory makes it, at a multiple of 2 MB of the host
     if m.nbytes >= HUGE_PAGE and pa <= m.nbytes - HUGE_PAGE:
         fm_huge_ahead(m.base + pa, HUGE_PAGE)
+
+
+cdef inline void huge_begun(Mem *m, uint64_t pa) noexcept nogil:
+    # the block that holds pa, where BEGUN tables stand
+    if m.nbytes >= HUGE_PAGE and pa <= m.nbytes - HUGE_PAGE:
+        fm_huge_now(m.base + (pa & ~(HUGE_PAGE - 1)), BEGUN)

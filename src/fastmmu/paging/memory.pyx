@@ -120,8 +120,8 @@ cdef class PhysicalMemory:
         return self.mem.nbytes
 
     def __reduce__(self):
-        raise TypeError("memory is neither copied nor pickled: PhysicalMemory.from_array(memory.u8.copy()) is a copy, and "
-                        "memory.u8 is what can be saved")
+        raise TypeError("memory is neither copied nor pickled: PhysicalMemory.from_array(memory.u8.copy()) is a copy, "
+                        "and memory.u8 is what can be saved")
 
     def __len__(self):
         return self.mem.nbytes
