@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmu import Action, Config, ConfigError, GuestState, Host, Machine, Policy, StateError, reference
+from fastmmu import Action, BusError, Config, ConfigError, GuestState, Host, Machine, Policy, StateError, reference
 from fastmmu.exits import ExitReason
 from fastmmu.machine.policy import Exit
 from fastmmu.reference.kvm import modes
@@ -112,6 +112,10 @@ def test_random_writes_do_what_the_specification_says(scheme: Scheme, steps: lis
         if refused:
             with pytest.raises(StateError):
                 write(machine, register, value)
+        elif scheme is Scheme.SHADOW and after.paging and after.cr3 >= MEMORY:
+            with pytest.raises(BusError, match="triple fault"):  # KVM ends a guest whose top table is nowhere
+                write(machine, register, value)
+            return
         else:
             write(machine, register, value)
         want = after
