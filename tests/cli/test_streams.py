@@ -16,7 +16,7 @@ import pytest
 
 from fastmmu.cli import main
 from fastmmu.cli.commands import commands
-from tests.support.signalled import caught, run
+from tests.support.signalled import caught, run, signals_as_usual
 
 DATA = Path(__file__).parents[1] / "data"
 TRUE = DATA / "true.lackey"
@@ -147,7 +147,7 @@ def test_a_signal_while_nobody_reads(tmp_path: Path) -> None:
         reader, writer = os.pipe()
         process = subprocess.Popen(
             [sys.executable, "-m", "fastmmu", "maps", "--csv", "-", str(DATA / "guests/pae_user"), "--faults"],
-            stdout=writer, stderr=subprocess.PIPE,
+            stdout=writer, stderr=subprocess.PIPE, preexec_fn=signals_as_usual,
         )  # fmt: skip
         os.close(writer)
         while not caught(process.pid):

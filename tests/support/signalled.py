@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Ended", "run"]
+__all__ = ["Ended", "caught", "run", "signals_as_usual"]
 
 DRIVER = """
 import os, sys
@@ -41,6 +41,12 @@ class Ended:
     err: str
 
 
+def signals_as_usual() -> None:
+    """For a process that is about to run: tests may run in the background, where shells ignore SIGINT."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def caught(pid: int) -> bool:
     """Whether the process handles SIGTERM by now."""
     try:
@@ -57,7 +63,7 @@ def run(argv: list[str], number: int | None, delay: float, *, as_module: bool = 
         how = ["-m", "fastmmu"] if as_module else ["-c", DRIVER.format(log=log.fileno())]
         process = subprocess.Popen(
             [sys.executable, *how, *argv], stdout=out, stderr=err, stdin=subprocess.DEVNULL, pass_fds=[log.fileno()],
-            env={**os.environ, "COLUMNS": "120"},
+            env={**os.environ, "COLUMNS": "120"}, preexec_fn=signals_as_usual,
         )  # fmt: skip
         while process.poll() is None and not caught(process.pid):
             time.sleep(0.0005)

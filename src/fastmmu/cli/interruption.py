@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any
 
-__all__ = ["FINISHING", "INTERRUPTED", "PRINTING", "RUNNING", "STARTING", "begin", "calm", "came", "check", "code",
-           "done", "enter", "mode", "printing", "take"]  # fmt: skip
+__all__ = ["FINISHING", "INTERRUPTED", "PRINTING", "RUNNING", "STARTING", "after", "begin", "calm", "came", "check",
+           "code", "done", "enter", "mode", "printing", "take"]  # fmt: skip
 
 INTERRUPTED = 130  # exit code: 128 + SIGINT, as shells have it
 PATIENCE = 0.4  # seconds
@@ -75,6 +75,11 @@ def enter(new: int) -> None:
 calm(enter.__code__)
 
 
+def after(before: int) -> int:
+    """What the program does after a block, if it did `before`: once there was one it is STARTING no more."""
+    return FINISHING if before == STARTING else before
+
+
 def begin() -> None:
     """The program has something to lose, if only a display on the terminal."""
     if _mode == STARTING:
@@ -112,7 +117,7 @@ class printing:
         enter(PRINTING)
 
     def __exit__(self, *_: object) -> None:
-        enter(self._before)
+        enter(after(self._before))
 
 
 def _arrived(number: int, frame: FrameType | None) -> None:

@@ -95,7 +95,7 @@ class UntilInterrupted(Iterator[T], Generic[T]):
         self.happened = False
 
     def __next__(self) -> T:
-        before = interruption.mode()
+        then = interruption.after(interruption.mode())
         if self.happened or interruption.came():
             self.happened = True
             raise StopIteration
@@ -106,7 +106,7 @@ class UntilInterrupted(Iterator[T], Generic[T]):
             self.happened = True
             raise StopIteration from None
         finally:
-            interruption.enter(max(before, interruption.FINISHING))
+            interruption.enter(then)
 
 
 interruption.calm(UntilInterrupted.__next__.__code__)
