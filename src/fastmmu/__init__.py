@@ -9,7 +9,7 @@ from fastmmu._lazy import lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastmmu import image
+    from fastmmu import image, vmx
     from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
     from fastmmu.arch.memtype_py import MemoryType, Mtrrs
     from fastmmu.dtypes import Fault, StepKind
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
         PolicyError,
         StateError,
         TraceError,
+        VmFail,
+        VmFailInvalid,
+        VmFailValid,
         WrongTypeError,
     )
     from fastmmu.exits import ExitReason, Qualification
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from fastmmu.machine.result import Result
     from fastmmu.machine.simulate import Simulation, simulate
     from fastmmu.machine.slots import MemorySlot
-    from fastmmu.ops import Op
+    from fastmmu.ops import GuestOp, Op
     from fastmmu.paging.mappings import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
     from fastmmu.paging.memory import PhysicalMemory
     from fastmmu.paging.nonroot_py import VmFunction, deliver_ve, vmfunc
@@ -70,6 +73,7 @@ __all__ = [
     "FastmmuError",
     "Fault",
     "Geometry",
+    "GuestOp",
     "GuestState",
     "Host",
     "Load",
@@ -93,6 +97,9 @@ __all__ = [
     "Trace",
     "TraceError",
     "Translation",
+    "VmFail",
+    "VmFailInvalid",
+    "VmFailValid",
     "VmFunction",
     "Vmm",
     "WalkResult",
@@ -113,6 +120,7 @@ __all__ = [
     "tpr_study",
     "translate",
     "vmfunc",
+    "vmx",
     "walk",
     "walk_ept",
     "write_trace",
@@ -132,6 +140,9 @@ _HOMES = {
         "PolicyError",
         "StateError",
         "TraceError",
+        "VmFail",
+        "VmFailInvalid",
+        "VmFailValid",
         "WrongTypeError",
     ),
     "fastmmu.exits": ("ExitReason", "Qualification"),
@@ -147,7 +158,7 @@ _HOMES = {
     "fastmmu.machine.result": ("Result",),
     "fastmmu.machine.simulate": ("Simulation", "simulate"),
     "fastmmu.machine.slots": ("MemorySlot",),
-    "fastmmu.ops": ("Op",),
+    "fastmmu.ops": ("GuestOp", "Op"),
     "fastmmu.paging.mappings": ("MappingArray", "ept_mappings", "iter_ept_mappings", "iter_mappings", "mappings"),
     "fastmmu.paging.memory": ("PhysicalMemory",),
     "fastmmu.paging.nonroot_py": ("VmFunction", "deliver_ve", "vmfunc"),

@@ -7,6 +7,7 @@ where Python has a fitting built-in class they are subclasses of that too, so ``
 from __future__ import annotations
 
 __all__ = [
+    "VM_INSTRUCTION_ERRORS",
     "BusError",
     "ConfigError",
     "EventError",
@@ -16,6 +17,9 @@ __all__ = [
     "PolicyError",
     "StateError",
     "TraceError",
+    "VmFail",
+    "VmFailInvalid",
+    "VmFailValid",
     "WrongTypeError",
 ]
 
@@ -78,3 +82,61 @@ class MissingExtraError(FastmmuError, ImportError):
 
 class PolicyError(FastmmuError, RuntimeError):
     """A policy did something that no VMM may do (for example an exit that never makes progress)."""
+
+
+VM_INSTRUCTION_ERRORS = {
+    1: "VMCALL executed in VMX root operation",
+    2: "VMCLEAR with invalid physical address",
+    3: "VMCLEAR with VMXON pointer",
+    4: "VMLAUNCH with non-clear VMCS",
+    5: "VMRESUME with non-launched VMCS",
+    6: "VMRESUME after VMXOFF",
+    7: "VM entry with invalid control field(s)",
+    8: "VM entry with invalid host-state field(s)",
+    9: "VMPTRLD with invalid physical address",
+    10: "VMPTRLD with VMXON pointer",
+    11: "VMPTRLD with incorrect VMCS revision identifier",
+    12: "VMREAD/VMWRITE from/to unsupported VMCS component",
+    13: "VMWRITE to read-only VMCS component",
+    15: "VMXON executed in VMX root operation",
+    16: "VM entry with invalid executive-VMCS pointer",
+    17: "VM entry with non-launched executive VMCS",
+    18: "VM entry with executive-VMCS pointer not VMXON pointer",
+    19: "VMCALL with non-clear VMCS",
+    20: "VMCALL with invalid VM-exit control fields",
+    22: "VMCALL with incorrect MSEG revision identifier",
+    23: "VMXOFF under dual-monitor treatment of SMIs and SMM",
+    24: "VMCALL with invalid SMM-monitor features",
+    25: "VM entry with invalid VM-execution control fields in executive VMCS",
+    26: "VM entry with events blocked by MOV SS",
+    28: "Invalid operand to INVEPT/INVVPID",
+}
+"""VM-instruction error numbers (SDM volume 3, "VM instruction error numbers")."""
+
+
+class VmFail(FastmmuError, RuntimeError):
+    """An instruction of :mod:`fastmmu.vmx` failed, as VMX instructions do: RFLAGS.CF or ZF is 1, nothing else changed.
+
+    ``instruction`` is its name, ``error`` the VM-instruction error number or None, ``failed`` the names of the checks
+    of VM entry that failed.
+    """
+
+    def __init__(
+        self, instruction: str, error: int | None = None, detail: str = "", failed: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(instruction, error, detail, failed)
+        self.instruction, self.error, self.detail, self.failed = instruction, error, detail, failed
+
+    def __str__(self) -> str:
+        text = f"{self.instruction}: VMfailInvalid, there is no current VMCS; VMPTRLD makes one current"
+        if self.error is not None:
+            text = f"{self.instruction}: VM-instruction error {self.error}, {VM_INSTRUCTION_ERRORS[self.error]}"
+        return f"{text}: {self.detail}" if self.detail else text
+
+
+class VmFailInvalid(VmFail):
+    """VMfailInvalid (CF=1): there is no current VMCS to hold a number."""
+
+
+class VmFailValid(VmFail):
+    """VMfailValid (ZF=1): the number is in the VM-instruction error field of the current VMCS, too."""

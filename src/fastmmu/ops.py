@@ -10,7 +10,7 @@ from typing import Literal
 
 from fastmmu._codes import Code
 
-__all__ = ["LAST_ACCESS", "AccessName", "Op", "RecordOp"]
+__all__ = ["LAST_ACCESS", "AccessName", "GuestOp", "Op", "RecordOp"]
 
 AccessName = Literal["r", "w", "rw", "x"]
 """Read, write, read-modify-write, instruction fetch: `access` of a walk, a translation, an access of a guest."""
@@ -44,6 +44,29 @@ class Op(Code):
 
 
 LAST_ACCESS = Op.FETCH
+
+
+class GuestOp(Code):
+    """Operations of a guest that :mod:`fastmmu.vmx` runs, beside those of :class:`Op`; none of a trace.
+
+    Where a value is read it goes to ``Cpu.value`` and to the array of data. An event that the processor delivers reads
+    the IDT and writes the stack: EVENT_READ and EVENT_WRITE are such accesses, and their VM exits have IDT-vectoring
+    information of the event delivered last.
+    """
+
+    MOV_TO_CR0 = 32  # addr = value, from RAX
+    MOV_TO_CR3 = 33
+    MOV_TO_CR4 = 34
+    MOV_FROM_CR0 = 35
+    MOV_FROM_CR3 = 36
+    MOV_FROM_CR4 = 37
+    CLTS = 38
+    LMSW = 39  # addr = source
+    INVPCID = 40  # size = type; addr = linear address of a page, with the PCID in bits 11:0
+    WRPKRU = 41  # addr = value
+    CPL = 42  # a change of privilege level, as by SYSCALL or IRET; addr = 0..3
+    EVENT_READ = 43  # by the supervisor, whatever the CPL
+    EVENT_WRITE = 44
 
 
 class RecordOp(Code):

@@ -13,6 +13,7 @@ from . import guests, systems, tlbs, vectors, vmx
 from .cases import Adapter
 from .kernel import BatchAdapter, KernelAdapter
 from .spec import SpecAdapter
+from .vmx_instructions import INSTRUCTIONS
 
 
 def named_by(variable: str) -> Path | None:
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     mismatches += tlbs.run(tlb_owners, tlb_paths, options.stride)
     apic_paths = [path for path in vmx.sets(directory) if options.only in path.name]
     implementations: list[vmx.Implementation] = [vmx.SPECIFICATION] * (options.spec or not options.kernel)
-    implementations += [vmx.KERNEL] * (options.kernel or not options.spec)
+    implementations += [vmx.KERNEL, INSTRUCTIONS] * (options.kernel or not options.spec)
     mismatches += vmx.run(implementations, apic_paths, options.stride)
     owners = [guests.SPECIFICATION] * (options.spec or not options.kernel)
     owners += [guests.KERNELS] * (options.kernel or not options.spec)

@@ -11,7 +11,7 @@ import pytest
 from fastmmu.dtypes import Fault, StepKind
 from fastmmu.exits import N_REASONS, Completion, ExitReason, Qualification
 from fastmmu.machine.policy import Action
-from fastmmu.ops import LAST_ACCESS, Op, RecordOp
+from fastmmu.ops import LAST_ACCESS, GuestOp, Op, RecordOp
 
 SRC = Path(__file__).parents[2] / "src" / "fastmmu"
 
@@ -41,6 +41,7 @@ def enumerators(header: str, name: str) -> dict[str, int]:
 SAME: list[tuple[str, str, str, type[enum.IntEnum], dict[str, str | None]]] = [
     ("arch/vmx.pxd", "ExitReasonCode", "EXIT_", ExitReason, {}),
     ("arch/ops.pxd", "EventOp", "OP_", Op, {}),
+    ("arch/ops.pxd", "GuestOp", "GUEST_", GuestOp, {}),
     ("arch/types.pxd", "StepKind", "STEP_", StepKind, {}),
     (
         "arch/types.pxd",
@@ -141,4 +142,6 @@ def test_every_stop_of_a_machine_has_its_exception() -> None:
     from fastmmu.machine import stops  # for Python it has nothing but this table
 
     codes = enumerators("cpu/vcpu.pxd", "Abort")
-    assert stops._STOPS.keys() == set(codes.values()) - {codes["ABORT_NONE"], codes["ABORT_PYTHON"]}
+    assert stops._STOPS.keys() == set(codes.values()) - {
+        codes[name] for name in ("ABORT_NONE", "ABORT_PYTHON", "ABORT_ROOT_OPERATION")
+    }

@@ -127,8 +127,17 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
 
-def test_readme_walk(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_vmm(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert EXAMPLES[0].rstrip() in (ROOT / "examples" / "vmx.py").read_text()
     exec(EXAMPLES[0], names)
+    out = capsys.readouterr().out
+    shown = README.partition("    <Exit EPT")[2].partition("\n\n")[0]
+    for line in ("    <Exit EPT" + shown).splitlines():
+        assert line.strip().partition("...")[0] in out
+
+
+def test_readme_walk(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EXAMPLES[1], names)
     steps = names["fastmmu"].walk(names["mem"], names["state"], 0x400123).steps
     assert [hex(step.hpa) for step in steps] == ["0x1000", "0x2000", "0x3010", "0x4000", "0x7123"]
     addresses = np.array([0x400123, 0x500000], np.uint64)
@@ -137,13 +146,13 @@ def test_readme_walk(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) 
 
 
 def test_readme_simulate(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    exec(EXAMPLES[1], names)
+    exec(EXAMPLES[2], names)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["shadow", "ept"]
     assert names["result"].counters["accesses"] > 100
 
 
 def test_readme_policy(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    exec(EXAMPLES[2], names)
+    exec(EXAMPLES[3], names)
     pages = names["policy"].pages
     assert len(pages) == len(set(pages)) == names["result"].counters["vm_exits"] > 10
     assert capsys.readouterr().out == f"{len(pages)} pages, {len(pages)} exits\n"

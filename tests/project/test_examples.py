@@ -27,6 +27,14 @@ def test_compare_of_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     assert out.startswith("true: ")
 
 
+def test_vmx(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len((EXAMPLES / "vmx.py").read_text().splitlines()) <= 40
+    lines = output("vmx.py", capsys, monkeypatch).splitlines()
+    exits, ends = [line for line in lines if line.startswith("<Exit EPT_VIOLATION")], [*lines[2::3]]
+    assert len(exits) == 4  # one for each page, with either VPID
+    assert ends == ["0x3008 holds 996; VPID 0: 502 TLB misses", "0x3008 holds 996; VPID 1: 4 TLB misses"]
+
+
 def test_walk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     out = output("walk.py", capsys, monkeypatch)
     assert "0x8040201abc -> 0x9abc in 4 references" in out

@@ -21,6 +21,7 @@ ORDER = [
     "paging",
     "mmu",
     "cpu",
+    "vmx",
     "kvm",
     "machine",
     "trace",

@@ -5,6 +5,7 @@ from libc.stdint cimport uint64_t
 cdef enum Msr:
     MSR_APIC_BASE = 0x1B
     MSR_TSC_DEADLINE = 0x6E0
+    MSR_PAT = 0x277
     MSR_EFER = 0xC0000080
     X2_TPR = 0x808              # of the x2APIC: the register at offset (number & FFH) << 4 of the page
     X2_EOI = 0x80B

@@ -21,6 +21,21 @@ cdef enum EventOp:
     OP_IPI = 29
     OP_TSC_DEADLINE = 30
 
+cdef enum GuestOp:              # fastmmu.ops.GuestOp: of guests that fastmmu.vmx runs
+    GUEST_MOV_TO_CR0 = 32
+    GUEST_MOV_TO_CR3 = 33
+    GUEST_MOV_TO_CR4 = 34
+    GUEST_MOV_FROM_CR0 = 35
+    GUEST_MOV_FROM_CR3 = 36
+    GUEST_MOV_FROM_CR4 = 37
+    GUEST_CLTS = 38
+    GUEST_LMSW = 39
+    GUEST_INVPCID = 40
+    GUEST_WRPKRU = 41
+    GUEST_CPL = 42
+    GUEST_EVENT_READ = 43
+    GUEST_EVENT_WRITE = 44
+
 cdef enum:
     LAST_ACCESS = OP_FETCH
     FIRST_OF_APIC = OP_APIC_READ

@@ -29,8 +29,10 @@ cdef enum:
     EFER_LMA = 1 << 10
     EFER_NXE = 1 << 11
     RFLAGS_FIXED = 1 << 1       # reads 1
+    RFLAGS_IF = 1 << 9
     RFLAGS_IOPL = 3 << 12
     RFLAGS_VM = 1 << 17
+    RFLAGS_AC = 1 << 18
 
 cdef extern from *:
     """

@@ -5,6 +5,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 cdef extern from *:
     """
     #define FM_PIN_EXTERNAL_INTERRUPT  (1u << 0)
+    #define FM_PIN_VIRTUAL_NMI         (1u << 5)
     #define FM_PIN_POSTED              (1u << 7)
     #define FM_PRIMARY_INTERRUPT_WINDOW (1u << 2)
     #define FM_PRIMARY_INVLPG          (1u << 9)
@@ -13,6 +14,9 @@ cdef extern from *:
     #define FM_PRIMARY_CR8_LOAD        (1u << 19)
     #define FM_PRIMARY_CR8_STORE       (1u << 20)
     #define FM_PRIMARY_TPR_SHADOW      (1u << 21)
+    #define FM_PRIMARY_NMI_WINDOW      (1u << 22)
+    #define FM_PRIMARY_MONITOR_TRAP    (1u << 27)
+    #define FM_PRIMARY_MSR_BITMAPS     (1u << 28)
     #define FM_PRIMARY_SECONDARY       (1u << 31)
     #define FM_SECONDARY_APIC_ACCESSES (1u << 0)
     #define FM_SECONDARY_EPT           (1u << 1)
@@ -21,8 +25,16 @@ cdef extern from *:
     #define FM_SECONDARY_UNRESTRICTED  (1u << 7)
     #define FM_SECONDARY_APIC_REGISTERS (1u << 8)
     #define FM_SECONDARY_VIRTUAL_INTERRUPTS (1u << 9)
+    #define FM_SECONDARY_INVPCID       (1u << 12)
+    #define FM_SECONDARY_MBEC          (1u << 22)
+    #define FM_EXIT_HOST_64            (1u << 9)
     #define FM_EXIT_ACK_INTERRUPT      (1u << 15)
+    #define FM_EXIT_SAVE_PAT           (1u << 18)
+    #define FM_EXIT_LOAD_PAT           (1u << 19)
+    #define FM_EXIT_SAVE_EFER          (1u << 20)
+    #define FM_EXIT_LOAD_EFER          (1u << 21)
     #define FM_ENTRY_LONG_MODE         (1u << 9)
+    #define FM_ENTRY_LOAD_PAT          (1u << 14)
     #define FM_ENTRY_LOAD_EFER         (1u << 15)
     #define FM_INTERRUPTION_PF         0x80000B0Eu
     #define FM_INTERRUPTION_GP         0x80000B0Du
@@ -40,6 +52,7 @@ cdef extern from *:
     #define FM_SECONDARY_PML           (1u << 17)
     """
     const uint32_t PIN_EXTERNAL_INTERRUPT "FM_PIN_EXTERNAL_INTERRUPT"
+    const uint32_t PIN_VIRTUAL_NMI "FM_PIN_VIRTUAL_NMI"
     const uint32_t PIN_POSTED "FM_PIN_POSTED"
     const uint32_t PRIMARY_INTERRUPT_WINDOW "FM_PRIMARY_INTERRUPT_WINDOW"
     const uint32_t PRIMARY_INVLPG "FM_PRIMARY_INVLPG"
@@ -48,6 +61,9 @@ cdef extern from *:
     const uint32_t PRIMARY_CR8_LOAD "FM_PRIMARY_CR8_LOAD"
     const uint32_t PRIMARY_CR8_STORE "FM_PRIMARY_CR8_STORE"
     const uint32_t PRIMARY_TPR_SHADOW "FM_PRIMARY_TPR_SHADOW"
+    const uint32_t PRIMARY_NMI_WINDOW "FM_PRIMARY_NMI_WINDOW"
+    const uint32_t PRIMARY_MONITOR_TRAP "FM_PRIMARY_MONITOR_TRAP"
+    const uint32_t PRIMARY_MSR_BITMAPS "FM_PRIMARY_MSR_BITMAPS"
     const uint32_t PRIMARY_SECONDARY "FM_PRIMARY_SECONDARY"
     const uint32_t SECONDARY_APIC_ACCESSES "FM_SECONDARY_APIC_ACCESSES"
     const uint32_t SECONDARY_EPT "FM_SECONDARY_EPT"
@@ -56,8 +72,16 @@ cdef extern from *:
     const uint32_t SECONDARY_UNRESTRICTED "FM_SECONDARY_UNRESTRICTED"
     const uint32_t SECONDARY_APIC_REGISTERS "FM_SECONDARY_APIC_REGISTERS"
     const uint32_t SECONDARY_VIRTUAL_INTERRUPTS "FM_SECONDARY_VIRTUAL_INTERRUPTS"
+    const uint32_t SECONDARY_INVPCID "FM_SECONDARY_INVPCID"
+    const uint32_t SECONDARY_MBEC "FM_SECONDARY_MBEC"
+    const uint32_t EXIT_HOST_64 "FM_EXIT_HOST_64"
     const uint32_t EXIT_ACK_INTERRUPT "FM_EXIT_ACK_INTERRUPT"
+    const uint32_t EXIT_SAVE_PAT "FM_EXIT_SAVE_PAT"
+    const uint32_t EXIT_LOAD_PAT "FM_EXIT_LOAD_PAT"
+    const uint32_t EXIT_SAVE_EFER "FM_EXIT_SAVE_EFER"
+    const uint32_t EXIT_LOAD_EFER "FM_EXIT_LOAD_EFER"
     const uint32_t ENTRY_LONG_MODE "FM_ENTRY_LONG_MODE"
+    const uint32_t ENTRY_LOAD_PAT "FM_ENTRY_LOAD_PAT"
     const uint32_t ENTRY_LOAD_EFER "FM_ENTRY_LOAD_EFER"
     const uint32_t INTERRUPTION_PF "FM_INTERRUPTION_PF"     # valid, error code, hardware exception, vector
     const uint32_t INTERRUPTION_GP "FM_INTERRUPTION_GP"
@@ -73,6 +97,7 @@ cdef extern from *:
     const uint32_t SECONDARY_PML "FM_SECONDARY_PML"
 
 cdef enum:
+    VECTOR_UD = 6
     VECTOR_GP = 13
     VECTOR_PF = 14
     ERROR_CONTROL_FIELDS = 7    # VM-instruction error: entry with invalid control fields
@@ -133,9 +158,11 @@ cdef enum:
     N_REASONS = 80              # tables by exit reason have so many rows
 
 cdef struct Vmcs:
-    uint32_t pin_based, primary, secondary, tertiary, vm_exit, vm_entry
+    uint32_t pin_based, primary, secondary, vm_exit, vm_entry
+    uint64_t tertiary
     uint32_t exception_bitmap, pfec_mask, pfec_match
     uint32_t cr3_target_count
+    uint64_t cr3_target[4]      # values that MOV to CR3 may load without an exit, the first cr3_target_count of them
     uint16_t vpid
     uint64_t eptp
     uint16_t posted_vector, guest_interrupt_status      # the latter: RVI 7:0, SVI 15:8
@@ -167,6 +194,17 @@ cdef inline void clear_exit_information(Vmcs *vmcs) noexcept nogil:
 cdef inline bint secondary_control(const Vmcs *vmcs, uint32_t bit) noexcept nogil:
     # without "activate secondary controls" all of them act as 0
     return vmcs.primary & PRIMARY_SECONDARY and vmcs.secondary & bit
+
+
+cdef inline bint cr3_exits(const Vmcs *vmcs, uint64_t value) noexcept nogil:
+    # of MOV to CR3 (vmx.md §6): the whole source operand counts
+    cdef uint32_t i
+    if not vmcs.primary & PRIMARY_CR3_LOAD:
+        return False
+    for i in range(vmcs.cr3_target_count):
+        if vmcs.cr3_target[i] == value:
+            return False
+    return True
 
 
 cdef inline bint page_fault_exits(const Vmcs *vmcs, uint32_t code) noexcept nogil:

@@ -19,8 +19,8 @@ from fastmmu.arch.types cimport (
 )
 from fastmmu.arch.vmx cimport (
     EXIT_APIC_ACCESS, EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_INVLPG,
-    EXIT_INVPCID, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE, PRIMARY_INVLPG,
-    clear_exit_information,
+    EXIT_INVPCID, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, PRIMARY_CR3_STORE, PRIMARY_INVLPG, clear_exit_information,
+    cr3_exits,
 )
 from fastmmu.cpu.vcpu cimport (
     ABORT_BUS, ABORT_NO_PROGRESS, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_RETRY, DONE_ABORT, DONE_GP,
@@ -206,7 +206,7 @@ cdef int vcpu_mov_cr3(Vcpu *v, uint64_t value) noexcept nogil:
     v.c.cr3_switches += 1
     if v.vm86:
         return privileged(v, INS_MOV_TO_CR, 3, value)
-    if v.guest and v.vmcs.primary & PRIMARY_CR3_LOAD:
+    if v.guest and cr3_exits(&v.vmcs, value):
         clear_exit_information(&v.vmcs)
         v.vmcs.operand = value
         v.vmcs.exit_qualification = 3       # MOV to CR3 from RAX

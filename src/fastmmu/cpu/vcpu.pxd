@@ -35,6 +35,7 @@ cdef enum:
 
 cdef enum Abort:
     ABORT_NONE = 0
+    ABORT_ROOT_OPERATION = 64   # none: the VMM is outside, the processor stays in VMX root operation until it enters
     ABORT_BUS = 1               # a table lies outside memory
     ABORT_NO_PROGRESS = 2       # the same access exits again and again
     ABORT_GUEST_MEMORY = 3      # guest memory used up
@@ -147,6 +148,7 @@ cdef inline uint64_t vcpu_eptrta(const Vcpu *v) noexcept nogil:
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil
 cdef int vcpu_enter(Vcpu *v) noexcept nogil
+cdef void vcpu_entered(Vcpu *v) noexcept nogil          # VM entry behind its checks
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil

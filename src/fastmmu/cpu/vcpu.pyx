@@ -128,17 +128,22 @@ cdef int vcpu_enter(Vcpu *v) noexcept nogil:
         v.vmcs.exit_reason = EXIT_ENTRY_FAILURE_GUEST_STATE | ENTRY_FAILURE
         v.vmcs.exit_qualification = qualification
         return vcpu_abort(v, ABORT_ENTRY, v.vmcs.exit_reason)
+    if v.fresh:
+        load_guest_state(v)
+    vcpu_entered(v)
+    return DONE_OK
+
+
+cdef void vcpu_entered(Vcpu *v) noexcept nogil:
+    # VM entry, its checks passed and registers loaded
     if v.apic != NULL:
         vapic_controls(v.apic, &v.vmcs)
         v.below_threshold = vapic_entered(v.apic)
         v.ept.apic_access = v.vmcs.apic_access_address | 0xFFF if v.apic.accesses else 0
-    if v.fresh:
-        load_guest_state(v)
     v.ept_on = secondary_control(&v.vmcs, SECONDARY_EPT)
     v.vpid_on = secondary_control(&v.vmcs, SECONDARY_VPID)
     inv_transition(v.tlb, v.vpid_on)
     vcpu_derive(v)
-    return DONE_OK
 
 
 cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
@@ -192,6 +197,8 @@ cdef int leave_and_enter(Vcpu *v, uint32_t reason) noexcept nogil:
     cdef int action
     vcpu_leave(v, reason)
     action = v.handler(v)
+    if v.abort == ABORT_ROOT_OPERATION:
+        return ACT_ABORT
     # also where the run ends here: it may go on after the error, and nothing runs with the state of an exit
     return ACT_ABORT if vcpu_enter(v) else action
 

@@ -6,7 +6,9 @@ from fastmmu.arch.types cimport Mem, Paging
 from fastmmu.arch.vmx cimport Vmcs
 
 cdef struct EntryCaps:          # what the processor allows (capability MSRs); `must`: bits that have to be 1
-    uint32_t pin_based, primary, secondary, tertiary, vm_exit, vm_entry
+    uint32_t pin_based, primary, secondary, vm_exit, vm_entry
+    uint32_t pin_based_must, primary_must, secondary_must, vm_exit_must, vm_entry_must
+    uint64_t tertiary, tertiary_must
     uint32_t vm_functions
     uint64_t cr0_must, cr0_may, cr4_must, cr4_may
     uint8_t maxphyaddr

@@ -8,24 +8,20 @@ from fastmmu.arch.registers cimport (
     RFLAGS_VM,
 )
 from fastmmu.arch.vmx cimport (
-    CAP_ALL, ENTRY_LOAD_EFER, ENTRY_LONG_MODE, EXIT_ACK_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PIN_POSTED,
-    PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES, SECONDARY_APIC_REGISTERS, SECONDARY_EPT,
-    SECONDARY_PML, SECONDARY_UNRESTRICTED, SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_VPID, SECONDARY_X2APIC, Vmcs,
-    eptp_valid, secondary_control,
+    CAP_ALL, ENTRY_LOAD_EFER, ENTRY_LOAD_PAT, ENTRY_LONG_MODE, EXIT_ACK_INTERRUPT, PIN_EXTERNAL_INTERRUPT, PIN_POSTED,
+    PIN_VIRTUAL_NMI, PRIMARY_NMI_WINDOW, PRIMARY_SECONDARY, PRIMARY_TPR_SHADOW, SECONDARY_APIC_ACCESSES,
+    SECONDARY_APIC_REGISTERS, SECONDARY_EPT, SECONDARY_MBEC, SECONDARY_PML, SECONDARY_UNRESTRICTED,
+    SECONDARY_VIRTUAL_INTERRUPTS, SECONDARY_VPID, SECONDARY_X2APIC, Vmcs, eptp_valid, secondary_control,
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 
 cdef enum:
     PIN_NMI = 1 << 3
-    PIN_VIRTUAL_NMI = 1 << 5
-    PRIMARY_NMI_WINDOW = 1 << 22
     PRIMARY_TERTIARY = 1 << 17
     VM_FUNCTIONS = 1 << 13
     VE = 1 << 18
-    MBEC = 1 << 22
     SPP = 1 << 23
     TERTIARY_NEEDS_EPT = 0xE    # HLAT, paging-write, guest-paging verification
-    ENTRY_LOAD_PAT = 1 << 14
 
 ENTRY_FAILURE = 1U << 31
 
@@ -51,7 +47,7 @@ cdef inline bint address_ok(uint64_t address, int aligned, const EntryCaps *caps
 cdef uint32_t invalid_controls(const Vmcs *v, uint8_t vtpr, const EntryCaps *caps) noexcept nogil:
     # checks that fail: bit n - 1 for check Cn. vtpr: byte at 080H of the virtual-APIC page
     cdef uint32_t second = v.secondary if v.primary & PRIMARY_SECONDARY else 0
-    cdef uint32_t third = v.tertiary if v.primary & PRIMARY_TERTIARY else 0
+    cdef uint64_t third = v.tertiary if v.primary & PRIMARY_TERTIARY else 0
     cdef bint shadow = v.primary & PRIMARY_TPR_SHADOW != 0
     cdef bint delivery = second & SECONDARY_VIRTUAL_INTERRUPTS != 0
     cdef bint accesses = second & SECONDARY_APIC_ACCESSES != 0
@@ -59,7 +55,12 @@ cdef uint32_t invalid_controls(const Vmcs *v, uint8_t vtpr, const EntryCaps *cap
     cdef bint bad
     cdef uint32_t failed = 0
     if (v.pin_based & ~caps.pin_based or v.primary & ~caps.primary or second & ~caps.secondary
-            or third & ~caps.tertiary or v.vm_exit & ~caps.vm_exit or v.vm_entry & ~caps.vm_entry):
+            or third & ~caps.tertiary or v.vm_exit & ~caps.vm_exit or v.vm_entry & ~caps.vm_entry
+            or caps.pin_based_must & ~v.pin_based or caps.primary_must & ~v.primary
+            or caps.vm_exit_must & ~v.vm_exit or caps.vm_entry_must & ~v.vm_entry):
+        failed |= 1
+    if (v.primary & PRIMARY_SECONDARY and caps.secondary_must & ~v.secondary
+            or v.primary & PRIMARY_TERTIARY and caps.tertiary_must & ~v.tertiary):
         failed |= 1
     if v.cr3_target_count > 4:
         failed |= 1 << 1
@@ -89,7 +90,7 @@ cdef uint32_t invalid_controls(const Vmcs *v, uint8_t vtpr, const EntryCaps *cap
     if ept:
         if not eptp_valid(v.eptp, caps.ept, caps.maxphyaddr):
             failed |= 1 << 11
-    elif second & (SECONDARY_UNRESTRICTED | MBEC | SECONDARY_PML | SPP) or third & TERTIARY_NEEDS_EPT:
+    elif second & (SECONDARY_UNRESTRICTED | SECONDARY_MBEC | SECONDARY_PML | SPP) or third & TERTIARY_NEEDS_EPT:
         failed |= 1 << 12
     if second & SECONDARY_PML and not address_ok(v.pml_address, 12, caps):
         failed |= 1 << 13

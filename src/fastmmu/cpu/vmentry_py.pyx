@@ -87,7 +87,7 @@ cdef list _four(str name, object values):
 cdef Vmcs _vmcs(fields):
     cdef Vmcs v
     memset(&v, 0, sizeof(Vmcs))
-    named = {**v, "eoi_exit_bitmap": [0, 0, 0, 0], "guest_pdpte": [0, 0, 0, 0]}
+    named = {**v, "eoi_exit_bitmap": [0, 0, 0, 0], "guest_pdpte": [0, 0, 0, 0], "cr3_target": [0, 0, 0, 0]}
     for name, value in fields.items():
         if name not in named:
             raise StateError(f"the VMCS here has no control field {name!r}; it has {', '.join(sorted(named))}")

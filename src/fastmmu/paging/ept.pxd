@@ -1,6 +1,7 @@
 # The EPT walk: guest-physical to host-physical (ept.md §2-§4, §7).
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from fastmmu.arch.bits cimport (
     EPT_A, EPT_D, EPT_IPAT, EPT_R, EPT_SPP, EPT_W, EPT_X, EPT_XU, FRAME, PS, SPP_RESERVED, SUPPRESS_VE, level_shift,
@@ -57,6 +58,26 @@ cdef inline int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, b
     if value >> maxphyaddr:
         return EPTP_ADDRESS
     return EPTP_VALID
+
+
+cdef inline void ept_of(Ept *e, uint64_t eptp, int maxphyaddr, bint large_1g) noexcept nogil:
+    # the walk that an EPTP stands for (ept.md §1, §3 rule 3); what it does not say is off
+    cdef int level
+    memset(e, 0, sizeof(Ept))
+    e.frame = FRAME & ((1ULL << maxphyaddr) - 1)
+    e.root = eptp & e.frame
+    e.levels = (eptp >> 3 & 7) + 1
+    e.ad = eptp >> 6 & 1
+    e.large_ok[2] = 1
+    e.large_ok[3] = large_1g
+    for level in range(1, 6):
+        e.rsvd[level][0] = FRAME & ~e.frame | (0x78 if level > 1 else 0)
+        e.rsvd[level][1] = FRAME & ~e.frame
+        if level > 1 and not e.large_ok[level]:
+            e.rsvd[level][1] |= 0x78 | PS
+    e.rsvd[2][1] |= 0x1FF000
+    if large_1g:
+        e.rsvd[3][1] |= 0x3FFFF000
 
 
 cdef inline uint64_t need_of(int acc) noexcept nogil:

@@ -6,7 +6,7 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memset
 
 from fastmmu._arguments cimport choice, flag, many, page_address, shown, within
-from fastmmu.arch.bits cimport FRAME, ONES, PS
+from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.arch.registers cimport (
     CR0_DEFINED, CR0_ET, CR4_DEFINED, EFER_DEFINED, RULE_CR0_HIGH, RULE_CR0_NW, RULE_CR0_PE, RULE_CR4_CET, Registers,
@@ -14,7 +14,7 @@ from fastmmu.arch.registers cimport (
 )
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, MODE_5, MODE_32, MODE_NONE, MODE_PAE, Ept, Walk
 from fastmmu.paging.ept cimport (
-    EPTP_AD, EPTP_ADDRESS, EPTP_LENGTH, EPTP_RESERVED, EPTP_TYPE, eptp_defect,
+    EPTP_AD, EPTP_ADDRESS, EPTP_LENGTH, EPTP_RESERVED, EPTP_TYPE, ept_of, eptp_defect,
 )
 from fastmmu.paging.guest cimport PDPT
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
@@ -260,14 +260,8 @@ cdef class Eptp:
         })
         self.pml = pml
         cdef Ept *e = &self.ept
-        cdef int level
-        cdef uint64_t bits = value
-        memset(e, 0, sizeof(Ept))
-        e.frame = FRAME & ((<uint64_t> 1 << <int> maxphyaddr) - 1)
-        e.root = bits & e.frame
-        e.levels = (bits >> 3 & 7) + 1
-        e.ad = bits >> 6 & 1
         options = self.options
+        ept_of(e, value, maxphyaddr, options["page1gb"])
         e.mbec = options["mbec"]
         e.xo = options["execute_only"]
         e.adv_info = options["advanced_info"]
@@ -278,16 +272,6 @@ cdef class Eptp:
             e.spptp = options["spptp"]
         if apic_access is not None:
             e.apic_access = options["apic_access"] | 0xFFF
-        e.large_ok[2] = 1
-        e.large_ok[3] = options["page1gb"]
-        for level in range(1, 6):               # ept.md §3 rule 3
-            e.rsvd[level][0] = FRAME & ~e.frame | (0x78 if level > 1 else 0)
-            e.rsvd[level][1] = FRAME & ~e.frame
-            if level > 1 and not e.large_ok[level]:
-                e.rsvd[level][1] |= 0x78 | PS
-        e.rsvd[2][1] |= 0x1FF000
-        if e.large_ok[3]:
-            e.rsvd[3][1] |= 0x3FFFF000
 
     def __repr__(self):
         return f"Eptp({self.value:#x})"

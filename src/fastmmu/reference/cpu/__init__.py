@@ -1,4 +1,4 @@
-"""The processor: local APICs, their virtualization, VM entry, operands of invalidations.
+"""The processor: local APICs, their virtualization, VMX instructions, operands of invalidations.
 
 apic           the local APIC
 apic_msr       CR8, IA32_APIC_BASE and the registers of x2APIC mode, with what they refuse
@@ -6,6 +6,8 @@ processors     several of them, without a VMM
 vapic          virtualization of the APIC
 vmentry        what VM entry checks
 inv_operands   INVEPT, INVVPID, INVPCID
+vmx            VMX instructions: VMCS fields, regions, VM entry
+vmx_guest      what a guest does until its VM exit
 """
 
 from __future__ import annotations

@@ -1,0 +1,196 @@
+"""The fields of a VMCS, by encoding (SDM volume 3, appendix B; vmx.md §1)."""
+
+from __future__ import annotations
+
+from fastmmu._codes import Code
+
+__all__ = ["Field"]
+
+_WIDTHS = (16, 64, 32, 64)
+_TYPES = ("control", "read-only", "guest", "host")
+
+
+class Field(Code):
+    """Fields of a VMCS: the names of the SDM, the encodings of VMREAD and VMWRITE.
+
+    The encoding says what a field is: bit 0 the high half of a 64-bit field, bits 9:1 its index, 11:10 its type, 14:13
+    its width. ``Field.EPTP + 1`` is the upper half of EPTP. Segments, descriptor tables, SYSENTER, debug registers and
+    the I/O fields are stored and read back, and have no effect here.
+    """
+
+    # 16 bits, control
+    VPID = 0x0000
+    POSTED_INTERRUPT_NOTIFICATION_VECTOR = 0x0002
+    EPTP_INDEX = 0x0004
+    # 16 bits, guest
+    GUEST_ES_SELECTOR = 0x0800
+    GUEST_CS_SELECTOR = 0x0802
+    GUEST_SS_SELECTOR = 0x0804
+    GUEST_DS_SELECTOR = 0x0806
+    GUEST_FS_SELECTOR = 0x0808
+    GUEST_GS_SELECTOR = 0x080A
+    GUEST_LDTR_SELECTOR = 0x080C
+    GUEST_TR_SELECTOR = 0x080E
+    GUEST_INTERRUPT_STATUS = 0x0810
+    PML_INDEX = 0x0812
+    # 16 bits, host
+    HOST_ES_SELECTOR = 0x0C00
+    HOST_CS_SELECTOR = 0x0C02
+    HOST_SS_SELECTOR = 0x0C04
+    HOST_DS_SELECTOR = 0x0C06
+    HOST_FS_SELECTOR = 0x0C08
+    HOST_GS_SELECTOR = 0x0C0A
+    HOST_TR_SELECTOR = 0x0C0C
+    # 64 bits, control
+    IO_BITMAP_A = 0x2000
+    IO_BITMAP_B = 0x2002
+    MSR_BITMAP = 0x2004
+    VM_EXIT_MSR_STORE_ADDRESS = 0x2006
+    VM_EXIT_MSR_LOAD_ADDRESS = 0x2008
+    VM_ENTRY_MSR_LOAD_ADDRESS = 0x200A
+    EXECUTIVE_VMCS_POINTER = 0x200C
+    PML_ADDRESS = 0x200E
+    TSC_OFFSET = 0x2010
+    VIRTUAL_APIC_ADDRESS = 0x2012
+    APIC_ACCESS_ADDRESS = 0x2014
+    POSTED_INTERRUPT_DESCRIPTOR_ADDRESS = 0x2016
+    VM_FUNCTION_CONTROLS = 0x2018
+    EPTP = 0x201A
+    EOI_EXIT_BITMAP_0 = 0x201C
+    EOI_EXIT_BITMAP_1 = 0x201E
+    EOI_EXIT_BITMAP_2 = 0x2020
+    EOI_EXIT_BITMAP_3 = 0x2022
+    EPTP_LIST_ADDRESS = 0x2024
+    VE_INFORMATION_ADDRESS = 0x202A
+    SPPT_POINTER = 0x2030
+    TERTIARY_CONTROLS = 0x2034
+    # 64 bits, read-only
+    GUEST_PHYSICAL_ADDRESS = 0x2400
+    # 64 bits, guest
+    VMCS_LINK_POINTER = 0x2800
+    GUEST_IA32_DEBUGCTL = 0x2802
+    GUEST_IA32_PAT = 0x2804
+    GUEST_IA32_EFER = 0x2806
+    GUEST_PDPTE0 = 0x280A
+    GUEST_PDPTE1 = 0x280C
+    GUEST_PDPTE2 = 0x280E
+    GUEST_PDPTE3 = 0x2810
+    # 64 bits, host
+    HOST_IA32_PAT = 0x2C00
+    HOST_IA32_EFER = 0x2C02
+    # 32 bits, control
+    PIN_BASED_CONTROLS = 0x4000
+    PRIMARY_CONTROLS = 0x4002
+    EXCEPTION_BITMAP = 0x4004
+    PAGE_FAULT_ERROR_CODE_MASK = 0x4006
+    PAGE_FAULT_ERROR_CODE_MATCH = 0x4008
+    CR3_TARGET_COUNT = 0x400A
+    VM_EXIT_CONTROLS = 0x400C
+    VM_EXIT_MSR_STORE_COUNT = 0x400E
+    VM_EXIT_MSR_LOAD_COUNT = 0x4010
+    VM_ENTRY_CONTROLS = 0x4012
+    VM_ENTRY_MSR_LOAD_COUNT = 0x4014
+    VM_ENTRY_INTERRUPTION_INFO = 0x4016
+    VM_ENTRY_EXCEPTION_ERROR_CODE = 0x4018
+    VM_ENTRY_INSTRUCTION_LENGTH = 0x401A
+    TPR_THRESHOLD = 0x401C
+    SECONDARY_CONTROLS = 0x401E
+    # 32 bits, read-only
+    VM_INSTRUCTION_ERROR = 0x4400
+    EXIT_REASON = 0x4402
+    VM_EXIT_INTERRUPTION_INFO = 0x4404
+    VM_EXIT_INTERRUPTION_ERROR_CODE = 0x4406
+    IDT_VECTORING_INFO = 0x4408
+    IDT_VECTORING_ERROR_CODE = 0x440A
+    VM_EXIT_INSTRUCTION_LENGTH = 0x440C
+    VM_EXIT_INSTRUCTION_INFO = 0x440E
+    # 32 bits, guest
+    GUEST_ES_LIMIT = 0x4800
+    GUEST_CS_LIMIT = 0x4802
+    GUEST_SS_LIMIT = 0x4804
+    GUEST_DS_LIMIT = 0x4806
+    GUEST_FS_LIMIT = 0x4808
+    GUEST_GS_LIMIT = 0x480A
+    GUEST_LDTR_LIMIT = 0x480C
+    GUEST_TR_LIMIT = 0x480E
+    GUEST_GDTR_LIMIT = 0x4810
+    GUEST_IDTR_LIMIT = 0x4812
+    GUEST_ES_ACCESS_RIGHTS = 0x4814
+    GUEST_CS_ACCESS_RIGHTS = 0x4816
+    GUEST_SS_ACCESS_RIGHTS = 0x4818
+    GUEST_DS_ACCESS_RIGHTS = 0x481A
+    GUEST_FS_ACCESS_RIGHTS = 0x481C
+    GUEST_GS_ACCESS_RIGHTS = 0x481E
+    GUEST_LDTR_ACCESS_RIGHTS = 0x4820
+    GUEST_TR_ACCESS_RIGHTS = 0x4822
+    GUEST_INTERRUPTIBILITY_STATE = 0x4824
+    GUEST_ACTIVITY_STATE = 0x4826
+    GUEST_SMBASE = 0x4828
+    GUEST_IA32_SYSENTER_CS = 0x482A
+    # 32 bits, host
+    HOST_IA32_SYSENTER_CS = 0x4C00
+    # natural width, control
+    CR0_GUEST_HOST_MASK = 0x6000
+    CR4_GUEST_HOST_MASK = 0x6002
+    CR0_READ_SHADOW = 0x6004
+    CR4_READ_SHADOW = 0x6006
+    CR3_TARGET_VALUE_0 = 0x6008
+    CR3_TARGET_VALUE_1 = 0x600A
+    CR3_TARGET_VALUE_2 = 0x600C
+    CR3_TARGET_VALUE_3 = 0x600E
+    # natural width, read-only
+    EXIT_QUALIFICATION = 0x6400
+    IO_RCX = 0x6402
+    IO_RSI = 0x6404
+    IO_RDI = 0x6406
+    IO_RIP = 0x6408
+    GUEST_LINEAR_ADDRESS = 0x640A
+    # natural width, guest
+    GUEST_CR0 = 0x6800
+    GUEST_CR3 = 0x6802
+    GUEST_CR4 = 0x6804
+    GUEST_ES_BASE = 0x6806
+    GUEST_CS_BASE = 0x6808
+    GUEST_SS_BASE = 0x680A
+    GUEST_DS_BASE = 0x680C
+    GUEST_FS_BASE = 0x680E
+    GUEST_GS_BASE = 0x6810
+    GUEST_LDTR_BASE = 0x6812
+    GUEST_TR_BASE = 0x6814
+    GUEST_GDTR_BASE = 0x6816
+    GUEST_IDTR_BASE = 0x6818
+    GUEST_DR7 = 0x681A
+    GUEST_RSP = 0x681C
+    GUEST_RIP = 0x681E
+    GUEST_RFLAGS = 0x6820
+    GUEST_PENDING_DEBUG_EXCEPTIONS = 0x6822
+    GUEST_IA32_SYSENTER_ESP = 0x6824
+    GUEST_IA32_SYSENTER_EIP = 0x6826
+    # natural width, host
+    HOST_CR0 = 0x6C00
+    HOST_CR3 = 0x6C02
+    HOST_CR4 = 0x6C04
+    HOST_FS_BASE = 0x6C06
+    HOST_GS_BASE = 0x6C08
+    HOST_TR_BASE = 0x6C0A
+    HOST_GDTR_BASE = 0x6C0C
+    HOST_IDTR_BASE = 0x6C0E
+    HOST_IA32_SYSENTER_ESP = 0x6C10
+    HOST_IA32_SYSENTER_EIP = 0x6C12
+    HOST_RSP = 0x6C14
+    HOST_RIP = 0x6C16
+
+    @property
+    def width(self) -> int:
+        """Bits: 16, 32 or 64. Fields of natural width have 64, for this processor has 64-bit mode."""
+        return _WIDTHS[self >> 13 & 3]
+
+    @property
+    def natural(self) -> bool:
+        """Is it of natural width?"""
+        return self >> 13 & 3 == 3
+
+    @property
+    def type(self) -> str:
+        """``"control"``, ``"read-only"`` (exit information), ``"guest"`` or ``"host"``."""
+        return _TYPES[self >> 10 & 3]
