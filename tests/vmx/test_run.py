@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from typing import Any
 
@@ -373,3 +374,24 @@ def test_one_thread_at_a_time() -> None:
     assert set(done) == {None}
     assert cpu.counters()["accesses"] == n * len(done)
     assert refused
+
+
+def test_a_signal_ends_a_run_that_can_go_on() -> None:
+    cpu = launched(long_mode())
+    n = 8_000_000
+    one = np.full(n, GuestOp.MOV_TO_CR3, np.uint8)
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            cpu.run(one, one, np.full(n, ROOT, np.uint64))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert 0 < cpu.done <= n  # all, where it takes less than a look for signals
+    assert cpu.run() is None
+    assert cpu.done == n
+
+
+def interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -13,6 +13,7 @@ from fastmmu.cpu.inv_operands cimport (
 from fastmmu.cpu.vcpu cimport ABORT_NONE
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid
+from fastmmu.threads.turns cimport Pace, pace_begin
 from fastmmu.tlb.tlb cimport TLB
 from fastmmu.vmx.entry cimport processor_enter, processor_exit
 from fastmmu.vmx.exit cimport event_of, exit_of, failed_checks
@@ -70,11 +71,14 @@ cdef class Cpu:
     the DPL of SS. What goes through the guest's IDT comes back as a :class:`GuestEvent`.
 
     :param memory: :class:`fastmmu.PhysicalMemory`, host-physical and writable: regions, tables and the guest's memory.
-    :param tlb: a :class:`fastmmu.TLB`, which several processors may share as hyperthreads do, in one thread; or what
-        one is made of: the name of a preset, a Geometry.
+    :param tlb: a :class:`fastmmu.TLB`, which several processors may share as hyperthreads do; or what one is
+        made of: the name of a preset, a Geometry.
     :param caps: :class:`Capabilities`. :param vmxon: address of the VMXON region, which no VMCS may have; None:
         elsewhere.
     :raises ConfigError: memory that is read-only. :raises StateError: an address that is no VMXON region.
+
+    Threads: one thread runs it, without the GIL; its instructions and a second run are refused meanwhile (PolicyError).
+    Its TLB is used in turns. A signal ends :meth:`run` within half a second, and ``run()`` can go on.
     """
 
     def __init__(self, PhysicalMemory memory not None, *, tlb="skylake", caps=None, vmxon=None):
@@ -237,15 +241,24 @@ cdef class Cpu:
         :raises StateError: a control that is valid, and not carried out here. :raises BusError: an address that entry
             reads is not in memory.
         """
+        cdef bint blocked = flag("mov_ss", mov_ss)
+        cdef int end
         self._root()
-        return self._entered(processor_enter(&self.p, False, flag("mov_ss", mov_ss)), "VMLAUNCH")
+        self.tlb.turns.enter()
+        end = processor_enter(&self.p, False, blocked)
+        self.tlb.turns.leave()
+        return self._entered(end, "VMLAUNCH")
 
     def vmresume(self, *, mov_ss=False):
         """VMRESUME: as :meth:`vmlaunch`, of a VMCS that was launched; else error 5."""
+        cdef bint blocked
         cdef int end
         if self.p.in_guest or self.running:
             self._root()
-        end = processor_enter(&self.p, True, mov_ss is not False and flag("mov_ss", mov_ss))
+        blocked = mov_ss is not False and flag("mov_ss", mov_ss)
+        self.tlb.turns.enter()
+        end = processor_enter(&self.p, True, blocked)
+        self.tlb.turns.leave()
         return None if end == END_DONE else self._entered(end, "VMRESUME")
 
     def invept(self, type, eptp=0):
@@ -263,7 +276,9 @@ cdef class Cpu:
             raise StateError("INVEPT: #UD, this processor has no such instruction (Capabilities.ept_vpid bit 20)")
         if end != INV_DONE:
             self._end(ERROR_INVALIDATION, "INVEPT", f"type {type}, EPTP {eptp:#x}")
+        self.tlb.turns.enter()
         inv_invept(self.p.cpu.tlb, d.type, d.low & FRAME)
+        self.tlb.turns.leave()
 
     def invvpid(self, type, vpid=0, la=0):
         """INVVPID: 0 one linear address of a VPID, 1 a VPID, 2 all, 3 a VPID but for global translations.
@@ -281,7 +296,9 @@ cdef class Cpu:
             raise StateError("INVVPID: #UD, this processor has no such instruction (Capabilities.ept_vpid bit 32)")
         if end != INV_DONE:
             self._end(ERROR_INVALIDATION, "INVVPID", f"type {type}, VPID {vpid:#x}, address {la:#x}")
+        self.tlb.turns.enter()
         inv_invvpid(self.p.cpu.tlb, d.type, d.low, d.high)
+        self.tlb.turns.leave()
 
     cdef Executing _executing(self):
         cdef Executing x
@@ -313,6 +330,7 @@ cdef class Cpu:
             paging structure outside memory; the operation is not done.
         """
         cdef Processor *p = &self.p
+        cdef Pace pace
         cdef int end
         if self.running:
             raise PolicyError("another thread runs this processor; give each thread its own")
@@ -323,10 +341,21 @@ cdef class Cpu:
         if not p.in_guest:
             raise StateError("no guest is entered: VMLAUNCH or VMRESUME comes first")
         if p.n_events == 0:
+            self.tlb.turns.begin("Cpu.run()")
             self.running = True
-            with nogil:
-                end = guest_run(p)
-            self.running = False
+            try:
+                with nogil:
+                    pace_begin(&pace)
+                    while True:
+                        p.pause = min(p.n, p.i + pace.chunk)
+                        end = guest_run(p)
+                        if end != RUN_ALL or p.i >= p.n or self.tlb.turns.between(&pace):
+                            break
+                if end == RUN_ALL:
+                    self.tlb.turns.signals()
+            finally:
+                self.running = False
+                self.tlb.turns.end()
             if end == RUN_EXIT:
                 return exit_of(p)
             if end == RUN_ALL:

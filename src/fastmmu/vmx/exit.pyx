@@ -57,6 +57,8 @@ cdef class Exit:
     Registers that the VMM would read from the guest: ``operand`` (source of MOV to a control register, ECX of RDMSR and
     WRMSR, type of INVPCID, what a write to the APIC stores), ``value`` (EDX:EAX of WRMSR, descriptor of INVPCID).
     ``done``: operations done. ``failed``: checks of VM entry that failed (vmx.md §3.2), which no processor tells.
+
+    Threads: immutable, share it.
     """
 
     def __init__(self):

@@ -460,7 +460,7 @@ cdef int guest_run(Processor *p) noexcept nogil:
     cdef uint64_t apic_page = v.vmcs.apic_access_address if p.apic.accesses else ONES
     tlb_switch(v.tlb, vcpu_vpid(v), v.hw.pcid, vcpu_eptrta(v))     # another processor may share it
     outcome = boundary(p)
-    while not outcome and p.i < p.n:
+    while not outcome and p.i < p.pause:
         o = p.op[p.i]
         p.executing = True
         if o <= LAST_ACCESS and p.data == NULL:

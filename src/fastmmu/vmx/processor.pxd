@@ -95,6 +95,7 @@ cdef struct Processor:
     const uint64_t *addr
     uint64_t *data              # or NULL: no data move
     uint64_t n, i               # all; the next one
+    uint64_t pause              # up to which others may not get in between
     bint executing              # an exit is by operation i; else between two
     bint complete               # the exit came after its operation
     bint delivering             # operation i is an access of event delivery
