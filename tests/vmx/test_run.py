@@ -379,12 +379,12 @@ def test_one_thread_at_a_time() -> None:
 def test_a_signal_ends_a_run_that_can_go_on() -> None:
     cpu = launched(long_mode())
     n = 8_000_000
-    one = np.full(n, GuestOp.MOV_TO_CR3, np.uint8)
+    operations = np.full(n, GuestOp.MOV_TO_CR3, np.uint8), np.zeros(n, np.uint8), np.full(n, ROOT, np.uint64)
     previous = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.02)
     try:
         with pytest.raises(KeyboardInterrupt):
-            cpu.run(one, one, np.full(n, ROOT, np.uint64))
+            cpu.run(*operations)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

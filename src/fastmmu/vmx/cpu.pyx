@@ -45,14 +45,15 @@ _WORDS = {1: "pin-based controls", 2: "primary controls", 3: "secondary controls
 
 cdef column(values, str name, kind):
     # of the operations, as a contiguous array
+    most = int(np.iinfo(kind).max)
     if not isinstance(values, np.ndarray):
-        return np.array([within(name, value, 0, int(np.iinfo(kind).max))
-                         for value in ([values] if hasattr(values, "__index__") else many(name, values))], dtype=kind)
+        items = [values] if hasattr(values, "__index__") else many(name, values)
+        return np.array([within(name, value, 0, most) for value in items], dtype=kind)
     if values.dtype == kind and values.ndim == 1 and values.flags.c_contiguous:
         return values
     if values.dtype.kind not in "iu":
         raise WrongTypeError(f"{name} has dtype {values.dtype}; give an array of {kind.__name__}")
-    if values.ndim == 1 and (values.size == 0 or 0 <= values.min() <= values.max() <= np.iinfo(kind).max):
+    if values.ndim == 1 and (values.size == 0 or 0 <= values.min() <= values.max() <= most):
         return np.ascontiguousarray(values, dtype=kind)
     raise StateError(f"{name}: give one row of integers that fit {kind.__name__}")
 
@@ -362,11 +363,7 @@ cdef class Cpu:
                 return None
             if end != RUN_EVENT:
                 self._stopped()
-        event = event_of(p)
-        p.n_events -= 1
-        for i in range(p.n_events):
-            p.event[<int> i] = p.event[<int> i + 1]
-        return event
+        return event_of(p)
 
     cdef _operations(self, op, size, addr, data):
         cdef Processor *p = &self.p
@@ -490,7 +487,7 @@ cdef class Cpu:
         c = &self.p.cpu.c
         exits = {ExitReason(i).name: int(c.exits[<int> i]) for i in range(N_REASONS) if c.exits[<int> i]}
         return {
-            "accesses": sum([c.ops[<int> i] for i in range(4)]), "tlb_misses": c.tlb_misses, "walks": c.walks,
+            "accesses": c.ops[0] + c.ops[1] + c.ops[2] + c.ops[3], "tlb_misses": c.tlb_misses, "walks": c.walks,
             "guest_walk_refs": c.guest_walk_refs, "ept_walk_refs": c.ept_walk_refs, "ad_writes": c.ad_writes,
             "guest_faults": c.guest_faults, "vm_exits": c.vm_exits, "exits_by_reason": exits,
         }

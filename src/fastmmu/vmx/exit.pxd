@@ -13,5 +13,5 @@ cdef class Exit:
 
 
 cdef Exit exit_of(const Processor *p)
-cdef object event_of(const Processor *p)
+cdef object event_of(Processor *p)
 cdef tuple failed_checks(uint64_t failed)

@@ -2,14 +2,14 @@
 
 from typing import NamedTuple
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE
 from fastmmu.vmx.entry cimport (
     FAILED_ACTIVITY, FAILED_EVENT, FAILED_HOST, FAILED_INTERRUPTIBILITY, FAILED_LINK, FAILED_MSR, FAILED_RFLAGS,
     FAILED_STATE,
 )
-from fastmmu.vmx.processor cimport Processor
+from fastmmu.vmx.processor cimport Event, Processor
 
 from fastmmu.errors import WrongTypeError
 from fastmmu.exits import ExitReason, Qualification
@@ -116,14 +116,19 @@ cdef Exit exit_of(const Processor *p):
     return e
 
 
-cdef object event_of(const Processor *p):
-    # the first that waits
-    info = p.event[0].info
+cdef object event_of(Processor *p):
+    # the first that waits, which waits no more
+    cdef Event first = p.event[0]
+    cdef uint32_t i
+    p.n_events -= 1
+    for i in range(p.n_events):
+        p.event[i] = p.event[i + 1]
+    info = first.info
     vector = info & 0xFF
     coded = info >> 11 & 1
     fault = vector == 14 and info >> 8 & 7 == 3
-    return GuestEvent(vector, _TYPES[info >> 8 & 7], p.event[0].error_code if coded else None,
-                      p.event[0].cr2 if fault else None, p.i)
+    return GuestEvent(vector, _TYPES[info >> 8 & 7], first.error_code if coded else None,
+                      first.cr2 if fault else None, p.i)
 
 
 cdef tuple failed_checks(uint64_t failed):
