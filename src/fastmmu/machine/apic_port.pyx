@@ -6,11 +6,11 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport flag, linear_address, within, word
 from fastmmu.cpu.apic_access cimport irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr, irq_wait
-from fastmmu.cpu.interrupts cimport irq_accept
+from fastmmu.cpu.interrupts cimport irq_accept, irq_left
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, DONE_PF
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.stops cimport refused
-from fastmmu.threads.turns cimport Turn, this_thread
+from fastmmu.threads.turns cimport CHUNK_MOST, Pace, Turn, pace_begin, this_thread
 
 from fastmmu.cpu.apic_py import of_the_apic
 from fastmmu.errors import StateError
@@ -152,9 +152,25 @@ cdef class GuestApic:
 
     def wait(self, accesses):
         """Time passes as if the trace had so many accesses more: the timer counts, handlers return."""
-        cdef uint64_t passed = within("accesses", accesses, 0, MOST_WAIT)
-        cdef Turn _turn = self.board._guest_runs()
-        self._done(irq_wait(self.board.vcpu.irq, passed))
+        cdef uint64_t rest = within("accesses", accesses, 0, MOST_WAIT), left, step
+        cdef int outcome = DONE_OK
+        cdef Pace pace
+        self.board.turns.begin("GuestApic.wait()")
+        try:
+            self.board._ready()
+            with nogil:
+                pace_begin(&pace)
+                while rest and outcome == DONE_OK:
+                    left = irq_left(self.board.vcpu.irq)        # to what is due next
+                    step = min(rest, left * pace.chunk) if left and left < MOST_WAIT // CHUNK_MOST else rest
+                    outcome = irq_wait(self.board.vcpu.irq, step)
+                    rest -= step
+                    if rest and self.board.turns.between(&pace):
+                        break
+            self._done(outcome)
+            self.board.turns.signals()
+        finally:
+            self.board.turns.end()
 
     @property
     def deliveries(self):

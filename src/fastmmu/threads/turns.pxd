@@ -26,7 +26,7 @@ cdef enum:
 
 cdef struct Pace:               # of a long call
     uint64_t chunk
-    uint64_t since              # time when this chunk began
+    uint64_t since              # time when this chunk began; 0: not known
     uint64_t signals            # time when signals were looked for
 
 
@@ -70,5 +70,6 @@ cdef inline uint64_t nanoseconds() noexcept nogil:
 
 
 cdef inline void pace_begin(Pace *pace) noexcept nogil:
+    # the clock is looked at after the first chunk: most calls have no other
     pace.chunk = CHUNK_FIRST
-    pace.since = pace.signals = nanoseconds()
+    pace.since = pace.signals = 0

@@ -135,6 +135,9 @@ cdef class Turns:
         cdef uint64_t then = nanoseconds(), depth
         cdef uint64_t took = then - pace.since
         cdef bint ends = False
+        if not pace.since:
+            pace.signals = then
+            took = CHUNK_SHORT
         pace.since = then
         if took < CHUNK_SHORT and pace.chunk < CHUNK_MOST:
             pace.chunk *= 2
