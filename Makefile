@@ -8,9 +8,11 @@ SOURCES = $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -n
 BENCHES = $(filter-out %/yardstick.py,$(wildcard bench/*.py))
 INVARIANT_TESTS = tests/mmu tests/kvm/test_specification.py tests/kvm/test_properties.py tests/machine/test_equivalence.py
 STUBS   = $(subst /,.,$(patsubst src/%.pyi,%,$(shell find src -name '*.pyi')))
+CALLS  ?= 500000
+SEED   ?= 1
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test check check-invariants bench conformance kvm-agreement wheel wheel-test clean
+.PHONY: help demo test hostile check check-invariants sanitize bench conformance kvm-agreement wheel wheel-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 28
@@ -20,6 +22,9 @@ demo: .venv/with-cli ## native, shadow paging, EPT and EPT + VPID compared on th
 
 test: .venv/with-test ## all tests, as many at a time as there are processors
 	$(BIN)/python -m pytest --numprocesses $(FASTMMU_JOBS)
+
+hostile: .venv/with-test ## half a million calls of everything public with what no call expects (CALLS=, SEED=): no crash, our errors
+	$(BIN)/python -m tests.support.hostile_calls --calls $(CALLS) --seed $(SEED)
 
 check: .venv/with-check ## style, types, layers, and no Python in the kernels' hot loops
 	$(BIN)/ruff check .
@@ -32,6 +37,9 @@ check: .venv/with-check ## style, types, layers, and no Python in the kernels' h
 check-invariants: .venv/with-test ## the tests of the MMU on a build that asserts what every change of an entry must keep
 	FASTMMU_CHECKS=1 FASTMMU_CFLAGS="-O1 -g0" $(BIN)/python setup.py -q build --build-lib build/checks/lib --build-temp build/checks
 	FASTMMU_CHECKS=1 PYTHONPATH=build/checks/lib $(BIN)/python -m pytest -q --numprocesses $(FASTMMU_JOBS) $(INVARIANT_TESTS)
+
+sanitize: .venv/with-test ## kernels under AddressSanitizer and UBSan: hostile calls and the property tests
+	$(BIN)/python tools/sanitize.py
 
 bench: .venv/with-test ## speed against the yardstick, a tuned C program (FASTMMU_YARDSTICK names its source)
 	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench || exit; done

@@ -146,7 +146,7 @@ def _restored(walk, la, access, steps, mt):
 
 cdef Turn log_turn(eptp, set_ad):
     # of an access that the page-modification log may note
-    if set_ad and isinstance(eptp, Eptp) and (<Eptp> eptp).pml is not None:
+    if flag("set_ad", set_ad) and isinstance(eptp, Eptp) and (<Eptp> eptp).pml is not None:
         return (<Eptp> eptp).pml.turns.take()
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastmmu._codes import Code
+from fastmmu.errors import Code
 
 __all__ = [
     "ALL_ONES",

@@ -6,6 +6,9 @@ where Python has a fitting built-in class they are subclasses of that too, so ``
 
 from __future__ import annotations
 
+import enum
+from typing import Any, NoReturn
+
 __all__ = [
     "VM_INSTRUCTION_ERRORS",
     "BusError",
@@ -140,3 +143,35 @@ class VmFailInvalid(VmFail):
 
 class VmFailValid(VmFail):
     """VMfailValid (ZF=1): the number is in the VM-instruction error field of the current VMCS, too."""
+
+
+# ---- enumerations of codes ---------------------------------------------------------------------------------------
+
+
+def no_code(kind: type[enum.IntEnum] | type[enum.IntFlag], value: object) -> NoReturn:
+    """What a class of codes says of a value that is none."""
+    members = list(kind)
+    known = ", ".join(f"{code.value} {code.name}" for code in members[:10])
+    try:
+        text = f"{value!r:.80}"
+    except Exception:
+        text = f"a {type(value).__name__}"
+    raise StateError(f"{text} is no {kind.__name__}; there are {known}{', ...' if members[10:] else ''}")
+
+
+class Code(enum.IntEnum):
+    """Named numbers; one that has no name is a :class:`StateError`, which is a ValueError as for any enumeration."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        no_code(cls, value)
+
+
+class Flags(enum.IntFlag):
+    """Named bits; what is no number is a :class:`StateError`, which is a ValueError as for any enumeration."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> Any:
+        if not isinstance(value, int):
+            no_code(cls, value)
+        return super()._missing_(value)

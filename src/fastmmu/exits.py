@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import enum
-
-from fastmmu._codes import Code, no_code
+from fastmmu.errors import Code, Flags
 
 __all__ = ["N_REASONS", "Completion", "ExitReason", "Qualification"]
 
@@ -77,7 +75,7 @@ class Completion(Code):
     VMFAIL_VALID = 5  # ZF: VM-instruction error 28, invalid operand
 
 
-class Qualification(enum.IntFlag):
+class Qualification(Flags):
     """Bits of the exit qualification (SDM vol. 3, table "Exit Qualification for EPT Violations"; ept.md §4.1)."""
 
     READ = 1 << 0
@@ -92,10 +90,3 @@ class Qualification(enum.IntFlag):
     USER_PAGE = 1 << 9
     WRITABLE_PAGE = 1 << 10
     NX_PAGE = 1 << 11
-
-    @classmethod
-    def _missing_(cls, value: object) -> Qualification:
-        if not isinstance(value, int):
-            no_code(cls, value)
-        found: Qualification = super()._missing_(value)
-        return found

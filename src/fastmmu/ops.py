@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastmmu._codes import Code
+from fastmmu.errors import Code
 
 __all__ = ["LAST_ACCESS", "AccessName", "GuestOp", "Op", "RecordOp"]
 

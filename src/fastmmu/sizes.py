@@ -13,7 +13,7 @@ from fastmmu.errors import ConfigError
 
 __all__ = ["PAGE_SIZES", "page_size", "parse_bytes"]
 
-_SIZE = re.compile(r"([0-9][0-9_]*)\s*(?:([kmgt])(?:i?b)?|b)?")
+_SIZE = re.compile(r"([0-9][0-9_]{0,30})\s*(?:([kmgt])(?:i?b)?|b)?")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 PAGE_SIZES = {"4k": 1 << 12, "2m": 1 << 21, "4m": 1 << 22, "1g": 1 << 30}

@@ -131,9 +131,9 @@ def test_what_is_refused() -> None:
             lambda value=value: machine.mov_cr4(value),
             lambda value=value: machine.wrmsr_efer(value),
         ):
-            with pytest.raises(StateError, match=f"={value} does not fit 64 bits"):
+            with pytest.raises(StateError, match="does not fit 64 bits"):
                 wrong()
-        with pytest.raises(StateError, match=f"an access of {value} bytes"):
+        with pytest.raises(StateError, match=r"an access of .* bytes"):
             machine.access(0, size=value)
     with pytest.raises(ConfigError, match="table_pages"):
         LINUX.replace(table_pages=15)

@@ -5,5 +5,6 @@ a guest's programs   guest_layouts, guest_programs, cached_translations, guest_r
 the VMM's tables     vmm_tables
 walks, TLBs          walk_comparison, tlb_modes
 APICs                apic_tables, apic_guest, ipi_programs, tpr_ways
+hostile calls        public_calls, hostile_values, hostile_objects, hostile_arguments, hostile_calls
 traces               event_lists, trace_files, system_traces, recordings
 """

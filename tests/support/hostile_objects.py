@@ -13,7 +13,6 @@ import numpy as np
 
 import fastmmu
 from fastmmu import Config, GuestState, Machine, MemorySlot, PhysicalMemory
-from fastmmu.counters import COUNTERS
 from fastmmu.cpu.apic_py import InterprocessorInterrupt, LocalApic
 from fastmmu.cpu.missing_flushes import MissingFlushes
 from fastmmu.cpu.vapic_py import VirtualApic
@@ -24,8 +23,11 @@ from fastmmu.machine.system_loop_py import SystemReplay
 from fastmmu.paging.mappings import MappingIterator
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.study.curve.run import tlb_curve
-from fastmmu.trace import bundled, read_trace, tpr_profile
+from fastmmu.threads.turns import Turn, Turns
+from fastmmu.trace import tpr_profile
+from fastmmu.vmx import Capabilities, Cpu, Op, Vmcs
 from tests.support.flat_guest import flat
+from tests.support.vmx import OTHER, launched, long_mode, unpaged
 
 GUEST = Path(__file__).parents[1] / "data/guests/pae_user"
 SYSTEM = Path(__file__).parents[1] / "data/systems/shell.rec.xz"
@@ -39,6 +41,12 @@ MACHINES: dict[str, dict[str, Any]] = {
     "apicv": {"mmu": "ept", "vpid": True, "tpr": "apicv", "host_memory": "16M"},
 }
 SLOTS = (MemorySlot(0x1_0000_0000, 1 << 21, host="untouched"), MemorySlot(0x1_4000_0000, 1 << 16, readonly=True))
+
+
+def image() -> Path:
+    path = Path("memory.bin")
+    path.write_bytes(bytes(8192))
+    return path
 
 
 class Handler(fastmmu.Policy):
@@ -130,7 +138,10 @@ class World:
         return machine
 
     def make_apic_machine(self) -> Machine:
-        return flat(Config(**SMALL, **MACHINES["apicv" if self.kind == "ept" else "patch"]))
+        machine = flat(Config(**SMALL, **MACHINES["apicv" if self.kind == "ept" else "patch"]))
+        words = machine.guest_memory.u64  # the page of the APIC, where it is, too
+        words[0x2000 + 3 * 8 >> 3], words[0x5000 + (0xFEE0_0000 >> 21 & 511) * 8 >> 3] = 0x5063, 0xFEE0_00E3
+        return machine
 
     def make_host(self) -> fastmmu.Host:
         config = Config(**SMALL, **MACHINES["apicv"])
@@ -153,12 +164,15 @@ class World:
         return apic
 
     def make_virtual_apic(self) -> VirtualApic:
-        return VirtualApic(virtualize_accesses=True, register_virtualization=True, interrupt_delivery=True)
+        return VirtualApic(virtualize_accesses=True, register_virtualization=True, interrupt_delivery=True, rvi=0x51)
 
     def make_vpids(self) -> VpidAllocator:
         vpids = VpidAllocator()
         vpids.alloc()
         return vpids
+
+    def make_cpu(self) -> Cpu:
+        return unpaged() if self.kind in ("native", "shadow") else launched(long_mode())
 
     # ---- traces, results ----------------------------------------------------------------------------------------
 
@@ -192,12 +206,18 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "MappingIterator": lambda w: w.iterator,
     "MappingArray": lambda w: w.rows,
     "TLB": lambda w: w.tlb,
-    "Machine": lambda w: w.machine,
+    "Machine": lambda w: w.kernel_machine if w.kind in ("patch", "apicv") else w.machine,
     "Guest": lambda w: w.machine.guest,
     "image.guest.Guest": lambda w: read_guest(GUEST),
     "Vmm": lambda w: w.vmm_machine.vmm,
     "GuestApic": lambda w: w.apic_machine.apic,
     "Board": lambda w: Board(),
+    "vmx.cpu.Cpu": lambda w: w.cpu,
+    "vmx.exit.Exit": lambda w: launched(unpaged()).run(Op.EXIT, 0, fastmmu.ExitReason.CPUID),
+    "Vmcs": lambda w: Vmcs(w.cpu.memory, OTHER),
+    "Capabilities": lambda w: Capabilities(),
+    "Turns": lambda w: Turns(),
+    "Turn": lambda w: Turn(),
     "Host": lambda w: w.host,
     "SystemReplay": lambda w: w.replay,
     "Simulation": lambda w: w.simulation,
@@ -223,163 +243,3 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "InterprocessorInterrupt": lambda w: InterprocessorInterrupt(0, 0x51, 0, 0, 1, False),
 }
 """How an object of a public class is made, by the name of the class."""
-
-BY_PARAMETER: dict[str, Callable[[World], Any]] = {
-    # paging
-    "mem": lambda w: w.memory,
-    "memory": lambda w: w.memory,
-    "state": lambda w: w.state,
-    "va": lambda w: VA,
-    "walk_ept.eptp": lambda w: w.eptp,
-    "eptp": lambda w: 0x801E,
-    "gpa": lambda w: 0x3000,
-    "violation": lambda w: w.violation,
-    "area": lambda w: 0xD000,
-    "eax": lambda w: 0,
-    "ecx": lambda w: 0,
-    "eptp_list": lambda w: 0xE000,
-    "load_pdpte_registers.state": lambda w: GuestState(cr0=0x80000011, cr3=0x1000, cr4=0x20, efer=0),
-    "nbytes": lambda w: 4096,
-    "from_array.a": lambda w: np.zeros(8, np.uint64),
-    "address": lambda w: 0x1000,
-    "value": lambda w: 1,
-    "eptp_fault.value": lambda w: 0x101E,
-    "Eptp.value": lambda w: 0x101E,
-    "Pml.base": lambda w: 0x1000,
-    "access": lambda w: "r",
-    "pa": lambda w: PAGE,
-    # TLB
-    "la": lambda w: VA,
-    "TLB.fill.value": lambda w: fastmmu.TLB.value(PAGE),
-    "TLB.refill.value": lambda w: fastmmu.TLB.value(PAGE),
-    "TLB.gpm_fill.value": lambda w: fastmmu.TLB.value(PAGE),
-    "level": lambda w: 2,
-    "StackDistances.level": lambda w: 0,
-    "type": lambda w: 1,
-    "eptrta": lambda w: 0x1000,
-    "simulate.va": lambda w: w.addresses,
-    # machine
-    "reason": lambda w: 10,
-    "source": lambda w: 1,
-    "op": lambda w: w.events[0],
-    "run.size": lambda w: w.events[1],
-    "feed.size": lambda w: w.events[1],
-    "addr": lambda w: w.addresses,
-    "error_code": lambda w: 0,
-    "mov_cr0.value": lambda w: 0x80050033,
-    "mov_cr3.value": lambda w: 0x1000,
-    "mov_cr4.value": lambda w: 0xA0,
-    "wrmsr_efer.value": lambda w: 0xD01,
-    "omit": lambda w: (),
-    "number": lambda w: 1,
-    "StackDistances.of_list.number": lambda w: 0,
-    "page": lambda w: 0,
-    "first": lambda w: 0,
-    "count": lambda w: 64,
-    "pages": lambda w: [0, 1],
-    "use_dirty_ring.size": lambda w: 1024,
-    "vms": lambda w: [Config(**SMALL, mmu="ept")],
-    "vcpu": lambda w: 0,
-    "cpu": lambda w: 0,
-    "board": lambda w: Board(),
-    "machine": lambda w: w.machine,
-    "rows": lambda w: np.empty(0, np.uint8),
-    "data": lambda w: np.empty(0, np.uint64),
-    "SystemReplay.run.pages": lambda w: np.empty(0, np.uint8),
-    "SystemReplay.machine": lambda w: Machine(Config(**SMALL), guest_kernel=False, state=w.state),
-    "raw": lambda w: np.zeros(24, np.uint8),
-    "batch": lambda w: w.batch,
-    "config": lambda w: w.config,
-    "devices": lambda w: {0x1_8000_0000: fastmmu.Device()},
-    "exit": lambda w: BY_CLASS["Exit"](w),
-    # APIC and VMX
-    "offset": lambda w: 0x80,
-    "size": lambda w: 4,
-    "vector": lambda w: 0x51,
-    "msr": lambda w: 0x808,
-    "on": lambda w: True,
-    "accesses": lambda w: 10,
-    "ticks": lambda w: 10,
-    "tsc": lambda w: 10,
-    "descriptor": lambda w: np.zeros(8, np.uint64),
-    "check_invalidation.descriptor": lambda w: (0, 0),
-    "instruction": lambda w: "invept",
-    "apics": lambda w: [w.local_apic],
-    "ipi": lambda w: BY_CLASS["InterprocessorInterrupt"](w),
-    "write_cr8.value": lambda w: 1,
-    "code": lambda w: b"\xa1\x80\x00\xfe\xff",
-    "ip": lambda w: 0x1000,
-    "rom": lambda w: 0x2000,
-    "tpr": lambda w: 0x40,
-    "served": lambda w: None,
-    "requested": lambda w: 0x61,
-    "record": lambda w: 0x40,
-    "vpid": lambda w: 1,
-    # traces, results, studies
-    "trace": lambda w: w.trace,
-    "replay_schemes.trace": lambda w: read_trace(SYSTEM),
-    "read_trace.path": lambda w: bundled()["true"],
-    "ways": lambda w: ["trap"],
-    "handler": lambda w: "eoi",
-    "other": lambda w: 1,
-    "omit=.value": lambda w: ("invlpg",),
-    "address=.value": lambda w: 0xFEE0_0000,
-    "traces": lambda w: [w.trace, w.trace],
-    "path": lambda w: Path("trace.npy"),
-    "switch_every": lambda w: 4,
-    "n": lambda w: 2,
-    "tpr_profile.name": lambda w: "winxp",
-    "profile": lambda w: "winxp",
-    "text": lambda w: np.frombuffer(b" L 1000,8\n", np.uint8),
-    "start": lambda w: 0,
-    "stop": lambda w: 10,
-    "last": lambda w: True,
-    "lackey_parse_py.parse.op": lambda w: np.zeros(4, np.uint8),
-    "lackey_parse_py.parse.size": lambda w: np.zeros(4, np.uint8),
-    "lackey_parse_py.parse.addr": lambda w: np.zeros(4, np.uint64),
-    "lackey_parse_py.format.op": lambda w: np.zeros(8, np.uint8),
-    "lackey_parse_py.format.size": lambda w: np.ones(8, np.uint8),
-    "results": lambda w: [w.result],
-    "result": lambda w: w.result,
-    "save.path": lambda w: Path("results.csv"),
-    "pfn": lambda w: np.array([0, 2], np.uint64),
-    "from_pages.pages": lambda w: np.zeros((2, 4096), np.uint8),
-    "directory": lambda w: GUEST,
-    "open_raw.path": lambda w: GUEST / "meta.json",
-    "execute.instruction": lambda w: ("mov_cr3", 0x1000),
-    "broken.machine": lambda w: World(1).machine,
-    "configs": lambda w: [Config(**SMALL)],
-    "entries": lambda w: 4,
-    "unit": lambda w: "l1d",
-    "array": lambda w: "4/4",
-    "levels": lambda w: [((1, 2), 4), ((1,), 4)],
-    "ports": lambda w: [(0, 0, 1, 1)] * 4,
-    "shift": lambda w: 12,
-    "pcid": lambda w: 0,
-    "limit": lambda w: 64,
-    "threshold": lambda w: 1 << 32,
-    "VirtualApic.threshold": lambda w: 0,
-    "exit_cost.kind": lambda w: "io",
-    "price.key": lambda w: "memory.l2",
-    "Batch.take.rows": lambda w: np.ones(8, np.bool_),
-    "counters": lambda w: {row.key: 0 for row in COUNTERS},
-}
-"""A good value of a parameter that has no default: by class, function and name, or by less of it."""
-
-
-def good(world: World, owner: str, parameter: str) -> Any:
-    """The value. `owner`: "module.function", "module.Class.method" or, of a constructor, "module.Class()".
-
-    Where none is known it is 1 for constructors, most of which are those of records, which take anything.
-    """
-    names = owner.removesuffix("()").split(".")
-    for start in range(len(names)):
-        for end in range(len(names), start, -1):
-            key = ".".join([*names[start:end], parameter])
-            if key in BY_PARAMETER:
-                return BY_PARAMETER[key](world)
-    if parameter in BY_PARAMETER:
-        return BY_PARAMETER[parameter](world)
-    if owner.endswith("()"):
-        return 1
-    raise LookupError(f"{owner}: no good value of {parameter}; give BY_PARAMETER one")

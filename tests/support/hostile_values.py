@@ -156,7 +156,7 @@ def of_other_types() -> list[Any]:
         memoryview(b"x" * 16),
         (), (1,), (1, 2), (None,) * 4, (0, 0, 0, 0), (1 << 64,) * 4, [], [0], [1, 2, 3], [-1], [1 << 64], ["a"], [[1]],
         [1.5], [None], {}, {"cr0": 1}, {0: 1}, set(), {1, 2}, range(3), range(1 << 40), iter([1]), itertools.count(),
-        object(), object, int, len, lambda *a, **k: 0, ..., NotImplemented, pathlib.Path("absent"), Raising(), Raising,
+        object(), object, len, lambda *a, **k: 0, ..., NotImplemented, pathlib.Path("absent"), Raising(), Raising,
         LyingLength(), fastmmu.GuestState(), fastmmu.Mtrrs(), fastmmu.Config(), fastmmu.CostModel.load(),
         fastmmu.MemorySlot(0, 0), slot("a", None, 3, 4, 5, 6), slot(1 << 60, 4096), slot(0x1000_0000, 4096, host="8k"),
         fastmmu.Policy(), fastmmu.Device(), ValueError("x"),
@@ -176,7 +176,8 @@ def arrays() -> list[Any]:
         np.full(48, 255, np.uint8), np.array([0, 1, 2, 3, 16, 17, 18, 19], np.uint8), np.array([255] * 8, np.uint8),
         np.array([19, 20, 20, 21, 24, 28, 29, 30], np.uint8), np.array(["a"]), np.array([None]), np.array([1 << 70]),
         np.zeros(3, [("a", "u8")]), np.ma.masked_array([1, 2], [0, 1]), np.zeros(1 << 16, np.uint64),
-        np.datetime64("2000-01-01"), np.zeros(3, np.complex128), np.matrix([[1]]), np.broadcast_to(np.uint64(0), (8,)),
+        np.datetime64("2000-01-01"), np.zeros(3, np.complex128), np.zeros((1, 1), np.uint64),
+        np.broadcast_to(np.uint64(0), (8,)),
         np.broadcast_to(np.uint64(1 << 12), (3, 3)), memoryview(words), memoryview(words.reshape(2, 4)),
     ]  # fmt: skip
 

@@ -1,7 +1,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fastmmu._codes import Code
+from fastmmu.errors import Code
 
 class MemoryType(Code):
     UC = 0

@@ -5,8 +5,7 @@ from types import MappingProxyType
 from fastmmu._arguments cimport many, physical_address, shown, word
 from fastmmu.arch.memtype cimport MT_UC, MT_UC_MINUS, MT_WB, MT_WC, MT_WP, MT_WT, mtrr_type
 
-from fastmmu._codes import Code
-from fastmmu.errors import StateError
+from fastmmu.errors import Code, StateError
 
 
 class MemoryType(Code):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.image.pages import PAGE, from_pages
 from fastmmu.image.raw import open_regular
@@ -42,6 +43,7 @@ class Guest:
     expected: dict[str, npt.NDArray[Any]] = field(repr=False)
 
 
+@checked
 def read_guest(directory: str | os.PathLike[str]) -> Guest:
     """Read a recorded guest.
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu.errors import ConfigError
+from fastmmu._checked import checked
+from fastmmu.errors import ConfigError, OutOfMemoryError
 from fastmmu.paging.memory import PhysicalMemory
 
 __all__ = ["PAGE", "from_pages"]
@@ -18,6 +19,7 @@ _DENSE = 384  # of the 512 pages of a block
 _MOST = 1000  # ranges asked for: each is an entry in the host's list of mappings, which has room for 65,530
 
 
+@checked
 def from_pages(pfn: npt.ArrayLike, pages: npt.ArrayLike, nbytes: int | None = None) -> PhysicalMemory:
     """Memory in which some pages are given and all others are zero; those take no memory of the host.
 
@@ -26,7 +28,12 @@ def from_pages(pfn: npt.ArrayLike, pages: npt.ArrayLike, nbytes: int | None = No
     :raises ConfigError: arrays of other shapes or types, a frame given twice or outside memory.
     :raises OutOfMemoryError: the operating system refuses the address space.
     """
-    frames, contents = np.asarray(pfn), np.asarray(pages)
+    try:
+        frames, contents = np.asarray(pfn), np.asarray(pages)
+    except MemoryError as error:
+        raise OutOfMemoryError("no memory for pfn and pages as arrays; give arrays") from error
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"pfn and pages must be arrays: {error}") from error
     if frames.ndim != 1 or frames.dtype.kind not in "iu":
         raise ConfigError(f"pfn must be integers[n], not {frames.dtype}{list(frames.shape)}")
     if contents.dtype != np.uint8 or contents.shape != (len(frames), PAGE):

@@ -7,6 +7,7 @@ import os
 import stat
 from typing import BinaryIO
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.paging.memory import PhysicalMemory
 
@@ -29,6 +30,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return file
 
 
+@checked
 def open_raw(path: str | os.PathLike[str], *, writable: bool = False) -> PhysicalMemory:
     """A file as memory, mapped and not read: only what is looked at takes time.
 
@@ -37,6 +39,8 @@ def open_raw(path: str | os.PathLike[str], *, writable: bool = False) -> Physica
     :raises OSError: it cannot be opened.
     """
     name = os.fspath(path)
+    if "\0" in os.fsdecode(name):
+        raise ConfigError(f"{name!r} is no path: a name has no byte 0 in it")
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise ConfigError(f"{name}: holds 0 bytes; give a raw image of physical memory")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get
 import msgspec
 import numpy as np
 
+from fastmmu._arguments import shown
 from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, Replacement, geometry
@@ -171,6 +172,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             msgspec.convert(msgspec.structs.asdict(self), _Fields)
         except msgspec.ValidationError as error:
             raise ConfigError(f"Config: {_refused(self, error)}; see help(fastmmu.Config)") from error
+        except UnicodeError as error:
+            raise ConfigError(f"Config: a text that is none: {error}; see help(fastmmu.Config)") from error
         if isinstance(self.tlb, str):
             msgspec.structs.force_setattr(self, "tlb", self.tlb.lower())
         try:
@@ -283,5 +286,5 @@ def as_config(config: object) -> Config:
         return Config()
     if not isinstance(config, Config):
         how = "**config" if isinstance(config, dict) else 'mmu="ept"'
-        raise WrongTypeError(f"config={config!r} is a {type(config).__name__}; give fastmmu.Config({how})")
+        raise WrongTypeError(f"config={shown(config)} is a {type(config).__name__}; give fastmmu.Config({how})")
     return config

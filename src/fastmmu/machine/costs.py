@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from fastmmu._arguments import shown
+from fastmmu._checked import checked
 from fastmmu.counters import COUNTERS
 from fastmmu.errors import ConfigError
 from fastmmu.exits import ExitReason
@@ -121,6 +123,7 @@ class CostModel(_Part, frozen=True, kw_only=True):
     generation: dict[str, Generation]
 
     @classmethod
+    @checked
     def load(cls, path: str | os.PathLike[str] | None = None, *, generation: str | None = None) -> CostModel:
         """The model of a TOML file laid over the defaults; None: the defaults.
 
@@ -161,12 +164,16 @@ class CostModel(_Part, frozen=True, kw_only=True):
         fields = self.exit.vmreads * processor.vmread + self.exit.vmwrites * processor.vmwrite
         return processor.round_trip + fields + self.exit.path
 
+    @checked
     def price(self, key: str) -> float:
         """Cycles by SECTION.KEY; of "walk.guest" and "walk.ept": of one reference, the mean over its places."""
         section, _, name = key.partition(".")
-        value = getattr(getattr(self, section), name)
+        value = getattr(getattr(self, section, None), name, None)
+        if not isinstance(value, (Shares, int, float)):
+            raise ConfigError(f"no price {shown(key)}; give SECTION.KEY of {DEFAULT_COSTS}, such as memory.l2")
         return value.mean(self.memory) if isinstance(value, Shares) else float(value)
 
+    @checked
     def exit_cost(self, kind: str) -> float:
         """Cycles of one exit of a kind: a class such as "ept_build" or an exit reason such as "cpuid"."""
         return self.transition() + self.dispatch.get(kind, self.dispatch["other"])
@@ -174,6 +181,8 @@ class CostModel(_Part, frozen=True, kw_only=True):
 
 def _read(name: str) -> dict[str, Any]:
     try:
+        if "\0" in os.fsdecode(name):
+            raise ConfigError(f"{name!r} is no path: a name has no byte 0 in it")
         with open(name, "rb") as file:
             return tomllib.load(file)
     except tomllib.TOMLDecodeError as error:
@@ -237,6 +246,7 @@ def _checked(model: CostModel, name: str) -> CostModel:
     return model
 
 
+@checked
 def exits_by_class(counters: Mapping[str, Any]) -> dict[str, int]:
     """VM exits told apart as finely as the counters allow: class or exit reason -> number, none of them 0.
 
@@ -258,6 +268,7 @@ def exits_by_class(counters: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
+@checked
 def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dict[str, float]:
     """Modelled cycles of a run by cause; their sum is its cycles. Causes that cost nothing are left out.
 

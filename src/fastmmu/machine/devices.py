@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
-from fastmmu.machine.policy import Action, Exit, Policy
+from fastmmu.machine.policy import Action, Exit, Policy, _default
 
 if TYPE_CHECKING:
     from fastmmu.machine.machine import Machine
@@ -46,6 +47,7 @@ class Bus(Policy):
     Threads: as of a :class:`Policy`.
     """
 
+    @checked
     def __init__(self, devices: Mapping[int, Device]) -> None:
         for first, device in devices.items():
             if not isinstance(device, Device):
@@ -72,7 +74,7 @@ class Bus(Policy):
         return self._finish(machine)
 
     def _finish(self, machine: Machine) -> Action:
-        action = machine.default()
+        action = _default(machine)
         if action is not Action.EMULATED or machine.mmio is None:
             return action
         gpa, stored = machine.mmio

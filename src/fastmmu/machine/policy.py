@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastmmu._codes import Code
-from fastmmu.errors import ConfigError, WrongTypeError
+from fastmmu._arguments import shown
+from fastmmu.errors import Code, ConfigError, WrongTypeError
 from fastmmu.exits import ExitReason
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Policy:
 
             def on_ept_violation(self, machine, exit):
                 self.gpas.append(exit.guest_physical)
-                return machine.default()
+                return _default(machine)
 
     The name of a handler is ``on_`` and the exit reason in lower case, for every member of
     :class:`~fastmmu.ExitReason`; those below are the reasons that this machine produces by itself. An exception in a
@@ -64,70 +64,76 @@ class Policy:
     def on_exception_nmi(self, machine: Machine, exit: Exit) -> Action:
         """#PF under shadow paging: qualification = linear address, error_code = its error code. #GP of an instruction
         of CPL 0 in real mode without unrestricted guest: interruption_info tells it apart."""
-        return machine.default()
+        return _default(machine)
 
     def on_external_interrupt(self, machine: Machine, exit: Exit) -> Action:
         """An interrupt arrived while the guest ran."""
-        return machine.default()
+        return _default(machine)
 
     def on_cpuid(self, machine: Machine, exit: Exit) -> Action:
         """CPUID, which always exits; the reason of periodic exits, too."""
-        return machine.default()
+        return _default(machine)
 
     def on_invlpg(self, machine: Machine, exit: Exit) -> Action:
         """INVLPG under shadow paging: qualification = linear address."""
-        return machine.default()
+        return _default(machine)
 
     def on_cr_access(self, machine: Machine, exit: Exit) -> Action:
         """MOV to CR0 and CR4 that changes bits of the VMM; MOV to and from CR3 under shadow paging, and where a guest
         does not page without unrestricted guest; MOV to CR8 without a TPR shadow: operand = the new value."""
-        return machine.default()
+        return _default(machine)
 
     def on_ept_violation(self, machine: Machine, exit: Exit) -> Action:
         """No EPT entry allows the access: guest_physical, qualification (SDM vol. 3, table "Exit Qualification for EPT
         Violations"; ept.md §4.1)."""
-        return machine.default()
+        return _default(machine)
 
     def on_ept_misconfig(self, machine: Machine, exit: Exit) -> Action:
         """An EPT entry that is malformed: guest_physical."""
-        return machine.default()
+        return _default(machine)
 
     def on_pml_full(self, machine: Machine, exit: Exit) -> Action:
         """The processor has no room left in its log of pages written (``Config.pml``); it is read at every exit."""
-        return machine.default()
+        return _default(machine)
 
     def on_interrupt_window(self, machine: Machine, exit: Exit) -> Action:
         """The guest takes interrupts again, and one waits (with ``Config.tpr``, as those below)."""
-        return machine.default()
+        return _default(machine)
 
     def on_tpr_below_threshold(self, machine: Machine, exit: Exit) -> Action:
         """The guest lowered its TPR below the threshold."""
-        return machine.default()
+        return _default(machine)
 
     def on_apic_access(self, machine: Machine, exit: Exit) -> Action:
         """An access to the APIC-access page that is not virtualized: qualification = offset and kind (SDM vol. 3, "Exit
         Qualification for APIC-Access VM Exits ..."; vmx.md §5.1)."""
-        return machine.default()
+        return _default(machine)
 
     def on_apic_write(self, machine: Machine, exit: Exit) -> Action:
         """A write to the virtual-APIC page that the VMM must complete: qualification = offset."""
-        return machine.default()
+        return _default(machine)
 
     def on_virtualized_eoi(self, machine: Machine, exit: Exit) -> Action:
         """An end of interrupt that the VMM wants to see: qualification = vector."""
-        return machine.default()
+        return _default(machine)
 
     def on_vmcall(self, machine: Machine, exit: Exit) -> Action:
         """Patched code polls for an interrupt."""
-        return machine.default()
+        return _default(machine)
 
     def on_rdmsr(self, machine: Machine, exit: Exit) -> Action:
         """RDMSR of EFER or a register of the APIC: operand = number of the MSR."""
-        return machine.default()
+        return _default(machine)
 
     def on_wrmsr(self, machine: Machine, exit: Exit) -> Action:
         """WRMSR of EFER or a register of the APIC: operand = number of the MSR, value = what is written to EFER."""
-        return machine.default()
+        return _default(machine)
+
+
+def _default(machine: Machine) -> Action:
+    if not hasattr(machine, "default"):
+        raise WrongTypeError(f"a handler gets the Machine whose exit it handles, not a {type(machine).__name__}")
+    return machine.default()
 
 
 _HANDLERS = {f"on_{reason.name.lower()}": int(reason) for reason in ExitReason}
@@ -152,7 +158,7 @@ def overridden(policy: object) -> dict[int, str]:
             if isinstance(policy, type)
             else "make its class one of fastmmu.Policy"
         )
-        raise WrongTypeError(f"policy={policy!r} is no fastmmu.Policy: {hint}")
+        raise WrongTypeError(f"policy={shown(policy)} is no fastmmu.Policy: {hint}")
     own = dict.fromkeys([*vars(policy), *(name for kind in type(policy).__mro__ for name in vars(kind))])
     found = {}
     for name in own:

@@ -6,7 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastmmu._checked import checked
 from fastmmu.counters import APIC, COUNTERS, described
+from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.identity import Origin
 
@@ -91,8 +93,11 @@ class Result:
         head = f"{self.trace or 'trace'}, {self.config.name}: {part}{what}"
         return f"<Result {head}; {self.cycles_per_access:.2f} cycles/access>"
 
+    @checked
     def to_json(self, indent: int | None = 2) -> str:
         """The result as JSON text."""
+        if indent is not None and not 0 <= indent <= 80:
+            raise ConfigError(f"indent={indent} is outside 0..80; None: all in one line")
         return json.dumps(self.to_dict(), indent=indent)
 
 

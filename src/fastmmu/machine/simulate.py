@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu.errors import ConfigError, FastmmuError, TraceError
+from fastmmu._checked import checked
+from fastmmu.errors import ConfigError, FastmmuError, OutOfMemoryError, TraceError
 from fastmmu.machine.config import Config, as_config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.identity import Content, Origin
@@ -55,6 +56,7 @@ class Simulation:
     Threads: as of its machine: one feeds it at a time, and :meth:`result` may be asked for meanwhile.
     """
 
+    @checked
     def __init__(
         self, config: Config | None = None, *, policy: Policy | None = None, costs: CostModel | None = None
     ) -> None:
@@ -70,6 +72,7 @@ class Simulation:
         """Events carried out."""
         return self.machine.events
 
+    @checked
     def feed(self, batch: Events, out: npt.NDArray[np.uint64] | None = None) -> None:
         """Run the events of a batch.
 
@@ -87,6 +90,7 @@ class Simulation:
             if self.content is not None and done:
                 self.content.update(batch.op[:done], batch.size[:done], batch.addr[:done])
 
+    @checked
     def result(self, *, trace: str = "", path: str = "", content: str = "", complete: bool = True) -> Result:
         """Counters and modelled cycles until now.
 
@@ -128,6 +132,7 @@ def result_of(
     )
 
 
+@checked
 def simulate(
     trace: Source | SystemSource | npt.ArrayLike,
     config: Config | None = None,
@@ -168,6 +173,7 @@ def simulate(
         raise
 
 
+@checked
 def each(
     trace: Source | SystemSource,
     configs: Sequence[Config],
@@ -252,7 +258,10 @@ def _batches(trace: Any) -> Iterator[Events]:
     if hasattr(trace, "batches"):
         yield from trace.batches()
         return
-    array = np.asarray(trace)
+    try:
+        array = np.asarray(trace)
+    except MemoryError as error:
+        raise OutOfMemoryError("no memory for the trace as an array; give it in parts") from error
     if array.size == 0 and array.ndim == 1:
         array = array.astype(np.uint64)
     if array.ndim != 1 or array.dtype.kind not in "ui":

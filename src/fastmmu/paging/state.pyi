@@ -1,8 +1,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from fastmmu._codes import Code
 from fastmmu.arch.memtype_py import Mtrrs
+from fastmmu.errors import Code
 from fastmmu.ops import AccessName
 
 class Mode(Code):

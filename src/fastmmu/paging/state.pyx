@@ -20,9 +20,8 @@ from fastmmu.paging.guest cimport PDPT
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
 from fastmmu.paging.walk cimport load_pdptes
 from fastmmu.threads.turns cimport Turns
-from fastmmu._codes import Code
 from fastmmu.arch.registers import RULES
-from fastmmu.errors import BusError, StateError, WrongTypeError
+from fastmmu.errors import BusError, Code, StateError, WrongTypeError
 
 _PE, _WP, _NW, _CD, _PG = 1 << 0, 1 << 16, 1 << 29, 1 << 30, 1 << 31
 _PAE, _PCIDE, _CET = 1 << 5, 1 << 17, 1 << 23

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastmmu._checked import checked
 from fastmmu.counters import COUNTERS
 from fastmmu.machine.result import Result
 from fastmmu.report.rows import slowdowns
@@ -14,6 +15,7 @@ from fastmmu.report.words import reason_title, settings
 __all__ = ["comparison"]
 
 
+@checked
 def comparison(
     results: Sequence[Result], *, width: int = 120, colour: bool = False, not_run: Sequence[str] = ()
 ) -> str:

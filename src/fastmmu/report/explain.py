@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastmmu._checked import checked
 from fastmmu.machine.result import Result
 from fastmmu.report.table import Cell, Column, number, paint, render
 
@@ -36,6 +37,7 @@ Entries invalidated by a flush, by structure; refills: walks for a translation t
 dirty flag did not suffice."""
 
 
+@checked
 def explain(results: Sequence[Result], *, width: int = 120, colour: bool = False) -> str:
     """The counters of tlb.md §8 as text, for each run.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.machine.result import Result
 from fastmmu.report.rows import rows, slowdowns
@@ -23,6 +24,7 @@ FORMATS = ("json", "csv", "parquet")
 _json = msgspec.json.Encoder(enc_hook=lambda number: number.item()).encode  # of NumPy
 
 
+@checked
 def save(
     results: Sequence[Result], path: str | os.PathLike[str], format: str | None = None, *, command: str = ""
 ) -> None:

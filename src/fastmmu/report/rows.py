@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from fastmmu._checked import checked
 from fastmmu.machine.identity import Origin
 from fastmmu.machine.result import Result
 
@@ -64,6 +65,7 @@ def baseline(result: Result, results: Sequence[Result]) -> Result | None:
     return next((other for other in found if other.complete), found[0] if found else None)
 
 
+@checked
 def slowdowns(results: Sequence[Result]) -> list[float | None]:
     """Modelled cycles per access over those of the native run with the same pages.
 
@@ -79,6 +81,7 @@ def _slowdown(result: Result, native: Result | None) -> float | None:
     return result.cycles_per_access / native.cycles_per_access
 
 
+@checked
 def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     """One flat dict a result, all with the same keys in the same order.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fastmmu._checked import checked
 from fastmmu.machine.costs import exits_by_class
 from fastmmu.machine.result import Result
 from fastmmu.report.table import Cell, Column, paint, render
@@ -12,6 +13,7 @@ from fastmmu.report.words import cause_name, reason_title, settings
 __all__ = ["single"]
 
 
+@checked
 def single(result: Result, *, width: int = 120, colour: bool = False) -> str:
     """Counters, exits by reason, and modelled cycles by cause, as text.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 
 __all__ = ["CHOICE", "PAGES", "REPLACEMENTS", "TABLES", "Array", "Replacement", "check_unit", "parse_array", "unit_of"]
@@ -136,6 +137,7 @@ def _check(what: str, entries: int, ways: int) -> None:
         raise ConfigError(f"{what}: {entries}/{ways}: {why}; nearest: {' or '.join(near)}")
 
 
+@checked
 def parse_array(text: str, *, what: str = "geometry", sizes: tuple[str, ...] = ("4k",)) -> Array:
     """The array written "entries/ways", "entries/fa" or "entries fa".
 

@@ -36,6 +36,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.tlb.arrays import CHOICE, PAGES, REPLACEMENTS, TABLES, Array, Replacement, check_unit, parse_array, unit_of
 
@@ -234,6 +235,7 @@ def _psc(text: str, what: str) -> tuple[Array, ...]:
         raise ConfigError(f"{error}; or PML4E/PDPTE/PDE entries, as in 2/4/32; or none") from error
 
 
+@checked
 def geometry(
     preset: str | Geometry = "skylake",
     *,

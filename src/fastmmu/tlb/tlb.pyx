@@ -84,7 +84,7 @@ cdef uint64_t _table(object value) except? 0xBAD:
 cdef int _shift(str name, object value, tuple known) except -1:
     value = whole(name, value)
     if value not in known:
-        raise StateError(f"{name}={value}: choose from {', '.join([str(each) for each in known])}")
+        raise StateError(f"{name}={shown(value)}: choose from {', '.join([str(each) for each in known])}")
     return value
 
 

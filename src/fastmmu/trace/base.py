@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu.errors import TraceError
+from fastmmu._checked import checked
+from fastmmu.errors import OutOfMemoryError, TraceError
 from fastmmu.ops import Op
 from fastmmu.trace.events import CHUNK, Batch, batch_of, check_events, first_outside
 
@@ -51,6 +52,7 @@ class Trace(ABC):
         """This trace without instruction fetches."""
         return DataOnly(self)
 
+    @checked
     def head(self, n: int) -> Trace:
         """The first `n` events."""
         return Head(self, n)
@@ -76,6 +78,7 @@ class ArrayTrace(Trace):
 
     format = "arrays"
 
+    @checked
     def __init__(self, addr: npt.ArrayLike, op: npt.ArrayLike | None, size: npt.ArrayLike | None, name: str) -> None:
         columns = _column(addr, "addr", np.uint64)
         self._batch = batch_of(
@@ -88,6 +91,7 @@ class ArrayTrace(Trace):
         self.total = len(self._batch)
         self._done = 0
 
+    @checked
     def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
         check_chunk(chunk)
         return self._slices(chunk)
@@ -112,6 +116,7 @@ class Derived(Trace):
         self.format = inner.format
         self.path = inner.path
 
+    @checked
     def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
         check_chunk(chunk)
         return self._pass(chunk)
@@ -174,6 +179,8 @@ def _column(values: npt.ArrayLike, what: str, dtype: type[np.unsignedinteger], n
         array = np.asarray(values)
     except (OverflowError, ValueError) as error:
         raise TraceError(f"{what} is not an array of integers: {error}") from error
+    except MemoryError as error:
+        raise OutOfMemoryError(f"no memory for {what} as an array; give a trace in parts") from error
     if array.ndim != 1:
         raise TraceError(f"{what} has {array.ndim} dimensions; give one")
     if n not in (-1, len(array)):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from fastmmu._checked import checked
 from fastmmu.errors import TraceError
 from fastmmu.exits import N_REASONS, ExitReason
 from fastmmu.ops import LAST_ACCESS, Op
@@ -15,6 +16,7 @@ from fastmmu.trace.events import CHUNK, Batch, empty_batch
 __all__ = ["Interleaved", "Told", "WithExits", "exits_every", "interleave", "told"]
 
 
+@checked
 def interleave(traces: Sequence[Trace], switch_every: int) -> Trace:
     """The traces as processes of one processor that take turns, each for `switch_every` accesses.
 
@@ -24,6 +26,7 @@ def interleave(traces: Sequence[Trace], switch_every: int) -> Trace:
     return Interleaved(traces, switch_every)
 
 
+@checked
 def exits_every(trace: Trace, n: int, reason: int = ExitReason.CPUID) -> Trace:
     """`trace` with an EXIT event (basic exit reason `reason`) after each `n` accesses."""
     return WithExits(trace, n, reason)
@@ -99,6 +102,7 @@ class Interleaved(Trace):
         if all(trace.path for trace in traces):
             self.path = " + ".join(str(trace.path) for trace in traces)
 
+    @checked
     def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
         check_chunk(chunk)
         return self._pass(chunk)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu.errors import TraceError
+from fastmmu.errors import TraceError, WrongTypeError
 from fastmmu.exits import N_REASONS
 from fastmmu.ops import LAST_ACCESS, Op
 
@@ -65,10 +65,14 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> Batch:
         """The same events as views; the slice may not skip or reverse."""
+        if not isinstance(rows, slice):
+            raise WrongTypeError(f"a batch is cut by a slice, batch[2:5], not by a {type(rows).__name__}")
         return Batch(self.op[rows], self.size[rows], self.addr[rows])
 
     def take(self, rows: npt.NDArray[np.bool_]) -> Batch:
         """Copies of the events where `rows` (bool, one per event) is true."""
+        if not isinstance(rows, np.ndarray) or rows.dtype != np.bool_ or rows.shape != self.addr.shape:
+            raise WrongTypeError(f"rows must be an array of {len(self)} bools, one per event")
         return Batch(self.op[rows], self.size[rows], self.addr[rows])
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from fastmmu._checked import checked
 from fastmmu.errors import TraceError
 from fastmmu.trace.base import Trace
 from fastmmu.trace.formats import FORMATS
@@ -15,6 +16,7 @@ __all__ = ["read_trace"]
 _HEAD = 4096
 
 
+@checked
 def read_trace(path: str | os.PathLike[str], format: str | None = None) -> Trace:
     """Open a trace file; the events are read by :meth:`Trace.batches`.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu._checked import checked
 from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.trace.base import Trace
 
@@ -39,6 +40,7 @@ class Survey:
         return sum(n for op, n in self.by_op.items() if op <= LAST_ACCESS)
 
 
+@checked
 def survey(trace: Trace, *, progress: Callable[[int], None] | None = None) -> Survey:
     """Count what a trace holds; memory grows with the pages it touches, not with its length.
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu._checked import check_fields, checked
 from fastmmu.errors import ConfigError
 from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.trace.base import Derived, Trace
@@ -62,6 +63,7 @@ class TprProfile:
     seed: int = field(default=1)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("changes", "reads", "held", "interrupts", "ipis", "timer"):
             if not 0 <= getattr(self, name) <= MILLION:
                 raise ConfigError(f"TPR traffic: {name}={getattr(self, name)!r} is outside 0..1000000")
@@ -100,6 +102,7 @@ PROFILES = {
 """Name -> profile; every number is adjustable with :func:`tpr_profile`."""
 
 
+@checked
 def tpr_profile(name: str, **changes: Any) -> TprProfile:
     """A profile by its name, with some numbers changed.
 
@@ -113,6 +116,7 @@ def tpr_profile(name: str, **changes: Any) -> TprProfile:
         raise ConfigError(f"TPR traffic {name}: {error}") from error
 
 
+@checked
 def with_tpr(trace: Trace, profile: TprProfile | str, vcpu: int = 0, vcpus: int = 1) -> Trace:
     """The trace with the APIC events of a profile between its accesses; they are the same for every `seed`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fastmmu._checked import checked
 from fastmmu.errors import TraceError
 from fastmmu.trace.base import Trace
 from fastmmu.trace.codecs import compressing
@@ -17,6 +18,7 @@ __all__ = ["write_trace"]
 _BUFFERS = (None, "lz4", "zstd")
 
 
+@checked
 def write_trace(
     trace: Trace, path: str | os.PathLike[str], format: str | None = None, compression: str | None = "lz4"
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fastmmu._checked import check_fields
 from fastmmu.errors import StateError
 
 __all__ = ["DEFAULT1", "Capabilities"]
@@ -40,6 +41,7 @@ class Capabilities:
     maxphyaddr: int = 52
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("pin_based", "primary", "secondary", "tertiary", "vm_exit", "vm_entry", "cr0", "cr4"):
             must, may = getattr(self, name)
             if not 0 <= must <= may | must < 1 << (64 if name == "tertiary" else 32) or must & ~may:

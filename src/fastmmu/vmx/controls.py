@@ -6,12 +6,12 @@ A processor here carries out all of them but those that :data:`UNMODELLED` names
 
 from __future__ import annotations
 
-import enum
+from fastmmu.errors import Flags
 
 __all__ = ["UNMODELLED", "Entry", "PinBased", "Primary", "Secondary", "VmExit"]
 
 
-class PinBased(enum.IntFlag):
+class PinBased(Flags):
     """Pin-based VM-execution controls."""
 
     EXTERNAL_INTERRUPT_EXITING = 1 << 0
@@ -21,7 +21,7 @@ class PinBased(enum.IntFlag):
     POSTED_INTERRUPTS = 1 << 7
 
 
-class Primary(enum.IntFlag):
+class Primary(Flags):
     """Primary processor-based VM-execution controls."""
 
     INTERRUPT_WINDOW_EXITING = 1 << 2
@@ -48,7 +48,7 @@ class Primary(enum.IntFlag):
     SECONDARY_CONTROLS = 1 << 31
 
 
-class Secondary(enum.IntFlag):
+class Secondary(Flags):
     """Secondary processor-based VM-execution controls."""
 
     VIRTUALIZE_APIC_ACCESSES = 1 << 0
@@ -76,7 +76,7 @@ class Secondary(enum.IntFlag):
     TSC_SCALING = 1 << 25
 
 
-class VmExit(enum.IntFlag):
+class VmExit(Flags):
     """VM-exit controls."""
 
     SAVE_DEBUG_CONTROLS = 1 << 2
@@ -88,7 +88,7 @@ class VmExit(enum.IntFlag):
     LOAD_EFER = 1 << 21
 
 
-class Entry(enum.IntFlag):
+class Entry(Flags):
     """VM-entry controls."""
 
     LOAD_DEBUG_CONTROLS = 1 << 2

@@ -10,6 +10,7 @@ from fastmmu.vmx.processor cimport Processor
 
 cdef class Cpu:
     cdef Processor p
+    cdef bint made
     cdef readonly PhysicalMemory memory
     cdef readonly TLB tlb
     cdef readonly object caps

@@ -27,6 +27,7 @@ from fastmmu.vmx.processor cimport (
 )
 from fastmmu.vmx.region cimport field_check, field_read, field_slot, field_width, field_write, region_clear, region_load
 
+from collections.abc import Mapping
 import numpy as np
 
 from fastmmu.errors import (
@@ -82,12 +83,10 @@ cdef class Cpu:
     Its TLB is used in turns. A signal ends :meth:`run` within half a second, and ``run()`` can go on.
     """
 
-    def __init__(self, PhysicalMemory memory not None, *, tlb="skylake", caps=None, vmxon=None):
+    def __cinit__(self, PhysicalMemory memory not None, *, tlb="skylake", caps=None, vmxon=None):
         cdef Processor *p = &self.p
         if not memory.writable:
             raise ConfigError("a processor needs writable memory; give it a copy")
-        if p.current:
-            raise StateError("this Cpu is made already; make another one")
         self.caps = Capabilities() if caps is None else instance("caps", caps, Capabilities)
         self.memory = memory
         self.tlb = tlb if isinstance(tlb, TLB) else TLB(tlb)
@@ -106,8 +105,12 @@ cdef class Cpu:
         p.cpu.r.cr0, p.cpu.r.cr4, p.cpu.r.efer = 0x80000031, 0x2020, 0xD00     # 64-bit mode, until an exit loads others
         p.cpu.r.pat = 0x0007040600070406
         p.cpu.r.maxphyaddr = p.caps.maxphyaddr
-        p.cpu.r.page1gb = 1
-        p.cpu.r.pse36 = min(p.caps.maxphyaddr, 40)
+        p.cpu.r.page1gb, p.cpu.r.pse36 = 1, min(p.caps.maxphyaddr, 40)
+
+    def __init__(self, *args, **named):
+        if self.made:
+            raise StateError("this Cpu is made already; make another one")
+        self.made = True
 
     cdef _set_caps(self):
         cdef Processor *p = &self.p
@@ -227,7 +230,7 @@ cdef class Cpu:
 
     def vmwrite_all(self, fields):
         """VMWRITE of each field of a mapping, in its order."""
-        for field, value in fields.items():
+        for field, value in instance("fields", fields, Mapping).items():
             self.vmwrite(field, value)
 
     # ---- entry, invalidations --------------------------------------------------------------------------------
@@ -405,9 +408,8 @@ cdef class Cpu:
         p.size = &sizes[0] if n else NULL
         p.addr = &addresses[0] if n else NULL
         p.data = &values[0] if n and data is not None else NULL
-        p.n = n
+        p.n, p.executing = n, False
         p.i = p.rest.guest_rip = 0
-        p.executing = False
 
     cdef _stopped(self):
         address = int(self.p.cpu.abort_address)

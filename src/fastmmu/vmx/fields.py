@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastmmu._codes import Code
+from fastmmu.errors import Code
 
 __all__ = ["Field"]
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastmmu.errors import StateError
+from fastmmu._arguments import shown
+from fastmmu._checked import checked
+from fastmmu.errors import ConfigError, StateError, WrongTypeError
 from fastmmu.machine.config import Config
 from fastmmu.machine.machine import Machine
 from fastmmu.paging.state import GuestState
@@ -249,6 +251,7 @@ BOOT: tuple[Step, ...] = (
 # ---- running it -----------------------------------------------------------------------------------------------
 
 
+@checked
 def boot(
     scheme: str = "native",
     *,
@@ -271,6 +274,7 @@ def boot(
     return Boot(scheme, config, tuple(steps(machine, program)))
 
 
+@checked
 def steps(machine: Machine, program: Sequence[Step]) -> Iterator[Done]:
     """Each step when it is done."""
     before: dict[str, int] = {}
@@ -287,8 +291,11 @@ def steps(machine: Machine, program: Sequence[Step]) -> Iterator[Done]:
         yield Done(step.name, tuple(outcomes), guest, machine.hardware, exits, tuple(dict.fromkeys(wrong)))
 
 
+@checked
 def execute(machine: Machine, instruction: Instruction) -> Any:
     """Run one instruction; its outcome as in :class:`Done`."""
+    if not instruction or not isinstance(instruction[0], str):
+        raise ConfigError(f"an instruction is a name and its operands, not {shown(instruction)}")
     name, *operands = instruction
     try:
         match name:
@@ -316,6 +323,8 @@ def execute(machine: Machine, instruction: Instruction) -> Any:
 
 def broken(machine: Machine) -> list[str]:
     """Invariants of kvm_policy.md §3.4 that do not hold now, as sentences."""
+    if not all(hasattr(machine, name) for name in ("hardware", "state", "config")):
+        raise WrongTypeError(f"machine must be a Machine, not {shown(machine)}")
     hw, guest, config = machine.hardware, machine.state, machine.config
     paging = bool(guest.cr0 & PG)
     if config.mmu == "native":

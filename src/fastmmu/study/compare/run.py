@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
@@ -17,6 +18,7 @@ from fastmmu.trace.identity import AnyTrace, identified, opened
 __all__ = ["SCHEMES", "compare", "configurations", "each"]
 
 
+@checked
 def configurations(
     schemes: Iterable[str] = tuple(SCHEMES), pages: Iterable[str] = ("4k",), **config: Any
 ) -> list[Config]:
@@ -35,6 +37,7 @@ def configurations(
     return [base.replace(**{"pages": page, **scheme}) for page in pages for scheme in chosen]
 
 
+@checked
 def compare(
     trace: AnyTrace,
     schemes: Iterable[str] = tuple(SCHEMES),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
@@ -95,6 +96,7 @@ def _by_turns(programs: Sequence[_Program], cpus: int, quantum: int) -> Iterator
         queue += [vcpu for vcpu in chosen if not programs[vcpu].ended]
 
 
+@checked
 def consolidate(
     traces: Sequence[AnyTrace],
     config: Config | Sequence[Config],

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.sizes import page_size
@@ -51,6 +52,7 @@ class Curve:
     sample: float
     pages: int
 
+    @checked
     def at(self, entries: int) -> tuple[float, float]:
         """(misses, their standard error) of an array of so many entries.
 
@@ -80,6 +82,7 @@ class Curves:
     curves: tuple[Curve, ...]
     origin: Origin = UNKNOWN
 
+    @checked
     def curve(self, unit: str, sets: int = 1) -> Curve:
         """The curve of a unit with so many sets; 1: fully associative.
 
@@ -91,12 +94,14 @@ class Curves:
         there = ", ".join(f"{found.unit}/{found.sets}" for found in self.curves)
         raise ConfigError(f"no curve of {unit} with {sets} sets; there are (unit/sets) {there}")
 
+    @checked
     def misses(self, unit: str, array: str | Array) -> tuple[float, float]:
         """(misses, their standard error) of a unit whose array is given as ``"1536/12"`` or ``"64/fa"``."""
         found = parse_array(array) if isinstance(array, str) else array
         return self.curve(unit, found.sets).at(found.entries)
 
 
+@checked
 def tlb_curve(
     trace: AnyTrace,
     tlb: str | Geometry = "skylake",

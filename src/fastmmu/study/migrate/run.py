@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastmmu._checked import check_fields, checked
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
@@ -48,6 +49,7 @@ class Plan:
     most_cycles: float = 1e10
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("bandwidth", "downtime", "ghz", "most_cycles"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"Plan: {name}={getattr(self, name)!r} must be above 0")
@@ -125,6 +127,7 @@ class _Guest:
         return int(self.run.machine.counters()["vm_exits"])
 
 
+@checked
 def migrate(
     trace: AnyTrace,
     method: str = "write-protect",

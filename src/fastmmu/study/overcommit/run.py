@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
@@ -56,6 +57,7 @@ class Overcommit:
         return self.cycles / self.base_cycles if self.base_cycles else 1.0
 
 
+@checked
 def overcommit(
     trace: AnyTrace,
     schemes: Sequence[str] = tuple(SCHEMES),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.replay import Replay, Replayed
@@ -30,6 +31,7 @@ class Ran:
     why: str = ""
 
 
+@checked
 def replay_schemes(
     trace: SystemTrace,
     schemes: Sequence[str] = tuple(SCHEMES),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
@@ -18,6 +19,7 @@ from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
 __all__ = ["WAYS", "tpr_configurations", "tpr_runs", "tpr_study"]
 
 
+@checked
 def tpr_configurations(ways: Iterable[str], handler: str, **config: Any) -> list[Config]:
     """The configurations of a study, in order.
 
@@ -36,6 +38,7 @@ def tpr_configurations(ways: Iterable[str], handler: str, **config: Any) -> list
     return found
 
 
+@checked
 def tpr_study(
     trace: AnyTrace,
     workload: TprProfile | str = "winxp",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.identity import UNKNOWN, Origin
@@ -57,6 +58,7 @@ class VpidPoint:
         return self.on + self.exits * self.resident
 
 
+@checked
 def vpid_experiment(
     trace: AnyTrace,
     config: Config | None = None,
