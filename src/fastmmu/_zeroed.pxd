@@ -14,7 +14,9 @@ cdef extern from *:
     #define MAP_NORESERVE 0
     #endif
     #define FM_ZEROED_MAP (1u << 17)    /* bytes from which on the pages come from the kernel, which has zeros */
-    #else
+    #endif
+    #if !defined(FM_ZEROED_MAP) || defined(__SANITIZE_ADDRESS__)    /* that watches the ends of the heap's blocks */
+    #undef FM_ZEROED_MAP
     #define FM_ZEROED_MAP UINT64_MAX
     #endif
     #define FM_ZEROED_HEAD 64           /* its first 8 bytes: the length of the mapping, 0 of one on the heap */
@@ -41,9 +43,10 @@ cdef extern from *:
     #endif
     }
     __attribute__((unused)) static void fm_zeroed_free(void *array) {
-        char *p = (char *)array - FM_ZEROED_HEAD;
+        char *p;
         if (array == NULL)
             return;
+        p = (char *)array - FM_ZEROED_HEAD;
     #if defined(__linux__) || defined(__APPLE__)
         if (*(uint64_t *)p) {
             (void)munmap(p, *(uint64_t *)p);

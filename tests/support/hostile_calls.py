@@ -10,6 +10,7 @@ crash names it; a call that takes longer than `LIMIT` seconds ends its child by 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import mmap
 import os
 import random
@@ -105,6 +106,7 @@ def child(batch: list[Planned], seed: int, shared: mmap.mmap, out: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.disable()  # a crash is reported here
     sys.stdin.close()
     current, world, left = "", World(seed), 0.0
     for i, planned in enumerate(batch):
