@@ -112,8 +112,8 @@ HEADERS = {
     "RFLAGS_": "arch/registers.pxd",
     "X2_": "arch/msr.pxd",
 }
-# sets of bits, no bits: what a VMM lets the guest own, what loads PDPTEs, what is not reserved
-SETS = re.compile(r"\w+_(GUEST(_AMD|_SHADOW)?|LOADS|DEFINED)")
+# sets, no members: what a VMM lets the guest own, what loads PDPTEs, what is not reserved, what can be read
+SETS = re.compile(r"\w+_(GUEST(_AMD|_SHADOW)?|LOADS|DEFINED|READABLE|WRITABLE|BOTH)")
 
 
 def test_a_constant_stands_in_the_header_of_its_kind() -> None:
