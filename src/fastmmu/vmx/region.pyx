@@ -67,7 +67,7 @@ cdef int region_clear(Processor *p, uint64_t address) noexcept nogil:
 
 cdef int region_load(Processor *p, uint64_t address) noexcept nogil:
     # VMPTRLD
-    cdef const uint8_t *at = p.cpu.mem.base + address
+    cdef const uint8_t *at
     if not named(p, address):
         return ERROR_VMPTRLD_ADDRESS
     if address == p.vmxon:
@@ -80,6 +80,7 @@ cdef int region_load(Processor *p, uint64_t address) noexcept nogil:
         return END_DONE
     if p.current != ONES:
         write_back(p)
+    at = p.cpu.mem.base + address
     memcpy(&p.cpu.vmcs, at + FIELDS, sizeof(Vmcs))
     memcpy(&p.rest, at + FIELDS + sizeof(Vmcs), sizeof(Rest))
     mem_write32(p.cpu.mem, address + STATE,
