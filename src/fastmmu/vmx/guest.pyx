@@ -330,6 +330,7 @@ cdef int notified(Processor *p) noexcept nogil:
     cdef uint64_t at = p.cpu.vmcs.posted_descriptor_address
     if not mem_holds(p.cpu.mem, at, 64):
         return vcpu_abort(&p.cpu, ABORT_BUS, at)
+    descriptor = <uint64_t *> (p.cpu.mem.base + at)
     vapic_posted(&p.apic, <uint64_t *> (p.cpu.mem.base + at))
     p.attention = True
     return DONE_OK
@@ -355,7 +356,7 @@ cdef int interrupt(Processor *p, uint32_t vector) noexcept nogil:
 cdef int device(Processor *p, uint32_t vector, bint level) noexcept nogil:
     # a device's: posted by the interrupt-remapping hardware where interrupts are posted, else an external interrupt
     cdef uint64_t at = p.cpu.vmcs.posted_descriptor_address
-    cdef uint64_t *descriptor = <uint64_t *> (p.cpu.mem.base + at)
+    cdef uint64_t *descriptor
     if level or not p.cpu.vmcs.pin_based & PIN_POSTED:
         return interrupt(p, vector)
     if not mem_holds(p.cpu.mem, at, 64):
