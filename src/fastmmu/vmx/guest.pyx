@@ -330,7 +330,6 @@ cdef int notified(Processor *p) noexcept nogil:
     cdef uint64_t at = p.cpu.vmcs.posted_descriptor_address
     if not mem_holds(p.cpu.mem, at, 64):
         return vcpu_abort(&p.cpu, ABORT_BUS, at)
-    descriptor = <uint64_t *> (p.cpu.mem.base + at)
     vapic_posted(&p.apic, <uint64_t *> (p.cpu.mem.base + at))
     p.attention = True
     return DONE_OK
@@ -361,6 +360,7 @@ cdef int device(Processor *p, uint32_t vector, bint level) noexcept nogil:
         return interrupt(p, vector)
     if not mem_holds(p.cpu.mem, at, 64):
         return vcpu_abort(&p.cpu, ABORT_BUS, at)
+    descriptor = <uint64_t *> (p.cpu.mem.base + at)
     descriptor[vector >> 6] |= 1ULL << (vector & 63)
     if descriptor[4] & (NOTIFICATION | SUPPRESSED):
         return DONE_OK
