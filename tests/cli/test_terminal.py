@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -203,12 +206,18 @@ def test_ascii_where_the_output_has_no_more() -> None:
     assert done.stderr == b""
 
 
+def take_terminal() -> None:
+    """The terminal is the command's, and Ctrl-C not ignored, as it is for what a script runs in the background."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def on_terminal(argv: list[str], *, press: bytes | None = None, env: dict[str, str] | None = None) -> tuple[int, str]:
     """Run a command on a terminal of its own; Ctrl-C once `press` has been seen. Exit code and all output."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [*PROGRAM, *argv], stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120", **(env or {})},
     )  # fmt: skip
     os.close(follower)
