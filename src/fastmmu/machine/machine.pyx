@@ -23,39 +23,45 @@ from fastmmu.paging.state cimport GuestState
 from fastmmu.threads.turns cimport Turn, this_thread
 
 from fastmmu.errors import ConfigError, PolicyError
-from fastmmu.exits import ExitReason
+from fastmmu.exits import N_REASONS, ExitReason
 from fastmmu.machine.config import as_config
 from fastmmu.machine.policy import Action, Exit, overridden
+
+
+_reasons = [{int(reason): reason for reason in ExitReason}.get(number) for number in range(N_REASONS)]
+_actions = {int(action): action for action in Action}
+_new = tuple.__new__        # a named tuple's own is a function in Python
 
 
 cdef int surface(void *board, Vcpu *v) noexcept with gil:
     # a VM exit that a Python policy handles; others get their turns meanwhile, for what is right at an exit
     cdef Board b = <Board> board
     cdef int outcome = ACT_ABORT
+    cdef uint32_t reason = v.vmcs.exit_reason
     cdef uint64_t depth
-    exit = Exit(v.vmcs.exit_reason, v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
-                v.vmcs.guest_linear_address, v.vmcs.exit_interruption_error, v.vmcs.operand,
-                v.vmcs.exit_interruption_info, v.source)
+    exit = _new(Exit, (_reasons[reason], v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
+                       v.vmcs.guest_linear_address, v.vmcs.exit_interruption_error, v.vmcs.operand,
+                       v.vmcs.exit_interruption_info, v.source))
     b.handling = b.turns.handling = this_thread()
     depth = b.turns.give()
     try:
-        outcome = handled(b, exit)
+        outcome = handled(b, reason, exit)
     except BaseException as error:
         b.raised = error
-    with nogil:
-        b.turns.regain(depth)
+    if not b.turns.claim(depth):
+        with nogil:
+            b.turns.regain(depth)
     b.handling = b.turns.handling = 0
     if outcome == ACT_ABORT:
         vcpu_abort(v, ABORT_PYTHON, 0)
     return outcome
 
 
-cdef int handled(Board b, exit) except? -1:
-    reason = ExitReason(exit.reason)
-    action = b.handlers[reason](machine_of(b), exit._replace(reason=reason))
-    if action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF, ACT_INJECT_GP):
+cdef int handled(Board b, uint32_t reason, exit) except? -1:
+    action = b.handlers[reason](machine_of(b), exit)
+    if type(action) is not Action and action not in (ACT_RETRY, ACT_EMULATED, ACT_INJECT_PF, ACT_INJECT_GP):
         raise PolicyError(
-            f"the handler of {reason.name} returned {action!r}; return a fastmmu.Action, such as machine.default()"
+            f"the handler of {exit.reason.name} returned {action!r}; return a fastmmu.Action, such as machine.default()"
         )
     return <int> int(action)
 
@@ -103,10 +109,11 @@ cdef class Machine:
         board._build(as_config(config), kernel, state, slots, place)
         board.machine = ref(self)
         board.policy = policy
-        board.handlers = {reason: getattr(policy, name) for reason, name in overridden(policy).items()}
+        board.handlers = [None] * N_REASONS
         board.kvm.machine = <void *> board
         board.kvm.surface = surface
-        for reason in board.handlers:
+        for reason, name in overridden(policy).items():
+            board.handlers[reason] = getattr(policy, name)
             board.kvm.surfaced[<int> reason] = 1
         if board.config.premapped:
             if not kernel:
@@ -159,7 +166,7 @@ cdef class Machine:
             kvm_serve_requests(self.board.vcpu)
         if action == ACT_ABORT:
             self.board._raise(0)
-        return Action(action)
+        return _actions[action]
 
     cdef Turn _handler(self, str name):
         # the turn of a call from a handler

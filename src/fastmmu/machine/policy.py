@@ -50,7 +50,7 @@ class Policy:
 
             def on_ept_violation(self, machine, exit):
                 self.gpas.append(exit.guest_physical)
-                return _default(machine)
+                return machine.default()
 
     The name of a handler is ``on_`` and the exit reason in lower case, for every member of
     :class:`~fastmmu.ExitReason`; those below are the reasons that this machine produces by itself. An exception in a

@@ -51,6 +51,7 @@ cdef class Turns:
     cdef bint between(self, Pace *pace) noexcept nogil
     cdef int signals(self) except -1
     cdef uint64_t give(self) noexcept nogil
+    cdef bint claim(self, uint64_t depth) noexcept nogil
     cdef void regain(self, uint64_t depth) noexcept nogil
     cdef int _wait(self) except -1
     cdef int _refuse(self) except -1

@@ -185,10 +185,16 @@ cdef class Turns:
             turn_open(self.gate)
         return depth
 
+    cdef bint claim(self, uint64_t depth) noexcept nogil:
+        # as regain(), where nobody else has it or waits: True; the GIL may be held
+        if turn_get(&self.waiting) or not turn_claim(&self.owner, turn_thread()):
+            return False
+        self.depth = depth
+        return True
+
     cdef void regain(self, uint64_t depth) noexcept nogil:
         cdef uint64_t me = turn_thread()
-        if not turn_get(&self.waiting) and turn_claim(&self.owner, me):
-            self.depth = depth
+        if self.claim(depth):
             return
         turn_add(&self.waiting, 1)
         turn_sleep(self.line)
