@@ -22,22 +22,28 @@ import numpy as np
 from fastmmu._arguments import flag, shown, whole
 from fastmmu.errors import ConfigError, StateError, WrongTypeError
 
-__all__ = ["check_fields", "checked"]
+__all__ = ["check_fields", "checked", "checked_but"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 MOST_BITS = 512
 """Of a number: more are a mistake whatever it is for, and take long to print."""
 MOST_ITEMS = 1 << 20
-JUDGED = ("config", "policy")
-"""Parameters in `machine` of which `as_config` and `overridden` say more."""
 _WORDS = {int: "an integer", float: "a number", str: "text", bool: "True or False", type(None): "None"}
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
     """The function, which refuses arguments of other types than it is annotated with."""
+    return checked_but()(function)
+
+
+def checked_but(*judged: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """As :func:`checked`, but for parameters of which the function itself says more."""
+    return lambda function: _checked(function, judged)
+
+
+def _checked(function: Callable[P, R], judged: Collection[str]) -> Callable[P, R]:
     signature = inspect.signature(function)
-    judged = JUDGED if function.__module__.startswith("fastmmu.machine.") else ()
     hints: dict[str, Any] = {}
 
     @functools.wraps(function)

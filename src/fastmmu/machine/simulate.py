@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._checked import checked
+from fastmmu._checked import checked, checked_but
 from fastmmu.errors import ConfigError, FastmmuError, OutOfMemoryError, TraceError
 from fastmmu.machine.config import Config, as_config
 from fastmmu.machine.costs import CostModel, cycles
@@ -56,7 +56,7 @@ class Simulation:
     Threads: as of its machine: one feeds it at a time, and :meth:`result` may be asked for meanwhile.
     """
 
-    @checked
+    @checked_but("config", "policy")
     def __init__(
         self, config: Config | None = None, *, policy: Policy | None = None, costs: CostModel | None = None
     ) -> None:
@@ -132,7 +132,7 @@ def result_of(
     )
 
 
-@checked
+@checked_but("config", "policy")
 def simulate(
     trace: Source | SystemSource | npt.ArrayLike,
     config: Config | None = None,
