@@ -311,3 +311,9 @@ def test_what_a_geometry_says_tells_geometries_apart() -> None:
     ]  # fmt: skip
     others = [msgspec.structs.replace(base, **change) for change in changes]
     assert len({str(g) for g in others}) == len(others)
+
+
+@pytest.mark.parametrize(("entries", "ways"), [(0, 4), (64, 0), (-64, 4), (64, -4)])
+def test_an_array_without_entries_is_refused_when_it_is_made(entries: int, ways: int) -> None:
+    with pytest.raises(ConfigError, match=f"Array: {entries}/{ways} has no entries; both numbers must be at least 1"):
+        Array(entries, ways)

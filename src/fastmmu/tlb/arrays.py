@@ -42,6 +42,8 @@ class Array(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         _set(self, "entries", _whole(self.entries, "entries"))
         _set(self, "ways", _whole(self.ways, "ways"))
+        if self.entries < 1 or self.ways < 1:
+            raise ConfigError(f"Array: {_none(self.entries, self.ways)}")
         sizes: Any = self.sizes
         _set(self, "sizes", (sizes,) if isinstance(sizes, str) else _tuple(sizes, "sizes", str))
         if self.quota is not None:
@@ -122,9 +124,13 @@ def check_unit(
             )
 
 
+def _none(entries: int, ways: int) -> str:
+    return f"{entries}/{ways} has no entries; both numbers must be at least 1, as in 64/4"
+
+
 def _check(what: str, entries: int, ways: int) -> None:
-    if entries <= 0 or ways <= 0:
-        raise ConfigError(f"{what}: {entries}/{ways} has no entries; both numbers must be at least 1, as in 64/4")
+    if entries < 1 or ways < 1:
+        raise ConfigError(f"{what}: {_none(entries, ways)}")
     if entries > MAX_ENTRIES:
         raise ConfigError(f"{what}: {entries} entries are more than {MAX_ENTRIES}; give fewer")
     sets, rest = divmod(entries, ways)
