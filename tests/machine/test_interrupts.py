@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmu import TLB, Config, GuestState, Host, Machine, Op, PhysicalMemory, Simulation, translate
+from fastmmu import TLB, Config, Eptp, GuestState, Host, Machine, Op, PhysicalMemory, Simulation, translate
 from fastmmu.machine.system_loop_py import SystemReplay
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.trace import Batch
@@ -102,13 +102,15 @@ def of_curve() -> list[object]:
 
 def of_translate(threads: int) -> Callable[[], list[object]]:
     def call() -> list[object]:
-        memory, n = PhysicalMemory(1 << 20), 1 << 26
+        memory, n = PhysicalMemory(1 << 20), 1 << 28  # a second or more, signals are looked for each 0.2 s
         for at, entry in ((0x1000, 0x2003), (0x2000, 0x3003), (0x3000, 0x4003), (0x4000, 0x5003)):
+            memory.write64(at, entry)
+        for at, entry in ((0x10000, 0x11007), (0x11000, 0x12007), (0x12000, 0xB7)):  # EPT: 2 MB as they are
             memory.write64(at, entry)
         out = np.zeros(n, np.uint64)  # what is not reached takes no memory
         va = np.zeros(n, np.uint64)
         state = GuestState(cr3=0x1000)
-        late = interrupted(lambda: translate(memory, state, va, out=out, threads=threads))
+        late = interrupted(lambda: translate(memory, state, va, out=out, threads=threads, eptp=Eptp(0x1001E)))
         return [late, bool(out[0] == 0x5000), bool(out[-1] == 0)]
 
     return call
