@@ -6,8 +6,9 @@ import random
 
 import pytest
 
-from fastmmu import Config, GuestState, Machine
+from fastmmu import Action, Config, Exit, GuestState, Machine, Policy
 from tests.support.apic_tables import SIZES
+from tests.support.flat_guest import PAGE, flat
 
 
 @pytest.mark.parametrize("mmu", ["native", "ept", "shadow"])
@@ -35,3 +36,40 @@ def test_in_memory_a_store_is_what_a_load_gets(mmu: str) -> None:
     assert held == bytes(shadow)
     assert m.store(0x3FFC, 1 << 63, 8) == (None, 2, 0x4000)
     assert m.load(0x3FFC, 4).value == int.from_bytes(shadow[0x3FFC:], "little")
+
+
+class ReadsTheLog(Policy):
+    """Reads the dirty log once, at the first exit for the page after the one at PAGE."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        self.logged: set[int] = set()
+
+    def on_ept_violation(self, machine: Machine, exit: Exit) -> Action:
+        action = machine.default()
+        if self.armed and PAGE + 0x1000 in (exit.guest_physical & ~0xFFF, exit.qualification & ~0xFFF):
+            self.armed = False
+            self.logged = pages_in_log(machine)
+        return action
+
+    on_exception_nmi = on_ept_violation
+
+
+def pages_in_log(machine: Machine) -> set[int]:
+    log = machine.vmm.dirty_log(0)
+    return {page for page in (PAGE >> 12, (PAGE >> 12) + 1) if log[page]}
+
+
+@pytest.mark.parametrize("options", [{"mmu": "ept"}, {"mmu": "ept", "pml": True}, {"mmu": "shadow"}], ids=str)
+def test_a_log_that_is_read_between_the_pages_of_a_store_loses_none(options: dict[str, object]) -> None:
+    """A VM exit begins the instruction anew (SDM vol. 3, chapter "VM Exits"): both pages are dirty after it."""
+    policy = ReadsTheLog()
+    machine = flat(Config(memory="64M").replace(**options), policy=policy)  # type: ignore[arg-type]
+    machine.store(PAGE, 1, 8)  # the other page is not mapped yet
+    machine.vmm.start_dirty_log(0)
+    policy.armed = True
+    machine.store(PAGE + 0xFFC, 0x1122334455667788, 8)
+    assert not policy.armed
+    assert PAGE >> 12 in policy.logged
+    assert pages_in_log(machine) == {PAGE >> 12, (PAGE >> 12) + 1}
+    assert machine.guest_memory.read64(PAGE + 0x1000) & 0xFFFFFFFF == 0x11223344

@@ -5,7 +5,8 @@
                   ▼                               APIC-access page? ──► virtualized │ VM exit (apic.md §4)
              what it read                                 no ──► memory
 
-What lies on two pages is translated for both before anything is stored. On the APIC-access page such an access is never
+What lies on two pages is translated for both before anything is stored: a VM exit on one of them begins the instruction
+anew, so that what the VMM took from the other meanwhile (a dirty log that was read) is asked for again. On the APIC-access page such an access is never
 virtualized; it exits with the first offset there, and the VMM that emulates it does its other part, too.
 """
 
@@ -94,6 +95,26 @@ cdef int translate(Vcpu *v, Data *d, Part *p) noexcept nogil:
     return outcome
 
 
+cdef int translate_all(Vcpu *v, Data *d, Part *part, int n, int *first) noexcept nogil:
+    # DONE_OK, or what ends the access; first: of the first page. What the VMM completes it does on both pages by itself.
+    cdef uint64_t exits
+    cdef int outcome, i = 0, _
+    first[0] = outcome = translate(v, d, &part[0])
+    if n == 1 or outcome > DONE_EMULATED:
+        return outcome if outcome > DONE_EMULATED else <int> DONE_OK
+    for _ in range(MAX_RETRIES + 1):
+        i = 1 - i
+        exits = v.c.vm_exits
+        outcome = translate(v, d, &part[i])
+        if outcome > DONE_EMULATED:
+            return outcome
+        if i == 0:
+            first[0] = outcome
+        if v.c.vm_exits == exits or not part[0].there or not part[1].there:
+            return DONE_OK
+    return vcpu_abort(v, ABORT_NO_PROGRESS, d.la)
+
+
 cdef inline bint virtual_page(const Vcpu *v, uint64_t hpa) noexcept nogil:
     return (v.guest and v.apic != NULL and v.apic.accesses
             and hpa & ~(<uint64_t> 0xFFF) == v.vmcs.apic_access_address)
@@ -169,12 +190,9 @@ cdef int data_access(Vcpu *v, Data *d) noexcept nogil:
     n = 2 if part[1].n else 1
     for _ in range(MAX_RETRIES + 1):
         d.emulated = ONES
-        for i in range(n):
-            outcome = translate(v, d, &part[i])
-            if outcome > DONE_EMULATED:
-                return outcome
-            if i == 0:
-                first = outcome
+        outcome = translate_all(v, d, part, n, &first)
+        if outcome != DONE_OK:
+            return outcome
         d.hpa = part[0].hpa
         for i in range(n):
             if part[i].there and virtual_page(v, part[i].hpa):
