@@ -12,6 +12,7 @@ from fastmmu.dtypes import Fault, StepKind
 from fastmmu.exits import N_REASONS, Completion, ExitReason, Qualification
 from fastmmu.machine.policy import Action
 from fastmmu.ops import LAST_ACCESS, GuestOp, Op, RecordOp
+from fastmmu.vmx.controls import UNMODELLED, Entry, PinBased, Primary, Secondary, VmExit
 
 SRC = Path(__file__).parents[2] / "src" / "fastmmu"
 
@@ -97,6 +98,50 @@ def test_python_and_kernels_have_the_same_numbers() -> None:
     bits = declared(SRC / "paging/ept.pxd")
     assert eval(bits["QUAL_GLA"]) == Qualification.GLA_VALID
     assert eval(bits["QUAL_TRANSLATED"]) == Qualification.TRANSLATED
+
+
+# prefix of the header's names: the flags of Python, and what they call the header's shorter names
+CONTROLS = {"PIN_": PinBased, "PRIMARY_": Primary, "SECONDARY_": Secondary, "EXIT_": VmExit, "ENTRY_": Entry}
+SHORT = {
+    "PIN_EXTERNAL_INTERRUPT": "EXTERNAL_INTERRUPT_EXITING",
+    "PIN_VIRTUAL_NMI": "VIRTUAL_NMIS",
+    "PIN_POSTED": "POSTED_INTERRUPTS",
+    "PRIMARY_INTERRUPT_WINDOW": "INTERRUPT_WINDOW_EXITING",
+    "PRIMARY_INVLPG": "INVLPG_EXITING",
+    "PRIMARY_CR3_LOAD": "CR3_LOAD_EXITING",
+    "PRIMARY_CR3_STORE": "CR3_STORE_EXITING",
+    "PRIMARY_CR8_LOAD": "CR8_LOAD_EXITING",
+    "PRIMARY_CR8_STORE": "CR8_STORE_EXITING",
+    "PRIMARY_NMI_WINDOW": "NMI_WINDOW_EXITING",
+    "PRIMARY_MONITOR_TRAP": "MONITOR_TRAP_FLAG",
+    "PRIMARY_SECONDARY": "SECONDARY_CONTROLS",
+    "SECONDARY_APIC_ACCESSES": "VIRTUALIZE_APIC_ACCESSES",
+    "SECONDARY_X2APIC": "VIRTUALIZE_X2APIC_MODE",
+    "SECONDARY_UNRESTRICTED": "UNRESTRICTED_GUEST",
+    "SECONDARY_APIC_REGISTERS": "APIC_REGISTER_VIRTUALIZATION",
+    "SECONDARY_VIRTUAL_INTERRUPTS": "VIRTUAL_INTERRUPT_DELIVERY",
+    "SECONDARY_MBEC": "MODE_BASED_EXECUTE",
+    "EXIT_HOST_64": "HOST_ADDRESS_SPACE_SIZE",
+    "EXIT_ACK_INTERRUPT": "ACKNOWLEDGE_INTERRUPT",
+    "ENTRY_LONG_MODE": "IA32E_MODE_GUEST",
+}
+
+
+@pytest.mark.parametrize("prefix", CONTROLS)
+def test_controls_are_the_same_bits_in_kernels(prefix: str) -> None:
+    kernel = {
+        SHORT.get(name, name.removeprefix(prefix)): eval(value.replace("u", ""))
+        for name, value in declared(SRC / "arch/vmx.pxd").items()
+        if name.startswith(prefix) and re.fullmatch(r"\(1u << \d+\)", value)
+    }
+    assert kernel
+    assert kernel == {name: int(CONTROLS[prefix][name]) for name in kernel}
+
+
+def test_controls_that_are_not_modelled_are_the_same_in_kernels() -> None:
+    kernel = declared(SRC / "vmx/entry.pyx")
+    names = {"pin-based": "UNMODELLED_PIN", "primary": "UNMODELLED_PRIMARY", "secondary": "UNMODELLED_SECONDARY"}
+    assert {name: eval(kernel[constant]) for name, constant in names.items()} == UNMODELLED
 
 
 # prefix of names: the one header that declares them
