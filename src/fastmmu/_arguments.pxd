@@ -9,6 +9,7 @@ cpdef bint flag(str name, object value) except -1
 cpdef object choice(str name, object value, object choices, object kind=*)
 cpdef object instance(str name, object value, object kind)
 cpdef str shown(object value)
+cpdef str counted(object number)
 cdef uint64_t word(str name, object value) except? 0xBAD
 cdef uint64_t linear_address(str name, object value) except? 0xBAD
 cdef uint64_t physical_address(str name, object value) except? 0xBAD

@@ -3,6 +3,7 @@
     whole, within, word        a number; of a range; of 64 bits
     linear_address, physical_address, guest_physical_address, page_address
                                one of 64 bits that is canonical; of 52 bits; of 57; of 52 and a multiple of 4 KB
+    shown, counted             a value for a message, short
     flag, choice, instance     true or false; one of a few words; an object of a class
     many                       the items of something that can be gone through
     bytes_in, bytes_out, words_in, words_out   arrays of uint8 or uint64, to read or to write
@@ -53,6 +54,11 @@ cpdef str shown(object value):
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN - 3]}..."
 
 
+cpdef str counted(object number):
+    """A count for a message: in decimal, unless its digits say nothing any more."""
+    return str(number) if number.bit_length() <= 128 else shown(number)
+
+
 cdef object wrong_type(str name, str wanted, object value):
     return WrongTypeError(f"{name} must be {wanted}, not {shown(value)} ({type(value).__name__})")
 
@@ -76,6 +82,8 @@ cpdef object whole(str name, object value):
 cdef object outside(str name, object number, uint64_t low, uint64_t high, object kind):
     if low == 0 and high > 0xFFFF and high & (high + 1) == 0:
         return kind(f"{name}={shown(number)} does not fit {int(high).bit_length()} bits")
+    if 0 < low and number < low and high >> 62:     # no limit that anybody meets
+        return kind(f"{name}={counted(number)}: give at least {low}")
     if high >= 1000000:
         return kind(f"{name}={shown(number)} is outside {low:#x}..{high:#x}")
     return kind(f"{name}={number if -1000000 < number < 1000000 else shown(number)} is outside {low}..{high}")

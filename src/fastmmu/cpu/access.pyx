@@ -6,8 +6,9 @@
              what it read                                 no ──► memory
 
 What lies on two pages is translated for both before anything is stored: a VM exit on one of them begins the instruction
-anew, so that what the VMM took from the other meanwhile (a dirty log that was read) is asked for again. On the APIC-access page such an access is never
-virtualized; it exits with the first offset there, and the VMM that emulates it does its other part, too.
+anew, so that what the VMM took from the other meanwhile (a dirty log that was read) is asked for again. On the
+APIC-access page such an access is never virtualized; it exits with the first offset there, and the VMM that emulates it
+does its other part, too.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -96,7 +97,7 @@ cdef int translate(Vcpu *v, Data *d, Part *p) noexcept nogil:
 
 
 cdef int translate_all(Vcpu *v, Data *d, Part *part, int n, int *first) noexcept nogil:
-    # DONE_OK, or what ends the access; first: of the first page. What the VMM completes it does on both pages by itself.
+    # DONE_OK, or what ends the access; first: of the first page. What the VMM completes it does on both by itself.
     cdef uint64_t exits
     cdef int outcome, i = 0, _
     first[0] = outcome = translate(v, d, &part[0])

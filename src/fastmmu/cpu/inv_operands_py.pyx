@@ -1,6 +1,6 @@
 """`check_invalidation`: INVEPT, INVVPID and INVPCID up to the point where they invalidate, for Python."""
 
-from fastmmu._arguments cimport choice, flag, many, shown, whole, within, word
+from fastmmu._arguments cimport choice, counted, flag, many, shown, whole, within, word
 from fastmmu.arch.vmx cimport CAP_ALL
 from fastmmu.cpu.inv_operands cimport (
     IN_64_BIT, IN_COMPATIBILITY, IN_PROTECTED, IN_REAL, IN_V86, VMX_NON_ROOT, VMX_OFF, VMX_ROOT, Executing, InvOperands,
@@ -46,7 +46,7 @@ def check_invalidation(instruction, type, descriptor, *, caps=EPT_VPID_CAP, mode
     x.maxphyaddr = within("maxphyaddr", maxphyaddr, 32, 52)
     la_bits = whole("la_bits", la_bits)
     if la_bits not in (48, 57):
-        raise StateError(f"la_bits={shown(la_bits)} is neither 48 nor 57")
+        raise StateError(f"la_bits={counted(la_bits)} is neither 48 nor 57")
     x.la_bits = la_bits
     x.pcide, x.current_vmcs = flag("pcide", pcide), flag("current_vmcs", current_vmcs)
     x.invpcid, x.enable_invpcid = flag("invpcid", invpcid), flag("enable_invpcid", enable_invpcid)

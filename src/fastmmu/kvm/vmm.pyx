@@ -6,7 +6,7 @@ import numpy as np
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._arguments cimport choice, flag, many, shown, whole, within
+from fastmmu._arguments cimport choice, counted, flag, many, whole, within
 from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
 from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, Kvm
@@ -38,11 +38,6 @@ cdef list linked(const Mmu *mmu, uint32_t place):
     return found
 
 
-cdef object brief(object number):
-    # in decimal digits, as far as they say something
-    return number if number.bit_length() <= 128 else shown(number)
-
-
 cdef object _BOARD = object()            # none but vmm_of has it
 
 
@@ -71,7 +66,7 @@ cdef class Vmm:
     cdef int slot(self, number) except -1:
         chosen = whole("slot", number)
         if not 0 <= chosen < self.kvm.mmu.slots.n or not self.kvm.mmu.slots.slot[<int> chosen].npages:
-            raise StateError(f"there is no slot {brief(chosen)}; slots are numbered from 0, those deleted are gone")
+            raise StateError(f"there is no slot {counted(chosen)}; slots are numbered from 0, those deleted are gone")
         return chosen
 
     cdef int paid(self) except -1:
@@ -90,7 +85,7 @@ cdef class Vmm:
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
         start, pages = whole("a page", first), whole("count", count)
         if not 0 <= start <= slot.npages or not 0 <= pages <= slot.npages - start:
-            raise StateError(f"slot {number} has {slot.npages} pages, no pages {brief(start)} + {brief(pages)}")
+            raise StateError(f"slot {number} has {slot.npages} pages, no pages {counted(start)} + {counted(pages)}")
         return slot
 
     cdef int layout_changed(self) except -1:
@@ -194,7 +189,7 @@ cdef class Vmm:
         cdef uint32_t entries
         size = whole("size", size)
         if size not in (1024, 2048, 4096, 8192, 16384, 32768, 65536):
-            raise StateError(f"a ring of {brief(size)} entries: use a power of two from 1024 to 65536")
+            raise StateError(f"a ring of {counted(size)} entries: use a power of two from 1024 to 65536")
         for i in range(self.kvm.mmu.slots.n):
             if self.kvm.mmu.slots.slot[i].dirty != NULL or self.kvm.mmu.slots.ring.size:
                 raise StateError("the ring is chosen once, before any slot is logged")

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t
 
-from fastmmu._arguments cimport shown, whole
+from fastmmu._arguments cimport counted, whole
 from fastmmu.kvm.vpid cimport VPIDS, VpidMap, vpid_alloc, vpid_free, vpid_init
 
 from fastmmu.errors import StateError
@@ -33,8 +33,7 @@ cdef class VpidAllocator:
         """
         number = whole("vpid", vpid)
         if number and (not 0 < number < VPIDS or not vpid_free(&self.map, <uint32_t> number)):
-            shorter = number if 0 < number < 1 << 20 else shown(number)
-            raise StateError(f"VPID {shorter} is not given out; free what alloc() returned, once")
+            raise StateError(f"VPID {counted(number)} is not given out; free what alloc() returned, once")
 
     def __len__(self):
         return self.map.used

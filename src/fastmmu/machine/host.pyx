@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from fastmmu._arguments cimport flag, instance, many, shown, whole, word
+from fastmmu._arguments cimport counted, flag, instance, many, shown, whole, word
 from fastmmu.arch.vmx cimport SECONDARY_VPID
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.kvm.kvm cimport NOWHERE
@@ -36,7 +36,7 @@ cdef tuple _with_count(vm):
                           "number of vCPUs)")
     count = whole("the number of vCPUs", pair[1])
     if not 1 <= count <= 1024:
-        raise ConfigError(f"{shown(count)} vCPUs; a machine has 1..1024")
+        raise ConfigError(f"{counted(count)} vCPUs; a machine has 1..1024")
     return pair[0], count
 
 
@@ -83,7 +83,7 @@ cdef class Host:
         if not chosen:
             raise ConfigError("no machine; a host has at least one, give a Config each")
         if not 1 <= cpus <= 4096:
-            raise ConfigError(f"cpus={shown(cpus)}: a host has 1..4096 physical CPUs")
+            raise ConfigError(f"cpus={counted(cpus)}: a host has 1..4096 physical CPUs")
         n_cpus = cpus
         if state is not None:
             instance("state", state, GuestState)
@@ -143,7 +143,7 @@ cdef class Host:
     cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF:
         number = whole("vcpu", vcpu)
         if not 0 <= number < self.n_vcpus:
-            raise StateError(f"vCPU {shown(number)} is outside 0..{int(self.n_vcpus) - 1}")
+            raise StateError(f"vCPU {counted(number)} is outside 0..{int(self.n_vcpus) - 1}")
         return number
 
     cdef HostVcpu *_alive(self, vcpu) except NULL:
@@ -198,7 +198,7 @@ cdef class Host:
         cdef int outcome
         cpu = whole("cpu", cpu)
         if not 0 <= cpu < self.n_cpus:
-            raise StateError(f"CPU {shown(cpu)} is outside 0..{int(self.n_cpus) - 1}")
+            raise StateError(f"CPU {counted(cpu)} is outside 0..{int(self.n_cpus) - 1}")
         at = cpu
         b._ready()
         if self.occupant[at] != number:

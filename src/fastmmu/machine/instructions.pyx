@@ -5,7 +5,7 @@ from typing import NamedTuple
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy
 
-from fastmmu._arguments cimport flag, shown, whole, word
+from fastmmu._arguments cimport counted, flag, shown, whole, word
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.registers cimport CR3_NO_FLUSH, CR4_PCIDE, RULE_CR3_RESERVED, Registers, long_mode, pae_paging
 from fastmmu.arch.types cimport ACC_R, ACC_W
@@ -57,8 +57,7 @@ cdef unsigned int width(size) except 0:
     # of an access, in bytes
     number = whole("size", size)
     if not 0 < number <= 16 or not data_size(number):
-        given = number if -1 << 63 < number < 1 << 63 else shown(number)
-        raise StateError(f"an access of {given} bytes; give 1, 2, 4, 8 or 16")
+        raise StateError(f"an access of {counted(number)} bytes; give 1, 2, 4, 8 or 16")
     return number
 
 

@@ -9,7 +9,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from fastmmu._arguments cimport shown, whole
+from fastmmu._arguments cimport counted, shown, whole
 from fastmmu.arch.types cimport MODE_4, Walk
 from fastmmu.paging.ept cimport ept_present
 from fastmmu.paging.guest cimport PDPT
@@ -221,7 +221,7 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
 def _count(name, value, least):
     number = whole(name, value)
     if number < least:
-        raise ConfigError(f"{name} must be an integer >= {least}, not {shown(number)}")
+        raise ConfigError(f"{name} must be an integer >= {least}, not {counted(number)}")
     return number
 
 
