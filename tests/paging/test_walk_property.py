@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fastmmu
 from fastmmu import reference as ref
-from fastmmu.dtypes import ALL_ONES, Fault
+from fastmmu.dtypes import ALL_ONES, Fault, StepKind
 from tests.conformance.cases import Case, Observed, PdpteCase, WalkCase
 from tests.conformance.kernel import WORDS, kernel_eptp, kernel_state
 from tests.support.random_scenes import ACCESSES, MEMORY, Scene, random_scene, scenes
@@ -166,6 +166,26 @@ def test_a_flag_that_is_set_is_never_lost() -> None:
     assert isinstance(got, dict)
     assert want["ch"][0x3008] == 0x5127
     assert got["ch"] == want["ch"]
+
+
+@pytest.mark.parametrize("access", ["r", "w"])
+@pytest.mark.parametrize("nested", [False, True], ids=["guest", "nested"])
+def test_an_entry_at_two_levels_gets_a_flag_once(nested: bool, access: str) -> None:
+    """The guest's table at 3000 and the EPT's at A000 are their own: levels 3 to 1 are one entry, A is set once in it.
+
+    An update is a locked read-modify-write that writes only where a flag is clear (paging.md §6, ept.md §7).
+    """
+    guest = {0x2000: 0x3007, 0x3000: 0x3007}
+    own = {0x9000: 0xA007, 0xA000: 0xA007, **{0xA000 + 8 * i: i << 12 | 0x37 for i in range(1, 16)}}
+    state = ref.State(cr3=0x2000, cr4=0xA0, upper_a="lazy")
+    ept = ref.Ept(eptp=0x905E) if nested else None
+    case = WalkCase(mem=guest | own, state=state, la=0, access=access, ept=ept, nbytes=0x1_0000)
+    want, got = SPEC.run(case), KERNEL.run(case)
+    assert isinstance(want, dict)
+    assert isinstance(got, dict)
+    written = [step for step in got["steps"] if step[0] == StepKind.GUEST_AD]
+    assert [step[3] for step in written] == [0x2000, 0x3000] + [0x3000] * (access == "w")
+    assert not disagreements(case)
 
 
 def test_no_data_access_when_guest_flags_cannot_be_set() -> None:

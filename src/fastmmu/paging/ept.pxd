@@ -239,9 +239,9 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
                 return FAULT_PML_FULL
             if e.write_ad:
                 for i in range(top, level, -1):
-                    if not out.entry[i] & EPT_A:
+                    if not out.entry[i] & EPT_A and not used_above(out, i, top):
                         ept_set(m, w, steps, out.at[i], out.entry[i] | EPT_A, i, guest_level, gpa)
-                if (entry & want) != want:
+                if (entry & want) != want and not (want == EPT_A and used_above(out, level, top)):
                     ept_set(m, w, steps, out.at[level], entry | want, level, guest_level, gpa)
                     if e.pml_index != NULL and want & ~entry & EPT_D:
                         index = e.pml_index[0]
@@ -324,6 +324,15 @@ cdef inline bint query_log(const Ept *e, const EptLeaf *found, uint64_t want) no
             q.flags[q.n] = missing[i]
             q.n += 1
     q.logged += missing[leaf] & EPT_D != 0
+    return False
+
+
+cdef inline bint used_above(const EptLeaf *found, int level, int top) noexcept nogil:
+    # a table that is its own: the entry of this level is that of an upper one, too, and A is set in it
+    cdef int i
+    for i in range(level + 1, top + 1):
+        if found.at[i] == found.at[level]:
+            return True
     return False
 
 

@@ -73,7 +73,13 @@ cdef inline int set_flags(Mem *m, const Paging *g, const Ept *e, GuestPath *path
     # A (and D) of the entry read at a level; `now` becomes its value. The update is a write to the guest's table: with
     # EPT A/D flags off only now is the right to write it needed (ept.md §4, §6). ept_leaf: the entry that denies it.
     cdef uint64_t hpa = path.hpa[level]
+    cdef int i
     now[0] = path.entry[level]
+    if (now[0] & want) == want:
+        return FAULT_NONE
+    for i in range(level + 1, path.top + 1):    # a table that is its own: the same entry at two levels
+        if path.hpa[i] == hpa:
+            now[0] |= A
     if (now[0] & want) == want:
         return FAULT_NONE
     if e != NULL and not e.ad and not path.ept[level] & EPT_W and not e.ad_unchecked:
