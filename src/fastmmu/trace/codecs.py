@@ -8,11 +8,15 @@ import lzma
 import sys
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from fastmmu.errors import MissingExtraError
 
 __all__ = ["CorruptData", "Decompressor", "codec_of_bytes", "compressing", "decompressor"]
+
+
+PIECE = 1 << 17
+"""Bytes compressed in one call: xz takes some 50 ms for them."""
 
 
 class CorruptData(Exception):
@@ -79,9 +83,25 @@ def compressing(raw: IO[bytes], codec: str | None) -> Iterator[IO[bytes]]:
         else:
             out = zstd.ZstdCompressor(write_checksum=True).stream_writer(raw, closefd=False)
     try:
-        yield out
+        yield cast(IO[bytes], _InPieces(out))
     finally:
         out.close()
+
+
+class _InPieces:
+    """A file that compresses little at a time: Python looks for signals between two calls alone."""
+
+    def __init__(self, out: Any) -> None:
+        self._out = out
+
+    def write(self, data: Any) -> int:
+        whole = memoryview(data).cast("B")
+        for at in range(0, len(whole), PIECE):
+            self._out.write(whole[at : at + PIECE])
+        return len(whole)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._out, name)
 
 
 def _zstd() -> Any:
