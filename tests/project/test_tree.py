@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,21 @@ def test_an_import_of_a_test_is_found(tmp_path: Path, text: str) -> None:
     assert imports_of_tests(tmp_path) == []
     (tmp_path / "tests" / "test_b.py").write_text(text)
     assert len(imports_of_tests(tmp_path)) == 1
+
+
+# ---- the top folder ----------------------------------------------------------------------------------------------
+
+TOP = {
+    ".ci", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "bench",
+    "docs", "examples", "pyproject.toml", "scripts", "setup.py", "src", "tests", "tools",
+}  # fmt: skip
+
+
+def test_nothing_strays_into_the_top_folder() -> None:
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("skipped: this is no checkout, git lists nothing")
+    assert {name.partition("/")[0] for name in listed.stdout.split("\0") if name} == TOP
 
 
 # ---- length ------------------------------------------------------------------------------------------------------
