@@ -12,7 +12,7 @@ CALLS  ?= 500000
 SEED   ?= 1
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test hostile check check-invariants sanitize bench conformance kvm-agreement wheel wheel-test clean
+.PHONY: help demo test hostile check check-invariants sanitize bench conformance kvm-agreement files wheel wheel-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 28
@@ -49,6 +49,9 @@ conformance: .venv/with-test ## every recorded vector, guest and system trace (F
 
 kvm-agreement: .venv/with-test ## what real KVM did (FASTMMU_KVM_EXITS, else a sample), exit for exit, against this machine
 	$(BIN)/python -m tests.agreement
+
+files: .venv/with-test ## files that other tools wrote (FASTMMU_FILES), each read right or refused by name
+	$(BIN)/python -m tests.files
 
 wheel: .venv/wheel ## sdist, and one wheel for CPython 3.11 and later, in dist/: built, checked, installed and tried
 	@ls dist/*

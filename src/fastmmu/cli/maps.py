@@ -75,6 +75,7 @@ def handle(options: argparse.Namespace) -> int:
                 write(steps, file, getattr(options, "command_line", ""))
             if steps.happened:  # the file holds what was found until then
                 raise KeyboardInterrupt
+    space.say_if_empty(memory, state, eptp)
     if shared.to_stdout(options):
         return 0
     head = f"{walkview.MODES[state.mode.name]}; {walkview.registers(state, eptp)}"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import options as shared
+from fastmmu.cli import terminal
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastmmu.paging.memory import PhysicalMemory
     from fastmmu.paging.state import GuestState
 
-__all__ = ["MEMORY", "add_registers", "eptp_of", "memory_and_state", "state_of"]
+__all__ = ["MEMORY", "add_registers", "eptp_of", "memory_and_state", "say_if_empty", "state_of"]
 
 MEMORY = "a recorded guest (a directory with meta.json and mem.npz), or a raw image of host physical memory"
 
@@ -21,8 +22,9 @@ _REGISTERS = ("cr0", "cr3", "cr4", "efer", "pdptes", "pkru", "maxphyaddr")
 
 
 def add_registers(parser: argparse.ArgumentParser) -> Any:
-    """The registers; returns their group."""
+    """The registers, and how a file is taken; returns the group of the registers."""
     register = shared.hexadecimal
+    parser.add_argument("--format", choices=("raw",), help="take the file for raw memory whatever its first bytes are")
     state = parser.add_argument_group("registers (hexadecimal; those of a recorded guest are its own by default)")
     state.add_argument("--cr3", type=register, metavar="CR3", help="root of the guest's tables")
     state.add_argument(
@@ -82,8 +84,10 @@ def memory_and_state(
     if not Path(place).exists():
         raise FileNotFoundError(2, "no such file; name a recorded guest or a raw image of physical memory", place)
     if options.cr3 is None:
+        open_raw(place, any_content=options.format == "raw")  # what is no raw image says so first
         raise ConfigError(f"{place} is a raw image, which needs --cr3 too: where the tables start")
-    return open_raw(place, writable=writable), state_of(options, {}, **others)
+    memory = open_raw(place, writable=writable, any_content=options.format == "raw")
+    return memory, state_of(options, {}, **others)
 
 
 def state_of(options: argparse.Namespace, own: dict[str, Any], **others: Any) -> GuestState:
@@ -92,3 +96,16 @@ def state_of(options: argparse.Namespace, own: dict[str, Any], **others: Any) ->
 
     given = {name: getattr(options, name, None) for name in _REGISTERS}
     return GuestState(**{**own, **{name: value for name, value in given.items() if value is not None}, **others})
+
+
+def say_if_empty(memory: PhysicalMemory, state: GuestState, eptp: int | None) -> None:
+    """Say on standard error that the root table has no present entry, and what that may mean."""
+    from fastmmu.image.roots import empty_root
+
+    where = empty_root(memory, state, eptp)
+    if where:
+        terminal.complain(
+            f"{where} has no present entry: nothing is mapped. Is this the right file? A header in front of the memory "
+            "moves every address, a hole that the file leaves out moves those above it, and another value of CR3 is "
+            "the root of another address space"
+        )

@@ -99,6 +99,8 @@ def handle(options: argparse.Namespace) -> int:
             raise ConfigError("--memory needs --va too: what to translate")
         memory, state = space.memory_and_state(options.memory, options, writable=options.set_ad, **who)
     result = walk(memory, state, va, access=options.access, eptp=eptp, set_ad=options.set_ad)
+    if result.fault and options.memory is not None:
+        space.say_if_empty(memory, state, eptp)
     if options.json is not None:
         _write_json(options.json, result, getattr(options, "command_line", ""))
     if options.json != "-":

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
+from fastmmu.image.formats import HEAD, recognise
 from fastmmu.paging.memory import PhysicalMemory
 
 __all__ = ["open_raw", "open_regular"]
@@ -31,19 +32,32 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 @checked
-def open_raw(path: str | os.PathLike[str], *, writable: bool = False) -> PhysicalMemory:
+def open_raw(path: str | os.PathLike[str], *, writable: bool = False, any_content: bool = False) -> PhysicalMemory:
     """A file as memory, mapped and not read: only what is looked at takes time.
 
     :param writable: writes are possible, and seen by nobody else; the file is never written to.
-    :raises ConfigError: it is no regular file, is empty, or its size is no multiple of 8.
+    :param any_content: take the file for raw memory though its first bytes are those of another format.
+    :raises ConfigError: it is no regular file, is empty, its size is no multiple of 8, or it is of another format.
     :raises OSError: it cannot be opened.
     """
     name = os.fspath(path)
     if "\0" in os.fsdecode(name):
         raise ConfigError(f"{name!r} is no path: a name has no byte 0 in it")
     with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
             raise ConfigError(f"{name}: holds 0 bytes; give a raw image of physical memory")
+        other = None if any_content else recognise(file.read(HEAD))
+        if other is not None:
+            raise ConfigError(
+                f"{name}: this is {other.said}, not raw memory; {other.remedy} "
+                "(raw memory that happens to begin so: --format raw, open_raw(any_content=True))"
+            )
+        if size % 8:
+            raise ConfigError(
+                f"{name}: {size} bytes are no multiple of 8, so this is not raw memory from address 0: something "
+                "stands in front or behind, or the end is missing; padding would not help"
+            )
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
     try:
         return PhysicalMemory.from_array(view)
