@@ -119,6 +119,17 @@ COUNTERS = (
     Counter("ept_build", "kvm.ept_build", "EPT violations that mapped a page; that had been dealt with meanwhile"),
     Counter("ept_spurious", "kvm.ept_spurious"),
     Counter("mmio", "kvm.mmio", "accesses without memory behind them"),
+    Counter(
+        "violations_build",
+        "kvm.violations[1]",
+        "EPT violations by class (``fastmmu.exits.FaultClass``); each has one, but for those that a Python policy "
+        "handles itself, and EXIT events",
+    ),
+    Counter("violations_dirty", "kvm.violations[2]"),
+    Counter("violations_mmio", "kvm.violations[3]"),
+    Counter("violations_protected", "kvm.violations[4]"),
+    Counter("violations_swapped_in", "kvm.violations[5]"),
+    Counter("violations_spurious", "kvm.violations[6]"),
     Counter("invvpid", "kvm.invvpid", "flushes that the VMM made", Cost("flushes", "flush.invvpid", "vmm")),
     Counter("invept", "kvm.invept", cost=Cost("flushes", "flush.invept", "vmm")),
     Counter(

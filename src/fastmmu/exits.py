@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastmmu.errors import Code, Flags
 
-__all__ = ["N_REASONS", "Completion", "ExitReason", "Qualification"]
+__all__ = ["N_REASONS", "Completion", "ExitReason", "FaultClass", "Qualification"]
 
 N_REASONS = 80
 
@@ -62,6 +62,22 @@ class ExitReason(Code):
     SPP_EVENT = 66
     BUS_LOCK = 74
     NOTIFY = 75
+
+
+class FaultClass(Code):
+    """What a fault needed the VMM for: of an EPT violation, an EPT misconfiguration, a #PF under shadow paging.
+
+    The first that holds, from MMIO on: SWAPPED_IN, SPURIOUS where nothing was amiss any more, DIRTY, PROTECTED, BUILD.
+    """
+
+    NONE = 0  # no fault, or a Python policy's own handler had it
+    BUILD = 1  # nothing mapped the page, or not as large, or not for this kind of access
+    DIRTY = 2  # a store to a page of a slot whose writes are logged
+    MMIO = 3  # no memory there: emulated
+    PROTECTED = 4  # mapped without the right: read-only slot, shadowed table, copy on write, rights the VMM had taken
+    SWAPPED_IN = 5  # the host read the page back from disk
+    SPURIOUS = 6  # dealt with meanwhile; or begun anew, as the host changed its pages or no table page was left
+    GUEST = 7  # the guest's own tables refuse: its #PF
 
 
 class Completion(Code):

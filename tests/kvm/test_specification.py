@@ -46,7 +46,11 @@ CONFIGS = {
     "ept-few": LINUX.replace(mmu="ept", tdp_mmu=False, table_pages=20),
     "amd": LINUX.replace(mmu="ept", vendor="amd"),
 }
-CLASSES = ("pf_fixed", "pf_guest", "pf_emulate", "pf_spurious", "ept_build", "ept_spurious", "mmio")
+CLASSES = (
+    *("pf_fixed", "pf_guest", "pf_emulate", "pf_spurious", "ept_build", "ept_spurious", "mmio"),
+    *("violations_build", "violations_dirty", "violations_mmio"),
+    *("violations_protected", "violations_swapped_in", "violations_spurious"),
+)
 VMM_CLASSES = (
     *("dirty_faults", "fast", "retries", "swap_ins", "mmio_marked", "prefetched"),
     *("unsynced", "synced", "pte_writes", "flooded", "splits", "recycled"),
@@ -78,6 +82,8 @@ def machines(config: Config, regime: Regime, seed: int) -> tuple[Machine, Specif
 def counted(machine: Any) -> dict[str, Any]:
     counters, vmm = machine.counters(), machine.vmm.counters()
     classes = {name: counters.get(name, 0) for name in CLASSES} | {name: vmm.get(name, 0) for name in VMM_CLASSES}
+    violations = sum(n for name, n in classes.items() if name.startswith("violations"))
+    assert violations == counters["exits_by_reason"].get("ept_violation", 0)
     classes |= {f"stats {name}": n for name, n in machine.vmm.stats().items() if name not in UNSPECIFIED}
     return {"exits": counters["exits_by_reason"], **{name: n for name, n in classes.items() if n}}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastmmu.dtypes import Fault, StepKind
-from fastmmu.exits import N_REASONS, Completion, ExitReason, Qualification
+from fastmmu.exits import N_REASONS, Completion, ExitReason, FaultClass, Qualification
 from fastmmu.machine.policy import Action
 from fastmmu.ops import LAST_ACCESS, GuestOp, Op, RecordOp
 from fastmmu.vmx.controls import UNMODELLED, Entry, PinBased, Primary, Secondary, VmExit
@@ -41,6 +41,7 @@ def enumerators(header: str, name: str) -> dict[str, int]:
 # header, its enum, prefix of its names; what Python calls the same, and which names differ there (None: it has none)
 SAME: list[tuple[str, str, str, type[enum.IntEnum], dict[str, str | None]]] = [
     ("arch/vmx.pxd", "ExitReasonCode", "EXIT_", ExitReason, {}),
+    ("kvm/kvm.pxd", "FaultClass", "CLASS_", FaultClass, {}),
     ("arch/ops.pxd", "EventOp", "OP_", Op, {}),
     ("arch/ops.pxd", "GuestOp", "GUEST_", GuestOp, {}),
     ("arch/types.pxd", "StepKind", "STEP_", StepKind, {}),

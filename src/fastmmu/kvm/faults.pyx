@@ -15,7 +15,9 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_AWAY, ABORT_BUS, ABORT_MISCONFIG, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF,
     ACT_RETRY, Vcpu, vcpu_abort,
 )
-from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
+from fastmmu.kvm.kvm cimport (
+    CLASS_BUILD, CLASS_DIRTY, CLASS_GUEST, CLASS_MMIO, CLASS_PROTECTED, CLASS_SPURIOUS, CLASS_SWAPPED_IN, Kvm, KvmVcpu,
+)
 from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.kvm.roots cimport kvm_out_of_tables
 from fastmmu.mmu.direct cimport (
@@ -23,6 +25,7 @@ from fastmmu.mmu.direct cimport (
     RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, Fault, direct_page_fault,
 )
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty, slot_away
+from fastmmu.mmu.mmu cimport Mmu
 from fastmmu.mmu.reclaim cimport host_wrote
 from fastmmu.mmu.shadow cimport shadow_fault
 from fastmmu.mmu.spte cimport spte_is_mmio, spte_mmio_current, spte_mmio_gfn
@@ -57,6 +60,33 @@ cdef int retry(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     return ACT_ABORT
 
 
+cdef struct Before:             # what the MMU had counted before a fault
+    uint64_t dirty, swapped
+
+
+cdef inline Before before_fault(const Mmu *mmu) noexcept nogil:
+    cdef Before b
+    b.dirty, b.swapped = mmu.counters.dirty_faults, mmu.counters.swap_ins
+    return b
+
+
+cdef int class_of(Mmu *mmu, int result, gpa_t gpa, bint denied, Before b) noexcept nogil:
+    # FaultClass of a fault that the MMU has dealt with; `denied`: an entry refused a store, or a right was given back
+    if result == RET_PF_INJECT:
+        return CLASS_GUEST
+    if result == RET_PF_EMULATE and gfn_to_memslot(&mmu.slots, gpa >> 12) == NULL:
+        return CLASS_MMIO
+    if mmu.counters.swap_ins != b.swapped:
+        return CLASS_SWAPPED_IN
+    if result == RET_PF_SPURIOUS or result < 0:
+        return CLASS_SPURIOUS
+    if mmu.counters.dirty_faults != b.dirty:
+        return CLASS_DIRTY
+    if denied or result == RET_PF_EMULATE or result == RET_PF_WRITE_PROTECTED:
+        return CLASS_PROTECTED
+    return CLASS_BUILD if result == RET_PF_FIXED else <int> CLASS_SPURIOUS
+
+
 cdef void decoded(Kvm *kvm, gpa_t gpa, bint mmio) noexcept nogil:
     # an instruction is emulated; where it accesses no memory, and not the APIC, user space has its part in it
     kvm.stats.insn_emulation += 1
@@ -89,6 +119,7 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Walk w
+    cdef Before before
     cdef uint64_t code = v.vmcs.exit_interruption_error, la = v.vmcs.exit_qualification, known = ONES
     cdef int result, action
     vcpu.guest.user = code & PF_U != 0
@@ -98,7 +129,9 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
     if code & PF_RSVD:                          # an MMIO SPTE (kvm_policy.md §4.4)
         known = mmio_gfn(kvm, la)
     kvm.stats.pf_taken += known == ONES
+    before = before_fault(&kvm.mmu)
     result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(code), code & PF_P, known, &w)
+    vcpu.fault_class = class_of(&kvm.mmu, result, w.gpa, code & PF_P and code & PF_W, before)
     if result == RET_PF_NO_TABLES:
         return kvm_out_of_tables(vcpu)
     if result == RET_PF_INJECT:
@@ -178,7 +211,8 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Fault f
-    cdef uint64_t dirty = kvm.mmu.counters.dirty_faults, code = v.vmcs.exit_qualification
+    cdef Before before = before_fault(&kvm.mmu)
+    cdef uint64_t code = v.vmcs.exit_qualification
     cdef int result
     f.la = f.gpa = v.vmcs.guest_physical_address
     f.write = code >> 1 & 1
@@ -186,6 +220,8 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
     f.present = code >> 3 & 7 != 0
     kvm.stats.pf_taken += 1
     result = direct_page_fault(&kvm.mmu, &f)
+    vcpu.fault_class = class_of(&kvm.mmu, result, f.gpa, f.fast or (f.write and f.present), before)
+    vcpu.c.violations[vcpu.fault_class] += 1
     if result == RET_PF_NO_TABLES:
         return kvm_out_of_tables(vcpu)
     if result == RET_PF_EMULATE:
@@ -202,7 +238,7 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
         return ACT_EMULATED
     if result == RET_PF_FIXED:
         kvm.stats.pf_fixed += 1
-        vcpu.c.ept_build += not f.fast and kvm.mmu.counters.dirty_faults == dirty
+        vcpu.c.ept_build += not f.fast and kvm.mmu.counters.dirty_faults == before.dirty
     elif result != RET_PF_RETRY:
         vcpu.c.ept_spurious += 1
     return retry(vcpu, f.gpa) if result == RET_PF_RETRY else ACT_RETRY
@@ -211,14 +247,17 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
 cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
+    cdef Before before = before_fault(&kvm.mmu)
     cdef Fault f
     cdef int result
     f.la = f.gpa = v.vmcs.guest_physical_address
     f.write = f.fetch = f.present = False
+    vcpu.fault_class = CLASS_MMIO
     if mmio_gfn(kvm, f.gpa) != ONES:
         return mmio(vcpu, f.gpa)
     kvm.stats.pf_taken += 1
     result = direct_page_fault(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else RET_PF_INVALID
+    vcpu.fault_class = class_of(&kvm.mmu, result, f.gpa, False, before)
     kvm.stats.pf_fixed += result == RET_PF_FIXED and not f.fast
     if result == RET_PF_EMULATE:                # an MMIO SPTE anew
         kvm.stats.pf_emulate += 1

@@ -29,6 +29,16 @@ cdef enum Request:              # what a vCPU does before its next VM entry (KVM
     REQ_TLB_FLUSH_CURRENT = 2   # linear mappings: of another root
     REQ_TLB_FLUSH_GUEST = 4     # linear mappings: the guest's own instruction asks for it
 
+cdef enum FaultClass:           # what a fault needed the VMM for: fastmmu.exits.FaultClass
+    CLASS_NONE = 0
+    CLASS_BUILD = 1
+    CLASS_DIRTY = 2
+    CLASS_MMIO = 3
+    CLASS_PROTECTED = 4
+    CLASS_SWAPPED_IN = 5
+    CLASS_SPURIOUS = 6
+    CLASS_GUEST = 7
+
 cdef struct KvmCounters:        # of a vCPU, what the VMM did at its exits; names and meaning: fastmmu.counters
     uint64_t pf_fixed
     uint64_t pf_guest
@@ -37,6 +47,7 @@ cdef struct KvmCounters:        # of a vCPU, what the VMM did at its exits; name
     uint64_t ept_build
     uint64_t ept_spurious
     uint64_t mmio
+    uint64_t violations[7]      # EPT violations by FaultClass
     uint64_t invvpid
     uint64_t invept
 
@@ -79,6 +90,7 @@ cdef struct KvmVcpu:
     int mode                    # Mode
     uint32_t pcpu               # physical CPU that it ran on last (vcpu->cpu), or NOWHERE
     uint32_t requests           # Request: what it does before its next VM entry
+    int fault_class             # FaultClass of the exit under way
     KvmCounters c
 
 cdef struct Kvm:

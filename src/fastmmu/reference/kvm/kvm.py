@@ -21,7 +21,7 @@ from ..paging.outcome import EptMisconfig, EptViolation, Mapped, Outcome, PageFa
 from ..paging.state import State
 from ..paging.walk import walk
 from . import log, view
-from .map import Done, Fault, map_direct
+from .map import Done, Fault, class_of, map_direct
 from .memory import LOG, HostMemory
 from .shadow import shadow_fault
 from .stats import CURRENT, GUEST
@@ -235,9 +235,11 @@ class Kvm:
 
     def on_ept_violation(self, fault: Fault, translated: bool, la: int, access: str, user: bool) -> Came | None:
         vm = self.vm
-        dirty = vm.count["dirty_faults"]
+        dirty, swapped = vm.count["dirty_faults"], vm.count["swap_ins"]
         done = map_direct(vm, fault)
         self.counted(done)
+        denied = done is Done.FAST or (fault.write and fault.present)
+        vm.count[f"violations_{class_of(vm, done, fault.gfn, denied, dirty, swapped)}"] += 1
         if done is Done.EMULATE:
             assert translated or fault.slot is None, f"A or D of a table at {fault.gpa:#x}, which is read-only"
             return self.no_memory(fault.gpa, la, access, user)

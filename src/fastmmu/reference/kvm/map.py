@@ -9,7 +9,8 @@ from .stats import loses
 from .tables import ALL, Entry, Leaf, Link, Mark, Role, TablePage, W, X, index_of
 from .vm import Slot, Vm
 
-__all__ = ["Done", "Fault", "fault_in", "make_leaf", "map_below", "map_direct", "prefetch_direct", "set_leaf", "table"]
+__all__ = ["Done", "Fault", "class_of", "fault_in", "make_leaf", "map_below", "map_direct", "prefetch_direct",
+           "set_leaf", "table"]  # fmt: skip
 
 
 class Done(enum.Enum):
@@ -38,6 +39,21 @@ class Fault:
     @property
     def gfn(self) -> int:
         return self.gpa >> 12
+
+
+def class_of(vm: Vm, done: Done, gfn: int, denied: bool, dirty: int, swapped: int) -> str:
+    """What a fault needed the VMM for, the first that holds. dirty, swapped: what was counted of these before it."""
+    if done is Done.EMULATE and vm.slot_of(gfn) is None:
+        return "mmio"
+    if vm.count["swap_ins"] > swapped:
+        return "swapped_in"
+    if done is Done.SPURIOUS:
+        return "spurious"
+    if vm.count["dirty_faults"] > dirty:
+        return "dirty"
+    if denied or done in (Done.EMULATE, Done.EMULATE_STORE):
+        return "protected"
+    return "spurious" if done is Done.RETRY else "build"
 
 
 # ---- the host's page ------------------------------------------------------------------------------------------
