@@ -89,7 +89,8 @@ def test_hostile_values(
                 assert err.startswith("fastmmu: error: "), words
                 assert err.count("\n") == 1, words
             else:
-                assert err == "", words
+                empty = "has no present entry" in err and err.count("\n") == 1  # a root table, which is told
+                assert err == "" or empty, words
                 assert out or code == 0, words
             done += 1
     assert done > len(options) * len(VALUES) // every * 0.9 - 10
