@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from fastmmu.exits import ExitReason, Qualification
     from fastmmu.headers import get_include
     from fastmmu.kvm.vmm import Vmm
+    from fastmmu.kvm.vpid_py import VpidAllocator
     from fastmmu.machine.config import Config
     from fastmmu.machine.costs import CostModel
     from fastmmu.machine.devices import Bus, Device
     from fastmmu.machine.host import Host
     from fastmmu.machine.instructions import Access, Load
     from fastmmu.machine.machine import Machine
-    from fastmmu.machine.policy import Action, Exit, Policy
+    from fastmmu.machine.policy import Action, Exit, Mmio, Policy
     from fastmmu.machine.result import Result
     from fastmmu.machine.simulate import Simulation, simulate
     from fastmmu.machine.slots import MemorySlot
@@ -82,6 +83,7 @@ __all__ = [
     "MemorySlot",
     "MemoryType",
     "MissingExtraError",
+    "Mmio",
     "Mtrrs",
     "Op",
     "OutOfMemoryError",
@@ -102,6 +104,7 @@ __all__ = [
     "VmFailValid",
     "VmFunction",
     "Vmm",
+    "VpidAllocator",
     "WalkResult",
     "WrongTypeError",
     "compare",
@@ -148,13 +151,14 @@ _HOMES = {
     "fastmmu.exits": ("ExitReason", "Qualification"),
     "fastmmu.headers": ("get_include",),
     "fastmmu.kvm.vmm": ("Vmm",),
+    "fastmmu.kvm.vpid_py": ("VpidAllocator",),
     "fastmmu.machine.config": ("Config",),
     "fastmmu.machine.costs": ("CostModel",),
     "fastmmu.machine.devices": ("Bus", "Device"),
     "fastmmu.machine.host": ("Host",),
     "fastmmu.machine.instructions": ("Access", "Load"),
     "fastmmu.machine.machine": ("Machine",),
-    "fastmmu.machine.policy": ("Action", "Exit", "Policy"),
+    "fastmmu.machine.policy": ("Action", "Exit", "Mmio", "Policy"),
     "fastmmu.machine.result": ("Result",),
     "fastmmu.machine.simulate": ("Simulation", "simulate"),
     "fastmmu.machine.slots": ("MemorySlot",),

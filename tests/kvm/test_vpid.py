@@ -6,8 +6,7 @@ from random import Random
 
 import pytest
 
-from fastmmu import StateError
-from fastmmu.kvm.vpid_py import VpidAllocator
+from fastmmu import StateError, VpidAllocator
 from fastmmu.reference.kvm import vpid as spec
 
 AnyAllocator = VpidAllocator | spec.VpidAllocator

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmu import Config, Machine, simulate
+from fastmmu import Bus, Config, Machine, simulate
 from fastmmu.cli.main import main
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.replay import Replay, Replayed
@@ -17,6 +17,7 @@ from fastmmu.paging.state import GuestState
 from fastmmu.trace import read_trace
 from fastmmu.trace.system import SystemTrace
 from tests.conformance import systems
+from tests.support.device_guest import Recorder
 from tests.support.system_traces import Row, make, row
 
 SAMPLES = systems.traces(systems.sample_directory())
@@ -279,6 +280,18 @@ def test_pages_beyond_memory_are_devices(tmp_path: Path, config: Config) -> None
     assert result.counters["mmio"] == (2 if config.mmu == "ept" else 0)
     assert "2 physical addresses and 0 page faults compared: 0 mismatches" in result.notes[0]
     assert result.counters["accesses"] == 2
+
+
+def test_devices_of_a_replay(tmp_path: Path) -> None:
+    """They are asked as of a bare machine; what they return goes nowhere, a trace has no registers."""
+    pages = [*PAGES[:3], page(LEAVES | {8: 0xFEE0_0063}), PAGES[4]]
+    rows = [read(0x8010, 0xFEE0_0010), write(0x8018, 0xFEE0_0018), row(op=0, size=32, lin=0x8020, val=0xFEE0_0020)]
+    device = Recorder()
+    trace = read_trace(make(tmp_path, [*TABLES, *rows], pages=pages))
+    simulate(trace, EPT.replace(memory="1G"), policy=Bus({0xFEE0_0000: device}))
+    assert device.asked == [
+        ("read", 0x10, 8), ("write", 0x18, 8, 0), *(("read", 0x20 + at, 8) for at in range(0, 32, 8)),
+    ]  # fmt: skip
 
 
 # ---- what cannot be replayed ------------------------------------------------------------------------------------

@@ -1,60 +1,14 @@
-"""Devices behind MMIO, and memory types as KVM sets them (kvm_policy.md §4.4, §7)."""
+"""Memory types as KVM sets them, and marks of MMIO (kvm_policy.md §4.4, §7)."""
 
 from __future__ import annotations
 
 import pytest
 
 import fastmmu
-from fastmmu import Bus, Config, ConfigError, Device, GuestState, Machine, MemorySlot, MemoryType, Mtrrs
+from fastmmu import GuestState, Machine, MemorySlot, MemoryType, Mtrrs
+from tests.support.device_guest import DEVICE, LINUX, flat
 
-LINUX = Config(memory="64M", kvm="6.1", vpid=True)
-DEVICE = 0x1000_0000  # guest-physical, and linear
 FRAME = 0x000F_FFFF_FFFF_F000
-
-
-class Recorder(Device):
-    """Remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[object, ...]] = []
-
-    def read(self, offset: int) -> None:
-        self.asked.append(("read", offset))
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.asked.append(("write", offset, size, value))
-
-
-def flat(
-    config: Config, *, policy: Bus | None = None, slots: tuple[MemorySlot, ...] = (), **registers: object
-) -> Machine:
-    """Linear = guest-physical below 1 GB, in 2 MB pages; PAT entry 1 (PWT) is write-combining for the second half."""
-    state = GuestState(cr0=registers.pop("cr0", 0x8001_0033), cr3=0x1000, cr4=0x20, efer=0x500, maxphyaddr=46,
-                       pat=0x0007_0406_0007_0106, **registers)  # fmt: skip
-    machine = Machine(config, guest_kernel=False, state=state, policy=policy, slots=slots)
-    words = machine.guest_memory.u64
-    words[0x1000 >> 3], words[0x2000 >> 3] = 0x2003, 0x3003
-    for i in range(512):
-        words[(0x3000 >> 3) + i] = i << 21 | 0xE3 | (8 if i >= 256 else 0)
-    return machine
-
-
-@pytest.mark.parametrize("mmu", ["ept", "shadow"])
-@pytest.mark.parametrize("kvm", ["6.1", "slides"])
-def test_a_device_gets_what_the_guest_does(mmu: str, kvm: str) -> None:
-    first, second = Recorder(), Recorder()
-    bus = Bus({DEVICE: first, DEVICE + 0x1000: second})
-    machine = flat(LINUX.replace(mmu=mmu, kvm=kvm), policy=bus)
-    for _ in range(2):
-        machine.access(DEVICE | 8)
-        machine.store(DEVICE | 0x1010, 7)
-        machine.access(DEVICE | 0x5000)  # nobody there
-        machine.store(0x8000, 1)  # memory
-    assert first.asked == [("read", 8)] * 2
-    assert second.asked == [("write", 0x10, 8, 7)] * 2
-    assert machine.counters()["mmio"] == 6
-    marked = machine.counters()["exits_by_reason"].get("ept_misconfig", 0)
-    assert marked == (3 if mmu == "ept" and kvm == "6.1" else 0)
 
 
 @pytest.mark.parametrize("mmu", ["ept", "shadow"])
@@ -72,60 +26,6 @@ def test_marks_go_where_their_generation_begins_anew(mmu: str) -> None:
         vmm.start_dirty_log(1)
         vmm.stop_dirty_log(1)
     assert marked() == marked() == 2
-
-
-def test_what_is_no_device() -> None:
-    with pytest.raises(ConfigError, match="0x1000"):
-        Bus({0: Device(), 0x800: Device()})
-    for address in (-1, 1 << 52, "a", 0.5):
-        with pytest.raises(ConfigError, match=f"a device at {address!r}"):
-            Bus({address: Device()})  # type: ignore[dict-item]
-    for device in (None, Device):
-        with pytest.raises(ConfigError, match="is no Device"):
-            Bus({0: device})  # type: ignore[dict-item]
-    for size in (0, -4, "4"):
-        small = Device()
-        small.size = size  # type: ignore[assignment]
-        with pytest.raises(ConfigError, match=f"size={size!r}"):
-            Bus({0: small})
-
-
-@pytest.mark.parametrize("mmu", ["ept", "shadow"])
-def test_sizes_of_stores_to_devices(mmu: str) -> None:
-    """All of the bytes; a store across the end of a page is two."""
-    first, second = Recorder(), Recorder()
-    machine = flat(LINUX.replace(mmu=mmu), policy=Bus({DEVICE: first, DEVICE + 0x1000: second}))
-    for size in (1, 2, 4, 8, 16):
-        machine.store(DEVICE, (1 << 8 * size) - 2, size)
-    machine.store(DEVICE | 0xFFC, 0x1122_3344_5566_7788)
-    assert first.asked == [
-        *(("write", 0, size, (1 << 8 * size) - 2) for size in (1, 2, 4, 8, 16)), ("write", 0xFFC, 4, 0x5566_7788),
-    ]  # fmt: skip
-    assert second.asked == [("write", 0, 4, 0x1122_3344)]
-
-
-@pytest.mark.parametrize("mmu", ["ept", "shadow"])
-@pytest.mark.parametrize("kvm", ["6.1", "slides"])
-def test_a_device_that_raises(mmu: str, kvm: str) -> None:
-    """It comes out unchanged; the machine is whole, and the instruction done again asks again."""
-
-    class Broken(Recorder):
-        broken = True
-
-        def write(self, offset: int, size: int, value: int) -> None:
-            super().write(offset, size, value)
-            if self.broken:
-                raise ZeroDivisionError("device")
-
-    device = Broken()
-    machine = flat(LINUX.replace(mmu=mmu, kvm=kvm), policy=Bus({DEVICE: device}))
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError, match="device"):
-            machine.store(DEVICE, 5)
-    device.broken = False
-    assert machine.store(DEVICE, 6).gpa == DEVICE
-    assert [value for _, _, _, value in device.asked] == [5, 5, 6]
-    assert machine.store(0x8000, 1).gpa == 0x8000
 
 
 def types(machine: Machine, la: int) -> tuple[int, int, MemoryType]:

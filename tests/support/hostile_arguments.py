@@ -113,6 +113,7 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "field": lambda w: 0x6820,
     "fields": lambda w: {0x6820: 2},
     "Cpu.invept.type": lambda w: 2,
+    "Cpu.invvpid.type": lambda w: 2,
     "Cpu.memory": lambda w: w.cpu.memory,
     "Vmcs.memory": lambda w: w.cpu.memory,
     # traces, results, studies

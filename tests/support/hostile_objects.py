@@ -17,7 +17,6 @@ from fastmmu.cpu.apic_py import InterprocessorInterrupt, LocalApic
 from fastmmu.cpu.missing_flushes import MissingFlushes
 from fastmmu.cpu.vapic_py import VirtualApic
 from fastmmu.image import read_guest
-from fastmmu.kvm.vpid_py import VpidAllocator
 from fastmmu.machine.board import Board
 from fastmmu.machine.system_loop_py import SystemReplay
 from fastmmu.paging.mappings import MappingIterator
@@ -166,8 +165,8 @@ class World:
     def make_virtual_apic(self) -> VirtualApic:
         return VirtualApic(virtualize_accesses=True, register_virtualization=True, interrupt_delivery=True, rvi=0x51)
 
-    def make_vpids(self) -> VpidAllocator:
-        vpids = VpidAllocator()
+    def make_vpids(self) -> fastmmu.VpidAllocator:
+        vpids = fastmmu.VpidAllocator()
         vpids.alloc()
         return vpids
 
@@ -237,6 +236,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Bus": lambda w: fastmmu.Bus({0x1_8000_0000: fastmmu.Device()}),
     "Policy": lambda w: fastmmu.Policy(),
     "Exit": lambda w: fastmmu.Exit(fastmmu.ExitReason.CPUID, 0, 0, 0, 0, 0),
+    "Mmio": lambda w: fastmmu.Mmio(0x1_8000_0000, "r", 4, None),
     "MemorySlot": lambda w: SLOTS[0],
     "Curves": lambda w: w.curves,
     "Curve": lambda w: w.curves.curves[0],

@@ -62,7 +62,7 @@ cdef void announce(Vcpu *v, const Data *d, const Part *p) noexcept nogil:
     v.access_la = p.la
     v.access = d.acc
     v.access_bytes = p.n
-    v.loaded = False
+    v.loaded = 0
     v.store_bytes = 0
     v.store_value = v.store_high = 0
     if d.moves and d.acc != ACC_R:
@@ -73,10 +73,12 @@ cdef void announce(Vcpu *v, const Data *d, const Part *p) noexcept nogil:
 
 
 cdef void completed(const Vcpu *v, Data *d, Part *p) noexcept nogil:
-    # what the VMM read; of 16 bytes it reads nothing
-    p.known = v.loaded and p.n <= 8
+    # what the VMM read
+    p.known = v.loaded >= p.n
     if p.known:
-        memcpy(&d.bytes[p.first], &v.load_value, p.n)
+        memcpy(&d.bytes[p.first], &v.load_value, min(p.n, 8))
+        if p.n > 8:
+            memcpy(&d.bytes[p.first + 8], &v.load_high, p.n - 8)
 
 
 cdef inline void over(Vcpu *v) noexcept nogil:

@@ -115,8 +115,8 @@ cdef struct Vcpu:
     uint64_t access_la          # of the access that exited: what the VMM finds when it decodes the instruction
     int access                  # Access, or ACC_PDPTES
     uint32_t access_bytes       # 0: unknown
-    uint64_t load_value         # what the VMM read for it,
-    bint loaded                 # if it did
+    uint64_t load_value, load_high      # what the VMM read for it, the low bytes first
+    uint32_t loaded             # so many of them, up to 16; 0: nothing
     uint64_t emulated           # guest-physical address of the access that the VMM completed; all ones: not known
     bint event                  # the exit under way is an EXIT event: an instruction of which only the exit matters
     uint32_t instruction        # Privileged: the one under way, its control register, source, and what it gives

@@ -108,7 +108,7 @@ cdef void emulate(Interrupts *irq, uint32_t offset) noexcept nogil:
     if not apic_mapped(&irq.apic):              # KVM_X86_QUIRK_LAPIC_MMIO_HOLE
         irq.c.emulated += 1 + (v.access == ACC_RW)
         irq.value = v.load_value = ONES if size >= 8 else (1ULL << 8 * size) - 1
-        v.loaded = True
+        v.loaded = 8
         return
     if v.access == ACC_R or v.access == ACC_RW:
         irq.c.emulated += 1
@@ -117,7 +117,7 @@ cdef void emulate(Interrupts *irq, uint32_t offset) noexcept nogil:
         if (offset & 15) + size <= 4:
             irq.value = apic_read(&irq.apic, offset & 0xFF0) >> 8 * (offset & 3) & (1ULL << 8 * size) - 1
         value = v.load_value = irq.value
-        v.loaded = True
+        v.loaded = 8
     if v.access == ACC_W or v.access == ACC_RW:     # which puts back what it read
         irq.c.emulated += 1
         if size == 4 and not offset & 15:

@@ -99,8 +99,8 @@ cdef class Guest:
     def load(self, la, size=8, *, user=False):
         """A load of `size` bytes, 1, 2, 4, 8 or 16: :class:`Load`.
 
-        From memory, or from a register of the APIC (``Config.tpr``), whoever emulates it. Of other addresses without
-        memory no value is known. Errors: as :meth:`access`.
+        From memory, from a register of the APIC (``Config.tpr``), whoever emulates it, or from a device of a
+        :class:`fastmmu.Bus`. Of other addresses without memory no value is known. Errors: as :meth:`access`.
         """
         return self._load(la, size, user)
 

@@ -4,8 +4,9 @@ from weakref import ref
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._arguments cimport flag, linear_address, within
+from fastmmu._arguments cimport flag, linear_address, shown, whole, within
 from fastmmu.arch.bits cimport ONES
+from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.vcpu cimport (
     ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort, vcpu_derive,
     vcpu_enter,
@@ -22,14 +23,15 @@ from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
 from fastmmu.threads.turns cimport Turn, this_thread
 
-from fastmmu.errors import ConfigError, PolicyError
+from fastmmu.errors import ConfigError, PolicyError, StateError
 from fastmmu.exits import N_REASONS, ExitReason
 from fastmmu.machine.config import as_config
-from fastmmu.machine.policy import Action, Exit, overridden
+from fastmmu.machine.policy import Action, Exit, Mmio, overridden
 
 
 _reasons = [{int(reason): reason for reason in ExitReason}.get(number) for number in range(N_REASONS)]
 _actions = {int(action): action for action in Action}
+_accesses = ["r", "w", "rw", "x", "r"]                   # [Access, or ACC_PDPTES]
 _new = tuple.__new__        # a named tuple's own is a function in Python
 
 
@@ -186,14 +188,34 @@ cdef class Machine:
 
     @property
     def mmio(self):
-        """The access to no memory that the exit under way completed: (guest-physical address, bytes and value stored or
-        None for anything but a store); None where it was none. For a policy, after :meth:`default`."""
+        """The access to no memory, nor to the local APIC, that the exit under way completed: a :class:`Mmio`; None
+        where it was none. For a policy, after :meth:`default`."""
         cdef Turn _turn = self.board.turns.take()
         cdef const Vcpu *v = self.board.v
         if not self.board.handling or v.emulated == ONES or mmu_hpa(&self.board.kvm.mmu, v.emulated) != ONES:
             return None
+        if self.board.vcpu.irq != NULL and v.emulated >> 12 == APIC_BASE >> 12:
+            return None
         value = int(v.store_value) | (int(v.store_high) << 64 if v.store_bytes > 8 else 0)
-        return int(v.emulated), (int(v.store_bytes), value) if v.store_bytes else None
+        return Mmio(int(v.emulated), _accesses[v.access], int(v.access_bytes or v.store_bytes),
+                    value if v.store_bytes else None)
+
+    def complete_mmio(self, value):
+        """What the load reads that the exit under way completes (:attr:`mmio`, the data of KVM_EXIT_MMIO).
+
+        :raises StateError: the value is wider than the load, or nothing is loaded. :raises PolicyError: no exit is
+            under way.
+        """
+        cdef Turn _turn = self._handler("complete_mmio")
+        cdef Vcpu *v = self.board.v
+        access = self.mmio
+        if access is None or access.access not in ("r", "rw") or not 0 < access.size <= 16:
+            raise StateError("the exit under way completes no load of 1 to 16 bytes; ask Machine.mmio")
+        read = whole("value", value)
+        if read < 0 or read >> 8 * access.size:
+            raise StateError(f"{shown(read)} does not fit a load of {access.size} bytes")
+        v.load_value, v.load_high = read & ONES, read >> 64
+        v.loaded = access.size
 
     @property
     def vmcs(self):

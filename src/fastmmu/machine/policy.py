@@ -12,7 +12,7 @@ from fastmmu.exits import ExitReason
 if TYPE_CHECKING:
     from fastmmu.machine.machine import Machine
 
-__all__ = ["Action", "Exit", "Policy", "overridden", "policy_name"]
+__all__ = ["Action", "Exit", "Mmio", "Policy", "overridden", "policy_name"]
 
 
 class Action(Code):
@@ -36,6 +36,19 @@ class Exit(NamedTuple):
     operand: int  # source of MOV to a control register; ECX of RDMSR and WRMSR
     interruption_info: int = 0  # of an exception: 80000B0EH is a #PF, 80000B0DH a #GP
     value: int = 0  # EDX:EAX of WRMSR to EFER; source of the instruction that was #GP in real mode
+
+
+class Mmio(NamedTuple):
+    """An access to guest-physical memory that no slot holds, as far as it lies in one page.
+
+    access: "r", "w", "rw" (read-modify-write) or "x" (fetch). size: bytes; 0 where a trace does not say. value: what is
+    stored; None for a load, and for a store of which no value is known.
+    """
+
+    gpa: int
+    access: str
+    size: int
+    value: int | None
 
 
 class Policy:

@@ -86,7 +86,9 @@ cdef int access(Replay *p, uint64_t record, const Record *r, const uint64_t *dat
     if value and not v.need[user][acc] & ~value:
         got = tlb_pa(value, r.lin) - p.guest_base
     else:
+        v.access_bytes = r.size if acc != ACC_X else 0
         outcome = vcpu_slow(v, r.lin, acc, user, value, &got)
+        v.access_bytes = 0
         got = v.emulated if outcome == DONE_EMULATED else got - p.guest_base
     v.store_bytes = 0
     if outcome == DONE_ABORT:
