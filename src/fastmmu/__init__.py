@@ -28,8 +28,9 @@ if TYPE_CHECKING:
         VmFailValid,
         WrongTypeError,
     )
-    from fastmmu.exits import ExitReason, Qualification
+    from fastmmu.exits import Action, Exit, ExitReason, Qualification
     from fastmmu.headers import get_include
+    from fastmmu.kvm.policy.kvm import Kvm
     from fastmmu.kvm.vmm import Vmm
     from fastmmu.kvm.vpid_py import VpidAllocator
     from fastmmu.machine.config import Config
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from fastmmu.machine.host import Host
     from fastmmu.machine.instructions import Access, Load
     from fastmmu.machine.machine import Machine
-    from fastmmu.machine.policy import Action, Exit, Mmio, Policy
+    from fastmmu.machine.policy import Mmio, Policy
     from fastmmu.machine.result import Result
     from fastmmu.machine.simulate import Simulation, simulate
     from fastmmu.machine.slots import MemorySlot
@@ -77,6 +78,7 @@ __all__ = [
     "GuestOp",
     "GuestState",
     "Host",
+    "Kvm",
     "Load",
     "Machine",
     "MappingArray",
@@ -148,8 +150,9 @@ _HOMES = {
         "VmFailValid",
         "WrongTypeError",
     ),
-    "fastmmu.exits": ("ExitReason", "Qualification"),
+    "fastmmu.exits": ("Action", "Exit", "ExitReason", "Qualification"),
     "fastmmu.headers": ("get_include",),
+    "fastmmu.kvm.policy.kvm": ("Kvm",),
     "fastmmu.kvm.vmm": ("Vmm",),
     "fastmmu.kvm.vpid_py": ("VpidAllocator",),
     "fastmmu.machine.config": ("Config",),
@@ -158,7 +161,7 @@ _HOMES = {
     "fastmmu.machine.host": ("Host",),
     "fastmmu.machine.instructions": ("Access", "Load"),
     "fastmmu.machine.machine": ("Machine",),
-    "fastmmu.machine.policy": ("Action", "Exit", "Mmio", "Policy"),
+    "fastmmu.machine.policy": ("Mmio", "Policy"),
     "fastmmu.machine.result": ("Result",),
     "fastmmu.machine.simulate": ("Simulation", "simulate"),
     "fastmmu.machine.slots": ("MemorySlot",),

@@ -1,10 +1,12 @@
-"""VM-exit reasons and the bits of the EPT-violation qualification (vmx.md §5, ept.md §4.1)."""
+"""VM exits: reasons, exit information, what comes after them (vmx.md §5, ept.md §4.1)."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from fastmmu.errors import Code, Flags
 
-__all__ = ["N_REASONS", "Completion", "ExitReason", "FaultClass", "Qualification"]
+__all__ = ["N_REASONS", "Action", "Completion", "Exit", "ExitReason", "FaultClass", "Qualification"]
 
 N_REASONS = 80
 
@@ -106,3 +108,26 @@ class Qualification(Flags):
     USER_PAGE = 1 << 9
     WRITABLE_PAGE = 1 << 10
     NX_PAGE = 1 << 11
+
+
+class Action(Code):
+    """What the processor does after a VM exit was handled."""
+
+    RETRY = 0  # run the instruction again: the handler has made it possible
+    EMULATED = 1  # go on behind the instruction: the handler has done its work
+    INJECT_PAGE_FAULT = 2  # deliver a #PF to the guest, see Machine.inject_page_fault
+    INJECT_GENERAL_PROTECTION = 4  # deliver #GP(0): the guest's write to a control register raises StateError
+
+
+class Exit(NamedTuple):
+    """The exit-information fields of the VMCS (SDM vol. 3, "VM-Exit Information Fields"; vmx.md §5); those unrelated to
+    the reason are 0."""
+
+    reason: ExitReason
+    qualification: int
+    guest_physical: int
+    guest_linear: int
+    error_code: int  # of a #PF
+    operand: int  # source of MOV to a control register; ECX of RDMSR and WRMSR
+    interruption_info: int = 0  # of an exception: 80000B0EH is a #PF, 80000B0DH a #GP
+    value: int = 0  # EDX:EAX of WRMSR to EFER; source of the instruction that was #GP in real mode

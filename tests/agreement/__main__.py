@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--spec", action="store_true", help="the executable specification of KVM's MMU (guest A; minutes)"
     )
+    parser.add_argument("--vmm", choices=("kernel", "python"), default="kernel", help="who is KVM; default: kernel")
     parser.add_argument(
         "--matrix",
         action="store_true",
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             print(f"{recording.path.name} {name}")
             try:
-                done = list(compare(recording, name, guest, options.spec))
+                done = list(compare(recording, name, guest, options.spec, options.vmm))
             except ValueError as error:
                 print(f"    {error}: all its phases count as different")
                 failed += len(recording.results[name])

@@ -84,11 +84,13 @@ def _beside(path: Path) -> ModuleType:
     return module
 
 
-def compare(recording: Recording, name: str, guest: ModuleType, specified: bool = False) -> Iterator[Verdict]:
+def compare(
+    recording: Recording, name: str, guest: ModuleType, specified: bool = False, vmm: str = "kernel"
+) -> Iterator[Verdict]:
     """Run the guest in one configuration and set each phase beside the recorded one.
 
     specified: on the executable specification instead of the machine. The machine runs twice, with the handlers of the
-    kernel layer, and with a policy in Python that sees each exit before them.
+    kernel layer, and with a policy in Python that sees each exit before them. vmm: `Config.vmm`.
     """
     parameters = recording.parameters.get(name)
     setting = configuration(name, recording.vendor, parameters, recording.emulator, recording.kernel)
@@ -97,9 +99,11 @@ def compare(recording: Recording, name: str, guest: ModuleType, specified: bool 
     if specified:
         runs = [run(SpecifiedGuest(guest.LAYOUT, setting.config, setting.slots), guest)] * 2
     elif issubclass(kind, ApicGuest):
-        runs = [run(kind(guest.LAYOUT, setting.apic, noting=noting), guest) for noting in (False, True)]
+        apic = setting.apic.replace(vmm=vmm)
+        runs = [run(kind(guest.LAYOUT, apic, noting=noting), guest) for noting in (False, True)]
     else:
-        runs = [run(kind(guest.LAYOUT, setting.config, setting.slots, noting), guest) for noting in (False, True)]
+        config = setting.config.replace(vmm=vmm)
+        runs = [run(kind(guest.LAYOUT, config, setting.slots, noting), guest) for noting in (False, True)]
     phases = sorted(recording.results[name], key=int)
     nothing = Phase({})
     for phase, plain, noted in itertools.zip_longest(phases, *runs, fillvalue=nothing):

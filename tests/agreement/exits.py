@@ -14,8 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fastmmu import Exit, Machine, Policy
-from fastmmu.exits import ExitReason, Qualification
-from fastmmu.machine.policy import Action
+from fastmmu.exits import Action, ExitReason, Qualification
 
 from .recorded import Recording
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmu import Action, BusError, Config, ConfigError, GuestState, Host, Machine, Policy, StateError, reference
-from fastmmu.exits import ExitReason
-from fastmmu.machine.policy import Exit
+from fastmmu.exits import Exit, ExitReason
 from fastmmu.reference.kvm import modes
 from fastmmu.reference.kvm.modes import Refused, Registers, Scheme
 from tests.support.vmm_tables import guest_memory_at

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastmmu.dtypes import Fault, StepKind
-from fastmmu.exits import N_REASONS, Completion, ExitReason, FaultClass, Qualification
-from fastmmu.machine.policy import Action
+from fastmmu.exits import N_REASONS, Action, Completion, ExitReason, FaultClass, Qualification
 from fastmmu.ops import LAST_ACCESS, GuestOp, Op, RecordOp
 from fastmmu.vmx.controls import UNMODELLED, Entry, PinBased, Primary, Secondary, VmExit
 

@@ -58,6 +58,18 @@ class Handler(fastmmu.Policy):
         return machine.default()
 
 
+class Held(fastmmu.Kvm):
+    """A VMM in Python that can be got at from outside, where its calls are refused."""
+
+    made: Held
+    vcpu: Any
+
+    def handle(self, vcpu: Any) -> int:
+        self.vcpu = vcpu
+        Held.made = self
+        return super().handle(vcpu)
+
+
 class World:
     """One of everything."""
 
@@ -141,6 +153,11 @@ class World:
         words = machine.guest_memory.u64  # the page of the APIC, where it is, too
         words[0x2000 + 3 * 8 >> 3], words[0x5000 + (0xFEE0_0000 >> 21 & 511) * 8 >> 3] = 0x5063, 0xFEE0_00E3
         return machine
+
+    def make_python_vmm(self) -> Held:
+        config = self.config if self.kind != "native" else Config(**SMALL, mmu="ept")
+        Machine(config.replace(vmm=Held)).run(*self.events, self.addresses)
+        return Held.made
 
     def make_host(self) -> fastmmu.Host:
         config = Config(**SMALL, **MACHINES["apicv"])
@@ -235,6 +252,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Device": lambda w: fastmmu.Device(),
     "Bus": lambda w: fastmmu.Bus({0x1_8000_0000: fastmmu.Device()}),
     "Policy": lambda w: fastmmu.Policy(),
+    "VirtualMachine": lambda w: w.python_vmm.vm,
+    "VirtualCpu": lambda w: w.python_vmm.vcpu,
     "Exit": lambda w: fastmmu.Exit(fastmmu.ExitReason.CPUID, 0, 0, 0, 0, 0),
     "Mmio": lambda w: fastmmu.Mmio(0x1_8000_0000, "r", 4, None),
     "MemorySlot": lambda w: SLOTS[0],

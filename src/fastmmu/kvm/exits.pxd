@@ -7,3 +7,4 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil
 cdef int kvm_default(KvmVcpu *vcpu) noexcept nogil
 cdef void kvm_drain(KvmVcpu *vcpu) noexcept nogil
 cdef void kvm_arm(KvmVcpu *vcpu) noexcept nogil
+cdef void read_full_ring(KvmVcpu *vcpu) noexcept nogil

@@ -6,6 +6,7 @@ from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
+from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport GuestKernel
 from fastmmu.paging.memory cimport PhysicalMemory
@@ -24,6 +25,8 @@ cdef class Board:
     cdef readonly MissingFlushes missing_flushes    # or None
     cdef Mem guest_mem          # guest-physical memory as a window of host memory
     cdef Kvm kvm                # and the vCPUs: each a Run, made and freed here
+    cdef VirtualMachine vm      # and the VMM in Python that works on it; None: the kernels are the VMM
+    cdef object python
     cdef Run *loop              # the vCPU that is loaded, as the rooms see it; never NULL
     cdef KvmVcpu *vcpu
     cdef Vcpu *v

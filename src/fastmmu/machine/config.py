@@ -5,7 +5,18 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)  # fmt: skip
 
 import msgspec
 import numpy as np
@@ -14,6 +25,9 @@ from fastmmu._arguments import shown
 from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, Replacement, geometry
+
+if TYPE_CHECKING:
+    from fastmmu.kvm.policy.kvm import Kvm
 
 __all__ = ["Config", "as_config", "parse_bytes"]
 
@@ -49,6 +63,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cd_quirk: bool = True
     table_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
     premapped: bool = False
+    vmm: Any = "kernel"
     tlb: str | Geometry = "skylake"
     l1d: str | None = None
     l1i: str | None = None
@@ -113,6 +128,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param ageing: what becomes of EPT entries without A flags when the host asks whether their page is in use:
         ``"track"``: their rights go and come back at the next access (Linux 6.1); ``"zap"``: they go; ``"old"``:
         nothing, no page looks used; None: track with ``kvm="6.1"``, else zap.
+    :param vmm: ``"kernel"``: the kernels of this package do what KVM does; ``"python"``: :class:`fastmmu.Kvm` does the
+        same, to be read; or a class of your own that derives from it and overrides what it does otherwise.
     :param noncoherent_dma: a device that writes memory past the caches is assigned: EPT takes the guest's MTRRs, and
         its CR0.CD unless `cd_quirk` (KVM_X86_QUIRK_CD_NW_CLEARED); without one all memory is write-back.
     :param table_pages: shadow pages (or pages of the older MMU) that there may be, KVM's n_max_mmu_pages, at least
@@ -201,6 +218,11 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if self.pml and not (self.mmu == "ept" and self.ept_ad and self.vendor == "intel"):
             raise ConfigError('Config: pml=True needs mmu="ept", ept_ad=True and vendor="intel": it logs EPT D flags')
+        known = self.vmm in ("kernel", "python") if isinstance(self.vmm, str) else hasattr(self.vmm, "handle")
+        if not known or not isinstance(self.vmm, (str, type)):
+            raise ConfigError(
+                f"Config: vmm={shown(self.vmm)}: choose 'kernel', 'python' or a class that derives from fastmmu.Kvm"
+            )
         if self.tpr is not None and memory > APIC_BASE:
             raise ConfigError(f"Config: memory={self.memory!r} covers the APIC at {APIC_BASE:#x}; give at most 3G")
         if self.tpr in ("flexpriority", "apicv") and not self.tpr_shadow:
@@ -247,6 +269,18 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         scheme = "EPT" if self.mmu == "ept" else self.mmu
         return f"{scheme}+VPID" if self.vpid and self.mmu != "native" else scheme
 
+    def fields(self) -> dict[str, Any]:
+        """Its fields in types that a file takes; a class by its name."""
+        found: dict[str, Any] = msgspec.to_builtins(self, enc_hook=lambda value: value.__qualname__)
+        return found
+
+    @property
+    def vmm_class(self) -> type[Kvm]:
+        """The class of a VMM in Python."""
+        from fastmmu.kvm.policy.kvm import Kvm
+
+        return Kvm if self.vmm == "python" else self.vmm
+
     @property
     def unrestricted(self) -> bool:
         """Whether a guest over EPT runs without paging as it is."""
@@ -271,7 +305,7 @@ VMM_FIELDS = (
     "mmu", "vpid", "host_pages", "kvm", "vendor", "unsync", "ept_ad", "pml", "tdp_mmu", "eager_page_split",
     "nx_huge_pages", "mmio_caching", "shadow_keys", "guest_ad_checked", "unrestricted_guest", "identity_map",
     "host_memory", "host_reclaim", "ageing", "noncoherent_dma", "cd_quirk", "table_pages", "exit_pages", "tpr_shadow",
-    "tpr_threshold", "tpr_patch",
+    "tpr_threshold", "tpr_patch", "vmm",
 )  # fmt: skip
 """Fields that say what the VMM does, or the processor for it: a native run is the same whatever they are."""
 _DEFAULTS = msgspec.structs.asdict(Config())

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from fastmmu._arguments import shown, whole, within
 from fastmmu._checked import checked
 from fastmmu.errors import ConfigError, PolicyError, StateError, WrongTypeError
-from fastmmu.machine.policy import Action, Exit, Mmio, Policy, _default
+from fastmmu.exits import Action, Exit
+from fastmmu.machine.policy import Mmio, Policy, _default
 
 if TYPE_CHECKING:
     from fastmmu.machine.machine import Machine

@@ -5,11 +5,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.cpu.missing_flushes import MissingFlushes
+from fastmmu.exits import Action
 from fastmmu.kvm.vmm import Vmm
 from fastmmu.machine.apic_port import GuestApic
 from fastmmu.machine.config import Config
 from fastmmu.machine.instructions import Access, Guest, Load
-from fastmmu.machine.policy import Action, Mmio, Policy
+from fastmmu.machine.policy import Mmio, Policy
 from fastmmu.machine.slots import MemorySlot
 from fastmmu.ops import AccessName
 from fastmmu.paging.memory import PhysicalMemory

@@ -12,6 +12,8 @@ from fastmmu.cpu.vcpu cimport (
     vcpu_enter,
 )
 from fastmmu.kvm.exits cimport kvm_default
+from fastmmu.kvm.kvm cimport to_kvm_vcpu
+from fastmmu.kvm.port cimport vm_of
 from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.vmm cimport vmm_of
 from fastmmu.machine.apic_port cimport GuestApic
@@ -24,9 +26,9 @@ from fastmmu.paging.state cimport GuestState
 from fastmmu.threads.turns cimport Turn, this_thread
 
 from fastmmu.errors import ConfigError, PolicyError, StateError
-from fastmmu.exits import N_REASONS, ExitReason
+from fastmmu.exits import N_REASONS, Action, Exit, ExitReason
 from fastmmu.machine.config import as_config
-from fastmmu.machine.policy import Action, Exit, Mmio, overridden
+from fastmmu.machine.policy import Mmio, overridden
 
 
 _reasons = [{int(reason): reason for reason in ExitReason}.get(number) for number in range(N_REASONS)]
@@ -57,6 +59,20 @@ cdef int surface(void *board, Vcpu *v) noexcept with gil:
     if outcome == ACT_ABORT:
         vcpu_abort(v, ABORT_PYTHON, 0)
     return outcome
+
+
+cdef int in_python(Vcpu *v) noexcept with gil:
+    # a VM exit of a machine whose VMM is a class in Python
+    cdef Board b = <Board> to_kvm_vcpu(v).kvm.machine
+    cdef int outcome = ACT_ABORT
+    b.vm.active = this_thread()
+    try:
+        outcome = b.python.handle(b.vm.of(to_kvm_vcpu(v)))
+    except BaseException as error:
+        b.raised = error
+        vcpu_abort(v, ABORT_PYTHON, 0)
+    b.vm.active = 0
+    return ACT_ABORT if v.abort else outcome
 
 
 cdef int handled(Board b, uint32_t reason, exit) except? -1:
@@ -114,6 +130,10 @@ cdef class Machine:
         board.handlers = [None] * N_REASONS
         board.kvm.machine = <void *> board
         board.kvm.surface = surface
+        if board.v.guest and board.config.vmm != "kernel":
+            board.vm = vm_of(board, board.turns, &board.kvm)
+            board.python = board.config.vmm_class(board.vm)
+            board.v.handler = in_python
         for reason, name in overridden(policy).items():
             board.handlers[reason] = getattr(policy, name)
             board.kvm.surfaced[<int> reason] = 1
@@ -163,6 +183,13 @@ cdef class Machine:
         """Handle the exit under way as KVM does; returns the :class:`Action`. For use in a policy's handler."""
         cdef int action
         cdef Turn _turn = self._handler("default")
+        cdef Board b = self.board
+        if b.python is not None:
+            vcpu = b.vm.of(b.vcpu)
+            action = b.python.default(vcpu, vcpu.exit)
+            if b.v.abort:
+                b._raise(0)
+            return _actions[action]
         with nogil:
             action = kvm_default(self.board.vcpu)
             kvm_serve_requests(self.board.vcpu)

@@ -6,36 +6,13 @@ import difflib
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastmmu._arguments import shown
-from fastmmu.errors import Code, ConfigError, WrongTypeError
-from fastmmu.exits import ExitReason
+from fastmmu.errors import ConfigError, WrongTypeError
+from fastmmu.exits import Action, Exit, ExitReason
 
 if TYPE_CHECKING:
     from fastmmu.machine.machine import Machine
 
-__all__ = ["Action", "Exit", "Mmio", "Policy", "overridden", "policy_name"]
-
-
-class Action(Code):
-    """What the processor does after a VM exit was handled."""
-
-    RETRY = 0  # run the instruction again: the handler has made it possible
-    EMULATED = 1  # go on behind the instruction: the handler has done its work
-    INJECT_PAGE_FAULT = 2  # deliver a #PF to the guest, see Machine.inject_page_fault
-    INJECT_GENERAL_PROTECTION = 4  # deliver #GP(0): the guest's write to a control register raises StateError
-
-
-class Exit(NamedTuple):
-    """The exit-information fields of the VMCS (SDM vol. 3, "VM-Exit Information Fields"; vmx.md §5); those unrelated to
-    the reason are 0."""
-
-    reason: ExitReason
-    qualification: int
-    guest_physical: int
-    guest_linear: int
-    error_code: int  # of a #PF
-    operand: int  # source of MOV to a control register; ECX of RDMSR and WRMSR
-    interruption_info: int = 0  # of an exception: 80000B0EH is a #PF, 80000B0DH a #GP
-    value: int = 0  # EDX:EAX of WRMSR to EFER; source of the instruction that was #GP in real mode
+__all__ = ["Mmio", "Policy", "overridden", "policy_name"]
 
 
 class Mmio(NamedTuple):

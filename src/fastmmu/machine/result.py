@@ -66,11 +66,9 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain dicts, numbers and strings."""
-        from msgspec import to_builtins
-
         return {
             **self.origin.columns(),
-            "config": to_builtins(self.config),
+            "config": self.config.fields(),
             "scheme": self.config.name,
             "geometry": self.geometry,
             "costs": self.costs,

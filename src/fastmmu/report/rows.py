@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-import msgspec
-
 from fastmmu._checked import checked
 from fastmmu.machine.identity import Origin
 from fastmmu.machine.result import Result
@@ -103,7 +101,7 @@ def _sections(result: Result, slowdown: float | None) -> list[dict[str, Any]]:
     plain = {name: value for name, value in result.counters.items() if not isinstance(value, dict)}
     arrays = result.config.geometry
     config = {
-        **msgspec.to_builtins(result.config),
+        **result.config.fields(),
         "tlb": result.config.tlb_name,
         "replacement": ",".join(dict.fromkeys(arrays.replacement)),
         "memory": result.config.memory_bytes,

@@ -1,0 +1,10 @@
+"""KVM's policy in Python: the rules of the kernels of this room, each to be read, and to be overridden.
+
+    kvm         Kvm: what is done at each VM exit, in its order
+
+The state is the kernels' own, by `fastmmu.kvm.port`: both count the same, and a machine runs the one or the other
+(``Config.vmm``). To try a rule, derive from :class:`fastmmu.Kvm`, override the method that carries it out, and give
+the class as ``Config(vmm=...)``.
+"""
+
+from __future__ import annotations

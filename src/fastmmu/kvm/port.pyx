@@ -1,0 +1,107 @@
+"""A virtual machine and its vCPUs in the hands of a VMM in Python: what `fastmmu.kvm.policy` works on."""
+
+from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
+from fastmmu.kvm.exits cimport kvm_default, kvm_drain, read_full_ring
+from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
+from fastmmu.kvm.lapic cimport kvm_apic_begin, kvm_apic_end
+from fastmmu.kvm.modes cimport modes_save
+from fastmmu.kvm.requests cimport kvm_entered, kvm_serve_requests
+from fastmmu.threads.turns cimport Turns
+
+from fastmmu.errors import PolicyError, WrongTypeError
+from fastmmu.exits import N_REASONS, Exit, ExitReason
+
+ABORT = ACT_ABORT
+
+_reasons = [{int(reason): reason for reason in ExitReason}.get(number) for number in range(N_REASONS)]
+_new = tuple.__new__            # a named tuple's own is a function in Python
+cdef object _BOARD = object()   # none but vm_of has it
+
+
+cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm):
+    """The VM of a board."""
+    cdef VirtualMachine vm = VirtualMachine.__new__(VirtualMachine, _BOARD)
+    vm.board, vm.turns, vm.kvm = board, turns, kvm
+    vm.vcpus = []
+    return vm
+
+
+cdef class VirtualMachine:
+    """A virtual machine in the hands of its VMM, a :class:`fastmmu.Kvm`: vcpus, a :class:`VirtualCpu` each.
+
+    Threads: of the thread that runs the machine, while it handles a VM exit or a call of its user space.
+    """
+
+    def __cinit__(self, made=None):
+        if made is not _BOARD:
+            raise WrongTypeError("a VirtualMachine is what a fastmmu.Kvm gets; it is not made by hand")
+
+    cdef int refuse(self) except -1:
+        raise PolicyError("the guest does not stand still for its VMM: this is for the methods of a fastmmu.Kvm, while "
+                          "they handle a VM exit")
+
+    cdef VirtualCpu of(self, KvmVcpu *vcpu):
+        # the port of this vCPU, which it keeps
+        cdef VirtualCpu port
+        while len(self.vcpus) <= <Py_ssize_t> vcpu.index:
+            port = VirtualCpu.__new__(VirtualCpu, _BOARD)
+            port.vm = self
+            port.vcpu = self.kvm.vcpu[len(self.vcpus)]
+            port.v = &port.vcpu.cpu
+            self.vcpus.append(port)
+        return self.vcpus[vcpu.index]
+
+
+cdef class VirtualCpu:
+    """A vCPU in the hands of its VMM, which gets it with each VM exit.
+
+    Threads: as of :class:`VirtualMachine`.
+    """
+
+    def __cinit__(self, made=None):
+        if made is not _BOARD:
+            raise WrongTypeError("a VirtualCpu is what the handlers of a fastmmu.Kvm get; it is not made by hand")
+
+    @property
+    def exit(self):
+        """The exit under way, or the last one, a :class:`fastmmu.Exit`."""
+        cdef const Vcpu *v = self.v
+        return _new(Exit, (_reasons[v.vmcs.exit_reason], v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
+                           v.vmcs.guest_linear_address, v.vmcs.exit_interruption_error, v.vmcs.operand,
+                           v.vmcs.exit_interruption_info, v.source))
+
+    def handled_by_policy(self):
+        """What a :class:`fastmmu.Policy` of the machine makes of the exit under way, an int (:class:`Action`); None: it
+        leaves it to the VMM."""
+        cdef int action
+        self.vm.inside()
+        if not self.vcpu.kvm.surfaced[self.v.vmcs.exit_reason]:
+            return None
+        with nogil:
+            action = self.vcpu.kvm.surface(self.vcpu.kvm.machine, self.v)
+        return action
+
+    # ---- steps of the kernel layer ---------------------------------------------------------------------------
+
+    def _kernel_begin(self):
+        self.vm.inside()
+        if self.v.ept.pml_index != NULL:
+            kvm_drain(self.vcpu)
+        kvm_entered(self.vcpu.kvm)
+        modes_save(self.vcpu)
+        if self.vcpu.irq != NULL:
+            kvm_apic_begin(self.vcpu.irq)
+
+    def _kernel_default(self):
+        cdef int action
+        self.vm.inside()
+        with nogil:
+            action = kvm_default(self.vcpu)
+        return action
+
+    def _kernel_end(self, int action):
+        self.vm.inside()
+        kvm_serve_requests(self.vcpu)
+        read_full_ring(self.vcpu)
+        if self.vcpu.irq != NULL:
+            kvm_apic_end(self.vcpu.irq, action)
