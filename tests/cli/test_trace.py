@@ -43,6 +43,14 @@ def test_info(capsys: pytest.CaptureFixture[str], lackey: Path) -> None:
     assert "0x4001000 .. 0x1ffe0020" in out
 
 
+def test_lines_of_the_program_are_told(capsys: pytest.CaptureFixture[str], lackey: Path) -> None:
+    lackey.write_text("total 4\n" + LACKEY)
+    assert main(["trace", "info", str(lackey)]) == 2
+    assert "line 1: not a lackey line" in capsys.readouterr().err
+    assert main(["trace", "info", "--skip-other-lines", str(lackey)]) == 0
+    assert capsys.readouterr().err == f"fastmmu: {lackey}: skipped 1 line that the program itself wrote\n"
+
+
 @pytest.mark.parametrize("name", ["b.npy", "b.arrow", "b.lackey.gz", "b.npy.xz"])
 def test_conversion_keeps_the_events(lackey: Path, tmp_path: Path, name: str) -> None:
     if ".arrow" in name:

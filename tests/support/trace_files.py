@@ -60,3 +60,9 @@ def assert_same(left: Batch, right: Batch) -> None:
 def record(ip: int, sources: list[int], destinations: list[int], branch: int = 0) -> bytes:
     sources, destinations = sources + [0] * (4 - len(sources)), destinations + [0] * (2 - len(destinations))
     return struct.pack("<Q2B2B4B2Q4Q", ip, branch, branch, 1, 2, 3, 4, 5, 6, *destinations, *sources)
+
+
+def cloudsuite(ip: int, sources: list[int], destinations: list[int], branch: int = 0) -> bytes:
+    """A record of CloudSuite's form."""
+    sources, destinations = sources + [0] * (4 - len(sources)), destinations + [0] * (4 - len(destinations))
+    return struct.pack("<Q2B8B6x8Q2B6x", ip, branch, branch, *[0, 0, 0, 7] * 2, *destinations, *sources, 1, 2)

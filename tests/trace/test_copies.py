@@ -29,6 +29,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], fastmmu
     if request.param == "champsim":
         records = np.zeros((700, 8), np.uint64)
         records[:, 0] = 0x40_0000 + np.arange(700)
+        records[:, 1] = 5 << 16  # a register
         records[:, 4] = 0x10_0000 + 64 * np.arange(700)
         path.write_bytes(records.tobytes())
     else:

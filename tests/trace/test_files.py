@@ -163,7 +163,7 @@ def test_a_dense_file_is_decompressed_in_pieces(tmp_path: Path, suffix: str) -> 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 20, 1000])
 def test_champsim(tmp_path: Path, name: str, chunk: int) -> None:
     data = record(0x400000, [], []) + record(0x400004, [0x7000, 0, 0x7008], [0x9000], 1)
-    data += record(0x400008, [1, 2, 3, 4], [5, 6]) + record(0, [0x10], [0x10])
+    data += record(0x400008, [1, 2, 3, 4], [5, 6]) + record(0x3FF000, [0x10], [0x10])
     path = tmp_path / name
     path.write_bytes(COMPRESS[path.suffix if path.suffix in COMPRESS else ""](data * 5))
     trace = read_trace(path)
@@ -173,7 +173,7 @@ def test_champsim(tmp_path: Path, name: str, chunk: int) -> None:
         (Op.FETCH, 0x400000),
         (Op.FETCH, 0x400004), (Op.READ, 0x7000), (Op.READ, 0x7008), (Op.WRITE, 0x9000),
         (Op.FETCH, 0x400008), (Op.READ, 1), (Op.READ, 2), (Op.READ, 3), (Op.READ, 4), (Op.WRITE, 5), (Op.WRITE, 6),
-        (Op.FETCH, 0), (Op.READ, 0x10), (Op.WRITE, 0x10),
+        (Op.FETCH, 0x3FF000), (Op.READ, 0x10), (Op.WRITE, 0x10),
     ]  # fmt: skip
     assert set(got.size) == {1}
 

@@ -38,7 +38,7 @@ def test_a_module_and_a_row_are_all_that_a_format_needs(tmp_path: Path, monkeypa
     for trace in (read_trace(tmp_path / "unnamed"), read_trace(tmp_path / "unnamed", "flat")):
         assert (type(trace), trace.kind) == (Reader, "program")
     assert parser("run").parse_args(["run", "unnamed", "--format", "flat"]).format == "flat"
-    with pytest.raises(TraceError, match="there are lackey, champsim, npy, arrow, system, flat"):
+    with pytest.raises(TraceError, match=r"there are lackey, .*, system, flat"):
         read_trace(tmp_path / "unnamed", "round")
 
 

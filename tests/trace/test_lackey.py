@@ -18,42 +18,52 @@ from fastmmu.trace.events import concatenate
 from fastmmu.trace.lackey import LackeyTrace
 
 EVENT = re.compile(rb" *([ILSM]) +([0-9a-fA-F]{1,16}),([0-9]{1,3}) *\r?")
+PROCESS = re.compile(rb"(==|--|\*\*)(0*[0-9]{1,9})\1")
 SKIP = re.compile(rb"(==|--|\*\*).*|\r?", re.DOTALL)
 OPS = {b"I": Op.FETCH, b"L": Op.READ, b"S": Op.WRITE, b"M": Op.MODIFY}
 
 Event = tuple[int, int, int]
 
 
-def plain(text: bytes) -> tuple[list[Event], int | None]:
-    """Events, and the number of the first bad line or None."""
-    events = []
-    lines = text.split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    for number, line in enumerate(lines, 1):
-        if match := EVENT.fullmatch(line):
-            if not 1 <= int(match[3]) <= 255:
-                return events, number
+def plain(text: bytes, skip: bool = False) -> tuple[list[Event], int | None, int]:
+    """Events, the number of the first bad line or None, and how many lines were left out."""
+    events: list[Event] = []
+    process, left_out = None, 0
+    *lines, rest = text.split(b"\n")
+    for number, line in enumerate([*lines, rest] if rest else lines, 1):
+        whole = number <= len(lines)
+        if SKIP.fullmatch(line):
+            named = PROCESS.match(line)
+            if named and int(named[2]) and process not in (None, int(named[2])):
+                return events, number, left_out
+            process = int(named[2]) or process if named else process
+        elif whole and (match := EVENT.fullmatch(line)) and 1 <= int(match[3]) <= 255:
             events.append((int(OPS[match[1]]), int(match[3]), int(match[2], 16)))
-        elif not SKIP.fullmatch(line):
-            return events, number
-    return events, None
+        elif skip:
+            left_out += 1
+        else:
+            return events, number, left_out
+    return events, None, left_out
 
 
-def parsed(text: bytes, piece: int = 1 << 20, room: int = 64) -> tuple[list[Event], int | None]:
+def parsed(
+    text: bytes, piece: int = 1 << 20, room: int = 64, skip: bool = False
+) -> tuple[list[Event], int | None, int]:
     """The kernel's answer, given `piece` bytes at a time and columns of `room` rows."""
     events: list[Event] = []
-    lines = start = stop = 0
+    lines = start = stop = pid = left_out = 0
     while True:
         op, size, addr = np.zeros(room, np.uint8), np.zeros(room, np.uint8), np.zeros(room, np.uint64)
-        start, n, seen, fault = _lackey.parse(text, start, stop, stop == len(text), op, size, addr, 0)
-        lines += seen
+        start, n, seen, fault, pid, others = _lackey.parse(
+            text, start, stop, stop == len(text), op, size, addr, 0, pid, skip
+        )
+        lines, left_out = lines + seen, left_out + others
         events += zip(op[:n].tolist(), size[:n].tolist(), addr[:n].tolist(), strict=True)
         if fault:
-            return events, lines + 1
+            return events, lines + 1, left_out
         if n < room:
             if stop == len(text):
-                return events, None
+                return events, None, left_out
             stop = min(stop + piece, len(text))
 
 
@@ -78,7 +88,10 @@ bad = st.one_of(
     ),
     st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")),
 )
-chatter = st.sampled_from([b"==12== Command: ls", b"--12-- warning", b"**12** client", b"", b"   ", b"\r"])
+chatter = st.sampled_from(
+    [b"==12== Command: ls", b"--12-- warning", b"**12** client", b"", b"   ", b"\r", b"==13== Command: sh", b"==0== x",
+     b"==12--", b"==99999999==", b"==123456789==", b"==0012==", b"==1234567890==", b"== 13 ==", b"--", b"total 4"]
+)  # fmt: skip
 texts = st.builds(
     lambda lines, end: b"\n".join(lines) + end,
     st.lists(st.one_of(good, good, good, good, chatter, bad), max_size=12),
@@ -87,9 +100,9 @@ texts = st.builds(
 
 
 @settings(max_examples=400)
-@given(texts, st.integers(1, 60), st.integers(1, 8))
-def test_same_events_or_same_error_line_however_it_is_cut(text: bytes, piece: int, room: int) -> None:
-    assert parsed(text, piece, room) == plain(text)
+@given(texts, st.integers(1, 60), st.integers(1, 8), st.booleans())
+def test_same_events_or_same_error_line_however_it_is_cut(text: bytes, piece: int, room: int, skip: bool) -> None:
+    assert parsed(text, piece, room, skip) == plain(text, skip)
 
 
 @settings(max_examples=300)
@@ -119,7 +132,7 @@ def test_print_is_the_inverse_of_parse() -> None:
     names = {Op.FETCH: "I  ", Op.READ: " L ", Op.WRITE: " S ", Op.MODIFY: " M "}
     rows = zip(op, size, addr, strict=True)
     assert text == "".join(f"{names[Op(o)]}{a:08x},{s}\n" for o, s, a in rows).encode()
-    assert parsed(text, room=n + 1) == (list(zip(op.tolist(), size.tolist(), addr.tolist(), strict=True)), None)
+    assert parsed(text, room=n + 1) == (list(zip(op.tolist(), size.tolist(), addr.tolist(), strict=True)), None, 0)
 
 
 @pytest.mark.parametrize("bad", ["text", "op", "n"])
@@ -175,11 +188,43 @@ def test_a_line_longer_than_the_buffer_is_an_error(tmp_path: Path, monkeypatch: 
         list(read_trace(path).batches())
 
 
+def test_lines_of_the_program_are_left_out_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmmu.trace.lackey._BUFFER", 1024)
+    path = tmp_path / "t.lackey"
+    long = "x" * 1023 + "y" * 3000
+    path.write_text("==7== Lackey\n" + f"total 4\n L 1000,4\n{long}\n S 2000,8\n" * 300 + "==7== end\nbye")
+    trace = read_trace(path, skip_other_lines=True)
+    got = concatenate(list(trace.batches(100)))
+    assert got.addr.tolist() == [0x1000, 0x2000] * 300
+    assert trace.head(5).data_only().notes() == trace.notes() == ["skipped 601 lines that the program itself wrote"]
+    path.write_text("total 4\n" + " L 1000,4\n" * 3)
+    assert len(list(read_trace(path, skip_other_lines=True).batches())) == 1
+    np.save(tmp_path / "t.npy", [1])
+    with pytest.raises(TraceError, match=r"skip_other_lines is for lackey text, this is npy"):
+        read_trace(tmp_path / "t.npy", skip_other_lines=True)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_file_of_two_processes_is_refused_with_the_remedy(tmp_path: Path, skip: bool) -> None:
+    path = tmp_path / "t.lackey"
+    path.write_text("==7== Lackey\n L 1000,4\n--8-- Command: sh\n L 2000,4\n")
+    with pytest.raises(TraceError, match=r"line 3: a second process: '--8-- Comm.*--log-file=x\.%p\.log"):
+        list(read_trace(path, skip_other_lines=skip).batches())
+
+
+@pytest.mark.parametrize("end", [" L 1000,1", " L 10", " ", "I"])
+def test_a_last_line_cut_short_is_an_error(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "t.lackey"
+    path.write_text(" L 1000,4\n" + end)
+    with pytest.raises(TraceError, match="line 2: the last line is cut short"):
+        list(read_trace(path).batches())
+
+
 def test_real_valgrind_output() -> None:
     """The beginning and the end of a real run."""
     sample = Path(__file__).parents[1] / "data" / "true.lackey"
     got = concatenate(list(LackeyTrace(str(sample)).batches()))
-    expected, error = plain(sample.read_bytes())
+    expected, error, _ = plain(sample.read_bytes())
     assert error is None
     assert len(expected) > 100
     assert list(zip(got.op.tolist(), got.size.tolist(), got.addr.tolist(), strict=True)) == expected

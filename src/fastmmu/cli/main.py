@@ -101,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _Parser(prog=f"fastmmu {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")
             options.command_line = shlex.join(["fastmmu", *words])  # for the files that it writes
             code: int = options.handler(options)
+            for trace in getattr(options, "opened", ()):
+                for note in trace.notes():
+                    terminal.complain(f"fastmmu: {printable(trace.path or trace.name)}: {note}")
         finally:  # --help, too, may have nowhere to go
             terminal.flush()
     except KeyboardInterrupt:

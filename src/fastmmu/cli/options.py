@@ -144,6 +144,9 @@ def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") 
     )
     group = parser.add_argument_group("the trace")
     group.add_argument("--format", choices=tuple(FORMATS), help="default: by name or content")
+    group.add_argument(
+        "--skip-other-lines", action="store_true", help="of lackey text: leave out, and count, what the program wrote"
+    )
     group.add_argument("--data-only", action="store_true", help="leave out instruction fetches")
     group.add_argument("--limit", type=count(1), metavar="N", help="only the first N events of each trace")
     group.add_argument(
@@ -154,7 +157,7 @@ def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") 
     )
 
 
-def named_trace(name: str, format: str | None = None) -> Trace:
+def named_trace(name: str, format: str | None = None, *, skip_other_lines: bool = False) -> Trace:
     """A trace by its file, or a bundled one by its name."""
     from pathlib import Path
 
@@ -163,7 +166,7 @@ def named_trace(name: str, format: str | None = None) -> Trace:
     if not Path(name).exists() and name in bundled():
         return read_trace(bundled()[name], format)
     try:
-        return read_trace(name, format)
+        return read_trace(name, format, skip_other_lines=skip_other_lines)
     except TraceError as error:
         if Path(name).exists() or "/" in name or not bundled():
             raise
@@ -177,7 +180,8 @@ def traces(options: argparse.Namespace, *, system: bool = False) -> list[Trace]:
     names = options.traces or list(bundled())
     if not names:
         raise TraceError("no trace is named, and this installation has no bundled ones; name a file")
-    found = [named_trace(name, options.format) for name in names]
+    found = [named_trace(name, options.format, skip_other_lines=options.skip_other_lines) for name in names]
+    options.opened = list(found)  # what is noted of them while they are read is told at the end
     _tell_apart(found)
     for name, trace in zip(names, found, strict=True):
         if not system and trace.kind == "system":

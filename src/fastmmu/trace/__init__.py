@@ -8,7 +8,8 @@
     read, names          which format a file has, by content and by name
     source, codecs       bytes of a file, decompressed on the way
     filetrace            what readers of files share
-    lackey, lackey_parse (for Python: lackey_parse_py), champsim, npy, arrow   the formats
+    lackey, lackey_parse (for Python: lackey_parse_py), champsim, cloudsuite, npy, arrow   the formats
+    foreign              files that are no traces, by name, with the remedy
     system               system traces: what a whole machine did
     combine, tpr         traces made of traces; TPR traffic put in between
     identity             a trace that tells its content

@@ -48,6 +48,10 @@ class Trace(ABC):
         """Fraction read by the latest iteration, 0 to 1; None where unknown. For files: of the compressed bytes."""
         return None
 
+    def notes(self) -> list[str]:
+        """What the latest pass left out or took in its own way, a sentence each; most traces have none."""
+        return []
+
     def data_only(self) -> Trace:
         """This trace without instruction fetches."""
         return DataOnly(self)
@@ -126,6 +130,9 @@ class Derived(Trace):
 
     def progress(self) -> float | None:
         return self.inner.progress()
+
+    def notes(self) -> list[str]:
+        return self.inner.notes()
 
 
 class DataOnly(Derived):

@@ -40,10 +40,14 @@ class FileTrace(Trace):
                 found = True
                 yield batch
             if not found:
-                raise TraceError("the file holds no events", path=self.path)
+                raise self._nothing()
 
     def _decode(self, source: ByteSource, chunk: int) -> Iterator[Batch]:
         raise NotImplementedError
+
+    def _nothing(self) -> TraceError:
+        """What is said of a file without events."""
+        return TraceError("the file holds no events", path=self.path)
 
     def progress(self) -> float | None:
         return None if self._source is None else self._source.fraction

@@ -50,6 +50,7 @@ FORMATS = {
     for row in (
         Format("lackey", "Valgrind lackey text", (".lackey",), doubt=_TEXT, written=True),
         Format("champsim", "ChampSim", (".champsim", ".champsimtrace"), doubt=_GUESS),
+        Format("cloudsuite", "CloudSuite's form of ChampSim", (".cloudsuite",), doubt=_GUESS),
         Format("npy", ".npy", (".npy",), written=True),
         Format("arrow", ".arrow", (".arrow",), written=True),
         Format("system", "the .rec of a system trace", (".rec",)),

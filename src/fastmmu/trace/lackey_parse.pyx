@@ -11,7 +11,8 @@ A line that the fast path does not recognize whole goes to the slow path, which 
 
     spaces* [ILSM] spaces+ hex{1,16} "," decimal{1,3}=1..255 spaces* CR? LF
 
-Empty lines and Valgrind's own lines (== -- **) are skipped.
+Empty lines and Valgrind's own lines (== -- **) are skipped; the process that they name, as in ==1234==, must stay the
+same. With `Lackey.skip`, lines of the program itself are skipped, too, and counted.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -93,6 +94,8 @@ cdef enum LineKind:             # errors are below 0; trace/lackey.py words them
     BAD_ADDRESS = -2
     BAD_WIDTH = -3
     BAD_SIZE = -4
+    BAD_PROCESS = -5
+    BAD_END = -6                # the last line has no newline
 
 cdef struct Event:
     uint64_t addr
@@ -109,16 +112,33 @@ cdef inline int hex_digit(uint8_t c) noexcept nogil:
     return -1
 
 
-cdef int parse_line(const uint8_t *p, const uint8_t *end, Event *event) noexcept nogil:
-    """One line without its newline: the whole grammar."""
+cdef uint64_t process_of(const uint8_t *p, const uint8_t *end) noexcept nogil:
+    """The process of a line of Valgrind's, as 1234 of ==1234==; 0: it names none."""
+    cdef uint8_t mark = p[0]
+    cdef uint64_t pid = 0
+    p += 2
+    while p < end and 48 <= p[0] <= 57 and pid < 100000000:
+        pid = pid * 10 + (p[0] - 48)
+        p += 1
+    return pid if end - p >= 2 and p[0] == mark and p[1] == mark else 0
+
+
+cdef int parse_line(const uint8_t *p, const uint8_t *end, Event *event, uint64_t *pid) noexcept nogil:
+    """One line without its newline: the whole grammar. A process that it names must be *pid, or becomes it if 0."""
     cdef uint64_t addr = 0
     cdef uint32_t size = 0
     cdef int digits = 0, value
+    cdef uint64_t process
     if end > p and (end - 1)[0] == c'\r':
         end -= 1
     if p == end:
         return LINE_SKIP
     if end - p >= 2 and p[0] == p[1] and (p[0] == c'=' or p[0] == c'-' or p[0] == c'*'):
+        process = process_of(p, end)
+        if process != 0 and pid[0] != 0 and process != pid[0]:
+            return BAD_PROCESS
+        if process != 0:
+            pid[0] = process
         return LINE_SKIP
     while end > p and (end - 1)[0] == c' ':
         end -= 1
@@ -201,8 +221,11 @@ cdef inline const uint8_t *fast_line(const uint8_t *p, Event *event) noexcept no
 
 
 cdef int parse_lines(const uint8_t **at, const uint8_t *end, bint last, uint8_t *op, uint8_t *size, uint64_t *addr,
-                     Py_ssize_t *n, Py_ssize_t room, Py_ssize_t *lines) noexcept nogil:
-    """Lines from *at until `room` events, an error or the last complete line; *at, *n, *lines move along."""
+                     Py_ssize_t *n, Py_ssize_t room, Py_ssize_t *lines, Lackey *file) noexcept nogil:
+    """Lines from *at until `room` events, an error or the last complete line; *at, *n, *lines move along.
+
+    `last`: what stands at the end without a newline was cut short, unless it is a line of Valgrind's.
+    """
     cdef const uint8_t *p = at[0]
     cdef const uint8_t *after
     cdef const uint8_t *newline
@@ -217,11 +240,15 @@ cdef int parse_lines(const uint8_t **at, const uint8_t *end, bint last, uint8_t 
             newline = <const uint8_t *>memchr(p, c'\n', end - p)
             if newline == NULL and not last:
                 break
-            kind = parse_line(p, newline if newline != NULL else end, &event)
-            if kind < 0:
+            kind = parse_line(p, newline if newline != NULL else end, &event, &file.pid)
+            if newline == NULL and kind != LINE_SKIP and kind != BAD_PROCESS:
+                kind = BAD_END
+            if kind < 0 and (kind == BAD_PROCESS or not file.skip):
                 break
             after = newline + 1 if newline != NULL else end
-            if kind == LINE_SKIP:
+            if kind != LINE_EVENT:
+                file.skipped += kind != LINE_SKIP
+                kind = LINE_EVENT
                 p = after
                 seen += 1
                 continue

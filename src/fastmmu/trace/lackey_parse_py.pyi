@@ -12,7 +12,9 @@ def parse(
     size: npt.NDArray[np.uint8],
     addr: npt.NDArray[np.uint64],
     n: int,
-) -> tuple[int, int, int, int]: ...
+    pid: int = 0,
+    skip: bool = False,
+) -> tuple[int, int, int, int, int, int]: ...
 def format(
     op: npt.NDArray[np.uint8],
     size: npt.NDArray[np.uint8],

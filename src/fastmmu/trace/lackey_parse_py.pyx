@@ -3,17 +3,20 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu._arguments cimport bytes_in, bytes_out, flag, whole, within, words_in, words_out
-from fastmmu.trace.lackey_parse cimport MAX_LINE, parse_lines, print_lines
+from fastmmu.trace.lackey_parse cimport MAX_LINE, Lackey, parse_lines, print_lines
 
 from fastmmu.errors import TraceError
 
 
-def parse(text, start, stop, last, op, size, addr, n):
+def parse(text, start, stop, last, op, size, addr, n, pid=0, skip=False):
     """Parse the lines of text[start:stop] into the columns from row n on.
 
-    Ends at the end of the columns, at a bad line, or at an incomplete line (which, with `last`, is a line).
-    Returns (where the next line starts, rows filled, lines passed, error): error is 0, or the negative kind of
-    the bad line at the position returned.
+    Ends at the end of the columns, at a bad line, or at an incomplete line (which, with `last`, was cut short).
+
+    :param pid: the process that Valgrind's lines have named so far, 0 for none.
+    :param skip: lines of the program itself are skipped.
+    :returns: (where the next line starts, rows filled, lines passed, error, pid, lines skipped): error is 0, or the
+        negative kind of the bad line at the position returned.
     """
     cdef const uint8_t[::1] read = bytes_in("text", text, TraceError)
     cdef uint8_t[::1] ops = bytes_out("op", op, TraceError), sizes = bytes_out("size", size, TraceError)
@@ -23,18 +26,22 @@ def parse(text, start, stop, last, op, size, addr, n):
     cdef const uint8_t *base
     cdef int error
     cdef bint final = flag("last", last)
+    cdef Lackey file
+    file.pid = within("pid", pid, 0, 1 << 32, TraceError)
+    file.skip = flag("skip", skip)
+    file.skipped = 0
     end = within("stop", stop, 0, read.shape[0], TraceError)
     first = within("start", start, 0, end, TraceError)
     row = within("n", n, 0, room, TraceError)
     if ops.shape[0] != room or sizes.shape[0] != room:
         raise TraceError(f"op, size and addr have different lengths: {ops.shape[0]}, {sizes.shape[0]}, {room}")
     if first == end or row == room:
-        return first, row, 0, 0
+        return first, row, 0, 0, file.pid, 0
     base = &read[0]
     p = base + first
     with nogil:
-        error = parse_lines(&p, base + end, final, &ops[0], &sizes[0], &addrs[0], &row, room, &lines)
-    return p - base, row, lines, error
+        error = parse_lines(&p, base + end, final, &ops[0], &sizes[0], &addrs[0], &row, room, &lines, &file)
+    return p - base, row, lines, error, file.pid, file.skipped
 
 
 def format(op, size, addr, first=0, path=None):
