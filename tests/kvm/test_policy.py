@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fastmmu import Action, Config, ConfigError, Exit, Kvm, Machine, Op, Policy
+from fastmmu import Action, Config, ConfigError, Exit, Kvm, Machine, Op, Policy, PolicyError
 from fastmmu.exits import ExitReason
 
 Events = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint64]]
@@ -126,3 +126,22 @@ def test_a_result_names_the_class() -> None:
 
     assert Config(vmm=Mine).fields()["vmm"].endswith("Mine")
     assert Config().fields()["vmm"] == "kernel"
+
+
+def test_what_it_counts() -> None:
+    class Counting(Kvm):
+        def default(self, vcpu: Any, exit: Exit) -> int:
+            vcpu.count("ept_spurious", 5)
+            self.vm.count_stat("mmio_exits")
+            for count in (vcpu.count, self.vm.count_stat):
+                with pytest.raises(PolicyError, match="no counter 'served'; choose from .*pf_fixed"):
+                    count("served")
+                with pytest.raises(PolicyError, match="n=-1"):
+                    count("pf_fixed", -1)
+            return super().default(vcpu, exit)
+
+    machine = Machine(Config(mmu="ept", memory="256M", vmm=Counting))
+    machine.run(*events(100))
+    exits = machine.counters()["vm_exits"]
+    assert machine.counters()["ept_spurious"] == 5 * exits > 0
+    assert machine.vmm.stats()["mmio_exits"] == exits

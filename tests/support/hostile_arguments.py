@@ -167,6 +167,8 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "unit": lambda w: "l1d",
     "array": lambda w: "4/4",
     "levels": lambda w: [((1, 2), 4), ((1,), 4)],
+    "VirtualCpu.count.name": lambda w: "ept_build",
+    "count_stat.name": lambda w: "pf_taken",
     "ports": lambda w: [(0, 0, 1, 1)] * 4,
     "shift": lambda w: 12,
     "pcid": lambda w: 0,

@@ -1,8 +1,11 @@
 """A virtual machine and its vCPUs in the hands of a VMM in Python: what `fastmmu.kvm.policy` works on."""
 
+from libc.stdint cimport uint64_t
+
+from fastmmu._arguments cimport shown, within
 from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
 from fastmmu.kvm.exits cimport kvm_default, kvm_drain, read_full_ring
-from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
+from fastmmu.kvm.kvm cimport Kvm, KvmCounters, KvmStats, KvmVcpu
 from fastmmu.kvm.lapic cimport kvm_apic_begin, kvm_apic_end
 from fastmmu.kvm.modes cimport modes_save
 from fastmmu.kvm.requests cimport kvm_entered, kvm_serve_requests
@@ -16,6 +19,37 @@ ABORT = ACT_ABORT
 _reasons = [{int(reason): reason for reason in ExitReason}.get(number) for number in range(N_REASONS)]
 _new = tuple.__new__            # a named tuple's own is a function in Python
 cdef object _BOARD = object()   # none but vm_of has it
+
+
+cdef void number(void *struct, size_t nbytes) noexcept:
+    # each word of it, by its place
+    cdef size_t i
+    for i in range(nbytes // 8):
+        (<uint64_t *> struct)[i] = i
+
+
+cdef dict words_of_counters():
+    cdef KvmCounters c
+    number(&c, sizeof(c))
+    return {name: at for name, at in (<dict> c).items() if not isinstance(at, list)}
+
+
+cdef dict words_of_stats():
+    # those that are counters: the others are what is owed
+    cdef KvmStats s
+    number(&s, sizeof(s))
+    return {name: (<dict> s)[name] for name in ("pf_taken", "pf_fixed", "pf_emulate", "insn_emulation", "mmio_exits",
+                                                "tlb_flush")}
+
+
+cdef dict _counters = words_of_counters(), _stats = words_of_stats()
+
+
+cdef int place_of(dict words, name) except -1:
+    found = words.get(name) if isinstance(name, str) else None
+    if found is None:
+        raise PolicyError(f"there is no counter {shown(name)}; choose from {', '.join(words)}")
+    return found
 
 
 cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm):
@@ -39,6 +73,15 @@ cdef class VirtualMachine:
     cdef int refuse(self) except -1:
         raise PolicyError("the guest does not stand still for its VMM: this is for the methods of a fastmmu.Kvm, while "
                           "they handle a VM exit")
+
+    def count_stat(self, name, n=1):
+        """Count one of KVM's statistics: pf_taken, pf_fixed, pf_emulate, insn_emulation, mmio_exits, tlb_flush
+        (kvm_policy.md §12; :meth:`fastmmu.kvm.vmm.Vmm.stats`).
+
+        :param n: how many, an int of 64 bits. :raises PolicyError: no such statistic, or called outside of a handler.
+        """
+        self.inside()
+        (<uint64_t *> &self.kvm.stats)[place_of(_stats, name)] += within("n", n, 0, 0xFFFFFFFFFFFFFFFF, PolicyError)
 
     cdef VirtualCpu of(self, KvmVcpu *vcpu):
         # the port of this vCPU, which it keeps
@@ -80,6 +123,17 @@ cdef class VirtualCpu:
         with nogil:
             action = self.vcpu.kvm.surface(self.vcpu.kvm.machine, self.v)
         return action
+
+    # ---- what is counted -------------------------------------------------------------------------------------
+
+    def count(self, name, n=1):
+        """Count what the VMM did for this vCPU: pf_fixed, pf_guest, pf_emulate, pf_spurious, ept_build, ept_spurious,
+        mmio, invvpid, invept (:mod:`fastmmu.counters`).
+
+        :param n: how many, an int of 64 bits. :raises PolicyError: no such counter, or called outside of a handler.
+        """
+        self.vm.inside()
+        (<uint64_t *> &self.vcpu.c)[place_of(_counters, name)] += within("n", n, 0, 0xFFFFFFFFFFFFFFFF, PolicyError)
 
     # ---- steps of the kernel layer ---------------------------------------------------------------------------
 
