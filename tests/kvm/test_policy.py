@@ -134,7 +134,7 @@ def test_what_it_counts() -> None:
             vcpu.count("ept_spurious", 5)
             self.vm.count_stat("mmio_exits")
             for count in (vcpu.count, self.vm.count_stat):
-                with pytest.raises(PolicyError, match="no counter 'served'; choose from .*pf_fixed"):
+                with pytest.raises(PolicyError, match=r"no counter 'served'; choose from .*pf_fixed"):
                     count("served")
                 with pytest.raises(PolicyError, match="n=-1"):
                     count("pf_fixed", -1)

@@ -252,6 +252,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Device": lambda w: fastmmu.Device(),
     "Bus": lambda w: fastmmu.Bus({0x1_8000_0000: fastmmu.Device()}),
     "Policy": lambda w: fastmmu.Policy(),
+    "VmPort": lambda w: w.python_vmm.vm,
+    "VcpuPort": lambda w: w.python_vmm.vcpu,
     "VirtualMachine": lambda w: w.python_vmm.vm,
     "VirtualCpu": lambda w: w.python_vmm.vcpu,
     "Exit": lambda w: fastmmu.Exit(fastmmu.ExitReason.CPUID, 0, 0, 0, 0, 0),

@@ -12,7 +12,8 @@
     ipi         interprocessor interrupts, and what a vCPU finds when it runs again
     vpid        the VPIDs of a host; vpid_py: that for Python
     vmm         `Vmm`: what user space does to slots and dirty logs, for Python
-    policy      the same rules in Python, to be read and overridden; port: what they work on
+    policy      the same rules in Python, to be read and overridden
+    port        what they work on, of vm_port and vcpu_port; vmcs: VMREAD and VMWRITE of it
 
 Imports `arch` to `cpu`. Rules are those of kvm_policy.md; each names its section.
 

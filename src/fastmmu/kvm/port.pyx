@@ -4,21 +4,21 @@ from libc.stdint cimport uint64_t
 
 from fastmmu._arguments cimport shown, within
 from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
-from fastmmu.kvm.exits cimport kvm_default, kvm_drain, read_full_ring
+from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters, KvmStats, KvmVcpu
 from fastmmu.kvm.lapic cimport kvm_apic_begin, kvm_apic_end
 from fastmmu.kvm.modes cimport modes_save
-from fastmmu.kvm.requests cimport kvm_entered, kvm_serve_requests
+from fastmmu.kvm.vcpu_port cimport VcpuPort
+from fastmmu.kvm.vm_port cimport VmPort, made_of, word_of_board
 from fastmmu.threads.turns cimport Turns
 
-from fastmmu.errors import PolicyError, WrongTypeError
+from fastmmu.errors import PolicyError
 from fastmmu.exits import N_REASONS, Exit, ExitReason
 
 ABORT = ACT_ABORT
 
 _reasons = [{int(reason): reason for reason in ExitReason}.get(number) for number in range(N_REASONS)]
 _new = tuple.__new__            # a named tuple's own is a function in Python
-cdef object _BOARD = object()   # none but vm_of has it
 
 
 cdef void number(void *struct, size_t nbytes) noexcept:
@@ -54,25 +54,20 @@ cdef int place_of(dict words, name) except -1:
 
 cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm):
     """The VM of a board."""
-    cdef VirtualMachine vm = VirtualMachine.__new__(VirtualMachine, _BOARD)
+    cdef VirtualMachine vm = VirtualMachine.__new__(VirtualMachine, word_of_board())
     vm.board, vm.turns, vm.kvm = board, turns, kvm
     vm.vcpus = []
     return vm
 
 
-cdef class VirtualMachine:
+cdef class VirtualMachine(VmPort):
     """A virtual machine in the hands of its VMM, a :class:`fastmmu.Kvm`: vcpus, a :class:`VirtualCpu` each.
 
     Threads: of the thread that runs the machine, while it handles a VM exit or a call of its user space.
     """
 
     def __cinit__(self, made=None):
-        if made is not _BOARD:
-            raise WrongTypeError("a VirtualMachine is what a fastmmu.Kvm gets; it is not made by hand")
-
-    cdef int refuse(self) except -1:
-        raise PolicyError("the guest does not stand still for its VMM: this is for the methods of a fastmmu.Kvm, while "
-                          "they handle a VM exit")
+        made_of(made, "a VirtualMachine is what a fastmmu.Kvm gets")
 
     def count_stat(self, name, n=1):
         """Count one of KVM's statistics: pf_taken, pf_fixed, pf_emulate, insn_emulation, mmio_exits, tlb_flush
@@ -83,11 +78,13 @@ cdef class VirtualMachine:
         self.inside()
         (<uint64_t *> &self.kvm.stats)[place_of(_stats, name)] += within("n", n, 0, 0xFFFFFFFFFFFFFFFF, PolicyError)
 
+    # ---- its vCPUs -------------------------------------------------------------------------------------------
+
     cdef VirtualCpu of(self, KvmVcpu *vcpu):
         # the port of this vCPU, which it keeps
         cdef VirtualCpu port
-        while len(self.vcpus) <= <Py_ssize_t> vcpu.index:
-            port = VirtualCpu.__new__(VirtualCpu, _BOARD)
+        while len(self.vcpus) < <Py_ssize_t> self.kvm.n_vcpus:
+            port = VirtualCpu.__new__(VirtualCpu, word_of_board())
             port.vm = self
             port.vcpu = self.kvm.vcpu[len(self.vcpus)]
             port.v = &port.vcpu.cpu
@@ -95,15 +92,14 @@ cdef class VirtualMachine:
         return self.vcpus[vcpu.index]
 
 
-cdef class VirtualCpu:
+cdef class VirtualCpu(VcpuPort):
     """A vCPU in the hands of its VMM, which gets it with each VM exit.
 
     Threads: as of :class:`VirtualMachine`.
     """
 
     def __cinit__(self, made=None):
-        if made is not _BOARD:
-            raise WrongTypeError("a VirtualCpu is what the handlers of a fastmmu.Kvm get; it is not made by hand")
+        made_of(made, "a VirtualCpu is what the handlers of a fastmmu.Kvm get")
 
     @property
     def exit(self):
@@ -137,12 +133,12 @@ cdef class VirtualCpu:
 
     # ---- steps of the kernel layer ---------------------------------------------------------------------------
 
-    def _kernel_begin(self):
+    def _kernel_save(self):
         self.vm.inside()
-        if self.v.ept.pml_index != NULL:
-            kvm_drain(self.vcpu)
-        kvm_entered(self.vcpu.kvm)
         modes_save(self.vcpu)
+
+    def _kernel_apic_begin(self):
+        self.vm.inside()
         if self.vcpu.irq != NULL:
             kvm_apic_begin(self.vcpu.irq)
 
@@ -153,9 +149,7 @@ cdef class VirtualCpu:
             action = kvm_default(self.vcpu)
         return action
 
-    def _kernel_end(self, int action):
+    def _kernel_apic_end(self, int action):
         self.vm.inside()
-        kvm_serve_requests(self.vcpu)
-        read_full_ring(self.vcpu)
         if self.vcpu.irq != NULL:
             kvm_apic_end(self.vcpu.irq, action)

@@ -14,3 +14,5 @@ cdef int field_read(Processor *p, uint64_t encoding, uint64_t *value) noexcept n
 cdef int field_write(Processor *p, uint64_t encoding, uint64_t value) noexcept nogil
 cdef int field_width(uint64_t encoding) noexcept nogil      # bits that VMWRITE takes; 0: no such field
 cdef int field_slot(uint64_t encoding) noexcept nogil       # -1: none
+cdef bint field_read_only(uint64_t encoding) noexcept nogil
+cdef int field_in_core(uint64_t encoding, size_t *offset) noexcept nogil    # bytes of it in arch.vmx.Vmcs; 0: not there

@@ -143,6 +143,20 @@ cdef int field_write(Processor *p, uint64_t encoding, uint64_t value) noexcept n
     return END_DONE
 
 
+cdef bint field_read_only(uint64_t encoding) noexcept nogil:
+    # exit information; of a field that exists
+    return slot[field_slot(encoding)].read_only
+
+
+cdef int field_in_core(uint64_t encoding, size_t *offset) noexcept nogil:
+    cdef int number = field_slot(encoding)
+    cdef size_t first = <char *> &probe.cpu.vmcs - <char *> &probe
+    if number < 0 or slot[number].offset < first or slot[number].offset >= first + sizeof(Vmcs):
+        return 0
+    offset[0] = slot[number].offset - first
+    return slot[number].nbytes
+
+
 # ---- where each field is ----------------------------------------------------------------------------------
 
 cdef int place(number, field, size_t offset, int nbytes) except -1:

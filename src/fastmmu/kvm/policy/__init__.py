@@ -1,6 +1,9 @@
 """KVM's policy in Python: the rules of the kernels of this room, each to be read, and to be overridden.
 
     kvm         Kvm: what is done at each VM exit, in its order
+    base        what the rules have in common
+    requests    flushes: asked for, and served before VM entry
+    vcpu        a vCPU on its way out of and into the guest; the page-modification log
 
 The state is the kernels' own, by `fastmmu.kvm.port`: both count the same, and a machine runs the one or the other
 (``Config.vmm``). To try a rule, derive from :class:`fastmmu.Kvm`, override the method that carries it out, and give

@@ -1,0 +1,21 @@
+# What a VMM in Python finds of its virtual machine.
+
+from libc.stdint cimport uint64_t
+
+from fastmmu.kvm.kvm cimport Kvm
+from fastmmu.threads.turns cimport this_thread
+
+
+cdef class VmPort:
+    cdef object board           # keeps alive what the pointers point into
+    cdef Kvm *kvm
+    cdef uint64_t active        # thread in which the VMM works, between a VM exit and VM entry; 0: none
+    cdef int refuse(self) except -1
+
+    cdef inline int inside(self) except -1:
+        # first line of every call: the VMM may only work while the guest stands still for it
+        return 0 if self.active == this_thread() else self.refuse()
+
+
+cdef object word_of_board()
+cdef int made_of(made, str what) except -1
