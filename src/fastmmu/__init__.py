@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fastmmu.machine.config import Config
     from fastmmu.machine.costs import CostModel
     from fastmmu.machine.devices import Bus, Device
+    from fastmmu.machine.exit_log import ExitLog
     from fastmmu.machine.host import Host
     from fastmmu.machine.instructions import Access, Load
     from fastmmu.machine.machine import Machine
@@ -71,6 +72,7 @@ __all__ = [
     "Eptp",
     "EventError",
     "Exit",
+    "ExitLog",
     "ExitReason",
     "FastmmuError",
     "Fault",
@@ -158,6 +160,7 @@ _HOMES = {
     "fastmmu.machine.config": ("Config",),
     "fastmmu.machine.costs": ("CostModel",),
     "fastmmu.machine.devices": ("Bus", "Device"),
+    "fastmmu.machine.exit_log": ("ExitLog",),
     "fastmmu.machine.host": ("Host",),
     "fastmmu.machine.instructions": ("Access", "Load"),
     "fastmmu.machine.machine": ("Machine",),

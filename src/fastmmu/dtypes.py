@@ -9,6 +9,7 @@ from fastmmu.errors import Code
 __all__ = [
     "ALL_ONES",
     "EPT_MAPPING_DTYPE",
+    "EXIT_DTYPE",
     "MAPPING_DTYPE",
     "MAPPING_FAULT_DTYPE",
     "STEP_DTYPE",
@@ -44,6 +45,35 @@ class StepKind(Code):
     DATA = 4
     SPP = 5
 
+
+EXIT_DTYPE = np.dtype(
+    [
+        ("time", "<u8"),
+        ("qualification", "<u8"),
+        ("gpa", "<u8"),
+        ("gla", "<u8"),
+        ("rip", "<u8"),
+        ("cycles", "<f8"),
+        ("vcpu", "<u4"),
+        ("intr_info", "<u4"),
+        ("error_code", "<u4"),
+        ("reason", "<u2"),
+        ("class", "u1"),
+        ("kind", "u1"),
+    ],
+    align=True,
+)
+"""One VM exit of :meth:`fastmmu.Machine.exit_log`; the C struct `ExitRecord` of `cpu/exit_log.pxd`.
+
+time: accesses of the trace begun until then, of all vCPUs of the VM, that which exits among them. qualification, gpa,
+gla, intr_info, error_code: exit-information fields of the VMCS (SDM vol. 3, "VM-Exit Information Fields"; vmx.md §5),
+those unrelated to the reason are 0; gla is the address of a #PF and of INVLPG, too. rip: linear address of the last
+instruction that the trace fetched, 0 without one. cycles: of the cost model, round trip, VMREADs and VMWRITEs, KVM's
+path and the handler, so that they sum to the ``exit:`` causes of ``Result.cycles_by``; not what it causes later, nor
+flushes and pages from disk, which are causes of their own. vcpu: number within the machine. reason:
+:class:`fastmmu.ExitReason`. class: ``fastmmu.exits.FaultClass``. kind: what the cost goes by, a number of
+``fastmmu.exits.REASON_NAMES``, or ``N_REASONS`` + one of ``PRICED``.
+"""
 
 STEP_DTYPE = np.dtype(
     [

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from fastmmu.errors import Code, Flags
 
-__all__ = ["N_REASONS", "Action", "Completion", "Exit", "ExitReason", "FaultClass", "Qualification"]
+__all__ = ["N_REASONS", "PRICED", "REASON_NAMES", "Action", "Completion", "Exit", "ExitReason", "FaultClass",
+           "Qualification"]  # fmt: skip
 
 N_REASONS = 80
 
@@ -64,6 +65,23 @@ class ExitReason(Code):
     SPP_EVENT = 66
     BUS_LOCK = 74
     NOTIFY = 75
+
+
+REASON_NAMES = tuple({int(r): r.name.lower() for r in ExitReason}.get(i, f"reason_{i}") for i in range(N_REASONS))
+"""By number, as ``exits_by_reason`` has them; those without a name come from EXIT events only."""
+
+PRICED = (
+    "pf_fixed",
+    "pf_guest",
+    "pf_emulate",
+    "mmio",
+    "pf_spurious",
+    "pf_retry",
+    "ept_build",
+    "pf_fast",
+    "ept_spurious",
+)
+"""Classes of exits that have a cost of their own, by counter (``fastmmu.machine.costs``)."""
 
 
 class FaultClass(Code):

@@ -150,6 +150,10 @@ class SpecifiedMachine:
         found: dict[str, Any] = {**self.kvm.vm.count, "vm_exits": sum(exits.values()), "exits_by_reason": exits}
         return {**found, "pages": (small, large, 0), "unsync": unsync}
 
+    def exit_log(self) -> list[tuple[int, int, int, str]]:
+        """Reason, qualification, error code, class of each VM exit."""
+        return [(int(e.reason), e.qualification, e.error_code, e.fault_class) for e in self.kvm.vm.log]
+
     def stats(self) -> dict[str, int]:
         """KVM's statistics, those that are specified."""
         vm = self.kvm.vm

@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmu import Config, GuestState, Machine
+from fastmmu import Config, ExitLog, GuestState, Machine
 from fastmmu.errors import BusError
+from fastmmu.exits import FaultClass
 from tests.agreement.specified import SpecifiedMachine
 from tests.support.guest_layouts import Regime, start
 from tests.support.host_programs import SLOTS, Runner, Step, regimes, steps
 from tests.support.vmm_tables import check_reverse_maps, mapped
 
-SLIDES = Config(memory="64M")
-LINUX = Config(memory="64M", kvm="6.1", vpid=True)
+SLIDES = Config(memory="64M", exit_log=10_000)
+LINUX = Config(memory="64M", kvm="6.1", vpid=True, exit_log=10_000)
 CONFIGS = {
     "slides-shadow": SLIDES.replace(mmu="shadow"),
     "slides-shadow-2m": SLIDES.replace(mmu="shadow", host_pages="2m"),
@@ -85,7 +86,15 @@ def counted(machine: Any) -> dict[str, Any]:
     violations = sum(n for name, n in classes.items() if name.startswith("violations"))
     assert violations == counters["exits_by_reason"].get("ept_violation", 0)
     classes |= {f"stats {name}": n for name, n in machine.vmm.stats().items() if name not in UNSPECIFIED}
-    return {"exits": counters["exits_by_reason"], **{name: n for name, n in classes.items() if n}}
+    logged = machine.exit_log()
+    log = log_of(logged) if isinstance(logged, ExitLog) else logged
+    return {"exits": counters["exits_by_reason"], "log": log, **{name: n for name, n in classes.items() if n}}
+
+
+def log_of(log: ExitLog) -> list[tuple[int, int, int, str]]:
+    """Reason, qualification, error code and class of each exit."""
+    fields = [log.records[name].tolist() for name in ("reason", "qualification", "error_code", "class")]
+    return [(reason, q, code, FaultClass(of).name.lower()) for reason, q, code, of in zip(*fields, strict=True)]
 
 
 def differing(have: dict[str, Any], want: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 import fastmmu
 from fastmmu import Config, GuestState, Machine
 from fastmmu.counters import COUNTERS
+from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.machine.board import Board
 from fastmmu.trace import bundled, read_trace
 from tests.support.hostile_objects import BY_CLASS, GUEST, PAGE, SMALL, SYSTEM, VA, World, image
@@ -50,6 +51,8 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "eptrta": lambda w: 0x1000,
     "simulate.va": lambda w: w.addresses,
     # machine
+    "fault_class": lambda w: 1,
+    "records": lambda w: np.zeros(2, EXIT_DTYPE),
     "reason": lambda w: 10,
     "source": lambda w: 1,
     "op": lambda w: w.events[0],

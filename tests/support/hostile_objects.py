@@ -18,6 +18,7 @@ from fastmmu.cpu.missing_flushes import MissingFlushes
 from fastmmu.cpu.vapic_py import VirtualApic
 from fastmmu.image import read_guest
 from fastmmu.machine.board import Board
+from fastmmu.machine.exit_ring import ExitRing
 from fastmmu.machine.system_loop_py import SystemReplay
 from fastmmu.paging.mappings import MappingIterator
 from fastmmu.study.curve.curve_kernel_py import StackDistances
@@ -228,6 +229,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Vmm": lambda w: w.vmm_machine.vmm,
     "GuestApic": lambda w: w.apic_machine.apic,
     "Board": lambda w: Board(),
+    "ExitRing": lambda w: ExitRing(),
+    "ExitLog": lambda w: w.vmm_machine.exit_log(),
     "vmx.cpu.Cpu": lambda w: w.cpu,
     "vmx.exit.Exit": lambda w: launched(unpaged()).run(Op.EXIT, 0, fastmmu.ExitReason.CPUID),
     "Vmcs": lambda w: Vmcs(w.cpu.memory, OTHER),

@@ -12,6 +12,7 @@
     apic_access   what the guest does with it, and the interrupts that it gets between two instructions
     apic_msr      of it, CR8 and the MSRs: what exits, and what is done without a VMM
     tpr_patch     instructions that access the TPR, and the calls that replace them
+    exit_log      the log of VM exits: a ring of records
     stale         the detector of missing flushes; `missing_flushes` is that for Python
     apic_py, vapic_py, vmentry_py, inv_operands_py, tpr_patch_py   these for Python
 

@@ -7,6 +7,7 @@ from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.registers cimport Registers
 from fastmmu.arch.types cimport Ept, Mem, Paging, Walk
 from fastmmu.arch.vmx cimport N_REASONS, Vmcs
+from fastmmu.cpu.exit_log cimport ExitLog
 from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vapic cimport Vapic
 from fastmmu.tlb.lookup cimport NO_EPT, Tlb
@@ -130,6 +131,7 @@ cdef struct Vcpu:
     uint32_t host_pages         # pages of its own that the host touches at each VM exit
     Premap premap               # not NULL: what is missing is mapped unseen, as if it had been there from the start
     Detector *detector          # the detector of missing flushes, or NULL
+    ExitLog *log                # of the VM; NULL: none is kept
     uint64_t now                # number of the event under way, where it is on
     Counters c
 

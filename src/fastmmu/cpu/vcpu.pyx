@@ -16,6 +16,7 @@ from fastmmu.arch.vmx cimport (
     clear_exit_information, page_fault_exits, secondary_control,
 )
 from fastmmu.cpu.apic cimport APIC_TPR
+from fastmmu.cpu.exit_log cimport exit_log_add
 from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
 from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
@@ -150,6 +151,8 @@ cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
     v.vmcs.exit_reason = reason
     v.c.vm_exits += 1
     v.c.exits[reason] += 1
+    if v.log != NULL:
+        exit_log_add(v.log, &v.vmcs, v.c.ops, v.now)
     inv_transition(v.tlb, v.vpid_on)
     save_guest_state(v)
     v.ept_on = v.vpid_on = False

@@ -10,6 +10,7 @@
     requests    what is asked of a vCPU before its next VM entry, and the flushes that serve it
     lapic       the exits of the APIC, injection, TPR threshold
     ipi         interprocessor interrupts, and what a vCPU finds when it runs again
+    exit_log    what the VMM made of an exit, in the log of exits
     vpid        the VPIDs of a host; vpid_py: that for Python
     vmm         `Vmm`: what user space does to slots and dirty logs, for Python
     policy      the same rules in Python, to be read and overridden

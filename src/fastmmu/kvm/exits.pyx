@@ -12,10 +12,9 @@ from fastmmu.arch.vmx cimport (
     EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, N_REASONS, SECONDARY_PML, SECONDARY_VPID, secondary_control,
 )
 from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
+from fastmmu.kvm.exit_log cimport kvm_log_begin, kvm_log_end
 from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
-from fastmmu.kvm.kvm cimport (
-    CLASS_NONE, OMIT_INVLPG, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu, to_kvm_vcpu,
-)
+from fastmmu.kvm.kvm cimport OMIT_INVLPG, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu, to_kvm_vcpu
 from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu.kvm.modes cimport modes_save
 from fastmmu.kvm.registers cimport kvm_cr_access, kvm_emulate
@@ -34,7 +33,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     cdef KvmVcpu *vcpu = to_kvm_vcpu(v)
     cdef Kvm *kvm = vcpu.kvm
     cdef int action
-    vcpu.fault_class = CLASS_NONE
+    kvm_log_begin(vcpu)
     if v.ept.pml_index != NULL:
         kvm_drain(vcpu)
     kvm_entered(kvm)
@@ -45,6 +44,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
         action = kvm.surface(kvm.machine, v)
     else:
         action = kvm_default(vcpu)
+    kvm_log_end(vcpu)
     kvm_serve_requests(vcpu)
     read_full_ring(vcpu)
     if vcpu.irq != NULL:

@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu._arguments cimport shown, within
+from fastmmu._arguments cimport shown, whole, within
+from fastmmu.arch.vmx cimport EXIT_EPT_VIOLATION
 from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
 from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters, KvmStats, KvmVcpu
@@ -13,7 +14,7 @@ from fastmmu.kvm.vm_port cimport VmPort, made_of, word_of_board
 from fastmmu.threads.turns cimport Turns
 
 from fastmmu.errors import PolicyError
-from fastmmu.exits import N_REASONS, Exit, ExitReason
+from fastmmu.exits import N_REASONS, Exit, ExitReason, FaultClass
 
 ABORT = ACT_ABORT
 
@@ -130,6 +131,17 @@ cdef class VirtualCpu(VcpuPort):
         """
         self.vm.inside()
         (<uint64_t *> &self.vcpu.c)[place_of(_counters, name)] += within("n", n, 0, 0xFFFFFFFFFFFFFFFF, PolicyError)
+
+    def classify(self, fault_class):
+        """Say what the fault under way needed the VMM for, a ``fastmmu.exits.FaultClass``: for the log of exits, and
+        counted where it is an EPT violation (violations_build and so on).
+
+        :raises StateError: no such class. :raises PolicyError: called outside of a handler.
+        """
+        self.vm.inside()
+        self.vcpu.fault_class = FaultClass(whole("fault_class", fault_class))
+        if self.v.vmcs.exit_reason == EXIT_EPT_VIOLATION:
+            self.vcpu.c.violations[self.vcpu.fault_class] += 1
 
     # ---- steps of the kernel layer ---------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ One vCPU of a VM is loaded: the one that runs. The others keep their state where
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport realloc
 
-from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT
+from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, clear_exit_information
 from fastmmu.cpu.apic_access cimport irq_boundary
 from fastmmu.cpu.vcpu cimport Vcpu, vcpu_derive, vcpu_enter, vcpu_leave
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
@@ -71,6 +71,7 @@ cdef int kvm_vcpu_enter(KvmVcpu *vcpu, uint32_t pcpu) noexcept nogil:
     elif vcpu.mode == EXITING_GUEST_MODE:
         reason = EXIT_EXTERNAL_INTERRUPT
     if vcpu.mode != OUTSIDE_GUEST_MODE and reason != NO_EXIT:
+        clear_exit_information(&v.vmcs)
         vcpu_leave(v, reason)
         kvm_drain(vcpu)
         vcpu.mode = OUTSIDE_GUEST_MODE
@@ -96,6 +97,7 @@ cdef int kvm_vcpu_enter(KvmVcpu *vcpu, uint32_t pcpu) noexcept nogil:
 
 cdef void kvm_vcpu_exit(KvmVcpu *vcpu) noexcept nogil:
     # the host's timer takes the physical CPU from it
+    clear_exit_information(&vcpu.cpu.vmcs)
     vcpu_leave(&vcpu.cpu, EXIT_EXTERNAL_INTERRUPT)
     kvm_drain(vcpu)
     vcpu.mode = OUTSIDE_GUEST_MODE

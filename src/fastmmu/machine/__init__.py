@@ -8,6 +8,7 @@
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     simulate                         a trace through a machine
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
+    exit_ring, exit_log              the log of exits as arrays; `ExitLog`, with their cycles
     identity                         what a result was made of: events by their content
 
 A part of a machine (`Guest`, `GuestApic`, `Vmm` of the room kvm) holds the board, which knows no part: nothing holds

@@ -8,6 +8,7 @@ from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.machine.events cimport Run
+from fastmmu.machine.exit_ring cimport ExitRing
 from fastmmu.machine.guest_kernel cimport GuestKernel
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
@@ -41,6 +42,7 @@ cdef class Board:
     cdef uint64_t handling      # thread in which a Python handler runs, and the guest stands still; 0: none does
     cdef readonly uint64_t events   # of traces, carried out
     cdef object raised          # exception of a Python handler
+    cdef ExitRing exits         # the log of exits, or None
     cdef _build(self, config, bint guest_kernel, GuestState state, slots, place)
     cdef _offered(self, GuestState state)
     cdef _boot(self)

@@ -28,6 +28,7 @@ from fastmmu.kvm.roots cimport kvm_load_root
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_load, kvm_vcpu_put
 from fastmmu.machine.counters cimport counters_of
 from fastmmu.machine.events cimport Run, run_events, to_run
+from fastmmu.machine.exit_ring cimport log_runs, ring_of
 from fastmmu.machine.guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
     kernel_load,
@@ -170,6 +171,8 @@ cdef class Board:
             self._build_vmm(vpid, state, placed, more)
         if config.tpr is not None:
             self._init_apic(self.loop)
+        if config.exit_log:
+            self.exits = ring_of(self.vcpu, config.exit_log)
         self.initial = state
 
     cdef _offered(self, GuestState state):
@@ -224,6 +227,8 @@ cdef class Board:
         if self.kvm.n_vcpus > 1:
             kernel_load(&self.kernel, self.v, &run.c, &run.process)
             kvm_vcpu_load(self.vcpu)
+        if self.v.log != NULL:
+            log_runs(self.vcpu)
 
     cdef _init_apic(self, Run *run):
         # of a vCPU, whose pages lie in front of the VMM's tables, those of further ones behind the machine

@@ -75,6 +75,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     memory: int | str = "64G"
     exit_every: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     exit_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+    exit_log: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
     tpr: Literal["trap", "patch", "flexpriority", "apicv"] | None = None
     tpr_shadow: bool = True
     tpr_threshold: Literal["kvm", "slides"] = "kvm"
@@ -157,6 +158,7 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param memory: guest memory, bytes or text such as "64G"; only address space, nothing is allocated for it.
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
     :param exit_pages: pages of its own that the host reads at each VM exit, under VPID 0.
+    :param exit_log: so many VM exits are kept, the last, a record each (64 bytes): :meth:`Machine.exit_log`; 0: none.
     :param tpr: the guest has a local APIC, and this handles it: ``"trap"`` emulates each access to its page;
         ``"patch"`` replaces the instructions that access the TPR, as QEMU's kvmvapic does: whichever vCPU runs one
         first, for all, each of which has its own record of the TPR; ``"flexpriority"`` is the TPR shadow and the
@@ -304,8 +306,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
 VMM_FIELDS = (
     "mmu", "vpid", "host_pages", "kvm", "vendor", "unsync", "ept_ad", "pml", "tdp_mmu", "eager_page_split",
     "nx_huge_pages", "mmio_caching", "shadow_keys", "guest_ad_checked", "unrestricted_guest", "identity_map",
-    "host_memory", "host_reclaim", "ageing", "noncoherent_dma", "cd_quirk", "table_pages", "exit_pages", "tpr_shadow",
-    "tpr_threshold", "tpr_patch", "vmm",
+    "host_memory", "host_reclaim", "ageing", "noncoherent_dma", "cd_quirk", "table_pages", "exit_pages", "exit_log",
+    "tpr_shadow", "tpr_threshold", "tpr_patch", "vmm",
 )  # fmt: skip
 """Fields that say what the VMM does, or the processor for it: a native run is the same whatever they are."""
 _DEFAULTS = msgspec.structs.asdict(Config())

@@ -18,7 +18,7 @@ from fastmmu.mmu.mmu cimport MmuCounters
 from fastmmu.tlb.lookup cimport L1D, L1I, L1S, L2, L2I, TlbCounters
 
 from fastmmu.counters import APIC, COUNTERS, reader, sums
-from fastmmu.exits import ExitReason
+from fastmmu.exits import REASON_NAMES
 
 cdef enum:
     WORDS = 1 << 12             # of a struct, at most
@@ -35,9 +35,6 @@ cdef struct Word:               # a summand of a row
 cdef struct Table:
     Word *word
     uint32_t n
-
-# exit reasons without a name come from EXIT events only
-_REASONS = [{int(r): r.name.lower() for r in ExitReason}.get(i, f"reason_{i}") for i in range(N_REASONS)]
 
 
 cdef void number(void *struct, size_t nbytes) noexcept:
@@ -128,7 +125,7 @@ cdef dict counters_of(Run *run, TlbCounters *t):
     room[<int> KVM] = <uint64_t *> &run.vcpu.c
     room[<int> VM] = vm
     add_up(found, _names, &_counters, room)
-    found["exits_by_reason"] = {_REASONS[i]: exits[i] for i in range(N_REASONS) if exits[i]}
+    found["exits_by_reason"] = {REASON_NAMES[i]: exits[i] for i in range(N_REASONS) if exits[i]}
     if run.vcpu.irq != NULL:
         room[<int> APIC_ROOM] = <uint64_t *> &run.vcpu.irq.c
         more = _apic_none.copy()

@@ -17,6 +17,7 @@ from fastmmu.arch.types cimport FAULT_PF, Walk
 from fastmmu.arch.vmx cimport EXIT_CPUID, N_REASONS, clear_exit_information
 from fastmmu.cpu.apic_access cimport irq_boundary, irq_due, irq_event
 from fastmmu.cpu.control cimport vcpu_invlpg
+from fastmmu.cpu.exit_log cimport exit_log_done, exit_log_events
 from fastmmu.cpu.interrupts cimport irq_left, irq_pass, irq_waits
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_ADDR, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP,
@@ -123,6 +124,8 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     cdef uint64_t i, la, value, hpa = 0, until = next_stop(m), begun = 0, others = 0, told = 0
     cdef int outcome, o
     cdef uint64_t *need = v.need[1]
+    if v.log != NULL:
+        exit_log_events(v.log, op, 1, addr, 8, m.first, n, False)
     for i in range(n):
         o = op[i]
         la = addr[i]
@@ -167,6 +170,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                 begun = 1
                 break
             v.c.page_crossings += 1
+            v.now = m.first + i
             outcome = vcpu_access(v, la, o, True, &hpa)
             if outcome > DONE_EMULATED and demand_page(m, la, o, outcome, &hpa) > DONE_EMULATED:
                 begun = 1
@@ -186,6 +190,8 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     elapse(m, max(told, i - others) - told)     # without an access that ended the run
     m.clock[0] += max(told, i - others)
     count_accesses(m, op, i + begun)        # one that was looked up counts, even if it ended the run
+    if v.log != NULL:
+        exit_log_done(v.log, i)
     return i
 
 

@@ -272,6 +272,11 @@ cdef class Host:
         cdef Board b = (<Machine> self.machines[s.vm]).board
         return b._counters(s.run, &s.counted)
 
+    def exit_log(self, vcpu, costs=None):
+        """The last VM exits of a vCPU, of those that its machine keeps: :meth:`Machine.exit_log`."""
+        cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
+        return self.machines[s.vm].exit_log(costs).of(int(s.run.vcpu.index))
+
     def deliveries(self, vcpu):
         """Every interrupt that the guest's handlers got on a vCPU, in order, as :class:`Delivered`; `at`: accesses of
         all vCPUs of its machine until then. Empty without an APIC."""

@@ -9,6 +9,8 @@ from fastmmu.exits import Action
 from fastmmu.kvm.vmm import Vmm
 from fastmmu.machine.apic_port import GuestApic
 from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CostModel
+from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.instructions import Access, Guest, Load
 from fastmmu.machine.policy import Mmio, Policy
 from fastmmu.machine.slots import MemorySlot
@@ -52,6 +54,8 @@ class Machine:
     @property
     def guest_memory(self) -> PhysicalMemory: ...
     def counters(self) -> dict[str, Any]: ...
+    def exit_log(self, costs: CostModel | None = None) -> ExitLog: ...
+    def take_exits(self, costs: CostModel | None = None) -> npt.NDArray[np.void]: ...
     @property
     def config(self) -> Config: ...
     @property

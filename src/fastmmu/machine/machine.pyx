@@ -2,15 +2,18 @@
 
 from weakref import ref
 
+import numpy as np
+
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._arguments cimport flag, linear_address, shown, whole, within
+from fastmmu._arguments cimport flag, instance, linear_address, shown, whole, within
 from fastmmu.arch.bits cimport ONES
 from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.vcpu cimport (
     ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort, vcpu_derive,
     vcpu_enter,
 )
+from fastmmu.kvm.exit_log cimport kvm_log_begin, kvm_log_end
 from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
 from fastmmu.kvm.port cimport vm_of
@@ -19,15 +22,19 @@ from fastmmu.kvm.vmm cimport vmm_of
 from fastmmu.machine.apic_port cimport GuestApic
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.events cimport premap
+from fastmmu.machine.exit_ring cimport ring_of
 from fastmmu.machine.instructions cimport Guest
 from fastmmu.mmu.pages cimport mmu_hpa
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
 from fastmmu.threads.turns cimport Turn, this_thread
 
+from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.errors import ConfigError, PolicyError, StateError
 from fastmmu.exits import N_REASONS, Action, Exit, ExitReason
 from fastmmu.machine.config import as_config
+from fastmmu.machine.costs import CostModel
+from fastmmu.machine.exit_log import ExitLog, priced
 from fastmmu.machine.policy import Mmio, overridden
 
 
@@ -66,11 +73,13 @@ cdef int in_python(Vcpu *v) noexcept with gil:
     cdef Board b = <Board> to_kvm_vcpu(v).kvm.machine
     cdef int outcome = ACT_ABORT
     b.vm.active = this_thread()
+    kvm_log_begin(to_kvm_vcpu(v))
     try:
         outcome = b.python.handle(b.vm.of(to_kvm_vcpu(v)))
     except BaseException as error:
         b.raised = error
         vcpu_abort(v, ABORT_PYTHON, 0)
+    kvm_log_end(to_kvm_vcpu(v))
     b.vm.active = 0
     return ACT_ABORT if v.abort else outcome
 
@@ -312,6 +321,34 @@ cdef class Machine:
     def counters(self):
         """All counters as a dict of int; see :class:`fastmmu.machine.result.Result`."""
         return self.board.counters()
+
+    # ---- the log of exits ------------------------------------------------------------------------------------------
+
+    def exit_log(self, costs=None):
+        """The last VM exits, at most ``Config.exit_log`` of them, of all vCPUs of the machine: :class:`ExitLog`.
+
+        :param costs: :class:`CostModel` that gives their cycles; None: the default one.
+        """
+        model = None if costs is None else instance("costs", costs, CostModel)
+        cdef Turn _turn = self.board.turns.take()
+        self.board.made()
+        if self.board.exits is None:
+            return ExitLog(priced(np.empty(0, EXIT_DTYPE), model))
+        records = self.board.exits.kept()
+        return ExitLog(priced(records, model), self.board.exits.log.total - len(records))
+
+    def take_exits(self, costs=None):
+        """The VM exits since the last call, the oldest first: array of ``fastmmu.dtypes.EXIT_DTYPE``. From the first
+        call on, whose exits are those of :meth:`exit_log`, none is lost: the log grows until they are taken.
+
+        :param costs: as of :meth:`exit_log`. :raises OutOfMemoryError: the log could not grow.
+        """
+        model = None if costs is None else instance("costs", costs, CostModel)
+        cdef Turn _turn = self.board.turns.take()
+        self.board.made()
+        if self.board.exits is None:
+            self.board.exits = ring_of(self.board.vcpu, 0)
+        return priced(self.board.exits.take(), model)
 
     # ---- instructions of the guest, as machine.guest has them -------------------------------------------------
 

@@ -10,6 +10,7 @@ from fastmmu._checked import checked
 from fastmmu.counters import APIC, COUNTERS, described
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
+from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.identity import Origin
 
 __all__ = ["Result"]
@@ -27,7 +28,8 @@ class Result:
     simulation itself. ``.tlb``: what each structure of the TLB did, see :meth:`fastmmu.tlb.tlb.TLB.counters`.
     ``.config``: the :class:`Config`. ``.complete``: False where the run was interrupted. ``.path``: file of the trace;
     ``.content``: hash of the events that were run, by which results are put side by side; ``.costs``: which cost model;
-    ``.geometry``: arrays of the TLB; ``.policy``: class of a Python policy.
+    ``.geometry``: arrays of the TLB; ``.policy``: class of a Python policy. ``.exit_log``: the last VM exits, an
+    :class:`ExitLog`, with ``Config.exit_log``; else None.
 
     Threads: a result, which nothing changes; share it.
     """
@@ -46,6 +48,7 @@ class Result:
     costs: str = ""
     geometry: str = ""
     policy: str = ""
+    exit_log: ExitLog | None = field(default=None, compare=False)
 
     @property
     def origin(self) -> Origin:
@@ -65,7 +68,7 @@ class Result:
         return n / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain dicts, numbers and strings."""
+        """Everything but the log of exits as plain dicts, numbers and strings."""
         return {
             **self.origin.columns(),
             "config": self.config.fields(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +19,15 @@ from fastmmu.machine.policy import Policy, policy_name
 from fastmmu.machine.replay import Replay, SystemSource
 from fastmmu.machine.result import Result
 
-__all__ = ["Progress", "Simulation", "each", "simulate"]
+__all__ = ["Exits", "Progress", "Simulation", "each", "simulate"]
 
 Progress = Callable[[Config, int], None]
 """Called now and then with the configuration that runs and the number of events done."""
+
+Exits = Callable[[npt.NDArray[np.void]], None]
+"""Called with VM exits as they come, arrays of ``fastmmu.dtypes.EXIT_DTYPE``: every exit once, in order."""
+
+_PART = 1 << 16  # events between two calls of it
 
 
 class Events(Protocol):
@@ -52,18 +57,27 @@ class Simulation:
     side by side; None, set before the first batch: that is known otherwise.
 
     :param config: what is simulated. :param policy: overrides handlers of VM exits. :param costs: cost model.
+    :param exits: is given every VM exit, also those before an exception that ends :meth:`feed`.
 
     Threads: as of its machine: one feeds it at a time, and :meth:`result` may be asked for meanwhile.
     """
 
     @checked_but("config", "policy")
     def __init__(
-        self, config: Config | None = None, *, policy: Policy | None = None, costs: CostModel | None = None
+        self,
+        config: Config | None = None,
+        *,
+        policy: Policy | None = None,
+        costs: CostModel | None = None,
+        exits: Exits | None = None,
     ) -> None:
         self.config = as_config(config)
         self.costs = costs or CostModel.load()
         self.machine = Machine(self.config, policy=policy)
         self.policy = policy
+        self.exits = exits
+        if exits is not None:
+            exits(self.machine.take_exits(self.costs))
         self.content: Content | None = Content()
         self.seconds = 0.0
 
@@ -79,6 +93,11 @@ class Simulation:
         :param out: receives the guest-physical address of each access, all ones for other events.
         :raises TraceError: an event that is none; ``where`` counts from the first event of the run.
         """
+        if self.exits is not None and len(batch.op) > _PART:
+            for first in range(0, len(batch.op), _PART):
+                part = slice(first, first + _PART)
+                self.feed(_Part(batch.op[part], batch.size[part], batch.addr[part]), None if out is None else out[part])
+            return
         started, before, done = time.perf_counter(), self.events, 0
         try:
             done = self.machine.run(batch.op, batch.size, batch.addr, out, before)
@@ -89,6 +108,8 @@ class Simulation:
             self.seconds += time.perf_counter() - started
             if self.content is not None and done:
                 self.content.update(batch.op[:done], batch.size[:done], batch.addr[:done])
+            if self.exits is not None:
+                self.exits(self.machine.take_exits(self.costs))
 
     @checked
     def result(self, *, trace: str = "", path: str = "", content: str = "", complete: bool = True) -> Result:
@@ -100,6 +121,12 @@ class Simulation:
         known = content or ("" if self.content is None else self.content.digest())
         origin = Origin(trace, path, known)
         return result_of(self.machine, self.costs, self.seconds, origin, complete, policy=self.policy)
+
+
+class _Part(NamedTuple):
+    op: npt.NDArray[np.uint8]
+    size: npt.NDArray[np.uint8]
+    addr: npt.NDArray[np.uint64]
 
 
 def result_of(
@@ -129,6 +156,7 @@ def result_of(
         costs=costs.identity,
         geometry=str(machine.tlb.geometry),
         policy=policy_name(policy),
+        exit_log=machine.exit_log(costs) if machine.config.exit_log else None,
     )
 
 
@@ -141,6 +169,7 @@ def simulate(
     costs: CostModel | None = None,
     progress: Callable[[int], None] | None = None,
     keep_partial: bool = False,
+    exits: Exits | None = None,
 ) -> Result:
     """Run a whole trace.
 
@@ -151,12 +180,14 @@ def simulate(
         runs over its own page tables, and a note says whether every physical address was the trace's.
     :param progress: called after each batch with the number of events done.
     :param keep_partial: Ctrl-C gives the result until then, with ``complete=False``, instead of an exception.
+    :param exits: is given every VM exit, an array of ``fastmmu.dtypes.EXIT_DTYPE`` now and then, so that a log of all
+        takes no memory; the last ones are ``Result.exit_log`` (``Config.exit_log``).
     :raises TraceError: the trace is malformed. :raises OutOfMemoryError: guest memory is used up.
     """
     if isinstance(trace, str) or hasattr(trace, "__fspath__"):
         raise ConfigError(f"simulate takes a trace, not a path; pass fastmmu.read_trace({str(trace)!r})")
     run = _Replaying if getattr(trace, "kind", "program") == "system" else _Running
-    simulation = run(trace, config, policy, costs)
+    simulation = run(trace, config, policy, costs, exits)
     try:
         for done in simulation.steps():
             if progress is not None:
@@ -181,14 +212,16 @@ def each(
     costs: CostModel | None = None,
     progress: Progress | None = None,
     keep_partial: bool = False,
+    exits: Exits | None = None,
 ) -> Iterator[Result]:
     """The results of a trace under each configuration, one after the other, as they are finished.
 
     :param keep_partial: Ctrl-C ends with the result until then, which has ``complete=False``, and no exception.
+    :param exits: as of :func:`simulate`, for all configurations in turn.
     """
     for config in configs:
         done = None if progress is None else _of(config, progress)
-        result = simulate(trace, config, costs=costs, progress=done, keep_partial=keep_partial)
+        result = simulate(trace, config, costs=costs, progress=done, keep_partial=keep_partial, exits=exits)
         yield result
         if not result.complete:
             return
@@ -206,9 +239,11 @@ def _named(trace: Any) -> tuple[str, str]:
 class _Running:
     """A trace of events, batch by batch."""
 
-    def __init__(self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None) -> None:
+    def __init__(
+        self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None, exits: Exits | None
+    ) -> None:
         self.trace = trace
-        self.simulation = Simulation(config, policy=policy, costs=costs)
+        self.simulation = Simulation(config, policy=policy, costs=costs, exits=exits)
         if hasattr(trace, "content"):  # it hashes its events itself, once for all runs
             self.simulation.content = None
 
@@ -226,15 +261,26 @@ class _Running:
 class _Replaying:
     """A system trace, chunk by chunk."""
 
-    def __init__(self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None) -> None:
-        self.costs, self.policy = costs or CostModel.load(), policy
+    def __init__(
+        self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None, exits: Exits | None
+    ) -> None:
+        self.costs, self.policy, self.exits = costs or CostModel.load(), policy, exits
         self.replay = Replay(trace, config, policy=policy)
         self.content = Content()
+        self._taken()
 
     def steps(self) -> Iterator[int]:
-        for chunk in self.replay.steps():
-            self.content.update(chunk.rows.view(np.uint8), chunk.data, chunk.pages.reshape(-1))
-            yield self.replay.records
+        try:
+            for chunk in self.replay.steps():
+                self.content.update(chunk.rows.view(np.uint8), chunk.data, chunk.pages.reshape(-1))
+                self._taken()
+                yield self.replay.records
+        finally:
+            self._taken()
+
+    def _taken(self) -> None:
+        if self.exits is not None:
+            self.exits(self.replay.machine.take_exits(self.costs))
 
     def result(self, *, complete: bool) -> Result:
         note = self.replay.result(tables=complete).line()

@@ -15,6 +15,7 @@ from fastmmu.arch.vmx cimport VECTOR_PF
 from fastmmu.cpu.control cimport (
     vcpu_invlpg, vcpu_invpcid, vcpu_mov_cr0, vcpu_mov_cr3, vcpu_mov_cr4, vcpu_wrmsr_efer,
 )
+from fastmmu.cpu.exit_log cimport exit_log_done, exit_log_events
 from fastmmu.cpu.stale cimport stale_stored
 from fastmmu.cpu.vcpu cimport (
     BY_SUPERVISOR, BY_SYSTEM, BY_USER, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Vcpu, vcpu_access, vcpu_interrupt,
@@ -173,6 +174,8 @@ cdef uint64_t replay_records(Replay *p, uint64_t first, const Record *rows, uint
     cdef uint64_t i
     cdef Record record          # the caller's may change meanwhile
     cdef const Record *r = &record
+    if n and p.v.log != NULL:
+        exit_log_events(p.v.log, &rows[0].op, sizeof(Record), &rows[0].lin, sizeof(Record), first, n, True)
     for i in range(n):
         record = rows[i]
         p.v.now = first + i
@@ -185,5 +188,9 @@ cdef uint64_t replay_records(Replay *p, uint64_t first, const Record *rows, uint
         else:
             stop[0] = STOP_ADDRESS
         if stop[0]:
-            return i
-    return n
+            break
+    else:
+        i = n
+    if p.v.log != NULL:
+        exit_log_done(p.v.log, i)
+    return i

@@ -28,7 +28,7 @@ from .stats import CURRENT, GUEST
 from .sync import invalidate, load_root, new_registers, root_kept, sync_below, wrote_table
 from .tables import ALL, Mark, Role, Tables
 from .view import Mapping
-from .vm import Log, Policy, Slot, Vm
+from .vm import Exited, Log, Policy, Slot, Vm
 
 __all__ = ["Came", "Kvm", "Log", "Mapping", "Policy", "Slot", "Tables"]
 
@@ -158,6 +158,7 @@ class Kvm:
         """Every exit reads the processor's log (kvm_policy.md §4.2)."""
         if self.note:
             self.note(reason, qualification, error_code)
+        self.vm.log.append(Exited(reason, qualification, error_code))
         self.vm.exits[reason] += 1
         self.vm.stats.entered()
         self.drain()
@@ -199,7 +200,9 @@ class Kvm:
         stats = vm.stats
         stats.count["pf_taken"] += known is None
         kind = "w" if access == "rw" else access
+        before = vm.count["dirty_faults"], vm.count["swap_ins"]
         done, gpa = shadow_fault(vm, self.registers(user), la, kind, bool(code & 1), known)
+        vm.log[-1].fault_class = class_of(vm, done, gpa >> 12, code & 3 == 3, *before)
         if isinstance(done, PageFault):
             vm.count["pf_guest"] += 1
             return Came(None, done.error_code, done.cr2)
@@ -235,11 +238,9 @@ class Kvm:
 
     def on_ept_violation(self, fault: Fault, translated: bool, la: int, access: str, user: bool) -> Came | None:
         vm = self.vm
-        dirty, swapped = vm.count["dirty_faults"], vm.count["swap_ins"]
-        done = map_direct(vm, fault)
-        self.counted(done)
-        denied = done is Done.FAST or (fault.write and fault.present)
-        vm.count[f"violations_{class_of(vm, done, fault.gfn, denied, dirty, swapped)}"] += 1
+        dirty = vm.count["dirty_faults"]
+        done = self.map_direct(fault)
+        vm.count[f"violations_{vm.log[-1].fault_class}"] += 1
         if done is Done.EMULATE:
             assert translated or fault.slot is None, f"A or D of a table at {fault.gpa:#x}, which is read-only"
             return self.no_memory(fault.gpa, la, access, user)
@@ -248,20 +249,23 @@ class Kvm:
         return None
 
     def on_ept_misconfig(self, gpa: int, la: int, access: str, user: bool) -> Came | None:
-        vm = self.vm
+        self.vm.log[-1].fault_class = "mmio"
         if not self.mark_at(gpa):
-            done = map_direct(vm, Fault(gpa, gpa, False, False, False))
-            self.counted(done)
+            done = self.map_direct(Fault(gpa, gpa, False, False, False))
             if done is not Done.EMULATE:
                 return None  # memory by now
         return self.no_memory(gpa, la, access, user)
 
-    def counted(self, done: Done) -> None:
+    def map_direct(self, fault: Fault) -> Done:
         """A direct fault, in the statistics."""
-        stats = self.vm.stats
+        stats, before = self.vm.stats, (self.vm.count["dirty_faults"], self.vm.count["swap_ins"])
+        done = map_direct(self.vm, fault)
+        denied = done is Done.FAST or (fault.write and fault.present)
+        self.vm.log[-1].fault_class = class_of(self.vm, done, fault.gfn, denied, *before)
         stats.count["pf_taken"] += 1
         stats.count["pf_fixed"] += done in (Done.FIXED, Done.FAST)
         stats.count["pf_emulate"] += done is Done.EMULATE
+        return done
 
     # ---- other instructions -----------------------------------------------------------------------------------
 

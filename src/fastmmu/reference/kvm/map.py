@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
+from ..paging.outcome import PageFault
 from .stats import loses
 from .tables import ALL, Entry, Leaf, Link, Mark, Role, TablePage, W, X, index_of
 from .vm import Slot, Vm
@@ -41,8 +42,10 @@ class Fault:
         return self.gpa >> 12
 
 
-def class_of(vm: Vm, done: Done, gfn: int, denied: bool, dirty: int, swapped: int) -> str:
+def class_of(vm: Vm, done: Done | PageFault, gfn: int, denied: bool, dirty: int, swapped: int) -> str:
     """What a fault needed the VMM for, the first that holds. dirty, swapped: what was counted of these before it."""
+    if isinstance(done, PageFault):
+        return "guest"
     if done is Done.EMULATE and vm.slot_of(gfn) is None:
         return "mmio"
     if vm.count["swap_ins"] > swapped:

@@ -12,7 +12,7 @@ from ..paging.state import State
 from .stats import Stats
 from .tables import TablePage, Tables, W
 
-__all__ = ["Log", "Policy", "Slot", "Vm"]
+__all__ = ["Exited", "Log", "Policy", "Slot", "Vm"]
 
 
 class Policy(NamedTuple):
@@ -79,6 +79,16 @@ class Slot:
         return self.holds(gfn) and not self.readonly and self.page(gfn) == "present"
 
 
+@dataclass
+class Exited:
+    """A VM exit, and what its fault needed the VMM for (`fastmmu.exits.FaultClass`)."""
+
+    reason: ExitReason
+    qualification: int
+    error_code: int
+    fault_class: str = "none"
+
+
 class Vm:
     """Slots, tables, the guest's memory and registers, and what was counted."""
 
@@ -92,6 +102,7 @@ class Vm:
         self.roots: list[TablePage | None] = [None] * (4 if policy.modern and policy.shadow else 1)
         self.count: Counter[str] = Counter()
         self.exits: Counter[ExitReason] = Counter()
+        self.log: list[Exited] = []
         self.stats = Stats()
 
     @property
