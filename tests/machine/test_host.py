@@ -5,38 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from random import Random
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 import fastmmu
-from fastmmu import Config, ConfigError, GuestState, Host, Machine, OutOfMemoryError, StateError
+from fastmmu import Config, ConfigError, GuestState, Host, OutOfMemoryError, StateError
 from fastmmu.ops import Op
+from tests.support.host_events import alone, program
 from tests.support.vmm_tables import check_reverse_maps, guest_memory_at
 
-Columns = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint64]]
 SMALL = Config(mmu="ept", memory="64M", tlb="nehalem")
 SCHEMES = [SMALL.replace(mmu=mmu, vpid=vpid) for mmu in ("shadow", "ept") for vpid in (False, True)]
 KVMS = ("slides", "6.1")
 every_scheme = pytest.mark.parametrize("config", SCHEMES, ids=lambda config: config.name)
-
-
-def program(seed: int, n: int = 6000, pages: int = 300, unmaps: float = 0.01) -> Columns:
-    """Accesses to pages that come and go."""
-    random = Random(seed)
-    op = np.array([random.choice([0, 0, 1, 2, 3]) for _ in range(n)], np.uint8)
-    op[[random.random() < unmaps for _ in range(n)]] = Op.UNMAP
-    page = [random.randrange(pages) if random.random() < 0.5 else random.randrange(20) for _ in range(n)]
-    addr = np.array([0x10_0000_0000 + (p << 12) + random.randrange(4088) for p in page], np.uint64)
-    return op, np.ones(n, np.uint8), addr
-
-
-def alone(config: Config, columns: Columns) -> tuple[npt.NDArray[np.uint64], dict[str, Any]]:
-    machine, out = Machine(config), np.zeros(len(columns[2]), np.uint64)
-    machine.run(*columns, out)
-    return out, machine.counters()
 
 
 def turns(lengths: list[int], cpus: int, seed: int) -> Iterator[tuple[int, int, slice]]:

@@ -82,7 +82,7 @@ cdef struct Kvm
 cdef struct KvmVcpu:
     Vcpu cpu                    # first: see to_kvm_vcpu
     Kvm *kvm
-    uint32_t index              # number within the VM (vcpu_idx)
+    uint32_t index              # number within the VM (vcpu_idx), of one that ended given out again
     Registers arch              # the guest's registers as the guest has them, as of the last VM exit
     Paging guest                # under shadow paging: what they make of the guest's tables
     MmuContext mmu              # its roots, its ring of written pages
@@ -97,7 +97,8 @@ cdef struct Kvm:
     Mmu mmu
     bint shadow                 # shadow paging; else EPT
     Modes modes
-    KvmVcpu **vcpu              # [n_vcpus]
+    bint ended                  # its machine is gone from its host: no call is taken any more
+    KvmVcpu **vcpu              # [n_vcpus], by index
     uint32_t n_vcpus
     KvmVcpu *running            # loaded by kvm_vcpu_load: whose TLB a flush goes to at once; the others are requested
     uint32_t omit               # Omission

@@ -5,6 +5,7 @@ One vCPU of a VM is loaded: the one that runs. The others keep their state where
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport realloc
+from libc.string cimport memmove
 
 from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, clear_exit_information
 from fastmmu.cpu.apic_access cimport irq_boundary
@@ -17,23 +18,39 @@ from fastmmu.kvm.kvm cimport (
 from fastmmu.kvm.lapic cimport kvm_apic_begin, kvm_apic_entry
 from fastmmu.kvm.requests cimport kvm_flush, kvm_moved, kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_resume_root
-from fastmmu.mmu.roots cimport mmu_common_root, mmu_vcpu_load
+from fastmmu.mmu.roots cimport mmu_common_root, mmu_vcpu_destroy, mmu_vcpu_load
 
 
 cdef int kvm_vcpu_create(Kvm *kvm, KvmVcpu *vcpu) noexcept nogil:
-    # one more of the VM; its memory stays the caller's. -1 where memory does not suffice
+    # one more of the VM, with the lowest index that none has; its memory stays the caller's. -1 where memory does not
+    # suffice
     cdef void *grown = realloc(kvm.vcpu, (kvm.n_vcpus + 1) * sizeof(KvmVcpu *))
+    cdef uint32_t i = 0
     if grown == NULL:
         return -1
     kvm.vcpu = <KvmVcpu **> grown
-    kvm.vcpu[kvm.n_vcpus] = vcpu
+    while i < kvm.n_vcpus and kvm.vcpu[i].index == i:
+        i += 1
+    memmove(&kvm.vcpu[i + 1], &kvm.vcpu[i], (kvm.n_vcpus - i) * sizeof(KvmVcpu *))
+    kvm.vcpu[i] = vcpu
     vcpu.kvm = kvm
-    vcpu.index = kvm.n_vcpus
+    vcpu.index = i
     vcpu.pcpu = NOWHERE
     kvm.n_vcpus += 1
     if kvm.running == NULL:
         kvm.running = vcpu
     return 0
+
+
+cdef void kvm_vcpu_destroy(KvmVcpu *vcpu) noexcept nogil:
+    # one that is not loaded ends: nothing is asked of it any more
+    cdef Kvm *kvm = vcpu.kvm
+    cdef uint32_t i = 0
+    while kvm.vcpu[i] != vcpu:
+        i += 1
+    kvm.n_vcpus -= 1
+    memmove(&kvm.vcpu[i], &kvm.vcpu[i + 1], (kvm.n_vcpus - i) * sizeof(KvmVcpu *))
+    mmu_vcpu_destroy(&kvm.mmu, &vcpu.mmu)
 
 
 cdef void kvm_vcpu_put(KvmVcpu *vcpu) noexcept nogil:

@@ -2,12 +2,13 @@
 
 from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.mmu.memslots cimport Memslot
-from fastmmu.threads.turns cimport Turns
+from fastmmu.threads.turns cimport Turn, Turns
 
 cdef class Vmm:
     cdef object board           # of the machine: keeps alive what the pointer below points into; memory, counters()
     cdef Kvm *kvm
     cdef Turns turns            # of the machine
+    cdef Turn take(self)
     cdef int paid(self) except -1
     cdef int reload(self) except -1
     cdef int slot(self, number) except -1
@@ -15,3 +16,4 @@ cdef class Vmm:
     cdef Memslot *pages(self, number, first, count) except NULL
 
 cdef Vmm vmm_of(object board, Turns turns, Kvm *kvm)
+cdef int has_ended() except -1

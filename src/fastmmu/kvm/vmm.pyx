@@ -50,6 +50,11 @@ cdef Vmm vmm_of(object board, Turns turns, Kvm *kvm):
     return vmm
 
 
+cdef int has_ended() except -1:
+    raise StateError("this Machine has ended, by Host.remove: its memory is another's; ask it before that, make another "
+                     "by Host.add")
+
+
 cdef class Vmm:
     """Operations on the memory slots of a :class:`fastmmu.Machine`, from ``machine.vmm``.
 
@@ -62,6 +67,13 @@ cdef class Vmm:
     def __cinit__(self, made=None):
         if made is not _BOARD:
             raise WrongTypeError("a Vmm is the `vmm` of a fastmmu.Machine; it is not made by hand")
+
+    cdef Turn take(self):
+        # the turn of a call
+        cdef Turn turn = self.turns.take()
+        if self.kvm.ended:
+            has_ended()
+        return turn
 
     cdef int slot(self, number) except -1:
         chosen = whole("slot", number)
@@ -100,7 +112,7 @@ cdef class Vmm:
         """Flushes that this VMM leaves out, to see that they are missed: a set of "tables" (after changes of the shadow
         tables or the EPT), "registers" (guest CR0, CR3, CR4 under shadow paging), "invlpg", "moved" (on a physical CPU
         that a vCPU is new on), "remote" (of other vCPUs)."""
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         return {name for name, bit in _OMISSIONS.items() if self.kvm.omit & <uint32_t> bit}
 
     @omit.setter
@@ -108,7 +120,7 @@ cdef class Vmm:
         cdef uint32_t omit = 0
         for name in many("omit", names):
             omit |= <uint32_t> choice("a flush", name, _OMISSIONS, ConfigError)
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         self.kvm.omit = omit
 
     def start_dirty_log(self, number, *, manual=False, initially_set=False):
@@ -119,7 +131,7 @@ cdef class Vmm:
         :param initially_set: and it starts with every page set, so that nothing is protected before it is cleared.
         :raises StateError: no such slot. :raises OutOfMemoryError: no memory for the bitmap.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef int n = self.slot(number)
         cdef bint by_hand = flag("manual", manual), full = flag("initially_set", initially_set)
         kvm_drain(self.kvm.running)
@@ -131,7 +143,7 @@ cdef class Vmm:
 
     def stop_dirty_log(self, number):
         """End the log of a slot. Writes to pages that it protected still fault, once each."""
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef int n = self.slot(number)
         kvm_drain(self.kvm.running)
         dirty_stop(&self.kvm.mmu, n)
@@ -144,7 +156,7 @@ cdef class Vmm:
 
         :returns: array of bool, one a page of 4096 bytes. :raises StateError: no such slot, or it is not logged.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef int n = self.slot(number)
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[n]
         if slot.dirty == NULL:
@@ -161,7 +173,7 @@ cdef class Vmm:
 
         :raises StateError: no such log, or `first` or `count` is no multiple of 64 (the end of the slot aside).
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef int n = self.slot(number)
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[n]
         cdef uint64_t start, pages
@@ -184,7 +196,7 @@ cdef class Vmm:
 
         :raises StateError: `size` is no power of two from 1024 to 65536, or a slot is logged already.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef int i
         cdef uint32_t entries
         size = whole("size", size)
@@ -208,7 +220,7 @@ cdef class Vmm:
         :param flush: with `clear`: cached translations go as well where it was used (clear_flush_young), so that a use
             by one of them does not go unseen.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef Memslot *slot = self.pages(number, page, 1)
         cdef bint clears = flag("clear", clear), flushes = flag("flush", flush)
         cdef int asked = (CLEAR_FLUSH_YOUNG if flushes else CLEAR_YOUNG) if clears else TEST_YOUNG
@@ -224,7 +236,7 @@ cdef class Vmm:
 
     def swap_out(self, number, page):
         """The host takes a page of an untouched slot to disk; False where it is not there, or is a shadowed table."""
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef Memslot *slot = self.pages(number, page, 1)
         cdef bint done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
         kvm_flush_remote_tlbs(self.kvm.running)
@@ -240,7 +252,7 @@ cdef class Vmm:
 
         :raises StateError: the slot has no such pages.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef Memslot *slot = self.pages(number, first, count)
         notify_start(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> first, count)
         kvm_flush_remote_tlbs(self.kvm.running)
@@ -250,7 +262,7 @@ cdef class Vmm:
 
         :raises StateError: none is under way.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
         if not slot.invalidating:
             raise StateError(f"no change of pages of slot {number} is under way; call invalidate_range_start first")
@@ -266,7 +278,7 @@ cdef class Vmm:
             twice, or contents differ. :raises OutOfMemoryError: no memory for the groups.
         """
         pages = [whole("a page", each) for each in many("pages", pages)]
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef Memslot *slot = &self.kvm.mmu.slots.slot[self.slot(number)]
         cdef uint64_t page
         cdef uint64_t[::1] taken
@@ -302,7 +314,7 @@ cdef class Vmm:
 
         :returns: number of regions unmapped. :raises StateError: a ratio out of range.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef uint64_t before = self.kvm.mmu.counters.nx_recovered
         cdef uint32_t one_in = within("ratio", ratio, 0, 0xFFFFFFFF)    # 0: none
         if one_in:
@@ -318,7 +330,7 @@ cdef class Vmm:
 
         :param uncached: CR0.CD; None: as it is.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef bint disabled = self.kvm.mmu.uncached if uncached is None else flag("uncached", uncached)
         if mtrrs is not None:
             self.kvm.mmu.mtrrs = mtrrs.state
@@ -331,7 +343,7 @@ cdef class Vmm:
 
         :raises StateError: no such slot, or slot 0, in which the guest's tables lie.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef int n = self.slot(number)
         if n == 0:
             raise StateError("slot 0 is the machine's own memory and cannot be deleted")
@@ -343,7 +355,7 @@ cdef class Vmm:
 
     def touch(self, number, first, count):
         """The host writes pages of an untouched slot, as a loader does: `count` pages from page `first` of the slot."""
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef Memslot *slot = self.pages(number, first, count)
         cdef uint64_t start = first, i
         if slot.host != NULL:
@@ -357,7 +369,7 @@ cdef class Vmm:
     def counters(self):
         """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G; resident: pages that the
         host holds for untouched slots."""
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef MmuCounters c = self.kvm.mmu.counters
         return {**dict(c), "resident": self.kvm.mmu.slots.resident}
 
@@ -370,7 +382,7 @@ cdef class Vmm:
         of KVM's behind them: dirty_pages, pml_full, shadow_bytes. Not among them is max_mmu_page_hash_collisions: the
         hash is not KVM's.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef dict mmu = self.kvm.mmu.counters
         mmu["shadow"] = not self.kvm.mmu.policy.tdp
         run = self.board.counters()
@@ -385,7 +397,7 @@ cdef class Vmm:
         kvm_mmu_page_role; kvm_policy.md §1).
         unsync: the guest may have changed its table since it was read.
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef Sp *sp
         cdef uint32_t i
         found = []
@@ -403,7 +415,7 @@ cdef class Vmm:
         pages: of each page mapped by leaf entries, by (host-physical address, size). tables: of every table page there
         is, by (host-physical address, level).
         """
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         cdef Mmu *mmu = &self.kvm.mmu
         cdef uint64_t frame
         cdef uint32_t i

@@ -58,7 +58,7 @@ cdef class GuestApic:
     @property
     def address(self):
         """Linear address at which the guest sees the page of its APIC; may be set."""
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         return self.board.vcpu.irq.la
 
     @address.setter
@@ -67,6 +67,7 @@ cdef class GuestApic:
         if page & 0xFFF:
             raise StateError(f"the APIC's page at {page:#x} is not aligned to 4096")
         cdef Turn _turn = self.board.turns.apart()
+        self.board.made()
         self.board.vcpu.irq.la = page
 
     def read(self, offset, size=4):
@@ -137,7 +138,7 @@ cdef class GuestApic:
         """
         cdef uint32_t number = within("vector", vector, 0, 255), why = within("reason", reason, 0, N_REASONS - 1)
         cdef bint stays = flag("level", level)
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         if self.board.handling == this_thread():
             irq_accept(self.board.vcpu.irq, number, stays)
             return
@@ -147,7 +148,7 @@ cdef class GuestApic:
     @property
     def now(self):
         """The bus clock and the time-stamp counter: accesses of the trace so far, those of all vCPUs of the machine."""
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         return self.board.vcpu.irq.now
 
     def wait(self, accesses):
@@ -157,6 +158,7 @@ cdef class GuestApic:
         cdef Pace pace
         self.board.turns.begin("GuestApic.wait()")
         try:
+            self.board._on_cpu()
             self.board._ready()
             with nogil:
                 pace_begin(&pace)
@@ -175,12 +177,12 @@ cdef class GuestApic:
     @property
     def deliveries(self):
         """Every interrupt delivered so far, in order, as :class:`Delivered`."""
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         irq = self.board.vcpu.irq
         return [Delivered(irq.log[i].vector, irq.log[i].at) for i in range(irq.log_n)]
 
     @property
     def page(self):
         """The registers as 4096 bytes, a copy: of the virtual-APIC page, or of the physical APIC without a VMM."""
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         return bytes(self.board.vcpu.irq.apic.page[:4096])

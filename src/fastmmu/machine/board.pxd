@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
+from fastmmu.arch.vmx cimport Vmcs
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
@@ -22,13 +23,16 @@ cdef class Board:
     cdef readonly PhysicalMemory memory
     cdef readonly TLB tlb
     cdef Turns turns            # of all that works on it; a host has one for all its machines and TLBs
-    cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory
+    cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory, its slots;
+    cdef uint64_t behind        # pages of further vCPUs
     cdef readonly MissingFlushes missing_flushes    # or None
     cdef Mem guest_mem          # guest-physical memory as a window of host memory
     cdef Kvm kvm                # and the vCPUs: each a Run, made and freed here
     cdef VirtualMachine vm      # and the VMM in Python that works on it; None: the kernels are the VMM
     cdef object python
     cdef Run *loop              # the vCPU that is loaded, as the rooms see it; never NULL
+    cdef Run *first             # of a host's machine: what each vCPU begins as; else NULL
+    cdef bint vacant            # its last vCPU has ended, and stays loaded
     cdef KvmVcpu *vcpu
     cdef Vcpu *v
     cdef GuestKernel kernel
@@ -46,7 +50,6 @@ cdef class Board:
     cdef _build(self, config, bint guest_kernel, GuestState state, slots, place)
     cdef _offered(self, GuestState state)
     cdef _boot(self)
-    cdef Run *_add_vcpu(self, uint32_t vpid) except NULL
     cdef void _load(self, Run *run)
     cdef _init_apic(self, Run *run)
     cdef _place(self, slots, end)
@@ -54,7 +57,9 @@ cdef class Board:
                    bint device)
     cdef _set_policy(self)
     cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
+    cdef Turn take(self)
     cdef Turn _guest_runs(self)
+    cdef int _on_cpu(self) except -1
     cdef _ready(self)
     cdef int made(self) except -1
     cdef uint64_t _events(self, op, size, addr, out, first) except? 0
@@ -64,3 +69,5 @@ cdef class Board:
 
 
 cdef TLB tlb_of(config)
+cdef list all_slots(config, bint guest_kernel, slots)
+cdef void vmcs_vpid(Vmcs *vmcs, uint32_t vpid) noexcept

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from fastmmu._arguments cimport bytes_in, choice, flag, instance, many, within, word, words_in, words_out
 from fastmmu.arch.registers cimport RULE_CR4_NOT_OFFERED
@@ -25,7 +25,9 @@ from fastmmu.kvm.modes cimport modes_cr4, modes_tables
 from fastmmu.kvm.registers cimport kvm_registers
 from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_load_root
+from fastmmu.kvm.kvm cimport OUTSIDE_GUEST_MODE
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_load, kvm_vcpu_put
+from fastmmu.kvm.vmm cimport has_ended
 from fastmmu.machine.counters cimport counters_of
 from fastmmu.machine.events cimport Run, run_events, to_run
 from fastmmu.machine.exit_ring cimport log_runs, ring_of
@@ -33,7 +35,9 @@ from fastmmu.machine.guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
     kernel_load,
 )
-from fastmmu.machine.layout cimport PAE_ROOT, PML_LOG, VMM_TABLES, has_identity, host_bytes, vcpu_page
+from fastmmu.machine.layout cimport (
+    PAE_ROOT, PML_LOG, VCPU_BYTES, VIRTUAL_APIC, VMM_TABLES, has_identity, host_bytes,
+)
 from fastmmu.machine.stops cimport stop
 from fastmmu.mmu.memslots cimport Memslot, slots_add, slots_order, slots_untouched
 from fastmmu.mmu.mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy
@@ -41,7 +45,7 @@ from fastmmu.mmu.pages cimport mmu_free, mmu_init
 from fastmmu.mmu.roots cimport mmu_set_root, mmu_vcpu_create
 from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu.paging.guest cimport root_address
-from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.paging.memory cimport PhysicalMemory, mem_write64
 from fastmmu.paging.state cimport Eptp, GuestState
 from fastmmu.paging.walk cimport load_pdptes
 from fastmmu.tlb.lookup cimport TlbCounters
@@ -73,6 +77,22 @@ cdef object _slot(each):
         within("MemorySlot size", slot.size, 0, 1ULL << 46, ConfigError), flag("MemorySlot readonly", slot.readonly),
         choice("MemorySlot host", slot.host, ("4k", "2m", "untouched"), ConfigError),
         flag("MemorySlot private", slot.private), flag("MemorySlot device", slot.device))
+
+
+cdef list all_slots(config, bint guest_kernel, slots):
+    # a machine's slots beside its memory: those that were asked for, then the VMM's own
+    found = [_slot(each) for each in many("slots", slots)]
+    for slot in found:
+        if config.mmu == "native":
+            raise ConfigError('slots are the VMM\'s: use mmu="ept" or mmu="shadow"')
+        if (slot.gpa | slot.size) & 0xFFF or not slot.size or slot.gpa + slot.size > 1 << 46:
+            raise ConfigError(f"{slot}: gpa and size must be multiples of 4096 below {1 << 46:#x}")
+    if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
+        found.append(MemorySlot(APIC_BASE, 0x1000, private=True))
+    if has_identity(config, guest_kernel):
+        found.append(MemorySlot(config.identity_map, 0x1000, private=True))
+        found.append(MemorySlot(config.identity_map + 0x1000, 0x3000, private=True))
+    return found
 
 
 cdef object _checked_place(place):
@@ -119,9 +139,7 @@ cdef class Board:
         self.config = config
         self.loop.exit_every = self.loop.until_exit = config.exit_every
         guest_bytes = config.memory_bytes
-        slots = [_slot(each) for each in many("slots", slots)]
-        if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
-            slots.append(MemorySlot(APIC_BASE, 0x1000, private=True))
+        slots = all_slots(config, guest_kernel, slots)
         self.kvm.modes.ept = config.mmu == "ept"
         self.kvm.modes.amd = config.vendor == "amd"
         self.kvm.modes.unrestricted = config.unrestricted
@@ -129,8 +147,6 @@ cdef class Board:
         self.kvm.modes.pcid = config.mmu == "shadow" and config.kvm == "6.1"
         if has_identity(config, guest_kernel):
             self.kvm.modes.identity = config.identity_map
-            slots.append(MemorySlot(config.identity_map, 0x1000, private=True))
-            slots.append(MemorySlot(config.identity_map + 0x1000, 0x3000, private=True))
         vpid = 1 if config.vpid else 0
         if place is None:
             self.tlb = tlb_of(config)
@@ -142,6 +158,7 @@ cdef class Board:
             if more > self.memory.mem.nbytes:
                 raise ConfigError(f"place={self.origin:#x}: the machine ends at {more:#x}, outside the host's memory "
                                   f"of {self.memory.mem.nbytes:#x} bytes")
+        self.behind = more
         self.loop.guest_base = self.origin + host_bytes(config) - guest_bytes
         self.guest_mem.base = self.memory.mem.base + self.loop.guest_base
         self.guest_mem.nbytes = guest_bytes
@@ -196,25 +213,6 @@ cdef class Board:
         if kernel_boot(&self.kernel):
             self._raise(0)
 
-    cdef Run *_add_vcpu(self, uint32_t vpid) except NULL:
-        # for Host: one more, which begins as the first one does
-        cdef Run *run = <Run *> calloc(1, sizeof(Run))
-        cdef const Run *first = to_run(&self.kvm.vcpu[0].cpu)
-        if run == NULL:
-            raise OutOfMemoryError("no memory for a vCPU")
-        run[0] = first[0]
-        run.vcpu.irq = NULL
-        run.vcpu.cpu.apic = NULL
-        run.process = 0
-        if kvm_vcpu_create(&self.kvm, &run.vcpu):
-            free(run)
-            raise OutOfMemoryError("no memory for a vCPU")
-        mmu_vcpu_create(&self.kvm.mmu, &run.vcpu.mmu)
-        vmcs_vpid(&run.vcpu.cpu.vmcs, vpid)
-        if first.vcpu.irq != NULL:
-            self._init_apic(run)
-        return run
-
     cdef void _load(self, Run *run):
         # this vCPU runs from now on
         if run == self.loop:
@@ -224,16 +222,16 @@ cdef class Board:
         self.loop = run
         self.vcpu = &run.vcpu
         self.v = &run.vcpu.cpu
-        if self.kvm.n_vcpus > 1:
+        if self.initial is not None:
             kernel_load(&self.kernel, self.v, &run.c, &run.process)
             kvm_vcpu_load(self.vcpu)
         if self.v.log != NULL:
             log_runs(self.vcpu)
 
     cdef _init_apic(self, Run *run):
-        # of a vCPU, whose pages lie in front of the VMM's tables, those of further ones behind the machine
+        # of a vCPU, whose pages lie in front of the VMM's tables, those of further ones behind the machine's slots
         cdef uint32_t number = run.vcpu.index
-        cdef uint64_t page = self.origin + vcpu_page(self.config, run.kernel != NULL, number)
+        cdef uint64_t page = self.behind + VCPU_BYTES * (number - 1) if number else self.origin + VIRTUAL_APIC
         cdef Vcpu *v = &run.vcpu.cpu
         cdef Interrupts *irq = <Interrupts *> calloc(1, sizeof(Interrupts))
         if irq == NULL:
@@ -241,6 +239,7 @@ cdef class Board:
         run.vcpu.irq = irq
         config = self.config
         if v.guest:
+            memset(self.memory.mem.base + page, 0, VCPU_BYTES)
             irq_init(irq, v, self.memory.mem.base + page, <uint64_t *> (self.memory.mem.base + page + 0x1000))
         else:
             irq_init(irq, v, NULL, NULL)
@@ -262,6 +261,7 @@ cdef class Board:
             irq.patch.code_la = GUEST_CODE
             irq.patch.rom_la = GUEST_ROM
             irq.patch.record_hpa = run.guest_base + self.kernel.rom_gpa + (patch_record(&irq.patch) & 0xFFF)
+            mem_write64(&self.memory.mem, irq.patch.record_hpa, 0)
         if v.guest:
             v.vmcs.virtual_apic_address = page
             v.vmcs.posted_descriptor_address = page + 0x1000
@@ -271,10 +271,6 @@ cdef class Board:
         # host-physical addresses of more slots, and the end of memory; equal to the guest's modulo 2 MB
         placed = []
         for slot in slots:
-            if self.config.mmu == "native":
-                raise ConfigError('slots are the VMM\'s: use mmu="ept" or mmu="shadow"')
-            if (slot.gpa | slot.size) & 0xFFF or not slot.size or slot.gpa + slot.size > 1 << 46:
-                raise ConfigError(f"{slot}: gpa and size must be multiples of 4096 below {1 << 46:#x}")
             at = (end + 0x1FFFFF & ~0x1FFFFF) + (slot.gpa & 0x1FFFFF)
             end = at + slot.size
             placed.append((slot, at))
@@ -377,19 +373,38 @@ cdef class Board:
                 free(self.kvm.vcpu[i].irq)
             free(to_run(&self.kvm.vcpu[i].cpu))
         free(self.kvm.vcpu)
+        free(self.first)
 
     # ---- whether the guest may run --------------------------------------------------------------------------
 
     cdef int made(self) except -1:
         if self.initial is None:
             raise StateError("this Machine is not made: its class must call Machine.__init__")
+        if self.kvm.ended:
+            has_ended()
         return 0
+
+    cdef Turn take(self):
+        # the turn of a call that is right between two events of a guest that runs, too
+        cdef Turn turn = self.turns.take()
+        if self.kvm.ended:
+            has_ended()
+        return turn
 
     cdef Turn _guest_runs(self):
         # the turn of a call that is an instruction of the guest
         cdef Turn turn = self.turns.alone()
+        self._on_cpu()
         self._ready()
         return turn
+
+    cdef int _on_cpu(self) except -1:
+        # a host's vCPU runs where Host.place has put it
+        self.made()
+        if self.first != NULL and self.vcpu.mode == OUTSIDE_GUEST_MODE:
+            raise StateError(f"vCPU {int(self.vcpu.index)} of this machine is on no CPU, or has ended; put one on a CPU, "
+                             "Host.place")
+        return 0
 
     cdef _ready(self):
         self.made()
@@ -470,7 +485,7 @@ cdef class Board:
 
     def counters(self):
         """Counters of the vCPU that is loaded, with those of the VM: :meth:`fastmmu.Machine.counters`."""
-        cdef Turn _turn = self.turns.take()
+        cdef Turn _turn = self.take()
         return self._counters(self.loop, NULL if self.v.tlb == NULL else &self.v.tlb.c)
 
     cdef _counters(self, Run *run, TlbCounters *t):

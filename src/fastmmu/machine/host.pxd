@@ -3,17 +3,13 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.kvm.vpid cimport VpidMap
+from fastmmu.machine.board cimport Board
 from fastmmu.machine.events cimport Run
+from fastmmu.machine.machine cimport Machine
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.tlb.lookup cimport TlbCounters
+from fastmmu.tlb.tlb cimport TLB
 from fastmmu.threads.turns cimport Turns
-
-cdef struct HostVcpu:           # a vCPU as the host sees it
-    Run *run                    # its machine's
-    uint32_t vm
-    bint ended                  # removed
-    bint begun
-    TlbCounters counted         # of the TLBs it ran on, its part
 
 cdef inline void count_since(TlbCounters *total, const TlbCounters *before, const TlbCounters *now) noexcept nogil:
     # all of its fields are 64-bit counts
@@ -24,20 +20,52 @@ cdef inline void count_since(TlbCounters *total, const TlbCounters *before, cons
     for i in range(sizeof(TlbCounters) // 8):
         to[i] += done[i] - was[i]
 
+
+cdef class _Hosted:              # a machine of a host
+    cdef Machine machine
+    cdef Board board
+    cdef uint64_t origin, nbytes    # of the host's memory
+    cdef dict vcpus             # number of the vCPU -> _HostVcpu
+
+cdef class _HostVcpu:            # a vCPU as the host sees it
+    cdef Run *run               # its machine's
+    cdef _Hosted vm
+    cdef object number
+    cdef bint begun
+    cdef TlbCounters counted    # of the TLBs it ran on, its part
+
+cdef struct Past:               # of machines and vCPUs that have ended
+    uint64_t remote_flushes, flush_requests, ipis
+    uint64_t interprocessor, kicks, notifications
+
 cdef class Host:
     cdef readonly PhysicalMemory memory
-    cdef readonly tuple cpus, machines
+    cdef readonly tuple cpus
     cdef Turns turns            # of all of them: one physical CPU runs at a time
-    cdef HostVcpu *vcpu
-    cdef uint32_t n_vcpus
-    cdef uint32_t *occupant     # [physical CPU] vCPU in guest mode there, or NOWHERE
-    cdef uint32_t n_cpus
+    cdef object ranges          # of memory
+    cdef list omit              # flushes that every VMM leaves out
+    cdef TLB spare              # that machines are made with: making one flushes nothing of those that run
+    cdef dict hosted            # Machine -> _Hosted, in the order in which they were made
+    cdef dict vcpu              # number -> _HostVcpu of those that live
+    cdef dict last              # number -> counters of those that ended last
+    cdef uint64_t n_vcpus       # numbers given out
+    cdef list occupant          # [physical CPU] _HostVcpu in guest mode there, or None
     cdef VpidMap vpids
     cdef uint64_t migrations, switches
-    cdef _add_vcpus(self, list vpids)
-    cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF
-    cdef HostVcpu *_alive(self, vcpu) except NULL
-    cdef _place(self, vcpu, cpu)
-    cdef _run(self, vcpu, cpu, op, size, addr, out, first)
-    cdef int _enter(self, HostVcpu *s, uint32_t cpu)
+    cdef Past past
+    cdef int _reserve(self, uint64_t needed, memory) except -1
+    cdef Machine _add(self, config, uint32_t count, policy, bint kernel, state, list slots)
+    cdef int _fits(self, config, uint64_t count) except -1
+    cdef _HostVcpu _new_vcpu(self, _Hosted vm, Run *run)
+    cdef int _made(self) except -1
+    cdef _HostVcpu _one_more(self, _Hosted vm)
+    cdef uint32_t _vpid(self, config)
+    cdef _HostVcpu _alive(self, vcpu)
+    cdef _Hosted _machine(self, machine)
+    cdef object _place(self, vcpu, cpu)
+    cdef object _run(self, vcpu, cpu, op, size, addr, out, first)
+    cdef int _enter(self, _HostVcpu s, uint32_t cpu)
     cdef void _leave(self, uint32_t cpu)
+    cdef void _leave_cpu(self, _HostVcpu s)
+    cdef int _ended(self, _HostVcpu s) except -1
+    cdef int _end_machine(self, _Hosted vm) except -1

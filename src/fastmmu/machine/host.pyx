@@ -1,20 +1,19 @@
 """The host as a Python object."""
 
 from libc.stdint cimport uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
-from libc.string cimport memset
 
 from fastmmu._arguments cimport counted, flag, instance, many, shown, whole, word
-from fastmmu.arch.vmx cimport SECONDARY_VPID
+from fastmmu.arch.types cimport MODE_PAE
 from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.kvm.kvm cimport NOWHERE
+from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE
 from fastmmu.kvm.vcpu cimport kvm_vcpu_enter, kvm_vcpu_exit
 from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free, vpid_init
-from fastmmu.machine.board cimport Board, tlb_of
+from fastmmu.machine.board cimport Board, all_slots, tlb_of
+from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport kernel_switch
-from fastmmu.machine.layout cimport behind_bytes, host_bytes
+from fastmmu.machine.layout cimport machine_bytes
 from fastmmu.machine.machine cimport Machine
-from fastmmu.mmu.pages cimport mmu_forget_roots
+from fastmmu.machine.vcpus cimport vcpu_add, vcpu_remove, vcpus_begin, vcpus_end
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport Tlb, TlbCounters
@@ -24,6 +23,12 @@ from fastmmu.threads.turns cimport Turn, Turns
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
+from fastmmu.machine.ranges import Ranges
+from fastmmu.sizes import parse_bytes
+
+_ROOM = 1 << 40         # bytes of address space that a host has where nothing else is said
+_MOST = 1 << 46
+_LAST = 256             # vCPUs that ended last, whose counters stay
 
 
 cdef tuple _with_count(vm):
@@ -34,51 +39,72 @@ cdef tuple _with_count(vm):
     if len(pair) != 2 or not isinstance(pair[0], Config):
         raise ConfigError(f"{shown(vm)}: a machine of a host is a Config with mmu='shadow' or 'ept', or (Config, "
                           "number of vCPUs)")
-    count = whole("the number of vCPUs", pair[1])
+    return pair[0], _count(pair[1])
+
+
+cdef object _count(vcpus):
+    count = whole("the number of vCPUs", vcpus)
     if not 1 <= count <= 1024:
         raise ConfigError(f"{counted(count)} vCPUs; a machine has 1..1024")
-    return pair[0], count
+    return count
+
+
+cdef class _Hosted:
+    """A machine of a host."""
+
+
+cdef class _HostVcpu:
+    """A vCPU of a host."""
 
 
 cdef class Host:
     """Physical CPUs with a TLB each, and virtual machines whose vCPUs are put on them (KVM's allocate_vpid,
-    vmx_vcpu_load; tlb.md §6, §7).
+    vmx_vcpu_load; tlb.md §6, §7). Machines and vCPUs come and go at any time: :meth:`add`, :meth:`add_vcpu`,
+    :meth:`remove`.
 
-    vCPUs are numbered through all machines. VPIDs come from the host's allocator, one a vCPU whose configuration wants
-    one; where it has none left the vCPU runs without. One physical CPU runs at a time: the others stand still, those
-    that hold a vCPU in guest mode, where a remote flush reaches it by an IPI.
+    vCPUs are numbered through all machines, in the order in which they came; no number is given out again. VPIDs come
+    from the host's allocator, the lowest that is free, one a vCPU whose configuration wants one; they come back where
+    it ends, and where there is none left a vCPU runs without. One physical CPU runs at a time: the others stand still,
+    those that hold a vCPU in guest mode, where a remote flush reaches it by an IPI.
+
+    Each machine has a range of the host's memory, the lowest gap that is large enough (first fit). That of one that
+    ended reads as zero for the next. What is cached of it stays cached: as in KVM a vCPU flushes where it runs on a CPU
+    for the first time.
 
     With ``Config(tpr=)`` each vCPU has a local APIC, its id the number within the machine; they send each other
     interrupts. One that stands still on its CPU takes them before its next instruction: made to exit, or by the
     notification vector without an exit (APICv); one that waits for a CPU at its next VM entry. Timers go by the
     accesses of all vCPUs of the machine.
 
-    :param vms: a :class:`Config` for each machine, or (Config, number of vCPUs); not native. The TLB is the first's.
+    :param vms: a :class:`Config` for each machine at the start, or (Config, number of vCPUs); not native. The TLB is
+        the first's.
     :param cpus: number of physical CPUs.
     :param guest_kernel, state: as of :class:`Machine`; each vCPU of a bare guest begins with this state, and runs by
         the machine that :meth:`place` returns.
     :param omit: flushes to leave out, by the names of :attr:`Vmm.omit`, to see what they are for.
+    :param memory: the host's, bytes or text such as "4T"; only address space, nothing is allocated for it. None: 1 TB,
+        or what the first machines take where that is more, or where the operating system refuses so much.
     :raises ConfigError: a native configuration, no machine, no CPU. :raises OutOfMemoryError: too much memory in all.
 
-    Threads: one physical CPU runs at a time: :meth:`run` and :meth:`place`, and instructions of any of its guests, are
-    refused meanwhile (PolicyError); counters, totals, deliveries and the VMMs of its machines may be asked from any
-    thread, and are answered between two events.
+    Threads: one physical CPU runs at a time: :meth:`run`, :meth:`place`, :meth:`add` and :meth:`remove`, and
+    instructions of any of its guests, are refused meanwhile (PolicyError); counters, totals, deliveries and the VMMs of
+    its machines may be asked from any thread, and are answered between two events.
     """
 
     def __cinit__(self):
         vpid_init(&self.vpids)
-        self.cpus, self.machines = (), ()
+        self.cpus = ()
+        self.hosted, self.vcpu, self.last, self.occupant, self.omit = {}, {}, {}, [], []
         self.turns = Turns()
 
-    def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, omit=()):
-        cdef Machine m
-        cdef uint64_t origin = 0, total = 0
+    def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, omit=(), memory=None):
+        cdef uint64_t total = 0
         cdef uint32_t n_cpus
         cdef bint kernel = flag("guest_kernel", guest_kernel)
         if self.memory is not None:
             raise StateError("this Host is made already; make another one")
         chosen = [_with_count(vm) for vm in many("vms", vms)]
-        omit = many("omit", omit)
+        self.omit = many("omit", omit)
         cpus = whole("cpus", cpus)
         if not chosen:
             raise ConfigError("no machine; a host has at least one, give a Config each")
@@ -88,75 +114,216 @@ cdef class Host:
         if state is not None:
             instance("state", state, GuestState)
         for config, count in chosen:
-            if config.mmu == "native":
-                raise ConfigError(f"{config!r}: a machine of a host is a Config with mmu='shadow' or 'ept'")
-            most = {None: 1024, "patch": 16}.get(config.tpr, 255)
-            if config.apic_id + count > most:
-                raise ConfigError(f"tpr={config.tpr!r}: vCPUs up to number {config.apic_id + count - 1}; the guest's "
-                                  f"APICs, or its records of the TPR, have room for 0..{most - 1}")
-            total += host_bytes(config) + behind_bytes(config, kernel, count)
-        if total > 1 << 46:
-            raise OutOfMemoryError(f"{total >> 30} GB of host memory are more than 46 bits of address; give the "
-                                   "machines less by Config(memory=)")
-        self.memory = PhysicalMemory(total)
+            self._fits(config, count)
+            total += machine_bytes(config, all_slots(config, kernel, ()))
+        self._reserve(total, memory)
         self.cpus = tuple([tlb_of(chosen[0][0]) for _ in range(n_cpus)])
-        for tlb in self.cpus:
+        self.spare = tlb_of(chosen[0][0])
+        for tlb in (*self.cpus, self.spare):
             (<TLB> tlb).turns = self.turns
-        self.n_cpus = n_cpus
-        machines, vpids = [], []
+        self.occupant = [None] * n_cpus
         for config, count in chosen:
-            own = [vpid_alloc(&self.vpids) if config.vpid else 0 for _ in range(count)]
-            vpids.append(own)
-            place = self.memory, origin, self.cpus[0], own[0]
-            m = Machine(config, guest_kernel=kernel, state=state, place=place)
-            if count > 1 and m.board.pdptes_due:
-                raise ConfigError(f"{count} vCPUs that begin with PAE paging; give GuestState(pdptes=)")
-            m.vmm.omit = omit
+            self._add(config, count, None, kernel, state, [])
+
+    cdef int _reserve(self, uint64_t needed, memory) except -1:
+        # the host's memory, of which the first machines need so much
+        if needed > _MOST:
+            raise OutOfMemoryError(f"{needed >> 30} GB of host memory are more than 46 bits of address; give the "
+                                   "machines less by Config(memory=)")
+        if memory is not None:
+            size = parse_bytes(memory) if isinstance(memory, str) else whole("memory", memory)
+            if not 1 << 21 <= size <= _MOST:
+                raise ConfigError(f"memory={shown(memory)}: a host has 2M..64T")
+            size &= ~0x1FFFFF
+            self.memory = PhysicalMemory(size)
+        else:
+            size = max(needed, _ROOM)
+            try:
+                self.memory = PhysicalMemory(size)
+            except OutOfMemoryError:
+                size = needed
+                self.memory = PhysicalMemory(size)
+        self.ranges = Ranges(size)
+        return 0
+
+    cdef int _fits(self, config, uint64_t count) except -1:
+        # may a machine have so many vCPUs?
+        if config.mmu == "native":
+            raise ConfigError(f"{config!r}: a machine of a host is a Config with mmu='shadow' or 'ept'")
+        most = {None: 1024, "patch": 16}.get(config.tpr, 255)
+        if config.apic_id + count > most:
+            raise ConfigError(f"tpr={config.tpr!r}: vCPUs up to number {config.apic_id + count - 1}; the guest's "
+                              f"APICs, or its records of the TPR, have room for 0..{most - 1}")
+        return 0
+
+    # ---- machines and vCPUs come and go -------------------------------------------------------------------------
+
+    def add(self, config, vcpus=1, *, guest_kernel=True, policy=None, state=None, slots=()):
+        """One more machine, at any time.
+
+        :param config: a :class:`Config`, not native. :param vcpus: number of its vCPUs, 1..1024.
+        :param guest_kernel, policy, state, slots: as of :class:`Machine`.
+        :returns: the :class:`Machine`; numbers of its vCPUs: :meth:`vcpus_of`.
+        :raises ConfigError: as of the constructor. :raises OutOfMemoryError: no gap of the host's memory is as large.
+        """
+        cdef bint kernel = flag("guest_kernel", guest_kernel)
+        cdef Turn _turn = self.turns.alone()
+        instance("config", config, Config)
+        if state is not None:
+            instance("state", state, GuestState)
+        count = _count(vcpus)
+        self._made()
+        self._fits(config, count)
+        return self._add(config, count, policy, kernel, state, many("slots", slots))
+
+    cdef Machine _add(self, config, uint32_t count, policy, bint kernel, state, list slots):
+        cdef _Hosted vm = _Hosted()
+        cdef Machine m
+        cdef uint32_t vpid
+        vm.nbytes = machine_bytes(config, all_slots(config, kernel, slots))
+        origin = self.ranges.take(vm.nbytes)
+        if origin is None:
+            raise OutOfMemoryError(
+                f"no {vm.nbytes >> 20} MB of the host's memory in one piece for this machine: {self.ranges.free >> 20} "
+                f"of {self.ranges.size >> 20} MB are free, {self.ranges.largest >> 20} at most in one piece; remove a "
+                "machine, give it less by Config(memory=), or make the Host with more memory=")
+        vm.origin = origin
+        vpid = self._vpid(config)
+        try:
+            place = self.memory, origin, self.spare, vpid
+            m = Machine(config, policy=policy, guest_kernel=kernel, state=state, slots=slots, place=place)
+            vm.machine, vm.board, vm.vcpus = m, m.board, {}
+            if count > 1:
+                _with_pdptes(m.board, count)
+            m.vmm.omit = self.omit
             m.board.cpus = self.cpus
-            machines.append(m)
-            origin += host_bytes(config) + behind_bytes(config, kernel, count)
-        self.machines = tuple(machines)
-        self._add_vcpus(vpids)
+            m.board.tlb = self.cpus[0]
+            m.board.v.tlb = (<TLB> self.cpus[0]).t
+            vcpus_begin(m.board)
+            self._new_vcpu(vm, m.board.loop)
+            for _ in range(1, count):
+                self._one_more(vm)
+        except BaseException:
+            if not vm.vcpus:
+                vpid_free(&self.vpids, vpid)
+            self._end_machine(vm)
+            raise
+        self.hosted[m] = vm
+        return m
 
-    cdef _add_vcpus(self, list vpids):
-        cdef uint32_t vm, i, n = 0
-        cdef HostVcpu *s
-        cdef Board b
-        self.vcpu = <HostVcpu *> calloc(sum([len(own) for own in vpids]), sizeof(HostVcpu))
-        self.occupant = <uint32_t *> calloc(self.n_cpus, 4)
-        if self.vcpu == NULL or self.occupant == NULL:
-            raise OutOfMemoryError(f"no memory for the vCPUs of {len(vpids)} machines")
-        memset(self.occupant, 0xFF, 4 * self.n_cpus)
-        for vm, own in enumerate(vpids):
-            b = (<Machine> self.machines[vm]).board
-            for i, vpid in enumerate(own):
-                s = &self.vcpu[n]
-                s.vm = vm
-                s.run = b._add_vcpu(vpid) if i else b.loop
-                n += 1
-        self.n_vcpus = n
+    cdef uint32_t _vpid(self, config):
+        return vpid_alloc(&self.vpids) if config.vpid else 0
 
-    def __dealloc__(self):
-        free(self.vcpu)
-        free(self.occupant)
-
-    cdef uint32_t _number(self, vcpu) except? 0xFFFFFFFF:
-        number = whole("vcpu", vcpu)
-        if not 0 <= number < self.n_vcpus:
-            raise StateError(f"vCPU {counted(number)} is outside 0..{int(self.n_vcpus) - 1}")
-        return number
-
-    cdef HostVcpu *_alive(self, vcpu) except NULL:
-        cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
-        if s.ended:
-            raise StateError(f"vCPU {vcpu} has ended, by Host.remove; run another")
+    cdef _HostVcpu _new_vcpu(self, _Hosted vm, Run *run):
+        cdef _HostVcpu s = _HostVcpu()
+        s.run, s.vm, s.number = run, vm, self.n_vcpus
+        self.vcpu[s.number] = vm.vcpus[s.number] = s
+        self.n_vcpus += 1
         return s
+
+    def add_vcpu(self, machine):
+        """One more vCPU of a machine, at any time. It begins as those did with which the machine was made; under the
+        guest kernel in the process of its number within the machine, the lowest that none of its vCPUs has.
+
+        :returns: its number. :raises StateError: a machine that has ended, or is of another host.
+        :raises ConfigError: the machine has as many as it can.
+        """
+        cdef Turn _turn = self.turns.alone()
+        cdef _Hosted vm = self._machine(machine)
+        count = len(vm.vcpus) + 1
+        if count > 1024:
+            raise ConfigError(f"{count} vCPUs; a machine has 1..1024")
+        self._fits(vm.board.config, count)
+        _with_pdptes(vm.board, count)
+        return self._one_more(vm).number
+
+    cdef _HostVcpu _one_more(self, _Hosted vm):
+        cdef uint32_t vpid = self._vpid(vm.board.config)
+        try:
+            return self._new_vcpu(vm, vcpu_add(vm.board, vpid))
+        except OutOfMemoryError:
+            vpid_free(&self.vpids, vpid)
+            raise
+
+    def remove(self, ends):
+        """A vCPU, by its number, or a :class:`Machine` with all of its vCPUs ends, also while others are on CPUs.
+
+        It leaves its CPU and gives back its VPID, which flushes nothing: whoever gets the VPID next flushes where it
+        first runs. A machine gives back its memory, too, which reads as zero from then on: for what the caller still
+        has of it, as for its next owner. All calls of a machine that has ended are refused (StateError); ask for
+        deliveries before. With its last vCPU a machine does not end: :meth:`add_vcpu`.
+
+        :raises StateError: there is no such vCPU or machine, or it has ended.
+        """
+        cdef Turn _turn = self.turns.alone()
+        cdef _HostVcpu s
+        cdef _Hosted vm
+        if isinstance(ends, Machine):
+            vm = self._machine(ends)
+            del self.hosted[ends]
+            self._end_machine(vm)
+            return
+        s = self._alive(ends)
+        vm = s.vm
+        self._leave_cpu(s)
+        self._ended(s)
+        vcpu_remove(vm.board, s.run)
+        if vm.board.vcpu.mode == IN_GUEST_MODE:
+            vm.board.tlb = self.cpus[vm.board.vcpu.pcpu]
+
+    cdef int _ended(self, _HostVcpu s) except -1:
+        cdef Interrupts *irq = s.run.vcpu.irq
+        if irq != NULL:
+            self.past.interprocessor += irq.c.ipis
+            self.past.kicks += irq.c.kicks
+            self.past.notifications += irq.c.notifications
+        vpid_free(&self.vpids, s.run.vcpu.cpu.vmcs.vpid)
+        self.last[s.number] = s.vm.board._counters(s.run, &s.counted)
+        if len(self.last) > _LAST:
+            del self.last[next(iter(self.last))]
+        del self.vcpu[s.number]
+        del s.vm.vcpus[s.number]
+        return 0
+
+    cdef int _end_machine(self, _Hosted vm) except -1:
+        cdef _HostVcpu s
+        if vm.board is not None:
+            for s in [*vm.vcpus.values()]:
+                self._leave_cpu(s)
+                self._ended(s)
+            self.past.remote_flushes += vm.board.kvm.remote_flushes
+            self.past.flush_requests += vm.board.kvm.flush_requests
+            self.past.ipis += vm.board.kvm.ipis
+            vcpus_end(vm.board)
+        self.memory.forget(vm.origin, vm.nbytes)
+        self.ranges.give(vm.origin, vm.nbytes)
+        return 0
+
+    cdef _HostVcpu _alive(self, vcpu):
+        number = whole("vcpu", vcpu)
+        found = self.vcpu.get(number)
+        if found is None:
+            raise StateError(f"vCPU {number} has ended, by Host.remove; run another" if 0 <= number < self.n_vcpus else
+                             f"vCPU {counted(number)} is outside 0..{int(self.n_vcpus) - 1}")
+        return found
+
+    cdef _Hosted _machine(self, machine):
+        found = self.hosted.get(instance("machine", machine, Machine))
+        if found is None:
+            raise StateError("this Machine is none of this Host: it has ended, by Host.remove, or is of another; see "
+                             "Host.machines")
+        return found
+
+    cdef int _made(self) except -1:
+        if self.memory is None:
+            raise StateError("this Host is not made: its class must call Host.__init__")
+        return 0
 
     # ---- which vCPU is where ------------------------------------------------------------------------------------
 
-    cdef int _enter(self, HostVcpu *s, uint32_t cpu):
+    cdef int _enter(self, _HostVcpu s, uint32_t cpu):
         # in guest mode on this CPU, whose occupant it is
-        cdef Board b = (<Machine> self.machines[s.vm]).board
+        cdef Board b = s.vm.board
         cdef TLB tlb = self.cpus[cpu]
         b._load(s.run)
         b.tlb = tlb
@@ -166,19 +333,24 @@ cdef class Host:
 
     cdef void _leave(self, uint32_t cpu):
         # the host's timer takes the CPU from its vCPU
-        cdef HostVcpu *s
+        cdef _HostVcpu s = self.occupant[cpu]
         cdef Board b
         cdef TlbCounters before
-        if self.occupant[cpu] == NOWHERE:
+        if s is None:
             return
-        s = &self.vcpu[self.occupant[cpu]]
-        b = (<Machine> self.machines[s.vm]).board
+        b = s.vm.board
         b._load(s.run)
         before = b.v.tlb.c
         kvm_vcpu_exit(b.vcpu)
         count_since(&s.counted, &before, &b.v.tlb.c)
-        self.occupant[cpu] = NOWHERE
+        self.occupant[cpu] = None
         self.switches += 1
+
+    cdef void _leave_cpu(self, _HostVcpu s):
+        # wherever it is
+        cdef uint32_t pcpu = s.run.vcpu.pcpu
+        if pcpu != NOWHERE and self.occupant[pcpu] is s:
+            self._leave(pcpu)
 
     def place(self, vcpu, cpu):
         """Put a vCPU on a physical CPU: who was there, and where it was, is left by a VM exit.
@@ -189,30 +361,29 @@ cdef class Host:
         cdef Turn _turn = self.turns.alone()
         return self._place(vcpu, cpu)
 
-    cdef _place(self, vcpu, cpu):
-        cdef HostVcpu *s = self._alive(vcpu)
-        cdef uint32_t number = s - self.vcpu, at
-        cdef Board b = (<Machine> self.machines[s.vm]).board
+    cdef object _place(self, vcpu, cpu):
+        cdef _HostVcpu s = self._alive(vcpu)
+        cdef uint32_t at
+        cdef Board b = s.vm.board
         cdef TlbCounters before
         cdef Tlb *tlb
         cdef int outcome
         cpu = whole("cpu", cpu)
-        if not 0 <= cpu < self.n_cpus:
-            raise StateError(f"CPU {counted(cpu)} is outside 0..{int(self.n_cpus) - 1}")
+        if not 0 <= cpu < len(self.cpus):
+            raise StateError(f"CPU {counted(cpu)} is outside 0..{len(self.cpus) - 1}")
         at = cpu
         b._ready()
-        if self.occupant[at] != number:
+        if self.occupant[at] is not s:
             self._leave(at)
-            if s.run.vcpu.pcpu != NOWHERE and self.occupant[s.run.vcpu.pcpu] == number:
-                self._leave(s.run.vcpu.pcpu)
-        self.occupant[at] = number
+            self._leave_cpu(s)
+        self.occupant[at] = s
         tlb = (<TLB> self.cpus[at]).t
         before = tlb.c
         outcome = self._enter(s, at)
         count_since(&s.counted, &before, &tlb.c)
         if outcome:
             b._raise(0)
-        return self.machines[s.vm]
+        return s.vm.machine
 
     def run(self, vcpu, cpu, op, size, addr, out=None, first=0):
         """Events of a trace on a vCPU placed on a physical CPU; parameters and errors as of :meth:`Machine.run`.
@@ -225,9 +396,9 @@ cdef class Host:
         finally:
             self.turns.end()
 
-    cdef _run(self, vcpu, cpu, op, size, addr, out, first):
+    cdef object _run(self, vcpu, cpu, op, size, addr, out, first):
         cdef Board b = (<Machine> self._place(vcpu, cpu)).board
-        cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
+        cdef _HostVcpu s = self._alive(vcpu)
         cdef TlbCounters before = b.v.tlb.c
         cdef uint64_t number = word("first", first)
         try:
@@ -239,38 +410,26 @@ cdef class Host:
         finally:
             count_since(&s.counted, &before, &b.v.tlb.c)
 
-    def remove(self, vcpu):
-        """The vCPU ends: it leaves its CPU and gives back its VPID, which flushes nothing. It cannot run again.
-
-        :raises StateError: there is no such vCPU, or it has ended.
-        """
-        cdef Turn _turn = self.turns.alone()
-        cdef HostVcpu *s = self._alive(vcpu)
-        cdef uint32_t number = s - self.vcpu
-        cdef Board b = (<Machine> self.machines[s.vm]).board
-        if s.run.vcpu.pcpu != NOWHERE and self.occupant[s.run.vcpu.pcpu] == number:
-            self._leave(s.run.vcpu.pcpu)
-        b._load(s.run)
-        if b.kvm.shadow:
-            mmu_forget_roots(b.kvm.mmu.vcpu)
-        s.ended = True
-        vpid_free(&self.vpids, b.v.vmcs.vpid)
-        b.v.vmcs.vpid = 0
-        b.v.vmcs.secondary &= ~SECONDARY_VPID
-
     # ---- results ------------------------------------------------------------------------------------------------
 
     def vpid(self, vcpu):
-        """VPID of a vCPU; 0: it runs without."""
+        """VPID of a vCPU; 0: it runs without, or has ended."""
         cdef Turn _turn = self.turns.take()
-        return self.vcpu[self._number(vcpu)].run.vcpu.cpu.vmcs.vpid
+        number = whole("vcpu", vcpu)
+        if number not in self.vcpu and 0 <= number < self.n_vcpus:
+            return 0
+        return self._alive(number).run.vcpu.cpu.vmcs.vpid
 
     def counters(self, vcpu):
-        """Counters of a vCPU, as of :meth:`Machine.counters`; those of the VMM are its machine's."""
+        """Counters of a vCPU, as of :meth:`Machine.counters`; those of the VMM are its machine's. Of the 256 vCPUs that
+        ended last they are as of their end."""
         cdef Turn _turn = self.turns.take()
-        cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
-        cdef Board b = (<Machine> self.machines[s.vm]).board
-        return b._counters(s.run, &s.counted)
+        cdef _HostVcpu s
+        found = self.last.get(whole("vcpu", vcpu))
+        if found is not None:
+            return dict(found)
+        s = self._alive(vcpu)
+        return s.vm.board._counters(s.run, &s.counted)
 
     def exit_log(self, vcpu, costs=None):
         """The last VM exits of a vCPU, of those that its machine keeps: :meth:`Machine.exit_log`."""
@@ -281,34 +440,57 @@ cdef class Host:
         """Every interrupt that the guest's handlers got on a vCPU, in order, as :class:`Delivered`; `at`: accesses of
         all vCPUs of its machine until then. Empty without an APIC."""
         cdef Turn _turn = self.turns.take()
-        cdef Interrupts *irq = self.vcpu[self._number(vcpu)].run.vcpu.irq
+        cdef Interrupts *irq = self._alive(vcpu).run.vcpu.irq
         return [] if irq == NULL else [Delivered(irq.log[i].vector, irq.log[i].at) for i in range(irq.log_n)]
 
     def totals(self):
-        """dict of int: migrations, switches (of a CPU to another vCPU), vpids (given out), and over all machines
-        remote_flushes, flush_requests, ipis (for these). Of guests with an APIC: interprocessor (interrupts that they
-        sent), kicks (IPIs by which the VMM made a vCPU exit for one), notifications (IPIs that a posted one took)."""
+        """dict of int: migrations, switches (of a CPU to another vCPU), vpids (given out), and over all machines, with
+        those that have ended, remote_flushes, flush_requests, ipis (for these). Of guests with an APIC: interprocessor
+        (interrupts that they sent), kicks (IPIs by which the VMM made a vCPU exit for one), notifications (IPIs that a
+        posted one took)."""
         cdef Turn _turn = self.turns.take()
-        cdef Board b
+        cdef _HostVcpu s
+        cdef _Hosted vm
         cdef Interrupts *irq
-        cdef uint32_t i
-        found = {"migrations": self.migrations, "switches": self.switches, "vpids": self.vpids.used,
-                 "remote_flushes": 0, "flush_requests": 0, "ipis": 0, "interprocessor": 0, "kicks": 0,
-                 "notifications": 0}
-        for i in range(self.n_vcpus):
-            irq = self.vcpu[i].run.vcpu.irq
+        found = {"migrations": self.migrations, "switches": self.switches, "vpids": self.vpids.used, **self.past}
+        for s in self.vcpu.values():
+            irq = s.run.vcpu.irq
             if irq != NULL:
                 found["interprocessor"] += irq.c.ipis
                 found["kicks"] += irq.c.kicks
                 found["notifications"] += irq.c.notifications
-        for machine in self.machines:
-            b = (<Machine> machine).board
-            found["remote_flushes"] += b.kvm.remote_flushes
-            found["flush_requests"] += b.kvm.flush_requests
-            found["ipis"] += b.kvm.ipis
+        for vm in self.hosted.values():
+            found["remote_flushes"] += vm.board.kvm.remote_flushes
+            found["flush_requests"] += vm.board.kvm.flush_requests
+            found["ipis"] += vm.board.kvm.ipis
         return found
 
     @property
+    def machines(self):
+        """The machines that there are, in the order in which they were made."""
+        cdef Turn _turn = self.turns.take()
+        return tuple(self.hosted)
+
+    @property
     def vcpus(self):
-        """Number of vCPUs in all machines."""
+        """Number of vCPUs that there were in all machines: the next one has this number."""
         return self.n_vcpus
+
+    def vcpus_of(self, machine):
+        """Numbers of the vCPUs that a machine has, in the order in which they came."""
+        cdef Turn _turn = self.turns.take()
+        return tuple(self._machine(machine).vcpus)
+
+    @property
+    def free_memory(self):
+        """Bytes of the host's memory that no machine has."""
+        cdef Turn _turn = self.turns.take()
+        return 0 if self.ranges is None else self.ranges.free
+
+
+cdef int _with_pdptes(Board board, count) except -1:
+    # further vCPUs begin with PDPTE registers that the state gives
+    cdef GuestState state = board.initial
+    if count > 1 and state.paging.mode == MODE_PAE and state.pdptes is None:
+        raise ConfigError(f"{count} vCPUs that begin with PAE paging; give GuestState(pdptes=)")
+    return 0

@@ -306,7 +306,7 @@ cdef class Guest:
     def state(self):
         """The guest's registers as the guest has them: :class:`GuestState`, with the PDPTE registers of PAE paging."""
         cdef Registers r
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         self.board.made()
         self._registers(&r)
         return self.board.initial.replace(cr0=r.cr0, cr3=r.cr3, cr4=r.cr4, efer=r.efer, pkru=r.pkru,
@@ -316,7 +316,7 @@ cdef class Guest:
     def hardware(self):
         """What the processor has while the guest runs, a dict: cr0, cr3, cr4, efer, vm86 (RFLAGS.VM), cr3_load_exiting,
         cr3_store_exiting. Natively the guest's own registers, and nothing exits."""
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         cdef const Vcpu *v = self.board.v
         return {
             "cr0": v.r.cr0, "cr3": v.hw.cr3, "cr4": v.r.cr4, "efer": v.r.efer,

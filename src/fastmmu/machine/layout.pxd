@@ -1,6 +1,6 @@
 # Where in host memory the parts of a machine lie: the VMM's pages and tables, the guest's memory, slots, vCPUs.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 cdef enum:                      # host-physical pages of the VMM
     PML_LOG = 0x1000            # page 0 stays unused, so that no root is 0
@@ -8,9 +8,8 @@ cdef enum:                      # host-physical pages of the VMM
     POSTED_DESCRIPTOR = 0x3000
     PAE_ROOT = 0x4000           # PDPTEs of a shadowed guest of 32-bit addresses
     VMM_TABLES = 0x5000
-    VCPU_BYTES = 0x2000         # of a vCPU that is not the first: virtual-APIC page, posted-interrupt descriptor
+    VCPU_BYTES = 0x2000         # of a vCPU with an APIC: virtual-APIC page, posted-interrupt descriptor
 
 cdef bint has_identity(config, bint guest_kernel)
-cdef uint64_t behind_bytes(config, bint guest_kernel, uint32_t vcpus) except? 0
 cdef uint64_t host_bytes(config) except 0
-cdef uint64_t vcpu_page(config, bint guest_kernel, uint32_t number) except 0
+cdef uint64_t machine_bytes(config, slots) except 0

@@ -177,6 +177,7 @@ cdef class Machine:
         cdef Board board = self.board
         board.turns.begin("Machine.run()")
         try:
+            board._on_cpu()
             return board._events(op, size, addr, out, first)
         finally:
             board.turns.end()
@@ -226,7 +227,7 @@ cdef class Machine:
     def mmio(self):
         """The access to no memory, nor to the local APIC, that the exit under way completed: a :class:`Mmio`; None
         where it was none. For a policy, after :meth:`default`."""
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         cdef const Vcpu *v = self.board.v
         if not self.board.handling or v.emulated == ONES or mmu_hpa(&self.board.kvm.mmu, v.emulated) != ONES:
             return None
@@ -257,13 +258,13 @@ cdef class Machine:
     def vmcs(self):
         """The VMCS as a dict: controls and exit information, by the names of the SDM (vol. 3, appendix
         "Field Encoding in VMCS"; vmx.md §1); empty without a VMM."""
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         return dict(self.board.v.vmcs) if self.board.v.guest else {}
 
     @property
     def hw_cr3(self):
         """CR3 of the processor while the guest runs: the guest's value; under shadow paging the shadow root, hpa."""
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         return self.board.v.hw.cr3
 
     # ---- what it is made of --------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ cdef class Machine:
     @property
     def vmm(self):
         """The VMM's user space, :class:`Vmm`: memory slots and dirty logs; None for a native machine."""
-        cdef Turn _turn = self.board.turns.take()
+        cdef Turn _turn = self.board.take()
         if self.board.initial is None or self.board.pdptes_due:
             self.board._ready()
         return self._vmm

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.types cimport hpa_t
-from fastmmu.mmu.mmu cimport Mmu
+from fastmmu.mmu.mmu cimport Mmu, MmuContext
 
 cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept nogil
 cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil
@@ -11,5 +11,6 @@ cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil
 cdef void dirty_clear(Mmu *mmu, int number, uint64_t first, uint64_t pages) noexcept nogil
 cdef void dirty_collect(Mmu *mmu) noexcept nogil
 cdef int dirty_ring(Mmu *mmu, uint32_t size) noexcept nogil
+cdef int dirty_ring_of(Mmu *mmu, MmuContext *c, uint32_t size) noexcept nogil
 cdef void nx_recover(Mmu *mmu, uint32_t ratio) noexcept nogil
 cdef void dirty_drain(Mmu *mmu, hpa_t log, uint64_t index) noexcept nogil

@@ -253,10 +253,16 @@ cdef int dirty_ring(Mmu *mmu, uint32_t size) noexcept nogil:
     # logs started from now on are rings, one a vCPU; -1 where memory does not suffice
     cdef MmuContext *c = mmu.contexts
     while c != NULL:
-        c.ring.entry = <uint64_t *> calloc(size, sizeof(uint64_t))
-        if c.ring.entry == NULL:
+        if dirty_ring_of(mmu, c, size):
             return -1
-        c.ring.size = size
-        c.ring.room = size - RESERVED - (LOGGED if mmu.policy.pml else 0)
         c = c.next
+    return 0
+
+
+cdef int dirty_ring_of(Mmu *mmu, MmuContext *c, uint32_t size) noexcept nogil:
+    c.ring.entry = <uint64_t *> calloc(size, sizeof(uint64_t))
+    if c.ring.entry == NULL:
+        return -1
+    c.ring.size = size
+    c.ring.room = size - RESERVED - (LOGGED if mmu.policy.pml else 0)
     return 0

@@ -6,6 +6,7 @@ from fastmmu.arch.types cimport gfn_t, hpa_t
 from fastmmu.mmu.mmu cimport Mmu, MmuContext
 
 cdef void mmu_vcpu_create(Mmu *mmu, MmuContext *c) noexcept nogil
+cdef void mmu_vcpu_destroy(Mmu *mmu, MmuContext *c) noexcept nogil
 cdef void mmu_vcpu_load(Mmu *mmu, MmuContext *c) noexcept nogil
 cdef hpa_t mmu_common_root(Mmu *mmu) noexcept nogil
 cdef void mmu_write_pdptes(Mmu *mmu) noexcept nogil

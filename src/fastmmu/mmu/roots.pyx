@@ -1,6 +1,7 @@
 """Roots of the VMM's tables: the one in use, and those kept for their next use (kvm_policy.md §2.4)."""
 
 from libc.stdint cimport uint32_t
+from libc.stdlib cimport free
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport ONES, P
@@ -23,6 +24,15 @@ cdef void mmu_vcpu_create(Mmu *mmu, MmuContext *c) noexcept nogil:
     last[0] = c
     if mmu.vcpu == NULL:
         mmu_vcpu_load(mmu, c)
+
+
+cdef void mmu_vcpu_destroy(Mmu *mmu, MmuContext *c) noexcept nogil:
+    # one that is not loaded goes; what it logged has been read. Its roots are tables like others from now on
+    cdef MmuContext **place = &mmu.contexts
+    while place[0] != c:
+        place = &place[0].next
+    place[0] = c.next
+    free(c.ring.entry)
 
 
 cdef void mmu_vcpu_load(Mmu *mmu, MmuContext *c) noexcept nogil:

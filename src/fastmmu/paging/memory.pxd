@@ -35,4 +35,5 @@ cdef class PhysicalMemory:
     cdef uint64_t next_look     # when as many are, it is looked where the tables are (walked_tables.pyx); ONES: never
     cdef object _owner
     cdef void _bind(self, object u8) except *
+    cdef int forget(self, uint64_t start, uint64_t n) except -1
     cdef uint64_t place(self, address) except? 0xBAD

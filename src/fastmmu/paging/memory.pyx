@@ -6,6 +6,7 @@ import sys
 import numpy as np
 
 from libc.stdint cimport uint8_t, uint64_t, uintptr_t
+from libc.string cimport memset
 
 from fastmmu._arguments cimport shown, whole, word
 from fastmmu.paging.huge_pages cimport fm_huge_ahead
@@ -101,6 +102,16 @@ cdef class PhysicalMemory:
         self.writable = u8.flags.writeable
         self.mem.base = <uint8_t *> <uintptr_t> u8.ctypes.data
         self.mem.nbytes = u8.nbytes
+
+    cdef int forget(self, uint64_t start, uint64_t n) except -1:
+        # whole pages of memory made here read as zero again, and take none of the host's
+        cdef object first
+        if sys.platform == "linux":             # MADV_DONTNEED is advice elsewhere
+            first = <uint64_t> (self.mem.base - <uint8_t *> <uintptr_t> np.frombuffer(self._owner, np.uint8).ctypes.data)
+            self._owner.madvise(mmap.MADV_DONTNEED, first + start, n)
+        else:
+            memset(self.mem.base + start, 0, n)
+        return 0
 
     def advise_huge_pages(self, start=0, stop=None):
         """Ask the host for huge pages where a range of memory will be filled densely: tables and images that are looked

@@ -1,0 +1,119 @@
+"""vCPUs of a host's machine that come and go; header: machine/vcpus.pxd.
+
+What the rooms know of a machine needs a vCPU that is loaded: where the last one ends its state stays, vacant, for the
+VMM's calls, until the next one takes it.
+"""
+
+from libc.stdint cimport uint32_t
+from libc.stdlib cimport calloc, free
+
+from fastmmu.cpu.interrupts cimport irq_free
+from fastmmu.kvm.exits cimport kvm_drain
+from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
+from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_destroy, kvm_vcpu_load
+from fastmmu.machine.board cimport Board, vmcs_vpid
+from fastmmu.machine.events cimport Run
+from fastmmu.machine.guest_kernel cimport kernel_free
+from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_ring_of
+from fastmmu.mmu.mmu cimport MmuContext
+from fastmmu.mmu.pages cimport mmu_forget_roots, mmu_free
+from fastmmu.mmu.roots cimport mmu_vcpu_create
+
+from fastmmu.errors import OutOfMemoryError
+
+
+cdef int vcpus_begin(Board b) except -1:
+    # a machine that is made: as its vCPU is now every vCPU begins
+    b.first = <Run *> calloc(1, sizeof(Run))
+    if b.first == NULL:
+        raise OutOfMemoryError("no memory for a vCPU")
+    b.first[0] = b.loop[0]
+    b.first.vcpu.irq = NULL
+    b.first.vcpu.cpu.apic = NULL
+    b.first.process = 0
+    return 0
+
+
+cdef Run *vcpu_add(Board b, uint32_t vpid) except NULL:
+    cdef Run *run = b.loop
+    cdef MmuContext *c
+    if b.vacant:
+        take_place(b)
+    else:
+        run = made(b)
+    c = &run.vcpu.mmu
+    c.role = b.first.vcpu.mmu.role
+    c.root_level = b.first.vcpu.mmu.root_level
+    vmcs_vpid(&run.vcpu.cpu.vmcs, vpid)
+    if b.config.tpr is not None:
+        b._init_apic(run)
+    return run
+
+
+cdef Run *made(Board b) except NULL:
+    cdef Run *run = <Run *> calloc(1, sizeof(Run))
+    if run == NULL:
+        raise OutOfMemoryError("no memory for a vCPU")
+    run[0] = b.first[0]
+    if kvm_vcpu_create(&b.kvm, &run.vcpu):
+        free(run)
+        raise OutOfMemoryError("no memory for a vCPU")
+    mmu_vcpu_create(&b.kvm.mmu, &run.vcpu.mmu)
+    if b.kvm.mmu.slots.ring.size and dirty_ring_of(&b.kvm.mmu, &run.vcpu.mmu, b.kvm.mmu.slots.ring.size):
+        kvm_vcpu_destroy(&run.vcpu)
+        free(run)
+        raise OutOfMemoryError("no memory for the ring of a vCPU")
+    return run
+
+
+cdef void take_place(Board b):
+    # of the last vCPU, which has ended
+    cdef Run *run = b.loop
+    cdef MmuContext context = run.vcpu.mmu
+    drop_apic(run)
+    run[0] = b.first[0]
+    run.vcpu.mmu = context
+    mmu_forget_roots(&run.vcpu.mmu)
+    kvm_vcpu_load(&run.vcpu)
+    b.vacant = False
+
+
+cdef void vcpu_remove(Board b, Run *run):
+    # One that is in no guest mode; another one is loaded in its place. What it logged is read first.
+    cdef uint32_t i = 0
+    if b.kvm.n_vcpus == 1:
+        read_log(b, run)
+        if b.kvm.shadow:
+            mmu_forget_roots(&run.vcpu.mmu)
+        vmcs_vpid(&run.vcpu.cpu.vmcs, 0)
+        b.vacant = True
+        return
+    if b.loop == run:
+        while b.kvm.vcpu[i] == &run.vcpu:
+            i += 1
+        b._load(<Run *> b.kvm.vcpu[i])
+    read_log(b, run)
+    kvm_vcpu_destroy(&run.vcpu)
+    drop_apic(run)
+    free(run)
+
+
+cdef void read_log(Board b, Run *run):
+    kvm_drain(&run.vcpu)
+    dirty_collect(&b.kvm.mmu)
+    b.kvm.mmu.counters.flush_requests += b.kvm.mmu.flush
+    kvm_flush_remote_tlbs(b.vcpu)
+
+
+cdef void drop_apic(Run *run):
+    if run.vcpu.irq != NULL:
+        irq_free(run.vcpu.irq)
+        free(run.vcpu.irq)
+        run.vcpu.irq = NULL
+
+
+cdef void vcpus_end(Board b):
+    # the machine ends, its vCPUs are on no CPU: its tables go; no call gets to its state any more, which goes with it
+    b.kvm.ended = True
+    mmu_free(&b.kvm.mmu)
+    kernel_free(&b.kernel)
