@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from fastmmu import (
     Exit,
     GuestState,
     Host,
+    Kvm,
     Machine,
     MemorySlot,
     Policy,
@@ -123,6 +125,41 @@ def test_a_machine_holds_another_vcpu_where_the_loaded_one_ends(mmu: str) -> Non
     assert host.place(more, 1).access(0).gpa == NEW
     assert host.counters(1)["vm_exits"] >= 1  # of those that ended last they stay
     assert machine.state.cr3 == ROOT
+
+
+@every_mmu
+def test_a_vmm_in_python_has_the_vcpus_that_there_are(mmu: str) -> None:
+    """Those that ended are none of its vCPUs, and who keeps one is refused."""
+    kept: list[Any] = []
+
+    class Keeps(Kvm):
+        def default(self, vcpu: Any, exit: Exit) -> int:
+            kept.append(vcpu)
+            return super().default(vcpu, exit)
+
+    config = SMALL.replace(mmu=mmu, exit_every=20)
+    counted = []
+    for vmm in ("kernel", Keeps):
+        host = Host([(config.replace(vmm=vmm), 3)], cpus=2)
+        (machine,) = host.machines
+        columns, outs = program(2, 300), []
+        for turn in range(8):
+            for vcpu in host.vcpus_of(machine):
+                outs.append(np.zeros(300, np.uint64))
+                host.run(vcpu, turn % 2, *columns, outs[-1])
+            host.remove(host.vcpus_of(machine)[turn % 3])
+            host.add_vcpu(machine)
+        counted.append((np.concatenate(outs), [host.counters(v) for v in host.vcpus_of(machine)], host.totals()))
+    assert np.array_equal(counted[0][0], counted[1][0])
+    assert counted[0][1:] == counted[1][1:]
+    assert len({*kept}) == 3 + 8 - 1
+    for vcpu in {*kept}:
+        with pytest.raises(PolicyError, match="does not stand still"):
+            vcpu.count("mmio")
+    host.remove(machine)
+    for vcpu in {*kept}:
+        with pytest.raises(PolicyError, match="does not stand still"):
+            vcpu.count("mmio")
 
 
 def test_another_machine_is_made_while_guests_run() -> None:

@@ -10,6 +10,8 @@ cdef class VirtualMachine(VmPort):
     cdef Turns turns
     cdef readonly list vcpus    # VirtualCpu, by number
     cdef VirtualCpu of(self, KvmVcpu *vcpu)
+    cdef _renew(self)
+    cdef forget(self, KvmVcpu *vcpu)
 
 
 cdef class VirtualCpu(VcpuPort):

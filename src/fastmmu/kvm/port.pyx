@@ -1,6 +1,6 @@
 """A virtual machine and its vCPUs in the hands of a VMM in Python: what `fastmmu.kvm.policy` works on."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport shown, whole, within
 from fastmmu.arch.vmx cimport EXIT_EPT_VIOLATION
@@ -53,6 +53,9 @@ cdef int place_of(dict words, name) except -1:
     return found
 
 
+cdef KvmVcpu nobody
+
+
 cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm):
     """The VM of a board."""
     cdef VirtualMachine vm = VirtualMachine.__new__(VirtualMachine, word_of_board())
@@ -83,14 +86,40 @@ cdef class VirtualMachine(VmPort):
 
     cdef VirtualCpu of(self, KvmVcpu *vcpu):
         # the port of this vCPU, which it keeps
+        cdef uint32_t i = vcpu.index
+        if len(self.vcpus) != <Py_ssize_t> self.kvm.n_vcpus:
+            self._renew()
+        while i >= self.kvm.n_vcpus or self.kvm.vcpu[i] != vcpu:     # one before it has ended
+            i -= 1
+        return self.vcpus[i]
+
+    cdef _renew(self):
+        # vCPUs came, or ended
         cdef VirtualCpu port
-        while len(self.vcpus) < <Py_ssize_t> self.kvm.n_vcpus:
-            port = VirtualCpu.__new__(VirtualCpu, word_of_board())
-            port.vm = self
-            port.vcpu = self.kvm.vcpu[len(self.vcpus)]
-            port.v = &port.vcpu.cpu
+        cdef uint32_t i
+        old, self.vcpus = self.vcpus, []
+        for i in range(self.kvm.n_vcpus):
+            for port in old:
+                if port.vcpu == self.kvm.vcpu[i]:
+                    break
+            else:
+                port = VirtualCpu.__new__(VirtualCpu, word_of_board())
+                port.vm = self
+                port.vcpu = self.kvm.vcpu[i]
+                port.v = &port.vcpu.cpu
             self.vcpus.append(port)
-        return self.vcpus[vcpu.index]
+
+    cdef forget(self, KvmVcpu *vcpu):
+        # it ends: whoever still has its port finds nothing there, and is refused
+        cdef VirtualCpu port
+        for port in self.vcpus:
+            if port.vcpu == vcpu:
+                port.vm = VirtualMachine.__new__(VirtualMachine, word_of_board())
+                (<VirtualMachine> port.vm).kvm = self.kvm
+                port.vm.board = self.board
+                port.vcpu = &nobody
+                port.v = &nobody.cpu
+        self.vcpus = [port for port in self.vcpus if port.vcpu != &nobody]
 
 
 cdef class VirtualCpu(VcpuPort):

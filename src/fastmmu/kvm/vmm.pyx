@@ -51,8 +51,8 @@ cdef Vmm vmm_of(object board, Turns turns, Kvm *kvm):
 
 
 cdef int has_ended() except -1:
-    raise StateError("this Machine has ended, by Host.remove: its memory is another's; ask it before that, make another "
-                     "by Host.add")
+    raise StateError("this Machine has ended, by Host.remove: its memory is another's; ask it before that, make one "
+                     "anew by Host.add")
 
 
 cdef class Vmm:

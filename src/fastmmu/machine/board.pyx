@@ -402,8 +402,8 @@ cdef class Board:
         # a host's vCPU runs where Host.place has put it
         self.made()
         if self.first != NULL and self.vcpu.mode == OUTSIDE_GUEST_MODE:
-            raise StateError(f"vCPU {int(self.vcpu.index)} of this machine is on no CPU, or has ended; put one on a CPU, "
-                             "Host.place")
+            raise StateError(f"vCPU {int(self.vcpu.index)} of this machine is on no CPU, or has ended; Host.place puts "
+                             "one on a CPU")
         return 0
 
     cdef _ready(self):

@@ -81,6 +81,8 @@ cdef void take_place(Board b):
 cdef void vcpu_remove(Board b, Run *run):
     # One that is in no guest mode; another one is loaded in its place. What it logged is read first.
     cdef uint32_t i = 0
+    if b.vm is not None:
+        b.vm.forget(&run.vcpu)
     if b.kvm.n_vcpus == 1:
         read_log(b, run)
         if b.kvm.shadow:

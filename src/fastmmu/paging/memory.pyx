@@ -107,7 +107,7 @@ cdef class PhysicalMemory:
         # whole pages of memory made here read as zero again, and take none of the host's
         cdef object first
         if sys.platform == "linux":             # MADV_DONTNEED is advice elsewhere
-            first = <uint64_t> (self.mem.base - <uint8_t *> <uintptr_t> np.frombuffer(self._owner, np.uint8).ctypes.data)
+            first = self.u8.ctypes.data - np.frombuffer(self._owner, dtype=np.uint8).ctypes.data
             self._owner.madvise(mmap.MADV_DONTNEED, first + start, n)
         else:
             memset(self.mem.base + start, 0, n)
