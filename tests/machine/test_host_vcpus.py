@@ -162,6 +162,26 @@ def test_a_vmm_in_python_has_the_vcpus_that_there_are(mmu: str) -> None:
             vcpu.count("mmio")
 
 
+def test_the_log_of_exits_of_vcpus_that_come_and_go() -> None:
+    """Time goes on where one ends; a vCPU's log begins with itself."""
+    host = Host([(SMALL.replace(exit_log=100_000, exit_every=50), 2)], cpus=1)
+    (machine,) = host.machines
+    for turn in range(6):
+        for vcpu in host.vcpus_of(machine):
+            host.run(vcpu, 0, *program(turn, 400))
+        last = host.vcpus_of(machine)
+        for ended in last[turn % 2 :] if turn == 3 else last[-1:]:
+            host.remove(ended)
+        while len(host.vcpus_of(machine)) < 2:
+            assert len(host.exit_log(host.add_vcpu(machine))) == 0
+    records = machine.exit_log().records
+    assert (np.diff(records["time"].astype(np.int64)) >= 0).all()
+    assert records["time"][-1] > 400 * 10
+    host.run(host.vcpus_of(machine)[-1], 0, *program(1, 400))
+    (vcpu,) = host.vcpus_of(machine)[-1:]
+    assert 0 < len(host.exit_log(vcpu)) == host.counters(vcpu)["vm_exits"]
+
+
 def test_another_machine_is_made_while_guests_run() -> None:
     """It flushes nothing of theirs, and their instructions go on without being placed again."""
     host = Host([SMALL], cpus=1, **BARE)

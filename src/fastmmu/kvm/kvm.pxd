@@ -97,6 +97,7 @@ cdef struct Kvm:
     Mmu mmu
     bint shadow                 # shadow paging; else EPT
     Modes modes
+    uint64_t accesses_ended     # of the trace, of vCPUs that have ended
     bint ended                  # its machine is gone from its host: no call is taken any more
     KvmVcpu **vcpu              # [n_vcpus], by index
     uint32_t n_vcpus

@@ -50,6 +50,8 @@ cdef void kvm_vcpu_destroy(KvmVcpu *vcpu) noexcept nogil:
         i += 1
     kvm.n_vcpus -= 1
     memmove(&kvm.vcpu[i], &kvm.vcpu[i + 1], (kvm.n_vcpus - i) * sizeof(KvmVcpu *))
+    for i in range(4):
+        kvm.accesses_ended += vcpu.cpu.c.ops[i]
     mmu_vcpu_destroy(&kvm.mmu, &vcpu.mmu)
 
 

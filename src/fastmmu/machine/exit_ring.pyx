@@ -18,7 +18,7 @@ cdef void log_runs(KvmVcpu *vcpu) noexcept nogil:
     cdef ExitLog *log = vcpu.cpu.log
     cdef uint32_t i
     log.vcpu = vcpu.index
-    log.others = 0
+    log.others = vcpu.kvm.accesses_ended
     for i in range(vcpu.kvm.n_vcpus):
         if vcpu.kvm.vcpu[i] != vcpu:
             ops = vcpu.kvm.vcpu[i].cpu.c.ops

@@ -32,6 +32,7 @@ cdef class _HostVcpu:            # a vCPU as the host sees it
     cdef _Hosted vm
     cdef object number
     cdef bint begun
+    cdef uint64_t logged        # exits of its machine before it came
     cdef TlbCounters counted    # of the TLBs it ran on, its part
 
 cdef struct Past:               # of machines and vCPUs that have ended

@@ -23,6 +23,7 @@ from fastmmu.threads.turns cimport Turn, Turns
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
+from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.ranges import Ranges
 from fastmmu.sizes import parse_bytes
 
@@ -217,6 +218,7 @@ cdef class Host:
     cdef _HostVcpu _new_vcpu(self, _Hosted vm, Run *run):
         cdef _HostVcpu s = _HostVcpu()
         s.run, s.vm, s.number = run, vm, self.n_vcpus
+        s.logged = 0 if vm.board.exits is None else vm.board.exits.log.total
         self.vcpu[s.number] = vm.vcpus[s.number] = s
         self.n_vcpus += 1
         return s
@@ -433,8 +435,11 @@ cdef class Host:
 
     def exit_log(self, vcpu, costs=None):
         """The last VM exits of a vCPU, of those that its machine keeps: :meth:`Machine.exit_log`."""
-        cdef HostVcpu *s = &self.vcpu[self._number(vcpu)]
-        return self.machines[s.vm].exit_log(costs).of(int(s.run.vcpu.index))
+        cdef Turn _turn = self.turns.take()
+        cdef _HostVcpu s = self._alive(vcpu)
+        log = s.vm.machine.exit_log(costs)
+        before = max(0, <object> s.logged - log.lost)       # one that had its number before it
+        return ExitLog(log.records[before:], log.lost).of(int(s.run.vcpu.index))
 
     def deliveries(self, vcpu):
         """Every interrupt that the guest's handlers got on a vCPU, in order, as :class:`Delivered`; `at`: accesses of

@@ -13,6 +13,7 @@ from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_destroy, kvm_vcpu_load
 from fastmmu.machine.board cimport Board, vmcs_vpid
 from fastmmu.machine.events cimport Run
+from fastmmu.machine.exit_ring cimport log_runs
 from fastmmu.machine.guest_kernel cimport kernel_free
 from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_ring_of
 from fastmmu.mmu.mmu cimport MmuContext
@@ -45,6 +46,7 @@ cdef Run *vcpu_add(Board b, uint32_t vpid) except NULL:
     c.role = b.first.vcpu.mmu.role
     c.root_level = b.first.vcpu.mmu.root_level
     vmcs_vpid(&run.vcpu.cpu.vmcs, vpid)
+    run.vcpu.cpu.log = NULL if b.exits is None else &b.exits.log
     if b.config.tpr is not None:
         b._init_apic(run)
     return run
@@ -70,11 +72,16 @@ cdef void take_place(Board b):
     # of the last vCPU, which has ended
     cdef Run *run = b.loop
     cdef MmuContext context = run.vcpu.mmu
+    cdef int op
+    for op in range(4):
+        b.kvm.accesses_ended += run.vcpu.cpu.c.ops[op]
     drop_apic(run)
     run[0] = b.first[0]
     run.vcpu.mmu = context
     mmu_forget_roots(&run.vcpu.mmu)
     kvm_vcpu_load(&run.vcpu)
+    if b.exits is not None:
+        log_runs(&run.vcpu)
     b.vacant = False
 
 
