@@ -5,14 +5,14 @@ BIN     = .venv/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 KERNELS = $(shell find src -name '*.pyx' -o -name '*.pxd')
 SOURCES = $(shell find src -name '*.py' -o -name '*.pyi' -o -name '*.toml' -o -name '*.xz') $(KERNELS)
-BENCHES = $(filter-out %/yardstick.py,$(wildcard bench/*.py))
 INVARIANT_TESTS = tests/mmu tests/kvm/test_specification.py tests/kvm/test_properties.py tests/machine/test_equivalence.py
 STUBS   = $(subst /,.,$(patsubst src/%.pyi,%,$(shell find src -name '*.pyi')))
 CALLS  ?= 500000
 SEED   ?= 1
+BENCH   = $(BIN)/python -m pytest -q bench --benchmark-columns median,iqr,rounds --benchmark-sort fullname
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test hostile check check-invariants sanitize bench conformance kvm-agreement files wheel wheel-test clean
+.PHONY: help demo test hostile check check-invariants sanitize bench bench-full conformance kvm-agreement files wheel wheel-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 28
@@ -21,7 +21,7 @@ demo: .venv/with-cli ## native, shadow paging, EPT and EPT + VPID compared on th
 	$(BIN)/fastmmu compare
 
 test: .venv/with-test ## all tests, as many at a time as there are processors
-	$(BIN)/python -m pytest --numprocesses $(FASTMMU_JOBS)
+	$(BIN)/python -m pytest --numprocesses $(FASTMMU_JOBS) --benchmark-disable tests bench
 
 hostile: .venv/with-test ## half a million calls of everything public with what no call expects (CALLS=, SEED=): no crash, our errors
 	$(BIN)/python -m tests.support.hostile_calls --calls $(CALLS) --seed $(SEED)
@@ -41,8 +41,15 @@ check-invariants: .venv/with-test ## the tests of the MMU on a build that assert
 sanitize: .venv/with-test ## kernels under AddressSanitizer and UBSan: hostile calls and the property tests
 	$(BIN)/python tools/sanitize.py
 
-bench: .venv/with-test ## speed against the yardstick, a tuned C program (FASTMMU_YARDSTICK names its source)
-	@for bench in $(BENCHES); do echo "== $$bench"; $(BIN)/python $$bench || exit; done
+bench: .venv/with-test ## speed, in turns with a yardstick of tuned C (FASTMMU_YARDSTICK names it) and other ways; minutes
+	@mkdir -p bench/results
+	$(BENCH) --bench-scale usual --benchmark-json bench/results/usual.json
+	$(BIN)/python -m bench.table bench/results/usual.json
+
+bench-full: .venv/with-bench ## the same with full sizes, and other packages beside it; one table in Markdown
+	@mkdir -p bench/results
+	$(BENCH) --bench-scale full --benchmark-json bench/results/full.json
+	$(BIN)/python -m bench.table bench/results/full.json
 
 conformance: .venv/with-test ## every recorded vector, guest and system trace (FASTMMU_VECTORS, _GUESTS, _TRACES, else samples) through every implementation
 	$(BIN)/python -m tests.conformance
@@ -60,7 +67,7 @@ wheel-test: .venv/wheel ## that wheel under more tests, on each CPython from 3.1
 	$(BIN)/python tools/try_wheel.py dist/*.whl
 
 clean: ## removes everything that make made
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv build dist bench/results src/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find src -name '*.so' -delete
 	find . -name __pycache__ -type d -exec rm -rf {} +
 
@@ -75,6 +82,11 @@ clean: ## removes everything that make made
 	@echo "fastmmu: compiling the kernels, installing into .venv with all extras (a minute or so the first time)"
 	@$(PIP) install --no-build-isolation -e '.[all]' --group test
 	@touch $@ .venv/with-cli
+
+.venv/with-bench: .venv/with-test
+	@echo "fastmmu: installing what it is set beside into .venv"
+	@$(PIP) install --group bench || echo "fastmmu: some of it cannot be had; what is missing is skipped"
+	@touch $@
 
 .venv/with-check: .venv/with-test
 	@echo "fastmmu: installing the checkers into .venv"

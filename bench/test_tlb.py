@@ -1,0 +1,34 @@
+"""The TLB alone: `TLB.simulate` looks up, fills and replaces, and counts what the yardstick counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench import streams
+from bench.race import Race, Scale
+from bench.yardstick import Counts, Yardstick
+from fastmmu.tlb.geometry import geometry
+from fastmmu.tlb.tlb import TLB
+
+STREAMS = {"hot": streams.hot, "zipf": streams.zipf, "uniform": streams.uniform}
+
+
+@pytest.mark.benchmark(group="tlb")
+@pytest.mark.parametrize("name", STREAMS)
+def test_simulate(race: Race, yardstick: Yardstick, scale: Scale, name: str) -> None:
+    """64/4 and 1536/12 with true LRU. Ours also carries frames and rights, compares the tags of context and global
+    pages, and keeps accounts."""
+    va = STREAMS[name](scale.of(20_000, 1_000_000, 4_000_000))
+    counts = np.zeros(3, np.uint64)
+    new: list[TLB] = []
+
+    def fresh() -> None:
+        new[:] = [TLB(geometry("skylake", l1d="64/4", stlb="1536/12"))]
+
+    rivals = yardstick.tlb(va, counts)
+    found = race(lambda: new[0].simulate(va), len(va), rivals, target=1.1, fresh=fresh)
+    mine = Counts(found["l1_hits"], found["l2_hits"], found["misses"])
+    assert sum(mine) == len(va)
+    assert mine.misses >= len(np.unique(va >> np.uint64(12))) > 0
+    assert not rivals or mine == Counts(*counts.tolist())
