@@ -27,6 +27,8 @@ REFUSE = {
     "_walk.WalkResult()": "not made by hand",
     "kvm.port.VirtualCpu()": "not made by hand",
     "kvm.port.VirtualMachine()": "not made by hand",
+    "kvm.registers_port.Registers()": "not made by hand",
+    "kvm.roots_port.Roots()": "not made by hand",
     "kvm.vcpu_port.VcpuPort()": "not made by hand",
     "kvm.vm_port.VmPort()": "not made by hand",
     "kvm.vmm.Vmm()": "not made by hand",

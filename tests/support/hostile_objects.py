@@ -64,9 +64,11 @@ class Held(fastmmu.Kvm):
 
     made: Held
     vcpu: Any
+    registers: Any
 
     def handle(self, vcpu: Any) -> int:
         self.vcpu = vcpu
+        self.registers = vcpu.arch
         Held.made = self
         return super().handle(vcpu)
 
@@ -255,6 +257,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Device": lambda w: fastmmu.Device(),
     "Bus": lambda w: fastmmu.Bus({0x1_8000_0000: fastmmu.Device()}),
     "Policy": lambda w: fastmmu.Policy(),
+    "Registers": lambda w: w.python_vmm.registers,
+    "Roots": lambda w: w.python_vmm.vcpu.roots,
     "VmPort": lambda w: w.python_vmm.vm,
     "VcpuPort": lambda w: w.python_vmm.vcpu,
     "VirtualMachine": lambda w: w.python_vmm.vm,

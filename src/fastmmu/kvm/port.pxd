@@ -1,6 +1,7 @@
 # A virtual machine and its vCPUs in the hands of a VMM in Python.
 
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
+from fastmmu.kvm.roots_port cimport Roots
 from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.kvm.vm_port cimport VmPort
 from fastmmu.threads.turns cimport Turns
@@ -15,7 +16,7 @@ cdef class VirtualMachine(VmPort):
 
 
 cdef class VirtualCpu(VcpuPort):
-    pass
+    cdef readonly Roots roots
 
 
 cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm)

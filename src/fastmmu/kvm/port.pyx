@@ -7,8 +7,8 @@ from fastmmu.arch.vmx cimport EXIT_EPT_VIOLATION
 from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
 from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters, KvmStats, KvmVcpu
-from fastmmu.kvm.lapic cimport kvm_apic_begin, kvm_apic_end
-from fastmmu.kvm.modes cimport modes_save
+from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
+from fastmmu.kvm.roots_port cimport roots_of
 from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.kvm.vm_port cimport VmPort, made_of, word_of_board
 from fastmmu.threads.turns cimport Turns
@@ -107,6 +107,7 @@ cdef class VirtualMachine(VmPort):
                 port.vm = self
                 port.vcpu = self.kvm.vcpu[i]
                 port.v = &port.vcpu.cpu
+                port.roots = roots_of(port)
             self.vcpus.append(port)
 
     cdef forget(self, KvmVcpu *vcpu):
@@ -123,7 +124,7 @@ cdef class VirtualMachine(VmPort):
 
 
 cdef class VirtualCpu(VcpuPort):
-    """A vCPU in the hands of its VMM, which gets it with each VM exit.
+    """A vCPU in the hands of its VMM, which gets it with each VM exit. roots: :class:`fastmmu.kvm.roots_port.Roots`.
 
     Threads: as of :class:`VirtualMachine`.
     """
@@ -174,14 +175,17 @@ cdef class VirtualCpu(VcpuPort):
 
     # ---- steps of the kernel layer ---------------------------------------------------------------------------
 
-    def _kernel_save(self):
-        self.vm.inside()
-        modes_save(self.vcpu)
-
     def _kernel_apic_begin(self):
         self.vm.inside()
         if self.vcpu.irq != NULL:
             kvm_apic_begin(self.vcpu.irq)
+
+    def _kernel_apic_exit(self):
+        cdef int action = NOT_OF_APIC
+        self.vm.inside()
+        if self.vcpu.irq != NULL:
+            action = kvm_apic_exit(self.vcpu.irq)
+        return None if action == NOT_OF_APIC else action
 
     def _kernel_default(self):
         cdef int action

@@ -1,15 +1,25 @@
 """What a VMM in Python finds of a vCPU: its VMCS, instructions of VMX, what is asked of it before the next VM entry."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcpy
 
-from fastmmu._arguments cimport linear_address, within, word
+from fastmmu._arguments cimport choice, flag, instance, linear_address, within, word
 from fastmmu.arch.bits cimport FRAME
+from fastmmu.arch.registers cimport paging_of
 from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
+from fastmmu.cpu.vcpu cimport (
+    ABORT_IDENTITY, ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_INJECT_GP, vcpu_abort,
+)
+from fastmmu.kvm.registers_port cimport Registers, registers_of
 from fastmmu.kvm.vm_port cimport made_of
 from fastmmu.kvm.vmcs cimport vmcs_read, vmcs_write
+from fastmmu.paging.guest cimport root_address
 from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
 
+from fastmmu.arch.registers import RULES
 from fastmmu.errors import PolicyError, VmFailValid
+
+_reasons = {"root": ABORT_ROOT, "tables": ABORT_TABLES, "identity": ABORT_IDENTITY}
 
 
 cdef class VcpuPort:
@@ -102,3 +112,116 @@ cdef class VcpuPort:
     def mode(self, value):
         self.vm.inside()
         self.vcpu.mode = within("mode", value, 0, 2, PolicyError)
+
+    # ---- registers of the guest ------------------------------------------------------------------------------
+
+    @property
+    def arch(self):
+        """The guest's registers as the guest has them (vcpu->arch), as of the last VM exit: a copy, a
+        :class:`fastmmu.kvm.registers_port.Registers`. Setting it changes what KVM takes them for, and nothing else."""
+        self.vm.inside()
+        return registers_of(&self.vcpu.arch)
+
+    @arch.setter
+    def arch(self, value):
+        cdef Registers new = instance("arch", value, Registers)
+        self.vm.inside()
+        self.vcpu.arch = new.r
+
+    def save_pkru(self):
+        """What the guest has of PKRU into :attr:`arch`."""
+        self.vm.inside()
+        self.vcpu.arch.pkru = self.v.r.pkru
+
+    def walk_guest_by(self, registers):
+        """Under shadow paging: how the VMM walks the guest's tables from now on, of these registers."""
+        cdef Registers new = instance("registers", registers, Registers)
+        self.vm.inside()
+        paging_of(&new.r, &self.vcpu.guest)
+        self.vcpu.guest.ac = self.v.hw.ac
+        self.vcpu.guest.write_ad = 1
+
+    def walk_guest_from(self, registers, cr3):
+        """Under shadow paging: where the guest's tables begin from now on, its CR3, and the PDPTE registers of
+        `registers`."""
+        cdef Registers new = instance("registers", registers, Registers)
+        cdef uint64_t value = word("cr3", cr3)
+        self.vm.inside()
+        self.vcpu.guest.cr3 = value
+        self.vcpu.guest.root = root_address(&self.vcpu.guest, value)
+        memcpy(self.vcpu.guest.pdpte, new.r.pdpte, sizeof(new.r.pdpte))
+
+    @property
+    def guest_cr3(self):
+        """CR3 of the tables that the VMM walks for the guest, under shadow paging."""
+        self.vm.inside()
+        return self.vcpu.guest.cr3
+
+    def run_on(self, registers, *, vm86=False):
+        """Under shadow paging: the processor translates by these registers while the guest runs; CR0 and CR4 are those
+        of the VMCS, CR3 is written by ``vmwrite``.
+
+        :param vm86: as a virtual-8086 task.
+        """
+        cdef Registers new = instance("registers", registers, Registers)
+        cdef bint task = flag("vm86", vm86)
+        cdef uint8_t ac
+        self.vm.inside()
+        if not self.vm.kvm.shadow:
+            raise PolicyError("over EPT the next VM entry loads the guest's registers; write them by vmwrite")
+        ac = self.v.hw.ac
+        self.v.r = new.r
+        self.v.r.cr0 = self.v.vmcs.guest_cr0
+        self.v.r.cr4 = self.v.vmcs.guest_cr4
+        self.v.vm86 = task
+        paging_of(&new.r, &self.v.hw)
+        self.v.hw.ac = ac
+        self.v.hw.write_ad = 1
+
+    @property
+    def pcid_on(self):
+        """The processor tags translations by PCID while the guest runs (CR4.PCIDE of the hardware)."""
+        self.vm.inside()
+        return self.v.hw.pcid_on != 0
+
+    # ---- the instruction under way ---------------------------------------------------------------------------
+
+    @property
+    def event(self):
+        """The exit under way is an EXIT event of a trace: an instruction of which only the exit matters."""
+        self.vm.inside()
+        return self.v.event != 0
+
+    @property
+    def instruction(self):
+        """The one that exited, where it is one of CPL 0, as the bytes at RIP say: a tuple of its number
+        (:class:`fastmmu.kvm.policy.registers.Instruction`), that of the control register, and the source operand."""
+        self.vm.inside()
+        return self.v.instruction, self.v.instruction_cr, self.v.source
+
+    def give(self, value):
+        """What the instruction that exited reads: MOV from a control register, RDMSR of EFER; 64 bits."""
+        cdef uint64_t result = word("value", value)
+        self.vm.inside()
+        self.v.result = result
+
+    def inject_gp(self, rule):
+        """#GP(0) for the guest, by a rule of :data:`fastmmu.arch.registers.RULES`; returns the action."""
+        cdef uint64_t number = within("rule", rule, 1, 0xFFFF, PolicyError)
+        self.vm.inside()
+        if number not in RULES:
+            raise PolicyError(f"rule={number} is none; there are {min(RULES)} to {max(RULES)}")
+        self.v.rule = number
+        return ACT_INJECT_GP
+
+    def stop(self, reason, address=0):
+        """The machine cannot go on; returns the action, whatever else is done at this exit.
+
+        :param reason: "root" (no memory behind the root of the guest's tables: `address` is CR3), "tables" (table pages
+            used up), "identity" (the guest stops paging, and there is no identity table: `address` is CR0).
+        """
+        cdef int why = choice("reason", reason, _reasons, PolicyError)
+        cdef uint64_t at = word("address", address)
+        self.vm.inside()
+        vcpu_abort(self.v, why, self.vm.kvm.mmu.pool_end if why == ABORT_TABLES else at)
+        return ACT_ABORT

@@ -10,6 +10,7 @@ cdef class VmPort:
     cdef object board           # keeps alive what the pointers point into
     cdef Kvm *kvm
     cdef uint64_t active        # thread in which the VMM works, between a VM exit and VM entry; 0: none
+    cdef object _modes          # Modes, once asked for
     cdef int refuse(self) except -1
 
     cdef inline int inside(self) except -1:

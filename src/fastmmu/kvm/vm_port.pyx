@@ -2,11 +2,28 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu._arguments cimport flag, page_address, within, word
+from fastmmu._arguments cimport flag, guest_physical_address, page_address, within, word
+from fastmmu.arch.bits cimport ONES
+from fastmmu.kvm.kvm cimport Modes as ModesState
 from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_drain
-from fastmmu.paging.memory cimport mem_holds
+from fastmmu.mmu.pages cimport mmu_hpa
+from fastmmu.paging.memory cimport mem_holds, mem_read64
+
+from typing import NamedTuple
 
 from fastmmu.errors import BusError, PolicyError, WrongTypeError
+
+
+class Modes(NamedTuple):
+    """How a machine runs a guest in each paging mode."""
+
+    ept: bool  # else shadow paging
+    amd: bool  # nested paging runs every mode, and CR0 and CR4 are intercepted otherwise
+    unrestricted: bool  # the processor runs a guest without paging
+    identity: int  # guest-physical address of the identity table; 0: there is none
+    keys: bool  # shadow tables carry the guest's protection keys
+    pcid: bool  # translations of shadow tables are tagged by the guest's PCID
+
 
 cdef object _BOARD = object()   # none but what word_of_board() is given to has it
 
@@ -49,10 +66,68 @@ cdef class VmPort:
         return self.kvm.mmu.policy.modern != 0
 
     @property
+    def modes(self):
+        """How the machine runs a guest in each paging mode, a :class:`Modes` (kvm_policy.md §3.4)."""
+        cdef const ModesState *m = &self.kvm.modes
+        self.inside()
+        if self._modes is None:
+            self._modes = Modes(m.ept != 0, m.amd != 0, m.unrestricted != 0, int(m.identity), m.keys != 0, m.pcid != 0)
+        return self._modes
+
+    @property
+    def noncoherent(self):
+        """A device writes memory past the caches: the guest's own memory types count (kvm_policy.md §7)."""
+        self.inside()
+        return self.kvm.mmu.noncoherent != 0
+
+    @property
+    def ignore_cd(self):
+        """KVM_X86_QUIRK_CD_NW_CLEARED: the guest's CR0.CD changes nothing."""
+        self.inside()
+        return self.kvm.mmu.ignore_cd != 0
+
+    @property
+    def uncached(self):
+        """The guest's CR0.CD, as the MMU goes by it; a bool."""
+        self.inside()
+        return self.kvm.mmu.uncached != 0
+
+    @uncached.setter
+    def uncached(self, value):
+        self.inside()
+        self.kvm.mmu.uncached = flag("uncached", value)
+
+    def read_guest(self, gpa, count=1):
+        """Qwords of guest-physical memory, a tuple of ints, all in one page; None: no memory is there.
+
+        :param gpa: of the first, a multiple of 8. :param count: 1 to 512.
+        """
+        cdef uint64_t first = guest_physical_address("gpa", gpa), n = within("count", count, 1, 512, PolicyError), at
+        self.inside()
+        if first & 7 or (first & 0xFFF) + 8 * n > 4096:
+            raise PolicyError(f"gpa={first:#x}, count={n}: give a multiple of 8, and qwords of one page")
+        at = mmu_hpa(&self.kvm.mmu, first)
+        if at == ONES or not mem_holds(self.kvm.mmu.mem, at, 8 * n):
+            return None
+        return tuple([mem_read64(self.kvm.mmu.mem, at + 8 * i) for i in range(n)])
+
+    @property
     def pml(self):
         """Writes are logged by the processor, where any are (``Config.pml``)."""
         self.inside()
         return self.kvm.mmu.policy.pml != 0
+
+    @property
+    def tdp(self):
+        """EPT by the TDP MMU (``Config.tdp_mmu``)."""
+        self.inside()
+        return self.kvm.mmu.policy.tdp != 0
+
+    @property
+    def tables_made(self):
+        """Table pages made so far, a count."""
+        self.inside()
+        return self.kvm.mmu.counters.tables_made
 
     @property
     def logged(self):

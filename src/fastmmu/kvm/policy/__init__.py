@@ -2,6 +2,10 @@
 
     kvm         Kvm: what is done at each VM exit, in its order
     base        what the rules have in common
+    bits        bits of control registers
+    modes       from the guest's registers to those of the hardware
+    roots       the root that a vCPU runs on
+    registers   writes of control registers and EFER
     requests    flushes: asked for, and served before VM entry
     vcpu        a vCPU on its way out of and into the guest; the page-modification log
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fastmmu.exits import Exit
+from fastmmu.exits import N_REASONS, Action, Exit, ExitReason
+from fastmmu.kvm.policy.bits import GENERAL_PROTECTION
+from fastmmu.kvm.policy.registers import Registers
 from fastmmu.kvm.policy.vcpu import Vcpus
 
 if TYPE_CHECKING:
-    from fastmmu.kvm.port import VirtualCpu
+    from fastmmu.kvm.port import VirtualCpu, VirtualMachine
 
 __all__ = ["Kvm"]
 
 
-class Kvm(Vcpus):
+class Kvm(Registers, Vcpus):
     """KVM's policy: the VMM of a machine with ``Config(vmm="python")``; a class of your own derives from it.
 
     :param vm: :class:`fastmmu.kvm.port.VirtualMachine`, the machine in its hands.
@@ -21,11 +24,17 @@ class Kvm(Vcpus):
     Threads: its methods are called in the thread that runs the machine.
     """
 
+    def __init__(self, vm: VirtualMachine) -> None:
+        super().__init__(vm)
+        self._handlers: list[Callable[[VirtualCpu, Exit], int] | None] = [None] * N_REASONS
+        for reason in ExitReason:
+            self._handlers[reason] = getattr(self, f"on_{reason.name.lower()}", None)
+
     def handle(self, vcpu: VirtualCpu) -> int:
         """From a VM exit to the next VM entry; returns the :class:`fastmmu.Action` (vcpu_enter_guest)."""
         self.flush_pml_buffer(vcpu)
         self.entered()
-        vcpu._kernel_save()
+        self.save_registers(vcpu)
         vcpu._kernel_apic_begin()
         action = vcpu.handled_by_policy()
         if action is None:
@@ -37,4 +46,16 @@ class Kvm(Vcpus):
 
     def default(self, vcpu: VirtualCpu, exit: Exit) -> int:
         """The handler of an exit, by its reason (vmx_handle_exit)."""
+        if vcpu.event:
+            return Action.EMULATED
+        action = vcpu._kernel_apic_exit()
+        if action is not None:
+            return action
+        handler = self._handlers[exit.reason]
+        return vcpu._kernel_default() if handler is None else handler(vcpu, exit)
+
+    def on_exception_nmi(self, vcpu: VirtualCpu, exit: Exit) -> int:
+        """A #PF under shadow paging, or a #GP of a guest in real mode (handle_exception_nmi)."""
+        if exit.interruption_info == GENERAL_PROTECTION:
+            return self.emulate_instruction(vcpu)
         return vcpu._kernel_default()

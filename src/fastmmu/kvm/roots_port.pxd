@@ -1,0 +1,13 @@
+# The roots of a vCPU's tables, for a VMM in Python.
+
+from fastmmu.kvm.vcpu_port cimport VcpuPort
+from fastmmu.mmu.mmu cimport Mmu
+
+
+cdef class Roots:
+    cdef VcpuPort port
+    cdef Mmu *loaded(self) except NULL
+    cdef int shadow(self) except -1
+
+
+cdef Roots roots_of(VcpuPort port)
