@@ -25,6 +25,8 @@ from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.study.curve.run import tlb_curve
 from fastmmu.threads.turns import Turn, Turns
 from fastmmu.trace import tpr_profile
+from fastmmu.trace.drmemtrace_parse_py import Records
+from fastmmu.trace.gem5_parse_py import PacketStream
 from fastmmu.vmx import Capabilities, Cpu, Op, Vmcs
 from tests.support.flat_guest import flat
 from tests.support.vmx import OTHER, launched, long_mode, unpaged
@@ -247,6 +249,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "VpidAllocator": lambda w: w.vpids,
     "MissingFlushes": lambda w: MissingFlushes(),
     "StackDistances": lambda w: w.distances,
+    "Records": lambda w: Records(12, False),
+    "PacketStream": lambda w: PacketStream(),
     "Config": lambda w: w.config,
     "CostModel": lambda w: w.costs,
     "Result": lambda w: w.result,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import lzma
 import struct
 import sys
+import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -24,12 +27,37 @@ else:
         return zstandard.ZstdCompressor().compress(data)
 
 
+try:  # the extra traces
+    import lz4.frame
+except ImportError:
+    lz4 = None
+try:
+    import cramjam
+except ImportError:
+    cramjam = None
+
+
+def zipped(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for n in range(0, len(data), 100_000):
+            archive.writestr(f"chunk.{n // 100_000:04}", data[n : n + 100_000])
+    return out.getvalue()
+
+
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda data: data,
     ".gz": lambda data: gzip.compress(data, 1),
     ".xz": lambda data: lzma.compress(data, preset=0),
     ".zst": zst,
+    ".bz2": lambda data: bz2.compress(data, 1),
+    ".lzma": lambda data: lzma.compress(data, lzma.FORMAT_ALONE, preset=0),
+    ".zip": zipped,
 }
+if lz4 is not None:
+    COMPRESS[".lz4"] = lambda data: lz4.frame.compress(data, content_checksum=True, block_linked=True)
+if cramjam is not None:
+    COMPRESS[".sz"] = lambda data: bytes(cramjam.snappy.compress(data))
 
 
 def sample(n: int, system: bool) -> Trace:

@@ -18,7 +18,7 @@ from tests.support.trace_files import COMPRESS, assert_same, events, record, sam
 pyarrow = pytest.importorskip("pyarrow", reason="skipped: the extra arrow is not installed")
 
 
-@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize("suffix", [suffix for suffix in COMPRESS if suffix != ".zip"])
 @pytest.mark.parametrize("kind", ["lackey", "npy", "arrow", "champsim"])
 def test_cut_at_every_byte(tmp_path: Path, kind: str, suffix: str) -> None:
     """A clean prefix and an error; success only for text cut behind a line, and ChampSim at a record."""
@@ -178,8 +178,10 @@ def test_npy_and_its_header(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "metadata", "said"),
     [
-        ({"op": "uint8", "addr": "uint64"}, {}, "no one column size of type uint8"),
-        ({"op": "uint8", "size": "uint8", "addr": "int64"}, {}, "no one column addr of type uint64"),
+        ({"op": "uint8", "size": "uint8"}, {}, "no one column addr of integers"),
+        ({"op": "uint8", "size": "uint8", "addr": "float64"}, {}, "no one column addr of integers"),
+        ({"op": "float32", "addr": "uint64"}, {}, "no one column op of integers"),
+        ({"addr": "uint64", "va": "uint64"}, {}, "no one column addr of integers"),
         ({"op": "uint8", "size": "uint8", "addr": "uint64"}, {"fastmmu.trace": "2"}, "version b'2'"),
         ({"op": "uint8", "size": "uint8", "addr": "uint64"}, {"fastmmu.events": "7"}, "promises 7 events, there are 1"),
         ({"op": "uint8", "size": "uint8", "addr": "uint64"}, {"fastmmu.events": "-1"}, "promises b'-1' events"),
@@ -209,7 +211,7 @@ def test_format_and_suffix(tmp_path: Path) -> None:
     refused(path, "the name ends in .xz, the content is none")
     path = tmp_path / "t.dat"
     path.write_bytes(bytes(range(256)) * 4)
-    refused(path, "neither the name nor the content tells the format; pass one of lackey, champsim, .*npy, arrow")
+    refused(path, "neither the name nor the content tells the format; pass one of lackey, champsim, .*npy, .*arrow")
     refused(path, "format 'pin' is not known; there are lackey", "pin")
     path.write_text("Hello world\n" * 20)
     refused(path, "neither the name nor the content")

@@ -18,7 +18,10 @@ from tests.support.trace_files import COMPRESS, assert_same, events, record, sam
 pyarrow = pytest.importorskip("pyarrow", reason="skipped: the extra arrow is not installed")
 
 
-@pytest.mark.parametrize("suffix", COMPRESS)
+WRITTEN = [suffix for suffix in COMPRESS if suffix != ".zip"]
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
 @pytest.mark.parametrize("kind", ["lackey", "npy", "arrow"])
 def test_what_is_written_is_read(tmp_path: Path, kind: str, suffix: str) -> None:
     trace = sample(3000, kind != "lackey")
@@ -48,7 +51,7 @@ system = st.one_of(
 
 
 @settings(max_examples=80)
-@given(st.data(), st.sampled_from(["lackey", "npy", "arrow"]), st.sampled_from(list(COMPRESS)), st.integers(1, 50))
+@given(st.data(), st.sampled_from(["lackey", "npy", "arrow"]), st.sampled_from(WRITTEN), st.integers(1, 50))
 def test_any_events_survive(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, kind: str, suffix: str, chunk: int
 ) -> None:
@@ -79,7 +82,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path, kind: str, suffix:
         return used
 
     peak(1000)  # imports
-    assert peak(450_000) < peak(150_000) + (1 << 19)
+    assert peak(450_000) < peak(150_000) + (1 << 20)
 
 
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
@@ -135,11 +138,11 @@ def test_npy_of_events_without_size(tmp_path: Path) -> None:
     assert (list(got.op), list(got.size), list(got.addr)) == ([1, 16, 3], [1, 0, 1], [5, 1, 7])
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst", ".bz2"])
 def test_concatenated_streams_are_one(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"t.lackey{suffix}"
     first, second = COMPRESS[suffix](b" L 1000,4\n S 20"), COMPRESS[suffix](b"00,8\n")
-    path.write_bytes(first + second + (b"" if suffix == ".zst" else b"\0" * 8))
+    path.write_bytes(first + second + (b"" if suffix in (".zst", ".bz2") else b"\0" * 8))
     assert list(events(read_trace(path)).addr) == [0x1000, 0x2000]
     path.write_bytes(first + second + b"garbage")
     with pytest.raises(TraceError, match=f"the {suffix} data is corrupt|the {suffix} data ends early"):

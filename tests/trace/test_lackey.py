@@ -200,7 +200,7 @@ def test_lines_of_the_program_are_left_out_and_counted(tmp_path: Path, monkeypat
     path.write_text("total 4\n" + " L 1000,4\n" * 3)
     assert len(list(read_trace(path, skip_other_lines=True).batches())) == 1
     np.save(tmp_path / "t.npy", [1])
-    with pytest.raises(TraceError, match=r"skip_other_lines is for lackey text, this is npy"):
+    with pytest.raises(TraceError, match=r"skip_other_lines is for lackey, this is npy"):
         read_trace(tmp_path / "t.npy", skip_other_lines=True)
 
 

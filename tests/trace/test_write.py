@@ -26,7 +26,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="event 1: lackey text cannot hold operation 16"):
         write_trace(Trace.from_arrays([1, 2], [0, 16]), tmp_path / "n.lackey")
     with pytest.raises(TraceError, match="cannot write this as a trace"):
-        write_trace(sample(5, False), tmp_path / "n.champsim")
+        write_trace(sample(5, False), tmp_path / "n.gem5")
     with pytest.raises(TraceError, match="compression 'gz' of Arrow buffers"):
         write_trace(sample(5, False), tmp_path / "n.arrow", compression="gz")
     with pytest.raises(TraceError, match="cannot be written: No such file or directory"):

@@ -147,6 +147,10 @@ def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") 
     group.add_argument(
         "--skip-other-lines", action="store_true", help="of lackey text: leave out, and count, what the program wrote"
     )
+    group.add_argument("--columns", metavar="WORDS", help='of text: what a line holds, as "op addr:hex size" or "addr"')
+    group.add_argument(
+        "--threads", choices=("together", "apart"), help="of drmemtrace: interleaved by time, or each a process"
+    )
     group.add_argument("--data-only", action="store_true", help="leave out instruction fetches")
     group.add_argument("--limit", type=count(1), metavar="N", help="only the first N events of each trace")
     group.add_argument(
@@ -157,7 +161,7 @@ def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") 
     )
 
 
-def named_trace(name: str, format: str | None = None, *, skip_other_lines: bool = False) -> Trace:
+def named_trace(name: str, format: str | None = None, **how: Any) -> Trace:
     """A trace by its file, or a bundled one by its name."""
     from pathlib import Path
 
@@ -166,7 +170,7 @@ def named_trace(name: str, format: str | None = None, *, skip_other_lines: bool 
     if not Path(name).exists() and name in bundled():
         return read_trace(bundled()[name], format)
     try:
-        return read_trace(name, format, skip_other_lines=skip_other_lines)
+        return read_trace(name, format, **how)
     except TraceError as error:
         if Path(name).exists() or "/" in name or not bundled():
             raise
@@ -180,7 +184,10 @@ def traces(options: argparse.Namespace, *, system: bool = False) -> list[Trace]:
     names = options.traces or list(bundled())
     if not names:
         raise TraceError("no trace is named, and this installation has no bundled ones; name a file")
-    found = [named_trace(name, options.format, skip_other_lines=options.skip_other_lines) for name in names]
+    how = {"skip_other_lines": options.skip_other_lines, "columns": options.columns}
+    if options.threads:
+        how["threads"] = options.threads
+    found = [named_trace(name, options.format, **how) for name in names]
     options.opened = list(found)  # what is noted of them while they are read is told at the end
     _tell_apart(found)
     for name, trace in zip(names, found, strict=True):

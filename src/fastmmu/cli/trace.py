@@ -37,8 +37,9 @@ examples:
   fastmmu trace convert app.lackey app.npy --data-only --limit 10M
   fastmmu trace convert a.lackey b.lackey both.arrow --switch-every 20000
 
-The format of OUT is that of its name: .arrow (fastmmu's own, columns op, size, addr), .npy or .lackey, with .gz, .xz
-or .zst behind to compress it as a whole. OUT appears only when it is complete.
+The format of OUT is that of its name: .arrow (fastmmu's own, columns op, size, addr), .parquet, .npy, .lackey, .csv,
+.din (Dinero) or .champsim, with .gz, .xz, .zst, .bz2, .lz4 or .sz behind to compress it as a whole. OUT appears only
+when it is complete.
 """
 
 
@@ -103,6 +104,8 @@ def _survey(trace: Identified, found: Survey) -> list[str]:
     lines += [f"    {op.name.lower():10}{n:>16,}" for op, n in found.by_op.items()]
     lines.append(f"  {'4 KB pages':12}{found.pages_4k:>16,}   ({found.pages_4k * 4 / 1024:,.1f} MB)")
     lines.append(f"  {'2 MB pages':12}{found.pages_2m:>16,}")
+    if found.instructions is not None:
+        lines.append(f"  {'instructions':12}{found.instructions:>16,}")
     if found.processes > 1:
         lines.append(f"  {'processes':12}{found.processes:>16,}")
     if found.lowest is not None and found.highest is not None:

@@ -24,6 +24,8 @@ class Result:
 
     {counters}
 
+    and ``instructions``, where the trace counts them.
+
     ``.cycles``: modelled cycles in total; ``.cycles_by``: dict of cause -> cycles. ``.seconds``: wall time of the
     simulation itself. ``.tlb``: what each structure of the TLB did, see :meth:`fastmmu.tlb.tlb.TLB.counters`.
     ``.config``: the :class:`Config`. ``.complete``: False where the run was interrupted. ``.path``: file of the trace;
@@ -62,6 +64,12 @@ class Result:
         return self.cycles / n if n else 0.0
 
     @property
+    def mpki(self) -> float | None:
+        """TLB misses of the last level per thousand instructions; None where the trace does not count them."""
+        n: int = self.counters.get("instructions", 0)
+        return 1000 * self.counters["tlb_misses"] / n if n else None
+
+    @property
     def accesses_per_second(self) -> float:
         """Speed of the simulator itself, in accesses of the trace per second."""
         n: int = self.counters["accesses"]
@@ -82,6 +90,7 @@ class Result:
             "cycles": self.cycles,
             "cycles_by": self.cycles_by,
             "cycles_per_access": self.cycles_per_access,
+            "mpki": self.mpki,
             "notes": list(self.notes),
             "seconds": self.seconds,
         }

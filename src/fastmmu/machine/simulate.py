@@ -18,6 +18,7 @@ from fastmmu.machine.machine import Machine
 from fastmmu.machine.policy import Policy, policy_name
 from fastmmu.machine.replay import Replay, SystemSource
 from fastmmu.machine.result import Result
+from fastmmu.ops import Op
 
 __all__ = ["Exits", "Progress", "Simulation", "each", "simulate"]
 
@@ -54,7 +55,8 @@ class Simulation:
     """One run, fed batch by batch; :meth:`result` may be asked for at any time.
 
     ``content`` hashes the events that are fed (:class:`~fastmmu.machine.identity.Content`), so that results can be put
-    side by side; None, set before the first batch: that is known otherwise.
+    side by side; None, set before the first batch: that is known otherwise. ``counted``: where the batches count
+    instructions, as :class:`fastmmu.trace.Trace` says; None: nowhere.
 
     :param config: what is simulated. :param policy: overrides handlers of VM exits. :param costs: cost model.
     :param exits: is given every VM exit, also those before an exception that ends :meth:`feed`.
@@ -79,6 +81,8 @@ class Simulation:
         if exits is not None:
             exits(self.machine.take_exits(self.costs))
         self.content: Content | None = Content()
+        self.counted: str | None = None
+        self.instructions = 0
         self.seconds = 0.0
 
     @property
@@ -106,6 +110,8 @@ class Simulation:
             raise
         finally:
             self.seconds += time.perf_counter() - started
+            if self.counted is not None and done:
+                self.instructions += _instructions(batch, done)
             if self.content is not None and done:
                 self.content.update(batch.op[:done], batch.size[:done], batch.addr[:done])
             if self.exits is not None:
@@ -120,7 +126,16 @@ class Simulation:
         """
         known = content or ("" if self.content is None else self.content.digest())
         origin = Origin(trace, path, known)
-        return result_of(self.machine, self.costs, self.seconds, origin, complete, policy=self.policy)
+        result = result_of(self.machine, self.costs, self.seconds, origin, complete, policy=self.policy)
+        if self.counted is not None:
+            result.counters["instructions"] = self.instructions
+        return result
+
+
+def _instructions(batch: Any, done: int) -> int:
+    """Those begun by the first `done` events of a batch."""
+    column = getattr(batch, "instructions", None)
+    return int(np.count_nonzero(batch.op[:done] == Op.FETCH) if column is None else column[:done].sum(dtype=np.uint64))
 
 
 class _Part(NamedTuple):
@@ -246,6 +261,7 @@ class _Running:
         self.simulation = Simulation(config, policy=policy, costs=costs, exits=exits)
         if hasattr(trace, "content"):  # it hashes its events itself, once for all runs
             self.simulation.content = None
+        self.simulation.counted = getattr(trace, "instructions", None)
 
     def steps(self) -> Iterator[int]:
         for batch in _batches(self.trace):

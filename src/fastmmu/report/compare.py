@@ -111,10 +111,18 @@ def _count_columns(results: Sequence[Result]) -> _Columns:
     for row in COUNTERS:
         if row.column is not None:
             columns.setdefault(row.column, []).append(row.name)
-    return [
+    counts = [
         (Column(*column), [_count(sum(int(result.counters[name]) for name in names)) for result in results])
         for column, names in columns.items()
     ]
+    if any(result.mpki is not None for result in results):
+        behind = list(columns).index(("L2", "TLB misses")) + 1
+        counts.insert(behind, (Column("MPKI", "TLB misses"), [_mpki(result.mpki) for result in results]))
+    return counts
+
+
+def _mpki(value: float | None) -> Cell:
+    return Cell("?", "dim") if value is None else Cell(f"{value:.2f}" if value < 100 else f"{value:.0f}")
 
 
 def _count(n: int) -> Cell:

@@ -85,9 +85,10 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
     Keys: ``trace``, ``path``, ``content`` (hash of the events), ``scheme``, the fields of :class:`Config` (``tlb`` by
     name, ``memory`` in bytes), ``geometry`` (the TLB's arrays), ``costs`` (identity of the cost model), ``policy``,
-    ``complete``, the counters, ``exits_REASON``, ``cycles``, ``cycles_CAUSE``, ``cycles_per_access``, ``slowdown``
-    (None without a native run), ``notes``, and ``seconds``, the wall time: the one value that two runs do not share. A
-    counter, reason or cause that only other runs have is 0.
+    ``complete``, the counters, ``exits_REASON``, ``cycles``, ``cycles_CAUSE``, ``cycles_per_access``, ``mpki``
+    (TLB misses per thousand instructions, None where they are not counted), ``slowdown`` (None without a native run),
+    ``notes``, and ``seconds``, the wall time: the one value that two runs do not share. A counter, reason or cause that
+    only other runs have is 0.
     """
     parts = [_sections(result, slowdown) for result, slowdown in zip(results, slowdowns(results), strict=True)]
     keys = [list(dict.fromkeys(key for section in same for key in section)) for same in zip(*parts, strict=True)]
@@ -116,6 +117,7 @@ def _sections(result: Result, slowdown: float | None) -> list[dict[str, Any]]:
         {f"cycles_{cause.replace(':', '_')}": value for cause, value in result.cycles_by.items()},
         {
             "cycles_per_access": result.cycles_per_access,
+            "mpki": result.mpki,
             "slowdown": slowdown,
             "notes": "; ".join(result.notes),
             "seconds": result.seconds,

@@ -25,6 +25,8 @@ def single(result: Result, *, width: int = 120, colour: bool = False) -> str:
     if not result.complete:
         lines.append("interrupted: figures of the part that was simulated")
     lines += ["", *_block("counters", {k: v for k, v in counters.items() if not isinstance(v, dict)}, width, colour)]
+    if result.mpki is not None:
+        lines.append(f"  TLB misses per thousand instructions (MPKI): {result.mpki:.3f}")
     reasons = {f"{k} ({reason_title(k)})": n for k, n in counters["exits_by_reason"].items() if n}
     if reasons:
         lines += ["", *_block("VM exits by reason", reasons, width, colour)]

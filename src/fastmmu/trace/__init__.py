@@ -1,14 +1,18 @@
 """Traces: files in, batches of events out.
 
-    file ── ByteSource ── reader (lackey, champsim, npy, arrow) ── combinators ── Batch(op, size, addr) ── simulator
-            decompresses   one file each                            data_only, head, interleave, exits_every
+    file ── ByteSource ── reader (lackey, npy, arrow, ...) ── combinators ── Batch(op, size, addr) ── simulator
+            decompresses   one file each                       data_only, head, interleave, exits_every
 
     base, events         what a trace is; a batch of its events
     formats              the table of formats
     read, names          which format a file has, by content and by name
-    source, codecs       bytes of a file, decompressed on the way
+    source, codecs, archive   bytes of a file, decompressed on the way; out of a .zip
     filetrace            what readers of files share
-    lackey, lackey_parse (for Python: lackey_parse_py), champsim, cloudsuite, npy, arrow   the formats
+    lackey, champsim, cloudsuite, drmemtrace, gem5, npy, npz, arrow, parquet   the formats
+    table                columns of the last two
+    text                 lines with columns; of it: dinero, pinatrace, csv, hexlines, perf
+    lackey_parse, drmemtrace_parse, gem5_parse, text_parse   their kernels; for Python: lackey_parse_py,
+                         drmemtrace_parse_py, gem5_parse_py, text_parse_py
     foreign              files that are no traces, by name, with the remedy
     system               system traces: what a whole machine did
     combine, tpr         traces made of traces; TPR traffic put in between

@@ -1,10 +1,12 @@
-"""fastmmu's own file: an Apache Arrow IPC file with the columns op (uint8), size (uint8) and addr (uint64).
+"""fastmmu's own file: an Apache Arrow IPC file with the columns op (uint8), size (uint8) and addr (uint64), and, where
+instructions are counted apart from fetches, instructions (uint32). Columns of other files: `table`.
 
 Any Arrow implementation reads it; buffers may be lz4- or zstd-compressed. The schema's metadata holds
-``fastmmu.trace`` (version of this convention, "1") and, where known, ``fastmmu.events``.
+``fastmmu.trace`` (version of this convention, "1"), where known ``fastmmu.events``, and ``fastmmu.instructions``: where
+they are counted, see :class:`fastmmu.trace.Trace`.
 
 An IPC file is an IPC stream between two magic words, followed by an index, so one pass needs no seeking and
-memory for one record batch.
+memory for one record batch; the stream alone is read, too.
 """
 
 from __future__ import annotations
@@ -14,63 +16,58 @@ from typing import IO, Any
 
 import numpy as np
 
-from fastmmu.errors import MissingExtraError, TraceError
+from fastmmu.errors import TraceError
 from fastmmu.trace.base import Trace
-from fastmmu.trace.events import CHUNK, Batch, check_events
+from fastmmu.trace.events import CHUNK, Batch
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.source import ByteSource
+from fastmmu.trace.table import Table, pyarrow
 
-__all__ = ["READER", "ArrowTrace", "looks_like", "write"]
+__all__ = ["READER", "ArrowTrace", "looks_like", "rows_of", "schema_of", "write"]
 
 MAGIC = b"ARROW1"
 _VERSION = b"1"
-_COLUMNS = ("op", "size", "addr")
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-        import pyarrow.ipc
-    except ImportError as error:
-        raise MissingExtraError("an .arrow trace", "arrow") from error
-    return pyarrow
+_MARK = b"\xff" * 4
+_INSTRUCTIONS = (None, b"fetches", b"column")
 
 
 def looks_like(head: bytes) -> bool:
-    """Whether a file begins as an Arrow IPC file."""
-    return head.startswith(MAGIC)
+    """Whether a file begins as an Arrow IPC file or stream."""
+    return head.startswith(MAGIC) or _is_stream(head)
+
+
+def _is_stream(head: bytes) -> bool:
+    """A message of metadata begins with this mark, its length and the root of a table."""
+    length = int.from_bytes(head[4:8], "little")
+    return head[:4] == _MARK and 16 <= length < 1 << 24 and length % 8 == 0 and head[9:12] == bytes(3)
 
 
 class ArrowTrace(FileTrace):
-    """An Arrow IPC file of events."""
+    """An Arrow IPC file, or stream, of events."""
 
     format = "arrow"
+    _stream = False
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         with ByteSource(path) as source:
             self._open(source)
 
-    def _open(self, source: ByteSource) -> Any:
-        """A stream reader whose schema is right; sets `total`."""
-        pa = _pyarrow()
-        if source.read(8) != MAGIC + b"\0\0":
+    def _open(self, source: ByteSource) -> tuple[Any, _Readable]:
+        """A stream reader whose schema is right, and the file that it reads; sets `total`."""
+        pa = pyarrow("an .arrow trace")
+        head = source.read(8)
+        self._stream = head[:4] == _MARK
+        if head != MAGIC + b"\0\0" and not self._stream:
             raise TraceError("not an Arrow IPC file", path=self.path, where="byte 0")
         try:
-            reader = pa.ipc.open_stream(pa.PythonFile(_Readable(source), mode="r"))
-            self._check_columns(reader.schema)
+            file = _Readable(source, head if self._stream else b"")
+            reader = pa.ipc.open_stream(pa.PythonFile(file, mode="r"))
+            self._table = Table(reader.schema, self.path)
             self.total = self._promised(reader.schema.metadata or {})
         except Exception as error:
             raise self._broken(error, source) from error
-        return reader
-
-    def _check_columns(self, schema: Any) -> None:
-        pa = _pyarrow()
-        for column, dtype in zip(_COLUMNS, (pa.uint8(), pa.uint8(), pa.uint64()), strict=True):
-            found = schema.get_all_field_indices(column)
-            if len(found) != 1 or schema.field(found[0]).type != dtype:
-                have = ", ".join(f"{field.name}: {field.type}" for field in schema)
-                raise TraceError(f"there is no one column {column} of type {dtype} in ({have})", path=self.path)
+        return reader, file
 
     def _promised(self, metadata: dict[bytes, bytes]) -> int | None:
         version = metadata.get(b"fastmmu.trace", _VERSION)
@@ -79,10 +76,16 @@ class ArrowTrace(FileTrace):
         events = metadata.get(b"fastmmu.events")
         if events is not None and not (events.isdigit() and len(events) < 20):
             raise TraceError(f"the metadata promises {events!r} events", path=self.path)
+        counted = metadata.get(b"fastmmu.instructions")
+        if counted not in _INSTRUCTIONS:
+            raise TraceError(f"the metadata counts instructions in {counted!r}", path=self.path)
+        self.instructions = counted.decode() if counted else None
+        if "instructions" in self._table.columns:
+            self.instructions = "column"
         return None if events is None else int(events)
 
     def _decode(self, source: ByteSource, chunk: int) -> Iterator[Batch]:
-        reader = self._open(source)
+        reader, file = self._open(source)
         first = 0
         while True:
             try:
@@ -92,20 +95,24 @@ class ArrowTrace(FileTrace):
                 break
             except Exception as error:
                 raise self._broken(error, source) from error
-            columns = [rows.column(column) for column in _COLUMNS]
-            if any(column.null_count for column in columns):
-                raise TraceError("a column has nulls", path=self.path, where=f"after event {first}")
-            batch = Batch(*(column.to_numpy(zero_copy_only=True) for column in columns))
-            check_events(batch, first=first, path=self.path)
+            batch = self._table.batch(rows, first)
             first += len(batch)
             for start in range(0, len(batch), chunk):
                 yield batch[start : start + chunk]
-        self._check_end(source)
+        self._check_end(source, file)
         if self.total not in (None, first):
             raise TraceError(f"the metadata promises {self.total} events, there are {first}", path=self.path)
 
-    def _check_end(self, source: ByteSource) -> None:
+    def _check_end(self, source: ByteSource, file: _Readable) -> None:
         """The index and the closing magic word follow the stream: a file without them was cut."""
+        if self._stream:
+            if not file.tail.endswith(_MARK + bytes(4)):
+                raise TraceError(
+                    "the end of the Arrow stream is missing; it is truncated",
+                    path=self.path,
+                    where=f"byte {source.offset}",
+                )
+            return
         tail = b""
         while piece := source.read(1 << 16):
             tail = (tail + piece)[-len(MAGIC) :]
@@ -128,11 +135,17 @@ class _Readable:
 
     closed = False
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, head: bytes) -> None:
         self._source = source
+        self._head = head
+        self.tail = b""
 
     def read(self, n: int) -> bytes:
-        return self._source.read(n)
+        data = self._head[:n]
+        self._head = self._head[n:]
+        data += self._source.read(n - len(data))
+        self.tail = (self.tail + data[-8:])[-8:]
+        return data
 
     def readable(self) -> bool:
         return True
@@ -143,19 +156,33 @@ class _Readable:
 
 def write(trace: Trace, out: IO[bytes], compression: str | None) -> None:
     """Write the events to an open file; `compression` of the buffers: None, "lz4" or "zstd"."""
-    pa = _pyarrow()
+    pa = pyarrow("an .arrow trace")
     metadata = {"fastmmu.trace": _VERSION}
+    if trace.instructions is not None:
+        metadata["fastmmu.instructions"] = trace.instructions.encode()
     if trace.total is not None:
         metadata["fastmmu.events"] = str(trace.total).encode()
-    types = (pa.uint8(), pa.uint8(), pa.uint64())
-    schema = pa.schema(
-        [pa.field(name, dtype, nullable=False) for name, dtype in zip(_COLUMNS, types, strict=True)], metadata=metadata
-    )
+    schema = schema_of(pa, trace, metadata)
     options = pa.ipc.IpcWriteOptions(compression=compression)
     with pa.ipc.new_file(pa.PythonFile(out, mode="w"), schema, options=options) as writer:
         for batch in trace.batches(CHUNK):
-            arrays = [pa.array(np.ascontiguousarray(column)) for column in (batch.op, batch.size, batch.addr)]
-            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            writer.write_batch(rows_of(pa, batch, schema))
+
+
+def schema_of(pa: Any, trace: Trace, metadata: dict[str, Any]) -> Any:
+    """The columns of a trace that is written."""
+    types = {"op": pa.uint8(), "size": pa.uint8(), "addr": pa.uint64()}
+    if trace.instructions == "column":
+        types["instructions"] = pa.uint32()
+    return pa.schema([pa.field(name, dtype, nullable=False) for name, dtype in types.items()], metadata=metadata)
+
+
+def rows_of(pa: Any, batch: Batch, schema: Any) -> Any:
+    """A batch as a record batch of this schema."""
+    columns = [batch.op, batch.size, batch.addr]
+    if len(schema) > len(columns):
+        columns.append(batch.instructions_column())
+    return pa.record_batch([pa.array(np.ascontiguousarray(column)) for column in columns], schema=schema)
 
 
 READER = ArrowTrace

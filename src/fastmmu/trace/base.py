@@ -36,6 +36,7 @@ class Trace(ABC):
     format: str
     path: str | None = None
     total: int | None = None
+    instructions: str | None = None
 
     @abstractmethod
     def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
@@ -119,6 +120,7 @@ class Derived(Trace):
         self.name = inner.name
         self.format = inner.format
         self.path = inner.path
+        self.instructions = inner.instructions
 
     @checked
     def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
@@ -136,15 +138,38 @@ class Derived(Trace):
 
 
 class DataOnly(Derived):
-    """Without instruction fetches."""
+    """Without instruction fetches; where instructions are counted, those that are left out count with the event behind
+    them, at the end with the last."""
+
+    def __init__(self, inner: Trace) -> None:
+        super().__init__(inner)
+        self.instructions = inner.instructions and "column"
 
     def _pass(self, chunk: int) -> Iterator[Batch]:
+        held: Batch | None = None
+        passed = 0  # instructions since the last event that was kept
         for batch in self.inner.batches(chunk):
             kept = batch.op != Op.FETCH
-            if kept.all():
-                yield batch
-            elif kept.any():
-                yield batch.take(kept)
+            if self.instructions is None:
+                if kept.all():
+                    yield batch
+                elif kept.any():
+                    yield batch.take(kept)
+                continue
+            begun = np.cumsum(batch.instructions_column(), dtype=np.uint64)
+            upto = begun[kept]
+            if len(upto):
+                if held is not None:
+                    yield held
+                counted = np.diff(upto, prepend=np.uint64(0)).astype(np.uint32)
+                counted[0] += passed
+                held = Batch(batch.op[kept], batch.size[kept], batch.addr[kept], counted)
+                passed = 0
+            passed += int(begun[-1]) - (int(upto[-1]) if len(upto) else 0)
+        if held is not None:
+            assert held.instructions is not None
+            held.instructions[-1] += passed
+            yield held
 
 
 class Head(Derived):

@@ -14,18 +14,31 @@ it is read each batch, before it is handed out.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmmu.errors import TraceError
-from fastmmu.ops import Op
-from fastmmu.trace.events import Batch, batch_of
+from fastmmu.ops import LAST_ACCESS, Op
+from fastmmu.trace.base import Trace
+from fastmmu.trace.events import CHUNK, Batch, batch_of
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.source import ByteSource
 
-__all__ = ["CHAMPSIM", "CLOUDSUITE", "READER", "ChampsimTrace", "Layout", "RecordTrace", "begins", "looks_like"]
+__all__ = [
+    "CHAMPSIM",
+    "CLOUDSUITE",
+    "READER",
+    "ChampsimTrace",
+    "Layout",
+    "RecordTrace",
+    "begins",
+    "looks_like",
+    "write",
+]
 
 _FIRST_BYTES = 1 << 22  # judged when a trace is opened
 _SMALL = 1 << 16  # bytes: a file of which that much was looked at may go on
@@ -167,6 +180,82 @@ class ChampsimTrace(RecordTrace):
 
     format = "champsim"
     layout = CHAMPSIM
+
+
+_READS, _WRITES = 4, 2  # memory operands of a record
+_IP_REGISTER = 26  # what ChampSim calls the instruction pointer
+_RECORD = struct.Struct("<Q2B6B2Q4Q")
+
+
+def write(trace: Trace, out: IO[bytes], compression: str | None = None) -> None:
+    """Write the events to an open file: a record a fetch, with the accesses up to the next.
+
+    Registers are not known: each record reads the instruction pointer, and one that the next does not follow is a
+    branch that is taken and sets it. An instruction with more accesses than a record has room for becomes
+    several records of one ip. Sizes are lost.
+
+    :raises TraceError: a trace that does not begin with a fetch, an address 0, or an event that is no access.
+    """
+    writer = _Writer(out, trace.path)
+    for batch in trace.batches(CHUNK):
+        writer.events(batch)
+    writer.end()
+
+
+class _Writer:
+    """Events to records; the last record waits for the ip of the next."""
+
+    def __init__(self, out: IO[bytes], path: str | None) -> None:
+        self._out = out
+        self._path = path
+        self._done = 0
+        self._ip = self._length = 0
+        self._reads: list[int] = []
+        self._writes: list[int] = []
+        self._records: list[bytes] = []
+
+    def events(self, batch: Batch) -> None:
+        """Those of a batch."""
+        rows = zip(batch.op.tolist(), batch.size.tolist(), batch.addr.tolist(), strict=True)
+        for n, (op, size, addr) in enumerate(rows):
+            if op > LAST_ACCESS or not addr or not (self._ip or op == Op.FETCH):
+                what = (
+                    f"operation {op}" if op > LAST_ACCESS else "address 0" if not addr else "an access before a fetch"
+                )
+                raise TraceError(
+                    f"ChampSim's records cannot hold {what}; write .arrow or .npy",
+                    path=self._path,
+                    where=f"event {self._done + n}",
+                )
+            if op == Op.FETCH:
+                self._record(addr)
+                self._ip, self._length = addr, size
+                continue
+            if op in (Op.READ, Op.MODIFY):
+                if len(self._reads) == _READS:
+                    self._record(self._ip + self._length)
+                self._reads.append(addr)
+            if op in (Op.WRITE, Op.MODIFY):
+                if len(self._writes) == _WRITES:
+                    self._record(self._ip + self._length)
+                self._writes.append(addr)
+        self._done += len(batch)
+        self._out.write(b"".join(self._records))
+        self._records = []
+
+    def end(self) -> None:
+        """The last record."""
+        self._record(self._ip + self._length)
+        self._out.write(b"".join(self._records))
+
+    def _record(self, following: int) -> None:
+        """That of the current ip, which `following` comes behind."""
+        if self._ip:
+            taken = following != self._ip + self._length
+            registers = [_IP_REGISTER * taken, 0, _IP_REGISTER, 0, 0, 0]
+            writes, reads = self._writes + [0] * _WRITES, self._reads + [0] * _READS
+            self._records.append(_RECORD.pack(self._ip, taken, taken, *registers, *writes[:_WRITES], *reads[:_READS]))
+        self._reads, self._writes = [], []
 
 
 READER = ChampsimTrace

@@ -1,13 +1,19 @@
-"""The compressions .gz, .xz and .zst as decompressors and writers of one shape."""
+"""Compressions as decompressors and writers of one shape: .gz, .xz, .zst, .bz2, .lzma, .lz4, .sz (snappy frames).
+
+gz, xz, bz2 and lzma are the standard library's; zst is Python's from 3.14 on, before that the package zstandard; lz4 is
+the package lz4, sz the package cramjam, to which whole frames are handed.
+"""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import lzma
 import sys
 import zlib
 from collections.abc import Iterator
+from importlib import import_module
 from typing import IO, Any, Protocol, cast
 
 from fastmmu.errors import MissingExtraError
@@ -50,15 +56,33 @@ def codec_of_bytes(head: bytes) -> str | None:
         return "xz"
     if head[:4] == b"\x28\xb5\x2f\xfd":
         return "zst"
+    if head[:3] == b"BZh" and head[3:4] in b"123456789" and head[4:8] == b"1AY&":
+        return "bz2"
+    if head[:4] == b"\x04\x22\x4d\x18":
+        return "lz4"
+    if head[:8] == b"\xff\x06\0\0sNaP":
+        return "sz"
+    if head[:4] in (b"PK\3\4", b"PK\5\6"):
+        return "zip"
+    if head[:3] == b"\x5d\0\0" and (head[5:13] == b"\xff" * 8 or (len(head) > 12 and head[10:13] == bytes(3))):
+        return "lzma"
     return None
 
 
 def decompressor(codec: str) -> Decompressor:
-    """A decompressor for one stream. Raises MissingExtraError for zst where no library is installed."""
+    """A decompressor for one stream. Raises MissingExtraError for zst, lz4 and sz where no library is installed."""
     if codec == "gz":
         return _Gz()
     if codec == "xz":
         return _Held(lzma.LZMADecompressor(lzma.FORMAT_XZ), lzma.LZMAError)
+    if codec == "bz2":
+        return _Held(bz2.BZ2Decompressor(), OSError)
+    if codec == "lzma":
+        return _Held(lzma.LZMADecompressor(lzma.FORMAT_ALONE), lzma.LZMAError)
+    if codec == "lz4":
+        return _Held(_lz4().LZ4FrameDecompressor(), RuntimeError)
+    if codec == "sz":
+        return _Snappy(_cramjam().snappy)
     zstd = _zstd()
     if hasattr(zstd, "ZstdFile"):
         return _Held(zstd.ZstdDecompressor(), zstd.ZstdError)
@@ -76,6 +100,14 @@ def compressing(raw: IO[bytes], codec: str | None) -> Iterator[IO[bytes]]:
         out = gzip.GzipFile(filename="", fileobj=raw, mode="wb", compresslevel=6, mtime=0)
     elif codec == "xz":
         out = lzma.LZMAFile(raw, "wb", preset=6)  # noqa: SIM115 - closed below
+    elif codec == "bz2":
+        out = bz2.BZ2File(raw, "wb")
+    elif codec == "lzma":
+        out = lzma.LZMAFile(raw, "wb", format=lzma.FORMAT_ALONE)  # noqa: SIM115 - closed below
+    elif codec == "lz4":
+        out = _lz4().LZ4FrameFile(raw, "wb", content_checksum=True)
+    elif codec == "sz":
+        out = _SnappyFile(raw, _cramjam().snappy)
     else:
         zstd = _zstd()
         if hasattr(zstd, "ZstdFile"):
@@ -117,8 +149,23 @@ def _zstd() -> Any:
     return zstandard
 
 
+def _lz4() -> Any:
+    try:
+        return import_module("lz4.frame")  # which has no types
+    except ImportError as error:
+        raise MissingExtraError("an .lz4 file", "traces") from error
+
+
+def _cramjam() -> Any:
+    try:
+        import cramjam
+    except ImportError as error:
+        raise MissingExtraError("a .sz file", "traces") from error
+    return cramjam
+
+
 class _Held:
-    """lzma and compression.zstd: the shape is theirs."""
+    """lzma, bz2, lz4 and compression.zstd: the shape is theirs."""
 
     def __init__(self, inner: Any, error: type[Exception]) -> None:
         self._inner = inner
@@ -140,7 +187,7 @@ class _Held:
 
     @property
     def unused_data(self) -> bytes:
-        return bytes(self._inner.unused_data)
+        return bytes(self._inner.unused_data or b"")
 
 
 class _Gz:
@@ -207,3 +254,83 @@ class _Zstandard:
     @property
     def unused_data(self) -> bytes:
         return bytes(self._inner.unused_data) + self._held[self._at :]
+
+
+_SNAPPY_HEAD = b"\xff\x06\0\0sNaPpY"
+
+
+class _Snappy:
+    """Snappy's framing format: chunks of a type, three bytes of length, and data of at most 64 KiB decompressed.
+
+    cramjam takes whole streams, so each chunk is handed to it behind a head of its own; it compares the checksums.
+    """
+
+    _MOST = 1 << 17  # bytes of a chunk: 64 KiB that do not compress take some more
+    eof = False  # a stream has no end of its own
+
+    def __init__(self, snappy: Any) -> None:
+        self._decompress = snappy.decompress
+        self._held = b""
+        self._started = False
+        self._short = False
+
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        self._held += data
+        out: list[bytes] = []
+        at = 0
+        self._short = False
+        while limit > 0:
+            kind, length = self._held[at : at + 1], int.from_bytes(self._held[at + 1 : at + 4], "little")
+            if len(self._held) - at < 4 or (kind in b"\0\1\xff" and len(self._held) - at < 4 + length <= self._MOST):
+                self._short = True
+                break
+            if not self._started and kind != b"\xff":
+                raise CorruptData("no snappy frame")
+            if (kind < b"\x80" or kind == b"\xff") and (kind not in b"\0\1\xff" or 4 + length > self._MOST):
+                raise CorruptData(f"a chunk of type {kind[0]:#x} and {length} bytes")
+            chunk = self._held[at : at + 4 + length]
+            if len(chunk) < 4 + length:
+                self._short = True
+                break
+            at += len(chunk)
+            self._started = True
+            if kind == b"\xff" and chunk != _SNAPPY_HEAD:
+                raise CorruptData("a stream identifier that is none")
+            if kind in b"\0\1":
+                try:
+                    made = bytes(self._decompress(_SNAPPY_HEAD + chunk))
+                except Exception as error:
+                    raise CorruptData(" ".join(str(error).split())) from error
+                limit -= len(made)
+                out.append(made)
+        self._held = self._held[at:]
+        return b"".join(out)
+
+    @property
+    def needs_input(self) -> bool:
+        return self._short or not self._held
+
+    @property
+    def whole(self) -> bool:
+        """The data may end here."""
+        return not self._held
+
+    unused_data = b""
+
+
+class _SnappyFile:
+    """A file that compresses into snappy frames."""
+
+    closed = False
+
+    def __init__(self, raw: IO[bytes], snappy: Any) -> None:
+        self._raw = raw
+        self._compress = snappy.compress
+        self._raw.write(_SNAPPY_HEAD)
+
+    def write(self, data: memoryview) -> None:
+        """The frames of `data`, without the head, which the file has."""
+        self._raw.write(bytes(self._compress(bytes(data)))[len(_SNAPPY_HEAD) :])
+
+    def close(self) -> None:
+        """Nothing is held back."""

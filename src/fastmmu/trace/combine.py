@@ -11,7 +11,7 @@ from fastmmu.errors import TraceError
 from fastmmu.exits import N_REASONS, ExitReason
 from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.trace.base import Derived, Trace, check_chunk
-from fastmmu.trace.events import CHUNK, Batch, empty_batch
+from fastmmu.trace.events import CHUNK, Batch, empty_batch, inserted
 
 __all__ = ["Interleaved", "Told", "WithExits", "exits_every", "interleave", "told"]
 
@@ -77,11 +77,7 @@ class WithExits(Derived):
                 yield batch
                 continue
             after = (nth if places is None else places[nth]) + 1  # row before which each exit is put
-            out = Batch(
-                np.insert(batch.op, after, np.uint8(Op.EXIT)),
-                np.insert(batch.size, after, np.uint8(0)),
-                np.insert(batch.addr, after, np.uint64(self._reason)),
-            )
+            out = inserted(batch, after, Op.EXIT, self._reason)
             for first in range(0, len(out), chunk):
                 yield out[first : first + chunk]
 
@@ -101,6 +97,11 @@ class Interleaved(Trace):
         self.name = "+".join(trace.name for trace in traces)
         if all(trace.path for trace in traces):
             self.path = " + ".join(str(trace.path) for trace in traces)
+        counted = {trace.instructions for trace in traces}
+        self.instructions = None if None in counted else "column" if "column" in counted else "fetches"
+
+    def notes(self) -> list[str]:
+        return [note for trace in self._traces for note in trace.notes()]
 
     @checked
     def batches(self, chunk: int = CHUNK) -> Iterator[Batch]:
@@ -113,29 +114,40 @@ class Interleaved(Trace):
 
     def _pass(self, chunk: int) -> Iterator[Batch]:
         running = [_Cursor(trace, process, chunk) for process, trace in enumerate(self._traces)]
-        out = empty_batch(chunk)
+        out = self._room(chunk)
         n = 0
         while running := [cursor for cursor in running if cursor.ready()]:
             for cursor in running:
                 if not cursor.ready():
                     continue
                 out.op[n], out.size[n], out.addr[n] = Op.SWITCH, 0, cursor.process
+                if out.instructions is not None:
+                    out.instructions[n] = 0
                 n += 1
                 left = self._slice
                 while left > 0 and cursor.ready():
                     if n == chunk:
                         yield out
-                        out, n = empty_batch(chunk), 0
+                        out, n = self._room(chunk), 0
                     part, accesses = cursor.take(left, chunk - n)
                     end = n + len(part)
                     out.op[n:end], out.size[n:end], out.addr[n:end] = part.op, part.size, part.addr
+                    if out.instructions is not None:
+                        out.instructions[n:end] = part.instructions_column()
                     left -= accesses
                     n = end
                 if n == chunk:
                     yield out
-                    out, n = empty_batch(chunk), 0
+                    out, n = self._room(chunk), 0
         if n:
             yield out[:n]
+
+    def _room(self, n: int) -> Batch:
+        """A batch to fill, with the columns of this trace."""
+        batch = empty_batch(n)
+        if self.instructions != "column":
+            return batch
+        return Batch(batch.op, batch.size, batch.addr, np.empty(n, np.uint32))
 
 
 class _Cursor:

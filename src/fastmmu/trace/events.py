@@ -17,6 +17,7 @@ __all__ = [
     "CHUNK",
     "EVENT_DTYPE",
     "U8",
+    "U32",
     "U64",
     "Batch",
     "batch_of",
@@ -24,9 +25,11 @@ __all__ = [
     "concatenate",
     "empty_batch",
     "first_outside",
+    "inserted",
 ]
 
 U8: TypeAlias = npt.NDArray[np.uint8]
+U32: TypeAlias = npt.NDArray[np.uint32]
 U64: TypeAlias = npt.NDArray[np.uint64]
 
 CHUNK = 1 << 18
@@ -51,7 +54,8 @@ class Batch:
     """Consecutive events as three equally long, C-contiguous, possibly read-only columns.
 
     ``op`` uint8, codes of :class:`fastmmu.ops.Op`; ``size`` uint8, bytes; ``addr`` uint64, linear address or what
-    the system event says. ``len()`` is the number of events.
+    the system event says; ``instructions`` uint32, those begun since the event before, None where the trace has no
+    such column. ``len()`` is the number of events.
 
     Threads: columns are not written; share it.
     """
@@ -59,6 +63,7 @@ class Batch:
     op: U8
     size: U8
     addr: U64
+    instructions: U32 | None = None
 
     def __len__(self) -> int:
         return len(self.addr)
@@ -67,13 +72,21 @@ class Batch:
         """The same events as views; the slice may not skip or reverse."""
         if not isinstance(rows, slice):
             raise WrongTypeError(f"a batch is cut by a slice, batch[2:5], not by a {type(rows).__name__}")
-        return Batch(self.op[rows], self.size[rows], self.addr[rows])
+        return self._of(rows)
 
     def take(self, rows: npt.NDArray[np.bool_]) -> Batch:
         """Copies of the events where `rows` (bool, one per event) is true."""
         if not isinstance(rows, np.ndarray) or rows.dtype != np.bool_ or rows.shape != self.addr.shape:
             raise WrongTypeError(f"rows must be an array of {len(self)} bools, one per event")
-        return Batch(self.op[rows], self.size[rows], self.addr[rows])
+        return self._of(rows)
+
+    def _of(self, rows: Any) -> Batch:
+        counted = None if self.instructions is None else self.instructions[rows]
+        return Batch(self.op[rows], self.size[rows], self.addr[rows], counted)
+
+    def instructions_column(self) -> U32:
+        """Instructions begun since the event before: where no column says so, each fetch is one."""
+        return (self.op == Op.FETCH).astype(np.uint32) if self.instructions is None else self.instructions
 
     @property
     def accesses(self) -> int:
@@ -103,6 +116,20 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         np.concatenate([batch.op for batch in batches]),
         np.concatenate([batch.size for batch in batches]),
         np.concatenate([batch.addr for batch in batches]),
+        None
+        if any(batch.instructions is None for batch in batches)
+        else np.concatenate([batch.instructions_column() for batch in batches]),
+    )
+
+
+def inserted(batch: Batch, before: npt.NDArray[np.intp], op: U8 | int, addr: U64 | int) -> Batch:
+    """A batch with system events before these rows; they begin no instruction."""
+    counted = None if batch.instructions is None else np.insert(batch.instructions, before, np.uint32(0))
+    return Batch(
+        np.insert(batch.op, before, np.asarray(op, np.uint8)),
+        np.insert(batch.size, before, np.uint8(0)),
+        np.insert(batch.addr, before, np.asarray(addr, np.uint64)),
+        counted,
     )
 
 

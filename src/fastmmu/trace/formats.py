@@ -49,10 +49,19 @@ FORMATS = {
     row.name: row
     for row in (
         Format("lackey", "Valgrind lackey text", (".lackey",), doubt=_TEXT, written=True),
-        Format("champsim", "ChampSim", (".champsim", ".champsimtrace"), doubt=_GUESS),
+        Format("champsim", "ChampSim", (".champsim", ".champsimtrace"), doubt=_GUESS, written=True),
         Format("cloudsuite", "CloudSuite's form of ChampSim", (".cloudsuite",), doubt=_GUESS),
+        Format("drmemtrace", "DynamoRIO's drmemtrace", (".memtrace", ".drmemtrace")),
+        Format("gem5", "gem5's packets", (".gem5",)),
+        Format("dinero", "Dinero text", (".din",), doubt=_TEXT, written=True),
+        Format("pinatrace", "pinatrace text", (".pinatrace",), doubt=_TEXT),
+        Format("csv", "CSV", (".csv",), doubt=_TEXT, written=True),
+        Format("hexlines", "lines of hexadecimal addresses", (".hexlines",), doubt=_TEXT),
+        Format("perf", "perf script", (".perf",), doubt=_TEXT),
         Format("npy", ".npy", (".npy",), written=True),
-        Format("arrow", ".arrow", (".arrow",), written=True),
+        Format("npz", ".npz", (".npz",)),
+        Format("parquet", "Parquet", (".parquet", ".pq"), written=True),
+        Format("arrow", ".arrow", (".arrow", ".arrows", ".feather"), written=True),
         Format("system", "the .rec of a system trace", (".rec",)),
     )
 }

@@ -65,6 +65,7 @@ class LackeyTrace(FileTrace):
     """
 
     format = "lackey"
+    instructions = "fetches"
 
     def __init__(self, path: str) -> None:
         super().__init__(path)

@@ -8,7 +8,9 @@ from fastmmu.trace.formats import FORMATS
 
 __all__ = ["CODECS", "codec_of_name", "format_of_name", "printable", "trace_name", "uncompressed"]
 
-CODECS = {".gz": "gz", ".xz": "xz", ".zst": "zst"}
+CODECS = {
+    ".gz": "gz", ".xz": "xz", ".zst": "zst", ".bz2": "bz2", ".lz4": "lz4", ".sz": "sz", ".lzma": "lzma", ".zip": "zip"
+}  # fmt: skip
 _FORMATS = {suffix: format.name for format in FORMATS.values() for suffix in format.suffixes}
 
 

@@ -38,17 +38,21 @@ class NpyTrace(FileTrace):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        with ByteSource(path) as source:
+        self._look()
+
+    def _look(self) -> None:
+        """Read and check the header; sets `total`."""
+        with ByteSource(self.path) as source:
             dtype, self.total = self._header(source)
             expected = source.offset + self.total * dtype.itemsize
             if source.codec is None and source.size != expected:
                 raise TraceError(
                     f"the header promises {expected} bytes, the file has {source.size}",
-                    path=path,
+                    path=self.path,
                     where=f"byte {min(expected, source.size)}",
                 )
 
-    def _header(self, source: ByteSource) -> tuple[np.dtype[Any], int]:
+    def _header(self, source: Any) -> tuple[np.dtype[Any], int]:
         """dtype and length, checked; the source stands at the data afterwards."""
         intro = source.read(8)
         wide = 2 if intro[6:7] == b"\x01" else 4

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from fastmmu._checked import checked
 from fastmmu.errors import TraceError
 from fastmmu.trace.base import Trace
+from fastmmu.trace.drmemtrace import DrmemtraceTrace, folder_files
 from fastmmu.trace.foreign import foreign
 from fastmmu.trace.formats import FORMATS, Format
 from fastmmu.trace.lackey import LackeyTrace
 from fastmmu.trace.names import format_of_name
+from fastmmu.trace.npz import is_npz
 from fastmmu.trace.source import ByteSource
+from fastmmu.trace.text import TextTrace
 
 __all__ = ["read_trace"]
 
@@ -19,13 +23,24 @@ _HEAD = 1 << 16
 
 
 @checked
-def read_trace(path: str | os.PathLike[str], format: str | None = None, *, skip_other_lines: bool = False) -> Trace:
+def read_trace(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    *,
+    skip_other_lines: bool = False,
+    columns: str | None = None,
+    threads: Literal["together", "apart"] = "together",
+) -> Trace:
     """Open a trace file; the events are read by :meth:`Trace.batches`.
 
-    format: "lackey" (Valgrind), "champsim" (64-byte records), "cloudsuite" (its 96-byte form), "npy" (addresses or
-    events), "arrow" (fastmmu's own) or "system" (a whole machine, see :mod:`fastmmu.trace.system`); by default found
-    from the suffix, else from the content. Each also compressed: .gz, .xz, .zst. skip_other_lines: of lackey text,
-    lines that the program itself wrote are left out.
+    format: a name of :data:`fastmmu.trace.FORMATS`; by default found from the suffix, else from the content. Each also
+    compressed: .gz, .xz, .zst, .bz2, .lz4, .sz, .lzma, or alone in a .zip. A folder is one of drmemtrace.
+
+    skip_other_lines: of lackey text, lines that the program itself wrote are left out.
+
+    columns: the file is text with these columns, "op addr:hex size" (:mod:`fastmmu.trace.text`).
+
+    threads: of drmemtrace, "together" interleaves the threads of a process, "apart" makes each a process.
 
     Raises TraceError, here or while reading, for a file that is unreadable, empty, malformed, truncated, of an unknown
     format, or whose first bytes name another one; MissingExtraError where the format needs a package that is not
@@ -34,16 +49,35 @@ def read_trace(path: str | os.PathLike[str], format: str | None = None, *, skip_
     name = os.fspath(path)
     if format is not None and format not in FORMATS:
         raise TraceError(f"format {format!r} is not known; there are {', '.join(FORMATS)}", path=name)
+    trace = _opened(name, format, columns)
+    for asked, kind, given in (
+        ("skip_other_lines", LackeyTrace, skip_other_lines or None),
+        ("threads", DrmemtraceTrace, None if threads == "together" else threads),
+    ):
+        if given is not None:
+            if not isinstance(trace, kind):
+                raise TraceError(f"{asked} is for {kind.format}, this is {trace.format}; leave it out", path=name)
+            setattr(trace, asked, given)
+    return trace
+
+
+def _opened(name: str, format: str | None, columns: str | None) -> Trace:
+    if os.path.isdir(name) and format in (None, "drmemtrace") and folder_files(name):
+        return FORMATS["drmemtrace"].open(name)
+    if columns is None and format in (None, "npz") and is_npz(name):
+        return FORMATS["npz"].open(name)
     with ByteSource(name) as source:  # so that a bad path or an empty file is an error here and not later
         head = source.read(_HEAD)
     if not head:
         raise TraceError("the compressed file holds nothing", path=name)
-    trace = _format(name, head, format).open(name)
-    if skip_other_lines:
-        if not isinstance(trace, LackeyTrace):
-            raise TraceError(f"skip_other_lines is for lackey text, this is {trace.format}; leave it out", path=name)
-        trace.skip_other_lines = True
-    return trace
+    if columns is None:
+        return _format(name, head, format).open(name)
+    if format is not None:
+        raise TraceError(f"columns say how text is read, format {format!r} otherwise; give one of them", path=name)
+    other = foreign(head)
+    if other is not None and other.sure:
+        raise TraceError(f"this is {other.said}, no text. {other.remedy}", path=name)
+    return TextTrace(name, columns)
 
 
 def _format(name: str, head: bytes, asked: str | None) -> Format:

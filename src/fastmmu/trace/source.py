@@ -7,6 +7,7 @@ import stat
 from types import TracebackType
 
 from fastmmu.errors import TraceError
+from fastmmu.trace.archive import contents
 from fastmmu.trace.codecs import CorruptData, Decompressor, codec_of_bytes, decompressor
 from fastmmu.trace.names import codec_of_name
 
@@ -19,7 +20,7 @@ _OUTPUT = 1 << 20  # decompressed bytes asked for at a time
 class ByteSource:
     """A regular file opened for one pass.
 
-    ``codec`` is None, "gz", "xz" or "zst" (by suffix, else by content), ``size`` the bytes of the file, ``taken``
+    ``codec`` is None or one of `names.CODECS` (by suffix, else by content), ``size`` the bytes of the file, ``taken``
     those read of it, ``offset`` the (decompressed) bytes handed out. Concatenated streams are one, as for gzip, xz
     and zstd themselves.
     """
@@ -33,7 +34,7 @@ class ByteSource:
             raise TraceError("the file is empty", path=path)
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
-            head = self._file.read(8)
+            head = self._file.read(16)
             self._file.seek(0)
         except OSError as error:
             raise _unreadable(path, error) from error
@@ -44,7 +45,10 @@ class ByteSource:
         elif found != self.codec:
             self.close()
             raise TraceError(f"the name ends in .{self.codec}, the content is none", path=path, where="byte 0")
-        self._inner: Decompressor | None = decompressor(self.codec) if self.codec else None
+        self._members = contents(self._file, path, _OUTPUT) if self.codec == "zip" else None
+        self._inner: Decompressor | None = (
+            decompressor(self.codec) if self.codec is not None and self._members is None else None
+        )
         self._input = b""  # read, but not yet given to a decompressor
         self._output = b""
         self._output_at = 0
@@ -116,12 +120,19 @@ class ByteSource:
     def _more(self) -> bytes:
         """The next decompressed bytes, b"" at the end of the last stream."""
         assert self.codec is not None
+        if self._members is not None:
+            try:
+                data = next(self._members, b"")
+                self.taken = max(self.taken, min(self._file.tell(), self.size))
+                return data
+            except CorruptData as error:
+                raise TraceError(f"the .zip archive cannot be read: {error}", path=self.path) from error
         while True:
             if self._inner is None:
                 self._input = self._input or self._read_file()
                 if not self._input:
                     return b""
-                if self.codec != "zst":  # gzip and xz allow zeros between and after streams
+                if self.codec in ("gz", "xz"):  # which allow zeros between and after streams
                     self._input = self._input.lstrip(b"\0")
                     if not self._input:
                         continue
@@ -141,6 +152,8 @@ class ByteSource:
                 self._inner = None
             if out:
                 return out
+            if ended and getattr(self._inner, "whole", False):
+                return b""
             if ended and self._inner is not None:
                 raise TraceError(
                     f"the .{self.codec} data ends early, after {self.offset} decompressed bytes; the file is truncated",

@@ -23,7 +23,8 @@ class Survey:
     """Counts of a trace.
 
     ``events`` in all, ``by_op`` operation -> number, ``pages_4k`` and ``pages_2m`` distinct pages that accesses start
-    in, ``lowest`` and ``highest`` address accessed (None without accesses), ``processes`` distinct address spaces.
+    in, ``lowest`` and ``highest`` address accessed (None without accesses), ``processes`` distinct address spaces,
+    ``instructions`` (None where the trace does not count them).
     """
 
     events: int
@@ -33,6 +34,7 @@ class Survey:
     lowest: int | None
     highest: int | None
     processes: int
+    instructions: int | None = None
 
     @property
     def accesses(self) -> int:
@@ -49,8 +51,10 @@ def survey(trace: Trace, *, progress: Callable[[int], None] | None = None) -> Su
     """
     counts = np.zeros(256, np.int64)
     pages: dict[int, npt.NDArray[np.uint64]] = {}  # process -> 4 KB page numbers
-    lowest, highest, process = None, None, 0
+    lowest, highest, process, begun = None, None, 0, 0
     for batch in trace.batches():
+        if trace.instructions is not None:
+            begun += int(batch.instructions_column().sum(dtype=np.uint64))
         counts += np.bincount(batch.op, minlength=256)
         access = batch.op <= LAST_ACCESS
         switches = [] if access.all() else np.flatnonzero(batch.op == Op.SWITCH).tolist()
@@ -68,4 +72,13 @@ def survey(trace: Trace, *, progress: Callable[[int], None] | None = None) -> Su
     by_op = {op: int(counts[op]) for op in Op if counts[op]}
     small = sum(map(len, pages.values()))
     large = sum(len(np.unique(numbers >> _LARGE)) for numbers in pages.values())
-    return Survey(int(counts.sum()), by_op, small, large, lowest, highest, max(len(pages), 1))
+    return Survey(
+        int(counts.sum()),
+        by_op,
+        small,
+        large,
+        lowest,
+        highest,
+        max(len(pages), 1),
+        None if trace.instructions is None else begun,
+    )

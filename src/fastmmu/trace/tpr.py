@@ -26,7 +26,7 @@ from fastmmu._checked import check_fields, checked
 from fastmmu.errors import ConfigError
 from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.trace.base import Derived, Trace
-from fastmmu.trace.events import Batch
+from fastmmu.trace.events import Batch, inserted
 
 __all__ = ["PROFILES", "TprProfile", "tpr_profile", "with_tpr"]
 
@@ -240,7 +240,8 @@ class WithTpr(Derived):
             registers.append(LVT_TIMER << 32 | BY_DEADLINE | profile.timer_vector)
         n = len(registers)
         start = np.array(registers, np.uint64)
-        yield Batch(np.full(n, Op.APIC_WRITE, np.uint8), np.zeros(n, np.uint8), start)
+        counted = np.zeros(n, np.uint32) if self.instructions == "column" else None
+        yield Batch(np.full(n, Op.APIC_WRITE, np.uint8), np.zeros(n, np.uint8), start, counted)
         done = 0
         for batch in self.inner.batches(chunk):
             access = batch.op <= LAST_ACCESS
@@ -252,10 +253,6 @@ class WithTpr(Derived):
             order = np.argsort(places, kind="stable")
             before = rows[(places[order] - done).astype(np.int64)] if len(rows) else places[order].astype(np.int64)
             done += len(rows)
-            out = Batch(
-                np.insert(batch.op, before, op[order]),
-                np.insert(batch.size, before, np.uint8(0)),
-                np.insert(batch.addr, before, addr[order]),
-            )
+            out = inserted(batch, before, op[order], addr[order])
             for first in range(0, len(out), chunk):
                 yield out[first : first + chunk]

@@ -24,9 +24,10 @@ def write_trace(
 ) -> None:
     """Write a trace, streaming; the file appears under its name only when it is complete.
 
-    format: "arrow", "npy" (records of op, size, addr) or "lackey" (accesses only), by default by suffix: .arrow, .npy,
-    .lackey. A further suffix .gz, .xz or .zst compresses the file as a whole. compression: of the buffers inside an
-    .arrow file, None, "lz4" or "zstd"; no matter otherwise.
+    format: "arrow", "parquet", "npy" (records of op, size, addr), or, for accesses only, "lackey", "csv", "dinero" and
+    "champsim" (both without sizes), by default by suffix: .arrow, .parquet, .npy, .lackey, .csv, .din, .champsim. A
+    further suffix .gz, .xz, .zst, .bz2, .lz4, .sz or .lzma compresses the file as a whole. compression: of the buffers
+    inside an .arrow or .parquet file, None, "lz4" or "zstd"; no matter otherwise.
 
     Raises TraceError where the format cannot be told or cannot hold an event, where the trace itself is malformed, or
     where the file cannot be written.
@@ -35,6 +36,8 @@ def write_trace(
     chosen = format or format_of_name(name)
     if chosen not in WRITTEN:
         raise TraceError(f"cannot write this as a trace; name it (or pass format=) {', '.join(WRITTEN)}", path=name)
+    if codec_of_name(name) == "zip":
+        raise TraceError("no .zip is written; name a file that ends in .gz, .xz, .zst or in none of them", path=name)
     if compression not in _BUFFERS:
         raise TraceError(f"compression {compression!r} of Arrow buffers is not one of None, 'lz4', 'zstd'", path=name)
     if Path(name).exists() and not Path(name).is_file():

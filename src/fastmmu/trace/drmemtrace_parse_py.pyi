@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+class Records:
+    def __init__(self, width: int, timed: bool) -> None: ...
+    @property
+    def tid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def time(self) -> int: ...
+    @property
+    def page(self) -> tuple[int, int]: ...
+    @property
+    def ended(self) -> bool: ...
+    def seen(self) -> None: ...
+    def forget(self) -> None: ...
+    def parse(
+        self,
+        data: bytes | bytearray | memoryview,
+        start: int,
+        stop: int,
+        op: npt.NDArray[np.uint8],
+        size: npt.NDArray[np.uint8],
+        addr: npt.NDArray[np.uint64],
+        n: int,
+    ) -> tuple[int, int, int]: ...

@@ -1,0 +1,12 @@
+# gem5's packet messages to event columns.
+
+from libc.stdint cimport uint8_t, uint64_t
+
+cdef struct Packets:            # what is known of a file so far
+    uint64_t rest               # bytes left of an access that is longer than an event can be
+    uint64_t rest_addr
+    uint8_t rest_op
+    Py_ssize_t others           # packets that are neither read nor write requests
+
+cdef int parse_packets(const uint8_t **at, const uint8_t *end, Packets *file, uint8_t *op, uint8_t *size,
+                       uint64_t *addr, Py_ssize_t *n, Py_ssize_t room) noexcept nogil

@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+def parse(
+    text: bytes | bytearray | memoryview,
+    start: int,
+    stop: int,
+    last: bool,
+    columns: bytes,
+    separator: int,
+    op: npt.NDArray[np.uint8],
+    size: npt.NDArray[np.uint8],
+    addr: npt.NDArray[np.uint64],
+    n: int,
+) -> tuple[int, int, int, int]: ...
