@@ -22,7 +22,7 @@
 
 Everything streams: memory does not grow with the length of a trace.
 
-Imports the vocabulary, `machine.identity` and `machine.records`, no other kernel.
+Imports the vocabulary, the constants of `arch`, `machine.identity` and `machine.records`, no other kernel.
 
 To add a format: its module (what is in it, `formats` says) and its row in `formats`; names, `--format`, the help and
 error messages follow. tests/trace/test_files.py then takes it through every compression and batch length.

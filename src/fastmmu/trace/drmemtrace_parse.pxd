@@ -2,6 +2,9 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
+cdef enum:
+    EVENT_BYTES = 128           # of one event of gem5's and drmemtrace's: longer accesses become several
+
 cdef struct Stream:             # what is known of a file so far
     uint64_t pc                 # behind the last instruction: where that of a bundle is
     uint64_t bundle             # lengths of the instructions that are left of one, a byte each

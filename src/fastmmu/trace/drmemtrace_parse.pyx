@@ -13,11 +13,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-cdef enum:
-    OP_READ = 0
-    OP_WRITE = 1
-    OP_FETCH = 3
-    MOST = 128                  # bytes of one event: longer accesses become several
+from fastmmu.arch.ops cimport OP_FETCH, OP_READ, OP_WRITE
 
 cdef enum Marker:
     TIMESTAMP = 2
@@ -53,7 +49,7 @@ cdef int parse_records(const uint8_t **at, const uint8_t *end, int width, Stream
     while i < room:
         if stream.rest:
             op[i] = stream.rest_op
-            size[i] = <uint8_t>(stream.rest if stream.rest < MOST else MOST)
+            size[i] = <uint8_t>(stream.rest if stream.rest < EVENT_BYTES else EVENT_BYTES)
             addr[i] = stream.rest_addr
             stream.rest -= size[i]
             stream.rest_addr += size[i]

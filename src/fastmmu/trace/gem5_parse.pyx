@@ -6,14 +6,13 @@ Fields: 2 command, 3 address, 4 size, 5 flags, all varints; those of other numbe
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from fastmmu.arch.ops cimport OP_FETCH, OP_READ, OP_WRITE
+from fastmmu.trace.drmemtrace_parse cimport EVENT_BYTES
+
 cdef enum:
-    OP_READ = 0
-    OP_WRITE = 1
-    OP_FETCH = 3
     READ_REQUEST = 1
     WRITE_REQUEST = 4
     INST_FETCH = 0x100
-    MOST = 128                  # bytes of one event: longer accesses become several
     LONGEST = 1 << 16           # bytes of a message
 
 cdef enum Fault:                # trace/gem5.py words them
@@ -89,7 +88,7 @@ cdef int parse_packets(const uint8_t **at, const uint8_t *end, Packets *file, ui
     while i < room:
         if file.rest:
             op[i] = file.rest_op
-            size[i] = <uint8_t>(file.rest if file.rest < MOST else MOST)
+            size[i] = <uint8_t>(file.rest if file.rest < EVENT_BYTES else EVENT_BYTES)
             addr[i] = file.rest_addr
             file.rest -= size[i]
             file.rest_addr += size[i]

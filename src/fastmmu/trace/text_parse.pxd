@@ -7,8 +7,8 @@ cdef enum:
 
 cdef enum Column:
     SKIP = 0
-    OP = 1                      # a word for an operation
-    OP_DINERO = 2               # 0 read, 1 write, 2 fetch
+    OPERATION = 1               # a word for an operation
+    DINERO_OPERATION = 2        # 0 read, 1 write, 2 fetch
     ADDR = 3                    # hexadecimal with 0x in front
     ADDR_HEX = 4                # hexadecimal, 0x or not
     ADDR_DEC = 5

@@ -8,22 +8,18 @@ no part of it. Empty lines and those that begin with # are no events.
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memchr
 
-cdef enum:
-    OP_READ = 0
-    OP_WRITE = 1
-    OP_MODIFY = 2
-    OP_FETCH = 3
+from fastmmu.arch.ops cimport OP_FETCH, OP_MODIFY, OP_READ, OP_WRITE
 
-cdef enum LineKind:             # errors are below 0; trace/text.py words them
-    LINE_EVENT = 0
-    LINE_SKIP = 1
-    BAD_SHORT = -1
-    BAD_LONG = -2
-    BAD_OP = -3
-    BAD_ADDRESS = -4
-    BAD_BASE = -5
-    BAD_SIZE = -6
-    BAD_END = -7
+cdef enum TextKind:             # errors are below 0; trace/text.py words them
+    TEXT_EVENT = 0
+    TEXT_SKIP = 1
+    TEXT_SHORT = -1
+    TEXT_LONG = -2
+    TEXT_OPERATION = -3
+    TEXT_ADDRESS = -4
+    TEXT_BASE = -5
+    TEXT_SIZE = -6
+    TEXT_END = -7
 
 
 cdef inline bint blank(uint8_t c) noexcept nogil:
@@ -132,7 +128,7 @@ cdef int parse_line(const uint8_t *p, const uint8_t *end, const Layout *layout, 
     while p < end and blank(p[0]):
         p += 1
     if p == end or p[0] == c'#':
-        return LINE_SKIP
+        return TEXT_SKIP
     while p <= end:
         # the next word: word to stop, the following one begins at after
         word = p
@@ -159,7 +155,7 @@ cdef int parse_line(const uint8_t *p, const uint8_t *end, const Layout *layout, 
                 stop -= 1
         p = after
         if i == layout.columns:
-            return BAD_LONG
+            return TEXT_LONG
         kind = layout.column[i]
         if kind == UNTIL_TIME:
             i += is_time(word, stop)
@@ -170,42 +166,42 @@ cdef int parse_line(const uint8_t *p, const uint8_t *end, const Layout *layout, 
             break
         if stop > word and (stop - 1)[0] == c':':
             stop -= 1
-        if kind == OP:
+        if kind == OPERATION:
             found = operation(word, stop)
             if found < 0:
-                return BAD_OP
+                return TEXT_OPERATION
             op[0] = <uint8_t>found
-        elif kind == OP_DINERO:
+        elif kind == DINERO_OPERATION:
             if stop - word != 1 or not 48 <= word[0] <= 50:
-                return BAD_OP
+                return TEXT_OPERATION
             op[0] = OP_FETCH if word[0] == 50 else <uint8_t>(word[0] - 48)
         elif kind == ADDR:
             if not has_0x(word, stop):
-                return BAD_BASE if number(word, stop, 16, &value) else BAD_ADDRESS
+                return TEXT_BASE if number(word, stop, 16, &value) else TEXT_ADDRESS
             if not number(word + 2, stop, 16, addr):
-                return BAD_ADDRESS
+                return TEXT_ADDRESS
         elif kind == ADDR_HEX:
             if not number(word + 2 if has_0x(word, stop) else word, stop, 16, addr):
-                return BAD_ADDRESS
+                return TEXT_ADDRESS
         elif kind == ADDR_DEC:
             if not number(word, stop, 10, addr):
-                return BAD_ADDRESS
+                return TEXT_ADDRESS
         elif kind == SIZE:
             if not (number(word + 2, stop, 16, &value) if has_0x(word, stop) else number(word, stop, 10, &value)):
-                return BAD_SIZE
+                return TEXT_SIZE
             if value < 1 or value > 255:
-                return BAD_SIZE
+                return TEXT_SIZE
             size[0] = <uint8_t>value
         elif kind == EVENT:
             op[0] = OP_WRITE if says_store(word, stop) else OP_READ
         elif kind == IP:
             if not number(word + 2 if has_0x(word, stop) else word, stop, 16, &value):
-                return BAD_ADDRESS
+                return TEXT_ADDRESS
             if value == addr[0]:
                 op[0] = OP_FETCH
     if i < layout.columns and layout.column[i] == REST:
         i += 1
-    return LINE_EVENT if i == layout.columns else BAD_SHORT
+    return TEXT_EVENT if i == layout.columns else TEXT_SHORT
 
 
 cdef int parse_text(const uint8_t **at, const uint8_t *end, bint last, const Layout *layout, uint8_t *op, uint8_t *size,
@@ -217,17 +213,17 @@ cdef int parse_text(const uint8_t **at, const uint8_t *end, bint last, const Lay
     cdef const uint8_t *p = at[0]
     cdef const uint8_t *newline
     cdef Py_ssize_t i = n[0], seen = lines[0]
-    cdef int kind = LINE_EVENT
+    cdef int kind = TEXT_EVENT
     while i < room and p < end:
         newline = <const uint8_t *>memchr(p, c'\n', end - p)
         if newline == NULL and not last:
             break
         kind = parse_line(p, newline if newline != NULL else end, layout, op + i, size + i, addr + i)
-        if newline == NULL and kind != LINE_SKIP:
-            kind = BAD_END
+        if newline == NULL and kind != TEXT_SKIP:
+            kind = TEXT_END
         if kind < 0:
             break
-        i += kind == LINE_EVENT
+        i += kind == TEXT_EVENT
         seen += 1
         p = newline + 1 if newline != NULL else end
     at[0] = p
