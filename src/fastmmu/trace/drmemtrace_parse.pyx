@@ -13,7 +13,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu.arch.ops cimport OP_FETCH, OP_READ, OP_WRITE
+from fastmmu.arch.ops cimport OP_FETCH, OP_WRITE
 
 cdef enum Marker:
     TIMESTAMP = 2
