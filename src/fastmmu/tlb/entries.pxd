@@ -67,6 +67,28 @@ cdef extern from *:
         for (i = 0; i < n; i++) hits |= (uint32_t)((key[i] == k) | (key[i] == g)) << i;
         return hits;
     }
+    /* Bit per key that equals k in the bits of a mask; n: a multiple of 4, at most 32. */
+    #if defined(__x86_64__) && defined(__GNUC__)
+    __attribute__((target("avx2"), unused))
+    static uint32_t fm_alike_avx2(const uint64_t *key, uint32_t n, uint64_t k, uint64_t mask) {
+        fm_4 kk = {(long long)k, (long long)k, (long long)k, (long long)k};
+        fm_4 mm = {(long long)mask, (long long)mask, (long long)mask, (long long)mask};
+        uint32_t hits = 0, i;
+        for (i = 0; i < n; i += 4) {
+            fm_4 x = (*(const fm_4_at_8 *)(key + i) & mm) == kk;
+            hits |= (uint32_t)__builtin_ia32_movmskpd256((fm_4_doubles)x) << i;
+        }
+        return hits;
+    }
+    #endif
+    static inline uint32_t fm_alike(const uint64_t *key, uint32_t n, uint64_t k, uint64_t mask) {
+        uint32_t hits = 0, i;
+    #if defined(__x86_64__) && defined(__GNUC__)
+        if (__builtin_cpu_supports("avx2")) return fm_alike_avx2(key, n, k, mask);
+    #endif
+        for (i = 0; i < n; i++) hits |= (uint32_t)((key[i] & mask) == k) << i;
+        return hits;
+    }
     _Static_assert((FM_TLB_LA << 6) == FM_TLB_PAGE, "the page in the key is bits 56:12 of the address");
     #define FM_TLB_VALUE(OP) (FM_TLB_U OP FM_TLB_S OP FM_TLB_R OP FM_TLB_W OP FM_TLB_EW OP FM_TLB_X OP FM_TLB_D OP \\
         FM_TLB_G OP (15ULL << 8) OP FM_TLB_FRAME OP (15ULL << 52) OP (7ULL << 56) OP FM_TLB_K OP FM_TLB_LOOK)
@@ -89,6 +111,7 @@ cdef extern from *:
     const uint64_t NO_EPT "FM_NO_EPT"       # EPTRTA of linear mappings; a real one has zeros in 11:0
     const uint64_t CONTEXT "FM_CONTEXT"     # context and size in a key
     uint32_t equal "fm_equal"(const uint64_t *key, uint32_t n, uint64_t k, uint64_t g) noexcept nogil
+    uint32_t alike "fm_alike"(const uint64_t *key, uint32_t n, uint64_t k, uint64_t mask) noexcept nogil
 
 cdef enum:                      # units
     L1I = 0
@@ -178,7 +201,7 @@ cdef struct Tlb:
     uint32_t omit               # causes, as bits, whose invalidations do nothing: what goes wrong without them?
     void (*grow)(Tlb *t, TlbArray *a) noexcept nogil    # of the module above
     uint32_t l2_fractures       # pages too large for the second level are cached there, fractured
-    uint32_t fractured[1024]    # fractured entries of all arrays, by a hash of the guest's page: 0, there is none of it
+    uint32_t fractured[1 << 16] # fractured entries of all arrays, by a hash of the guest's page: 0, there is none of it
     uint32_t vpid, pcid         # in force
     uint64_t eptrta
     TlbContext *ctx
@@ -213,7 +236,7 @@ cdef inline bint is_fractured(uint64_t value) noexcept nogil:
 cdef inline uint32_t *fractured_of(Tlb *t, uint64_t la, int page) noexcept nogil:
     # page: size of the guest's page, as in a value
     cdef uint64_t region = (la & TLB_LA) >> (22 if page == 3 else 12 + 9 * page)
-    return &t.fractured[(region * 4 + page) * <uint64_t> 0x9E3779B97F4A7C15 >> 54]
+    return &t.fractured[(region * 4 + page) * <uint64_t> 0x9E3779B97F4A7C15 >> 48]
 
 
 cdef inline bint any_fractured(Tlb *t, uint64_t la) noexcept nogil:
@@ -263,7 +286,7 @@ cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, ui
         insert_elsewhere(t, a, kind, size, la, value)
 
 
-# Empties a way. cause -1: not an invalidation. LRU_LONG: the ways after it move up.
+# Empties a way. cause -1: not an invalidation.
 cdef void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil
 
 # ---- contexts ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from fastmmu.tlb.replacement cimport on_remove, ordered, victim, way_at
+from fastmmu.tlb.replacement cimport on_remove, ordered, victim, way_at, way_back
 
 cdef enum:
     NO_WAY = 0xFFFFFFFF
@@ -95,9 +95,7 @@ cdef void sweep(Tlb *t) noexcept nogil:
         a = &t.array[i]
         if a.dead:
             for s in range(a.sets):
-                w = a.ways
-                while w > 0:    # from the last way on: LRU_LONG moves up only what has been looked at
-                    w -= 1
+                for w in range(a.ways):
                     if is_dead(t, set_at(a, s).way[w]):
                         tlb_remove(t, a, set_at(a, s), w, -1)
 
@@ -182,33 +180,42 @@ cdef void forget(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int cause) n
 
 cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
     # The rest of find(): any other policy.
-    cdef uint32_t j = 0, hits = 0, n = 0
-    while j < a.pad and not hits:
-        n = 8 if a.pad - j >= 8 else 4
+    cdef uint32_t j = 0, hits, n, way, found = NO_WAY
+    while j < a.pad:
+        n = min(a.pad - j, 32)
         hits = equal(x.way + j, n, k, g)
+        if hits:
+            way = j + ctz(hits)
+            if found != NO_WAY or hits & (hits - 1):
+                found = way_at(a, x, 0, 0)
+                while x.way[found] != k and x.way[found] != g:
+                    found = way_at(a, x, found + 1, found)
+                break
+            found = way
+            if k == g:
+                break
         j += n
-    if not hits:
+    if found == NO_WAY:
         return 0
-    on_hit(a, x, j + ctz(hits) - n)
+    on_hit(a, x, found)
     return x.value
 
 
 cdef void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil:
-    cdef uint32_t w
     forget(t, a, x.way[way], x.way[a.pad + way], cause)
     if x.key == x.way[way]:
         x.key = 0
-    w = on_remove(a, x, way)
-    x.way[w] = 0
-    x.way[a.pad + w] = 0
+    on_remove(a, x, way)
+    x.way[way] = 0
+    x.way[a.pad + way] = 0
 
 
 cdef uint32_t of_its_size(const Tlb *t, const TlbArray *a, const TlbSet *x, int size) noexcept nogil:
     # The way to replace among those of this size where they are as many as it may hold; else NO_WAY.
-    cdef uint32_t place, way, least = NO_WAY, n = 0
+    cdef uint32_t place, way = 0, least = NO_WAY, n = 0
     cdef uint64_t same = 0
     for place in range(a.ways):
-        way = way_at(a, x, place)
+        way = way_at(a, x, place, way)
         if is_live(t, x.way[way]) and (x.way[way] & 3) == <uint64_t> size:
             n += 1
             same |= <uint64_t> 1 << (way & 63)
@@ -223,7 +230,7 @@ cdef uint32_t way_for(const Tlb *t, const TlbArray *a, const TlbSet *x, int size
         way = of_its_size(t, a, x, size)
         if way != NO_WAY:
             return way
-    way = way_at(a, x, a.ways - 1)
+    way = way_back(a, x, a.ways - 1, 0)
     if not ordered(a):
         for place in range(a.ways):
             if x.way[place] == 0 or is_dead(t, x.way[place]):
@@ -232,8 +239,10 @@ cdef uint32_t way_for(const Tlb *t, const TlbArray *a, const TlbSet *x, int size
         place = a.ways
         while place > 0:
             place -= 1
-            if is_dead(t, x.way[way_at(a, x, place)]):
-                return way_at(a, x, place)
+            way = way_back(a, x, place, way)
+            if is_dead(t, x.way[way]):
+                return way
+        way = way_back(a, x, a.ways - 1, 0)
     return victim(a, x, ~<uint64_t> 0, way)
 
 

@@ -2,11 +2,12 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
     BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID, BY_PAGE_FAULT, BY_RESET,
     BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S,
-    L2, L2I, NO_EPT, PSC, TLB_LA, Tlb, TlbArray, TlbContext, TlbSet, any_fractured, set_at, set_of, tlb_kill,
-    tlb_remove
+    L2, L2I, NO_EPT, PSC, TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, UNITS, alike, any_fractured, page_of,
+    set_at, set_of, tlb_kill, tlb_remove
 )
 
 cdef enum:
@@ -58,28 +59,44 @@ cdef uint64_t flush(Tlb *t, const Which *q, int cause) noexcept nogil:
     return n
 
 
-cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_t la, bint whole) noexcept nogil:
-    # Whether la lies in the page of the entry, or (whole) in the guest's page that it is a part of; a paging-structure
-    # entry is used for la.
+cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_t la) noexcept nogil:
+    # Whether la lies in the page of the entry, or in the guest's page that it is a part of; a paging-structure entry is
+    # used for la.
     cdef int shift = a.shift + 9 * (key & 3)
     cdef int page = value >> 10 & 3
-    if whole and a.unit <= GPM and page > <int> (key & 3):
+    if a.unit <= GPM and page > <int> (key & 3):
         shift = 22 if page == 3 else 12 + 9 * page
     return (((key >> 18 << 12) ^ (la & TLB_LA)) >> shift) == 0
 
 
-cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which *q, int cause,
-                        bint whole) noexcept nogil:
-    # One set. From the last way on: LRU_LONG moves up only what has been looked at.
+cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which *q, int cause) noexcept nogil:
+    # One set.
     cdef uint64_t n = 0, key
-    cdef uint32_t w = a.ways
-    while w > 0:
-        w -= 1
+    cdef uint32_t w
+    for w in range(a.ways):
         key = x.way[w]
-        if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and covers(a, key, x.way[a.pad + w], la, whole):
+        if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and covers(a, key, x.way[a.pad + w], la):
             if selects(q, &t.ctx[key >> 2 & 0xFFFF]):
                 tlb_remove(t, a, x, w, cause)
                 n += 1
+    return n
+
+
+cdef uint64_t drop_page(Tlb *t, TlbArray *a, int size, uint64_t la, const Which *q, int cause) noexcept nogil:
+    # The entries of one size for the page of la, which lie in one set.
+    cdef TlbSet *x = set_of(a, size, la)
+    cdef uint64_t page = page_of(a, size, la), n = 0, key
+    cdef uint32_t first = 0, hits, w
+    while first < a.pad:
+        hits = alike(x.way + first, min(a.pad - first, 32), page, TLB_PAGE | 3)
+        while hits:
+            w = first + ctz(hits)
+            hits &= hits - 1
+            key = x.way[w]
+            if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and selects(q, &t.ctx[key >> 2 & 0xFFFF]):
+                tlb_remove(t, a, x, w, cause)
+                n += 1
+        first += 32
     return n
 
 
@@ -88,21 +105,27 @@ cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int caus
     cdef TlbArray *a
     cdef uint64_t n = 0
     cdef uint32_t i, s
-    cdef int size
+    cdef int size, u
     if t.omit >> cause & 1:
         return 0
-    whole = whole and any_fractured(t, la)
+    if not (whole and any_fractured(t, la)):
+        for u in range(UNITS):
+            if units >> u & 1:
+                for size in range(CLASSES):
+                    if t.unit[u].live[size]:
+                        n += drop_page(t, t.unit[u].by[size], size, la, q, cause)
+        return n
     for i in range(t.arrays):
         a = &t.array[i]
         if not units >> a.unit & 1:
             continue
-        if whole and a.fractured:
+        if a.fractured:
             for s in range(a.sets):
-                n += drop_from(t, a, set_at(a, s), la, q, cause, True)
+                n += drop_from(t, a, set_at(a, s), la, q, cause)
             continue
         for size in range(CLASSES):
             if a.classes >> size & 1:
-                n += drop_from(t, a, set_of(a, size, la), la, q, cause, whole)
+                n += drop_from(t, a, set_of(a, size, la), la, q, cause)
     return n
 
 

@@ -5,12 +5,13 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastmmu._zeroed cimport zeroed, zeroed_free
+from fastmmu.arch.bits cimport ctz
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
-    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, TLB_PAGE, TlbContext, insert, set_at,
+    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, TLB_PAGE, TlbContext, equal, insert, set_at,
     tlb_remove
 )
-from fastmmu.tlb.replacement cimport IDENTITY, LRU, LRU_LONG, TREE_PLRU, on_fill, plru_paths, way_at
+from fastmmu.tlb.replacement cimport IDENTITY, LRU, LRU_LONG, TREE_PLRU, long_order, on_fill, plru_paths, way_at, way_back
 
 cdef enum:
     MOST_SETS = 1 << 20         # of an array that grows
@@ -120,12 +121,12 @@ cdef void claim_ghost(Tlb *t, TlbUnit *u, uint64_t la, uint64_t value) noexcept 
     cdef TlbContext *c
     cdef TlbSet *x
     cdef uint64_t key
-    cdef uint32_t place, way
+    cdef uint32_t place, way = 0
     if a == NULL or a.dead == 0:
         return
     x = set_of(a, size, la)
     for place in range(a.ways):
-        way = way_at(a, x, place)
+        way = way_at(a, x, place, way)
         key = x.way[way]
         if (key & (TLB_PAGE | 3)) == page_of(a, size, la) and t.state[key >> 2 & 0xFFFF] == CTX_DEAD:
             c = &t.ctx[key >> 2 & 0xFFFF]
@@ -145,21 +146,20 @@ cdef uint64_t tlb_fill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept no
 
 
 cdef void drop(Tlb *t, TlbUnit *u, uint64_t la, uint64_t k, uint64_t g) noexcept nogil:
-    # Everything in a unit that la would hit; k, g: contexts. From the last way on: LRU_LONG moves up only what has been
-    # looked at.
+    # Everything in a unit that la would hit; k, g: contexts.
     cdef TlbSet *x
     cdef uint64_t page
-    cdef uint32_t w
+    cdef uint32_t first, hits
     cdef int size
     for size in range(CLASSES):
         if u.live[size]:
             x = set_of(u.by[size], size, la)
             page = page_of(u.by[size], size, la)
-            w = u.by[size].ways
-            while w > 0:
-                w -= 1
-                if x.way[w] == (page | k) or x.way[w] == (page | g):
-                    tlb_remove(t, u.by[size], x, w, BY_REWALK)
+            for first in range(0, u.by[size].pad, 32):
+                hits = equal(x.way + first, min(u.by[size].pad - first, 32), page | k, page | g)
+                while hits:
+                    tlb_remove(t, u.by[size], x, first + ctz(hits), BY_REWALK)
+                    hits &= hits - 1
 
 
 cdef uint64_t tlb_refill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept nogil:
@@ -246,10 +246,10 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
     a.mask = sets - 1
     a.ways = ways
     a.pad = (ways + 3) & ~<uint32_t> 3
-    a.log = 6
-    while <uint32_t> 1 << a.log < 32 + 16 * a.pad:
-        a.log += 1
     a.replacement = LRU_LONG if policy == LRU and ways > 16 else policy
+    a.log = 6
+    while <uint32_t> 1 << a.log < 32 + (20 if a.replacement == LRU_LONG else 16) * a.pad:
+        a.log += 1
     a.plain = a.replacement == LRU and unit <= GPM
     a.unit = unit
     a.classes = classes
@@ -265,7 +265,10 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
         a.nibbles = ~<uint64_t> 0 >> (64 - 4 * ways)
         for i in range(sets):
             set_at(a, i).order = IDENTITY
-    elif a.replacement == TREE_PLRU:
+    elif a.replacement == LRU_LONG:
+        for i in range(sets):
+            long_order(a, set_at(a, i))
+    else:
         plru_paths(a)
     for size in range(CLASSES):
         a.quota[size] = ways
@@ -301,7 +304,7 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
     cdef TlbSet *x
     cdef TlbSet *to
     cdef uint64_t used = 0
-    cdef uint32_t s, w, way, place, sets = a.sets, ways = a.ways
+    cdef uint32_t s, way, place, w = 0, sets = a.sets, ways = a.ways
     cdef int i
     for s in range(a.sets):
         for w in range(a.ways):
@@ -321,10 +324,10 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
         place = a.ways
         while place > 0:        # from the least recent on
             place -= 1
-            w = way_at(a, x, place)
+            w = way_back(a, x, place, w)
             if x.way[w]:
                 to = set_of(&new, x.way[w] & 3, x.way[w] >> 18 << 12)
-                way = way_at(&new, to, new.ways - 1)
+                way = way_back(&new, to, new.ways - 1, 0)
                 to.way[way] = x.way[w]
                 to.way[new.pad + way] = x.way[a.pad + w]
                 on_fill(&new, to, way)

@@ -7,8 +7,7 @@
 #
 # An array has one policy for good; callers branch on it alone where they need to be quicker than that.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memmove
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport ctzll
 
@@ -23,14 +22,15 @@ cdef extern from *:
 
 cdef enum Replacement:
     LRU = 0                     # true LRU by the order of the ways, at most 16 of them
-    LRU_LONG = 1                # true LRU of more ways: the entries themselves lie in the order of their last use
+    LRU_LONG = 1                # true LRU of more ways: they are linked in the order of their last use
     TREE_PLRU = 2               # a tree of bits, at most 64 ways
 
 cdef struct TlbSet:             # a power of two in size
     uint64_t key, value         # copy of the entry used last, so that one comparison serves most lookups; or 0
-    uint64_t order              # LRU: the ways, the one used last in bits 3:0; empty ways come last
+    uint64_t order              # LRU: the ways, the one used last in bits 3:0; empty ways come last. LRU_LONG: the
+                                # first way in bits 15:0, the last in bits 31:16
     uint64_t tree               # TREE_PLRU: bit n = node n of a heap-ordered tree points right
-    uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty
+    uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty. LRU_LONG: then links
 
 cdef struct TlbArray:
     uint8_t *base               # sets
@@ -73,14 +73,58 @@ cdef inline uint64_t order_last(uint64_t order, uint32_t way, uint32_t ways) noe
 
 # ---- LRU_LONG -----------------------------------------------------------------------------------------------
 
-cdef inline uint32_t move_first(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
-    x.key = x.way[way]
-    x.value = x.way[a.pad + way]
-    memmove(x.way + 1, x.way, 8 * way)
-    memmove(x.way + a.pad + 1, x.way + a.pad, 8 * way)
-    x.way[0] = x.key
-    x.way[a.pad] = x.value
-    return 0
+
+cdef enum:
+    NONE = 0xFFFF               # no way
+
+cdef inline uint16_t *behind(const TlbArray *a, const TlbSet *x) noexcept nogil:
+    # [way] the next one, used before it
+    return <uint16_t *> (x.way + 2 * a.pad)
+
+
+cdef inline uint16_t *before(const TlbArray *a, const TlbSet *x) noexcept nogil:
+    return <uint16_t *> (x.way + 2 * a.pad) + a.pad
+
+
+cdef inline void long_order(const TlbArray *a, TlbSet *x) noexcept nogil:
+    # of a new set
+    cdef uint32_t w
+    for w in range(a.ways):
+        behind(a, x)[w] = w + 1 if w + 1 < a.ways else <int> NONE
+        before(a, x)[w] = w - 1 if w else <int> NONE
+    x.order = (a.ways - 1) << 16
+
+
+cdef inline void unlink(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    cdef uint16_t next = behind(a, x)[way], previous = before(a, x)[way]
+    if previous == NONE:
+        x.order = x.order & ~<uint64_t> 0xFFFF | next
+    else:
+        behind(a, x)[previous] = next
+    if next == NONE:
+        x.order = x.order & 0xFFFF | <uint64_t> previous << 16
+    else:
+        before(a, x)[next] = previous
+
+
+cdef inline void move_first(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    if x.order & 0xFFFF == way:
+        return
+    unlink(a, x, way)
+    behind(a, x)[way] = x.order & 0xFFFF
+    before(a, x)[way] = NONE
+    before(a, x)[x.order & 0xFFFF] = way
+    x.order = x.order & ~<uint64_t> 0xFFFF | way
+
+
+cdef inline void move_last(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    if x.order >> 16 == way:
+        return
+    unlink(a, x, way)
+    before(a, x)[way] = x.order >> 16
+    behind(a, x)[way] = NONE
+    behind(a, x)[x.order >> 16] = way
+    x.order = x.order & 0xFFFF | <uint64_t> way << 16
 
 
 # ---- TREE_PLRU ----------------------------------------------------------------------------------------------
@@ -121,42 +165,49 @@ cdef inline uint32_t plru_victim(const TlbArray *a, const TlbSet *x, uint64_t al
 # ---- what a policy is ---------------------------------------------------------------------------------------
 
 cdef inline bint ordered(const TlbArray *a) noexcept nogil:
-    # way_at() tells the order of use, and empty ways come last
+    # the ways in turn tell the order of use, and empty ways come last
     return a.replacement != TREE_PLRU
 
 
-cdef inline uint32_t way_at(const TlbArray *a, const TlbSet *x, uint32_t place) noexcept nogil:
-    # the ways in turn; where they are ordered 0 is the most recent
-    return x.order >> (4 * place) & 15 if a.replacement == LRU else place
-
-
-cdef inline uint32_t on_hit(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
-    # It is the one used last; where its entry lies from now on.
-    if a.replacement == LRU_LONG:
-        return move_first(a, x, way)
+cdef inline uint32_t way_at(const TlbArray *a, const TlbSet *x, uint32_t place, uint32_t previous) noexcept nogil:
+    # the ways in turn, the most recent first where they are ordered; previous: the one at the place before
     if a.replacement == LRU:
+        return x.order >> (4 * place) & 15
+    if a.replacement == LRU_LONG:
+        return behind(a, x)[previous] if place else x.order & 0xFFFF
+    return place
+
+
+cdef inline uint32_t way_back(const TlbArray *a, const TlbSet *x, uint32_t place, uint32_t next) noexcept nogil:
+    # the same from the last place on; next: the one at the place behind
+    if a.replacement == LRU:
+        return x.order >> (4 * place) & 15
+    if a.replacement == LRU_LONG:
+        return before(a, x)[next] if place + 1 < a.ways else x.order >> 16
+    return place
+
+
+cdef inline void on_hit(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    # It is the one used last.
+    if a.replacement == LRU_LONG:
+        move_first(a, x, way)
+    elif a.replacement == LRU:
         x.order = order_first(x.order, way)
     else:
         x.tree = x.tree & a.plru_and[way] | a.plru_or[way]
     x.key = x.way[way]
     x.value = x.way[a.pad + way]
-    return way
 
 
 cdef inline void on_fill(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
     on_hit(a, x, way)           # by all policies the new entry is the one used last
 
 
-cdef inline uint32_t on_remove(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
-    # The way that is to be emptied. LRU_LONG: those after it move up.
-    cdef uint32_t w = way
+cdef inline void on_remove(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
     if a.replacement == LRU:
         x.order = order_last(x.order, way, a.ways)
     elif a.replacement == LRU_LONG:
-        w = a.ways - 1
-        memmove(x.way + way, x.way + way + 1, 8 * (w - way))
-        memmove(x.way + a.pad + way, x.way + a.pad + way + 1, 8 * (w - way))
-    return w
+        move_last(a, x, way)
 
 
 cdef inline uint32_t victim(const TlbArray *a, const TlbSet *x, uint64_t allowed, uint32_t least) noexcept nogil:

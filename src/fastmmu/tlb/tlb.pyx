@@ -340,14 +340,14 @@ cdef class TLB:
         cdef TlbArray *a
         cdef TlbContext *x
         cdef uint64_t key
-        cdef uint32_t i, s, w, place
+        cdef uint32_t i, s, place, w = 0
         found = []
         for i in range(self.t.arrays):
             a = &self.t.array[i]
             names = TABLES if a.unit >= PSC else PAGES
             for s in range(a.sets):
                 for place in range(a.ways):
-                    w = way_at(a, set_at(a, s), place)
+                    w = way_at(a, set_at(a, s), place, w)
                     key = set_at(a, s).way[w]
                     if self.t.state[key >> 2 & 0xFFFF] == CTX_LIVE:
                         x = &self.t.ctx[key >> 2 & 0xFFFF]
