@@ -11,7 +11,7 @@ from fastmmu.tlb.entries cimport (
     BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, TLB_PAGE, TlbContext, equal, insert, set_at,
     tlb_remove
 )
-from fastmmu.tlb.replacement cimport IDENTITY, LRU, LRU_LONG, TREE_PLRU, long_order, on_fill, plru_paths, way_at, way_back
+from fastmmu.tlb.replacement cimport IDENTITY, LRU, LRU_LONG, long_order, on_fill, plru_paths, way_at, way_back
 
 cdef enum:
     MOST_SETS = 1 << 20         # of an array that grows

@@ -27,8 +27,7 @@ cdef enum Replacement:
 
 cdef struct TlbSet:             # a power of two in size
     uint64_t key, value         # copy of the entry used last, so that one comparison serves most lookups; or 0
-    uint64_t order              # LRU: the ways, the one used last in bits 3:0; empty ways come last. LRU_LONG: the
-                                # first way in bits 15:0, the last in bits 31:16
+    uint64_t order              # LRU: the ways, the one used last in bits 3:0, empty ones last; LRU_LONG: see there
     uint64_t tree               # TREE_PLRU: bit n = node n of a heap-ordered tree points right
     uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty. LRU_LONG: then links
 
@@ -71,7 +70,7 @@ cdef inline uint64_t order_last(uint64_t order, uint32_t way, uint32_t ways) noe
     return o & ~used | (o & used) >> 4 | <uint64_t> way << (4 * (ways - 1))
 
 
-# ---- LRU_LONG -----------------------------------------------------------------------------------------------
+# ---- LRU_LONG: the ways linked in that order; `order` has the first one in 15:0, the last in 31:16 ------------
 
 
 cdef enum:
