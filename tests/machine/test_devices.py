@@ -109,6 +109,20 @@ def test_devices_are_as_memory(mmu: str, kvm: str) -> None:
 
 
 @every_mmu
+@every_kvm
+@pytest.mark.parametrize("maxphyaddr", [46, 51, 52])
+def test_marks_need_an_address_bit_that_is_reserved(mmu: str, kvm: str, maxphyaddr: int) -> None:
+    """With 52 bits shadow entries have none: KVM marks nothing then (kvm_mmu_reset_all_pte_masks)."""
+    device = Recorder()
+    machine = flat(LINUX.replace(mmu=mmu, kvm=kvm), policy=Bus({DEVICE: device}), maxphyaddr=maxphyaddr)
+    for _ in range(3):
+        assert machine.load(DEVICE + 8, 4) == (DEVICE + 8, None, None, pattern(8, 4))
+    marked = machine.vmm.counters()["mmio_marked"]
+    assert marked == (kvm == "6.1" and (mmu == "ept" or maxphyaddr < 52))
+    assert len(device.asked) == 3
+
+
+@every_mmu
 def test_half_in_memory_and_half_in_a_device(mmu: str) -> None:
     device = Bytes()
     slot = MemorySlot(DEVICE + 0x1000, 0x1000)

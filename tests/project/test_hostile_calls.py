@@ -41,6 +41,7 @@ REFUSE = {
     "kvm.vmm.Vmm.invalidate_range_end": "no change",
     "kvm.vmm.Vmm.use_dirty_ring": "chosen once",
     "machine.costs.CostModel()": "Missing required argument",
+    "machine.apic_port.GuestApic.enable_vapic": "nothing is replaced here",  # with the TPR shadow
     "tlb.geometry.Geometry()": "Missing required argument",
     "trace.base.Trace()": "abstract class",
     "trace.events.Batch.accesses=": "super",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastmmu import Bus, Config, Device, GuestState, Machine, MemorySlot
 
 LINUX = Config(memory="64M", kvm="6.1", vpid=True)
@@ -30,8 +32,8 @@ def flat(
     config: Config, *, policy: Bus | None = None, slots: tuple[MemorySlot, ...] = (), **registers: object
 ) -> Machine:
     """Linear = guest-physical below 1 GB, in 2 MB pages; PAT entry 1 (PWT) is write-combining for the second half."""
-    state = GuestState(cr0=registers.pop("cr0", 0x8001_0033), cr3=0x1000, cr4=0x20, efer=0x500, maxphyaddr=46,
-                       pat=0x0007_0406_0007_0106, **registers)  # fmt: skip
+    given: dict[str, Any] = {"cr0": 0x8001_0033, "maxphyaddr": 46, **registers}
+    state = GuestState(cr3=0x1000, cr4=0x20, efer=0x500, pat=0x0007_0406_0007_0106, **given)
     machine = Machine(config, guest_kernel=False, state=state, policy=policy, slots=slots)
     words = machine.guest_memory.u64
     words[0x1000 >> 3], words[0x2000 >> 3] = 0x2003, 0x3003

@@ -107,6 +107,8 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "write_cr8.value": lambda w: 1,
     "code": lambda w: b"\xa1\x80\x00\xfe\xff",
     "ip": lambda w: 0x1000,
+    "tpr_instruction.ip": lambda w: VA + 0x40,
+    "enable_vapic.rom": lambda w: 0x10_0000,
     "rom": lambda w: 0x2000,
     "tpr": lambda w: 0x40,
     "served": lambda w: None,

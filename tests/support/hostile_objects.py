@@ -156,6 +156,7 @@ class World:
     def make_apic_machine(self) -> Machine:
         machine = flat(Config(**SMALL, **MACHINES["apicv" if self.kind == "ept" else "patch"]))
         words = machine.guest_memory.u64  # the page of the APIC, where it is, too
+        machine.guest_memory.u8[VA + 0x40 : VA + 0x45] = list(b"\xa1\x80\x00\xe0\xfe")
         words[0x2000 + 3 * 8 >> 3], words[0x5000 + (0xFEE0_0000 >> 21 & 511) * 8 >> 3] = 0x5063, 0xFEE0_00E3
         return machine
 

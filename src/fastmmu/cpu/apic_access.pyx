@@ -150,31 +150,61 @@ cdef int page_access(Interrupts *irq, uint64_t la, uint32_t size, bint write, ui
 # ---- instructions that the VMM replaces (apic.md §2.2) ----------------------------------------------------
 
 cdef int site(Interrupts *irq, bint write, uint64_t value) noexcept nogil:
-    # run the instruction at irq.patch.number that reads or writes the TPR: the original one, or the call that the VMM
-    # put in its place
+    # run the instruction at irq.patch.number that reads or writes the TPR
+    cdef Site found
+    cdef int outcome = irq_fetch_site(irq, irq.patch.code_la + patch_place(irq.patch.number, write), &found)
+    return outcome if outcome else run_site(irq, &found, write, value)
+
+
+cdef int irq_fetch_site(Interrupts *irq, uint64_t ip, Site *found) noexcept nogil:
+    # the instruction there: the original one, or the call that the VMM put in its place
     cdef Vcpu *v = irq.v
     cdef Patch *p = &irq.patch
-    cdef Site found
     cdef uint64_t hpa = 0
     cdef int outcome
-    p.ip = p.code_la + patch_place(p.number, write)
+    p.ip = ip
     v.c.kernel_accesses += 1
-    outcome = vcpu_access(v, p.ip, ACC_X, False, &hpa)
+    outcome = vcpu_access(v, ip, ACC_X, False, &hpa)
     if outcome:
         return outcome
     if not mem_holds(v.mem, hpa, SITE_BYTES):
-        return vcpu_abort(v, ABORT_BUS, p.ip)
+        return vcpu_abort(v, ABORT_BUS, ip)
     p.ip_hpa = hpa
-    patch_decode(v.mem.base + hpa, p.ip, &found)
-    if not found.call:
-        p.at_site = True
-        outcome = page_access(irq, HIGH_HALF | found.address, 4, write, value)
-        p.at_site = False
+    patch_decode(v.mem.base + hpa, ip, found)
+    return DONE_OK
+
+
+cdef int run_site(Interrupts *irq, const Site *found, bint write, uint64_t value) noexcept nogil:
+    cdef Patch *p = &irq.patch
+    cdef uint64_t high = p.ip & HIGH_HALF
+    cdef int outcome
+    if found.call:
+        return replacement(irq, high | found.address, write, value)
+    p.at_site = p.rom_la != 0
+    outcome = page_access(irq, high | found.address, 4, write, value)
+    p.at_site = False
+    return outcome
+
+
+cdef int irq_run_site(Interrupts *irq, const Site *found, bint write, uint64_t value) noexcept nogil:
+    # of a bare guest, once it is fetched; irq.value: what it read
+    cdef uint64_t read
+    cdef int outcome
+    irq.number = 0
+    irq.c.writes += write
+    irq.c.reads += not write
+    irq.c.tpr_writes += write
+    irq.c.tpr_reads += not write
+    outcome = run_site(irq, found, write, value)
+    if outcome:
         return outcome
-    return replacement(irq, found.address, write, value)
+    read = irq.value
+    outcome = irq_boundary(irq)
+    irq.value = read
+    return outcome
 
 
-cdef int replacement(Interrupts *irq, uint32_t target, bint write, uint64_t value) noexcept nogil:
+cdef int replacement(Interrupts *irq, uint64_t target, bint write, uint64_t value) noexcept nogil:
     # the routine of the option ROM: the TPR is in a record in memory, and the VMM is called only where an interrupt
     # that waits becomes deliverable
     cdef Vcpu *v = irq.v
@@ -182,7 +212,7 @@ cdef int replacement(Interrupts *irq, uint32_t target, bint write, uint64_t valu
     cdef uint64_t hpa = 0, old = 0
     cdef int outcome
     v.c.kernel_accesses += 1
-    outcome = vcpu_access(v, HIGH_HALF | target, ACC_X, False, &hpa)
+    outcome = vcpu_access(v, target, ACC_X, False, &hpa)
     if not outcome:
         outcome = vcpu_load(v, patch_record(p), &old)
     if not outcome and not old >> 32 & 1:       # another vCPU's access was patched: this one's record is not in use yet

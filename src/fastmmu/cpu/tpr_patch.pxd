@@ -3,6 +3,9 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmmu.arch.types cimport Mem
+from fastmmu.paging.memory cimport mem_write64
+
 cdef extern from *:
     """
     #define FM_HIGH_HALF 0xFFFFFFFF00000000ULL
@@ -14,6 +17,10 @@ cdef enum:
     SITES = 128                 # that read, and as many that write
     RECORD_STRIDE = 128
     ROM_RECORDS = 0x800         # offset of the records in the option ROM
+
+cdef enum:
+    ROUTINES = 12
+    ROUTINE_BYTES = 32
 
 cdef enum Routine:              # of the option ROM, 32 bytes each
     GET_TPR_EAX = 0
@@ -40,6 +47,8 @@ cdef struct Site:
     bint call                   # replaced already
     uint32_t length
     uint32_t address            # operand, or target of the call
+    bint immediate              # its value stands in the instruction
+    uint32_t value
     uint8_t reg
     uint8_t opcode
 
@@ -49,8 +58,30 @@ cdef inline uint64_t patch_place(uint32_t number, bint write) noexcept nogil:
     return (number % SITES * 2 + write) * SITE_BYTES
 
 
+cdef inline bint patch_writes(const Patch *p, const Site *site, bint *writes) noexcept nogil:
+    # the direction of an access to the TPR, or of the call of a routine of the option ROM; False: it is neither
+    cdef uint32_t offset = site.address - <uint32_t> p.rom_la, routine = offset // ROUTINE_BYTES
+    if site.call:
+        writes[0] = routine == SET_TPR_EAX or routine == SET_TPR
+        return p.rom_la != 0 and routine < ROUTINES and offset % ROUTINE_BYTES == 0
+    writes[0] = site.write
+    return site.known and site.address & 0xFFF == 0x80
+
+
+cdef inline bint patch_windows(uint64_t ip) noexcept nogil:
+    # where a kernel of 32-bit Windows lies: nothing else is replaced (QEMU's evaluate_tpr_instruction)
+    return ip >> 28 & 15 == 8 or ip >> 28 & 15 == 14
+
+
 cdef inline uint64_t patch_record(const Patch *p) noexcept nogil:
     return p.rom_la + ROM_RECORDS + (0 if p.one_vcpu else p.cpu % 16 * RECORD_STRIDE)
+
+
+cdef inline void patch_use_rom(Patch *p, Mem *mem, uint64_t la, uint64_t hpa) noexcept nogil:
+    # the option ROM, at the start of a page: replacements call its routines, and each vCPU has a record in it
+    p.rom_la = la
+    p.record_hpa = hpa + (patch_record(p) & 0xFFF)
+    mem_write64(mem, p.record_hpa, 0)
 
 
 cdef inline bint patch_polls(uint64_t record, uint32_t tpr) noexcept nogil:

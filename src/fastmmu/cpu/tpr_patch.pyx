@@ -29,6 +29,8 @@ cdef void patch_decode(const uint8_t *code, uint64_t ip, Site *site) noexcept no
         site.length = 10 if opcode == 0xC7 else 6
         site.address = dword(code + 2)
         site.write = opcode == 0x89 or opcode == 0xC7
+        site.immediate = opcode == 0xC7
+        site.value = dword(code + 6)
         # the routines cannot give back ESP, nor take it from the stack that a push has moved
         site.known = site.reg == 6 if opcode == 0xFF else site.reg == 0 if opcode == 0xC7 else site.reg != ESP
     elif opcode == 0xE8:
@@ -37,6 +39,8 @@ cdef void patch_decode(const uint8_t *code, uint64_t ip, Site *site) noexcept no
         call = 1
     elif opcode == 0x68 and code[5] == 0xE8:
         call = 5
+        site.immediate = True
+        site.value = dword(code + 1)
     if call >= 0:
         site.call = True
         site.length = call + 5
@@ -69,7 +73,7 @@ cdef int patch_replace(uint8_t *code, uint64_t ip, uint64_t rom_la) noexcept nog
         memcpy(code + 1, &immediate, 4)
         routine = SET_TPR
         at = 5
-    target = <uint32_t> rom_la + 32 * routine - (<uint32_t> ip + at + 5)
+    target = <uint32_t> rom_la + ROUTINE_BYTES * routine - (<uint32_t> ip + at + 5)
     code[at] = 0xE8
     memcpy(code + at + 1, &target, 4)
     return site.length

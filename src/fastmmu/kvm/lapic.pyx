@@ -23,7 +23,7 @@ from fastmmu.cpu.apic_msr cimport irq_deadline_msr, irq_msr_taken
 from fastmmu.cpu.interrupts cimport (
     RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept, irq_elapse,
 )
-from fastmmu.cpu.tpr_patch cimport SITE_BYTES, patch_dword, patch_replace
+from fastmmu.cpu.tpr_patch cimport SITE_BYTES, patch_dword, patch_replace, patch_windows
 from fastmmu.cpu.vapic cimport LINEAR_WRITE, PHYSICAL_OTHER, vapic_posted
 from fastmmu.cpu.vcpu cimport (
     ABORT_APIC_TABLE, ACC_PDPTES, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, Vcpu, vcpu_abort,
@@ -371,6 +371,8 @@ cdef void patch(Interrupts *irq) noexcept nogil:
     if irq.patch.one_vcpu and (irq.patch.cpu or to_kvm_vcpu(irq.v).kvm.n_vcpus > 1):
         return
     if irq.way != WAY_PATCH or not apic_mapped(&irq.apic) or not mem_holds(irq.v.mem, hpa, SITE_BYTES):
+        return
+    if not patch_windows(irq.patch.ip):
         return
     if patch_replace(irq.v.mem.base + hpa, irq.patch.ip, irq.patch.rom_la):
         irq.c.patched += 1

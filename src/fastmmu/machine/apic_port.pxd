@@ -5,4 +5,4 @@ from fastmmu.machine.board cimport Board
 
 cdef class GuestApic:
     cdef Board board            # whose loaded vCPU it is of
-    cdef _done(self, int outcome)
+    cdef _done(self, int outcome, str what=*)

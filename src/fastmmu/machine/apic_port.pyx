@@ -5,11 +5,21 @@ from typing import NamedTuple
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport flag, linear_address, within, word
-from fastmmu.cpu.apic_access cimport irq_arrive, irq_cr8, irq_flag, irq_mmio, irq_msr, irq_wait
-from fastmmu.cpu.interrupts cimport irq_accept, irq_left
-from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, DONE_PF
+from fastmmu.arch.bits cimport ONES
+from fastmmu.arch.types cimport ACC_R, Paging, Walk
+from fastmmu.arch.vmx cimport EXIT_IO_INSTRUCTION
+from fastmmu.cpu.apic_access cimport (
+    irq_arrive, irq_cr8, irq_fetch_site, irq_flag, irq_mmio, irq_msr, irq_run_site, irq_wait,
+)
+from fastmmu.cpu.interrupts cimport WAY_PATCH, Interrupts, irq_accept, irq_left
+from fastmmu.cpu.tpr_patch cimport SITE_BYTES, Site, patch_use_rom, patch_writes
+from fastmmu.cpu.vcpu cimport DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF
+from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.machine.board cimport Board
+from fastmmu.machine.events cimport exit_instruction as run_exit_instruction
 from fastmmu.machine.stops cimport refused
+from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, slot_hpa
+from fastmmu.paging.walk cimport walk_silent
 from fastmmu.threads.turns cimport CHUNK_MOST, Pace, Turn, pace_begin, this_thread
 
 from fastmmu.cpu.apic_py import of_the_apic
@@ -19,6 +29,23 @@ from fastmmu.exits import N_REASONS, ExitReason
 
 cdef extern from *:
     const uint64_t MOST_WAIT "0x4000000000000000ULL"    # Config.exit_every's
+
+
+cdef uint64_t linear_to_host(Board b, uint64_t la) noexcept:
+    # of a page, as the VMM finds it, whose walk sets no flag and asks for no right; all ones: not in memory, read-only
+    cdef Paging guest = b.vcpu.guest if b.kvm.shadow else b.v.hw
+    cdef Walk w
+    cdef Memslot *slot
+    w.gpa = la
+    guest.write_ad = guest.user = guest.implicit = guest.smap = 0
+    guest.pkr_user = guest.pkr_super = 0
+    if b.kvm.shadow or modes_own_cr3(b.vcpu):
+        if walk_silent(&b.guest_mem, &guest, NULL, la, ACC_R, &w):
+            return ONES
+    slot = gfn_to_memslot(&b.kvm.mmu.slots, w.gpa >> 12)
+    if slot == NULL or slot.readonly:
+        return ONES
+    return slot_hpa(slot, w.gpa >> 12)
 
 
 class Delivered(NamedTuple):
@@ -45,14 +72,16 @@ cdef class GuestApic:
             raise StateError("the guest has no local APIC; make the Machine with Config(tpr=)")
         self.board = board
 
-    cdef _done(self, int outcome):
+    cdef _done(self, int outcome, str what="its APIC"):
         if outcome == DONE_OK:
             return
+        if outcome == DONE_EMULATED:
+            raise StateError(f"there is no memory behind {what}; map it to some")
         if outcome == DONE_GP:
             raise StateError(refused(self.board.vcpu.irq))
         if outcome == DONE_PF:
             v = self.board.vcpu.irq.v
-            raise StateError(f"#PF at {v.cr2:#x}, error code {v.error_code:#x}: the guest does not map its APIC there")
+            raise StateError(f"#PF at {v.cr2:#x}, error code {v.error_code:#x}: the guest does not map {what} there")
         self.board._raise(0)
 
     @property
@@ -83,6 +112,70 @@ cdef class GuestApic:
         cdef uint64_t new = word("value", value)
         cdef Turn _turn = self.board._guest_runs()
         self._done(irq_mmio(self.board.vcpu.irq, at, length, True, new))
+
+    def enable_vapic(self, rom):
+        """The option ROM of a bare guest tells the VMM where it is (QEMU's kvmvapic: OUT 7EH, then KVM_SET_VAPIC_ADDR).
+
+        From then on, with ``Config(tpr="patch")``, an instruction that accesses the TPR (:meth:`tpr_instruction`) is
+        replaced by a call at its first exit. The guest kernel of fastmmu has its own ROM.
+
+        :param rom: linear address, as the guest has it mapped now, of a page below 4 GB: 12 routines of 32 bytes, of
+            which nothing is read, and from 800H on a record of 128 bytes for each vCPU, which the VMM and the
+            replacements write (apic.md §2.2).
+        :raises StateError: another way to handle the TPR, a guest with fastmmu's kernel, no such page in memory.
+        """
+        cdef uint64_t la = within("rom", rom, 0, 0xFFFFFFFF), hpa
+        cdef Turn _turn = self.board._guest_runs()
+        cdef Board b = self.board
+        cdef uint32_t i
+        if la & 0xFFF or not la:
+            raise StateError(f"rom={la:#x}: the option ROM begins a page, which is not that at 0")
+        if b.vcpu.irq.way != WAY_PATCH or not b.v.guest:
+            raise StateError("nothing is replaced here, and no ROM called; make the Machine with mmu='ept' or 'shadow' "
+                             "and tpr='patch'")
+        if b.loop.kernel != NULL:
+            raise StateError("the guest kernel has an option ROM; make the Machine with guest_kernel=False for another")
+        hpa = linear_to_host(b, la)
+        if hpa == ONES:
+            raise StateError(f"rom={la:#x}: the guest maps no memory there, or none that can be written; map the ROM "
+                             "first")
+        if run_exit_instruction(b.loop, EXIT_IO_INSTRUCTION) != DONE_OK:
+            b._raise(0)
+        b.rom_la, b.rom_hpa = la, hpa
+        for i in range(b.kvm.n_vcpus):
+            patch_use_rom(&b.kvm.vcpu[i].irq.patch, &b.memory.mem, la, hpa)
+
+    def tpr_instruction(self, ip, value=None):
+        """Run the instruction at linear address `ip`, of 32-bit code, that reads or writes the TPR: one of those that
+        kvmvapic knows (apic.md §2.2: A1, A3, 89, 8B, FF /6, C7 with the address of the TPR), or the call in its place.
+
+        Bytes are fetched through the guest's tables. Where it accesses the APIC's page it exits, or is virtualized, by
+        ``Config.tpr``; with "patch", and a ROM (:meth:`enable_vapic`), an instruction at 8xxxxxxxH or ExxxxxxxH, as
+        those of Windows are, is replaced then, and exits no more but where an interrupt becomes deliverable.
+
+        :param value: what the register holds that it stores; None where the instruction has the value, or reads.
+        :returns: what it reads, or None. :raises StateError: no such instruction, a value that is missing or too many,
+            a #PF.
+        """
+        cdef uint64_t at = within("ip", ip, 0, 0xFFFFFFFF), stored = 0
+        cdef Site found
+        cdef bint write = False
+        stored = 0 if value is None else within("value", value, 0, 0xFFFFFFFF)
+        cdef Turn _turn = self.board._guest_runs()
+        cdef Interrupts *irq = self.board.vcpu.irq
+        if at & 0xFFF > 0x1000 - SITE_BYTES:
+            raise StateError(f"ip={at:#x}: 16 bytes are decoded, which end in another page; place the code before it")
+        self._done(irq_fetch_site(irq, at, &found), f"the instruction at {at:#x}")
+        if not patch_writes(&irq.patch, &found, &write):
+            raise StateError(f"the instruction at {at:#x}, opcode {int(found.opcode):#x}, accesses no TPR: the operand "
+                             "ends in 080H, ESP is no register of it, and a call is to a routine of the option ROM")
+        if found.immediate:
+            stored = found.value
+        if (value is None) is (write and not found.immediate):
+            raise StateError(f"the instruction at {at:#x} " + (
+                "stores a register; give its value" if value is None else "takes no value from a register; give none"))
+        self._done(irq_run_site(irq, &found, write, stored), "its APIC, or the option ROM,")
+        return None if write else irq.value
 
     def read_cr8(self):
         """MOV from CR8."""

@@ -32,6 +32,7 @@ cdef class Board:
     cdef object python
     cdef Run *loop              # the vCPU that is loaded, as the rooms see it; never NULL
     cdef Run *first             # of a host's machine: what each vCPU begins as; else NULL
+    cdef uint64_t rom_la, rom_hpa       # option ROM of a bare guest; 0: it has named none
     cdef bint vacant            # its last vCPU has ended, and stays loaded
     cdef KvmVcpu *vcpu
     cdef Vcpu *v
@@ -55,7 +56,7 @@ cdef class Board:
     cdef _place(self, slots, end)
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
                    bint device)
-    cdef _set_policy(self)
+    cdef _set_policy(self, int maxphyaddr)
     cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
     cdef Turn take(self)
     cdef Turn _guest_runs(self)

@@ -17,7 +17,7 @@ from fastmmu.cpu.interrupts cimport (
     irq_free, irq_init,
 )
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
-from fastmmu.cpu.tpr_patch cimport patch_record
+from fastmmu.cpu.tpr_patch cimport patch_use_rom
 from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu
 from fastmmu.kvm.exits cimport kvm_handle
 from fastmmu.kvm.lapic cimport kvm_apic_init
@@ -45,7 +45,7 @@ from fastmmu.mmu.pages cimport mmu_free, mmu_init
 from fastmmu.mmu.roots cimport mmu_set_root, mmu_vcpu_create
 from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING
 from fastmmu.paging.guest cimport root_address
-from fastmmu.paging.memory cimport PhysicalMemory, mem_write64
+from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport Eptp, GuestState
 from fastmmu.paging.walk cimport load_pdptes
 from fastmmu.tlb.lookup cimport TlbCounters
@@ -259,9 +259,9 @@ cdef class Board:
         if run.kernel != NULL:
             irq.la = GUEST_APIC
             irq.patch.code_la = GUEST_CODE
-            irq.patch.rom_la = GUEST_ROM
-            irq.patch.record_hpa = run.guest_base + self.kernel.rom_gpa + (patch_record(&irq.patch) & 0xFFF)
-            mem_write64(&self.memory.mem, irq.patch.record_hpa, 0)
+            patch_use_rom(&irq.patch, &self.memory.mem, GUEST_ROM, run.guest_base + self.kernel.rom_gpa)
+        elif self.rom_la:
+            patch_use_rom(&irq.patch, &self.memory.mem, self.rom_la, self.rom_hpa)
         if v.guest:
             v.vmcs.virtual_apic_address = page
             v.vmcs.posted_descriptor_address = page + 0x1000
@@ -291,14 +291,15 @@ cdef class Board:
         if host == "untouched" and slots_untouched(&self.kvm.mmu.slots, n):
             raise OutOfMemoryError(f"no memory for the state of {size >> 12} host pages; make the slot smaller")
 
-    cdef _set_policy(self):
+    cdef _set_policy(self, int maxphyaddr):
         cdef Policy *p = &self.kvm.mmu.policy
         config = self.config
         p.modern = p.prefetch = p.unsync = p.flooding = config.kvm == "6.1"
         if config.unsync is not None:
             p.unsync = config.unsync
         p.fast = p.modern and config.mmu == "ept"
-        p.mmio_caching = p.modern and config.mmio_caching
+        # an address bit must be reserved in shadow entries (kvm_mmu_reset_all_pte_masks)
+        p.mmio_caching = p.modern and config.mmio_caching and (config.mmu == "ept" or maxphyaddr < 52)
         p.tdp = config.mmu == "ept" and config.tdp_mmu
         p.eager_split = config.eager_page_split
         p.nx_huge = config.nx_huge_pages
@@ -325,7 +326,7 @@ cdef class Board:
         mmu_vcpu_create(&self.kvm.mmu, &self.vcpu.mmu)
         self.kvm.mmu.guest = self.guest_mem
         self.kvm.mmu.pdpt = self.origin + PAE_ROOT
-        self._set_policy()
+        self._set_policy(state.maxphyaddr)
         self.kvm.mmu.noncoherent = self.config.noncoherent_dma
         self.kvm.mmu.ignore_cd = self.config.cd_quirk
         self.kvm.mmu.mtrrs = (<GuestState> state).mtrrs.state

@@ -161,7 +161,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param exit_log: so many VM exits are kept, the last, a record each (64 bytes): :meth:`Machine.exit_log`; 0: none.
     :param tpr: the guest has a local APIC, and this handles it: ``"trap"`` emulates each access to its page;
         ``"patch"`` replaces the instructions that access the TPR, as QEMU's kvmvapic does: whichever vCPU runs one
-        first, for all, each of which has its own record of the TPR; ``"flexpriority"`` is the TPR shadow and the
+        first, for all, each of which has its own record of the TPR (a bare guest says where its option ROM is:
+        :meth:`GuestApic.enable_vapic`); ``"flexpriority"`` is the TPR shadow and the
         APIC-access page; ``"apicv"`` adds register virtualization, virtual-interrupt delivery and posted interrupts
         (SDM vol. 3, "APIC Virtualization and Virtual Interrupts"; apic.md §2-§7). None: no APIC, no APIC events. It
         stands at FEE00000H, above the guest's memory.

@@ -3,7 +3,6 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport counted, flag, instance, many, shown, whole, word
-from fastmmu.arch.types cimport MODE_PAE
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE
 from fastmmu.kvm.vcpu cimport kvm_vcpu_enter, kvm_vcpu_exit
@@ -13,7 +12,7 @@ from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport kernel_switch
 from fastmmu.machine.layout cimport machine_bytes
 from fastmmu.machine.machine cimport Machine
-from fastmmu.machine.vcpus cimport vcpu_add, vcpu_remove, vcpus_begin, vcpus_end
+from fastmmu.machine.vcpus cimport vcpu_add, vcpu_remove, vcpus_begin, vcpus_end, vcpus_with_pdptes
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport Tlb, TlbCounters
@@ -195,7 +194,7 @@ cdef class Host:
             m = Machine(config, policy=policy, guest_kernel=kernel, state=state, slots=slots, place=place)
             vm.machine, vm.board, vm.vcpus = m, m.board, {}
             if count > 1:
-                _with_pdptes(m.board, count)
+                vcpus_with_pdptes(m.board, count)
             m.vmm.omit = self.omit
             m.board.cpus = self.cpus
             m.board.tlb = self.cpus[0]
@@ -236,7 +235,7 @@ cdef class Host:
         if count > 1024:
             raise ConfigError(f"{count} vCPUs; a machine has 1..1024")
         self._fits(vm.board.config, count)
-        _with_pdptes(vm.board, count)
+        vcpus_with_pdptes(vm.board, count)
         return self._one_more(vm).number
 
     cdef _HostVcpu _one_more(self, _Hosted vm):
@@ -491,11 +490,3 @@ cdef class Host:
         """Bytes of the host's memory that no machine has."""
         cdef Turn _turn = self.turns.take()
         return 0 if self.ranges is None else self.ranges.free
-
-
-cdef int _with_pdptes(Board board, count) except -1:
-    # further vCPUs begin with PDPTE registers that the state gives
-    cdef GuestState state = board.initial
-    if count > 1 and state.paging.mode == MODE_PAE and state.pdptes is None:
-        raise ConfigError(f"{count} vCPUs that begin with PAE paging; give GuestState(pdptes=)")
-    return 0

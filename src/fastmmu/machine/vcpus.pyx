@@ -4,9 +4,10 @@ What the rooms know of a machine needs a vCPU that is loaded: where the last one
 VMM's calls, until the next one takes it.
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from fastmmu.arch.types cimport MODE_PAE
 from fastmmu.cpu.interrupts cimport irq_free
 from fastmmu.kvm.exits cimport kvm_drain
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
@@ -19,8 +20,9 @@ from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_ring_of
 from fastmmu.mmu.mmu cimport MmuContext
 from fastmmu.mmu.pages cimport mmu_forget_roots, mmu_free
 from fastmmu.mmu.roots cimport mmu_vcpu_create
+from fastmmu.paging.state cimport GuestState
 
-from fastmmu.errors import OutOfMemoryError
+from fastmmu.errors import ConfigError, OutOfMemoryError
 
 
 cdef int vcpus_begin(Board b) except -1:
@@ -32,6 +34,14 @@ cdef int vcpus_begin(Board b) except -1:
     b.first.vcpu.irq = NULL
     b.first.vcpu.cpu.apic = NULL
     b.first.process = 0
+    return 0
+
+
+cdef int vcpus_with_pdptes(Board b, uint64_t count) except -1:
+    # further vCPUs begin with PDPTE registers that the state gives
+    cdef GuestState state = b.initial
+    if count > 1 and state.paging.mode == MODE_PAE and state.pdptes is None:
+        raise ConfigError(f"{int(count)} vCPUs that begin with PAE paging; give GuestState(pdptes=)")
     return 0
 
 
