@@ -13,7 +13,7 @@ from fastmmu.arch.types cimport (
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu.paging.walk_caches cimport Cached, Mapping, find_ept_table, find_mapping, keep_mapping
-from fastmmu.tlb.lookup cimport tlb_epsc_drop, tlb_epsc_fill, tlb_gpm_drop
+from fastmmu.tlb.lookup cimport tlb_epsc_drop, tlb_epsc_fill, tlb_epsc_refill, tlb_gpm_drop
 
 cdef enum:
     NEED_R = 1              # the order of the entry's bits and of the qualification's
@@ -169,7 +169,24 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
     # need: NEED_* of the access; user: user-mode linear address (MBEC); bits: qualification bits 7..11 of a violation.
     # Top-down; the first not-present or malformed entry decides, rights are judged at the leaf (ept.md §4).
     # c: caches, or NULL.
+    cdef int fault
+    w.gpa = gpa
+    w.ept_entry = SUPPRESS_VE
+    out.top = 0
+    out.level = 1
+    if e.levels == 4 and gpa >> 48:
+        return ept_violation(w, need, 0, False, bits)
+    fault = ept_walk_(m, e, c, gpa, need, user, bits, guest_level, out, w, steps)
+    if fault and c != NULL and not c.look:
+        tlb_gpm_drop(c.tlb, gpa)
+        tlb_epsc_drop(c.tlb, gpa)
+    return fault
+
+
+cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t need, bint user, uint64_t bits,
+                          int guest_level, EptLeaf *out, Walk *w, Steps *steps) noexcept nogil:
     cdef Mapping found
+    cdef uint64_t tables[6]
     cdef uint64_t table = e.root, entry, ptr, entries = ~(<uint64_t> 0), want, offset, cached = 0
     cdef uint64_t present = ept_present(e)
     cdef uint64_t denied
@@ -177,17 +194,8 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
     cdef bint leaf
     cdef uint16_t index
 
-    w.gpa = gpa
-    w.ept_entry = SUPPRESS_VE
-    out.top = 0
-    out.level = 1
-    if level == 4 and gpa >> 48:
-        return ept_violation(w, need, 0, False, bits)
-    if c != NULL:
-        if not c.look:
-            tlb_gpm_drop(c.tlb, gpa)
-            tlb_epsc_drop(c.tlb, gpa)
-        elif from_mapping(e, c, gpa, need, user, out):
+    if c != NULL and c.look:
+        if from_mapping(e, c, gpa, need, user, out):
             return FAULT_NONE
         cached = find_ept_table(c, gpa, e.levels, &level)
         if cached:
@@ -261,7 +269,11 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
     out.dirty = not e.ad or entry & EPT_D != 0
     if c != NULL:
         for i in range(top, level, -1):
-            tlb_epsc_fill(c.tlb, gpa, i, (out.entry[i] & FRAME) | (out.every[i] & present) | <uint64_t> 1 << 63)
+            tables[i] = (out.entry[i] & FRAME) | (out.every[i] & present) | <uint64_t> 1 << 63
+            if c.look:
+                tlb_epsc_fill(c.tlb, gpa, i, tables[i])
+        if not c.look:          # in place of what lookups of this address would find
+            tlb_epsc_refill(c.tlb, gpa, top, level, tables)
         found.hpa = out.hpa
         found.rights = entries & present
         found.type = entry

@@ -13,8 +13,7 @@ from libc.stdint cimport uint64_t
 
 from fastmmu.arch.bits cimport EPT_IPAT, EPT_W, EPT_XU, FRAME, P, RW, US, XD
 from fastmmu.tlb.lookup cimport (
-    F_D, F_EW, F_R, F_U, F_X, Tlb, tlb_epsc, tlb_epsc_fill, tlb_gpm, tlb_gpm_fill, tlb_pa, tlb_psc, tlb_psc_fill,
-    tlb_value,
+    F_D, F_EW, F_R, F_U, F_X, Tlb, tlb_epsc, tlb_gpm, tlb_gpm_fill, tlb_gpm_refill, tlb_pa, tlb_psc, tlb_value,
 )
 
 cdef enum:
@@ -90,4 +89,7 @@ cdef inline void keep_mapping(Cached *c, uint64_t gpa, const Mapping *m) noexcep
     flags |= (m.type >> 3 & 7) << 56
     if m.type & EPT_IPAT:
         flags |= <uint64_t> 1 << GPM_IPAT_BIT
-    tlb_gpm_fill(c.tlb, gpa, tlb_value(m.hpa, size, size, flags))
+    if c.look:
+        tlb_gpm_fill(c.tlb, gpa, tlb_value(m.hpa, size, size, flags))
+    else:
+        tlb_gpm_refill(c.tlb, gpa, tlb_value(m.hpa, size, size, flags))

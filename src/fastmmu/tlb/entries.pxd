@@ -202,6 +202,7 @@ cdef struct Tlb:
     void (*grow)(Tlb *t, TlbArray *a) noexcept nogil    # of the module above
     uint32_t l2_fractures       # pages too large for the second level are cached there, fractured
     uint32_t fractured[1 << 16]     # fractured entries, by a hash of the guest's page: 0, there is none of it
+    bint mixed                  # an array of the paging-structure caches of EPT holds several classes
     uint32_t vpid, pcid         # in force
     uint64_t eptrta
     TlbContext *ctx

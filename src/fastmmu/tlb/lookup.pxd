@@ -99,6 +99,9 @@ cdef uint64_t tlb_refill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept 
 cdef void tlb_gpm_fill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil
 cdef void tlb_psc_fill(Tlb *t, uint64_t la, int level, uint64_t value) noexcept nogil
 cdef void tlb_epsc_fill(Tlb *t, uint64_t gpa, int level, uint64_t value) noexcept nogil
+# The same where a walk from memory fetches anew what lookups of this address would find, which goes. tables: [level].
+cdef void tlb_gpm_refill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil
+cdef void tlb_epsc_refill(Tlb *t, uint64_t gpa, int top, int level, const uint64_t *tables) noexcept nogil
 # What lookups of this address would find, in the context in force: a walk is about to fetch it anew.
 cdef void tlb_gpm_drop(Tlb *t, uint64_t gpa) noexcept nogil
 cdef void tlb_psc_drop(Tlb *t, uint64_t la) noexcept nogil

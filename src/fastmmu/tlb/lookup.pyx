@@ -8,10 +8,12 @@ from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport ctz
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
-    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, TLB_PAGE, TlbContext, equal, insert, set_at,
-    tlb_remove
+    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, TLB_PAGE, TlbContext, equal, insert,
+    is_fractured, set_at, tlb_remove
 )
-from fastmmu.tlb.replacement cimport IDENTITY, LRU, LRU_LONG, long_order, on_fill, plru_paths, way_at, way_back
+from fastmmu.tlb.replacement cimport (
+    IDENTITY, LRU, LRU_LONG, TREE_PLRU, long_order, on_fill, plru_paths, way_at, way_back,
+)
 
 cdef enum:
     MOST_SETS = 1 << 20         # of an array that grows
@@ -184,6 +186,79 @@ cdef void tlb_epsc_fill(Tlb *t, uint64_t gpa, int level, uint64_t value) noexcep
         insert(t, t.unit[EPSC].by[level - 2], K_EPSC, level - 2, gpa, value)
 
 
+cdef inline void drop_class(Tlb *t, TlbUnit *u, int size, uint64_t la, uint64_t k) noexcept nogil:
+    # what a lookup of one size would hit, which is one entry at most
+    cdef TlbSet *x
+    cdef uint32_t first, hits
+    if u.live[size]:
+        x = set_of(u.by[size], size, la)
+        for first in range(0, u.by[size].pad, 32):
+            hits = equal(x.way + first, min(u.by[size].pad - first, 32), page_of(u.by[size], size, la) | k,
+                         page_of(u.by[size], size, la) | k)
+            if hits:
+                tlb_remove(t, u.by[size], x, first + ctz(hits), BY_REWALK)
+                return
+
+
+cdef void replace(Tlb *t, TlbUnit *u, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
+    # drop_class and insert. Where the ways are ordered and the set is shared with nobody by quotas, the entry that goes
+    # leaves the last way, which the new one takes: so it is overwritten.
+    cdef TlbArray *a = u.by[size]
+    cdef TlbSet *x
+    cdef uint64_t key = page_of(a, size, la) | t.key[kind]
+    cdef uint32_t first, hits, way
+    if a.replacement == TREE_PLRU or a.quota[size] < a.ways or not u.live[size]:
+        drop_class(t, u, size, la, t.key[kind])
+        insert(t, a, kind, size, la, value)
+        return
+    x = set_of(a, size, la)
+    for first in range(0, a.pad, 32):
+        hits = equal(x.way + first, min(a.pad - first, 32), key, key)
+        if hits:
+            way = first + ctz(hits)
+            if a.unit <= GPM and (is_fractured(value) or is_fractured(x.way[a.pad + way])):
+                tlb_remove(t, a, x, way, BY_REWALK)
+                break
+            t.c.invalidated[<int> BY_REWALK][u.id] += 1
+            t.c.fills[u.id] += 1
+            x.way[a.pad + way] = value
+            on_fill(a, x, way)
+            return
+    insert(t, a, kind, size, la, value)
+
+
+cdef void tlb_gpm_refill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil:
+    cdef TlbUnit *u = &t.unit[GPM]
+    cdef int i, size = value >> 8 & 3
+    while size and u.by[size] == NULL:
+        size -= 1
+    for i in range(CLASSES):
+        if i != size or u.by[size] == NULL:
+            drop_class(t, u, i, gpa, t.key[K_GPM])
+    if u.by[size] == NULL:
+        return
+    if size < <int> (value >> 8 & 3):
+        value = fracture(value, gpa, size)
+    replace(t, u, K_GPM, size, gpa, value)
+
+
+cdef void tlb_epsc_refill(Tlb *t, uint64_t gpa, int top, int level, const uint64_t *tables) noexcept nogil:
+    cdef TlbUnit *u = &t.unit[EPSC]
+    cdef int i
+    if t.mixed:                 # all that goes makes room first
+        tlb_epsc_drop(t, gpa)
+        for i in range(top, level, -1):
+            tlb_epsc_fill(t, gpa, i, tables[i])
+        return
+    for i in range(5, 1, -1):
+        if u.by[i - 2] == NULL:
+            pass
+        elif level < i <= top:
+            replace(t, u, K_EPSC, i - 2, gpa, tables[i])
+        else:
+            drop_class(t, u, i - 2, gpa, t.key[K_EPSC])
+
+
 cdef void tlb_gpm_drop(Tlb *t, uint64_t gpa) noexcept nogil:
     drop(t, &t.unit[GPM], gpa, t.key[K_GPM], t.key[K_GPM])
 
@@ -351,6 +426,9 @@ cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil:
         p.l1 = &t.unit[L1I] if acc == ACC_X else &t.unit[L1D] if acc == ACC_R else store
         p.l2 = l2i if acc == ACC_X else l2
         aim(p)
+    for size in range(CLASSES):
+        t.mixed = t.mixed or (t.unit[EPSC].by[size] != NULL
+                              and t.unit[EPSC].by[size].classes & (t.unit[EPSC].by[size].classes - 1))
     if gpm_in_l2:
         for size in range(CLASSES):
             t.unit[GPM].by[size] = t.unit[L2].by[size]
