@@ -7,7 +7,6 @@ import os
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fastmmu import Action, Config, ConfigError, Exit, GuestState, Machine, Policy, StateError, TraceError
@@ -15,45 +14,15 @@ from fastmmu import reference as ref
 from fastmmu.cpu import tpr_patch_py as patch
 from fastmmu.ops import Op
 from fastmmu.reference.cpu import apic as rules
+from tests.support.tpr_programs import Events, program, run
 from tests.support.tpr_ways import WAYS
 
 PROGRAMS = int(os.environ.get("FASTMMU_EXAMPLES", "30"))
 TPR, EOI, SVR, ICR = 0x80, 0xB0, 0xF0, 0x300
-Events = list[tuple[Op, int]]
 
 
 def machine(handler: str, **config: Any) -> Machine:
     return Machine(Config(memory="256M", guest_handler=handler, **config))
-
-
-def run(m: Machine, events: Events) -> None:
-    op = np.array([op for op, _ in events], np.uint8)
-    m.run(op, (op <= 3).astype(np.uint8), np.array([addr for _, addr in events], np.uint64))
-
-
-def program(chance: random.Random, length: int, *, flag: bool = True) -> Events:
-    """TPR traffic, self-IPIs, interrupts of devices, CLI and STI between reads of memory."""
-    events: Events = [(Op.APIC_WRITE, SVR << 32 | 0x1FF)]
-    for _ in range(length):
-        site = chance.randrange(12) << 48
-        kind = chance.choices(range(8), [30, 10, 20, 4, 6, 3, 1, 20])[0]
-        if kind == 0:
-            events.append((Op.APIC_WRITE, site | TPR << 32 | chance.randrange(16) << 4 | chance.choice([0, 0, 5])))
-        elif kind == 1:
-            events.append((Op.APIC_READ, site | TPR << 32))
-        elif kind == 2:
-            events.append((Op.DEVICE_INTERRUPT, chance.randrange(16, 256) | chance.choice([0, 0, 0, 256])))
-        elif kind == 3:
-            events.append((Op.APIC_WRITE, ICR << 32 | 0x4_0000 | chance.randrange(16, 256)))
-        elif kind == 4 and flag:
-            events.append((Op.INTERRUPT_FLAG, chance.randrange(2)))
-        elif kind == 5:
-            events.append((Op.APIC_WRITE, EOI << 32))
-        elif kind == 6:
-            events.append((Op.EXIT, 10))
-        else:
-            events.append((Op.READ, 0x40_0000 + 4096 * chance.randrange(64)))
-    return events
 
 
 def modelled(events: Events, handler: str) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from fastmmu.cpu.apic_py import InterprocessorInterrupt, LocalApic
 from fastmmu.cpu.missing_flushes import MissingFlushes
 from fastmmu.cpu.vapic_py import VirtualApic
 from fastmmu.image import read_guest
+from fastmmu.kvm.lapic_port import RegisterAccess
 from fastmmu.machine.board import Board
 from fastmmu.machine.exit_ring import ExitRing
 from fastmmu.machine.system_loop_py import SystemReplay
@@ -165,6 +166,10 @@ class World:
         Machine(config.replace(vmm=Held)).run(*self.events, self.addresses)
         return Held.made
 
+    def make_python_apic(self) -> Any:
+        Machine(Config(**SMALL, mmu="ept", tpr="flexpriority", vmm=Held)).run(*self.events, self.addresses)
+        return Held.made.vcpu.apic
+
     def make_host(self) -> fastmmu.Host:
         config = Config(**SMALL, **MACHINES["apicv"])
         host = fastmmu.Host([(config, 2), config.replace(tpr=None)], cpus=2)
@@ -266,6 +271,9 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Roots": lambda w: w.python_vmm.vcpu.roots,
     "VmPort": lambda w: w.python_vmm.vm,
     "VcpuPort": lambda w: w.python_vmm.vcpu,
+    "ApicEntry": lambda w: w.python_apic,
+    "Lapic": lambda w: w.python_apic,
+    "RegisterAccess": lambda w: RegisterAccess(reads=True, writes=False, size=4, value=0),
     "VirtualMachine": lambda w: w.python_vmm.vm,
     "VirtualCpu": lambda w: w.python_vmm.vcpu,
     "Exit": lambda w: fastmmu.Exit(fastmmu.ExitReason.CPUID, 0, 0, 0, 0, 0),

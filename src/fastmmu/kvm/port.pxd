@@ -17,6 +17,7 @@ cdef class VirtualMachine(VmPort):
 
 cdef class VirtualCpu(VcpuPort):
     cdef readonly Roots roots
+    cdef readonly object apic   # Lapic, or None
 
 
 cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm)

@@ -7,7 +7,7 @@ from fastmmu.arch.vmx cimport EXIT_EPT_VIOLATION
 from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
 from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters, KvmStats, KvmVcpu
-from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
+from fastmmu.kvm.lapic_port cimport Lapic, lapic_of
 from fastmmu.kvm.roots_port cimport roots_of
 from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.kvm.vm_port cimport VmPort, made_of, word_of_board
@@ -108,6 +108,7 @@ cdef class VirtualMachine(VmPort):
                 port.vcpu = self.kvm.vcpu[i]
                 port.v = &port.vcpu.cpu
                 port.roots = roots_of(port)
+                port.apic = None if port.vcpu.irq == NULL else lapic_of(self, port.vcpu.irq)
             self.vcpus.append(port)
 
     cdef forget(self, KvmVcpu *vcpu):
@@ -120,11 +121,14 @@ cdef class VirtualMachine(VmPort):
                 port.vm.board = self.board
                 port.vcpu = &nobody
                 port.v = &nobody.cpu
+                if port.apic is not None:
+                    (<Lapic> port.apic).vm = port.vm
         self.vcpus = [port for port in self.vcpus if port.vcpu != &nobody]
 
 
 cdef class VirtualCpu(VcpuPort):
     """A vCPU in the hands of its VMM, which gets it with each VM exit. roots: :class:`fastmmu.kvm.roots_port.Roots`.
+    apic: its local APIC, a :class:`fastmmu.kvm.lapic_port.Lapic`, or None.
 
     Threads: as of :class:`VirtualMachine`.
     """
@@ -175,26 +179,9 @@ cdef class VirtualCpu(VcpuPort):
 
     # ---- steps of the kernel layer ---------------------------------------------------------------------------
 
-    def _kernel_apic_begin(self):
-        self.vm.inside()
-        if self.vcpu.irq != NULL:
-            kvm_apic_begin(self.vcpu.irq)
-
-    def _kernel_apic_exit(self):
-        cdef int action = NOT_OF_APIC
-        self.vm.inside()
-        if self.vcpu.irq != NULL:
-            action = kvm_apic_exit(self.vcpu.irq)
-        return None if action == NOT_OF_APIC else action
-
     def _kernel_default(self):
         cdef int action
         self.vm.inside()
         with nogil:
             action = kvm_default(self.vcpu)
         return action
-
-    def _kernel_apic_end(self, int action):
-        self.vm.inside()
-        if self.vcpu.irq != NULL:
-            kvm_apic_end(self.vcpu.irq, action)

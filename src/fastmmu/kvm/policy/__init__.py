@@ -8,6 +8,9 @@
     registers   writes of control registers and EFER
     requests    flushes: asked for, and served before VM entry
     vcpu        a vCPU on its way out of and into the guest; the page-modification log
+    lapic       the local APIC: emulation, exits, injection; what the processor is told before VM entry
+    tpr         the TPR in each way to handle it
+    ipi         interprocessor interrupts
 
 The state is the kernels' own, by `fastmmu.kvm.port`: both count the same, and a machine runs the one or the other
 (``Config.vmm``). To try a rule, derive from :class:`fastmmu.Kvm`, override the method that carries it out, and give

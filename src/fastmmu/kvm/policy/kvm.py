@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastmmu.exits import N_REASONS, Action, Exit, ExitReason
 from fastmmu.kvm.policy.bits import GENERAL_PROTECTION
+from fastmmu.kvm.policy.lapic import LocalApics
 from fastmmu.kvm.policy.registers import Registers
 from fastmmu.kvm.policy.vcpu import Vcpus
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Kvm"]
 
 
-class Kvm(Registers, Vcpus):
+class Kvm(Registers, LocalApics, Vcpus):
     """KVM's policy: the VMM of a machine with ``Config(vmm="python")``; a class of your own derives from it.
 
     :param vm: :class:`fastmmu.kvm.port.VirtualMachine`, the machine in its hands.
@@ -35,22 +36,26 @@ class Kvm(Registers, Vcpus):
         self.flush_pml_buffer(vcpu)
         self.entered()
         self.save_registers(vcpu)
-        vcpu._kernel_apic_begin()
+        if vcpu.apic is not None:
+            self.apic_begin(vcpu)
+        exit = vcpu.exit
         action = vcpu.handled_by_policy()
         if action is None:
-            action = self.default(vcpu, vcpu.exit)
+            action = self.default(vcpu, exit)
         self.serve_requests(vcpu)
         self.read_full_ring(vcpu)
-        vcpu._kernel_apic_end(action)
+        if vcpu.apic is not None:
+            self.apic_end(vcpu, action, exit)
         return action
 
     def default(self, vcpu: VirtualCpu, exit: Exit) -> int:
         """The handler of an exit, by its reason (vmx_handle_exit)."""
         if vcpu.event:
             return Action.EMULATED
-        action = vcpu._kernel_apic_exit()
-        if action is not None:
-            return action
+        if vcpu.apic is not None:
+            action = self.apic_exit(vcpu, exit)
+            if action is not None:
+                return action
         handler = self._handlers[exit.reason]
         return vcpu._kernel_default() if handler is None else handler(vcpu, exit)
 
