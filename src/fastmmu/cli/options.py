@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import terminal
+from fastmmu.cli.vmm import add_vmm, vmm_of
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.sizes import page_size
 from fastmmu.trace.formats import FORMATS
@@ -28,6 +29,7 @@ __all__ = [
     "add_quiet",
     "add_tlb",
     "add_traces",
+    "add_vmm",
     "add_watch",
     "check_files",
     "config_fields",
@@ -241,6 +243,7 @@ def add_config(parser: argparse.ArgumentParser, *, apic: bool = True) -> None:
             choices=(*WORKLOADS, "none"),
             help="what it does with it; none: what the trace says; default: winxp",
         )
+    add_vmm(guest)
     add_tlb(parser)
     add_costs(parser)
 
@@ -294,6 +297,8 @@ def config_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of Config that were given."""
     given = {name: getattr(options, name, None) for name in _CONFIG}
     fields = {name: value for name, value in given.items() if value is not None and value is not False}
+    if getattr(options, "vmm", None):
+        fields["vmm"] = vmm_of(options.vmm)
     if getattr(options, "no_walk_caches", False):
         fields["walk_caches"] = False
     if getattr(options, "find_missing_flushes", False):
