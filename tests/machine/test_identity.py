@@ -30,6 +30,7 @@ from fastmmu.study.curve.run import tlb_curve
 from fastmmu.study.migrate.run import migrate
 from fastmmu.study.overcommit.run import overcommit
 from fastmmu.study.vpid.run import vpid_experiment
+from fastmmu.trace import identity
 from fastmmu.trace.identity import identified
 from tests.support.event_lists import program
 
@@ -126,6 +127,38 @@ def test_a_file_is_hashed_once_and_anew_where_it_changed(tmp_path: Path) -> None
     np.save(path, np.arange(1000, dtype=np.uint64) * 8192)
     second = simulate(trace)
     assert second.content == simulate(read_trace(path)).content != first.content
+
+
+def test_a_file_is_decoded_once_where_its_events_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npy.xz"
+    write_trace(program(5000), path)
+    trace = identified(read_trace(path))
+    passes = []
+    batches = trace.inner.batches
+    monkeypatch.setattr(trace.inner, "batches", lambda chunk: passes.append(chunk) or batches(chunk))
+
+    def events(chunk: int) -> list[tuple[int, int, int]]:
+        return [row for b in trace.batches(chunk) for row in zip(b.op, b.size, b.addr, strict=True)]
+
+    wanted = events(1000)
+    assert len(wanted) == 5000 == trace.total
+    assert events(1000) == wanted
+    assert passes == [1000]
+    assert events(999) == wanted  # in other batches
+    assert passes == [1000, 999]
+    assert trace.__getstate__()["_kept"] == []  # a copy decodes anew
+    write_trace(program(6000), path)
+    assert len(events(1000)) == 6000
+    assert len(events(1000)) == 6000
+    assert passes == [1000, 999, 1000]
+    monkeypatch.setattr(identity, "KEPT", 6000 * 14 - 1)
+    write_trace(program(6001), path)
+    wanted = events(1000)
+    assert events(1000) == wanted
+    assert passes == [1000, 999, 1000, 1000, 1000]
+    iterator = trace.batches(1000)
+    next(iterator)  # half a pass keeps nothing
+    assert events(1000) == wanted
 
 
 def test_system_traces_and_several_at_once(tmp_path: Path) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
 from fastmmu.machine.identity import Content, Origin
 from fastmmu.trace.base import Derived, Trace
-from fastmmu.trace.events import Batch
+from fastmmu.trace.events import Batch, concatenate
 from fastmmu.trace.read import read_trace
 
 __all__ = ["AnyTrace", "Identified", "identified", "opened"]
+
+KEPT = 64 << 20
+"""Bytes of decoded events that a trace keeps for its next pass."""
 
 AnyTrace: TypeAlias = Trace | str | os.PathLike[str] | npt.ArrayLike
 
@@ -21,7 +24,8 @@ AnyTrace: TypeAlias = Trace | str | os.PathLike[str] | npt.ArrayLike
 class Identified(Derived):
     """The same trace. ``content``: hash of its events, "" until it was read to the end.
 
-    A trace in files is hashed once, as long as their sizes and times stay what they were.
+    A trace in files is hashed once, and decoded once where its events take no more than `KEPT` bytes, as long as their
+    sizes and times stay what they were.
     """
 
     def __init__(self, inner: Trace) -> None:
@@ -30,17 +34,32 @@ class Identified(Derived):
         self.total = inner.total
         self.content = ""
         self._stamp: object = None
+        self._kept: list[Batch] = []  # of its one pass that was hashed
+        self._chunk = 0  # with which they were made
 
     def _pass(self, chunk: int) -> Iterator[Batch]:
         stamp = _stamp(self.path)
         if self.content and stamp is not None and stamp == self._stamp:
-            yield from self.inner.batches(chunk)
+            yield from self._kept if self._kept and chunk == self._chunk else self.inner.batches(chunk)
             return
         self.content, content = "", Content()
+        self._kept, kept, room = [], [], KEPT if stamp is not None else 0
+        self.total = self.inner.total
         for batch in self.inner.batches(chunk):
             content.update(batch.op, batch.size, batch.addr)
+            room -= batch.op.nbytes + batch.size.nbytes + batch.addr.nbytes + 4 * len(batch)
+            if room > 0:
+                kept.append(concatenate([batch]))
+            else:
+                kept.clear()
             yield batch
         self.content, self._stamp = content.digest(), stamp
+        if kept:
+            self._kept, self._chunk = kept, chunk
+            self.total = sum(map(len, kept))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": []}
 
     def origin(self, costs: str = "", geometry: str = "") -> Origin:
         """What figures of this trace were made of."""
