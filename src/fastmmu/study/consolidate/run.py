@@ -51,11 +51,15 @@ class _Program:
         self.number, self.of = number, of
         self.left: Columns | None = None
         self.done = 0
+        self.counts = trace.instructions is not None
+        self.begun: npt.NDArray[np.uint32] | None = None  # instructions, by event that is left
+        self.instructions = 0  # of what was taken
         self._next()
 
     def _next(self) -> None:
         batch = next(self.batches, None)
         self.left = None if batch is None else (batch.op, batch.size, self._processes(batch.op, batch.addr))
+        self.begun = batch.instructions_column() if self.counts and batch is not None else None
 
     def _processes(self, op: npt.NDArray[np.uint8], addr: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """Processes of vCPUs of one machine get numbers of their own: k of vCPU i becomes i + k times the vCPUs."""
@@ -74,6 +78,9 @@ class _Program:
         op, size, addr = self.left
         part = op[:n], size[:n], addr[:n]
         self.done += len(part[0])
+        if self.begun is not None:
+            self.instructions += int(self.begun[:n].sum(dtype=np.uint64))
+            self.begun = self.begun[n:]
         if len(op) > n:
             self.left = op[n:], size[n:], addr[n:]
         else:
@@ -152,7 +159,7 @@ def consolidate(
     model = costs or CostModel.load()
     return Consolidation(
         results=tuple(
-            _result(host, i, identities[i], configs[i], model, seconds[i], not interrupted or programs[i].ended)
+            _result(host, i, programs[i], identities[i], configs[i], model, seconds[i], not interrupted)
             for i in range(len(traces))
         ),
         totals=host.totals(),
@@ -163,9 +170,18 @@ def consolidate(
 
 
 def _result(
-    host: Host, vcpu: int, trace: Identified, config: Config, costs: CostModel, seconds: float, complete: bool
+    host: Host,
+    vcpu: int,
+    program: _Program,
+    trace: Identified,
+    config: Config,
+    costs: CostModel,
+    seconds: float,
+    finished: bool,
 ) -> Result:
     counters = host.counters(vcpu)
+    if program.counts:
+        counters["instructions"] = program.instructions
     by_cause = cycles(counters, config, costs)
     of = trace.origin(costs.identity, str(config.geometry))
     return Result(
@@ -175,7 +191,7 @@ def _result(
         cycles_by=by_cause,
         seconds=seconds,
         trace=of.trace,
-        complete=complete,
+        complete=finished or program.ended,
         path=of.path,
         content=of.content,
         costs=of.costs,
