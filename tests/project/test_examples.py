@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -33,6 +34,21 @@ def test_vmx(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     exits, ends = [line for line in lines if line.startswith("<Exit EPT_VIOLATION")], [*lines[2::3]]
     assert len(exits) == 4  # one for each page, with either VPID
     assert ends == ["0x3008 holds 996; VPID 0: 502 TLB misses", "0x3008 holds 996; VPID 1: 4 TLB misses"]
+
+
+def test_policies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code and figures of docs/policy.md are those of the example."""
+    out = output("policies.py", capsys, monkeypatch)
+    page = (EXAMPLES.parent / "docs" / "policy.md").read_text()
+    rows = [line for line in out.splitlines() if line.startswith("    ")]
+    assert len(rows) == 11
+    assert [row for row in rows if row not in page.splitlines()] == [], (
+        "put what the example prints into docs/policy.md"
+    )
+    source = (EXAMPLES / "policies.py").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    assert [block for block in blocks if block not in source] == []
 
 
 def test_walk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._arguments cimport shown, whole, within
+from fastmmu._arguments cimport flag, shown, whole, within
 from fastmmu.arch.vmx cimport EXIT_EPT_VIOLATION
 from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
 from fastmmu.kvm.exits cimport kvm_default
@@ -11,6 +11,8 @@ from fastmmu.kvm.lapic_port cimport Lapic, lapic_of
 from fastmmu.kvm.roots_port cimport roots_of
 from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.kvm.vm_port cimport VmPort, made_of, word_of_board
+from fastmmu.mmu.direct cimport RET_PF_FIXED, RET_PF_RETRY, RET_PF_SPURIOUS, Fault, direct_page_fault
+from fastmmu.mmu.memslots cimport gfn_to_memslot
 from fastmmu.threads.turns cimport Turns
 
 from fastmmu.errors import PolicyError
@@ -176,6 +178,33 @@ cdef class VirtualCpu(VcpuPort):
         self.vcpu.fault_class = FaultClass(whole("fault_class", fault_class))
         if self.v.vmcs.exit_reason == EXIT_EPT_VIOLATION:
             self.vcpu.c.violations[self.vcpu.fault_class] += 1
+
+    # ---- mapping beforehand ----------------------------------------------------------------------------------
+
+    def map_page(self, gpa, *, write=False):
+        """Map a guest-physical page as an access to it would (kvm_tdp_map_page, of KVM_PRE_FAULT_MEMORY): the host
+        gives the page, the EPT its tables and an entry of the size that fits. No VM exit is counted for it.
+
+        :param gpa: address in the page, below 2^48. :param write: as a write: the host gives a page of its own where it
+            had one of zeros for reads.
+        :returns: True: it is mapped now, or was; False: there is no memory, no table page is left, or the host is
+            changing it. :raises PolicyError: under shadow paging, where a guest's linear addresses are mapped; an
+            address beyond these; or called outside of a handler.
+        """
+        self.vm.inside()
+        cdef Fault f
+        cdef int result
+        f.la = f.gpa = within("gpa", gpa, 0, (1ULL << 48) - 1, PolicyError)
+        f.write = flag("write", write)
+        f.fetch = f.present = False
+        if self.vcpu.kvm.shadow:
+            raise PolicyError("map_page() is for EPT: under shadow paging a guest's linear addresses are mapped")
+        if gfn_to_memslot(&self.vcpu.kvm.mmu.slots, f.gpa >> 12) == NULL:
+            return False
+        result = direct_page_fault(&self.vcpu.kvm.mmu, &f)
+        if result == RET_PF_RETRY:              # a page was copied: once more
+            result = direct_page_fault(&self.vcpu.kvm.mmu, &f)
+        return result == RET_PF_FIXED or result == RET_PF_SPURIOUS
 
     # ---- steps of the kernel layer ---------------------------------------------------------------------------
 

@@ -59,6 +59,10 @@ class Kvm(Registers, LocalApics, Vcpus):
         handler = self._handlers[exit.reason]
         return vcpu._kernel_default() if handler is None else handler(vcpu, exit)
 
+    def on_ept_violation(self, vcpu: VirtualCpu, exit: Exit) -> int:
+        """No entry of the EPT allows the access (handle_ept_violation)."""
+        return vcpu._kernel_default()
+
     def on_exception_nmi(self, vcpu: VirtualCpu, exit: Exit) -> int:
         """A #PF under shadow paging, or a #GP of a guest in real mode (handle_exception_nmi)."""
         if exit.interruption_info == GENERAL_PROTECTION:
