@@ -53,6 +53,9 @@ def distinct(*names: str) -> Callable[[list[dict[str, str]]], int]:
 COMMANDS = {
     "compare": Command(f"compare {{a}} {{b}} {FILES}", each, 3),
     "run": Command(f"run {{a}} {{b}} --mmu shadow {FILES}", each),
+    "run --exits": Command(
+        f"run {{a}} {{b}} --mmu shadow {FILES} --exits {{out}}/r.exits.csv --plot {{out}}/r.svg", each
+    ),
     "host": Command(f"host {{a}} {{b}} --cpus 2 --quantum 5k {FILES}", each),
     "tlb-curve": Command(f"tlb-curve {{a}} {{b}} {{c}} --most 4096 {FILES}", distinct("trace"), 2),
     "vpid": Command(f"vpid {{s}} --rates 0.1,1,10 {FILES}", each, 2),
@@ -109,6 +112,10 @@ def data(out: Path) -> list[dict[str, str]] | None:
         many = next((value for value in found.values() if isinstance(value, list)), [])
         assert rows is None or len(many) == len(rows)
         rows = many if rows is None else rows
+    if (out / "r.exits.csv").exists():  # of all runs, also of the part that was simulated
+        exits = list(csv.DictReader((out / "r.exits.csv").open()))
+        assert all(None not in row and None not in row.values() for row in exits)
+        assert len(exits) == sum(int(row["vm_exits"]) for row in csv.DictReader((out / "r.csv").open()))
     if (out / "r.npy.xz").exists():
         assert sum(len(batch) for batch in read_trace(out / "r.npy.xz").batches()) == EVENTS
     return rows
@@ -162,7 +169,7 @@ def test_signals_at_any_moment(name: str, inputs: dict[str, Path], tmp_path: Pat
         check(command, out, ended, number, whole.out)
         assert ended.seconds < LATEST
         finished = [row for row in (data(out) or []) if command.steps_in and row.get("complete", "True") == "True"]
-        if name not in ("tpr", "compare", "run", "boot"):  # a cell says what the other rows make of it
+        if name not in ("tpr", "compare", "run", "run --exits", "boot"):  # a cell says what the other rows make of it
             assert scrubbed(finished) == wanted[: len(finished)]
         if ended.code > 128:
             times.append(ended.seconds)

@@ -36,7 +36,7 @@ def logged(trace: Any, config: Config, **more: Any) -> tuple[Result, ExitLog]:
     """The result, and every exit."""
     parts: list[npt.NDArray[np.void]] = []
     result = simulate(trace, config, exits=parts.append, **more)
-    return result, ExitLog(np.concatenate(parts))
+    return result, ExitLog(np.concatenate([np.empty(0, EXIT_DTYPE), *parts]))
 
 
 def check(result: Result, log: ExitLog, *, one_vcpu: bool = True) -> None:

@@ -160,6 +160,16 @@ def test_readme_policy(names: dict[str, Any], capsys: pytest.CaptureFixture[str]
     assert plain.counters == names["result"].counters
 
 
+def test_readme_exit_log(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    exec(EXAMPLES[4], names)
+    counters, log = names["result"].counters, names["log"]
+    assert log.by_class() == {"build": counters["violations_build"]}
+    assert len(log) == counters["vm_exits"] == len(Path("exits.csv").read_text().splitlines()) - 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"<ExitLog of {len(log)} exits: {len(log)} ept_violation>"
+    assert lines[2].startswith("access 1: gpa 0x")
+
+
 def test_the_table_in_the_readme_is_what_compare_prints(tmp_path: Path) -> None:
     """But for the last column, which is the speed of the simulator itself."""
     trace = PACKAGE / "traces" / "sqlite.lackey.xz"

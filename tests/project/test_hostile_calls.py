@@ -24,6 +24,7 @@ CALLS = int(os.environ.get("FASTMMU_HOSTILE_CALLS", "20000"))
 SEED = int(os.environ.get("FASTMMU_HOSTILE_SEED", "1"))
 
 REFUSE = {
+    "report.exits.ExitFile.write": "not open",
     "_walk.WalkResult()": "not made by hand",
     "kvm.port.VirtualCpu()": "not made by hand",
     "kvm.port.VirtualMachine()": "not made by hand",

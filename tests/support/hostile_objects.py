@@ -22,6 +22,7 @@ from fastmmu.machine.board import Board
 from fastmmu.machine.exit_ring import ExitRing
 from fastmmu.machine.system_loop_py import SystemReplay
 from fastmmu.paging.mappings import MappingIterator
+from fastmmu.report import ExitFile, ExitHistory
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.study.curve.run import tlb_curve
 from fastmmu.threads.turns import Turn, Turns
@@ -240,6 +241,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "GuestApic": lambda w: w.apic_machine.apic,
     "Board": lambda w: Board(),
     "ExitRing": lambda w: ExitRing(),
+    "ExitFile": lambda w: ExitFile("exits.csv"),
+    "ExitHistory": lambda w: ExitHistory(),
     "ExitLog": lambda w: w.vmm_machine.exit_log(),
     "vmx.cpu.Cpu": lambda w: w.cpu,
     "vmx.exit.Exit": lambda w: launched(unpaged()).run(Op.EXIT, 0, fastmmu.ExitReason.CPUID),

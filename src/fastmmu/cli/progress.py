@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from fastmmu.cli import interruption
 
-__all__ = ["Report", "UntilInterrupted", "progress", "step"]
+__all__ = ["Report", "UntilInterrupted", "progress", "step", "undisturbed"]
 
 Report = Callable[[str, float | None, int], None]
 """Called with what runs, the fraction done (None: unknown) and the events done."""
@@ -110,6 +110,21 @@ class UntilInterrupted(Iterator[T], Generic[T]):
 
 
 interruption.calm(UntilInterrupted.__next__.__code__)
+
+
+def undisturbed(work: Callable[[], None]) -> None:
+    """A part of a step that a signal does not break off: it ends the step behind it.
+
+    :raises KeyboardInterrupt: a signal came meanwhile.
+    """
+    before, then = interruption.came(), interruption.mode()
+    try:
+        interruption.enter(interruption.FINISHING)
+        work()
+    finally:
+        interruption.enter(then)
+    if interruption.came() and not before:
+        raise KeyboardInterrupt
 
 
 def step(work: Callable[[], T]) -> T:

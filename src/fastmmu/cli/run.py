@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from fastmmu.cli import exit_log, terminal
 from fastmmu.cli import options as shared
-from fastmmu.cli import terminal
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
@@ -22,6 +22,8 @@ examples:
   fastmmu run app.lackey.xz --mmu ept --vpid --pages thp
   fastmmu run app.npy --premapped --data-only --l1d 64/4 --stlb 1536/12     the TLB alone
   fastmmu run app.arrow --mmu shadow --json result.json
+  fastmmu run app.arrow --mmu ept --exits exits.arrow --plot exits.svg      every VM exit; a picture of them over time
+  fastmmu run app.arrow --mmu ept --exits exits.txt     as `trace-cmd report` prints kvm:kvm_exit
 """
 
 
@@ -35,6 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser)
     shared.add_files(parser)
+    exit_log.add_exits(parser)
     shared.add_quiet(parser)
 
 
@@ -50,4 +53,9 @@ def handle(options: argparse.Namespace) -> int:
             terminal.say(single(result, width=terminal.width(), colour=terminal.colour()) + "\n")
 
     fields = shared.config_fields(options)
-    return run_all(options, [Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)], show)
+    configs = [Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)]
+    if options.exits is None and options.plot is None:
+        return run_all(options, configs, show)
+    exit_log.check_exits(options)
+    with exit_log.RunLog(options) as log:
+        return run_all(options, configs, show, log)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
@@ -16,13 +17,23 @@ from fastmmu.errors import FastmmuError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import each
+from fastmmu.machine.simulate import Exits, each
 from fastmmu.trace import Trace
 from fastmmu.trace.identity import identified
 
-__all__ = ["Session", "label", "run_all"]
+__all__ = ["Log", "Session", "label", "run_all"]
 
 MB = 1 << 20
+
+
+class Log(Protocol):
+    """Where the exits of runs go."""
+
+    def of(self, trace: Trace) -> Exits:
+        """Those of a trace."""
+
+    def finish(self, results: Sequence[Result]) -> None:
+        """All runs have ended, or were ended: what there is, is kept."""
 
 
 def label(config: Config, configs: Sequence[Config]) -> str:
@@ -40,6 +51,7 @@ class Session:
     results: list[Result] = field(default_factory=list)
     interrupted: bool = False
     failure: Exception | None = None
+    exits: Callable[[Trace], Exits] | None = None
     started: float = field(default_factory=time.monotonic)
 
     def run(self, trace: Trace, configs: Sequence[Config], *, runs: int) -> list[Result]:
@@ -55,7 +67,9 @@ class Session:
                 part = events / trace.total if trace.total else trace.progress()
                 report(f"[{len(self.results) + 1}/{runs}] {trace.name}: {label(config, configs)}", part, events)
 
-            steps = UntilInterrupted(each(trace, configs, costs=self.costs, progress=done, keep_partial=True))
+            exits = None if self.exits is None else self.exits(trace)
+            runs_of = each(trace, configs, costs=self.costs, progress=done, keep_partial=True, exits=exits)
+            steps = UntilInterrupted(runs_of)
             try:
                 for result in steps:
                     found.append(result)
@@ -80,13 +94,17 @@ class Session:
 
 
 def run_all(
-    options: argparse.Namespace, configs: Sequence[Config], show: Callable[[list[Result], list[str]], None]
+    options: argparse.Namespace,
+    configs: Sequence[Config],
+    show: Callable[[list[Result], list[str]], None],
+    log: Log | None = None,
 ) -> int:
     """Each trace under each configuration; returns the exit code.
 
     :param show: prints the results of a trace; it is also told the names of what was not run after Ctrl-C.
+    :param log: is given the exits of all runs.
     """
-    session = Session(shared.cost_model(options), options.quiet)
+    session = Session(shared.cost_model(options), options.quiet, exits=None if log is None else log.of)
     shared.check_files(options)
     chosen = shared.traces(options, system=True)
     for trace in chosen:
@@ -99,7 +117,11 @@ def run_all(
         if session.ended:
             break
     if session.results or not session.failure:
-        shared.write_files(options, session.results)
+        try:
+            shared.write_files(options, session.results)
+        finally:
+            if log is not None:
+                log.finish(session.results)
     if session.failure is not None:
         raise session.failure
     if not shared.to_stdout(options):

@@ -9,7 +9,7 @@ cdef class ExitRing:
     cdef ExitLog log
     cdef object copied(self, n)
     cdef object kept(self)
-    cdef object take(self)
+    cdef object take(self, first)
 
 
 cdef void log_runs(KvmVcpu *vcpu) noexcept nogil

@@ -5,7 +5,7 @@ import numpy as np
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu._arguments cimport counted
+from fastmmu._arguments cimport counted, within
 from fastmmu.cpu.exit_log cimport ExitRecord, exit_log_free, exit_log_init
 
 from fastmmu.dtypes import EXIT_DTYPE
@@ -59,13 +59,18 @@ cdef class ExitRing:
     cdef object kept(self):
         return self.copied(min(self.log.total, self.log.keep))
 
-    cdef object take(self):
-        # those since the last time; at first those that are kept
+    cdef object take(self, first):
+        # those since the last time, at first those that are kept; or those from number `first` on, none is gone
+        cdef uint64_t number
         if not self.log.streams:
             self.log.streams = True
             self.log.taken = self.log.total - min(self.log.total, self.log.keep)
         if self.log.dropped:
             raise OutOfMemoryError(f"no memory for {counted(self.log.dropped)} exits between two parts of the trace")
+        if first is not None:
+            number = within("first", first, self.log.taken, self.log.total)
+            self.log.taken = number
+            return self.copied(self.log.total - number)
         found = self.copied(self.log.total - self.log.taken)
         self.log.taken = self.log.total
         return found

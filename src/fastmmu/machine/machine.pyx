@@ -338,18 +338,21 @@ cdef class Machine:
         records = self.board.exits.kept()
         return ExitLog(priced(records, model), self.board.exits.log.total - len(records))
 
-    def take_exits(self, costs=None):
+    def take_exits(self, costs=None, *, first=None):
         """The VM exits since the last call, the oldest first: array of ``fastmmu.dtypes.EXIT_DTYPE``. From the first
         call on, whose exits are those of :meth:`exit_log`, none is lost: the log grows until they are taken.
 
-        :param costs: as of :meth:`exit_log`. :raises OutOfMemoryError: the log could not grow.
+        :param costs: as of :meth:`exit_log`. :param first: number of the first one wanted, of all exits of the machine,
+            from 0 on: those before it are given up, those from it on can be asked for again.
+        :raises StateError: there is no exit of that number, or it was taken. :raises OutOfMemoryError: the log could
+            not grow.
         """
         model = None if costs is None else instance("costs", costs, CostModel)
         cdef Turn _turn = self.board.turns.take()
         self.board.made()
         if self.board.exits is None:
             self.board.exits = ring_of(self.board.vcpu, 0)
-        return priced(self.board.exits.take(), model)
+        return priced(self.board.exits.take(first), model)
 
     # ---- instructions of the guest, as machine.guest has them -------------------------------------------------
 

@@ -26,7 +26,8 @@ Progress = Callable[[Config, int], None]
 """Called now and then with the configuration that runs and the number of events done."""
 
 Exits = Callable[[npt.NDArray[np.void]], None]
-"""Called with VM exits as they come, arrays of ``fastmmu.dtypes.EXIT_DTYPE``: every exit once, in order."""
+"""Called with VM exits as they come, arrays of ``fastmmu.dtypes.EXIT_DTYPE``: every exit once, in order. Where Ctrl-C
+interrupts such a call, it is made once more, with the same array."""
 
 _PART = 1 << 16  # events between two calls of it
 
@@ -77,9 +78,7 @@ class Simulation:
         self.costs = costs or CostModel.load()
         self.machine = Machine(self.config, policy=policy)
         self.policy = policy
-        self.exits = exits
-        if exits is not None:
-            exits(self.machine.take_exits(self.costs))
+        self.exits = None if exits is None else _Stream(self.machine, self.costs, exits)
         self.content: Content | None = Content()
         self.counted: str | None = None
         self.instructions = 0
@@ -115,7 +114,7 @@ class Simulation:
             if self.content is not None and done:
                 self.content.update(batch.op[:done], batch.size[:done], batch.addr[:done])
             if self.exits is not None:
-                self.exits(self.machine.take_exits(self.costs))
+                self.exits.give()
 
     @checked
     def result(self, *, trace: str = "", path: str = "", content: str = "", complete: bool = True) -> Result:
@@ -136,6 +135,23 @@ def _instructions(batch: Any, done: int) -> int:
     """Those begun by the first `done` events of a batch."""
     column = getattr(batch, "instructions", None)
     return int(np.count_nonzero(batch.op[:done] == Op.FETCH) if column is None else column[:done].sum(dtype=np.uint64))
+
+
+class _Stream:
+    """The exits of a machine, given to who wants them: none is lost, whenever a signal comes."""
+
+    def __init__(self, machine: Machine, costs: CostModel, exits: Exits) -> None:
+        self.machine, self.costs, self.exits = machine, costs, exits
+        self.given = 0
+        self.part: npt.NDArray[np.void] | None = None
+        machine.take_exits(costs)
+
+    def give(self) -> None:
+        if self.part is None:
+            self.part = self.machine.take_exits(self.costs, first=self.given)
+        if many := len(self.part):
+            self.exits(self.part)
+        self.given, self.part = self.given + many, None
 
 
 class _Part(NamedTuple):
@@ -211,6 +227,7 @@ def simulate(
     except KeyboardInterrupt:
         if not keep_partial:
             raise
+        simulation.give()
         return simulation.result(complete=False)
     except FastmmuError as error:
         path = getattr(trace, "path", None)
@@ -268,6 +285,10 @@ class _Running:
             self.simulation.feed(batch)
             yield self.simulation.events
 
+    def give(self) -> None:
+        if self.simulation.exits is not None:
+            self.simulation.exits.give()
+
     def result(self, *, complete: bool) -> Result:
         name, path = _named(self.trace)
         known = str(getattr(self.trace, "content", ""))
@@ -280,23 +301,23 @@ class _Replaying:
     def __init__(
         self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None, exits: Exits | None
     ) -> None:
-        self.costs, self.policy, self.exits = costs or CostModel.load(), policy, exits
+        self.costs, self.policy = costs or CostModel.load(), policy
         self.replay = Replay(trace, config, policy=policy)
+        self.exits = None if exits is None else _Stream(self.replay.machine, self.costs, exits)
         self.content = Content()
-        self._taken()
 
     def steps(self) -> Iterator[int]:
         try:
             for chunk in self.replay.steps():
                 self.content.update(chunk.rows.view(np.uint8), chunk.data, chunk.pages.reshape(-1))
-                self._taken()
+                self.give()
                 yield self.replay.records
         finally:
-            self._taken()
+            self.give()
 
-    def _taken(self) -> None:
+    def give(self) -> None:
         if self.exits is not None:
-            self.exits(self.replay.machine.take_exits(self.costs))
+            self.exits.give()
 
     def result(self, *, complete: bool) -> Result:
         note = self.replay.result(tables=complete).line()

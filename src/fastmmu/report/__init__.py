@@ -6,6 +6,7 @@
             └─ single ── all counters of one run
     steps of a walk ──── walkview   (picture, outcome, bits, words)
     mappings ─────────── mappings
+    exits, as they come ─ exits   (files; tracepoint: lines as tracers print them), exit_plot   (over time)
     pictures ─────────── figure
     two files ────────── differences
 
@@ -24,15 +25,30 @@ from fastmmu._lazy import lazy
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastmmu.report.compare import comparison
+    from fastmmu.report.exit_plot import ExitHistory, plot_exits
+    from fastmmu.report.exits import ExitFile, save_exits
     from fastmmu.report.explain import explain
     from fastmmu.report.files import save
     from fastmmu.report.rows import rows, slowdowns
     from fastmmu.report.single import single
 
-__all__ = ["comparison", "explain", "rows", "save", "single", "slowdowns"]
+__all__ = [
+    "ExitFile",
+    "ExitHistory",
+    "comparison",
+    "explain",
+    "plot_exits",
+    "rows",
+    "save",
+    "save_exits",
+    "single",
+    "slowdowns",
+]
 
 _HOMES = {
     "fastmmu.report.compare": ("comparison",),
+    "fastmmu.report.exit_plot": ("ExitHistory", "plot_exits"),
+    "fastmmu.report.exits": ("ExitFile", "save_exits"),
     "fastmmu.report.explain": ("explain",),
     "fastmmu.report.files": ("save",),
     "fastmmu.report.rows": ("rows", "slowdowns"),
