@@ -14,7 +14,7 @@ from fastmmu.trace.foreign import foreign
 from tests.support.trace_files import COMPRESS, cloudsuite, events, record, sample
 
 MAPS = r"fastmmu maps"
-RECORD = r"fastmmu record -- PROGRAM"
+RECORD = r"--tool=lackey --trace-mem=yes"
 FILES = {
     "core": (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\x04\0\x3e\0", "an ELF core file", MAPS),
     "program": (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\x03\0\x3e\0", "an ELF program", RECORD),
@@ -26,7 +26,7 @@ FILES = {
     "vmss": (b"\xd2\xbe\xd2\xbe\x08", "the state file of a VMware machine", MAPS),
     "qemu": (b"QEVM\0\0\0\3", "a QEMU migration stream", "dump-guest-memory"),
     "perf": (b"PERFILE2", "a perf.data file", r"perf script -F comm,tid,time,event,addr,ip"),
-    "trace-cmd": (b"\x17\x08Dtracing6\0", "a trace-cmd file", "trace-cmd report"),
+    "trace-cmd": (b"\x17\x08Dtracing6\0", "a trace-cmd file", "no command reads it"),
     "hdf5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file", r"\.npy"),
     "tar": (bytes(257) + b"ustar\0", "a tar archive", "unpack"),
     "words": (struct.pack("<64Q", *range(0x1000, 0x1040)), "plain binary", r"numpy\.save"),
@@ -43,9 +43,13 @@ FILES = {
     "ftrace": (
         b"# tracer: nop\n   kvmx-95  [000] .....     8.434978: kvm_exit: vcpu 0 reason npf rip 0x1\n",
         "a log of KVM's trace points",
-        "kvm-log",
+        "no command reads it",
     ),
-    "perf-script": (b" kvmx 109 [000] 27.87: kvm:kvm_entry: vcpu 0, rip 0x10000\n", "a log of KVM's", "kvm-log"),
+    "perf-script": (
+        b" kvmx 109 [000] 27.87: kvm:kvm_entry: vcpu 0, rip 0x10000\n",
+        "a log of KVM's",
+        "no command reads it",
+    ),
     "perf-kvm": (b"\n\nAnalyze events for all VMs, all VCPUs:\n", "a table of `perf kvm stat`", "perf record"),
 }
 

@@ -22,13 +22,13 @@ class Foreign(NamedTuple):
 
 
 _MAPS = "`fastmmu maps` and `fastmmu walk` read memory"
-_LOG = "`fastmmu kvm-log` reads it"
+_LOG = "It is a log of events of the hypervisor, no accesses; no command reads it"
 _UNPACK = "unpack it, and name a file"
 _PHYSICAL = (
     "Its addresses are physical and come from behind the caches, so there is nothing to translate; record the "
-    "program's own accesses (`fastmmu record -- PROGRAM`), or give --columns where they are linear addresses"
+    "program's own accesses (valgrind --tool=lackey --trace-mem=yes), or give --columns where they are linear addresses"
 )
-_RECORD = "`fastmmu record -- PROGRAM` makes a trace of what it does"
+_RECORD = "valgrind --tool=lackey --trace-mem=yes --log-file=x.lackey PROGRAM makes a trace of what it does"
 _SAVE = "save its addresses as .npy, .parquet or .csv"
 
 _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
@@ -51,7 +51,7 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
         0,
         b"\x17\x08Dtracing",
         "a trace-cmd file",
-        "trace-cmd report >log.txt makes the text that `fastmmu kvm-log` reads",
+        "it holds events of a kernel, no accesses; no command reads it",
     ),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", _SAVE),
     (0, b"SQLite format 3\0", "an SQLite database", _SAVE),
@@ -78,7 +78,7 @@ _LINES: tuple[tuple[re.Pattern[bytes], str, str], ...] = (  # every line of the 
         "a log of QEMU's execlog plug-in",
         (
             "Of a whole machine its data addresses are physical, those of instructions are not; record the program "
-            "with `fastmmu record -- PROGRAM`"
+            "with valgrind --tool=lackey --trace-mem=yes"
         ),
     ),
 )
