@@ -194,6 +194,7 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
                 walk_cached(&mem.mem, &paging, e, caches, la, acc, &result.walk, &steps)
             else:
                 walk_steps(&mem.mem, &paging, e, la, acc, &result.walk, &steps)
+        mem.settle()
     if not result.walk.fault:
         result.mt = effective_type(&paging, &state.mtrrs.state, &result.walk, e != NULL)
     return finish(result, la, access, &steps)
@@ -249,6 +250,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
     memset(&result.walk, 0, sizeof(Walk))
     with nogil:
         fault = ept_walk(&mem.mem, &ept, NULL, target, need, us, bits, 0, &leaf, &result.walk, &steps)
+    mem.settle()
     result.walk.fault = fault
     result.walk.pa = ONES
     if not fault:
@@ -279,6 +281,7 @@ def load_pdpte_registers(PhysicalMemory mem not None, GuestState state not None,
     prepare(mem, state.replace(pdptes=(0, 0, 0, 0)), eptp, set_ad, &log, &paging, &ept, &result.walk)
     steps.n = 0
     fault = load_pdptes(&mem.mem, &paging, &ept if eptp is not None else NULL, &result.walk, &steps)
+    mem.settle()
     if fault:
         result.walk.fault = fault
         result.walk.pa = ONES

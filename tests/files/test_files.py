@@ -13,11 +13,13 @@ def test_it_counts_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "images").mkdir()
     assert command.main([str(tmp_path)]) == 2, "no answers"
     assert "FASTMMU_FILES" in capsys.readouterr().err
-    (tmp_path / "images" / "expected.json").write_text("{}")
+    (tmp_path / "images" / "expected.json").write_text('{"registers": {}, "ram": [], "qemu_info_tlb": []}')
     (tmp_path / "images" / "notes.txt").write_text("words")
     (tmp_path / "images" / "guest.save").write_bytes(b"LibvirtQemudSave".ljust(4096, b"\0"))
+    (tmp_path / "images" / "cut.lime").write_bytes(b"EMiL\1")
     assert command.main([str(tmp_path)]) == 1
     out = capsys.readouterr().out
-    assert "WRONG  guest.save: " in out
+    assert "right  guest.save: refused: " in out
     assert "a saved guest of libvirt" in out
-    assert out.endswith("0 of 1 files right\n")
+    assert "WRONG  cut.lime: refused: " in out
+    assert out.endswith("1 of 2 files right\n")

@@ -19,6 +19,7 @@ HEADS = {
     "lime": b"EMiL\x01\0\0\0",
     "avml": b"AVML\x02\0\0\0",
     "kdump": b"KDUMP   \x06\0\0\0",
+    "diskdump": b"DISKDUMP",
     "kdump-flattened": b"makedumpfile\0\0\0\0",
     "dmp": b"PAGEDU64",
     "dmp-32": b"PAGEDUMP",

@@ -38,9 +38,15 @@ cdef enum PagingMode:
 
 # ---- memory -----------------------------------------------------------------------------------------------
 
-cdef struct Mem:                # host physical memory from address 0
+cdef struct Segments:           # of memory with holes (paging/segments.pxd)
+    uint64_t *ready             # a bit a page: all of it is memory, and in place
+    uint64_t pages              # how many bits
+    bint (*hold)(Segments *s, uint64_t pa, uint64_t n) noexcept nogil   # asked where a bit does not say so
+
+cdef struct Mem:                # host physical memory: what is at `base` + address
     uint8_t *base
-    uint64_t nbytes             # a multiple of 8
+    uint64_t nbytes             # a multiple of 8; 0: `segments` say what is memory
+    Segments *segments          # NULL: nothing else
 
 # ---- what the walkers need to know of the control registers and of the processor ---------------------------
 

@@ -26,7 +26,9 @@ EPILOG = """\
 examples:
   fastmmu maps guests/l4_user                              a recorded guest, with its own registers
   fastmmu maps guests/l4_user --start 400000 --stop 800000000000
+  fastmmu maps vmcore                                      an image that holds registers, and those of --cpu 0
   fastmmu maps guest.raw --cr3 1c0a000 --csv pages.csv     a raw image
+  fastmmu maps ram.raw --machine q35 --cr3 1c0a000         the memory file of a virtual machine of more than 2 GB
   fastmmu maps host.raw --cr3 1000 --eptp 7f00005e --limit 1M --json -
 
 columns:
@@ -58,7 +60,7 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.report import mappings, walkview
 
     shared.check_files(options)
-    memory, state = space.memory_and_state(options.memory, options)
+    memory, state, said = space.memory_and_state(options.memory, options)
     eptp = space.eptp_of(options)
     writers = {"json": mappings.write_json, "csv": mappings.write_csv, "parquet": mappings.write_parquet}
 
@@ -79,7 +81,7 @@ def handle(options: argparse.Namespace) -> int:
     if shared.to_stdout(options):
         return 0
     head = f"{walkview.MODES[state.mode.name]}; {walkview.registers(state, eptp)}"
-    return _show(options, found(), head, ept=eptp is not None)
+    return _show(options, found(), f"{said}\n{head}" if said else head, ept=eptp is not None)
 
 
 def _show(options: argparse.Namespace, rows: MappingIterator, head: str, *, ept: bool) -> int:

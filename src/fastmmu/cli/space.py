@@ -1,4 +1,4 @@
-"""Options that name an address space: memory, from a recorded guest or a raw image, and the registers."""
+"""Options that name an address space: memory, from a recorded guest or an image, and the registers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MEMORY", "add_registers", "eptp_of", "memory_and_state", "say_if_empty", "state_of"]
 
-MEMORY = "a recorded guest (a directory with meta.json and mem.npz), or a raw image of host physical memory"
+MEMORY = (
+    "a recorded guest (a directory with meta.json and mem.npz), or an image of physical memory: an ELF core, LiME, "
+    "AVML, kdump, a Windows crash dump, .vmem, raw; also .zst, .gz, .xz"
+)
 
 _REGISTERS = ("cr0", "cr3", "cr4", "efer", "pdptes", "pkru", "maxphyaddr")
 
@@ -24,8 +27,25 @@ _REGISTERS = ("cr0", "cr3", "cr4", "efer", "pdptes", "pkru", "maxphyaddr")
 def add_registers(parser: argparse.ArgumentParser) -> Any:
     """The registers, and how a file is taken; returns the group of the registers."""
     register = shared.hexadecimal
-    parser.add_argument("--format", choices=("raw",), help="take the file for raw memory whatever its first bytes are")
-    state = parser.add_argument_group("registers (hexadecimal; those of a recorded guest are its own by default)")
+    image = parser.add_argument_group("how a file is taken (by its first bytes; what it says itself comes first)")
+    image.add_argument("--format", choices=("raw",), help="raw memory, whatever its first bytes are")
+    image.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="PA=OFFSET:LENGTH",
+        help="raw memory that lies in parts: where one of them is (hexadecimal; once for each)",
+    )
+    image.add_argument(
+        "--machine",
+        metavar="NAME",
+        help="raw memory of a virtual machine of more than 2 GB, without the hole below 4 GB: q35, i440fx, i440fx-old, "
+        "microvm, xen, vmware, firecracker, cloud-hypervisor",
+    )
+    image.add_argument(
+        "--cpu", type=shared.count(0), metavar="N", help="the registers of CPU N that the file holds (0)"
+    )
+    state = parser.add_argument_group("registers (hexadecimal; by default those that the guest or the file holds)")
     state.add_argument("--cr3", type=register, metavar="CR3", help="root of the guest's tables")
     state.add_argument(
         "--eptp", type=_or_none, metavar="EPTP", help="EPT pointer, as in the VMCS: root | 1e; none: no EPT"
@@ -68,26 +88,37 @@ def _four(text: str) -> list[int]:
 
 def memory_and_state(
     place: str, options: argparse.Namespace, *, writable: bool = False, **others: Any
-) -> tuple[PhysicalMemory, GuestState]:
-    """Memory and registers of a recorded guest or a raw image, with the registers that the options give.
+) -> tuple[PhysicalMemory, GuestState, str]:
+    """Memory and registers of a recorded guest or an image, with the registers that the options give; and what it is,
+    in words, where that is no matter of course.
 
     `writable`: the memory may be written, and nobody else sees that. `others`: more registers that are given.
     """
-    from fastmmu.image import open_raw, read_guest
+    from fastmmu.image import open_image, read_guest
 
     if Path(place).is_dir():
+        _refuse_for_guests(options)
         guest = read_guest(place)
         own = dict(guest.state.registers)
         if any(getattr(options, name) is not None for name in ("cr0", "cr3", "cr4", "efer")):
             own["pdptes"] = None  # the recorded ones are those of its own CR3
-        return guest.memory, state_of(options, own, **others)
+        return guest.memory, state_of(options, own, **others), ""
     if not Path(place).exists():
-        raise FileNotFoundError(2, "no such file; name a recorded guest or a raw image of physical memory", place)
+        raise FileNotFoundError(2, "no such file; name a recorded guest or an image of physical memory", place)
+    image = open_image(place, format=options.format, map=options.map, machine=options.machine, writable=writable)
+    said = "" if image.format == "raw" else image.said
+    if options.cpu is not None or image.cpus:
+        return image.memory, state_of(options, image.registers(options.cpu or 0), **others), said
     if options.cr3 is None:
-        open_raw(place, any_content=options.format == "raw")  # what is no raw image says so first
-        raise ConfigError(f"{place} is a raw image, which needs --cr3 too: where the tables start")
-    memory = open_raw(place, writable=writable, any_content=options.format == "raw")
-    return memory, state_of(options, {}, **others)
+        kind = "a raw image" if image.format == "raw" else "an image without registers"
+        raise ConfigError(f"{place} is {kind}, which needs --cr3 too: where the tables start")
+    return image.memory, state_of(options, {}, **others), said
+
+
+def _refuse_for_guests(options: argparse.Namespace) -> None:
+    for name in ("format", "map", "machine", "cpu"):
+        if getattr(options, name) not in (None, []):
+            raise ConfigError(f"--{name} is for files; a recorded guest says itself where its memory lies")
 
 
 def state_of(options: argparse.Namespace, own: dict[str, Any], **others: Any) -> GuestState:

@@ -49,6 +49,7 @@ examples:
   fastmmu walk --access w --eptp 20000005e --set-ad   the same as a write, with accessed and dirty flags in the EPT
   fastmmu walk --va 8040202abc                        its next page: a page fault
   fastmmu walk --memory guests/l4_user --va ffffffff81000000         a recorded guest, with its own registers
+  fastmmu walk --memory vmcore --cpu 1 --va ffffffff81000000         an image that holds registers
   fastmmu walk --memory guest.raw --cr3 1c0a000 --va ffffffff81000000
   fastmmu walk --memory host.raw --cr3 1000 --eptp 7f00005e --va 400000 --user --access x
 
@@ -97,7 +98,7 @@ def handle(options: argparse.Namespace) -> int:
     else:
         if va is None:
             raise ConfigError("--memory needs --va too: what to translate")
-        memory, state = space.memory_and_state(options.memory, options, writable=options.set_ad, **who)
+        memory, state, _ = space.memory_and_state(options.memory, options, writable=options.set_ad, **who)
     result = walk(memory, state, va, access=options.access, eptp=eptp, set_ad=options.set_ad)
     if result.fault and options.memory is not None:
         space.say_if_empty(memory, state, eptp)

@@ -6,7 +6,12 @@ A format is known by its first bytes. Raw memory has none of its own: a file is 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from fastmmu.image.layout import Layout
+    from fastmmu.image.source import Source
 
 __all__ = ["FORMATS", "HEAD", "Format", "recognise"]
 
@@ -19,12 +24,20 @@ _UNPACK = "unpack it, and give the file inside"
 
 
 class Format(NamedTuple):
-    """``said``: in a sentence. ``remedy``: what to do with a file of a format that is not read; "": it is read."""
+    """``said``: in a sentence. ``remedy``: what to do with a file of a format that is not read; "": it is read, by the
+    function ``reader`` of a module here ("module.function"), or unpacked first."""
 
     name: str
     said: str
     knows: Callable[[bytes], bool]
     remedy: str = ""
+    reader: str = ""
+
+    def read(self, source: Source) -> Layout:
+        """Where in the file physical memory lies."""
+        module, _, function = self.reader.partition(".")
+        layout: Layout = getattr(import_module(f"fastmmu.image.{module}"), function)(source)
+        return layout
 
 
 def _at(offset: int, *magics: bytes) -> Callable[[bytes], bool]:
@@ -55,22 +68,21 @@ def _gzip(head: bytes) -> bool:
     return head[:3] == b"\x1f\x8b\x08" and len(head) > 3 and not head[3] & 0xE0
 
 
-_READ_LATER = "this version does not read it yet"
-
 FORMATS = (
     Format("elf-other", "an ELF core that is not one of x86-64", _elf_other, _RAW_DUMP),
-    Format("elf", "an ELF core", _elf(lambda kind: kind == 4), f"{_READ_LATER}: write raw memory (pmemsave)"),
+    Format("elf", "an ELF core", _elf(lambda kind: kind == 4), reader="elf.read"),
     Format("elf-program", "an ELF program or library", _elf(lambda kind: kind != 4), "it holds no memory of a machine"),
-    Format("lime", "a LiME image", _at(0, b"EMiL"), f"{_READ_LATER}: use LiME's format=padded, which is raw"),
-    Format("avml", "an AVML image", _at(0, b"AVML"), f"{_READ_LATER}: avml-convert writes raw memory"),
-    Format("kdump", "a kdump", _at(0, b"KDUMP   ", b"DISKDUMP"), f"{_READ_LATER}: makedumpfile -E writes an ELF core"),
-    Format("kdump-flattened", "a flattened kdump", _at(0, b"makedumpfile\0"), f"{_READ_LATER}: use makedumpfile -R"),
-    Format("dmp", "a Windows crash dump", _at(0, b"PAGEDU64"), f"{_READ_LATER}: dump raw memory"),
+    Format("lime", "a LiME image", _at(0, b"EMiL"), reader="lime.read"),
+    Format("avml", "an AVML image", _at(0, b"AVML"), reader="lime.read"),
+    Format("kdump", "a kdump", _at(0, b"KDUMP   "), reader="kdump.read"),
+    Format("diskdump", "an old diskdump", _at(0, b"DISKDUMP"), "crash reads it; dump memory with makedumpfile"),
+    Format("kdump-flattened", "a flattened kdump", _at(0, b"makedumpfile\0"), reader="kdump.read_flattened"),
+    Format("dmp", "a Windows crash dump", _at(0, b"PAGEDU64"), reader="dmp.read"),
     Format("dmp-32", "a 32-bit Windows crash dump", _at(0, b"PAGEDUMP"), "dump raw memory, and give --cr3"),
     Format("minidump", "a Windows minidump", _at(0, b"MDMP"), "it holds no physical memory: make a complete dump"),
     Format("windows-hibernation", "a Windows hibernation file", _at(0, b"hibr", b"HIBR", b"wake", b"WAKE", b"RSTR"),
            "make a complete memory dump (.dmp)"),
-    Format("vmware", "a VMware snapshot (.vmss, .vmsn)", _vmware, "give the .vmem file beside it"),
+    Format("vmware", "a VMware snapshot (.vmss, .vmsn)", _vmware, reader="vmware.read"),
     Format("qemu-migration", "a QEMU migration stream (savevm, virsh save)", _at(0, b"QEVM"), _RAW_DUMP),
     Format("libvirt-save", "a saved guest of libvirt", _at(0, b"LibvirtQemudSave", b"LibvirtQemudPart"),
            f"restore it, then {_RAW_DUMP}"),
@@ -83,9 +95,9 @@ FORMATS = (
     Format("vhd", "a VHD or VHDX disk", _at(0, b"conectix", b"vhdxfile"), _DISK),
     Format("vdi", "a VDI disk", _at(0, b"<<< Oracle VM VirtualBox Disk Image", b"<<< Sun"), _DISK),
     Format("ewf", "an EnCase image", _at(0, b"EVF\x09\r\n\xff\0", b"EVF2\r\n\x81\0"), "export it raw (ewfexport)"),
-    Format("gzip", "compressed with gzip", _gzip, "gunzip it first"),
-    Format("xz", "compressed with xz", _at(0, b"\xfd7zXZ\0"), "unxz it first"),
-    Format("zstd", "compressed with zstd", _at(0, b"\x28\xb5\x2f\xfd"), "unzstd it first"),
+    Format("gzip", "compressed with gzip", _gzip),
+    Format("xz", "compressed with xz", _at(0, b"\xfd7zXZ\0")),
+    Format("zstd", "compressed with zstd", _at(0, b"\x28\xb5\x2f\xfd")),
     Format("bzip2", "compressed with bzip2", lambda head: head[:3] == b"BZh" and head[4:10] == b"1AY&SY", _UNPACK),
     Format("lz4", "compressed with lz4", _at(0, b"\x04\x22\x4d\x18"), _UNPACK),
     Format("lzop", "compressed with lzop", _at(0, b"\x89LZO\0\r\n\x1a\n"), _UNPACK),

@@ -12,8 +12,9 @@ from fastmmu.errors import ConfigError
 from fastmmu.image.formats import HEAD, recognise
 from fastmmu.paging.memory import PhysicalMemory
 
-__all__ = ["open_raw", "open_regular"]
+__all__ = ["ANY_CONTENT", "open_raw", "open_regular", "whole_words"]
 
+ANY_CONTENT = "(raw memory that happens to begin so: --format raw, open_raw(any_content=True))"
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -49,17 +50,20 @@ def open_raw(path: str | os.PathLike[str], *, writable: bool = False, any_conten
             raise ConfigError(f"{name}: holds 0 bytes; give a raw image of physical memory")
         other = None if any_content else recognise(file.read(HEAD))
         if other is not None:
-            raise ConfigError(
-                f"{name}: this is {other.said}, not raw memory; {other.remedy} "
-                "(raw memory that happens to begin so: --format raw, open_raw(any_content=True))"
-            )
-        if size % 8:
-            raise ConfigError(
-                f"{name}: {size} bytes are no multiple of 8, so this is not raw memory from address 0: something "
-                "stands in front or behind, or the end is missing; padding would not help"
-            )
+            remedy = other.remedy or "open_image() reads it"
+            raise ConfigError(f"{name}: this is {other.said}, not raw memory; {remedy} {ANY_CONTENT}")
+        whole_words(os.fsdecode(name), size)
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY if writable else mmap.ACCESS_READ)
     try:
         return PhysicalMemory.from_array(view)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def whole_words(name: str, size: int) -> None:
+    """Raises ConfigError where a file cannot be raw memory by its size."""
+    if size % 8:
+        raise ConfigError(
+            f"{name}: {size} bytes are no multiple of 8, so this is not raw memory from address 0: something stands "
+            "in front or behind, or the end is missing; padding would not help"
+        )

@@ -103,6 +103,8 @@ cdef object _checked_place(place):
     memory, origin, tlb, vpid = parts
     if not instance("the memory of place", memory, PhysicalMemory).writable:
         raise ConfigError("the memory of place is read-only; a machine writes its own")
+    if (<PhysicalMemory> memory).mem.segments != NULL:
+        raise ConfigError("the memory of place has holes; a machine needs one without")
     origin = within("the origin of place", origin, 0, (<PhysicalMemory> memory).mem.nbytes, ConfigError)
     if origin & 0xFFF:
         raise ConfigError(f"place={origin:#x} is not aligned to 4 KB")

@@ -1,6 +1,7 @@
 """Translation, facts only: the guest's walk, the EPT walk, both; one address, arrays, whole address spaces.
 
-    memory       `PhysicalMemory`: one buffer; the bounds check and the reads of the kernels
+    memory       `PhysicalMemory`: one buffer, or segments of a file; the bounds check and the reads of the kernels
+    segments     memory with holes: what of it there is, pages that are put in place
     state        `GuestState`, `Eptp`: registers checked once, and what walks derive from them
     guest, ept   the two walks, headers that callers specialize (no EPT, no caches, no record of steps)
     walk_caches  what walks find in the paging-structure caches and leave there

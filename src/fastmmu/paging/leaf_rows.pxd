@@ -206,17 +206,22 @@ cdef inline void close_table(Leaves *s, const Table *t, uint64_t key) noexcept n
         barren_add(s, key, t)
 
 
-cdef inline void outside(Leaves *s, const Table *t, int shift, int entry_shift, int level, bint ept) noexcept nogil:
-    # what the table lacks because memory ends
-    cdef uint64_t i = max(t.next, t.held), start = t.base + (i << shift)
-    cdef uint64_t end = t.base + (<uint64_t> t.stop << shift), to_la = 0
-    if i >= t.stop:
+cdef inline void absent(Leaves *s, const Table *t, uint64_t i, uint64_t behind, int shift, int entry_shift, int level,
+                        bint ept) noexcept nogil:
+    # entries i..behind-1 lie outside memory
+    cdef uint64_t start = t.base + (i << shift), end = t.base + (behind << shift), to_la = 0
+    if i >= behind:
         return
     if ept:
         start = max(start, s.page.gpa)
         end = min(end, s.page.gpa + (<uint64_t> 1 << s.page.shift))
         to_la = s.page.la - s.page.gpa
     leaves_fault(s, start + to_la, end - start, t.hpa + (i << entry_shift), 0, FAULT_BUS, level, ept)
+
+
+cdef inline void outside(Leaves *s, const Table *t, int shift, int entry_shift, int level, bint ept) noexcept nogil:
+    # what the table lacks because memory ends
+    absent(s, t, max(t.next, t.held), t.stop, shift, entry_shift, level, ept)
 
 
 # ---- EPT ------------------------------------------------------------------------------------------------------

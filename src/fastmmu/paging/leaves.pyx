@@ -12,16 +12,17 @@ from fastmmu.paging.guest cimport is_leaf, leaf_address, guest_level_shift, tabl
 from fastmmu.paging.hash_table cimport hash_free
 from fastmmu.paging.leaf_pages cimport leaf_pages
 from fastmmu.paging.leaf_rows cimport (
-    Found, barren_key, barren_skip, close_table, entry_at, ept_find, extended, found_hpa, kind_word, native_type,
+    Found, absent, barren_key, barren_skip, close_table, entry_at, ept_find, extended, found_hpa, kind_word, native_type,
     nested_row, next_present, outside, rights_word,
 )
+from fastmmu.paging.memory cimport mem_holds
 
 
 # ---- opening tables ---------------------------------------------------------------------------------------
 
 cdef inline bint open_table(Leaves *s, Table *t, uint64_t key, uint64_t hpa, uint64_t base, uint64_t every,
                             uint64_t any_, int shift, int index_bits, int entry_shift, uint64_t first,
-                            uint64_t last) noexcept nogil:
+                            uint64_t last, int level, bint ept) noexcept nogil:
     # False: nothing is mapped there. Some of its addresses lie in first..last.
     cdef uint64_t entries = <uint64_t> 1 << index_bits, n
     cdef int i
@@ -41,7 +42,32 @@ cdef inline bint open_table(Leaves *s, Table *t, uint64_t key, uint64_t hpa, uin
     t.rows = s.before + s.n
     for i in range(CAUSES):
         t.faults[i] = s.count[i]
+    if s.m.segments != NULL:
+        held_entries(s, t, <uint32_t> entries, shift, entry_shift, level, ept)
     return True
+
+
+cdef void held_entries(Leaves *s, Table *t, uint32_t entries, int shift, int entry_shift, int level,
+                       bint ept) noexcept nogil:
+    # A table of memory with holes. One that lies in memory in part is read whole, for what is not memory is zero there.
+    cdef uint64_t size = <uint64_t> 1 << entry_shift
+    cdef uint32_t i, since
+    if mem_holds(s.m, t.hpa, entries << entry_shift):
+        t.held = entries
+        return
+    t.held = 0
+    for i in range(entries):
+        if mem_holds(s.m, t.hpa + i * size, size):
+            t.held = entries
+    if not t.held:
+        return
+    i = since = t.next
+    while i < t.stop:
+        if mem_holds(s.m, t.hpa + i * size, size):
+            absent(s, t, since, i, shift, entry_shift, level, ept)
+            since = i + 1
+        i += 1
+    absent(s, t, since, t.stop, shift, entry_shift, level, ept)
 
 
 cdef void open_guest(Leaves *s, int level, uint64_t table, uint64_t base, uint64_t every, uint64_t any_) noexcept nogil:
@@ -58,13 +84,13 @@ cdef void open_guest(Leaves *s, int level, uint64_t table, uint64_t base, uint64
             return
         hpa = found_hpa(s, &f, table)
     if open_table(s, &s.guest[level], barren_key(hpa, level, False), hpa, base, every, any_, shift, s.g.index_bits,
-                  s.g.entry_shift, s.first, s.last):
+                  s.g.entry_shift, s.first, s.last, level, False):
         s.level = level
 
 
 cdef void open_ept(Leaves *s, int level, uint64_t table, uint64_t base, uint64_t every) noexcept nogil:
     if open_table(s, &s.ept[level], barren_key(table, level, True), table, base, every, 0, level_shift(level), 9, 3,
-                  s.gpa_first, s.gpa_last):
+                  s.gpa_first, s.gpa_last, level, True):
         s.ept_level = level
 
 

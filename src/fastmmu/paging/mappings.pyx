@@ -17,7 +17,7 @@ from fastmmu.paging.leaves cimport (
     CAUSES, KEPT_FAULTS, REGIONS, EptRegion, LeafFault, LeafRow, Leaves, leaves_fault, leaves_free, leaves_range,
     leaves_run, leaves_types,
 )
-from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
+from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport Eptp, GuestState, as_eptp, prepare
 from fastmmu.threads.turns cimport Turn, Turns
 from fastmmu.dtypes import EPT_MAPPING_DTYPE, MAPPING_DTYPE, MAPPING_FAULT_DTYPE, Fault
@@ -154,6 +154,7 @@ cdef class MappingIterator:
             while got < most and not other.done:
                 with nogil:
                     leaves_run(other, NULL, most - got, WORK)
+                self.memory.settle()
                 got += other.n
                 PyErr_CheckSignals()
         finally:
@@ -171,6 +172,7 @@ cdef class MappingIterator:
             while got < n and not self.s.done:
                 with nogil:
                     leaves_run(&self.s, out + got, n - got, WORK)
+                self.memory.settle()
                 got += self.s.n
                 PyErr_CheckSignals()
         finally:
@@ -199,7 +201,8 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
     s.nested = eptp is not None
     if bare:
         s.e = (<Eptp> eptp).ept
-        if not mem_holds(s.m, s.e.root, 4096):
+        if not mem.has_table(s.e.root):
+            mem.settle()
             raise BusError(f"eptp={(<Eptp> eptp).value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
     else:
         fault = prepare(mem, state, eptp, False, NULL, &s.g, &s.e, &w)

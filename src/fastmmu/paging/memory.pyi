@@ -1,19 +1,47 @@
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer
 
+class _File(Protocol):
+    def fileno(self) -> int: ...
+
+ZERO: int
+FETCHED: int
+
 class PhysicalMemory:
-    u8: npt.NDArray[np.uint8]
-    u64: npt.NDArray[np.uint64]
     writable: bool
+    @property
+    def u8(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def u64(self) -> npt.NDArray[np.uint64]: ...
     def __init__(self, nbytes: int) -> None: ...
     @classmethod
     def from_array(cls, a: npt.NDArray[Any] | Buffer) -> PhysicalMemory: ...
+    @classmethod
+    def from_segments(
+        cls,
+        start: npt.NDArray[np.uint64],
+        length: npt.NDArray[np.uint64],
+        offset: npt.ArrayLike,
+        data: Buffer = b"",
+        *,
+        file: _File | None = None,
+        fetch: Callable[[int], Buffer] | None = None,
+        writable: bool = False,
+        most: int | None = None,
+    ) -> PhysicalMemory: ...
     def advise_huge_pages(self, start: int = 0, stop: int | None = None) -> None: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def ranges(self) -> npt.NDArray[np.uint64]: ...
+    @property
+    def copied(self) -> int: ...
+    def read(self, address: int, n: int) -> bytes: ...
+    def read_into(self, address: int, out: Buffer) -> int: ...
     def __len__(self) -> int: ...
     def read64(self, address: int) -> int: ...
     def write64(self, address: int, value: int) -> None: ...

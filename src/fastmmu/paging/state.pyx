@@ -321,6 +321,7 @@ cdef Eptp as_eptp(object eptp):
 
 cdef int pdpt_within(PhysicalMemory mem, GuestState state, eptp) except -1:
     if eptp is None and not mem_holds(&mem.mem, state.paging.cr3 & PDPT, 32):
+        mem.settle()
         raise BusError(f"cr3={state.cr3:#x}: its PDPTEs lie outside memory of {mem.nbytes:#x} bytes")
     return 0
 
@@ -352,13 +353,16 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, PmlQuery *l
             log.n = log.logged = 0
         ept.write_ad = sets
         e = ept
-        if not mem_holds(&mem.mem, ept.root, 4096):
+        if not mem.has_table(ept.root):
+            mem.settle()
             raise BusError(f"eptp={pointer.value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
-    elif paging.levels and paging.mode != MODE_PAE and not mem_holds(&mem.mem, paging.root, 4096):
+    elif paging.levels and paging.mode != MODE_PAE and not mem.has_table(paging.root):
+        mem.settle()
         raise BusError(f"cr3={state.cr3:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
     if paging.mode == MODE_PAE and state.pdptes is None:
         pdpt_within(mem, state, eptp)
         fault = load_pdptes(&mem.mem, paging, e, w, NULL)
+        mem.settle()
         w.fault = fault
         if fault:
             w.pa = ONES

@@ -133,7 +133,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
         result = _checked(out, addresses.shape)
     pa = result.pa
     if not simple(pa):
-        if np.may_share_memory(pa, mem.u8):
+        if mem._u8 is not None and np.may_share_memory(pa, mem._u8):
             raise ConfigError(_OVERLAP)
         pa = np.empty(addresses.shape, _U64)
     batch.memory = mem
@@ -141,7 +141,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     PyObject_GetBuffer(addresses, &batch.va, PyBUF_SIMPLE)
     PyObject_GetBuffer(pa, &batch.pa, PyBUF_WRITABLE)
     PyObject_GetBuffer(result.fault, &batch.fault, PyBUF_WRITABLE)
-    if overlap(&batch.pa, mem.mem.base, mem.mem.nbytes):
+    if overlap(&batch.pa, mem.mem.base, mem.top):
         raise ConfigError(_OVERLAP)
     if fault:                       # no PDPTE registers, so nothing translates
         result.pa[...] = ONES
@@ -165,6 +165,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
         workers = max(1, min(most, (batch.b.n + CHUNK - 1) // CHUNK))
         batch.reserve(workers)
         _share(batch, workers)
+    mem.settle()
     if pa is not result.pa:
         result.pa[...] = pa
     return result

@@ -21,7 +21,7 @@ from .cpu.apic import Ipi, LocalApic
 from .cpu.vapic import PostedDescriptor, VirtualApic
 from .paging.ept import Ept, EptCap, GpaReference, eptp_valid, translate_gpa
 from .paging.mappings import Mapping, mappings
-from .paging.memory import ArrayMemory, Memory, SparseMemory
+from .paging.memory import ArrayMemory, Memory, SegmentedMemory, SparseMemory
 from .paging.memtype import MemType, Mtrrs
 from .paging.nonroot import (
     EptpSwitched,
@@ -78,6 +78,7 @@ __all__ = [
     "PdptesLoaded",
     "PmlFull",
     "PostedDescriptor",
+    "SegmentedMemory",
     "SparseMemory",
     "SppEvent",
     "State",

@@ -87,6 +87,8 @@ cdef class Cpu:
         cdef Processor *p = &self.p
         if not memory.writable:
             raise ConfigError("a processor needs writable memory; give it a copy")
+        if memory.mem.segments != NULL:
+            raise ConfigError("a processor needs memory without holes; give it a copy")
         self.caps = Capabilities() if caps is None else instance("caps", caps, Capabilities)
         self.memory = memory
         self.tlb = tlb if isinstance(tlb, TLB) else TLB(tlb)

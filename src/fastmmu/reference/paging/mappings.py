@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from . import ept as second
 from . import guest
 from .ept import Ept, GpaReference
-from .memory import Memory
+from .memory import Memory, holds
 from .memtype import ept_access_type, guest_access_type
 from .outcome import GpaMapped
 from .state import Mode, State, bits
@@ -63,7 +63,7 @@ def _table_hpa(mem: Memory, ept: Ept | None, gpa: int) -> int | None:
 
 
 def _read(mem: Memory, hpa: int, size: int) -> int | None:
-    if not 0 <= hpa & ~7 <= mem.nbytes - 8:
+    if not holds(mem, hpa & ~7):
         return None
     qword = mem.read64(hpa & ~7)
     return qword if size == 8 else qword >> (8 * (hpa & 4)) & 0xFFFF_FFFF

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,11 +10,14 @@ import numpy.typing as npt
 
 from ...errors import BusError
 
-__all__ = ["ArrayMemory", "Memory", "Overlay", "SparseMemory"]
+__all__ = ["ArrayMemory", "Memory", "Overlay", "SegmentedMemory", "SparseMemory", "holds"]
 
 
 class Memory(Protocol):
-    """What the walkers ask of memory. Addresses are multiples of 8; outside [0, nbytes) is a BusError."""
+    """What the walkers ask of memory. Addresses are multiples of 8; outside [0, nbytes) is a BusError.
+
+    Memory with holes has ``ranges``, too: (start, end) of what of it there is.
+    """
 
     @property
     def nbytes(self) -> int: ...
@@ -29,6 +32,12 @@ def _check(hpa: int, nbytes: int) -> None:
         raise BusError(f"physical address {hpa:#x} is not a multiple of 8")
     if not 0 <= hpa <= nbytes - 8:
         raise BusError(f"physical address {hpa:#x} lies outside memory of {nbytes:#x} bytes; enlarge the memory")
+
+
+def holds(mem: Memory, hpa: int, n: int = 8) -> bool:
+    """Whether the bytes hpa..hpa+n-1 are memory."""
+    ranges: Iterable[tuple[int, int]] = getattr(mem, "ranges", ((0, mem.nbytes),))
+    return any(start <= hpa and hpa + n <= end for start, end in ranges)
 
 
 class SparseMemory:
@@ -81,6 +90,10 @@ class Overlay:
     def nbytes(self) -> int:
         return self.below.nbytes
 
+    @property
+    def ranges(self) -> Sequence[tuple[int, int]]:
+        return getattr(self.below, "ranges", ((0, self.nbytes),))
+
     def read64(self, hpa: int) -> int:
         value = self.written.get(hpa)
         return self.below.read64(hpa) if value is None else value
@@ -93,3 +106,35 @@ class Overlay:
         for hpa, value in self.written.items():
             self.below.write64(hpa, value)
         self.written.clear()
+
+
+class SegmentedMemory:
+    """Memory of which only some ranges are there: pieces side by side are one, and words of 8 bytes are whole or none.
+
+    `pieces`: (start, end) in any order, which may overlap; `below` holds the words.
+    """
+
+    def __init__(self, below: Memory, pieces: Sequence[tuple[int, int]]) -> None:
+        merged: list[list[int]] = []
+        for start, end in sorted(pieces):
+            if merged and start <= merged[-1][1]:
+                merged[-1][1] = max(merged[-1][1], end)
+            else:
+                merged.append([start, end])
+        words = [((start + 7) // 8 * 8, end // 8 * 8) for start, end in merged]
+        self.below = below
+        self.ranges = tuple((start, end) for start, end in words if start < end)
+
+    @property
+    def nbytes(self) -> int:
+        return max((end for _, end in self.ranges), default=0)
+
+    def read64(self, hpa: int) -> int:
+        if not holds(self, hpa):
+            raise BusError(f"physical address {hpa:#x} lies in a hole")
+        return self.below.read64(hpa)
+
+    def write64(self, hpa: int, value: int) -> None:
+        if not holds(self, hpa):
+            raise BusError(f"physical address {hpa:#x} lies in a hole")
+        self.below.write64(hpa, value)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...exits import ExitReason
 from .ept import SUPPRESS_VE, Ept, eptp_valid
-from .memory import Memory
+from .memory import Memory, holds
 from .outcome import Bus, EptViolation
 
 __all__ = [
@@ -51,7 +51,7 @@ def deliver_ve(
     """
     if not (convertible(violation) and pe and not delivering_event):
         return violation
-    if not 0 <= area <= mem.nbytes - 40:
+    if not holds(mem, area, 40):
         return Bus(hpa=area)
     if mem.read64(area) >> 32:
         return violation
@@ -110,7 +110,7 @@ def vmfunc(
     if not functions >> eax & 1 or eax != 0 or ecx >= EPTP_LIST_LENGTH:
         return VmfuncExit()
     slot = eptp_list + 8 * ecx
-    if not 0 <= slot <= mem.nbytes - 8:
+    if not holds(mem, slot):
         return Bus(hpa=slot)
     eptp = mem.read64(slot)
     if not eptp_valid(eptp, caps=ept.caps, maxphyaddr=ept.maxphyaddr) or eptp >> 3 & 7 != ept.eptp >> 3 & 7:

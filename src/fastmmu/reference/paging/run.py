@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ...dtypes import StepKind
-from .memory import Memory, Overlay
+from .memory import Memory, Overlay, holds
 from .outcome import Bus, Change, Outcome, Step
 
 __all__ = ["Ended", "Log", "Run", "conclude"]
@@ -49,7 +49,7 @@ class Run:
 
     def within(self, hpa: int) -> None:
         """End as a bus outcome unless the qword around `hpa` exists."""
-        if not 0 <= hpa & ~7 <= self.mem.nbytes - 8:
+        if not holds(self.mem, hpa & ~7):
             raise Ended(Bus(hpa=hpa))
 
     def _peek(self, hpa: int, size: int) -> int:

@@ -1,0 +1,176 @@
+"""kdump-compressed files (makedumpfile, QEMU's and libvirt's kdump-*), also in the flattened form: page by page."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from fastmmu.errors import ConfigError, MissingExtraError
+from fastmmu.image.dmp import runs_of
+from fastmmu.image.layout import FETCHED, PAGE, TOP, ZERO, Layout
+from fastmmu.image.notes import add_notes, add_vmcoreinfo
+from fastmmu.image.source import PIECE, Blocks, Source, temporary
+from fastmmu.trace.codecs import CorruptData, decompressor
+
+__all__ = ["read", "read_flattened"]
+
+_FLATTENED_HEAD = 4096
+_DESCRIPTOR = struct.Struct("<QIIQ")  # offset, size, flags, page_flags
+_ZERO_PAGES = 1  # of the dump level: pages of zeros are left out, nothing else is
+_PLAIN, _ZLIB, _LZO, _SNAPPY, _ZSTD = 0, 1, 2, 4, 0x20
+_NAMES = {_ZLIB: "zlib", _LZO: "LZO", _SNAPPY: "snappy", _ZSTD: "zstd"}
+
+
+def read(source: Source) -> Layout:
+    """The pages that have a descriptor, each unpacked when it is asked for.
+
+    Pages that the dump left out read as zero where pages of zeros were all that it left out (dump level 1); else they
+    are not memory.
+    """
+    (version,) = source.fields("<i", 8)
+    block, sub_blocks, bitmap_blocks, max_mapnr = source.fields("<iiII", 428)
+    if block != PAGE:
+        raise source.wrong(f"blocks of {block} bytes; those of x86 have {PAGE}")
+    if not 1 <= sub_blocks <= 1 << 20 or bitmap_blocks % 2:
+        raise source.wrong(f"{sub_blocks} blocks of the sub-header, {bitmap_blocks} of bitmaps: this is no kdump")
+    layout = Layout()
+    level, split, first, behind = source.fields("<IIQQ", block + 8)
+    if version >= 6:
+        first, behind, max_mapnr = source.fields("<QQQ", block + 80)
+    for at, since, add in ((48, 4, add_notes), (32, 3, add_vmcoreinfo)):  # the registers of CPUs come first
+        offset, size = source.fields("<QQ", block + at)
+        if size and version >= since:
+            add(layout, source.bytes_at(offset, size))
+    half = bitmap_blocks // 2 * block
+    if max_mapnr > 8 * half or max_mapnr > TOP // PAGE:
+        raise source.wrong(f"{max_mapnr} pages, and bitmaps of {8 * half} bits")
+    bitmaps = (1 + sub_blocks) * block
+    there, given = source.bytes_at(bitmaps, half), source.bytes_at(bitmaps + half, half)
+    part = (first, min(behind, max_mapnr)) if split else (0, max_mapnr)
+    runs = runs_of(given, part[1], part[0])
+    for number, count in runs:
+        layout.add(number * PAGE, count * PAGE, FETCHED)
+    if level == _ZERO_PAGES and not split:
+        for number, count in runs_of(there, max_mapnr):
+            layout.add(number * PAGE, count * PAGE, ZERO)
+    layout.info["dump level"] = str(level)
+    layout.fetch = _Pages(source, runs, bitmaps + 2 * half).page
+    return layout
+
+
+class _Pages:
+    """Pages by their descriptors, which lie in the order of the bits."""
+
+    def __init__(self, source: Source, runs: list[tuple[int, int]], at: int) -> None:
+        self.source = source
+        self.descriptors = at
+        self.first = np.array([number for number, _ in runs], np.int64)
+        counts = np.array([count for _, count in runs], np.int64)
+        self.before = np.cumsum(counts) - counts  # descriptors of the runs before
+        self.blocks = Blocks(self.unpack)
+
+    def page(self, at: int) -> bytes:
+        return self.blocks[at // PAGE]
+
+    def unpack(self, number: int) -> bytes:
+        run = int(np.searchsorted(self.first, number, "right")) - 1
+        place = self.descriptors + _DESCRIPTOR.size * (int(self.before[run]) + number - int(self.first[run]))
+        offset, size, flags, _ = _DESCRIPTOR.unpack(self.source.bytes_at(place, _DESCRIPTOR.size))
+        if not 0 < size <= 2 * PAGE:
+            raise self._wrong(number, f"its descriptor says {size} bytes at byte {offset}; the dump is incomplete")
+        data = self.source.bytes_at(offset, size)
+        if flags == _PLAIN:
+            page = data
+        elif flags in _UNPACK:
+            try:
+                page = _UNPACK[flags](data)
+            except _Corrupt as error:
+                raise self._wrong(number, f"cannot be unpacked ({_NAMES[flags]}): {error}") from error
+        else:
+            raise self._wrong(number, f"is packed in a way that is not known, flags {flags:#x}")
+        if len(page) != PAGE:
+            raise self._wrong(number, f"has {len(page)} bytes unpacked, not {PAGE}")
+        return page
+
+    def _wrong(self, number: int, what: str) -> ConfigError:
+        return self.source.wrong(f"the page at physical address {number * PAGE:x} {what}")
+
+
+class _Corrupt(Exception):
+    pass
+
+
+def _zlib(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, PAGE + 1)
+    except zlib.error as error:
+        raise _Corrupt(str(error)) from error
+
+
+def _lzo(data: bytes) -> bytes:
+    try:
+        from lzallright import InputNotConsumed, LZOCompressor, LZOError
+    except ImportError as error:
+        raise MissingExtraError("a kdump packed with LZO", "images") from error
+    try:
+        return bytes(LZOCompressor.decompress(data, PAGE))
+    except (LZOError, InputNotConsumed) as error:
+        raise _Corrupt(str(error)) from error
+
+
+def _snappy(data: bytes) -> bytes:
+    try:
+        from cramjam import DecompressionError, snappy
+    except ImportError as error:
+        raise MissingExtraError("a kdump packed with snappy", "images") from error
+    page = bytearray(PAGE)
+    try:
+        n = snappy.decompress_raw_into(data, page)
+    except DecompressionError as error:
+        raise _Corrupt(str(error)) from error
+    return bytes(page[:n])
+
+
+def _zstd(data: bytes) -> bytes:
+    stream = decompressor("zst")
+    try:
+        return stream.decompress(data, PAGE + 1)
+    except CorruptData as error:
+        raise _Corrupt(str(error)) from error
+
+
+_UNPACK: dict[int, Callable[[bytes], bytes]] = {_ZLIB: _zlib, _LZO: _lzo, _SNAPPY: _snappy, _ZSTD: _zstd}
+
+
+# ---- the flattened form ------------------------------------------------------------------------------------------
+
+
+def read_flattened(source: Source) -> Layout:
+    """A dump written to a pipe: records of (place, size) and bytes, put together in a file without a name."""
+    kind, version = struct.unpack(">qq", source.bytes_at(16, 16))
+    if (kind, version) != (1, 1):
+        raise source.wrong(f"a flattened dump of type {kind}, version {version}; 1 and 1 are known")
+    out = temporary()
+    at = _FLATTENED_HEAD
+    while True:
+        place, size = struct.unpack(">qq", source.bytes_at(at, 16))
+        at += 16
+        if place == -1:
+            break
+        if place < 0 or size <= 0 or place + size > TOP or at + size > source.size:
+            raise source.wrong(
+                f"the record at byte {at - 16} has {size} bytes for byte {place}; {source.size - at} bytes are left"
+            )
+        out.seek(place)
+        for part in range(at, at + size, PIECE):
+            out.write(source.data[part : min(part + PIECE, at + size)])
+        at += size
+    out.flush()
+    inner = Source(out, source.name)
+    if inner.bytes_at(0, 8) != b"KDUMP   ":
+        raise source.wrong("the flattened dump holds no kdump; put it together with makedumpfile -R")
+    source.file, source.data, source.size = inner.file, inner.data, inner.size
+    return read(source)
