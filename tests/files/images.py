@@ -105,7 +105,7 @@ def placed(
         if ranges:
             found[path] = open_image(path, map=texts(ranges))
     parts = [path for path in raw if images[path].memory.nbytes in {n for _, n in ram} and path not in found]
-    for order in itertools.permutations(parts, len(ram)) if len(parts) <= 6 else ():
+    for order in itertools.permutations(parts, len(ram)) if ram and len(parts) <= 6 else ():
         if [images[path].memory.nbytes for path in order] != [n for _, n in ram]:
             continue
         joined = place / "joined"

@@ -178,7 +178,7 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "open_image.machine": lambda w: "q35",
     "from_segments.start": lambda w: np.array([0x1000, 0x3000], np.uint64),
     "from_segments.length": lambda w: np.array([0x1000, 0x800], np.uint64),
-    "from_segments.offset": lambda w: np.array([0, -1], np.int64),
+    "from_segments.offset": lambda w: np.array([-1, -1], np.int64),
     "from_segments.data": lambda w: bytes(4096),
     "from_segments.file": lambda w: None,
     "read_into.out": lambda w: bytearray(8),

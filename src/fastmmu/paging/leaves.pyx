@@ -12,8 +12,8 @@ from fastmmu.paging.guest cimport is_leaf, leaf_address, guest_level_shift, tabl
 from fastmmu.paging.hash_table cimport hash_free
 from fastmmu.paging.leaf_pages cimport leaf_pages
 from fastmmu.paging.leaf_rows cimport (
-    Found, absent, barren_key, barren_skip, close_table, entry_at, ept_find, extended, found_hpa, kind_word, native_type,
-    nested_row, next_present, outside, rights_word,
+    Found, absent, barren_key, barren_skip, close_table, entry_at, ept_find, extended, found_hpa, kind_word,
+    native_type, nested_row, next_present, outside, rights_word,
 )
 from fastmmu.paging.memory cimport mem_holds
 

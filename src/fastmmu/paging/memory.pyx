@@ -66,9 +66,10 @@ cdef class PhysicalMemory:
     """Host physical memory: `nbytes` bytes from physical address 0, zero at the start.
 
     ``.u8`` and ``.u64`` are NumPy views of the one buffer (uint8[nbytes], uint64[nbytes // 8], little endian, as
-    x86 lays it out); memory with holes (:meth:`from_segments`) has neither, and is read by :meth:`read`. Pages that nothing touches take no memory of the host, so a large address space is cheap: of 1,000
-    words touched, one every 4 MB, 1,000 pages of 4 KB are resident. Huge pages of the host are used where pages lie
-    dense: where :meth:`advise_huge_pages` says so, and under tables that many translations went through.
+    x86 lays it out); memory with holes (:meth:`from_segments`) has neither, and is read by :meth:`read`. Pages that
+    nothing touches take no memory of the host, so a large address space is cheap: of 1,000 words touched, one
+    every 4 MB, 1,000 pages of 4 KB are resident. Huge pages of the host are used where pages lie dense: where
+    :meth:`advise_huge_pages` says so, and under tables that many translations went through.
     Table reads of the kernels are checked against this size; what a translation *results* in may lie outside.
 
     :param nbytes: size in bytes, a positive multiple of 8.
@@ -182,7 +183,7 @@ cdef class PhysicalMemory:
         """
         first, behind, _ = slice(start, stop).indices(self.nbytes)
         first, behind = (first + _HUGE - 1) // _HUGE * _HUGE, behind // _HUGE * _HUGE
-        if first < behind and isinstance(self._owner, mmap.mmap) and self.placed == NULL and self.next_look != ~<uint64_t> 0:
+        if first < behind and isinstance(self._owner, mmap.mmap) and self.next_look != ~<uint64_t> 0:
             fm_huge_ahead(self.mem.base + <uint64_t> first, behind - first)
 
     @property
@@ -255,12 +256,12 @@ cdef class PhysicalMemory:
         if self.placed == NULL or self._failure is None and not self.placed.full:
             return 0
         failure, self._failure = self._failure, None
-        full, self.placed.full = self.placed.full, 0
+        self.placed.full = 0
         if failure is not None:
             raise failure
         raise OutOfMemoryError(
-            f"the page tables that were walked take more than {self.placed.most << 12} bytes, copied out of a file that "
-            "cannot be mapped; allow more (most=), or unpack the file")
+            f"the page tables that were walked take more than {self.placed.most << 12} bytes, copied out of a file "
+            "that cannot be mapped; allow more (most=), or unpack the file")
 
     def __reduce__(self):
         raise TypeError("memory is neither copied nor pickled: PhysicalMemory.from_array(memory.u8.copy()) is a copy, "
@@ -373,8 +374,8 @@ cdef PhysicalMemory _placed(cls, start, length, offset, data, file, fetch, writa
         if p.kind == PIECE_FETCHED and fetch is None:
             raise ConfigError(f"segment {i} at {starts[i]:#x} is FETCHED, and there is no fetch")
         if p.kind == PIECE_DATA and (offsets[i] < 0 or p.offset > size or size - p.offset < lengths[i]):
-            raise ConfigError(f"segment {i}, {lengths[i]:#x} bytes at {starts[i]:#x}, lies at byte {offsets[i]} of data, "
-                              f"which has {size}")
+            raise ConfigError(f"segment {i}, {lengths[i]:#x} bytes at {starts[i]:#x}, lies at byte {offsets[i]} of "
+                              f"data, which has {size}")
     s.n_pieces = n
     s.head.pages = (end + 4095) >> 12
     if placed_init(s) < 0:
@@ -395,7 +396,7 @@ cdef PhysicalMemory _placed(cls, start, length, offset, data, file, fetch, writa
     s.filled = <uint64_t *> (s.base + (s.head.pages << 12))
     s.head.ready = s.filled + (s.head.pages + 63) // 64
     if file is not None:
-        _map(s, file.fileno(), writes)
+        _map(s, _descriptor(file), writes)
     self.mem.base = s.base
     self.mem.segments = &s.head
     self.top = s.span[s.n_spans - 1].end
@@ -424,6 +425,13 @@ cdef int _map(Placed *s, int descriptor, bint writable) except -1:
             p.mapped = first
             p.mapped_end = first + <uint64_t> lengths[i]
     return 0
+
+
+cdef int _descriptor(file) except -1:
+    try:
+        return os.fstat(file.fileno()) and file.fileno()
+    except Exception as error:
+        raise ConfigError(f"file must be an open file with a descriptor, not {type(file).__name__}: {error}") from error
 
 
 cdef uint64_t _quarter() except 0:

@@ -85,10 +85,8 @@ cdef class Cpu:
 
     def __cinit__(self, PhysicalMemory memory not None, *, tlb="skylake", caps=None, vmxon=None):
         cdef Processor *p = &self.p
-        if not memory.writable:
-            raise ConfigError("a processor needs writable memory; give it a copy")
-        if memory.mem.segments != NULL:
-            raise ConfigError("a processor needs memory without holes; give it a copy")
+        if not memory.writable or memory.mem.segments != NULL:
+            raise ConfigError("a processor needs writable memory without holes; give it a copy")
         self.caps = Capabilities() if caps is None else instance("caps", caps, Capabilities)
         self.memory = memory
         self.tlb = tlb if isinstance(tlb, TLB) else TLB(tlb)
