@@ -20,6 +20,7 @@ __all__ = ["Blocks", "Source", "inflated_lime", "open_source", "temporary"]
 
 PIECE = 1 << 18
 _ZEROS = bytes(PIECE)
+_CODECS = ("gz", "xz", "zst", "bz2", "lz4", "sz")
 _PACKED = 3  # times that a file may be packed, one in the other
 CACHED = 1 << 26
 """Bytes of unpacked blocks that are kept, of a file whose format is compressed inside."""
@@ -98,7 +99,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     for _ in range(_PACKED):
         head = file.read(4096)
         file.seek(0)
-        codec = codec_of_bytes(head)
+        codec = codec_of_bytes(head) if codec_of_bytes(head) in _CODECS else None
         if codec is None and not inflated_lime(head):
             break
         packed = file
