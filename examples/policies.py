@@ -8,12 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 import fastmmu
 from fastmmu.exits import Exit
 from fastmmu.trace import bundled, read_trace, tpr_profile, with_tpr
 
 if TYPE_CHECKING:
+    from fastmmu.kvm.log_port import DirtyLog
     from fastmmu.kvm.port import VirtualCpu
+
+    Bits = npt.NDArray[np.bool_]
 
 PAGE = 4096
 
@@ -39,6 +45,20 @@ class AsReads(NextPages):
         return False
 
 
+class HotPages(fastmmu.Kvm):
+    """A log that protects only pages seen hot: used, by their A flags, since the log was read last. Such a page counts
+    as written, once; one that was not used cannot have been."""
+
+    def start_dirty_log(self, log: DirtyLog) -> None:
+        log.clear_young()
+        self.unprotected = np.ones(log.pages, np.bool_)
+
+    def get_dirty_log(self, log: DirtyLog, dirty: Bits) -> Bits:
+        dirty |= self.unprotected & log.clear_young()
+        self.unprotected &= ~dirty
+        return super().get_dirty_log(log, dirty)
+
+
 class InService(fastmmu.Kvm):
     """No threshold where an interrupt in service blocks what waits, whatever the TPR: its end comes first."""
 
@@ -58,6 +78,22 @@ def prefetch(name: str) -> Iterator[list[Any]]:
         counters = machine.counters()
         given = machine.vmm.counters()["resident"]
         yield [name, label, counters["exits_by_reason"]["ept_violation"], given, counters["tlb_misses"]]
+
+
+def dirty_log(name: str) -> Iterator[list[Any]]:
+    """EPT violations from the start of the log on, and pages that were given as written, in all its readings."""
+    config = fastmmu.Config(mmu="ept", vpid=True, kvm="6.1", memory="256M")
+    for label, vmm in (("python", "python"), ("HotPages", HotPages)):
+        machine = fastmmu.Machine(config.replace(vmm=vmm))
+        before, written = 0, 0
+        for number, batch in enumerate(read_trace(bundled()[name]).batches(100_000)):
+            machine.run(batch.op, batch.size, batch.addr)
+            if number == 4:
+                machine.vmm.start_dirty_log(0)
+                before = machine.counters()["exits_by_reason"]["ept_violation"]
+            elif number > 4:
+                written += int(machine.vmm.dirty_log(0).sum())
+        yield [name, label, machine.counters()["exits_by_reason"]["ept_violation"] - before, written]
 
 
 def threshold(name: str) -> Iterator[list[Any]]:
@@ -90,6 +126,11 @@ if __name__ == "__main__":
         "the next 8 pages, at an EPT violation",
         ["trace", "vmm", "violations", "host pages", "TLB misses"],
         [row for name in bundled() for row in prefetch(name)],
+    )
+    show(
+        "a dirty log of pages seen hot",
+        ["trace", "vmm", "violations", "pages given"],
+        [row for name in bundled() for row in dirty_log(name)],
     )
     show(
         "the TPR threshold",

@@ -41,13 +41,13 @@ def test_policies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     out = output("policies.py", capsys, monkeypatch)
     page = (EXAMPLES.parent / "docs" / "policy.md").read_text()
     rows = [line for line in out.splitlines() if line.startswith("    ")]
-    assert len(rows) == 11
+    assert len(rows) == 16
     assert [row for row in rows if row not in page.splitlines()] == [], (
         "put what the example prints into docs/policy.md"
     )
     source = (EXAMPLES / "policies.py").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert [block for block in blocks if block not in source] == []
 
 

@@ -77,6 +77,16 @@ class Held(fastmmu.Kvm):
         return super().handle(vcpu)
 
 
+class Logged(fastmmu.Kvm):
+    """And one whose dirty log is held."""
+
+    log: Any
+
+    def start_dirty_log(self, log: Any) -> None:
+        Logged.log = log
+        super().start_dirty_log(log)
+
+
 class World:
     """One of everything."""
 
@@ -166,6 +176,11 @@ class World:
         config = self.config if self.kind != "native" else Config(**SMALL, mmu="ept")
         Machine(config.replace(vmm=Held)).run(*self.events, self.addresses)
         return Held.made
+
+    def make_python_log(self) -> Any:
+        machine = Machine(Config(**SMALL, mmu="ept", vmm=Logged))
+        machine.vmm.start_dirty_log(0)
+        return Logged.log
 
     def make_python_apic(self) -> Any:
         Machine(Config(**SMALL, mmu="ept", tpr="flexpriority", vmm=Held)).run(*self.events, self.addresses)
@@ -275,6 +290,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "VmPort": lambda w: w.python_vmm.vm,
     "VcpuPort": lambda w: w.python_vmm.vcpu,
     "ApicEntry": lambda w: w.python_apic,
+    "DirtyLog": lambda w: w.python_log,
     "Lapic": lambda w: w.python_apic,
     "RegisterAccess": lambda w: RegisterAccess(reads=True, writes=False, size=4, value=0),
     "VirtualMachine": lambda w: w.python_vmm.vm,

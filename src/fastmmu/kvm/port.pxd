@@ -10,6 +10,8 @@ from fastmmu.threads.turns cimport Turns
 cdef class VirtualMachine(VmPort):
     cdef Turns turns
     cdef readonly list vcpus    # VirtualCpu, by number
+    cdef object policy          # the Kvm in whose hands it is
+    cdef object ask(self, str name, int slot, found=*)
     cdef VirtualCpu of(self, KvmVcpu *vcpu)
     cdef _renew(self)
     cdef forget(self, KvmVcpu *vcpu)

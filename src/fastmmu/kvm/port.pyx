@@ -8,12 +8,13 @@ from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
 from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters, KvmStats, KvmVcpu
 from fastmmu.kvm.lapic_port cimport Lapic, lapic_of
+from fastmmu.kvm.log_port cimport log_of
 from fastmmu.kvm.roots_port cimport roots_of
 from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.kvm.vm_port cimport VmPort, made_of, word_of_board
 from fastmmu.mmu.direct cimport RET_PF_FIXED, RET_PF_RETRY, RET_PF_SPURIOUS, Fault, direct_page_fault
 from fastmmu.mmu.memslots cimport gfn_to_memslot
-from fastmmu.threads.turns cimport Turns
+from fastmmu.threads.turns cimport Turns, this_thread
 
 from fastmmu.errors import PolicyError
 from fastmmu.exits import N_REASONS, Exit, ExitReason, FaultClass
@@ -83,6 +84,16 @@ cdef class VirtualMachine(VmPort):
         """
         self.inside()
         (<uint64_t *> &self.kvm.stats)[place_of(_stats, name)] += within("n", n, 0, 0xFFFFFFFFFFFFFFFF, PolicyError)
+
+    cdef object ask(self, str name, int slot, found=None):
+        # a method of the VMM for the dirty log of a slot, which user space calls
+        cdef uint64_t active = self.active
+        self.active = this_thread()
+        log = log_of(self, slot)
+        try:
+            return getattr(self.policy, name)(log) if found is None else getattr(self.policy, name)(log, found)
+        finally:
+            self.active = active
 
     # ---- its vCPUs -------------------------------------------------------------------------------------------
 

@@ -6,14 +6,17 @@ import numpy as np
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._arguments cimport choice, counted, flag, many, whole, within
+from fastmmu._arguments cimport choice, counted, flag, many, shown, whole, within
 from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
 from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, Kvm
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
 from fastmmu.kvm.roots cimport kvm_zap_all
+from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
-from fastmmu.mmu.dirty_log cimport dirty_clear, dirty_get, dirty_ring, dirty_start, dirty_stop, nx_recover
+from fastmmu.mmu.dirty_log cimport (
+    dirty_clear, dirty_get, dirty_open, dirty_protect, dirty_ring, dirty_stop, dirty_take, nx_recover,
+)
 from fastmmu.mmu.memslots cimport HOST_SHARED, Memslot, host_holds, slot_hpa, slots_delete
 from fastmmu.mmu.mmu cimport Mmu, MmuCounters, Sp, id_index, id_owner, rmap_next
 from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
@@ -22,7 +25,7 @@ from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
 from fastmmu.mmu.spte cimport MMIO_GENERATIONS
 from fastmmu.threads.turns cimport Turn, Turns
 from fastmmu.counters import STATS, reader
-from fastmmu.errors import ConfigError, OutOfMemoryError, StateError, WrongTypeError
+from fastmmu.errors import ConfigError, OutOfMemoryError, PolicyError, StateError, WrongTypeError
 
 _stats = reader(STATS)
 _OMISSIONS = {"tables": OMIT_TABLES, "registers": OMIT_REGISTERS, "invlpg": OMIT_INVLPG, "moved": OMIT_MOVED,
@@ -41,12 +44,13 @@ cdef list linked(const Mmu *mmu, uint32_t place):
 cdef object _BOARD = object()            # none but vmm_of has it
 
 
-cdef Vmm vmm_of(object board, Turns turns, Kvm *kvm):
+cdef Vmm vmm_of(object board, Turns turns, Kvm *kvm, VirtualMachine vm):
     """The VMM of a board, which it keeps."""
     cdef Vmm vmm = Vmm.__new__(Vmm, _BOARD)
     vmm.board = board
     vmm.turns = turns
     vmm.kvm = kvm
+    vmm.vm = vm
     return vmm
 
 
@@ -135,8 +139,14 @@ cdef class Vmm:
         cdef int n = self.slot(number)
         cdef bint by_hand = flag("manual", manual), full = flag("initially_set", initially_set)
         kvm_drain(self.kvm.running)
-        if dirty_start(&self.kvm.mmu, n, by_hand, full):
+        cdef int opened = dirty_open(&self.kvm.mmu, n, by_hand, full)
+        if opened < 0:
             raise OutOfMemoryError(f"no memory for the dirty log of slot {number}")
+        if opened:
+            if self.vm is not None:
+                self.vm.ask("start_dirty_log", n)
+            else:
+                dirty_protect(&self.kvm.mmu, n)
         self.layout_changed()
         kvm_arm(self.kvm.running)
         self.paid()
@@ -164,9 +174,18 @@ cdef class Vmm:
         words = np.zeros((slot.npages + 63) >> 6, np.uint64)
         cdef uint64_t[::1] out = words
         kvm_drain(self.kvm.running)
-        dirty_get(&self.kvm.mmu, n, &out[0])
+        if self.vm is not None:
+            dirty_take(&self.kvm.mmu, n, &out[0])
+        else:
+            dirty_get(&self.kvm.mmu, n, &out[0])
+        found = np.unpackbits(words.view(np.uint8), count=slot.npages, bitorder="little").view(np.bool_)
+        if self.vm is not None and not slot.manual:
+            found = self.vm.ask("get_dirty_log", n, found)
+            if not isinstance(found, np.ndarray) or found.dtype != np.bool_ or found.shape != (slot.npages,):
+                raise PolicyError(f"get_dirty_log() returned {shown(found)}; return an array of {int(slot.npages)} "
+                                  "bools, one a page of the slot")
         self.paid()
-        return np.unpackbits(words.view(np.uint8), count=slot.npages, bitorder="little").view(np.bool_)
+        return found
 
     def clear_dirty_log(self, number, first, count):
         """Begin the log anew for `count` pages from page `first` of a slot whose log is ``manual``.

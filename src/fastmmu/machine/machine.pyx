@@ -141,7 +141,7 @@ cdef class Machine:
         board.kvm.surface = surface
         if board.v.guest and board.config.vmm != "kernel":
             board.vm = vm_of(board, board.turns, &board.kvm)
-            board.python = board.config.vmm_class(board.vm)
+            board.python = board.vm.policy = board.config.vmm_class(board.vm)
             board.v.handler = in_python
         for reason, name in overridden(policy).items():
             board.handlers[reason] = getattr(policy, name)
@@ -161,7 +161,7 @@ cdef class Machine:
         self.apic = None if board.vcpu.irq == NULL else GuestApic(board)
         self._vmm = None
         if board.v.guest:
-            self._vmm = vmm_of(board, board.turns, &board.kvm)
+            self._vmm = vmm_of(board, board.turns, &board.kvm, board.vm)
 
     # ---- running ------------------------------------------------------------------------------------------
 

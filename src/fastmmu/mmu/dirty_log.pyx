@@ -50,7 +50,11 @@ cdef inline bint by_processor(const Mmu *mmu) noexcept nogil:
     return mmu.policy.pml and mmu.format.pml and mmu.ad
 
 
-cdef void protect(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
+cdef void dirty_protect_page(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
+    protect(mmu, slot, gfn)
+
+
+cdef inline void protect(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil:
     # the next write to the page is seen
     if by_processor(mmu):
         clear_dirty(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)))
@@ -114,8 +118,9 @@ cdef void drop_leaves(Mmu *mmu, uint32_t owner) noexcept nogil:
 
 # ---- the log ------------------------------------------------------------------------------------------------
 
-cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept nogil:
-    # every write to the slot is logged from now on; -1 where memory does not suffice
+cdef int dirty_open(Mmu *mmu, int number, bint manual, bint initial) noexcept nogil:
+    # every write to the slot is to be logged from now on: 1, once dirty_protect has done its part; 0, where it was, or
+    # nothing is protected at first; -1, where memory does not suffice
     cdef Memslot *slot = &mmu.slots.slot[number]
     cdef gfn_t gfn
     if slot.dirty != NULL:
@@ -131,13 +136,19 @@ cdef int dirty_start(Mmu *mmu, int number, bint manual, bint initial) noexcept n
         for gfn in range(slot.npages):
             slot.dirty[gfn >> 6] |= <uint64_t> 1 << (gfn & 63)
         return 0
+    return 1
+
+
+cdef void dirty_protect(Mmu *mmu, int number) noexcept nogil:
+    # every page of a slot
+    cdef Memslot *slot = &mmu.slots.slot[number]
+    cdef gfn_t gfn
     if mmu.policy.tdp and mmu.policy.eager_split:
         split_range(mmu, slot, 0, slot.npages)
     for gfn in range(slot.base_gfn, slot.base_gfn + slot.npages):
         protect(mmu, slot, gfn)
         protect_large(mmu, mmu_frame(mmu, slot_hpa(slot, gfn)), False)
     mmu_owe_flush(mmu)
-    return 0
 
 
 cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil:
@@ -153,6 +164,21 @@ cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil:
 cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
     # the bitmap, one bit a page, and its number of bits; the log begins anew unless it is cleared by hand
     cdef Memslot *slot = &mmu.slots.slot[number]
+    cdef uint64_t i, bits, found = dirty_take(mmu, number, out)
+    if not found or slot.manual:
+        return found
+    for i in range((slot.npages + 63) >> 6):
+        bits = out[i]
+        while bits:
+            protect(mmu, slot, slot.base_gfn + (i << 6) + lowest(bits))
+            bits &= bits - 1
+    mmu_owe_flush(mmu)                          # cached translations may allow more than any entry still does (§6)
+    return found
+
+
+cdef uint64_t dirty_take(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
+    # the bitmap, and its number of bits; it is empty then, unless it is cleared by hand
+    cdef Memslot *slot = &mmu.slots.slot[number]
     cdef uint64_t i, bits, found = 0
     dirty_collect(mmu)
     for i in range((slot.npages + 63) >> 6):
@@ -160,12 +186,8 @@ cdef uint64_t dirty_get(Mmu *mmu, int number, uint64_t *out) noexcept nogil:
         if not slot.manual:
             slot.dirty[i] = 0
         while bits:
-            if not slot.manual:
-                protect(mmu, slot, slot.base_gfn + (i << 6) + lowest(bits))
             bits &= bits - 1
             found += 1
-    if found and not slot.manual:               # cached translations may allow more than any entry still does (§6)
-        mmu_owe_flush(mmu)
     return found
 
 

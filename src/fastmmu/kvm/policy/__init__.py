@@ -11,6 +11,7 @@
     lapic       the local APIC: emulation, exits, injection; what the processor is told before VM entry
     tpr         the TPR in each way to handle it
     ipi         interprocessor interrupts
+    log         the dirty log, as user space asks for it
 
 The state is the kernels' own, by `fastmmu.kvm.port`: both count the same, and a machine runs the one or the other
 (``Config.vmm``). To try a rule, derive from :class:`fastmmu.Kvm`, override the method that carries it out, and give

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastmmu.exits import N_REASONS, Action, Exit, ExitReason
 from fastmmu.kvm.policy.bits import GENERAL_PROTECTION
 from fastmmu.kvm.policy.lapic import LocalApics
+from fastmmu.kvm.policy.log import DirtyLogs
 from fastmmu.kvm.policy.registers import Registers
 from fastmmu.kvm.policy.vcpu import Vcpus
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Kvm"]
 
 
-class Kvm(Registers, LocalApics, Vcpus):
+class Kvm(Registers, LocalApics, DirtyLogs, Vcpus):
     """KVM's policy: the VMM of a machine with ``Config(vmm="python")``; a class of your own derives from it.
 
     :param vm: :class:`fastmmu.kvm.port.VirtualMachine`, the machine in its hands.
