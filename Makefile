@@ -12,7 +12,7 @@ SEED   ?= 1
 BENCH   = $(BIN)/python -m pytest -q bench --benchmark-columns median,iqr,rounds --benchmark-sort fullname
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test hostile check check-invariants sanitize bench bench-full conformance kvm-agreement files wheel wheel-test clean
+.PHONY: help demo test hostile check check-invariants sanitize bench bench-full bench-compare bench-gate conformance kvm-agreement files wheel wheel-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 28
@@ -51,6 +51,12 @@ bench-full: .venv/with-bench ## the same with full sizes, and other packages bes
 	$(BENCH) --bench-scale full --benchmark-json bench/results/full.json
 	$(BIN)/python -m bench.table bench/results/full.json
 
+bench-compare: .venv/with-test ## this tree against BASE=revision: both built, run in turns (FILES=bench/test_tlb.py K=hot TURNS=5)
+	$(BIN)/python -m bench.compare $(or $(BASE),$(error BASE= names a revision)) $(FILES) $(if $(K),-k '$(K)') $(if $(TURNS),--turns $(TURNS))
+
+bench-gate: .venv/with-test ## instructions an item, counted by callgrind, beside bench/instructions.json (UPDATE=1 writes it)
+	$(BIN)/python -m bench.instructions $(if $(UPDATE),--update)
+
 conformance: .venv/with-test ## every recorded vector, guest and system trace (FASTMMU_VECTORS, _GUESTS, _TRACES, else samples) through every implementation
 	$(BIN)/python -m tests.conformance
 
@@ -83,9 +89,11 @@ clean: ## removes everything that make made
 	@$(PIP) install --no-build-isolation -e '.[all]' --group test
 	@touch $@ .venv/with-cli
 
+PEERS = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["bench"], sep="\n")'
+
 .venv/with-bench: .venv/with-test
 	@echo "fastmmu: installing what it is set beside into .venv"
-	@$(PIP) install --group bench || echo "fastmmu: some of it cannot be had; what is missing is skipped"
+	@$(PEERS) | while read -r peer; do $(PIP) install "$$peer" </dev/null || echo "fastmmu: no $$peer to be had; its benches are skipped"; done
 	@touch $@
 
 .venv/with-check: .venv/with-test

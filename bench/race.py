@@ -1,14 +1,21 @@
-"""One measurement: a call of ours in turns with the same work done by others."""
+"""One measurement: a call of ours in turns with the same work done by others.
+
+FASTMMU_BENCH_ALONE=1 lets the rivals run once, to compare results with theirs, and measures ours alone: for
+`bench/compare.py`, where another revision is the rival.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from pytest_benchmark.fixture import BenchmarkFixture
+
+ALONE = "FASTMMU_BENCH_ALONE"
 
 Result = TypeVar("Result")
 
@@ -73,9 +80,12 @@ class Race:
         taken: dict[str, list[float]] = {rival.name: [] for rival in others}
         last: list[Result] = []
 
+        alone = bool(os.environ.get(ALONE))
+
         def setup() -> None:
             for rival in others:
-                taken[rival.name].append(rival.run() / rival.items)
+                if not (alone and taken[rival.name]):
+                    taken[rival.name].append(rival.run() / rival.items)
             if fresh is not None:
                 fresh()
 
@@ -89,7 +99,7 @@ class Race:
         if self.benchmark.stats is not None:
             ours = [seconds / items for seconds in self.benchmark.stats.stats.data]
             extra["ns_per_item"] = statistics.median(ours) * 1e9
-            extra["rivals"] = {name: compared(ours, theirs[warm:]) for name, theirs in taken.items()}
+            extra["rivals"] = {} if alone else {name: compared(ours, all[warm:]) for name, all in taken.items()}
         self.benchmark.extra_info.update(extra)
         return last[0]
 

@@ -55,8 +55,8 @@ def rows(benchmarks: list[dict[str, Any]]) -> list[list[str]]:
                 found.append([*first, "", "", "", ""])
                 continue
             target = f"{extra['target']:g}" if not place and "target" in extra else ""
-            spread = f"{against['low']:.2f} to {against['high']:.2f}"
-            found.append([*first, rival, time_of(against["ns_per_item"]), f"{against['ratio']:.2f} ({spread})", target])
+            ratio, low, high = (f"{against[name]:.3g}" for name in ("ratio", "low", "high"))
+            found.append([*first, rival, time_of(against["ns_per_item"]), f"{ratio} ({low} to {high})", target])
     return found
 
 

@@ -73,8 +73,7 @@ def test_short_memory(race: Race, scale: Scale, reclaim: Literal["clock", "lru"]
 def test_dirty_log(race: Race, scale: Scale, method: str) -> None:
     """A round of the log: every page is written once, then the log is read; beside a guest that is not logged."""
     n = scale.of(500, 20_000, 100_000)
-    va = np.uint64(1 << 40) + np.arange(n, dtype=np.uint64) * np.uint64(4096)
-    events = np.full(n, fastmmu.Op.WRITE, np.uint8), np.full(n, 8, np.uint8), va
+    events = streams.first_pass(n)
     logged = fastmmu.Machine(EPT.replace(pml=method == "PML"))
     plain = fastmmu.Machine(EPT)
     for machine in (logged, plain):

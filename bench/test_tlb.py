@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 from bench import streams
-from bench.race import Race, Scale
-from bench.yardstick import Counts, Yardstick
+from bench.peers import pycachesim
+from bench.race import Race, Rival, Scale, timed
+from bench.yardstick import SKYLAKE, Counts, Yardstick
 from fastmmu.tlb.geometry import geometry
 from fastmmu.tlb.tlb import TLB
 
 STREAMS = {"hot": streams.hot, "zipf": streams.zipf, "uniform": streams.uniform}
+
+
+def tlb() -> TLB:
+    return TLB(geometry("skylake", l1d="64/4", stlb="1536/12"))
 
 
 @pytest.mark.benchmark(group="tlb")
@@ -24,7 +29,7 @@ def test_simulate(race: Race, yardstick: Yardstick, scale: Scale, name: str) -> 
     new: list[TLB] = []
 
     def fresh() -> None:
-        new[:] = [TLB(geometry("skylake", l1d="64/4", stlb="1536/12"))]
+        new[:] = [tlb()]
 
     rivals = yardstick.tlb(va, counts)
     found = race(lambda: new[0].simulate(va), len(va), rivals, target=1.1, fresh=fresh)
@@ -32,3 +37,23 @@ def test_simulate(race: Race, yardstick: Yardstick, scale: Scale, name: str) -> 
     assert sum(mine) == len(va)
     assert mine.misses >= len(np.unique(va >> np.uint64(12))) > 0
     assert not rivals or mine == Counts(*counts.tolist())
+
+
+@pytest.mark.benchmark(group="tlb, beside other packages")
+@pytest.mark.parametrize("name", STREAMS)
+def test_beside_pycachesim(race: Race, scale: Scale, name: str) -> None:
+    """Equal counts, and a quarter of the time."""
+    va = STREAMS[name](scale.of(20_000, 300_000, 2_000_000))
+    try:
+        theirs = pycachesim(va.tolist(), SKYLAKE)
+    except ImportError as error:
+        pytest.skip(f"skipped: pycachesim is not there ({error}); pip install --group bench")
+    new: list[TLB] = []
+    counted: list[Counts] = []
+
+    def fresh() -> None:
+        new[:] = [tlb()]
+
+    peer = Rival("pycachesim", timed(lambda: counted.append(theirs())), len(va))
+    found = race(lambda: new[0].simulate(va), len(va), [peer], target=0.25, fresh=fresh)
+    assert set(counted) == {Counts(found["l1_hits"], found["l2_hits"], found["misses"])}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fastmmu
+from bench.peers import TRANSLATORS
 from bench.race import Race, Rival, Scale, timed
 from bench.spaces import Space
 from bench.yardstick import Yardstick
@@ -69,3 +71,20 @@ def test_two_threads(race: Race, space: Spaces, scale: Scale, nested: bool) -> N
     call, items = lookups(at, n, threads=2)
     one, _ = lookups(at, n)
     assert right(at, n, race(call, items, [Rival("one thread", timed(one), items)], target=0.55))
+
+
+@pytest.mark.benchmark(group="translate, beside other packages")
+@pytest.mark.parametrize("peer", TRANSLATORS)
+def test_beside(race: Race, space: Spaces, scale: Scale, tmp_path: Path, peer: str) -> None:
+    """They take an address a call, as a program in Python calls them."""
+    at = space(scale.of(512, 65_536, 65_536), False)
+    try:
+        theirs = TRANSLATORS[peer](at, tmp_path)
+    except ImportError as error:
+        pytest.skip(f"skipped: {peer} is not there ({error}); pip install --group bench")
+    n = scale.of(1_000, 300_000, 2_000_000)
+    call, items = lookups(at, n)
+    few = at.addresses(n)[: scale.of(100, 5_000, 20_000)]
+    asked = few.tolist()
+    assert theirs(asked) == at.physical(few).tolist()
+    assert right(at, n, race(call, items, [Rival(peer, timed(lambda: theirs(asked)), len(asked))], target=0.05))

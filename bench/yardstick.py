@@ -70,7 +70,9 @@ class Yardstick:
         names = ("yardstick", "yardstick, groups")[: 1 + group]
         return [Rival(name, way(grouped), len(va) * times) for grouped, name in enumerate(names)]
 
-    def tlb(self, va: U64, counts: U64, *, warm: bool = False, geometry: tuple[int, ...] = SKYLAKE) -> list[Rival]:
+    def tlb(
+        self, va: U64, counts: U64, *, warm: bool = False, geometry: tuple[int, int, int, int] = SKYLAKE
+    ) -> list[Rival]:
         """Look-ups of `va` in two levels of true LRU, `warm`: after a first pass; the counts go into `counts`."""
         if self.why:
             return []
