@@ -94,7 +94,7 @@ def of_wait() -> list[object]:
 
 
 def of_curve() -> list[object]:
-    curve, n = StackDistances([([16], 4)], [(0, 0, 4, None)] * 4, 12, False, 1 << 16, 1 << 32), 4_000_000
+    curve, n = StackDistances([([16], 4)], [(0, 0, 4, None)] * 4, 12, False, 1 << 16, 1 << 32), 20_000_000
     batch = events(n)
     late = interrupted(lambda: curve.feed(batch.op, batch.size, batch.addr))
     return [late, 0 < curve.counts()["accesses"] < n]
