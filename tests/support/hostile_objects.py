@@ -69,10 +69,14 @@ class Held(fastmmu.Kvm):
     made: Held
     vcpu: Any
     registers: Any
+    walk: Any = None
+    slot: Any
 
     def handle(self, vcpu: Any) -> int:
         self.vcpu = vcpu
         self.registers = vcpu.arch
+        self.walk = self.mmu.walk(0) or self.walk
+        self.slot = self.mmu.slot(0)
         Held.made = self
         return super().handle(vcpu)
 
@@ -287,6 +291,10 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Policy": lambda w: fastmmu.Policy(),
     "Registers": lambda w: w.python_vmm.registers,
     "Roots": lambda w: w.python_vmm.vcpu.roots,
+    "Faults": lambda w: w.python_vmm.vcpu.faults,
+    "Mmu": lambda w: w.python_vmm.mmu,
+    "Slot": lambda w: w.python_vmm.slot,
+    "TableWalk": lambda w: w.python_vmm.walk,
     "VmPort": lambda w: w.python_vmm.vm,
     "VcpuPort": lambda w: w.python_vmm.vcpu,
     "ApicEntry": lambda w: w.python_apic,

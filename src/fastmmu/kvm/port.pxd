@@ -1,9 +1,11 @@
 # A virtual machine and its vCPUs in the hands of a VMM in Python.
 
+from fastmmu.kvm.faults_port cimport Faults
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.roots_port cimport Roots
 from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.kvm.vm_port cimport VmPort
+from fastmmu.mmu.port cimport Mmu
 from fastmmu.threads.turns cimport Turns
 
 
@@ -12,6 +14,7 @@ cdef class VirtualMachine(VmPort):
     cdef readonly list vcpus    # VirtualCpu, by number
     cdef object policy          # the Kvm in whose hands it is
     cdef object ask(self, str name, int slot, found=*)
+    cdef readonly Mmu mmu
     cdef VirtualCpu of(self, KvmVcpu *vcpu)
     cdef _renew(self)
     cdef forget(self, KvmVcpu *vcpu)
@@ -19,6 +22,7 @@ cdef class VirtualMachine(VmPort):
 
 cdef class VirtualCpu(VcpuPort):
     cdef readonly Roots roots
+    cdef readonly Faults faults
     cdef readonly object apic   # Lapic, or None
 
 

@@ -5,8 +5,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu._arguments cimport flag, shown, whole, within
 from fastmmu.arch.vmx cimport EXIT_EPT_VIOLATION
 from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
-from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters, KvmStats, KvmVcpu
+from fastmmu.kvm.faults_port cimport faults_of
 from fastmmu.kvm.lapic_port cimport Lapic, lapic_of
 from fastmmu.kvm.log_port cimport log_of
 from fastmmu.kvm.roots_port cimport roots_of
@@ -14,6 +14,7 @@ from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.kvm.vm_port cimport VmPort, made_of, word_of_board
 from fastmmu.mmu.direct cimport RET_PF_FIXED, RET_PF_RETRY, RET_PF_SPURIOUS, Fault, direct_page_fault
 from fastmmu.mmu.memslots cimport gfn_to_memslot
+from fastmmu.mmu.port cimport mmu_of
 from fastmmu.threads.turns cimport Turns, this_thread
 
 from fastmmu.errors import PolicyError
@@ -64,11 +65,13 @@ cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm):
     cdef VirtualMachine vm = VirtualMachine.__new__(VirtualMachine, word_of_board())
     vm.board, vm.turns, vm.kvm = board, turns, kvm
     vm.vcpus = []
+    vm.mmu = mmu_of(vm, &kvm.mmu, &vm.active)
     return vm
 
 
 cdef class VirtualMachine(VmPort):
-    """A virtual machine in the hands of its VMM, a :class:`fastmmu.Kvm`: vcpus, a :class:`VirtualCpu` each.
+    """A virtual machine in the hands of its VMM, a :class:`fastmmu.Kvm`: vcpus, a :class:`VirtualCpu` each; mmu, its
+    :class:`fastmmu.mmu.port.Mmu`.
 
     Threads: of the thread that runs the machine, while it handles a VM exit or a call of its user space.
     """
@@ -121,6 +124,7 @@ cdef class VirtualMachine(VmPort):
                 port.vcpu = self.kvm.vcpu[i]
                 port.v = &port.vcpu.cpu
                 port.roots = roots_of(port)
+                port.faults = faults_of(port)
                 port.apic = None if port.vcpu.irq == NULL else lapic_of(self, port.vcpu.irq)
             self.vcpus.append(port)
 
@@ -141,7 +145,8 @@ cdef class VirtualMachine(VmPort):
 
 cdef class VirtualCpu(VcpuPort):
     """A vCPU in the hands of its VMM, which gets it with each VM exit. roots: :class:`fastmmu.kvm.roots_port.Roots`.
-    apic: its local APIC, a :class:`fastmmu.kvm.lapic_port.Lapic`, or None.
+    faults: :class:`fastmmu.kvm.faults_port.Faults`. apic: its local APIC, a :class:`fastmmu.kvm.lapic_port.Lapic`, or
+    None.
 
     Threads: as of :class:`VirtualMachine`.
     """
@@ -216,12 +221,3 @@ cdef class VirtualCpu(VcpuPort):
         if result == RET_PF_RETRY:              # a page was copied: once more
             result = direct_page_fault(&self.vcpu.kvm.mmu, &f)
         return result == RET_PF_FIXED or result == RET_PF_SPURIOUS
-
-    # ---- steps of the kernel layer ---------------------------------------------------------------------------
-
-    def _kernel_default(self):
-        cdef int action
-        self.vm.inside()
-        with nogil:
-            action = kvm_default(self.vcpu)
-        return action

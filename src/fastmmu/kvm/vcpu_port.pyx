@@ -8,7 +8,8 @@ from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.registers cimport paging_of
 from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
 from fastmmu.cpu.vcpu cimport (
-    ABORT_IDENTITY, ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_INJECT_GP, vcpu_abort,
+    ABORT_AWAY, ABORT_BUS, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_INJECT_GP,
+    vcpu_abort,
 )
 from fastmmu.kvm.registers_port cimport Registers, registers_of
 from fastmmu.kvm.vm_port cimport made_of
@@ -19,7 +20,8 @@ from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import PolicyError, VmFailValid
 
-_reasons = {"root": ABORT_ROOT, "tables": ABORT_TABLES, "identity": ABORT_IDENTITY}
+_reasons = {"root": ABORT_ROOT, "tables": ABORT_TABLES, "identity": ABORT_IDENTITY, "bus": ABORT_BUS,
+            "misconfig": ABORT_MISCONFIG, "away": ABORT_AWAY}
 
 
 cdef class VcpuPort:
@@ -218,7 +220,9 @@ cdef class VcpuPort:
         """The machine cannot go on; returns the action, whatever else is done at this exit.
 
         :param reason: "root" (no memory behind the root of the guest's tables: `address` is CR3), "tables" (table pages
-            used up), "identity" (the guest stops paging, and there is no identity table: `address` is CR0).
+            used up), "identity" (the guest stops paging, and there is no identity table: `address` is CR0), "bus" (a
+            table of the guest's where the VMM does not read), "misconfig" (an entry that nobody made), "away" (the
+            host is taking the page away: only the end of that lets the guest go on).
         """
         cdef int why = choice("reason", reason, _reasons, PolicyError)
         cdef uint64_t at = word("address", address)

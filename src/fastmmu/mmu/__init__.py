@@ -12,6 +12,7 @@
     shadow     what a #PF was, and the shadow entry that answers it
     sync       shadow pages out of sync, emulated writes to guest tables, INVLPG, prefetch
     dirty_log  write protection or the processor's log; splitting and joining large pages
+    port       `Mmu`: all that in the hands of a VMM in Python; tables_port: its slots, a walk of its tables
     ageing, reclaim, notifier   what the host asks of pages, takes away, changes
 
 Imports `arch`, `tlb`, `paging`. No exit and no policy of KVM's vCPUs is known here: a fault comes in, a result goes

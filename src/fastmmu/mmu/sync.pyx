@@ -28,7 +28,7 @@ cdef int rights_of(uint64_t entry) noexcept nogil:
 
 # ---- one entry of a guest's page table ----------------------------------------------------------------------
 
-cdef inline bint guest_entry(const Mmu *mmu, const Sp *sp, uint64_t index, uint64_t *gpte) noexcept nogil:
+cdef bint guest_entry(const Mmu *mmu, const Sp *sp, uint64_t index, uint64_t *gpte) noexcept nogil:
     # what the guest's page table holds for an entry of its shadow; False where it lies outside memory
     cdef gpa_t at = sp.gfn << 12
     if sp.role & ROLE_4_BYTE:
@@ -40,7 +40,7 @@ cdef inline bint guest_entry(const Mmu *mmu, const Sp *sp, uint64_t index, uint6
     return mem_holds(&mmu.guest, at, 8)
 
 
-cdef inline bint usable(const Paging *guest, uint64_t gpte) noexcept nogil:
+cdef bint usable(const Paging *guest, uint64_t gpte) noexcept nogil:
     # an entry to map without an access: the guest has used it, and the processor would not object to it
     return gpte & P and gpte & A and not gpte & guest.rsvd[1][gpte >> 7 & 1]
 

@@ -6,6 +6,10 @@
     modes       from the guest's registers to those of the hardware
     roots       the root that a vCPU runs on
     registers   writes of control registers and EFER
+    direct      faults of direct mappings, EPT's among them: fast faults, building, prefetch
+    shadow      the shadow entry that answers a #PF
+    faults      EPT violation, EPT misconfiguration, #PF: what each is, and what is done about it
+    invalidate  INVLPG and INVPCID of a shadowed guest
     requests    flushes: asked for, and served before VM entry
     vcpu        a vCPU on its way out of and into the guest; the page-modification log
     lapic       the local APIC: emulation, exits, injection; what the processor is told before VM entry

@@ -13,3 +13,4 @@ class Base:
 
     def __init__(self, vm: VirtualMachine) -> None:
         self.vm = vm
+        self.mmu = vm.mmu

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fastmmu.exits import N_REASONS, Action, Exit, ExitReason
-from fastmmu.kvm.policy.bits import GENERAL_PROTECTION
+from fastmmu.kvm.policy.faults import Faults
+from fastmmu.kvm.policy.invalidate import Invalidations
 from fastmmu.kvm.policy.lapic import LocalApics
 from fastmmu.kvm.policy.log import DirtyLogs
-from fastmmu.kvm.policy.registers import Registers
 from fastmmu.kvm.policy.vcpu import Vcpus
 
 if TYPE_CHECKING:
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Kvm"]
 
+EMULATED = int(Action.EMULATED)
 
-class Kvm(Registers, LocalApics, DirtyLogs, Vcpus):
+
+class Kvm(Faults, Invalidations, LocalApics, DirtyLogs, Vcpus):
     """KVM's policy: the VMM of a machine with ``Config(vmm="python")``; a class of your own derives from it.
 
     :param vm: :class:`fastmmu.kvm.port.VirtualMachine`, the machine in its hands.
@@ -52,20 +54,10 @@ class Kvm(Registers, LocalApics, DirtyLogs, Vcpus):
     def default(self, vcpu: VirtualCpu, exit: Exit) -> int:
         """The handler of an exit, by its reason (vmx_handle_exit)."""
         if vcpu.event:
-            return Action.EMULATED
+            return EMULATED
         if vcpu.apic is not None:
             action = self.apic_exit(vcpu, exit)
             if action is not None:
                 return action
         handler = self._handlers[exit.reason]
-        return vcpu._kernel_default() if handler is None else handler(vcpu, exit)
-
-    def on_ept_violation(self, vcpu: VirtualCpu, exit: Exit) -> int:
-        """No entry of the EPT allows the access (handle_ept_violation)."""
-        return vcpu._kernel_default()
-
-    def on_exception_nmi(self, vcpu: VirtualCpu, exit: Exit) -> int:
-        """A #PF under shadow paging, or a #GP of a guest in real mode (handle_exception_nmi)."""
-        if exit.interruption_info == GENERAL_PROTECTION:
-            return self.emulate_instruction(vcpu)
-        return vcpu._kernel_default()
+        return EMULATED if handler is None else handler(vcpu, exit)  # such as CPUID: no state of ours changes
