@@ -293,6 +293,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Roots": lambda w: w.python_vmm.vcpu.roots,
     "Faults": lambda w: w.python_vmm.vcpu.faults,
     "Mmu": lambda w: w.python_vmm.mmu,
+    "Tables": lambda w: w.python_vmm.mmu,
     "Slot": lambda w: w.python_vmm.slot,
     "TableWalk": lambda w: w.python_vmm.walk,
     "VmPort": lambda w: w.python_vmm.vm,
