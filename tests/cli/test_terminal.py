@@ -130,7 +130,7 @@ def trace(tmp_path: Path) -> Path:
         ("maps {trace} --cr3 7000000", "cr3=0x7000000: its table lies outside memory"),
         ("maps {trace} --cr3 0 --csv {dir}", "is a directory; name a file in it"),
         ("maps {trace} --cr3 0 --parquet -", "a Parquet file is binary; name a file"),
-        ("walk --memory {odd} --va 0 --cr3 0", "multiple of 8 bytes"),
+        ("walk --memory {odd} --va 0 --cr3 0", "no multiple of 8"),
         ("trace info {empty}", "the file is empty"),
         ("trace convert {trace} {dir}/out.txt", "cannot write this as a trace"),
         ("trace convert {trace} {trace} {dir}/out.npy", "with --switch-every N they become one"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import os
 import re
 import zipfile
 import zlib
@@ -19,7 +20,9 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, Ru
 
 
 def names(path: str) -> list[str]:
-    """Names of the files in a .zip; [] where it is none."""
+    """Names of the files in a .zip; [] where it is none, or no regular file, whose opening might wait."""
+    if not os.path.isfile(path):
+        return []
     try:
         with zipfile.ZipFile(path) as archive:
             return [info.filename for info in archive.infolist() if not info.is_dir()]
