@@ -57,9 +57,11 @@ def test_short_calls(race: Race, space: Spaces, yardstick: Yardstick, scale: Sca
     at = space(512, False)
     times = scale.of(10, 2_000, 5_000)
     call, items = lookups(at, addresses, times)
-    theirs = np.empty(addresses, np.uint64)
-    rivals = yardstick.walk(at.memory.u64, at.state.cr3, None, at.addresses(addresses), theirs, times=times)
-    assert right(at, addresses, race(call, items, rivals))
+    va, theirs = at.addresses(addresses), np.empty(addresses, np.uint64)
+    rivals = yardstick.walk(at.memory.u64, at.state.cr3, None, va, theirs, times=times)
+    found = race(call, items, rivals)
+    assert right(at, addresses, found)
+    assert not rivals or np.array_equal(found.pa, theirs)
 
 
 @pytest.mark.benchmark(group="translate, two threads")

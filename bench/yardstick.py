@@ -35,9 +35,10 @@ def source() -> Path:
 
 
 def address(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
+    """Where an array lies; the pointer keeps it alive."""
     if not array.flags.c_contiguous:
         raise ValueError("the yardstick takes contiguous arrays")
-    return ctypes.c_void_p(array.ctypes.data)
+    return array.ctypes.data_as(ctypes.c_void_p)
 
 
 class Yardstick:
@@ -76,23 +77,14 @@ class Yardstick:
         """Look-ups of `va` in two levels of true LRU, `warm`: after a first pass; the counts go into `counts`."""
         if self.why:
             return []
-        shape = (ctypes.c_int * 4)(*geometry)
-
-        def run() -> float:
-            size = ctypes.c_size_t(len(va))
-            return float(self.library.yard_tlb(shape, int(warm), address(va), size, address(counts)))
-
-        return [Rival("yardstick", run, len(va))]
+        arguments = ((ctypes.c_int * 4)(*geometry), int(warm), address(va), ctypes.c_size_t(len(va)), address(counts))
+        return [Rival("yardstick", lambda: float(self.library.yard_tlb(*arguments)), len(va))]
 
     def tlb_walk(self, mem: U64, cr3: int, eptp: int | None, va: U64, counts: U64) -> list[Rival]:
         """As `tlb`, warm, with a walk in `mem` for each miss."""
         if self.why:
             return []
-        shape = (ctypes.c_int * 4)(*SKYLAKE)
-
-        def run() -> float:
-            roots = ctypes.c_uint64(cr3), ctypes.c_uint64(eptp or 0)
-            size = ctypes.c_size_t(len(va))
-            return float(self.library.yard_tlb_walk(shape, address(mem), *roots, address(va), size, address(counts)))
-
-        return [Rival("yardstick + walk", run, len(va))]
+        roots = ctypes.c_uint64(cr3), ctypes.c_uint64(eptp or 0)
+        given = address(va), ctypes.c_size_t(len(va)), address(counts)
+        arguments = ((ctypes.c_int * 4)(*SKYLAKE), address(mem), *roots, *given)
+        return [Rival("yardstick + walk", lambda: float(self.library.yard_tlb_walk(*arguments)), len(va))]
