@@ -13,6 +13,7 @@
     exit_log    what the VMM made of an exit, in the log of exits
     vpid        the VPIDs of a host; vpid_py: that for Python
     vmm         `Vmm`: what user space does to slots and dirty logs, for Python
+    host_calls  what the host and user space ask of the VMM, kernels or Python
     policy      the same rules in Python, to be read and overridden
     port        what they work on, of vm_port and vcpu_port; vmcs: VMREAD and VMWRITE of it; registers_port,
                 roots_port: control registers as a value, the roots of a vCPU; faults_port: a fault, and the guest's

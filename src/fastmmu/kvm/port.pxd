@@ -1,5 +1,7 @@
 # A virtual machine and its vCPUs in the hands of a VMM in Python.
 
+from libc.stdint cimport uint32_t
+
 from fastmmu.kvm.faults_port cimport Faults
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.roots_port cimport Roots
@@ -15,6 +17,7 @@ cdef class VirtualMachine(VmPort):
     cdef object policy          # the Kvm in whose hands it is
     cdef object ask(self, str name, int slot, found=*)
     cdef readonly Mmu mmu
+    cdef object call(self, str name, KvmVcpu *vcpu, uint32_t cpu)
     cdef VirtualCpu of(self, KvmVcpu *vcpu)
     cdef _renew(self)
     cdef forget(self, KvmVcpu *vcpu)

@@ -100,6 +100,16 @@ cdef class VirtualMachine(VmPort):
 
     # ---- its vCPUs -------------------------------------------------------------------------------------------
 
+    cdef object call(self, str name, KvmVcpu *vcpu, uint32_t cpu):
+        # a method of the VMM for a vCPU, which no VM exit calls; cpu: that it is put on or taken from, or NOWHERE
+        cdef uint64_t active = self.active
+        cdef uint32_t placing = self.placing
+        self.active, self.placing = this_thread(), cpu
+        try:
+            return getattr(self.policy, name)(self.of(vcpu))
+        finally:
+            self.active, self.placing = active, placing
+
     cdef VirtualCpu of(self, KvmVcpu *vcpu):
         # the port of this vCPU, which it keeps
         cdef uint32_t i = vcpu.index
@@ -110,7 +120,7 @@ cdef class VirtualMachine(VmPort):
         return self.vcpus[i]
 
     cdef _renew(self):
-        # vCPUs came, or ended
+        # vCPUs came, got their APICs, or ended
         cdef VirtualCpu port
         cdef uint32_t i
         old, self.vcpus = self.vcpus, []
@@ -125,7 +135,8 @@ cdef class VirtualMachine(VmPort):
                 port.v = &port.vcpu.cpu
                 port.roots = roots_of(port)
                 port.faults = faults_of(port)
-                port.apic = None if port.vcpu.irq == NULL else lapic_of(self, port.vcpu.irq)
+            if port.apic is None and port.vcpu.irq != NULL:
+                port.apic = lapic_of(self, port.vcpu.irq)
             self.vcpus.append(port)
 
     cdef forget(self, KvmVcpu *vcpu):

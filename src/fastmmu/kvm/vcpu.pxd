@@ -6,6 +6,7 @@ from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 
 cdef int kvm_vcpu_create(Kvm *kvm, KvmVcpu *vcpu) noexcept nogil
 cdef void kvm_vcpu_destroy(KvmVcpu *vcpu) noexcept nogil
+cdef void kvm_vcpu_current(KvmVcpu *vcpu) noexcept nogil
 cdef void kvm_vcpu_load(KvmVcpu *vcpu) noexcept nogil
 cdef void kvm_vcpu_put(KvmVcpu *vcpu) noexcept nogil
 cdef int kvm_vcpu_enter(KvmVcpu *vcpu, uint32_t pcpu) noexcept nogil

@@ -60,9 +60,14 @@ cdef void kvm_vcpu_put(KvmVcpu *vcpu) noexcept nogil:
     kvm_drain(vcpu)
 
 
-cdef void kvm_vcpu_load(KvmVcpu *vcpu) noexcept nogil:
+cdef void kvm_vcpu_current(KvmVcpu *vcpu) noexcept nogil:
+    # it runs from now on: a flush goes to it at once, its roots and its dirty ring are in force
     vcpu.kvm.running = vcpu
     mmu_vcpu_load(&vcpu.kvm.mmu, &vcpu.mmu)
+
+
+cdef void kvm_vcpu_load(KvmVcpu *vcpu) noexcept nogil:
+    kvm_vcpu_current(vcpu)
     if not vcpu.kvm.shadow:
         load_ept_root(vcpu)
 

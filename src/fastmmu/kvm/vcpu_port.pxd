@@ -9,3 +9,4 @@ cdef class VcpuPort:
     cdef readonly VmPort vm     # the VirtualMachine
     cdef KvmVcpu *vcpu
     cdef Vcpu *v
+    cdef int placed(self) except -1

@@ -1,16 +1,18 @@
 """What a VMM in Python finds of a vCPU: its VMCS, instructions of VMX, what is asked of it before the next VM entry."""
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu._arguments cimport choice, flag, instance, linear_address, within, word
+from fastmmu._arguments cimport choice, flag, instance, linear_address, whole, within, word
 from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.registers cimport paging_of
-from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
+from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, SECONDARY_VPID, clear_exit_information, secondary_control
 from fastmmu.cpu.vcpu cimport (
     ABORT_AWAY, ABORT_BUS, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_INJECT_GP,
-    vcpu_abort,
+    vcpu_abort, vcpu_enter, vcpu_leave,
 )
+from fastmmu.kvm.ipi cimport NO_EXIT, ipi_arrived, ipi_routed
+from fastmmu.kvm.kvm cimport EXITING_GUEST_MODE, NOWHERE
 from fastmmu.kvm.registers_port cimport Registers, registers_of
 from fastmmu.kvm.vm_port cimport made_of
 from fastmmu.kvm.vmcs cimport vmcs_read, vmcs_write
@@ -19,6 +21,7 @@ from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
 
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import PolicyError, VmFailValid
+from fastmmu.exits import ExitReason
 
 _reasons = {"root": ABORT_ROOT, "tables": ABORT_TABLES, "identity": ABORT_IDENTITY, "bus": ABORT_BUS,
             "misconfig": ABORT_MISCONFIG, "away": ABORT_AWAY}
@@ -114,6 +117,68 @@ cdef class VcpuPort:
     def mode(self, value):
         self.vm.inside()
         self.vcpu.mode = within("mode", value, 0, 2, PolicyError)
+
+    @property
+    def pcpu(self):
+        """Number of the physical CPU that it ran on last; -1: it did not run yet (vcpu->cpu)."""
+        self.vm.inside()
+        return -1 if self.vcpu.pcpu == NOWHERE else <int> self.vcpu.pcpu
+
+    @property
+    def index(self):
+        """Its number within the VM (vcpu_idx)."""
+        self.vm.inside()
+        return self.vcpu.index
+
+    # ---- while the host puts it on a physical CPU, or takes it from one ----------------------------------------
+
+    cdef int placed(self) except -1:
+        self.vm.inside()
+        if self.vm.placing == NOWHERE or self.vm.kvm.running != self.vcpu:
+            raise PolicyError("the host neither puts this vCPU on a CPU nor takes it from one: after a VM exit the "
+                              "processor enters by itself")
+        return 0
+
+    def arrived(self):
+        """What came while it stood still: its timer's end, interrupts of other vCPUs, a kick.
+
+        :returns: the :class:`fastmmu.exits.ExitReason` of the VM exit that this takes if it is in guest mode, an int;
+            None: it takes none, as a posted interrupt's notification.
+        """
+        cdef uint32_t reason = NO_EXIT
+        self.placed()
+        if self.vcpu.irq != NULL:
+            reason = ipi_arrived(self.vcpu.irq)
+        elif self.vcpu.mode == EXITING_GUEST_MODE:
+            reason = EXIT_EXTERNAL_INTERRUPT
+        return None if reason == NO_EXIT else reason
+
+    def leave(self, reason):
+        """VM exit, of a vCPU in guest mode, for a reason of the host's: an
+        :class:`fastmmu.exits.ExitReason`, which is counted."""
+        cdef uint32_t number = ExitReason(whole("reason", reason))
+        self.placed()
+        clear_exit_information(&self.v.vmcs)
+        vcpu_leave(self.v, number)
+
+    def route_notifications(self):
+        """Notifications of posted interrupts go to the physical CPU that it is put on (vmx_vcpu_pi_load)."""
+        self.placed()
+        if self.vcpu.irq != NULL:
+            ipi_routed(self.vcpu.irq, self.vm.placing)
+
+    def enter(self):
+        """VM entry on the physical CPU that it is put on, with the checks of vmx.md §3; False: it failed, and the
+        machine stops."""
+        self.placed()
+        self.vcpu.pcpu = self.vm.placing
+        return vcpu_enter(self.v) == 0
+
+    @property
+    def placing(self):
+        """Number of the physical CPU that the host puts it on, or takes it from."""
+        self.placed()
+        return self.vm.placing
 
     # ---- registers of the guest ------------------------------------------------------------------------------
 

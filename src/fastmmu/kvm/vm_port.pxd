@@ -1,6 +1,6 @@
 # What a VMM in Python finds of its virtual machine.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.threads.turns cimport this_thread
@@ -11,6 +11,7 @@ cdef class VmPort:
     cdef Kvm *kvm
     cdef uint64_t active        # thread in which the VMM works, between a VM exit and VM entry; 0: none
     cdef object _modes          # Modes, once asked for
+    cdef uint32_t placing       # physical CPU that the host puts a vCPU on, or takes it from; NOWHERE: it does neither
     cdef int refuse(self) except -1
 
     cdef inline int inside(self) except -1:

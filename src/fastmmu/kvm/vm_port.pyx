@@ -4,6 +4,7 @@ from libc.stdint cimport uint64_t
 
 from fastmmu._arguments cimport flag, guest_physical_address, page_address, within, word
 from fastmmu.arch.bits cimport ONES
+from fastmmu.kvm.kvm cimport NOWHERE
 from fastmmu.kvm.kvm cimport Modes as ModesState
 from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_drain
 from fastmmu.mmu.pages cimport mmu_hpa
@@ -46,6 +47,7 @@ cdef class VmPort:
 
     def __cinit__(self, made=None):
         made_of(made, "a VM is what a fastmmu.Kvm gets")
+        self.placing = NOWHERE
 
     cdef int refuse(self) except -1:
         raise PolicyError("the guest does not stand still for its VMM: this is for the methods of a fastmmu.Kvm, while "

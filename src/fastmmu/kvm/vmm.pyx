@@ -8,10 +8,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport choice, counted, flag, many, shown, whole, within
 from fastmmu.arch.memtype_py cimport Mtrrs
-from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
+from fastmmu.kvm.host_calls cimport call_arm, call_drain, call_flush, call_zap_all
 from fastmmu.kvm.kvm cimport OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, Kvm
-from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
-from fastmmu.kvm.roots cimport kvm_zap_all
 from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
 from fastmmu.mmu.dirty_log cimport (
@@ -88,11 +86,11 @@ cdef class Vmm:
     cdef int paid(self) except -1:
         # the flush that an operation owes, which Linux requests of every vCPU
         self.kvm.mmu.counters.flush_requests += self.kvm.mmu.flush
-        kvm_flush_remote_tlbs(self.kvm.running)
+        call_flush(self.vm, self.kvm.running)
         return 0
 
     cdef int reload(self) except -1:
-        if kvm_zap_all(self.kvm.running):
+        if call_zap_all(self.vm, self.kvm.running):
             raise OutOfMemoryError("no table page for a new root")
         return 0
 
@@ -138,7 +136,7 @@ cdef class Vmm:
         cdef Turn _turn = self.take()
         cdef int n = self.slot(number)
         cdef bint by_hand = flag("manual", manual), full = flag("initially_set", initially_set)
-        kvm_drain(self.kvm.running)
+        call_drain(self.vm, self.kvm.running)
         cdef int opened = dirty_open(&self.kvm.mmu, n, by_hand, full)
         if opened < 0:
             raise OutOfMemoryError(f"no memory for the dirty log of slot {number}")
@@ -148,17 +146,17 @@ cdef class Vmm:
             else:
                 dirty_protect(&self.kvm.mmu, n)
         self.layout_changed()
-        kvm_arm(self.kvm.running)
+        call_arm(self.vm, self.kvm.running)
         self.paid()
 
     def stop_dirty_log(self, number):
         """End the log of a slot. Writes to pages that it protected still fault, once each."""
         cdef Turn _turn = self.take()
         cdef int n = self.slot(number)
-        kvm_drain(self.kvm.running)
+        call_drain(self.vm, self.kvm.running)
         dirty_stop(&self.kvm.mmu, n)
         self.layout_changed()
-        kvm_arm(self.kvm.running)
+        call_arm(self.vm, self.kvm.running)
         self.paid()
 
     def dirty_log(self, number):
@@ -173,7 +171,7 @@ cdef class Vmm:
             raise StateError(f"slot {number} is not logged; call start_dirty_log first")
         words = np.zeros((slot.npages + 63) >> 6, np.uint64)
         cdef uint64_t[::1] out = words
-        kvm_drain(self.kvm.running)
+        call_drain(self.vm, self.kvm.running)
         if self.vm is not None:
             dirty_take(&self.kvm.mmu, n, &out[0])
         else:
@@ -202,7 +200,7 @@ cdef class Vmm:
         start, pages = first, count
         if start & 63 or (pages & 63 and start + pages < slot.npages):
             raise StateError(f"pages {first} + {count}: multiples of 64 within the slot's {slot.npages} pages")
-        kvm_drain(self.kvm.running)
+        call_drain(self.vm, self.kvm.running)
         dirty_clear(&self.kvm.mmu, n, start, pages)
         self.paid()
 
@@ -250,7 +248,7 @@ cdef class Vmm:
         if flushes:
             self.paid()
         else:
-            kvm_flush_remote_tlbs(self.kvm.running)
+            call_flush(self.vm, self.kvm.running)
         return found
 
     def swap_out(self, number, page):
@@ -258,7 +256,7 @@ cdef class Vmm:
         cdef Turn _turn = self.take()
         cdef Memslot *slot = self.pages(number, page, 1)
         cdef bint done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
-        kvm_flush_remote_tlbs(self.kvm.running)
+        call_flush(self.vm, self.kvm.running)
         return done
 
     def invalidate_range_start(self, number, first, count):
@@ -274,7 +272,7 @@ cdef class Vmm:
         cdef Turn _turn = self.take()
         cdef Memslot *slot = self.pages(number, first, count)
         notify_start(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> first, count)
-        kvm_flush_remote_tlbs(self.kvm.running)
+        call_flush(self.vm, self.kvm.running)
 
     def invalidate_range_end(self, number):
         """The change of a slot's pages begun last has ended; a fault that looked a page up before must look again.
@@ -323,7 +321,7 @@ cdef class Vmm:
         taken = np.array(chosen, np.uint64)
         if host_merge(&self.kvm.mmu, slot, &taken[0], len(chosen)):
             raise OutOfMemoryError("no memory for the groups of merged pages")
-        kvm_flush_remote_tlbs(self.kvm.running)
+        call_flush(self.vm, self.kvm.running)
         return len(chosen)
 
     def recover_nx(self, ratio=60):
@@ -366,11 +364,11 @@ cdef class Vmm:
         cdef int n = self.slot(number)
         if n == 0:
             raise StateError("slot 0 is the machine's own memory and cannot be deleted")
-        kvm_drain(self.kvm.running)
+        call_drain(self.vm, self.kvm.running)
         # the tables go first: their entries are found through the slots
         self.reload()
         slots_delete(&self.kvm.mmu.slots, n)
-        kvm_arm(self.kvm.running)
+        call_arm(self.vm, self.kvm.running)
 
     def touch(self, number, first, count):
         """The host writes pages of an untouched slot, as a loader does: `count` pages from page `first` of the slot."""
@@ -383,7 +381,7 @@ cdef class Vmm:
                     host_wrote(&self.kvm.mmu, slot, slot.base_gfn + i)
                 else:
                     host_give(&self.kvm.mmu, slot, slot.base_gfn + i)
-        kvm_flush_remote_tlbs(self.kvm.running)
+        call_flush(self.vm, self.kvm.running)
 
     def counters(self):
         """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G; resident: pages that the

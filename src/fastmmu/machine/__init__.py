@@ -4,7 +4,7 @@
     board                            what one machine is made of, put together; layout: where it lies in host memory
     instructions, apic_port          its parts `machine.guest` and `machine.apic`: what a bare guest does
     machine, host                    `Machine`, which has the parts, and `Host`: several CPUs, several machines
-    vcpus, ranges                    vCPUs, and ranges of a host's memory, that come and go
+    hosted, vcpus, ranges            what a host's machine may be; its vCPUs, ranges of memory, that come and go
     guest_kernel, events             the kernel under a trace of user addresses; the loop over events
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     simulate                         a trace through a machine

@@ -51,12 +51,13 @@ cdef class Board:
     cdef _build(self, config, bint guest_kernel, GuestState state, slots, place)
     cdef _offered(self, GuestState state)
     cdef _boot(self)
-    cdef void _load(self, Run *run)
+    cdef int _load(self, Run *run) except -1
     cdef _init_apic(self, Run *run)
     cdef _place(self, slots, end)
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
                    bint device)
     cdef _set_policy(self, int maxphyaddr)
+    cdef void _take(self, Run *run)
     cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
     cdef Turn take(self)
     cdef Turn _guest_runs(self)

@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 
 from fastmmu._arguments cimport bytes_in, choice, flag, instance, many, within, word, words_in, words_out
 from fastmmu.arch.registers cimport RULE_CR4_NOT_OFFERED
-from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Mem, Paging, Walk
+from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, EXIT_PREEMPTION_TIMER, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE,
     PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, Vmcs,
@@ -20,13 +20,12 @@ from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.tpr_patch cimport patch_use_rom
 from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu
 from fastmmu.kvm.exits cimport kvm_handle
+from fastmmu.kvm.host_calls cimport call_load, call_load_root, call_put, call_reset
 from fastmmu.kvm.lapic cimport kvm_apic_init
 from fastmmu.kvm.modes cimport modes_cr4, modes_tables
-from fastmmu.kvm.registers cimport kvm_registers
-from fastmmu.kvm.requests cimport kvm_serve_requests
-from fastmmu.kvm.roots cimport kvm_load_root
+from fastmmu.kvm.port cimport vm_of
 from fastmmu.kvm.kvm cimport OUTSIDE_GUEST_MODE
-from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_load, kvm_vcpu_put
+from fastmmu.kvm.vcpu cimport kvm_vcpu_create
 from fastmmu.kvm.vmm cimport has_ended
 from fastmmu.machine.counters cimport counters_of
 from fastmmu.machine.events cimport Run, run_events, to_run
@@ -36,7 +35,7 @@ from fastmmu.machine.guest_kernel cimport (
     kernel_load,
 )
 from fastmmu.machine.layout cimport (
-    PAE_ROOT, PML_LOG, VCPU_BYTES, VIRTUAL_APIC, VMM_TABLES, has_identity, host_bytes,
+    PAE_ROOT, PML_LOG, VCPU_BYTES, VIRTUAL_APIC, VMM_TABLES, has_identity, host_bytes, overlaps,
 )
 from fastmmu.machine.stops cimport stop
 from fastmmu.mmu.memslots cimport Memslot, slots_add, slots_order, slots_untouched
@@ -114,10 +113,6 @@ cdef object _checked_place(place):
 cdef TLB tlb_of(config):
     return TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb, replacement=config.replacement,
                         walk_caches=config.walk_caches))
-
-
-cdef bint overlaps(const uint64_t *words, uint64_t n, const Mem *mem) noexcept:
-    return <const uint8_t *> words < mem.base + mem.nbytes and mem.base < <const uint8_t *> (words + n)
 
 
 cdef class Board:
@@ -215,18 +210,23 @@ cdef class Board:
         if kernel_boot(&self.kernel):
             self._raise(0)
 
-    cdef void _load(self, Run *run):
+    cdef int _load(self, Run *run) except -1:
         # this vCPU runs from now on
         if run == self.loop:
-            return
+            return 0
         if self.loop != NULL:
-            kvm_vcpu_put(self.vcpu)
+            call_put(self.vm, self.vcpu)
+        self._take(run)
+        if self.initial is not None:
+            call_load(self.vm, self.vcpu)
+        return 0
+
+    cdef void _take(self, Run *run):
         self.loop = run
         self.vcpu = &run.vcpu
         self.v = &run.vcpu.cpu
         if self.initial is not None:
             kernel_load(&self.kernel, self.v, &run.c, &run.process)
-            kvm_vcpu_load(self.vcpu)
         if self.v.log != NULL:
             log_runs(self.vcpu)
 
@@ -248,9 +248,8 @@ cdef class Board:
         irq.clock = &self.clock
         irq.patch.cpu = config.apic_id + number
         apic_reset(&irq.apic, irq.apic.page, irq.patch.cpu)
-        irq.way = {
-            "trap": WAY_TRAP, "patch": WAY_PATCH, "flexpriority": WAY_FLEXPRIORITY, "apicv": WAY_APICV,
-        }[config.tpr]
+        irq.way = {"trap": WAY_TRAP, "patch": WAY_PATCH, "flexpriority": WAY_FLEXPRIORITY,
+                   "apicv": WAY_APICV}[config.tpr]
         irq.rule = RULE_SLIDES if config.tpr_threshold == "slides" else RULE_KVM
         irq.handler = HANDLER_IRQL if config.guest_handler == "irql" else HANDLER_EOI
         irq.handler_length = config.handler_length
@@ -268,6 +267,8 @@ cdef class Board:
             v.vmcs.virtual_apic_address = page
             v.vmcs.posted_descriptor_address = page + 0x1000
             kvm_apic_init(irq)
+            if self.vm is not None:
+                self.vm._renew()
 
     cdef _place(self, slots, end):
         # host-physical addresses of more slots, and the end of memory; equal to the guest's modulo 2 MB
@@ -349,21 +350,21 @@ cdef class Board:
         self.vcpu.arch = self.v.r
         if self.kvm.modes.identity:
             modes_tables(&self.memory.mem, placed[len(placed) - 2][1], placed[len(placed) - 1][1])
+        if self.config.vmm != "kernel":
+            self.vm = vm_of(self, self.turns, &self.kvm)
+            self.python = self.vm.policy = self.config.vmm_class(self.vm)
         if shadow:                              # vmx.md §2: with EPT the guest that pages owns all three
             self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | PRIMARY_INVLPG
-            if kvm_registers(self.vcpu):
-                self._raise(0)
-            kvm_serve_requests(self.vcpu)
-            return
-        if mmu_set_root(&self.kvm.mmu, 0, True):
-            raise OutOfMemoryError("no table page for the root of the EPT")
-        eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.vcpu.root].hpa | (0x5E if self.config.ept_ad else 0x1E), maxphyaddr=46,
-                    guest_ad_checked=self.config.guest_ad_checked)
-        self.v.ept = eptp.ept
-        self.v.ept.write_ad = 1
-        self.v.vmcs.secondary |= SECONDARY_EPT
-        self.v.vmcs.eptp = eptp.value
-        if kvm_registers(self.vcpu):
+        else:
+            if mmu_set_root(&self.kvm.mmu, 0, True):
+                raise OutOfMemoryError("no table page for the root of the EPT")
+            eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.vcpu.root].hpa | (0x5E if self.config.ept_ad else 0x1E),
+                        maxphyaddr=46, guest_ad_checked=self.config.guest_ad_checked)
+            self.v.ept = eptp.ept
+            self.v.ept.write_ad = 1
+            self.v.vmcs.secondary |= SECONDARY_EPT
+            self.v.vmcs.eptp = eptp.value
+        if call_reset(self.vm, self.vcpu):
             self._raise(0)
 
     def __dealloc__(self):
@@ -471,7 +472,7 @@ cdef class Board:
             memcpy(self.v.hw.pdpte, paging.pdpte, sizeof(paging.pdpte))
             return
         memcpy(self.vcpu.guest.pdpte, paging.pdpte, sizeof(paging.pdpte))
-        if kvm_load_root(self.vcpu, self.vcpu.guest.cr3):
+        if call_load_root(self.vm, self.vcpu):
             self._raise(0)
         self.kvm.mmu.flush = False              # nothing is cached
 

@@ -56,7 +56,6 @@ cdef class Host:
     cdef Past past
     cdef int _reserve(self, uint64_t needed, memory) except -1
     cdef Machine _add(self, config, uint32_t count, policy, bint kernel, state, list slots)
-    cdef int _fits(self, config, uint64_t count) except -1
     cdef _HostVcpu _new_vcpu(self, _Hosted vm, Run *run)
     cdef int _made(self) except -1
     cdef _HostVcpu _one_more(self, _Hosted vm)
@@ -65,8 +64,8 @@ cdef class Host:
     cdef _Hosted _machine(self, machine)
     cdef object _place(self, vcpu, cpu)
     cdef object _run(self, vcpu, cpu, op, size, addr, out, first)
-    cdef int _enter(self, _HostVcpu s, uint32_t cpu)
-    cdef void _leave(self, uint32_t cpu)
-    cdef void _leave_cpu(self, _HostVcpu s)
+    cdef int _enter(self, _HostVcpu s, uint32_t cpu) except? -2
+    cdef int _leave(self, uint32_t cpu) except -1
+    cdef int _leave_cpu(self, _HostVcpu s) except -1
     cdef int _ended(self, _HostVcpu s) except -1
     cdef int _end_machine(self, _Hosted vm) except -1

@@ -4,8 +4,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport counted, flag, instance, many, shown, whole, word
 from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE
-from fastmmu.kvm.vcpu cimport kvm_vcpu_enter, kvm_vcpu_exit
+from fastmmu.kvm.host_calls cimport call_enter, call_exit
+from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE
 from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free, vpid_init
 from fastmmu.machine.board cimport Board, all_slots, tlb_of
 from fastmmu.machine.events cimport Run
@@ -23,30 +23,13 @@ from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
 from fastmmu.machine.exit_log import ExitLog
+from fastmmu.machine.hosted import check_fits, count_of, with_count
 from fastmmu.machine.ranges import Ranges
 from fastmmu.sizes import parse_bytes
 
 _ROOM = 1 << 40         # bytes of address space that a host has where nothing else is said
 _MOST = 1 << 46
 _LAST = 256             # vCPUs that ended last, whose counters stay
-
-
-cdef tuple _with_count(vm):
-    # (Config, number of vCPUs)
-    if isinstance(vm, Config):
-        return vm, 1
-    pair = vm if isinstance(vm, tuple) else ()
-    if len(pair) != 2 or not isinstance(pair[0], Config):
-        raise ConfigError(f"{shown(vm)}: a machine of a host is a Config with mmu='shadow' or 'ept', or (Config, "
-                          "number of vCPUs)")
-    return pair[0], _count(pair[1])
-
-
-cdef object _count(vcpus):
-    count = whole("the number of vCPUs", vcpus)
-    if not 1 <= count <= 1024:
-        raise ConfigError(f"{counted(count)} vCPUs; a machine has 1..1024")
-    return count
 
 
 cdef class _Hosted:
@@ -103,7 +86,7 @@ cdef class Host:
         cdef bint kernel = flag("guest_kernel", guest_kernel)
         if self.memory is not None:
             raise StateError("this Host is made already; make another one")
-        chosen = [_with_count(vm) for vm in many("vms", vms)]
+        chosen = [with_count(vm) for vm in many("vms", vms)]
         self.omit = many("omit", omit)
         cpus = whole("cpus", cpus)
         if not chosen:
@@ -114,7 +97,7 @@ cdef class Host:
         if state is not None:
             instance("state", state, GuestState)
         for config, count in chosen:
-            self._fits(config, count)
+            check_fits(config, count)
             total += machine_bytes(config, all_slots(config, kernel, ()))
         self._reserve(total, memory)
         self.cpus = tuple([tlb_of(chosen[0][0]) for _ in range(n_cpus)])
@@ -146,16 +129,6 @@ cdef class Host:
         self.ranges = Ranges(size)
         return 0
 
-    cdef int _fits(self, config, uint64_t count) except -1:
-        # may a machine have so many vCPUs?
-        if config.mmu == "native":
-            raise ConfigError(f"{config!r}: a machine of a host is a Config with mmu='shadow' or 'ept'")
-        most = {None: 1024, "patch": 16}.get(config.tpr, 255)
-        if config.apic_id + count > most:
-            raise ConfigError(f"tpr={config.tpr!r}: vCPUs up to number {config.apic_id + count - 1}; the guest's "
-                              f"APICs, or its records of the TPR, have room for 0..{most - 1}")
-        return 0
-
     # ---- machines and vCPUs come and go -------------------------------------------------------------------------
 
     def add(self, config, vcpus=1, *, guest_kernel=True, policy=None, state=None, slots=()):
@@ -171,9 +144,9 @@ cdef class Host:
         instance("config", config, Config)
         if state is not None:
             instance("state", state, GuestState)
-        count = _count(vcpus)
+        count = count_of(vcpus)
         self._made()
-        self._fits(config, count)
+        check_fits(config, count)
         return self._add(config, count, policy, kernel, state, many("slots", slots))
 
     cdef Machine _add(self, config, uint32_t count, policy, bint kernel, state, list slots):
@@ -234,7 +207,7 @@ cdef class Host:
         count = len(vm.vcpus) + 1
         if count > 1024:
             raise ConfigError(f"{count} vCPUs; a machine has 1..1024")
-        self._fits(vm.board.config, count)
+        check_fits(vm.board.config, count)
         vcpus_with_pdptes(vm.board, count)
         return self._one_more(vm).number
 
@@ -266,9 +239,11 @@ cdef class Host:
             return
         s = self._alive(ends)
         vm = s.vm
-        self._leave_cpu(s)
-        self._ended(s)
-        vcpu_remove(vm.board, s.run)
+        try:
+            self._leave_cpu(s)
+        finally:
+            self._ended(s)
+            vcpu_remove(vm.board, s.run)
         if vm.board.vcpu.mode == IN_GUEST_MODE:
             vm.board.tlb = self.cpus[vm.board.vcpu.pcpu]
 
@@ -287,10 +262,15 @@ cdef class Host:
         return 0
 
     cdef int _end_machine(self, _Hosted vm) except -1:
+        # whatever its VMM, a class in Python, raises meanwhile
         cdef _HostVcpu s
+        raised = None
         if vm.board is not None:
             for s in [*vm.vcpus.values()]:
-                self._leave_cpu(s)
+                try:
+                    self._leave_cpu(s)
+                except BaseException as error:
+                    raised = error
                 self._ended(s)
             self.past.remote_flushes += vm.board.kvm.remote_flushes
             self.past.flush_requests += vm.board.kvm.flush_requests
@@ -298,6 +278,8 @@ cdef class Host:
             vcpus_end(vm.board)
         self.memory.forget(vm.origin, vm.nbytes)
         self.ranges.give(vm.origin, vm.nbytes)
+        if raised is not None:
+            raise raised
         return 0
 
     cdef _HostVcpu _alive(self, vcpu):
@@ -322,7 +304,7 @@ cdef class Host:
 
     # ---- which vCPU is where ------------------------------------------------------------------------------------
 
-    cdef int _enter(self, _HostVcpu s, uint32_t cpu):
+    cdef int _enter(self, _HostVcpu s, uint32_t cpu) except? -2:
         # in guest mode on this CPU, whose occupant it is
         cdef Board b = s.vm.board
         cdef TLB tlb = self.cpus[cpu]
@@ -330,28 +312,33 @@ cdef class Host:
         b.tlb = tlb
         b.v.tlb = tlb.t
         self.migrations += b.vcpu.pcpu != cpu and b.vcpu.pcpu != NOWHERE
-        return kvm_vcpu_enter(b.vcpu, cpu)
+        return call_enter(b.vm, b.vcpu, cpu)
 
-    cdef void _leave(self, uint32_t cpu):
-        # the host's timer takes the CPU from its vCPU
+    cdef int _leave(self, uint32_t cpu) except -1:
+        # the host's timer takes the CPU from its vCPU, whatever a VMM in Python raises meanwhile
         cdef _HostVcpu s = self.occupant[cpu]
         cdef Board b
         cdef TlbCounters before
         if s is None:
-            return
+            return 0
         b = s.vm.board
-        b._load(s.run)
-        before = b.v.tlb.c
-        kvm_vcpu_exit(b.vcpu)
-        count_since(&s.counted, &before, &b.v.tlb.c)
+        before = s.run.vcpu.cpu.tlb.c
         self.occupant[cpu] = None
         self.switches += 1
+        try:
+            b._load(s.run)
+            call_exit(b.vm, b.vcpu, cpu)
+        finally:
+            s.run.vcpu.mode = OUTSIDE_GUEST_MODE
+            count_since(&s.counted, &before, &s.run.vcpu.cpu.tlb.c)
+        return 0
 
-    cdef void _leave_cpu(self, _HostVcpu s):
+    cdef int _leave_cpu(self, _HostVcpu s) except -1:
         # wherever it is
         cdef uint32_t pcpu = s.run.vcpu.pcpu
         if pcpu != NOWHERE and self.occupant[pcpu] is s:
             self._leave(pcpu)
+        return 0
 
     def place(self, vcpu, cpu):
         """Put a vCPU on a physical CPU: who was there, and where it was, is left by a VM exit.
@@ -380,8 +367,14 @@ cdef class Host:
         self.occupant[at] = s
         tlb = (<TLB> self.cpus[at]).t
         before = tlb.c
-        outcome = self._enter(s, at)
-        count_since(&s.counted, &before, &tlb.c)
+        try:
+            outcome = self._enter(s, at)
+        except BaseException:                   # of a VMM in Python
+            if s.run.vcpu.mode == OUTSIDE_GUEST_MODE:
+                self.occupant[at] = None
+            raise
+        finally:
+            count_since(&s.counted, &before, &tlb.c)
         if outcome:
             b._raise(0)
         return s.vm.machine

@@ -1,6 +1,8 @@
 # Where in host memory the parts of a machine lie: the VMM's pages and tables, the guest's memory, slots, vCPUs.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
+
+from fastmmu.arch.types cimport Mem
 
 cdef enum:                      # host-physical pages of the VMM
     PML_LOG = 0x1000            # page 0 stays unused, so that no root is 0
@@ -13,3 +15,7 @@ cdef enum:                      # host-physical pages of the VMM
 cdef bint has_identity(config, bint guest_kernel)
 cdef uint64_t host_bytes(config) except 0
 cdef uint64_t machine_bytes(config, slots) except 0
+
+
+cdef inline bint overlaps(const uint64_t *words, uint64_t n, const Mem *mem) noexcept:
+    return <const uint8_t *> words < mem.base + mem.nbytes and mem.base < <const uint8_t *> (words + n)

@@ -16,7 +16,6 @@ from fastmmu.cpu.vcpu cimport (
 from fastmmu.kvm.exit_log cimport kvm_log_begin, kvm_log_end
 from fastmmu.kvm.exits cimport kvm_default
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
-from fastmmu.kvm.port cimport vm_of
 from fastmmu.kvm.requests cimport kvm_serve_requests
 from fastmmu.kvm.vmm cimport vmm_of
 from fastmmu.machine.apic_port cimport GuestApic
@@ -72,6 +71,7 @@ cdef int in_python(Vcpu *v) noexcept with gil:
     # a VM exit of a machine whose VMM is a class in Python
     cdef Board b = <Board> to_kvm_vcpu(v).kvm.machine
     cdef int outcome = ACT_ABORT
+    cdef uint64_t active = b.vm.active
     b.vm.active = this_thread()
     kvm_log_begin(to_kvm_vcpu(v))
     try:
@@ -80,7 +80,7 @@ cdef int in_python(Vcpu *v) noexcept with gil:
         b.raised = error
         vcpu_abort(v, ABORT_PYTHON, 0)
     kvm_log_end(to_kvm_vcpu(v))
-    b.vm.active = 0
+    b.vm.active = active
     return ACT_ABORT if v.abort else outcome
 
 
@@ -139,9 +139,7 @@ cdef class Machine:
         board.handlers = [None] * N_REASONS
         board.kvm.machine = <void *> board
         board.kvm.surface = surface
-        if board.v.guest and board.config.vmm != "kernel":
-            board.vm = vm_of(board, board.turns, &board.kvm)
-            board.python = board.vm.policy = board.config.vmm_class(board.vm)
+        if board.python is not None:
             board.v.handler = in_python
         for reason, name in overridden(policy).items():
             board.handlers[reason] = getattr(policy, name)

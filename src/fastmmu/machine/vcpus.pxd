@@ -8,5 +8,5 @@ from fastmmu.machine.events cimport Run
 cdef int vcpus_begin(Board b) except -1
 cdef int vcpus_with_pdptes(Board b, uint64_t count) except -1
 cdef Run *vcpu_add(Board b, uint32_t vpid) except NULL
-cdef void vcpu_remove(Board b, Run *run)
+cdef int vcpu_remove(Board b, Run *run) except -1
 cdef void vcpus_end(Board b)

@@ -9,9 +9,8 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu.arch.types cimport MODE_PAE
 from fastmmu.cpu.interrupts cimport irq_free
-from fastmmu.kvm.exits cimport kvm_drain
-from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs
-from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_destroy, kvm_vcpu_load
+from fastmmu.kvm.host_calls cimport call_drain, call_flush, call_load
+from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_current, kvm_vcpu_destroy
 from fastmmu.machine.board cimport Board, vmcs_vpid
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.exit_ring cimport log_runs
@@ -78,7 +77,7 @@ cdef Run *made(Board b) except NULL:
     return run
 
 
-cdef void take_place(Board b):
+cdef int take_place(Board b) except -1:
     # of the last vCPU, which has ended
     cdef Run *run = b.loop
     cdef MmuContext context = run.vcpu.mmu
@@ -89,39 +88,55 @@ cdef void take_place(Board b):
     run[0] = b.first[0]
     run.vcpu.mmu = context
     mmu_forget_roots(&run.vcpu.mmu)
-    kvm_vcpu_load(&run.vcpu)
+    call_load(b.vm, &run.vcpu)
     if b.exits is not None:
         log_runs(&run.vcpu)
     b.vacant = False
+    return 0
 
 
-cdef void vcpu_remove(Board b, Run *run):
-    # One that is in no guest mode; another one is loaded in its place. What it logged is read first.
+cdef int vcpu_remove(Board b, Run *run) except -1:
+    # One that is in no guest mode; another one is loaded in its place. What it logged is read first. It goes whatever
+    # a VMM in Python raises meanwhile.
     cdef uint32_t i = 0
+    if b.kvm.n_vcpus == 1:
+        try:
+            read_log(b, run)
+        finally:
+            forgotten(b, run)
+            if b.kvm.shadow:
+                mmu_forget_roots(&run.vcpu.mmu)
+            vmcs_vpid(&run.vcpu.cpu.vmcs, 0)
+            b.vacant = True
+        return 0
+    try:
+        if b.loop == run:
+            while b.kvm.vcpu[i] == &run.vcpu:
+                i += 1
+            b._load(<Run *> b.kvm.vcpu[i])
+        read_log(b, run)
+    finally:
+        forgotten(b, run)
+        if b.loop == run:                       # the VMM raised: the machine's part of a load
+            b._take(<Run *> b.kvm.vcpu[i])
+            kvm_vcpu_current(b.vcpu)
+        kvm_vcpu_destroy(&run.vcpu)
+        drop_apic(run)
+        free(run)
+    return 0
+
+
+cdef void forgotten(Board b, Run *run):
     if b.vm is not None:
         b.vm.forget(&run.vcpu)
-    if b.kvm.n_vcpus == 1:
-        read_log(b, run)
-        if b.kvm.shadow:
-            mmu_forget_roots(&run.vcpu.mmu)
-        vmcs_vpid(&run.vcpu.cpu.vmcs, 0)
-        b.vacant = True
-        return
-    if b.loop == run:
-        while b.kvm.vcpu[i] == &run.vcpu:
-            i += 1
-        b._load(<Run *> b.kvm.vcpu[i])
-    read_log(b, run)
-    kvm_vcpu_destroy(&run.vcpu)
-    drop_apic(run)
-    free(run)
 
 
-cdef void read_log(Board b, Run *run):
-    kvm_drain(&run.vcpu)
+cdef int read_log(Board b, Run *run) except -1:
+    call_drain(b.vm, &run.vcpu)
     dirty_collect(&b.kvm.mmu)
     b.kvm.mmu.counters.flush_requests += b.kvm.mmu.flush
-    kvm_flush_remote_tlbs(b.vcpu)
+    call_flush(b.vm, b.vcpu)
+    return 0
 
 
 cdef void drop_apic(Run *run):

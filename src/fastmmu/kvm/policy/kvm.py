@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from fastmmu.exits import N_REASONS, Action, Exit, ExitReason
 from fastmmu.kvm.policy.faults import Faults
 from fastmmu.kvm.policy.invalidate import Invalidations
-from fastmmu.kvm.policy.lapic import LocalApics
 from fastmmu.kvm.policy.log import DirtyLogs
 from fastmmu.kvm.policy.vcpu import Vcpus
 
@@ -20,7 +19,7 @@ __all__ = ["Kvm"]
 EMULATED = int(Action.EMULATED)
 
 
-class Kvm(Faults, Invalidations, LocalApics, DirtyLogs, Vcpus):
+class Kvm(Faults, Invalidations, DirtyLogs, Vcpus):
     """KVM's policy: the VMM of a machine with ``Config(vmm="python")``; a class of your own derives from it.
 
     :param vm: :class:`fastmmu.kvm.port.VirtualMachine`, the machine in its hands.

@@ -1,0 +1,18 @@
+# What the host and user space ask of the VMM of a machine: of the kernels, or, where `vm` is not None, of a class in
+# Python, whose exceptions come out of the call.
+
+from libc.stdint cimport uint32_t
+
+from fastmmu.kvm.kvm cimport KvmVcpu
+from fastmmu.kvm.port cimport VirtualMachine
+
+cdef int call_reset(VirtualMachine vm, KvmVcpu *vcpu) except? -2           # -1: Vcpu.abort says why
+cdef int call_load_root(VirtualMachine vm, KvmVcpu *vcpu) except? -2       # -1: as before
+cdef int call_put(VirtualMachine vm, KvmVcpu *vcpu) except -1
+cdef int call_load(VirtualMachine vm, KvmVcpu *vcpu) except -1
+cdef int call_enter(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except? -2  # -1, or what irq_boundary says
+cdef int call_exit(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except -1
+cdef int call_drain(VirtualMachine vm, KvmVcpu *vcpu) except -1
+cdef int call_arm(VirtualMachine vm, KvmVcpu *vcpu) except -1
+cdef int call_flush(VirtualMachine vm, KvmVcpu *vcpu) except -1
+cdef int call_zap_all(VirtualMachine vm, KvmVcpu *vcpu) except? -2         # -1: no table page for a new root

@@ -1,0 +1,109 @@
+"""What the host and user space ask of the VMM of a machine, kernels or Python; header: kvm/host_calls.pxd."""
+
+from libc.stdint cimport uint32_t
+
+from fastmmu.cpu.apic_access cimport irq_boundary
+from fastmmu.cpu.vcpu cimport ABORT_NONE, vcpu_derive
+from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
+from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, KvmVcpu
+from fastmmu.kvm.port cimport VirtualMachine
+from fastmmu.kvm.registers cimport kvm_registers
+from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs, kvm_serve_requests
+from fastmmu.kvm.roots cimport kvm_load_root, kvm_zap_all
+from fastmmu.kvm.vcpu cimport kvm_vcpu_current, kvm_vcpu_enter, kvm_vcpu_exit, kvm_vcpu_load, kvm_vcpu_put
+
+from fastmmu.errors import PolicyError
+
+
+cdef int call_reset(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
+    # what the VMM makes of the guest's first registers; over EPT kernels find the root made
+    if vm is not None:
+        return 0 if vm.call("vcpu_reset", vcpu, NOWHERE) else -1
+    if kvm_registers(vcpu):
+        return -1
+    if vcpu.kvm.shadow:
+        kvm_serve_requests(vcpu)
+    return 0
+
+
+cdef int call_load_root(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
+    if vm is not None:
+        return 0 if vm.call("load_mmu", vcpu, NOWHERE) else -1
+    return kvm_load_root(vcpu, vcpu.guest.cr3)
+
+
+# ---- vCPUs and physical CPUs ------------------------------------------------------------------------------------
+
+cdef int call_put(VirtualMachine vm, KvmVcpu *vcpu) except -1:
+    if vm is not None:
+        vm.call("vcpu_put", vcpu, NOWHERE)
+    else:
+        kvm_vcpu_put(vcpu)
+    return 0
+
+
+cdef int call_load(VirtualMachine vm, KvmVcpu *vcpu) except -1:
+    if vm is not None:
+        kvm_vcpu_current(vcpu)
+        vm.call("vcpu_load", vcpu, NOWHERE)
+    else:
+        kvm_vcpu_load(vcpu)
+    return 0
+
+
+cdef int call_enter(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except? -2:
+    if vm is None:
+        return kvm_vcpu_enter(vcpu, cpu)
+    try:
+        vm.call("vcpu_enter_guest", vcpu, cpu)
+    except BaseException:
+        vcpu.cpu.abort = ABORT_NONE
+        raise
+    if vcpu.cpu.abort:
+        return -1
+    if vcpu.mode != IN_GUEST_MODE or vcpu.pcpu != cpu:
+        raise PolicyError(f"{type(vm.policy).__name__}.vcpu_enter_guest() did not enter the guest on CPU {cpu}: it "
+                          "ends in vcpu.enter(), with vcpu.mode = Mode.IN_GUEST_MODE")
+    vcpu_derive(&vcpu.cpu)                      # another machine may have been made meanwhile
+    return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
+
+
+cdef int call_exit(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except -1:
+    if vm is not None:
+        vm.call("vcpu_exit", vcpu, cpu)
+    else:
+        kvm_vcpu_exit(vcpu)
+    return 0
+
+
+# ---- user space -------------------------------------------------------------------------------------------------
+
+cdef int call_drain(VirtualMachine vm, KvmVcpu *vcpu) except -1:
+    if vm is not None:
+        vm.call("flush_pml_buffer", vcpu, NOWHERE)
+    else:
+        kvm_drain(vcpu)
+    return 0
+
+
+cdef int call_arm(VirtualMachine vm, KvmVcpu *vcpu) except -1:
+    # slots are logged, or not any more
+    if vm is not None:
+        vm.call("update_cpu_dirty_logging", vcpu, NOWHERE)
+    else:
+        kvm_arm(vcpu)
+    return 0
+
+
+cdef int call_flush(VirtualMachine vm, KvmVcpu *vcpu) except -1:
+    if vm is None:
+        kvm_flush_remote_tlbs(vcpu)
+    elif vcpu.kvm.mmu.flush:
+        vm.call("flush_remote_tlbs", vcpu, NOWHERE)
+    return 0
+
+
+cdef int call_zap_all(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
+    if vm is not None:
+        return 0 if vm.call("zap_all", vcpu, NOWHERE) else -1
+    return -1 if kvm_zap_all(vcpu) else 0
