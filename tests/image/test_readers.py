@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import random
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import fastmmu
-from fastmmu.image import open_image
+from fastmmu.image import open_image, read_guest
 from tests.support.image_files import (
     PAGE,
     WRITERS,
@@ -29,7 +31,7 @@ from tests.support.image_files import (
     vmem,
 )  # fmt: skip
 
-pytest.importorskip("cramjam", reason="cramjam of the extra 'images' is not installed")
+cramjam = pytest.importorskip("cramjam", reason="cramjam of the extra 'images' is not installed")
 pytest.importorskip("lzallright", reason="lzallright of the extra 'images' is not installed")
 zstandard = pytest.importorskip("zstandard", reason="zstandard of the extra 'zstd' is not installed")
 
@@ -60,16 +62,24 @@ def check(memory: fastmmu.PhysicalMemory, want: Memory) -> None:
             memory.read(start + len(data), 1)
 
 
+def in_lz4(data: bytes) -> bytes:
+    lz4 = pytest.importorskip("lz4.frame", reason="lz4 of the extra 'traces' is not installed")
+    return bytes(lz4.compress(data))
+
+
 PACKED: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": lambda data: gzip.compress(data[:1000]) + gzip.compress(data[1000:], mtime=0),
     ".xz": lzma.compress,
     ".zst": lambda data: zstandard.ZstdCompressor().compress(data),
+    ".bz2": bz2.compress,
+    ".lz4": in_lz4,
+    ".sz": lambda data: bytes(cramjam.snappy.compress(data)),
 }
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(len(PACKED)))
 def test_any_memory_in_each_format(name: str, seed: int, tmp_path: Path) -> None:
     rng = random.Random(f"{name}{seed}")
     want = some_memory(rng)
@@ -79,6 +89,16 @@ def test_any_memory_in_each_format(name: str, seed: int, tmp_path: Path) -> None
     image = open_image(path, writable=bool(seed & 1))
     assert image.format == (name.partition(",")[0] if name != "kdump, flattened" else "kdump-flattened")
     check(image.memory, want)
+
+
+@pytest.mark.parametrize("piece", [7, 10, 4096])
+def test_streams_one_behind_the_other_are_one_wherever_reads_end(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastmmu.image.source.PIECE", piece)
+    data = lime([(0, bytes(range(256)) * 16)])
+    (tmp_path / "image").write_bytes(gzip.compress(data[:100]) + bytes(20) + gzip.compress(data[100:]) + bytes(9))
+    assert open_image(tmp_path / "image").memory.read(0, PAGE) == data[32:]
 
 
 @pytest.mark.parametrize("write", [lime, avml, elf])
@@ -347,3 +367,19 @@ def test_dumps_of_windows_that_are_not_read(kind: int, match: str, tmp_path: Pat
     (tmp_path / "memory.dmp").write_bytes(file)
     with pytest.raises(fastmmu.ConfigError, match="type 0xaa64, not of x64"):
         open_image(tmp_path / "memory.dmp")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("mem.npz", lambda data: data[:5] + data[6:]),
+        ("mem.npz", lambda data: data[:200] + b"\xff" * 50 + data[250:]),
+        ("mem.npz", lambda data: b"PK"),
+        ("meta.json", lambda data: b"[" * 200_000),
+    ],
+)
+def test_a_recorded_guest_that_is_damaged(name: str, spoil: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    guest = shutil.copytree(Path(__file__).parents[1] / "data" / "guests" / "pae_user", tmp_path / "guest")
+    (guest / name).write_bytes(spoil((guest / name).read_bytes()))
+    with pytest.raises(fastmmu.ConfigError, match=rf"{name}: not "):
+        read_guest(guest)

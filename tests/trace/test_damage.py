@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import itertools
 import sys
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from fastmmu.errors import MissingExtraError, TraceError
 from fastmmu.trace import Trace, read_trace, write_trace
+from fastmmu.trace.archive import contents
 from fastmmu.trace.events import concatenate
 from tests.support.trace_files import COMPRESS, assert_same, events, record, sample
 
@@ -164,6 +167,8 @@ def test_npy_and_its_header(tmp_path: Path) -> None:
     refused(path, "byte 208: the header promises 208 bytes, the file has 209")
     path.write_bytes(good.replace(b"{", b"["))
     refused(path, "header is malformed")
+    path.write_bytes(good.replace(b"\x76\0{", b"\x16\0{"))
+    refused(path, "header is malformed")
     path.write_bytes(good.replace(b"(10,)", b"(1e9)"))
     refused(path, "header is malformed")
     long = tmp_path / "t.npy.gz"
@@ -203,6 +208,39 @@ def test_arrow_with_nulls_or_unknown_operations(tmp_path: Path) -> None:
         with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
         refused(path, said)
+
+
+def test_a_zip_that_holds_very_much_takes_little_memory(tmp_path: Path) -> None:
+    """`zipfile` decompresses bzip2 without a limit, here 256 MB out of 300 bytes."""
+    path = tmp_path / "t.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive, archive.open("addr.npy", "w") as out:
+        np.save(out, np.zeros(1 << 25, np.uint64))
+    tracemalloc.start()
+    try:
+        with path.open("rb") as file:
+            assert next(contents(file, "t.zip", 1 << 20)).startswith(b"\x93NUMPY")
+        assert len(next(read_trace(path).batches(1 << 10))) == 1 << 10
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_each_method_of_a_zip(tmp_path: Path, method: int) -> None:
+    text = b"".join(b"%#x\n" % addr for addr in range(0x1000, 0x9000))
+    with zipfile.ZipFile(tmp_path / "t.zip", "w", method) as archive:
+        archive.writestr("chunk.0000", text[:70_000])
+        archive.writestr("chunk.0001", text[70_000:])
+    assert events(read_trace(tmp_path / "t.zip")).addr.tolist() == list(range(0x1000, 0x9000))
+    with zipfile.ZipFile(tmp_path / "t.npz", "w", method) as archive:
+        for name, dtype in (("addr", "u8"), ("op", "u1"), ("size", "u1")):
+            with archive.open(f"{name}.npy", "w") as out:
+                np.save(out, np.arange(50_000).astype("u2") % 4 + 1 if name != "op" else np.zeros(50_000, dtype))
+    assert len(events(read_trace(tmp_path / "t.npz"), 999)) == 50_000
+    data = bytearray((tmp_path / "t.zip").read_bytes())
+    data[data.index(b"chunk") + 3000] ^= 1
+    (tmp_path / "t.zip").write_bytes(data)
+    refused(tmp_path / "t.zip", "archive cannot be read|address|columns")
 
 
 def test_format_and_suffix(tmp_path: Path) -> None:

@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmmu._checked import checked
-from fastmmu.errors import ConfigError
+from fastmmu.errors import ConfigError, OutOfMemoryError
 from fastmmu.image.pages import PAGE, from_pages
 from fastmmu.image.raw import open_regular
 from fastmmu.paging.memory import PhysicalMemory
 from fastmmu.paging.state import GuestState, Mode
+from fastmmu.trace.archive import BROKEN
 
 __all__ = ["Guest", "read_guest"]
 
@@ -61,7 +62,8 @@ def read_guest(directory: str | os.PathLike[str]) -> Guest:
     if not {"pfn", "pages"} <= arrays.keys():
         raise ConfigError(f"{place / 'mem.npz'}: needs the arrays pfn and pages, has {', '.join(arrays) or 'none'}")
     pfn = arrays["pfn"]
-    size = max(meta["ram_bytes"], (int(pfn.max()) + 1) * PAGE if pfn.size else 0)
+    last = int(pfn.max()) if pfn.size and pfn.dtype.kind in "iu" else -1
+    size = max(meta["ram_bytes"], (last + 1) * PAGE)
     try:
         memory = from_pages(pfn, arrays["pages"], size)
     except ConfigError as error:
@@ -85,7 +87,7 @@ def _meta(path: Path) -> dict[str, Any]:
             meta = json.loads(file.read().decode())
     except ConfigError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not JSON: {error}") from error
     if not isinstance(meta, dict):
         raise ConfigError(f"{path}: must hold an object, not {type(meta).__name__}")
@@ -107,7 +109,11 @@ def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
             return {name: file[name] for name in file.files}
     except ConfigError:
         raise
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{path}: no memory for its arrays, if they are as large as it says") from error
+    except (*BROKEN, AttributeError, TypeError, SyntaxError, TokenError, KeyError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         raise ConfigError(f"{path}: not an .npz file of plain arrays: {error}") from error
 
 

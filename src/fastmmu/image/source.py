@@ -10,17 +10,18 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, BinaryIO
 
 from fastmmu.errors import ConfigError
 from fastmmu.image.raw import open_regular
-from fastmmu.trace.codecs import CorruptData, Decompressor, codec_of_bytes, decompressor
+from fastmmu.trace.codecs import CorruptData, EndsEarly, codec_of_bytes, unpacked
 
 __all__ = ["Blocks", "Source", "inflated_lime", "open_source", "temporary"]
 
 PIECE = 1 << 18
 _ZEROS = bytes(PIECE)
-_CODECS = ("gz", "xz", "zst", "bz2", "lz4", "sz")
+_CODECS = ("gz", "xz", "zst", "bz2", "lz4", "sz", "zlib")
 _PACKED = 3  # times that a file may be packed, one in the other
 CACHED = 1 << 26
 """Bytes of unpacked blocks that are kept, of a file whose format is compressed inside."""
@@ -99,8 +100,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     for _ in range(_PACKED):
         head = file.read(4096)
         file.seek(0)
-        codec = codec_of_bytes(head) if codec_of_bytes(head) in _CODECS else None
-        if codec is None and not inflated_lime(head):
+        codec = "zlib" if inflated_lime(head) else codec_of_bytes(head)
+        if codec not in _CODECS:
             break
         packed = file
         with packed:
@@ -123,52 +124,17 @@ def inflated_lime(head: bytes) -> bool:
         return False
 
 
-class _Zlib:
-    """A zlib stream in the shape of the other decompressors."""
-
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj()
-
-    def decompress(self, data: bytes, limit: int) -> bytes:
-        try:
-            return self._inner.decompress(self._inner.unconsumed_tail + data, limit)
-        except zlib.error as error:
-            raise CorruptData(str(error)) from error
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._inner.unconsumed_tail
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inner.unused_data
-
-
-def _unpacked(packed: BinaryIO, codec: str | None, name: str) -> BinaryIO:
-    # streams one behind the other are one, as the programs that pack have it
+def _unpacked(packed: BinaryIO, codec: str, name: str) -> BinaryIO:
     out = temporary()
     try:
-        data, end = b"", 0
-        while True:
-            stream: Decompressor = _Zlib() if codec is None else decompressor(codec)
-            while not stream.eof:
-                if not data and stream.needs_input:
-                    data = packed.read(PIECE)
-                    if not data:
-                        raise ConfigError(f"{name}: is cut short: its compressed data ends early; copy it again")
-                end = _append(out, end, stream.decompress(data, PIECE))
-                data = b""
-            data = stream.unused_data or packed.read(PIECE)
-            if not data.strip(b"\0"):
-                break
-            if codec is None or codec_of_bytes(data) != codec:
-                raise ConfigError(f"{name}: something else follows its compressed data; unpack it by hand")
+        end = 0
+        for data in unpacked(partial(packed.read, PIECE), codec, padded=True):
+            end = _append(out, end, data)
         out.truncate(end)
         out.seek(0)
+    except EndsEarly as error:
+        out.close()
+        raise ConfigError(f"{name}: is cut short: its compressed data ends early; copy it again") from error
     except CorruptData as error:
         out.close()
         raise ConfigError(f"{name}: cannot be unpacked: {error}; copy it again") from error

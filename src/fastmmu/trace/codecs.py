@@ -12,21 +12,28 @@ import gzip
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import IO, Any, Protocol, cast
 
 from fastmmu.errors import MissingExtraError
 
-__all__ = ["CorruptData", "Decompressor", "codec_of_bytes", "compressing", "decompressor"]
+__all__ = ["CorruptData", "Decompressor", "EndsEarly", "codec_of_bytes", "compressing", "decompressor", "unpacked"]
 
 
 PIECE = 1 << 17
 """Bytes compressed in one call: xz takes some 50 ms for them."""
 
+_OUTPUT = 1 << 20  # bytes decompressed in one call
+_MEMORY = 1 << 30  # bytes that lzma may take: more than any preset, and than most files need
+
 
 class CorruptData(Exception):
     """What any of the libraries says of data that it cannot decompress."""
+
+
+class EndsEarly(CorruptData):
+    """A stream that is not whole."""
 
 
 class Decompressor(Protocol):
@@ -69,16 +76,54 @@ def codec_of_bytes(head: bytes) -> str | None:
     return None
 
 
+def unpacked(read: Callable[[], bytes], codec: str, *, padded: bool = False) -> Iterator[bytes]:
+    """The decompressed bytes of a file, whose bytes `read` gives, b"" at its end. Streams one behind the other are one.
+
+    `padded`: zeros between and behind streams are padding, as they always are of gz and xz.
+
+    :raises EndsEarly: the last stream is not whole. :raises CorruptData: it cannot be decompressed.
+    """
+    data, first = b"", True
+    while data := data or read():
+        if padded or codec in ("gz", "xz"):
+            data = data.lstrip(b"\0")
+            if not data:
+                continue
+        stream, begun = decompressor(codec), False
+        while not stream.eof:
+            ended = False
+            if not data and stream.needs_input:
+                data = read()
+                ended = not data
+            try:
+                out = stream.decompress(data, _OUTPUT)
+            except CorruptData as error:
+                if first or begun:
+                    raise
+                raise CorruptData(f"something else follows a stream that is whole ({error})") from error
+            data = b""
+            if out:
+                begun = True
+                yield out
+            elif ended and not stream.eof:
+                if getattr(stream, "whole", False):
+                    return
+                raise EndsEarly("the data ends early")
+        data, first = stream.unused_data, False
+
+
 def decompressor(codec: str) -> Decompressor:
-    """A decompressor for one stream. Raises MissingExtraError for zst, lz4 and sz where no library is installed."""
-    if codec == "gz":
-        return _Gz()
+    """A decompressor for one stream: of a codec that has a name here, or "zlib".
+
+    Raises MissingExtraError for zst, lz4 and sz where no library is installed."""
+    if codec in ("gz", "zlib"):
+        return _Zlib(31 if codec == "gz" else 15)
     if codec == "xz":
-        return _Held(lzma.LZMADecompressor(lzma.FORMAT_XZ), lzma.LZMAError)
+        return _Held(lzma.LZMADecompressor(lzma.FORMAT_XZ, _MEMORY), lzma.LZMAError)
     if codec == "bz2":
         return _Held(bz2.BZ2Decompressor(), OSError)
     if codec == "lzma":
-        return _Held(lzma.LZMADecompressor(lzma.FORMAT_ALONE), lzma.LZMAError)
+        return _Held(lzma.LZMADecompressor(lzma.FORMAT_ALONE, _MEMORY), lzma.LZMAError)
     if codec == "lz4":
         return _Held(_lz4().LZ4FrameDecompressor(), RuntimeError)
     if codec == "sz":
@@ -174,6 +219,8 @@ class _Held:
     def decompress(self, data: bytes, limit: int) -> bytes:
         try:
             return bytes(self._inner.decompress(data, limit))
+        except MemoryError as error:
+            raise CorruptData("it takes more memory than there is") from error
         except (self._error, EOFError) as error:
             raise CorruptData(str(error)) from error
 
@@ -190,9 +237,11 @@ class _Held:
         return bytes(self._inner.unused_data or b"")
 
 
-class _Gz:
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(31)
+class _Zlib:
+    """gzip and zlib: `wbits` as zlib's."""
+
+    def __init__(self, wbits: int) -> None:
+        self._inner = zlib.decompressobj(wbits)
 
     def decompress(self, data: bytes, limit: int) -> bytes:
         try:

@@ -65,7 +65,7 @@ class NpyTrace(FileTrace):
             version = npy_format.read_magic(header)
             read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
             shape, _, dtype = read(header)
-        except (ValueError, TypeError, SyntaxError, UnicodeError, RecursionError, MemoryError) as error:
+        except Exception as error:  # whatever Python's own parser says
             raise TraceError(f"the .npy header is malformed: {error}", path=self.path, where="byte 0") from error
         return self._checked(shape, dtype)
 

@@ -5,10 +5,9 @@ and size bytes, of one length. Others are left out.
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,6 @@ from fastmmu.trace.npy import NpyTrace
 
 __all__ = ["READER", "NpzTrace", "is_npz", "looks_like"]
 
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError)
 _TYPES: dict[str, type[np.unsignedinteger]] = {"addr": np.uint64, "op": np.uint8, "size": np.uint8}
 
 
@@ -63,9 +61,10 @@ class NpzTrace(NpyTrace):
         """Each array and its dtype; sets `total`."""
         found = {}
         try:
-            file = stack.enter_context(zipfile.ZipFile(self.path))
+            zipped = stack.enter_context(zipfile.ZipFile(self.path))
             for what, name in self._names.items():
-                member = _Member(stack.enter_context(file.open(name)), self.path)
+                file = stack.enter_context(open(self.path, "rb"))  # noqa: SIM115 - closed by the stack
+                member = _Member(archive.opened(zipped, file, zipped.getinfo(name)), self.path)
                 dtype, n = self._header(member)
                 if dtype.names is not None and len(self._names) > 1:
                     raise TraceError(f"{name} holds records; give integers", path=self.path)
@@ -73,7 +72,7 @@ class NpzTrace(NpyTrace):
                     raise TraceError(f"{name} has {n} elements where addr has {self.total}", path=self.path)
                 self.total = n
                 found[what] = member, dtype
-        except _BROKEN as error:
+        except archive.BROKEN as error:
             if isinstance(error, TraceError):
                 raise
             raise TraceError(f"the .npz file cannot be read: {error}", path=self.path) from error
@@ -105,18 +104,20 @@ class NpzTrace(NpyTrace):
 class _Member:
     """An array in the archive, as the bytes of its file."""
 
-    def __init__(self, file: IO[bytes], path: str) -> None:
+    def __init__(self, file: archive.Member, path: str) -> None:
         self._file = file
         self._path = path
         self.offset = 0
 
     def read(self, n: int) -> bytes:
+        data = bytearray()
         try:
-            data = self._file.read(n)
-        except _BROKEN as error:
+            while len(data) < n and (piece := self._file.read(n - len(data))):
+                data += piece
+        except archive.BROKEN as error:
             raise TraceError(f"the .npz file cannot be read: {error}", path=self._path) from error
         self.offset += len(data)
-        return data
+        return bytes(data)
 
     def rows(self, dtype: np.dtype[Any], n: int) -> npt.NDArray[Any]:
         """The next `n` elements."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from types import TracebackType
 
 from fastmmu.errors import TraceError
 from fastmmu.trace.archive import contents
-from fastmmu.trace.codecs import CorruptData, Decompressor, codec_of_bytes, decompressor
+from fastmmu.trace.codecs import CorruptData, EndsEarly, codec_of_bytes, unpacked
 from fastmmu.trace.names import codec_of_name
 
 __all__ = ["ByteSource"]
@@ -45,11 +46,10 @@ class ByteSource:
         elif found != self.codec:
             self.close()
             raise TraceError(f"the name ends in .{self.codec}, the content is none", path=path, where="byte 0")
-        self._members = contents(self._file, path, _OUTPUT) if self.codec == "zip" else None
-        self._inner: Decompressor | None = (
-            decompressor(self.codec) if self.codec is not None and self._members is None else None
-        )
-        self._input = b""  # read, but not yet given to a decompressor
+        self._unpacked: Iterator[bytes] | None = None
+        if self.codec is not None:
+            zipped = self.codec == "zip"
+            self._unpacked = contents(self._file, path, _OUTPUT) if zipped else unpacked(self._read_file, self.codec)
         self._output = b""
         self._output_at = 0
 
@@ -119,47 +119,23 @@ class ByteSource:
 
     def _more(self) -> bytes:
         """The next decompressed bytes, b"" at the end of the last stream."""
-        assert self.codec is not None
-        if self._members is not None:
-            try:
-                data = next(self._members, b"")
-                self.taken = max(self.taken, min(self._file.tell(), self.size))
-                return data
-            except CorruptData as error:
+        assert self._unpacked is not None
+        try:
+            data = next(self._unpacked, b"")
+        except EndsEarly as error:
+            raise TraceError(
+                f"the .{self.codec} data ends early, after {self.offset} decompressed bytes; the file is truncated",
+                path=self.path,
+                where=f"byte {self.taken} of the compressed file",
+            ) from error
+        except CorruptData as error:
+            if self.codec == "zip":
                 raise TraceError(f"the .zip archive cannot be read: {error}", path=self.path) from error
-        while True:
-            if self._inner is None:
-                self._input = self._input or self._read_file()
-                if not self._input:
-                    return b""
-                if self.codec in ("gz", "xz"):  # which allow zeros between and after streams
-                    self._input = self._input.lstrip(b"\0")
-                    if not self._input:
-                        continue
-                self._inner = decompressor(self.codec)
-            ended = False
-            if not self._input and self._inner.needs_input:
-                self._input = self._read_file()
-                ended = not self._input
-            data, self._input = self._input, b""
-            try:
-                out = self._inner.decompress(data, _OUTPUT)
-            except CorruptData as error:
-                where = f"near byte {self.taken} of the compressed file"
-                raise TraceError(f"the .{self.codec} data is corrupt: {error}", path=self.path, where=where) from error
-            if self._inner.eof:
-                self._input = self._inner.unused_data
-                self._inner = None
-            if out:
-                return out
-            if ended and getattr(self._inner, "whole", False):
-                return b""
-            if ended and self._inner is not None:
-                raise TraceError(
-                    f"the .{self.codec} data ends early, after {self.offset} decompressed bytes; the file is truncated",
-                    path=self.path,
-                    where=f"byte {self.taken} of the compressed file",
-                )
+            where = f"near byte {self.taken} of the compressed file"
+            raise TraceError(f"the .{self.codec} data is corrupt: {error}", path=self.path, where=where) from error
+        if self.codec == "zip":
+            self.taken = max(self.taken, min(self._file.tell(), self.size))
+        return data
 
 
 def _regular_size(path: str) -> int:
