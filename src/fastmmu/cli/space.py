@@ -18,7 +18,7 @@ __all__ = ["MEMORY", "add_registers", "eptp_of", "memory_and_state", "say_if_emp
 
 MEMORY = (
     "a recorded guest (a directory with meta.json and mem.npz), or an image of physical memory: an ELF core, LiME, "
-    "AVML, kdump, a Windows crash dump, .vmem, raw; also .zst, .gz, .xz"
+    "AVML, kdump, a Windows crash dump, .vmem, raw; also .zst, .gz, .xz, .bz2, .lz4, .sz"
 )
 
 _REGISTERS = ("cr0", "cr3", "cr4", "efer", "pdptes", "pkru", "maxphyaddr")

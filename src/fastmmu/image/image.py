@@ -75,8 +75,8 @@ def open_image(
 ) -> Image:
     """Memory out of a file: an ELF core, LiME, AVML, a kdump, a Windows crash dump, VMware's, or raw; by its content.
 
-    Nothing is read that is not looked at, but for files that are packed as a whole (.zst, .gz, .xz, LiME's compress=1),
-    which are unpacked into a temporary file once (TMPDIR).
+    Nothing is read that is not looked at, but for files that are packed as a whole (.zst, .gz, .xz, .bz2, .lz4, .sz,
+    LiME's compress=1), which are unpacked into a temporary file once (TMPDIR).
 
     :param format: "raw": take it for raw memory whatever it begins with; None: by its content.
     :param map: where the parts of a raw file lie, texts "PA=OFFSET:LENGTH" in hexadecimal. :param machine: the same by
