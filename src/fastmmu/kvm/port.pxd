@@ -15,6 +15,8 @@ cdef class VirtualMachine(VmPort):
     cdef Turns turns
     cdef readonly list vcpus    # VirtualCpu, by number
     cdef object policy          # the Kvm in whose hands it is
+    cdef object made(self, kind)
+    cdef object _within(self, method, str name, tuple arguments)
     cdef object ask(self, str name, int slot, found=*)
     cdef readonly Mmu mmu
     cdef object call(self, str name, KvmVcpu *vcpu, uint32_t cpu)

@@ -88,15 +88,32 @@ cdef class VirtualMachine(VmPort):
         self.inside()
         (<uint64_t *> &self.kvm.stats)[place_of(_stats, name)] += within("n", n, 0, 0xFFFFFFFFFFFFFFFF, PolicyError)
 
+    cdef object made(self, kind):
+        # its VMM, of this class
+        self.policy = self._within(kind, "__init__", (self,))
+        return self.policy
+
     cdef object ask(self, str name, int slot, found=None):
         # a method of the VMM for the dirty log of a slot, which user space calls
         cdef uint64_t active = self.active
         self.active = this_thread()
         log = log_of(self, slot)
         try:
-            return getattr(self.policy, name)(log) if found is None else getattr(self.policy, name)(log, found)
+            return self._within(getattr(self.policy, name), name, (log,) if found is None else (log, found))
         finally:
             self.active = active
+
+    cdef object _within(self, method, str name, tuple arguments):
+        # What nobody may do while a guest runs is refused in it, as the machine is between two states. Where a policy
+        # handles an exit, and calls user space, this is no part of the policy.
+        cdef Turns turns = self.turns
+        cdef uint64_t busy = turns.busy, handling = turns.handling
+        cdef str what = turns.what
+        turns.busy, turns.handling, turns.what = this_thread(), 0, f"Kvm.{name}()"
+        try:
+            return method(*arguments)
+        finally:
+            turns.busy, turns.handling, turns.what = busy, handling, what
 
     # ---- its vCPUs -------------------------------------------------------------------------------------------
 
@@ -106,7 +123,7 @@ cdef class VirtualMachine(VmPort):
         cdef uint32_t placing = self.placing
         self.active, self.placing = this_thread(), cpu
         try:
-            return getattr(self.policy, name)(self.of(vcpu))
+            return self._within(getattr(self.policy, name), name, (self.of(vcpu),))
         finally:
             self.active, self.placing = active, placing
 

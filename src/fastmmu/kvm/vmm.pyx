@@ -21,7 +21,7 @@ from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
 from fastmmu.mmu.pages cimport mmu_shadowed
 from fastmmu.mmu.reclaim cimport host_give, host_take, host_wrote
 from fastmmu.mmu.spte cimport MMIO_GENERATIONS
-from fastmmu.threads.turns cimport Turn, Turns
+from fastmmu.threads.turns cimport Turn, Turns, this_thread
 from fastmmu.counters import STATS, reader
 from fastmmu.errors import ConfigError, OutOfMemoryError, PolicyError, StateError, WrongTypeError
 
@@ -62,8 +62,9 @@ cdef class Vmm:
 
     Slots are numbered from 0, the machine's memory; then those given to the machine, in their order.
 
-    Threads: every call is safe at any time, from the handler of a VM exit and from other threads, too. While the guest
-    runs in another thread a call is done between two of its events, within milliseconds.
+    Threads: every call is safe at any time, from a policy's handler of a VM exit and from other threads, too. While the
+    guest runs in another thread a call is done between two of its events, within milliseconds. Methods of a VMM in
+    Python do not call its own (PolicyError).
     """
 
     def __cinit__(self, made=None):
@@ -75,6 +76,9 @@ cdef class Vmm:
         cdef Turn turn = self.turns.take()
         if self.kvm.ended:
             has_ended()
+        if self.vm is not None and self.vm.active == this_thread() != self.turns.handling:
+            raise PolicyError("a method of the VMM is under way: its user space waits for the end; use what the VMM "
+                              "itself has, or call this afterwards")
         return turn
 
     cdef int slot(self, number) except -1:

@@ -352,7 +352,7 @@ cdef class Board:
             modes_tables(&self.memory.mem, placed[len(placed) - 2][1], placed[len(placed) - 1][1])
         if self.config.vmm != "kernel":
             self.vm = vm_of(self, self.turns, &self.kvm)
-            self.python = self.vm.policy = self.config.vmm_class(self.vm)
+            self.python = self.vm.made(self.config.vmm_class)
         if shadow:                              # vmx.md §2: with EPT the guest that pages owns all three
             self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | PRIMARY_INVLPG
         else:

@@ -72,7 +72,10 @@ cdef int in_python(Vcpu *v) noexcept with gil:
     cdef Board b = <Board> to_kvm_vcpu(v).kvm.machine
     cdef int outcome = ACT_ABORT
     cdef uint64_t active = b.vm.active
+    cdef bint one = not b.turns.busy            # of an instruction, which is no run
     b.vm.active = this_thread()
+    if one:
+        b.turns.busy, b.turns.what = b.vm.active, "an instruction of the guest"
     kvm_log_begin(to_kvm_vcpu(v))
     try:
         outcome = b.python.handle(b.vm.of(to_kvm_vcpu(v)))
@@ -80,6 +83,8 @@ cdef int in_python(Vcpu *v) noexcept with gil:
         b.raised = error
         vcpu_abort(v, ABORT_PYTHON, 0)
     kvm_log_end(to_kvm_vcpu(v))
+    if one:
+        b.turns.busy = 0
     b.vm.active = active
     return ACT_ABORT if v.abort else outcome
 
