@@ -38,7 +38,7 @@ cdef class Board:
     cdef Vcpu *v
     cdef GuestKernel kernel
     cdef uint64_t clock         # accesses of earlier batches, of all vCPUs
-    cdef object cpus            # a host's TLBs: keeps alive what its vCPUs point to
+    cdef tuple cpus             # a host's TLBs: keeps alive what its vCPUs point to
     cdef readonly object initial    # GuestState: registers at the start, and what of the processor never changes
     cdef bint pdptes_due        # its first instruction loads the PDPTE registers from memory
     cdef readonly object policy
@@ -52,8 +52,7 @@ cdef class Board:
     cdef _offered(self, GuestState state)
     cdef _boot(self)
     cdef int _load(self, Run *run) except -1
-    cdef _init_apic(self, Run *run)
-    cdef _place(self, slots, end)
+    cdef int _init_apic(self, Run *run) except -1
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
                    bint device)
     cdef _set_policy(self, int maxphyaddr)

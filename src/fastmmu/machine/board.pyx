@@ -24,7 +24,7 @@ from fastmmu.kvm.host_calls cimport call_load, call_load_root, call_put, call_re
 from fastmmu.kvm.lapic cimport kvm_apic_init
 from fastmmu.kvm.modes cimport modes_cr4, modes_tables
 from fastmmu.kvm.port cimport vm_of
-from fastmmu.kvm.kvm cimport OUTSIDE_GUEST_MODE
+from fastmmu.kvm.kvm cimport IN_GUEST_MODE, OUTSIDE_GUEST_MODE
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create
 from fastmmu.kvm.vmm cimport has_ended
 from fastmmu.machine.counters cimport counters_of
@@ -197,6 +197,8 @@ cdef class Board:
                               "then; clear bit 22, or use shadow_keys=True or mmu='ept'")
         if rule:
             raise ConfigError(f"cr4={state.cr4:#x}: {RULES[rule]}; clear it, or use mmu='native'")
+        if self.vcpu.mode == IN_GUEST_MODE and self.cpus is not None:
+            self.tlb = self.cpus[self.vcpu.pcpu]
 
     cdef _boot(self):
         cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
@@ -230,7 +232,7 @@ cdef class Board:
         if self.v.log != NULL:
             log_runs(self.vcpu)
 
-    cdef _init_apic(self, Run *run):
+    cdef int _init_apic(self, Run *run) except -1:
         # of a vCPU, whose pages lie in front of the VMM's tables, those of further ones behind the machine's slots
         cdef uint32_t number = run.vcpu.index
         cdef uint64_t page = self.behind + VCPU_BYTES * (number - 1) if number else self.origin + VIRTUAL_APIC

@@ -5,7 +5,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu._arguments cimport counted, flag, instance, many, shown, whole, word
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.kvm.host_calls cimport call_enter, call_exit
-from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE
+from fastmmu.kvm.kvm cimport NOWHERE, OUTSIDE_GUEST_MODE
 from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free, vpid_init
 from fastmmu.machine.board cimport Board, all_slots, tlb_of
 from fastmmu.machine.events cimport Run
@@ -215,7 +215,7 @@ cdef class Host:
         cdef uint32_t vpid = self._vpid(vm.board.config)
         try:
             return self._new_vcpu(vm, vcpu_add(vm.board, vpid))
-        except OutOfMemoryError:
+        except BaseException:                       # of a VMM in Python, too
             vpid_free(&self.vpids, vpid)
             raise
 
@@ -244,8 +244,6 @@ cdef class Host:
         finally:
             self._ended(s)
             vcpu_remove(vm.board, s.run)
-        if vm.board.vcpu.mode == IN_GUEST_MODE:
-            vm.board.tlb = self.cpus[vm.board.vcpu.pcpu]
 
     cdef int _ended(self, _HostVcpu s) except -1:
         cdef Interrupts *irq = s.run.vcpu.irq

@@ -8,7 +8,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastmmu.arch.types cimport MODE_PAE
-from fastmmu.cpu.interrupts cimport irq_free
+from fastmmu.cpu.interrupts cimport Interrupts, irq_free
 from fastmmu.kvm.host_calls cimport call_drain, call_flush, call_load
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_current, kvm_vcpu_destroy
 from fastmmu.machine.board cimport Board, vmcs_vpid
@@ -45,19 +45,31 @@ cdef int vcpus_with_pdptes(Board b, uint64_t count) except -1:
 
 
 cdef Run *vcpu_add(Board b, uint32_t vpid) except NULL:
-    cdef Run *run = b.loop
-    cdef MmuContext *c
-    if b.vacant:
+    # where anything raises, a VMM in Python too, it has not come
+    cdef bint loads = b.vacant
+    cdef Run *run = b.loop if loads else made(b)
+    cdef Interrupts *ended = run.vcpu.irq           # of the last vCPU
+    cdef MmuContext *c = &run.vcpu.mmu
+    if loads:
         take_place(b)
-    else:
-        run = made(b)
-    c = &run.vcpu.mmu
-    c.role = b.first.vcpu.mmu.role
-    c.root_level = b.first.vcpu.mmu.root_level
-    vmcs_vpid(&run.vcpu.cpu.vmcs, vpid)
-    run.vcpu.cpu.log = NULL if b.exits is None else &b.exits.log
-    if b.config.tpr is not None:
-        b._init_apic(run)
+    try:
+        c.role = b.first.vcpu.mmu.role
+        c.root_level = b.first.vcpu.mmu.root_level
+        vmcs_vpid(&run.vcpu.cpu.vmcs, vpid)
+        run.vcpu.cpu.log = NULL if b.exits is None else &b.exits.log
+        if b.config.tpr is not None:
+            b._init_apic(run)
+            drop_apic(ended)
+        if loads:
+            call_load(b.vm, &run.vcpu)
+            if b.exits is not None:
+                log_runs(&run.vcpu)
+    except BaseException:
+        vmcs_vpid(&run.vcpu.cpu.vmcs, 0)
+        if not loads:
+            gone(b, run)
+        raise
+    b.vacant = False
     return run
 
 
@@ -77,22 +89,19 @@ cdef Run *made(Board b) except NULL:
     return run
 
 
-cdef int take_place(Board b) except -1:
+cdef void take_place(Board b):
     # of the last vCPU, which has ended
     cdef Run *run = b.loop
     cdef MmuContext context = run.vcpu.mmu
+    cdef Interrupts *irq = run.vcpu.irq
     cdef int op
     for op in range(4):
         b.kvm.accesses_ended += run.vcpu.cpu.c.ops[op]
-    drop_apic(run)
+    forgotten(b, run)
     run[0] = b.first[0]
     run.vcpu.mmu = context
+    run.vcpu.irq = irq                              # calls read it until there is another
     mmu_forget_roots(&run.vcpu.mmu)
-    call_load(b.vm, &run.vcpu)
-    if b.exits is not None:
-        log_runs(&run.vcpu)
-    b.vacant = False
-    return 0
 
 
 cdef int vcpu_remove(Board b, Run *run) except -1:
@@ -116,14 +125,19 @@ cdef int vcpu_remove(Board b, Run *run) except -1:
             b._load(<Run *> b.kvm.vcpu[i])
         read_log(b, run)
     finally:
-        forgotten(b, run)
         if b.loop == run:                       # the VMM raised: the machine's part of a load
             b._take(<Run *> b.kvm.vcpu[i])
             kvm_vcpu_current(b.vcpu)
-        kvm_vcpu_destroy(&run.vcpu)
-        drop_apic(run)
-        free(run)
+        gone(b, run)
     return 0
+
+
+cdef void gone(Board b, Run *run):
+    # one that is not loaded
+    forgotten(b, run)
+    kvm_vcpu_destroy(&run.vcpu)
+    drop_apic(run.vcpu.irq)
+    free(run)
 
 
 cdef void forgotten(Board b, Run *run):
@@ -139,11 +153,10 @@ cdef int read_log(Board b, Run *run) except -1:
     return 0
 
 
-cdef void drop_apic(Run *run):
-    if run.vcpu.irq != NULL:
-        irq_free(run.vcpu.irq)
-        free(run.vcpu.irq)
-        run.vcpu.irq = NULL
+cdef void drop_apic(Interrupts *irq):
+    if irq != NULL:
+        irq_free(irq)
+        free(irq)
 
 
 cdef void vcpus_end(Board b):
