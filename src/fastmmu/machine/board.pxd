@@ -70,5 +70,4 @@ cdef class Board:
 
 
 cdef TLB tlb_of(config)
-cdef list all_slots(config, bint guest_kernel, slots)
 cdef void vmcs_vpid(Vmcs *vmcs, uint32_t vpid) noexcept

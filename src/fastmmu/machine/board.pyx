@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from fastmmu._arguments cimport bytes_in, choice, flag, instance, many, within, word, words_in, words_out
+from fastmmu._arguments cimport bytes_in, instance, many, within, word, words_in, words_out
 from fastmmu.arch.registers cimport RULE_CR4_NOT_OFFERED
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (
@@ -35,7 +35,8 @@ from fastmmu.machine.guest_kernel cimport (
     kernel_load,
 )
 from fastmmu.machine.layout cimport (
-    PAE_ROOT, PML_LOG, VCPU_BYTES, VIRTUAL_APIC, VMM_TABLES, has_identity, host_bytes, overlaps,
+    PAE_ROOT, PML_LOG, VCPU_BYTES, VIRTUAL_APIC, VMM_TABLES, all_slots, has_identity, host_bytes, overlaps,
+    placed_slots,
 )
 from fastmmu.machine.stops cimport stop
 from fastmmu.mmu.memslots cimport Memslot, slots_add, slots_order, slots_untouched
@@ -54,7 +55,6 @@ from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, TraceError
 from fastmmu.machine.config import parse_bytes
-from fastmmu.machine.slots import MemorySlot
 from fastmmu.tlb.geometry import geometry
 
 
@@ -64,34 +64,6 @@ cdef void vmcs_vpid(Vmcs *vmcs, uint32_t vpid) noexcept:
     vmcs.secondary &= ~SECONDARY_VPID
     if vpid:
         vmcs.secondary |= SECONDARY_VPID
-
-
-cdef object _slot(each):
-    # a MemorySlot whose fields are what they should be: a tuple checks nothing
-    slot = instance("a slot", each, MemorySlot)
-    if len(slot) != len(MemorySlot._fields):
-        raise ConfigError(f"a slot has {len(MemorySlot._fields)} fields; give a fastmmu.MemorySlot")
-    return MemorySlot(
-        within("MemorySlot gpa", slot.gpa, 0, 1ULL << 46, ConfigError),
-        within("MemorySlot size", slot.size, 0, 1ULL << 46, ConfigError), flag("MemorySlot readonly", slot.readonly),
-        choice("MemorySlot host", slot.host, ("4k", "2m", "untouched"), ConfigError),
-        flag("MemorySlot private", slot.private), flag("MemorySlot device", slot.device))
-
-
-cdef list all_slots(config, bint guest_kernel, slots):
-    # a machine's slots beside its memory: those that were asked for, then the VMM's own
-    found = [_slot(each) for each in many("slots", slots)]
-    for slot in found:
-        if config.mmu == "native":
-            raise ConfigError('slots are the VMM\'s: use mmu="ept" or mmu="shadow"')
-        if (slot.gpa | slot.size) & 0xFFF or not slot.size or slot.gpa + slot.size > 1 << 46:
-            raise ConfigError(f"{slot}: gpa and size must be multiples of 4096 below {1 << 46:#x}")
-    if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
-        found.append(MemorySlot(APIC_BASE, 0x1000, private=True))
-    if has_identity(config, guest_kernel):
-        found.append(MemorySlot(config.identity_map, 0x1000, private=True))
-        found.append(MemorySlot(config.identity_map + 0x1000, 0x3000, private=True))
-    return found
 
 
 cdef object _checked_place(place):
@@ -147,11 +119,11 @@ cdef class Board:
         vpid = 1 if config.vpid else 0
         if place is None:
             self.tlb = tlb_of(config)
-            placed, more = self._place(slots, host_bytes(config))
+            placed, more = placed_slots(slots, host_bytes(config))
             self.memory = PhysicalMemory(more)
         else:
             self.memory, self.origin, self.tlb, vpid = _checked_place(place)
-            placed, more = self._place(slots, self.origin + host_bytes(config))
+            placed, more = placed_slots(slots, self.origin + host_bytes(config))
             if more > self.memory.mem.nbytes:
                 raise ConfigError(f"place={self.origin:#x}: the machine ends at {more:#x}, outside the host's memory "
                                   f"of {self.memory.mem.nbytes:#x} bytes")
@@ -197,8 +169,6 @@ cdef class Board:
                               "then; clear bit 22, or use shadow_keys=True or mmu='ept'")
         if rule:
             raise ConfigError(f"cr4={state.cr4:#x}: {RULES[rule]}; clear it, or use mmu='native'")
-        if self.vcpu.mode == IN_GUEST_MODE and self.cpus is not None:
-            self.tlb = self.cpus[self.vcpu.pcpu]
 
     cdef _boot(self):
         cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
@@ -227,6 +197,8 @@ cdef class Board:
         self.loop = run
         self.vcpu = &run.vcpu
         self.v = &run.vcpu.cpu
+        if self.vcpu.mode == IN_GUEST_MODE and self.cpus is not None:
+            self.tlb = self.cpus[self.vcpu.pcpu]
         if self.initial is not None:
             kernel_load(&self.kernel, self.v, &run.c, &run.process)
         if self.v.log != NULL:
@@ -271,15 +243,6 @@ cdef class Board:
             kvm_apic_init(irq)
             if self.vm is not None:
                 self.vm._renew()
-
-    cdef _place(self, slots, end):
-        # host-physical addresses of more slots, and the end of memory; equal to the guest's modulo 2 MB
-        placed = []
-        for slot in slots:
-            at = (end + 0x1FFFFF & ~0x1FFFFF) + (slot.gpa & 0x1FFFFF)
-            end = at + slot.size
-            placed.append((slot, at))
-        return placed, (end + 0x1FFFFF & ~0x1FFFFF)
 
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
                    bint device):

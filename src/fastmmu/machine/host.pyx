@@ -7,10 +7,10 @@ from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.kvm.host_calls cimport call_enter, call_exit
 from fastmmu.kvm.kvm cimport NOWHERE, OUTSIDE_GUEST_MODE
 from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free, vpid_init
-from fastmmu.machine.board cimport Board, all_slots, tlb_of
+from fastmmu.machine.board cimport Board, tlb_of
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport kernel_switch
-from fastmmu.machine.layout cimport machine_bytes
+from fastmmu.machine.layout cimport all_slots, machine_bytes
 from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.vcpus cimport vcpu_add, vcpu_remove, vcpus_begin, vcpus_end, vcpus_with_pdptes
 from fastmmu.paging.memory cimport PhysicalMemory

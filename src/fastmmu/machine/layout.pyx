@@ -2,6 +2,12 @@
 
 from libc.stdint cimport uint64_t
 
+from fastmmu._arguments cimport choice, flag, instance, many, within
+from fastmmu.cpu.apic cimport APIC_BASE
+
+from fastmmu.errors import ConfigError
+from fastmmu.machine.slots import MemorySlot
+
 
 cdef bint has_identity(config, bint guest_kernel):
     # the VMM needs an identity table where the guest may stop paging, and guest memory leaves it room
@@ -24,3 +30,41 @@ cdef uint64_t machine_bytes(config, slots) except 0:
     for slot in slots:
         found += (slot.gpa & 0x1FFFFF) + slot.size + 0x1FFFFF & ~0x1FFFFF
     return found + (1 << 21 if config.tpr is not None else 0)
+
+
+cdef object _slot(each):
+    # a MemorySlot whose fields are what they should be: a tuple checks nothing
+    slot = instance("a slot", each, MemorySlot)
+    if len(slot) != len(MemorySlot._fields):
+        raise ConfigError(f"a slot has {len(MemorySlot._fields)} fields; give a fastmmu.MemorySlot")
+    return MemorySlot(
+        within("MemorySlot gpa", slot.gpa, 0, 1ULL << 46, ConfigError),
+        within("MemorySlot size", slot.size, 0, 1ULL << 46, ConfigError), flag("MemorySlot readonly", slot.readonly),
+        choice("MemorySlot host", slot.host, ("4k", "2m", "untouched"), ConfigError),
+        flag("MemorySlot private", slot.private), flag("MemorySlot device", slot.device))
+
+
+cdef list all_slots(config, bint guest_kernel, slots):
+    # a machine's slots beside its memory: those that were asked for, then the VMM's own
+    found = [_slot(each) for each in many("slots", slots)]
+    for slot in found:
+        if config.mmu == "native":
+            raise ConfigError('slots are the VMM\'s: use mmu="ept" or mmu="shadow"')
+        if (slot.gpa | slot.size) & 0xFFF or not slot.size or slot.gpa + slot.size > 1 << 46:
+            raise ConfigError(f"{slot}: gpa and size must be multiples of 4096 below {1 << 46:#x}")
+    if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
+        found.append(MemorySlot(APIC_BASE, 0x1000, private=True))
+    if has_identity(config, guest_kernel):
+        found.append(MemorySlot(config.identity_map, 0x1000, private=True))
+        found.append(MemorySlot(config.identity_map + 0x1000, 0x3000, private=True))
+    return found
+
+
+cdef tuple placed_slots(slots, end):
+    # ([(slot, its host-physical address)], the end of memory); they follow `end`, equal to the guest's modulo 2 MB
+    placed = []
+    for slot in slots:
+        at = (end + 0x1FFFFF & ~0x1FFFFF) + (slot.gpa & 0x1FFFFF)
+        end = at + slot.size
+        placed.append((slot, at))
+    return placed, (end + 0x1FFFFF & ~0x1FFFFF)
