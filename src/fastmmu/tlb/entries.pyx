@@ -2,10 +2,11 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from fastmmu.tlb.replacement cimport on_remove, ordered, victim, way_at, way_back
+from fastmmu.tlb.replacement cimport LRU_LONG, on_remove, ordered, victim, way_at, way_back
 
 cdef enum:
     NO_WAY = 0xFFFFFFFF
+    RECENT = 8                  # of a wide set, looked at before all
 
 
 cdef inline bint is_live(const Tlb *t, uint64_t key) noexcept nogil:
@@ -180,7 +181,14 @@ cdef void forget(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int cause) n
 
 cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
     # The rest of find(): any other policy.
-    cdef uint32_t j = 0, hits, n, way, found = NO_WAY
+    cdef uint32_t j = 0, hits, n, place, way, found = NO_WAY
+    if a.replacement == LRU_LONG:               # mostly it is among those used last
+        way = way_at(a, x, 0, 0)
+        for place in range(RECENT):
+            if x.way[way] == k or x.way[way] == g:
+                on_hit(a, x, way)
+                return x.value
+            way = way_at(a, x, place + 1, way)
     while j < a.pad:
         n = min(a.pad - j, 32)
         hits = equal(x.way + j, n, k, g)
