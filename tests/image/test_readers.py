@@ -21,6 +21,7 @@ from tests.support.image_files import (
     WRITERS,
     Memory,
     avml,
+    dmp_bitmap,
     dmp_full,
     elf,
     flattened,
@@ -314,6 +315,17 @@ def test_machines(machine: str, nbytes: int, ranges: list[tuple[int, int]], tmp_
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 HEAD = struct.Struct("<IIQQQ")
+
+
+def kdump_of_many_ranges() -> bytearray:
+    """All but the last page are left out, and each second of them is memory."""
+    file = bytearray(kdump([(0x3FFFF * PAGE, bytes(PAGE))]))
+    there = 2 * PAGE
+    assert file[there + 0x7FFF] == 0x80
+    file[there : there + 0x8000] = b"\xaa" * 0x8000
+    return file
+
+
 WRONG: dict[str, tuple[bytes, str]] = {
     "cut lime": (lime([(0, bytes(2 * PAGE))])[:-1], "cut short: physical memory at 0 lies at bytes 32..8223"),
     "lime, second header": (lime([(0, bytes(PAGE))]) + bytes(40), "at byte 4128, where the header of a range"),
@@ -329,6 +341,8 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "cut elf": (elf([(0, bytes(PAGE))])[:-1], "cut short: physical memory at 0"),
     "elf, no headers": (elf([(0, bytes(PAGE))])[:70], "cut short"),
     "elf, empty": (elf([]), "holds no physical memory"),
+    "elf, notes again": (elf([])[:56] + struct.pack("<H6x", 99) + struct.pack("<IIQQQQQQ", 4, *[0] * 4, 999, 0, 0) * 99,
+                         "its notes have 98901 bytes, and all of it 5608"),
     "elf, a process": (elf([(0, bytes(8))], note(b"CORE", 6, bytes(16))), "core of a process"),
     "elf, no addresses": (elf([(4096, bytes(8)), (8192, bytes(8))], paddr=lambda start: 0), "p_paddr is 0 in all"),
     "elf, arm": (elf([(0, bytes(PAGE))], machine=183), "not one of x86-64"),
@@ -337,6 +351,9 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "flattened, record": (flattened(bytes(8))[:4096] + struct.pack(">qq", 5, 1 << 40), "1099511627776 bytes for"),
     "flattened, other": (flattened(b"ELF" * 9), "holds no kdump"),
     "flattened, cut": (flattened(kdump([(0, bytes(PAGE))]))[:-16], "cut short"),
+    "kdump, memory everywhere": (bytes(kdump_of_many_ranges()), "memory in 131072 ranges; no machine has so many"),
+    "kdump, no descriptors": (kdump([(0, bytes(9 * PAGE))])[: 4 * PAGE + 100], "cut short: it has 16484 bytes, and 9 pages"),
+    "dmp, bitmap, cut": (dmp_bitmap([(0, bytes(2 * PAGE))])[:-1], "cut short: 2 pages at byte 12288"),
     "dmp, runs": (dmp_full([(i * 8192, bytes(PAGE)) for i in range(44)]), "44 runs"),
     "dmp, cut": (dmp_full([(0, bytes(2 * PAGE))])[:-1], "cut short"),
     "gz, cut": (gzip.compress(bytes(100000))[:-9], "compressed data ends early"),

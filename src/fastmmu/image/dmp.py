@@ -7,7 +7,7 @@ import numpy as np
 from fastmmu.image.layout import PAGE, Layout
 from fastmmu.image.source import Source
 
-__all__ = ["read", "runs_of"]
+__all__ = ["bits_of", "read", "runs_of"]
 
 PAGES = 0x2000
 AMD64 = 0x8664
@@ -54,12 +54,22 @@ def _bitmap(source: Source, layout: Layout) -> None:
     if signature not in (b"SDMP", b"FDMP") or valid != b"DUMP":
         raise source.wrong(f"at byte {PAGES:#x} stands {(signature + valid)!r}, not SDMPDUMP or FDMPDUMP")
     at, present, pages = source.fields("<QQQ", PAGES + 0x20)
-    found = runs_of(source.bytes_at(PAGES + 0x38, (pages + 7) // 8), pages)
-    if sum(number for _, number in found) != present:
-        raise source.wrong(f"its bitmap has {sum(number for _, number in found)} pages, and {present} by the header")
+    bitmap = source.bytes_at(PAGES + 0x38, (pages + 7) // 8)
+    total = bits_of(bitmap, pages)
+    if total != present:
+        raise source.wrong(f"its bitmap has {total} pages, and {present} by the header")
+    if at + total * PAGE > source.size:
+        raise source.wrong(f"is cut short: {total} pages at byte {at} are part of it, and it has {source.size} bytes")
+    found = runs_of(bitmap, pages)
     for first, number in found:
         layout.add(first * PAGE, number * PAGE, at)
         at += number * PAGE
+
+
+def bits_of(bitmap: bytes, nbits: int, first: int = 0) -> int:
+    """How many of the bits first..nbits-1 are set. A run may be of one bit: ask for this before :func:`runs_of`."""
+    bits = int.from_bytes(bitmap, "little")
+    return ((bits & ((1 << nbits) - 1)) >> first).bit_count() if first < nbits else 0
 
 
 def runs_of(bitmap: bytes, nbits: int, first: int = 0) -> list[tuple[int, int]]:

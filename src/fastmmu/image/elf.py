@@ -39,9 +39,10 @@ def read(source: Source) -> Layout:
         raise source.wrong(f"program headers of {entsize} bytes; those of ELF64 have {PHDR.itemsize}")
     headers = np.frombuffer(source.bytes_at(phoff, count * entsize), PHDR)
     layout = Layout()
-    data = b"".join(
-        source.bytes_at(int(row["offset"]), int(row["filesz"])) for row in headers[headers["type"] == PT_NOTE]
-    )
+    notes = [(int(row["offset"]), int(row["filesz"])) for row in headers[headers["type"] == PT_NOTE]]
+    if sum(size for _, size in notes) > source.size:
+        raise source.wrong(f"its notes have {sum(size for _, size in notes)} bytes, and all of it {source.size}")
+    data = b"".join(source.bytes_at(offset, size) for offset, size in notes)
     if is_process(data):
         raise source.wrong("this is the core of a process, whose addresses are not physical; dump the machine's memory")
     add_notes(layout, data)
@@ -52,5 +53,5 @@ def read(source: Source) -> Layout:
     for row in loads:
         layout.add(int(row["pa"]), int(row["filesz"]), int(row["offset"]))
     for row in loads if not qemu else ():
-        layout.add(int(row["pa"] + row["filesz"]), int(row["memsz"]) - int(row["filesz"]), ZERO)
+        layout.add(int(row["pa"]) + int(row["filesz"]), int(row["memsz"]) - int(row["filesz"]), ZERO)
     return layout

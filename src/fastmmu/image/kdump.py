@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fastmmu.errors import ConfigError, MissingExtraError
-from fastmmu.image.dmp import runs_of
+from fastmmu.image.dmp import bits_of, runs_of
 from fastmmu.image.layout import FETCHED, PAGE, TOP, ZERO, Layout
 from fastmmu.image.notes import add_notes, add_vmcoreinfo
 from fastmmu.image.source import PIECE, Blocks, Source, temporary
@@ -20,6 +20,7 @@ __all__ = ["read", "read_flattened"]
 _FLATTENED_HEAD = 4096
 _DESCRIPTOR = struct.Struct("<QIIQ")  # offset, size, flags, page_flags
 _ZERO_PAGES = 1  # of the dump level: pages of zeros are left out, nothing else is
+_MOST_RANGES = 1 << 16
 _PLAIN, _ZLIB, _LZO, _SNAPPY, _ZSTD = 0, 1, 2, 4, 0x20
 _NAMES = {_ZLIB: "zlib", _LZO: "LZO", _SNAPPY: "snappy", _ZSTD: "zstd"}
 
@@ -50,11 +51,17 @@ def read(source: Source) -> Layout:
     bitmaps = (1 + sub_blocks) * block
     there, given = source.bytes_at(bitmaps, half), source.bytes_at(bitmaps + half, half)
     part = (first, min(behind, max_mapnr)) if split else (0, max_mapnr)
+    pages = bits_of(given, part[1], part[0])
+    if bitmaps + 2 * half + pages * _DESCRIPTOR.size > source.size:
+        raise source.wrong(f"is cut short: it has {source.size} bytes, and {pages} pages; copy or dump it again")
     runs = runs_of(given, part[1], part[0])
     for number, count in runs:
         layout.add(number * PAGE, count * PAGE, FETCHED)
     if level == _ZERO_PAGES and not split:
-        for number, count in runs_of(there, max_mapnr):
+        ram = runs_of(there, max_mapnr)
+        if len(ram) > _MOST_RANGES:
+            raise source.wrong(f"its bitmap has memory in {len(ram)} ranges; no machine has so many")
+        for number, count in ram:
             layout.add(number * PAGE, count * PAGE, ZERO)
     layout.info["dump level"] = str(level)
     layout.fetch = _Pages(source, runs, bitmaps + 2 * half).page
