@@ -352,7 +352,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "flattened, other": (flattened(b"ELF" * 9), "holds no kdump"),
     "flattened, cut": (flattened(kdump([(0, bytes(PAGE))]))[:-16], "cut short"),
     "kdump, memory everywhere": (bytes(kdump_of_many_ranges()), "memory in 131072 ranges; no machine has so many"),
-    "kdump, no descriptors": (kdump([(0, bytes(9 * PAGE))])[: 4 * PAGE + 100], "cut short: it has 16484 bytes, and 9 pages"),
+    "kdump, no descriptors": (kdump([(0, bytes(9 * PAGE))])[: 4 * PAGE + 100], "it has 16484 bytes, and 9 pages"),
     "dmp, bitmap, cut": (dmp_bitmap([(0, bytes(2 * PAGE))])[:-1], "cut short: 2 pages at byte 12288"),
     "dmp, runs": (dmp_full([(i * 8192, bytes(PAGE)) for i in range(44)]), "44 runs"),
     "dmp, cut": (dmp_full([(0, bytes(2 * PAGE))])[:-1], "cut short"),

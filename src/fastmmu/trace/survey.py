@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmu._checked import checked
 from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.trace.base import Trace
+from fastmmu.trace.events import U64
 
 __all__ = ["Survey", "survey"]
 
@@ -42,6 +42,13 @@ class Survey:
         return sum(n for op, n in self.by_op.items() if op <= LAST_ACCESS)
 
 
+def _parted(values: U64, by: U64) -> Iterator[tuple[int, U64]]:
+    """The values that go with each value of `by`."""
+    order = np.argsort(by, kind="stable")
+    keys, first = np.unique(by[order], return_index=True)
+    yield from zip(keys.tolist(), np.split(values[order], first[1:]), strict=True) if len(keys) else ()
+
+
 @checked
 def survey(trace: Trace, *, progress: Callable[[int], None] | None = None) -> Survey:
     """Count what a trace holds; memory grows with the pages it touches, not with its length.
@@ -50,23 +57,23 @@ def survey(trace: Trace, *, progress: Callable[[int], None] | None = None) -> Su
     :raises TraceError: the trace is malformed.
     """
     counts = np.zeros(256, np.int64)
-    pages: dict[int, npt.NDArray[np.uint64]] = {}  # process -> 4 KB page numbers
+    pages: dict[int, U64] = {}  # process -> 4 KB page numbers
     lowest, highest, process, begun = None, None, 0, 0
     for batch in trace.batches():
         if trace.instructions is not None:
             begun += int(batch.instructions_column().sum(dtype=np.uint64))
         counts += np.bincount(batch.op, minlength=256)
         access = batch.op <= LAST_ACCESS
-        switches = [] if access.all() else np.flatnonzero(batch.op == Op.SWITCH).tolist()
-        for first, last in zip([0, *switches], [*switches, len(batch)], strict=True):
-            if first in switches:
-                process = int(batch.addr[first])
-            found = batch.addr[first:last][access[first:last]]
-            if len(found):
-                low, high = int(found.min()), int(found.max())
-                lowest = low if lowest is None else min(lowest, low)
-                highest = high if highest is None else max(highest, high)
-                pages[process] = np.union1d(pages.get(process, found[:0]), np.unique(found >> _PAGE))
+        found = batch.addr[access]
+        if len(found):
+            low, high = int(found.min()), int(found.max())
+            lowest = low if lowest is None else min(lowest, low)
+            highest = high if highest is None else max(highest, high)
+        switch = batch.op == Op.SWITCH
+        processes = np.concatenate([np.array([process], np.uint64), batch.addr[switch]])  # in their order
+        process = int(processes[-1])
+        for each, numbers in _parted(found >> _PAGE, processes[np.cumsum(switch)[access]]):
+            pages[each] = np.union1d(pages.get(each, numbers[:0]), numbers)
         if progress is not None:
             progress(int(counts.sum()))
     by_op = {op: int(counts[op]) for op in Op if counts[op]}
