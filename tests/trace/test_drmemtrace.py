@@ -13,19 +13,18 @@ from hypothesis import strategies as st
 
 from fastmmu.errors import TraceError
 from fastmmu.ops import Op
+from fastmmu.reference.trace.drmemtrace import INSTRUCTIONS, Record
+from fastmmu.reference.trace.drmemtrace import events as plain
 from fastmmu.trace import Trace, read_trace
 from tests.support.drmemtrace_files import (
     BUNDLE,
-    INSTRUCTIONS,
     MARKER,
     PID,
     SPLIT,
     THREAD,
     TIMESTAMP,
     VERSION,
-    Record,
     file,
-    plain,
 )  # fmt: skip
 from tests.support.trace_files import COMPRESS, events
 

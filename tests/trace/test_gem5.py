@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmu.errors import TraceError
-from fastmmu.ops import Op
+from fastmmu.reference.trace.gem5 import Packet
+from fastmmu.reference.trace.gem5 import events as plain
 from fastmmu.trace import read_trace
 from tests.support.trace_files import events
-
-Packet = dict[int, int]
 
 
 def varint(value: int) -> bytes:
@@ -32,17 +31,6 @@ def message(fields: Packet, other: bytes = b"") -> bytes:
 
 def file(*packets: bytes) -> bytes:
     return b"gem5" + message({3: 10**12}, b"\x0a\x06system") + b"".join(packets)
-
-
-def plain(packets: list[Packet]) -> list[tuple[int, int, int]]:
-    found = []
-    for packet in packets:
-        if packet[2] in (1, 4):
-            op = Op.WRITE if packet[2] == 4 else Op.FETCH if packet.get(5, 0) & 0x100 else Op.READ
-            size = packet.get(4, 0)
-            parts = range(0, size, 128) if size > 255 else (0,)
-            found += [(int(op), min(128, size - at) if size > 255 else size, packet[3] + at) for at in parts]
-    return found
 
 
 packet = st.fixed_dictionaries(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,102 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmu.errors import TraceError
-from fastmmu.ops import Op
+from fastmmu.reference.trace.text import Event
+from fastmmu.reference.trace.text import parse as plain
 from fastmmu.trace import read_trace
 from fastmmu.trace import text_parse_py as _text
 from fastmmu.trace.text import Columns, columns_of
 from tests.support.trace_files import events
-
-OPS = {
-    Op.READ: "r l ld read load", Op.WRITE: "w s st write store", Op.MODIFY: "m rw rmw modify",
-    Op.FETCH: "i f x fetch ifetch inst instr exec",
-}  # fmt: skip
-WORDS = {word.encode(): op for op, words in OPS.items() for word in words.split()}
-SKIP, OP, DINERO, ADDR, HEX, DEC, SIZE, TIME, EVENT, IP, REST = range(11)
-Event = tuple[int, int, int]
-
-
-class Bad(Exception):
-    pass
-
-
-def number(word: bytes, base: int) -> int:
-    digits = rb"[0-9a-fA-F]+" if base == 16 else rb"[0-9]+"
-    if not re.fullmatch(digits, word) or int(word, base) >= 1 << 64:
-        raise Bad
-    return int(word, base)
-
-
-def zero_x(word: bytes) -> bytes | None:
-    return word[2:] if len(word) > 2 and word[:2].lower() == b"0x" else None
-
-
-def words_of(line: bytes, separator: int) -> list[bytes]:
-    if not separator:
-        return [word for word in re.split(rb"[ \t]+", line) if word]
-    fields = [field.strip(b" \t") for field in line.split(bytes([separator]))]
-    return [field[1:-1] if len(field) > 1 and field[:1] == field[-1:] == b'"' else field for field in fields]
-
-
-def plain_line(line: bytes, columns: Columns) -> Event | None:
-    line = re.sub(rb"[ \t\r]+$", b"", line).lstrip(b" \t")
-    if not line or line.startswith(b"#"):
-        return None
-    kinds = list(columns.kinds)
-    op, size, addr = int(Op.READ), 1, 0
-    for word in words_of(line, columns.separator):
-        if not kinds:
-            raise Bad
-        if kinds[0] == TIME:
-            if re.fullmatch(rb"(?=.{4,})[0-9]*\.[0-9]*:", word):
-                kinds.pop(0)
-            continue
-        kind = kinds.pop(0)
-        if kind == REST:
-            return op, size, addr
-        word = word.removesuffix(b":")
-        if kind == OP:
-            if word.lower() not in WORDS:
-                raise Bad
-            op = int(WORDS[word.lower()])
-        elif kind == DINERO:
-            if word not in (b"0", b"1", b"2"):
-                raise Bad
-            op = int((Op.READ, Op.WRITE, Op.FETCH)[int(word)])
-        elif kind == ADDR:
-            addr = number(zero_x(word) or b"", 16)
-        elif kind == HEX:
-            addr = number(zero_x(word) or word, 16)
-        elif kind == DEC:
-            addr = number(word, 10)
-        elif kind == SIZE:
-            digits = zero_x(word)
-            size = number(word, 10) if digits is None else number(digits, 16)
-            if not 1 <= size <= 255:
-                raise Bad
-        elif kind == EVENT:
-            op = int(Op.WRITE if b"store" in word.lower() else Op.READ)
-        elif kind == IP and number(zero_x(word) or word, 16) == addr:
-            op = int(Op.FETCH)
-    if kinds not in ([], [REST]):
-        raise Bad
-    return op, size, addr
-
-
-def plain(text: bytes, columns: Columns) -> tuple[list[Event], int | None]:
-    """Events, and the number of the first bad line or None."""
-    found: list[Event] = []
-    *lines, rest = text.split(b"\n")
-    for count, line in enumerate([*lines, rest] if rest else lines, 1):
-        try:
-            event = plain_line(line, columns)
-        except Bad:
-            return found, count
-        if event is not None:
-            if count > len(lines):  # without a newline
-                return found, count
-            found.append(event)
-    return found, None
 
 
 def parsed(text: bytes, columns: Columns, piece: int, room: int) -> tuple[list[Event], int | None]:
@@ -129,7 +38,8 @@ def parsed(text: bytes, columns: Columns, piece: int, room: int) -> tuple[list[E
 
 
 DESCRIPTIONS = ["op addr:hex size", "addr", "op:dinero addr:hex ...", "skip op addr ...", "time event addr:hex ip ...",
-                "op,addr,size", "addr:dec;size", "size,skip,addr:hex,...", "addr:dec op"]  # fmt: skip
+                "op,addr,size", "addr:dec;size", "ip addr:hex", "time ip addr event",
+                "size,skip,addr:hex,...", "addr:dec op"]  # fmt: skip
 word = st.one_of(
     st.sampled_from([b"R", b"w", b"Load", b"IFETCH", b"rw", b"0", b"1", b"2", b"3", b"x", b"LDX", b'"R"', b"", b"R:"]),
     st.integers(0, 2**64 + 5).map(lambda n: f"{n:x}".encode()),
@@ -150,7 +60,7 @@ texts = st.builds(lambda lines, end: b"\n".join(lines) + end, st.lists(line, max
 @given(texts, st.sampled_from(DESCRIPTIONS), st.integers(1, 60), st.integers(1, 8))
 def test_same_events_or_same_error_line_however_it_is_cut(text: bytes, said: str, piece: int, room: int) -> None:
     columns = columns_of(said)
-    assert parsed(text, columns, piece, room) == plain(text, columns)
+    assert parsed(text, columns, piece, room) == plain(text, columns.kinds, columns.separator)
 
 
 GOOD = {
@@ -166,7 +76,7 @@ def test_one_changed_byte(said: str, data: st.DataObject) -> None:
     text = bytearray(GOOD[said])
     text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
     columns = columns_of(said)
-    assert parsed(bytes(text), columns, 7, 4) == plain(bytes(text), columns)
+    assert parsed(bytes(text), columns, 7, 4) == plain(bytes(text), columns.kinds, columns.separator)
 
 
 @pytest.mark.parametrize(

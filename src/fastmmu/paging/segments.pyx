@@ -25,27 +25,26 @@ cdef inline void mark(uint64_t *bitmap, uint64_t page) noexcept nogil:
     set_bits(bitmap + (page >> 6), <uint64_t> 1 << (page & 63))
 
 
-cdef inline uint64_t first_behind(const Placed *s, uint64_t pa) noexcept nogil:
-    # the first piece that ends behind an address
-    cdef uint64_t low = 0, high = s.n_pieces, middle
+cdef inline uint64_t ends_behind(const uint64_t *end, uint64_t words, uint64_t n, uint64_t pa) noexcept nogil:
+    # the first of n rows, ascending, that ends behind an address; of each its `end`, so many words after the last
+    cdef uint64_t low = 0, high = n, middle
     while low < high:
         middle = (low + high) >> 1
-        if s.piece[middle].end > pa:
+        if end[middle * words] > pa:
             high = middle
         else:
             low = middle + 1
     return low
 
 
+cdef inline uint64_t first_behind(const Placed *s, uint64_t pa) noexcept nogil:
+    # the first piece that ends behind an address
+    return ends_behind(&s.piece[0].end, sizeof(Piece) // 8, s.n_pieces, pa)
+
+
 cdef inline uint64_t covered_from(const Placed *s, uint64_t pa) noexcept nogil:
     # how many bytes from an address on are memory
-    cdef uint64_t low = 0, high = s.n_spans, middle
-    while low < high:
-        middle = (low + high) >> 1
-        if s.span[middle].end > pa:
-            high = middle
-        else:
-            low = middle + 1
+    cdef uint64_t low = ends_behind(&s.span[0].end, sizeof(Span) // 8, s.n_spans, pa)
     return s.span[low].end - pa if low < s.n_spans and s.span[low].start <= pa else 0
 
 

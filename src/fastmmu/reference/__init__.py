@@ -5,6 +5,7 @@ Written from the rules of the architecture, for reading and for checking the ker
     tlb      what is cached, and what ends it
     paging   one address, whole address spaces
     cpu      local APICs, their virtualization, VM entry, INVEPT, INVVPID, INVPCID
+    trace    what the files of traces mean
     kvm      a guest on KVM's MMU, step by step; paging modes, VPIDs
 
 What of it is used most stands here: `walk`, `State`, `Ept`, memories, outcomes, APICs.

@@ -12,7 +12,7 @@
     table                columns of the last two
     text                 lines with columns; of it: dinero, pinatrace, csv, hexlines, perf
     lackey_parse, drmemtrace_parse, gem5_parse, text_parse   their kernels; for Python: lackey_parse_py,
-                         drmemtrace_parse_py, gem5_parse_py, text_parse_py
+                         drmemtrace_parse_py, gem5_parse_py, text_parse_py; parse_columns, long_access: what they share
     foreign              files that are no traces, by name, with the remedy
     system               system traces: what a whole machine did
     combine, tpr         traces made of traces; TPR traffic put in between

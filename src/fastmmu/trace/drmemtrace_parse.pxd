@@ -2,16 +2,13 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
-cdef enum:
-    EVENT_BYTES = 128           # of one event of gem5's and drmemtrace's: longer accesses become several
+from fastmmu.trace.long_access cimport LongAccess
 
 cdef struct Stream:             # what is known of a file so far
     uint64_t pc                 # behind the last instruction: where that of a bundle is
     uint64_t bundle             # lengths of the instructions that are left of one, a byte each
     int bundled                 # how many
-    uint64_t rest               # bytes left of an access that is longer than an event can be
-    uint64_t rest_addr
-    uint8_t rest_op
+    LongAccess long_
     uint64_t tid, pid           # as the records said last
     uint64_t seen_tid           # as the caller knows them
     uint64_t seen_pid

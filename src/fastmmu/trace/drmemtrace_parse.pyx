@@ -14,6 +14,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastmmu.arch.ops cimport OP_FETCH, OP_WRITE
+from fastmmu.trace.long_access cimport MOST_BYTES, next_part
 
 cdef enum Marker:
     TIMESTAMP = 2
@@ -47,12 +48,8 @@ cdef int parse_records(const uint8_t **at, const uint8_t *end, int width, Stream
     cdef uint64_t value
     cdef int stop = STOP_END
     while i < room:
-        if stream.rest:
-            op[i] = stream.rest_op
-            size[i] = <uint8_t>(stream.rest if stream.rest < EVENT_BYTES else EVENT_BYTES)
-            addr[i] = stream.rest_addr
-            stream.rest -= size[i]
-            stream.rest_addr += size[i]
+        if stream.long_.left:
+            next_part(&stream.long_, op + i, size + i, addr + i)
             i += 1
             continue
         if stream.bundled:
@@ -92,10 +89,10 @@ cdef int parse_records(const uint8_t **at, const uint8_t *end, int width, Stream
             if is_instruction(kind):
                 stream.pc = value + length
                 kind = OP_FETCH
-            if length > 255:
-                stream.rest = length
-                stream.rest_addr = value
-                stream.rest_op = <uint8_t>kind
+            if length > MOST_BYTES:
+                stream.long_.left = length
+                stream.long_.addr = value
+                stream.long_.op = <uint8_t>kind
                 continue
             op[i] = <uint8_t>kind
             size[i] = <uint8_t>length

@@ -1,9 +1,10 @@
 """drmemtrace records to event columns, for Python; the records: trace/drmemtrace_parse.pyx."""
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t
 
-from fastmmu._arguments cimport bytes_in, bytes_out, flag, within, words_out
+from fastmmu._arguments cimport flag, within
 from fastmmu.trace.drmemtrace_parse cimport Stream, parse_records
+from fastmmu.trace.parse_columns cimport _Columns, columns
 
 from fastmmu.errors import TraceError
 
@@ -58,22 +59,8 @@ cdef class Records:
         :returns: (where the next record starts, rows filled, why it stopped): 0 for want of room or records, 1 at a
             time stamp, 2 before an event of another thread or process, 3 at a page; below 0 a bad record there.
         """
-        cdef const uint8_t[::1] read = bytes_in("data", data, TraceError)
-        cdef uint8_t[::1] ops = bytes_out("op", op, TraceError), sizes = bytes_out("size", size, TraceError)
-        cdef uint64_t[::1] addrs = words_out("addr", addr, TraceError)
-        cdef Py_ssize_t room = addrs.shape[0], first, end, row
-        cdef const uint8_t *p
-        cdef const uint8_t *base
-        cdef uint8_t nothing = 0
-        cdef int why
-        end = within("stop", stop, 0, read.shape[0], TraceError)
-        first = within("start", start, 0, end, TraceError)
-        row = within("n", n, 0, room, TraceError)
-        if ops.shape[0] != room or sizes.shape[0] != room:
-            raise TraceError(f"op, size and addr have different lengths: {ops.shape[0]}, {sizes.shape[0]}, {room}")
-        if row == room:
-            return first, row, 0
-        base = &read[0] if read.shape[0] else &nothing
-        p = base + first
-        why = parse_records(&p, base + end, self.width, &self.stream, &ops[0], &sizes[0], &addrs[0], &row, room)
-        return p - base, row, why
+        cdef _Columns c = columns("data", data, start, stop, op, size, addr, n)
+        cdef const uint8_t *p = c.base + c.start
+        cdef int why = parse_records(
+            &p, c.base + c.stop, self.width, &self.stream, c.op, c.size, c.addr, &c.row, c.room)
+        return p - c.base, c.row, why

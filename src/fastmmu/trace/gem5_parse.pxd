@@ -2,10 +2,10 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from fastmmu.trace.long_access cimport LongAccess
+
 cdef struct Packets:            # what is known of a file so far
-    uint64_t rest               # bytes left of an access that is longer than an event can be
-    uint64_t rest_addr
-    uint8_t rest_op
+    LongAccess long_
     Py_ssize_t others           # packets that are neither read nor write requests
 
 cdef int parse_packets(const uint8_t **at, const uint8_t *end, Packets *file, uint8_t *op, uint8_t *size,

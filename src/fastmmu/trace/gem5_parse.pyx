@@ -7,7 +7,7 @@ Fields: 2 command, 3 address, 4 size, 5 flags, all varints; those of other numbe
 from libc.stdint cimport uint8_t, uint64_t
 
 from fastmmu.arch.ops cimport OP_FETCH, OP_READ, OP_WRITE
-from fastmmu.trace.drmemtrace_parse cimport EVENT_BYTES
+from fastmmu.trace.long_access cimport MOST_BYTES, next_part
 
 cdef enum:
     READ_REQUEST = 1
@@ -86,12 +86,8 @@ cdef int parse_packets(const uint8_t **at, const uint8_t *end, Packets *file, ui
     cdef uint64_t length, command, where, bytes, flags
     cdef int got, fault = 0
     while i < room:
-        if file.rest:
-            op[i] = file.rest_op
-            size[i] = <uint8_t>(file.rest if file.rest < EVENT_BYTES else EVENT_BYTES)
-            addr[i] = file.rest_addr
-            file.rest -= size[i]
-            file.rest_addr += size[i]
+        if file.long_.left:
+            next_part(&file.long_, op + i, size + i, addr + i)
             i += 1
             continue
         p = at[0]
@@ -117,12 +113,12 @@ cdef int parse_packets(const uint8_t **at, const uint8_t *end, Packets *file, ui
         if command != READ_REQUEST and command != WRITE_REQUEST:
             file.others += 1
             continue
-        file.rest_op = OP_WRITE if command == WRITE_REQUEST else OP_FETCH if flags & INST_FETCH else OP_READ
-        if bytes > 255:
-            file.rest = bytes
-            file.rest_addr = where
+        file.long_.op = OP_WRITE if command == WRITE_REQUEST else OP_FETCH if flags & INST_FETCH else OP_READ
+        if bytes > MOST_BYTES:
+            file.long_.left = bytes
+            file.long_.addr = where
             continue
-        op[i] = file.rest_op
+        op[i] = file.long_.op
         size[i] = <uint8_t>bytes
         addr[i] = where
         i += 1

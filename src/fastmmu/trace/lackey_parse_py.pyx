@@ -2,8 +2,9 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastmmu._arguments cimport bytes_in, bytes_out, flag, whole, within, words_in, words_out
+from fastmmu._arguments cimport bytes_in, flag, whole, within, words_in
 from fastmmu.trace.lackey_parse cimport MAX_LINE, Lackey, parse_lines, print_lines
+from fastmmu.trace.parse_columns cimport _Columns, columns
 
 from fastmmu.errors import TraceError
 
@@ -18,30 +19,18 @@ def parse(text, start, stop, last, op, size, addr, n, pid=0, skip=False):
     :returns: (where the next line starts, rows filled, lines passed, error, pid, lines skipped): error is 0, or the
         negative kind of the bad line at the position returned.
     """
-    cdef const uint8_t[::1] read = bytes_in("text", text, TraceError)
-    cdef uint8_t[::1] ops = bytes_out("op", op, TraceError), sizes = bytes_out("size", size, TraceError)
-    cdef uint64_t[::1] addrs = words_out("addr", addr, TraceError)
-    cdef Py_ssize_t room = addrs.shape[0], lines = 0, first, end, row
-    cdef const uint8_t *p
-    cdef const uint8_t *base
+    cdef _Columns c = columns("text", text, start, stop, op, size, addr, n)
+    cdef Py_ssize_t lines = 0
+    cdef const uint8_t *p = c.base + c.start
     cdef int error
     cdef bint final = flag("last", last)
     cdef Lackey file
     file.pid = within("pid", pid, 0, 1 << 32, TraceError)
     file.skip = flag("skip", skip)
     file.skipped = 0
-    end = within("stop", stop, 0, read.shape[0], TraceError)
-    first = within("start", start, 0, end, TraceError)
-    row = within("n", n, 0, room, TraceError)
-    if ops.shape[0] != room or sizes.shape[0] != room:
-        raise TraceError(f"op, size and addr have different lengths: {ops.shape[0]}, {sizes.shape[0]}, {room}")
-    if first == end or row == room:
-        return first, row, 0, 0, file.pid, 0
-    base = &read[0]
-    p = base + first
     with nogil:
-        error = parse_lines(&p, base + end, final, &ops[0], &sizes[0], &addrs[0], &row, room, &lines, &file)
-    return p - base, row, lines, error, file.pid, file.skipped
+        error = parse_lines(&p, c.base + c.stop, final, c.op, c.size, c.addr, &c.row, c.room, &lines, &file)
+    return p - c.base, c.row, lines, error, file.pid, file.skipped
 
 
 def format(op, size, addr, first=0, path=None):

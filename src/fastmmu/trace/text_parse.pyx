@@ -118,8 +118,9 @@ cdef int parse_line(const uint8_t *p, const uint8_t *end, const Layout *layout, 
     cdef const uint8_t *word
     cdef const uint8_t *after
     cdef const uint8_t *stop
-    cdef uint64_t value = 0
+    cdef uint64_t value = 0, ip = 0
     cdef int i = 0, found
+    cdef bint has_ip = False
     cdef uint8_t kind
     op[0] = OP_READ
     size[0] = 1
@@ -195,10 +196,11 @@ cdef int parse_line(const uint8_t *p, const uint8_t *end, const Layout *layout, 
         elif kind == EVENT:
             op[0] = OP_WRITE if says_store(word, stop) else OP_READ
         elif kind == IP:
-            if not number(word + 2 if has_0x(word, stop) else word, stop, 16, &value):
+            if not number(word + 2 if has_0x(word, stop) else word, stop, 16, &ip):
                 return TEXT_ADDRESS
-            if value == addr[0]:
-                op[0] = OP_FETCH
+            has_ip = True
+    if has_ip and ip == addr[0]:
+        op[0] = OP_FETCH
     if i < layout.columns and layout.column[i] == REST:
         i += 1
     return TEXT_EVENT if i == layout.columns else TEXT_SHORT
