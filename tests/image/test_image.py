@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +133,19 @@ def test_a_raw_image_is_never_written_to(tmp_path: Path) -> None:
     path.write_bytes(b"abc")
     with pytest.raises(fastmmu.ConfigError, match=r"memory\.raw: .*multiple of 8"):
         open_raw(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("mem.npz", lambda data: data[:5] + data[6:]),
+        ("mem.npz", lambda data: data[:200] + b"\xff" * 50 + data[250:]),
+        ("mem.npz", lambda data: b"PK"),
+        ("meta.json", lambda data: b"[" * 200_000),
+    ],
+)
+def test_a_recorded_guest_that_is_damaged(name: str, spoil: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    guest = shutil.copytree(SAMPLE / "pae_user", tmp_path / "guest")
+    (guest / name).write_bytes(spoil((guest / name).read_bytes()))
+    with pytest.raises(fastmmu.ConfigError, match=rf"{name}: not "):
+        read_guest(guest)
