@@ -56,13 +56,13 @@ def test_the_command_needs_no_option(capsys: pytest.CaptureFixture[str]) -> None
         assert out.startswith(said)
         assert "115 pages in 69 ranges" in out
     assert main(["walk", "--memory", str(SAMPLE / "qemu_core.elf.zst"), "--va", "7f1234569008", "--set-ad"]) == 0
-    assert "host-physical 100_a008" in capsys.readouterr().out.replace("0x", "").replace("1_00a_008", "100_a008")
+    assert "host-physical 100_a008\n" in capsys.readouterr().out
 
 
 def test_what_the_options_say_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     core = str(SAMPLE / "qemu_core.elf.zst")
     assert main(["maps", core, "--cr3", "101000"]) == 0
-    assert "1,024 pages in 1 ranges" in capsys.readouterr().out.replace("in 2 ranges", "in 1 ranges")
+    assert "1,024 pages in 2 ranges\n" in capsys.readouterr().out
     for words, match in (
         (["--cpu", "1"], "no registers of CPU 1"),
         (["--machine", "q35"], "says itself where memory lies"),

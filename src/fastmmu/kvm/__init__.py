@@ -19,7 +19,8 @@
                 roots_port: control registers as a value, the roots of a vCPU; faults_port: a fault, and the guest's
                 tables under shadow paging; lapic_port, of apic_entry_port: its local APIC; log_port: a dirty log
 
-Imports `arch` to `vmx`, of which `policy` and `vmcs` take the fields of the VMCS. Rules are those of kvm_policy.md; each names its section.
+Imports `arch` to `vmx`, of which `policy` and `vmcs` take the fields of the VMCS. Rules are those of
+kvm_policy.md; each names its section.
 
 To add an exit reason: its number in `arch/vmx.pxd` and `fastmmu.exits.ExitReason`; what raises it, in `cpu`, by
 `vcpu_exit`, with the exit information of the VMCS; a handler that returns an `Action`, and its row in the table
