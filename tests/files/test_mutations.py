@@ -5,6 +5,7 @@ FASTMMU_EXAMPLES=N reads N changed files of each sample, at random.
 
 from __future__ import annotations
 
+import lzma
 import os
 import resource
 import signal
@@ -194,6 +195,27 @@ def test_written_traces(name: str, tmp_path_factory: pytest.TempPathFactory, how
     write(tmp / name, *changed(sample, how))
     with bounded():
         read_one(tmp / name, format if asked else None)
+
+
+SYSTEM = ("shell.rec", "shell.tables.bin", "shell.wdata.bin")
+
+
+@cache
+def system() -> dict[str, Sample]:
+    """The files of a recorded system, without most of its records."""
+    packed = {name: (DATA / "systems" / f"{name}.xz").read_bytes() for name in SYSTEM}
+    return {name: of(name, lzma.decompress(data)[: 24 * 20_000]) for name, data in packed.items()}
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+@fuzzed
+def test_system_traces(name: str, tmp_path_factory: pytest.TempPathFactory, how: list, asked: bool) -> None:
+    tmp = tmp_path_factory.getbasetemp() / "system"
+    tmp.mkdir(exist_ok=True)
+    for each, sample in system().items():
+        write(tmp / each, *(changed(sample, how) if each == name else sample[1:]))
+    with bounded():
+        read_one(tmp / "shell.rec", "system" if asked else None)
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
