@@ -8,13 +8,14 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastmmu._arguments cimport flag, many, physical_address, shown, within, word
+from fastmmu._arguments cimport flag, many, physical_address, shown, whole, within, word
 from fastmmu.arch.vmx cimport PRIMARY_INTERRUPT_WINDOW, SECONDARY_APIC_ACCESSES, SECONDARY_X2APIC
 from fastmmu.cpu.interrupts cimport RULE_SLIDES, ApicCounters
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, patch_dword, patch_replace
 from fastmmu.cpu.vapic cimport vapic_posted
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.vm_port cimport made_of
+from fastmmu.mmu.mmu cimport mmu_of_tables
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_write64
 
 from fastmmu.errors import BusError, StateError
@@ -22,6 +23,11 @@ from fastmmu.errors import BusError, StateError
 cdef tuple _ways = ("trap", "patch", "flexpriority", "apicv")       # [TprWay]
 cdef ApicCounters _none
 cdef dict _places = {name: i for i, name in enumerate(<dict> _none)}
+
+
+cdef int vector_or_none(str name, value) except -2:
+    found = whole(name, value)
+    return -1 if found == -1 else <int> within(name, found, 0, 0xFF)
 
 
 cdef class ApicEntry:
@@ -142,6 +148,8 @@ cdef class ApicEntry:
         cdef Vcpu *v = self.irq.v
         if page & 0xFFF:
             raise StateError(f"the virtual-APIC page at {page:#x} is not aligned to 4096")
+        if mmu_of_tables(&self.vm.kvm.mmu, page):
+            raise StateError(f"the VMM's own tables stand at {page:#x}; give another page")
         if not mem_holds(v.mem, page, 4096):
             raise BusError(f"the virtual-APIC page at {page:#x} lies outside the host's memory of "
                            f"{v.mem.nbytes:#x} bytes")
@@ -332,8 +340,7 @@ cdef class ApicEntry:
         """
         self.vm.inside()
         cdef uint32_t priority = within("tpr", tpr, 0, 0xFF)
-        cdef int served = -1 if isr == -1 else within("isr", isr, 0, 0xFF)
-        cdef int requested = -1 if irr == -1 else within("irr", irr, 0, 0xFF)
+        cdef int served = vector_or_none("isr", isr), requested = vector_or_none("irr", irr)
         mem_write64(self.irq.v.mem, self.record(), patch_dword(priority, served, requested))
 
     def clear_record(self):

@@ -1,11 +1,11 @@
 """What a VMM in Python finds of a vCPU: its VMCS, instructions of VMX, what is asked of it before the next VM entry."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
-from fastmmu._arguments cimport choice, flag, instance, linear_address, whole, within, word
+from fastmmu._arguments cimport choice, flag, instance, linear_address, within, word
 from fastmmu.arch.bits cimport FRAME
-from fastmmu.arch.registers cimport paging_of
+from fastmmu.arch.registers cimport long_mode, pae_paging, pages, paging_of
 from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, SECONDARY_VPID, clear_exit_information, secondary_control
 from fastmmu.cpu.vcpu cimport (
     ABORT_AWAY, ABORT_BUS, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_INJECT_GP,
@@ -156,7 +156,7 @@ cdef class VcpuPort:
     def leave(self, reason):
         """VM exit, of a vCPU in guest mode, for a reason of the host's: an
         :class:`fastmmu.exits.ExitReason`, which is counted."""
-        cdef uint32_t number = ExitReason(whole("reason", reason))
+        cdef uint32_t number = ExitReason(within("reason", reason, 0, 0xFF))
         self.placed()
         clear_exit_information(&self.v.vmcs)
         vcpu_leave(self.v, number)
@@ -226,9 +226,10 @@ cdef class VcpuPort:
 
     def run_on(self, registers, *, vm86=False):
         """Under shadow paging: the processor translates by these registers while the guest runs; CR0 and CR4 are those
-        of the VMCS, CR3 is written by ``vmwrite``.
+        of the VMCS, and CR3 has to be written by ``vmwrite`` before it does: until then it finds no table.
 
-        :param vm86: as a virtual-8086 task.
+        :param vm86: as a virtual-8086 task. :raises PolicyError: registers of a processor that does not walk tables of
+            the VMM's: without paging, or with 32-bit paging.
         """
         cdef Registers new = instance("registers", registers, Registers)
         cdef bint task = flag("vm86", vm86)
@@ -236,12 +237,16 @@ cdef class VcpuPort:
         self.vm.inside()
         if not self.vm.kvm.shadow:
             raise PolicyError("over EPT the next VM entry loads the guest's registers; write them by vmwrite")
+        if not pages(&new.r) or not (long_mode(&new.r) or pae_paging(&new.r)):
+            raise PolicyError(f"{registers!r}: shadow tables are those of long mode or of PAE paging")
         ac = self.v.hw.ac
         self.v.r = new.r
         self.v.r.cr0 = self.v.vmcs.guest_cr0
         self.v.r.cr4 = self.v.vmcs.guest_cr4
         self.v.vm86 = task
         paging_of(&new.r, &self.v.hw)
+        self.v.hw.root = self.v.hw.frame
+        memset(self.v.hw.pdpte, 0, sizeof(self.v.hw.pdpte))
         self.v.hw.ac = ac
         self.v.hw.write_ad = 1
 

@@ -15,6 +15,7 @@ from fastmmu.arch.types cimport MODE_PAE
 from fastmmu.arch.vmx cimport SECONDARY_EPT, SECONDARY_PML, VECTOR_PF, secondary_control
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport KvmVcpu
+from fastmmu.mmu.mmu cimport Mmu, mmu_is_root, mmu_of_tables
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 from fastmmu.vmx.region cimport field_in_core, field_read_only, field_slot, field_width
 
@@ -100,6 +101,7 @@ cdef int vmcs_write(KvmVcpu *vcpu, uint64_t encoding, uint64_t value) except -1:
 cdef int allowed(KvmVcpu *vcpu, uint64_t encoding, uint64_t old, uint64_t value) except -1:
     # the value is not the one that the field has
     cdef bint shadow = vcpu.kvm.shadow
+    cdef const Mmu *mmu = &vcpu.kvm.mmu
     if encoding in _controls:
         carried = int(_controls[encoding]) | int((_of_shadow if shadow else _of_ept).get(encoding, 0))
         refused = (old ^ value) & ~carried & 0xFFFFFFFF
@@ -109,13 +111,19 @@ cdef int allowed(KvmVcpu *vcpu, uint64_t encoding, uint64_t old, uint64_t value)
     elif encoding in _places:
         raise StateError(f"{name_of(encoding)}: where this page lies is the machine's; leave {old:#x}")
     elif encoding in _pages:
+        if encoding == F_PML_ADDRESS and mmu_of_tables(mmu, value & ~0xFFFULL):
+            raise StateError(f"PML_ADDRESS={value:#x}: the VMM's own tables stand there; give another page")
         if value & 0xFFF or not mem_holds(vcpu.cpu.mem, value, 4096):
             raise BusError(f"{name_of(encoding)}={value:#x}: give the address of a page in the host's memory of "
                            f"{int(vcpu.cpu.mem.nbytes):#x} bytes")
     elif encoding == F_EPTP and not shadow:
-        if (value ^ old) & ~FRAME or not mem_holds(vcpu.cpu.mem, value & FRAME, 4096):
-            raise StateError(f"EPTP={value:#x}: give the address of a table in the host's memory, and bits 11:0 of "
-                             f"{old:#x}, for the MMU makes its tables by them")
+        if (value ^ old) & ~FRAME or not mmu_is_root(mmu, value & FRAME):
+            raise StateError(f"EPTP={value:#x}: give the address of a table in the host's memory that is a root of "
+                             f"the MMU, as vcpu.roots.address, and bits 11:0 of {old:#x}, for it makes its tables by "
+                             "them")
+    elif encoding == F_GUEST_CR3 and shadow:
+        if value != mmu.pdpt if vcpu.cpu.hw.mode == MODE_PAE else not mmu_is_root(mmu, value & FRAME):
+            raise StateError(f"GUEST_CR3={value:#x}: under shadow paging give vcpu.roots.address, and the PCID")
     elif encoding == F_CR3_TARGET_COUNT and value > 4:
         raise StateError(f"CR3_TARGET_COUNT={value}: there are 4 CR3-target values")
     elif not shadow and (encoding in _shadow_only or encoding == F_EXCEPTION_BITMAP and (old ^ value) >> VECTOR_PF & 1):

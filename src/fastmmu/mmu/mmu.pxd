@@ -212,6 +212,20 @@ cdef inline uint32_t rmap_next(const Mmu *mmu, uint32_t id) noexcept nogil:
     return mmu.sp[id_owner(id)].next[id_index(id)]
 
 
+cdef inline bint mmu_of_tables(const Mmu *mmu, hpa_t page) noexcept nogil:
+    # the VMM's tables stand there, or will: nothing else may write to it
+    return page - mmu.pool_start < mmu.pool_end - mmu.pool_start or page == mmu.pdpt & ~(<hpa_t> 0xFFF)
+
+
+cdef inline bint mmu_is_root(const Mmu *mmu, hpa_t page) noexcept nogil:
+    # a table page of 4 or 5 levels, which is in use
+    cdef const Sp *sp
+    if page - mmu.pool_start >= mmu.pool - mmu.pool_start:
+        return False
+    sp = &mmu.sp[mmu.owner[page - mmu.pool_start >> 12]]
+    return sp.used and sp.hpa == page and sp.level >= 4
+
+
 cdef inline uint32_t sp_child(const Mmu *mmu, uint64_t entry) noexcept nogil:
     # the table page that an entry points to, which is present and no leaf
     return mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
