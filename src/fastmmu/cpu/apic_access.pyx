@@ -39,8 +39,8 @@ from fastmmu.cpu.vapic cimport (
     VAPIC_DONE, VAPIC_GP, vapic_deliver, vapic_posted, vapic_rdmsr, vapic_read_cr8, vapic_write_cr8, vapic_wrmsr,
 )
 from fastmmu.cpu.vcpu cimport (
-    ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, Vcpu,
-    vcpu_abort, vcpu_access, vcpu_exit, vcpu_load, vcpu_store,
+    ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT,
+    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_load, vcpu_store,
 )
 from fastmmu.paging.memory cimport mem_holds
 
@@ -336,7 +336,7 @@ cdef int irq_due(Interrupts *irq) noexcept nogil:
     # accesses of the handlers to the APIC look at it, too.
     cdef bint fired = irq_elapse(irq)
     while irq.n_frames and not irq.frame[irq.n_frames - 1].left:
-        if returned(irq):
+        if stopped(irq, returned(irq)):
             return DONE_ABORT
     if fired:
         if irq.v.guest:
@@ -430,6 +430,15 @@ cdef int returned(Interrupts *irq) noexcept nogil:
     return outcome
 
 
+cdef int stopped(Interrupts *irq, int outcome) noexcept nogil:
+    # DONE_ABORT where an access of a handler to its APIC ended in a fault, to which nothing in the guest answers
+    if outcome == DONE_PF:
+        return vcpu_abort(irq.v, ABORT_APIC_PF, irq.v.cr2)
+    if outcome == DONE_GP:
+        return vcpu_abort(irq.v, ABORT_APIC_GP, irq.v.store_value)
+    return outcome
+
+
 cdef int irq_boundary(Interrupts *irq) noexcept nogil:
     # what comes before the next instruction of the guest, highest priority first
     cdef Vcpu *v = irq.v
@@ -453,7 +462,7 @@ cdef int irq_boundary(Interrupts *irq) noexcept nogil:
             continue
         else:
             return DONE_OK
-        if handle(irq, vector):
+        if stopped(irq, handle(irq, vector)):
             return DONE_ABORT
     return vcpu_abort(v, ABORT_NO_PROGRESS, irq.la)
 

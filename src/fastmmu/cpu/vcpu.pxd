@@ -101,6 +101,7 @@ cdef struct Vcpu:
     bint vm86                   # RFLAGS.VM: instructions of CPL 0 are #GP
     Ept ept
     bint guest                  # in VMX non-root operation: exits exist
+    bint outside                # a VM exit, and no VM entry since
     bint ept_on                 # EPT is in use: entered, and the control is 1
     bint vpid_on                # the control as of the last VM entry
     Vapic *apic                 # what virtualizes the guest's APIC; NULL: nothing does
@@ -150,6 +151,7 @@ cdef inline uint64_t vcpu_eptrta(const Vcpu *v) noexcept nogil:
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil
 cdef int vcpu_enter(Vcpu *v) noexcept nogil
+cdef int vcpu_enter_again(Vcpu *v) noexcept nogil       # after a VM entry that failed; DONE_ABORT: so did this one
 cdef void vcpu_entered(Vcpu *v) noexcept nogil          # VM entry behind its checks
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil
 cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noexcept nogil

@@ -137,6 +137,7 @@ cdef int vcpu_enter(Vcpu *v) noexcept nogil:
 
 cdef void vcpu_entered(Vcpu *v) noexcept nogil:
     # VM entry, its checks passed and registers loaded
+    v.outside = False
     if v.apic != NULL:
         vapic_controls(v.apic, &v.vmcs)
         v.below_threshold = vapic_entered(v.apic)
@@ -148,6 +149,7 @@ cdef void vcpu_entered(Vcpu *v) noexcept nogil:
 
 
 cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
+    v.outside = True
     v.vmcs.exit_reason = reason
     v.c.vm_exits += 1
     v.c.exits[reason] += 1
@@ -180,20 +182,33 @@ cdef void host_runs(Vcpu *v) noexcept nogil:
 
 
 cdef int vcpu_exit(Vcpu *v, uint32_t reason) noexcept nogil:
-    # VM exit, the VMM's handler, VM entry; and the exits that follow an entry at once (vmx.md §4.3)
-    cdef int action = leave_and_enter(v, reason), tries = 0
-    cdef uint64_t emulated = v.emulated
-    while v.below_threshold and action != ACT_ABORT:
-        v.below_threshold = False
-        tries += 1
-        if tries > MAX_RETRIES:
-            vcpu_abort(v, ABORT_NO_PROGRESS, 0)
-            return ACT_ABORT
-        clear_exit_information(&v.vmcs)
-        if leave_and_enter(v, EXIT_TPR_BELOW_THRESHOLD) == ACT_ABORT:
+    # VM exit, the VMM's handler, VM entry
+    cdef int action = leave_and_enter(v, reason)
+    cdef uint64_t emulated
+    if v.below_threshold and action != ACT_ABORT:
+        emulated = v.emulated
+        if exits_at_once(v):
             return ACT_ABORT
         v.emulated = emulated
     return action
+
+
+cdef int exits_at_once(Vcpu *v) noexcept nogil:
+    # the VM exits that follow a VM entry before any instruction (vmx.md §4.3)
+    cdef int tries = 0
+    while v.below_threshold:
+        v.below_threshold = False
+        tries += 1
+        if tries > MAX_RETRIES:
+            return vcpu_abort(v, ABORT_NO_PROGRESS, 0)
+        clear_exit_information(&v.vmcs)
+        if leave_and_enter(v, EXIT_TPR_BELOW_THRESHOLD) == ACT_ABORT:
+            return DONE_ABORT
+    return DONE_OK
+
+
+cdef int vcpu_enter_again(Vcpu *v) noexcept nogil:
+    return DONE_ABORT if vcpu_enter(v) else exits_at_once(v)
 
 
 cdef int leave_and_enter(Vcpu *v, uint32_t reason) noexcept nogil:

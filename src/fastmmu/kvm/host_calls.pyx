@@ -3,9 +3,9 @@
 from libc.stdint cimport uint32_t
 
 from fastmmu.cpu.apic_access cimport irq_boundary
-from fastmmu.cpu.vcpu cimport ABORT_NONE, vcpu_derive
+from fastmmu.cpu.vcpu cimport ABORT_NONE, vcpu_derive, vcpu_enter_again
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
-from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, KvmVcpu
+from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE, KvmVcpu
 from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.kvm.registers cimport kvm_registers
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs, kvm_serve_requests
@@ -52,8 +52,11 @@ cdef int call_load(VirtualMachine vm, KvmVcpu *vcpu) except -1:
 
 
 cdef int call_enter(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except? -2:
+    if vcpu.cpu.outside:                        # its last VM entry failed
+        vcpu.mode = OUTSIDE_GUEST_MODE
     if vm is None:
         return kvm_vcpu_enter(vcpu, cpu)
+    vcpu.cpu.outside = vcpu.mode == OUTSIDE_GUEST_MODE
     try:
         vm.call("vcpu_enter_guest", vcpu, cpu)
     except BaseException:
@@ -61,15 +64,24 @@ cdef int call_enter(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except? -2:
         raise
     if vcpu.cpu.abort:
         return -1
-    if vcpu.mode != IN_GUEST_MODE or vcpu.pcpu != cpu:
+    if vcpu.mode != IN_GUEST_MODE or vcpu.pcpu != cpu or vcpu.cpu.outside:
         raise PolicyError(f"{type(vm.policy).__name__}.vcpu_enter_guest() did not enter the guest on CPU {cpu}: it "
                           "ends in vcpu.enter(), with vcpu.mode = Mode.IN_GUEST_MODE")
     vcpu_derive(&vcpu.cpu)                      # another machine may have been made meanwhile
     return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
 
 
+cdef int call_enter_again(KvmVcpu *vcpu) except? -2:
+    # after a VM entry that failed: the guest executes nothing before one succeeds
+    if vcpu_enter_again(&vcpu.cpu):
+        return -1
+    return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
+
+
 cdef int call_exit(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except -1:
-    if vm is not None:
+    if vcpu.cpu.outside:
+        vcpu.mode = OUTSIDE_GUEST_MODE
+    elif vm is not None:
         vm.call("vcpu_exit", vcpu, cpu)
     else:
         kvm_vcpu_exit(vcpu)

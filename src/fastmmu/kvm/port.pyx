@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._arguments cimport flag, shown, whole, within
+from fastmmu._arguments cimport flag, shown, within
 from fastmmu.arch.vmx cimport EXIT_EPT_VIOLATION
 from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters, KvmStats, KvmVcpu
@@ -184,17 +184,19 @@ cdef class VirtualCpu(VcpuPort):
 
     @property
     def exit(self):
-        """The exit under way, or the last one, a :class:`fastmmu.Exit`."""
+        """The exit under way, or the last one, a :class:`fastmmu.Exit`; the last one may be a VM entry that failed."""
         cdef const Vcpu *v = self.v
-        return _new(Exit, (_reasons[v.vmcs.exit_reason], v.vmcs.exit_qualification, v.vmcs.guest_physical_address,
-                           v.vmcs.guest_linear_address, v.vmcs.exit_interruption_error, v.vmcs.operand,
-                           v.vmcs.exit_interruption_info, v.source))
+        return _new(Exit, (_reasons[v.vmcs.exit_reason & 0xFFFF], v.vmcs.exit_qualification,
+                           v.vmcs.guest_physical_address, v.vmcs.guest_linear_address,
+                           v.vmcs.exit_interruption_error, v.vmcs.operand, v.vmcs.exit_interruption_info, v.source))
 
     def handled_by_policy(self):
         """What a :class:`fastmmu.Policy` of the machine makes of the exit under way, an int (:class:`Action`); None: it
-        leaves it to the VMM."""
+        leaves it to the VMM. :raises PolicyError: none of this vCPU is under way."""
         cdef int action
         self.vm.inside()
+        if not self.vm.exiting or self.vm.kvm.running != self.vcpu:
+            raise PolicyError("no VM exit of this vCPU is under way")
         if not self.vcpu.kvm.surfaced[self.v.vmcs.exit_reason]:
             return None
         with nogil:
@@ -219,7 +221,7 @@ cdef class VirtualCpu(VcpuPort):
         :raises StateError: no such class. :raises PolicyError: called outside of a handler.
         """
         self.vm.inside()
-        self.vcpu.fault_class = FaultClass(whole("fault_class", fault_class))
+        self.vcpu.fault_class = FaultClass(within("fault_class", fault_class, 0, 0xFF))
         if self.v.vmcs.exit_reason == EXIT_EPT_VIOLATION:
             self.vcpu.c.violations[self.vcpu.fault_class] += 1
 

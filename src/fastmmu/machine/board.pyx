@@ -20,7 +20,7 @@ from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.tpr_patch cimport patch_use_rom
 from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu
 from fastmmu.kvm.exits cimport kvm_handle
-from fastmmu.kvm.host_calls cimport call_load, call_load_root, call_put, call_reset
+from fastmmu.kvm.host_calls cimport call_enter_again, call_load, call_load_root, call_put, call_reset
 from fastmmu.kvm.lapic cimport kvm_apic_init
 from fastmmu.kvm.modes cimport modes_cr4, modes_tables
 from fastmmu.kvm.port cimport vm_of
@@ -368,11 +368,13 @@ cdef class Board:
         return turn
 
     cdef int _on_cpu(self) except -1:
-        # a host's vCPU runs where Host.place has put it
+        # a host's vCPU runs where Host.place has put it; a VM entry that failed is tried again
         self.made()
         if self.first != NULL and self.vcpu.mode == OUTSIDE_GUEST_MODE:
             raise StateError(f"vCPU {int(self.vcpu.index)} of this machine is on no CPU, or has ended; Host.place puts "
                              "one on a CPU")
+        if self.v.outside and call_enter_again(self.vcpu):
+            self._raise(0)
         return 0
 
     cdef _ready(self):
@@ -442,11 +444,8 @@ cdef class Board:
         self.kvm.mmu.flush = False              # nothing is cached
 
     cdef _raise(self, uint64_t n):
-        cdef object error
-        if self.v.abort == ABORT_PYTHON:
-            error, self.raised = self.raised, None
-        else:
-            error = stop(self.v, self.vcpu.irq, n)
+        cdef object error = self.raised if self.v.abort == ABORT_PYTHON else stop(self.v, self.vcpu.irq, n)
+        self.raised = None
         self.v.abort = ABORT_NONE
         raise error
 

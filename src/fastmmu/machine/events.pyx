@@ -48,16 +48,21 @@ cdef int demand_page(Run *m, uint64_t la, int acc, int outcome, uint64_t *hpa) n
     return outcome
 
 
+cdef int answered(Vcpu *v, int outcome) noexcept nogil:
+    # nothing answers a fault of the guest kernel's own
+    return vcpu_abort(v, ABORT_GUEST_FAULT, v.cr2) if outcome == DONE_PF or outcome == DONE_GP else outcome
+
+
 cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
     cdef int outcome
     if op == OP_SWITCH:
-        return kernel_switch(m.kernel, addr)
+        return answered(&m.vcpu.cpu, kernel_switch(m.kernel, addr))
     if op == OP_INVLPG:
         return vcpu_invlpg(&m.vcpu.cpu, addr)
     if op == OP_UNMAP:
         m.c.unmaps += 1
         # premapped tables stand from the first access to the last
-        return DONE_OK if m.vcpu.cpu.premap != NULL else kernel_unmap(m.kernel, addr)
+        return DONE_OK if m.vcpu.cpu.premap != NULL else answered(&m.vcpu.cpu, kernel_unmap(m.kernel, addr))
     if op == OP_EXIT:
         return exit_instruction(m, addr)
     if op == OP_INTERRUPT:

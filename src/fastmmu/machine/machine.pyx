@@ -30,7 +30,7 @@ from fastmmu.threads.turns cimport Turn, this_thread
 
 from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.errors import ConfigError, PolicyError, StateError
-from fastmmu.exits import N_REASONS, Action, Exit, ExitReason
+from fastmmu.exits import N_REASONS, REASON_NAMES, Action, Exit, ExitReason
 from fastmmu.machine.config import as_config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.exit_log import ExitLog, priced
@@ -76,9 +76,10 @@ cdef int in_python(Vcpu *v) noexcept with gil:
     b.vm.active = this_thread()
     if one:
         b.turns.busy, b.turns.what = b.vm.active, "an instruction of the guest"
+    b.vm.exiting = True
     kvm_log_begin(to_kvm_vcpu(v))
     try:
-        outcome = b.python.handle(b.vm.of(to_kvm_vcpu(v)))
+        outcome = handled_in_python(b, v)
     except BaseException as error:
         b.raised = error
         vcpu_abort(v, ABORT_PYTHON, 0)
@@ -86,7 +87,20 @@ cdef int in_python(Vcpu *v) noexcept with gil:
     if one:
         b.turns.busy = 0
     b.vm.active = active
+    b.vm.exiting = False
     return ACT_ABORT if v.abort else outcome
+
+
+cdef int handled_in_python(Board b, Vcpu *v) except? -1:
+    # after ABORT the abort says why
+    cdef uint32_t reason = v.vmcs.exit_reason
+    action = b.python.handle(b.vm.of(to_kvm_vcpu(v)))
+    if v.abort:
+        return ACT_ABORT
+    if type(action) is not Action and (type(action) is not int or action not in _actions):
+        raise PolicyError(f"{type(b.python).__name__}.handle() returned {shown(action)} at {REASON_NAMES[reason]}; "
+                          "return a fastmmu.Action, or what vcpu.stop() gives")
+    return <int> int(action)
 
 
 cdef int handled(Board b, uint32_t reason, exit) except? -1:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.arch.vmx cimport ERROR_CONTROL_FIELDS
+from fastmmu.arch.vmx cimport ERROR_CONTROL_FIELDS, EXIT_INTERRUPT_WINDOW, EXIT_TPR_BELOW_THRESHOLD
 from fastmmu.cpu.interrupts cimport NUMBER_CR8, Interrupts
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_ADDR, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS,
@@ -14,14 +14,15 @@ from fastmmu.cpu.apic_py import cr8_refusal, refusal
 from fastmmu.errors import (
     BusError, ConfigError, EventError, FastmmuError, OutOfMemoryError, PolicyError, StateError, TraceError,
 )
+from fastmmu.exits import REASON_NAMES
 from fastmmu.ops import Op
 
 # Abort: the exception and its text, of which "event N: " is the beginning. ABORT_PYTHON: the handler's own exception
 _STOPS = {
     ABORT_BUS: (BusError, "a paging structure for {address:#x} lies outside memory"),
     ABORT_NO_PROGRESS: (
-        PolicyError, "the access to {address:#x} exits again and again; its handler must map the page or return "
-        "Action.EMULATED"),
+        PolicyError, "the access to {address:#x} exits again and again ({exit}); its handler must map the page or "
+        "return Action.EMULATED"),
     ABORT_GUEST_MEMORY: (
         OutOfMemoryError, "guest memory of {address:#x} bytes is used up; raise Config(memory=)"),
     ABORT_TABLES: (OutOfMemoryError, "no room for the VMM's tables; raise Config(memory=)"),
@@ -65,6 +66,10 @@ _STOPS = {
 _CONTROL_FIELDS = (
     PolicyError, "VM entry failed with VM-instruction error {address}: the controls of the VMCS contradict each other "
     "(vmx.md §3.1)")
+_NO_ACCESS = (
+    PolicyError, "the guest does not come to its next instruction: {exit} follows each VM entry; its handler must take "
+    "the cause away")
+_AT_ONCE = EXIT_TPR_BELOW_THRESHOLD, EXIT_INTERRUPT_WINDOW      # VM exits before any instruction
 _UNNAMED = (FastmmuError, "stopped at {address:#x} for a reason without a name, {abort}; please report this")
 
 
@@ -81,10 +86,15 @@ cdef object refused(const Interrupts *irq):
 cdef object stop(const Vcpu *v, const Interrupts *irq, uint64_t n):
     # the exception for v.abort, which is none of Python's own; irq: NULL where there is no APIC; n: number of the event
     kind, text = _STOPS.get(v.abort, _UNNAMED)
+    address = v.abort_address
     if v.abort == ABORT_ENTRY and v.abort_address == ERROR_CONTROL_FIELDS:
         kind, text = _CONTROL_FIELDS
-    fields = {"abort": v.abort, "address": v.abort_address, "qualification": v.vmcs.exit_qualification,
-              "cr3": v.vmcs.guest_cr3, "error_code": v.error_code}
+    if v.abort == ABORT_NO_PROGRESS and v.vmcs.exit_reason in _AT_ONCE:
+        kind, text = _NO_ACCESS
+    if not v.abort:                             # a fault that nothing in the guest kernel answers
+        (kind, text), address = _STOPS[ABORT_GUEST_FAULT], v.cr2
+    fields = {"exit": REASON_NAMES[v.vmcs.exit_reason & 0xFFFF], "abort": v.abort, "address": address,
+              "qualification": v.vmcs.exit_qualification, "cr3": v.vmcs.guest_cr3, "error_code": v.error_code}
     if v.abort == ABORT_APIC:
         fields["op"] = Op(v.abort_address).name
     if v.abort == ABORT_APIC_GP:

@@ -81,6 +81,7 @@ cdef class SystemReplay:
             raise TraceError(f"{read.shape[0]} bytes are no whole number of records of {sizeof(Record)}")
         self.board.turns.begin("the replay of a system trace")
         try:
+            self.board._on_cpu()
             self.board._ready()
             self.p.v = self.board.v             # the vCPU that it has loaded
             if n == 0:
