@@ -32,6 +32,17 @@ SHAPES = {
         **FIRST,
     ),
     "shared": Geometry(name="shared", l2=(Array(32, 4, PAGES),), psc=(Array(2, 2, ("pdpte",)),), gpm="shared", **FIRST),
+    "wide": Geometry(
+        name="wide", psc=(Array(20, 20, TABLES),), epsc=(Array(34, 34, TABLES),), gpm=Array(36, 18, PAGES), **FIRST
+    ),
+    "quota": Geometry(
+        name="quota",
+        psc=(Array(6, 6, TABLES, (3, 2, 1, 1)),),
+        epsc=(Array(3, 3, ("pde",)), Array(20, 20, ("pdpte", "pml4e", "pml5e"), (15, 4, 3))),
+        gpm=Array(24, 24, PAGES, (18, 4, 2)),
+        **FIRST,
+    ),
+    "plru": Geometry(name="plru", l2=(Array(8, 8, PAGES),), gpm="shared", replacement=("lru", "plru"), **FIRST),
     "none": geometry("skylake", walk_caches=False),
     "strict": geometry("strict"),
 }
@@ -228,3 +239,14 @@ def test_arrays_grow_where_nothing_may_be_replaced() -> None:
         assert tlb.lookup(0x5000) == (1, TLB.value(vpid << 12))
     tlb.switch(0, 0)
     assert all(tlb.lookup(page << 12)[0] == 1 for page in range(40_000))
+
+
+def test_a_set_that_is_full_again_after_its_array_grew() -> None:
+    """All that was in it lies in one half of it: the array grows once more, and no entry makes room."""
+    tlb = TLB("strict")  # of 64 sets
+    spread, one_set = [page for page in range(600) if page % 64], range(0, 4096 * 40, 4096)
+    for page in (*spread, *one_set):
+        tlb.fill(page << 12, TLB.value((1 << 30) + (page << 12)))
+    counted = tlb.counters()
+    assert sum(counted[unit]["evictions"] for unit in ("l1i", "l1d", "l2")) == 0
+    assert all(tlb.lookup(page << 12)[0] == 1 for page in (*spread, *one_set))

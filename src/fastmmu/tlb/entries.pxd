@@ -249,7 +249,7 @@ cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noe
 
 cdef inline uint64_t find(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
     # Value, or 0. k, g: keys of the context in force and of its global pages. A hit is the one used last; where both
-    # are cached the more recent is hit (LRU_LONG too; TREE_PLRU: the lower way).
+    # are cached the more recent is hit (LRU_LONG too; TREE_PLRU: the lower way, where neither is the set's `key`).
     cdef uint64_t order
     cdef uint32_t hits, way
     if a.replacement != LRU:

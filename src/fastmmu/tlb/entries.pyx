@@ -272,14 +272,17 @@ cdef void charge(Tlb *t, TlbArray *a, int kind, uint64_t key, uint64_t old, uint
 cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
     cdef TlbSet *x = set_of(a, size, la)
     cdef uint32_t way
-    cdef uint64_t key
+    cdef uint64_t key, room
     if t.key[kind] == NO_CONTEXT << 2:
         make_context(t, kind)
     key = page_of(a, size, la) | t.key[kind]
     way = way_for(t, a, x, size)
-    if a.grows and x.way[way] and is_live(t, x.way[way]):
+    while a.grows and x.way[way] and is_live(t, x.way[way]):
+        room = <uint64_t> a.sets * a.ways
         t.grow(t, a)
-        x = set_of(a, size, la)
+        if <uint64_t> a.sets * a.ways == room:      # as large as it can be
+            break
+        x = set_of(a, size, la)                     # full again, where all that was in it lies in one half
         way = way_for(t, a, x, size)
     charge(t, a, kind, key, x.way[way], x.way[a.pad + way])
     count_fractured(t, a, key, value, 1)

@@ -88,10 +88,12 @@ class Cache:
     unbounded: bool = False
     rows: list[list[Entry | None]] = field(default_factory=list)
     right: list[dict[int, bool]] = field(default_factory=list)  # per set: does node n of the tree point right?
+    last: list[Entry | None] = field(default_factory=list)  # per set: the entry used last
 
     def __post_init__(self) -> None:
         self.rows = [[None] * self.ways for _ in range(self.sets)]
         self.right = [{} for _ in range(self.sets)]
+        self.last = [None] * self.sets
 
     def set_of(self, address: int, size: str) -> int:
         return (address >> SHIFT[size]) % self.sets
@@ -100,6 +102,7 @@ class Cache:
         entry = self.rows[s][way]
         assert entry is not None
         entry.used = now
+        self.last[s] = entry
         node, low, high = 1, 0, self._leaves()
         while high - low > 1:  # every node on the way points to the half that was not used
             middle = (low + high) // 2
@@ -130,7 +133,7 @@ class Cache:
         row = self.rows[s]
         live = [way for way, entry in enumerate(row) if entry is not None and entry.ghost_of is None]
         same = [way for way in live if (entry := row[way]) is not None and entry.size == size]
-        if self.quota[size] < self.ways and len(same) >= self.quota[size]:
+        if self.quota[size] < self.ways and len(same) >= self.quota[size] and not self.unbounded:
             return self.oldest(s, same)
         free = [way for way in range(len(row)) if way not in live]
         if self.unbounded and not free:

@@ -80,7 +80,10 @@ class Caches:
         if not hits:
             return 0
         rows = cache.rows[s]
-        way = hits[0] if cache.plru else max(hits, key=lambda way: entry.used if (entry := rows[way]) else -1)
+        if cache.plru:  # the tree does not tell which of two is the more recent: the one used last in the set, or else
+            way = next((way for way in hits if rows[way] is cache.last[s]), hits[0])  # the lower way
+        else:
+            way = max(hits, key=lambda way: entry.used if (entry := rows[way]) else -1)
         self.now += 1
         cache.touch(s, way, self.now)
         entry = rows[way]
