@@ -13,6 +13,7 @@ from fastmmu.kvm.policy.ipi import Ipis
 from fastmmu.kvm.policy.tpr import Tpr
 
 if TYPE_CHECKING:
+    from fastmmu.cpu.apic_py import InterprocessorInterrupt
     from fastmmu.kvm.port import VirtualCpu
 
 __all__ = ["LocalApics"]
@@ -20,7 +21,7 @@ __all__ = ["LocalApics"]
 EMULATED, INJECT_GP, ABORT = int(Action.EMULATED), int(Action.INJECT_GENERAL_PROTECTION), 3
 APIC_PAGE = 0xFEE00  # number of the page, guest-physical
 TPR, EOI, LVT_TIMER = 0x80, 0xB0, 0x320  # offsets of registers
-MSR_APIC_BASE, MSR_TSC_DEADLINE, X2_TPR, X2_EOI = 0x1B, 0x6E0, 0x808, 0x80B
+MSR_APIC_BASE, MSR_TSC_DEADLINE = 0x1B, 0x6E0
 # Bits 15:12 of the qualification of exit 44 (vmx.md §5.1)
 LINEAR_WRITE, PHYSICAL = 1, 15
 ONES = (1 << 64) - 1
@@ -35,11 +36,14 @@ class LocalApics(Tpr, Ipis):
         """A write of a register (kvm_lapic_reg_write; apic.md §1)."""
         apic = vcpu.apic
         apic.elapse()
-        ipi = apic.write(offset, value)
+        self.written(vcpu, offset, apic.write(offset, value))
+
+    def written(self, vcpu: VirtualCpu, offset: int, ipi: InterprocessorInterrupt | None) -> None:
+        """What follows a write of a register, which sent `ipi`."""
         if offset == TPR:
             self.update_ppr(vcpu)
         elif offset == EOI:
-            apic.request_event = True
+            vcpu.apic.request_event = True
         else:
             self.send_ipi(vcpu, ipi)
 
@@ -184,13 +188,7 @@ class LocalApics(Tpr, Ipis):
         if value is None:
             apic.give(apic.read_msr(msr))
             return
-        ipi = apic.write_msr(msr, value)
-        if msr == X2_TPR:
-            self.update_ppr(vcpu)
-        elif msr == X2_EOI:
-            apic.request_event = True
-        else:
-            self.send_ipi(vcpu, ipi)
+        self.written(vcpu, (msr & 0xFF) << 4, apic.write_msr(msr, value))
 
     # ---- around each exit -----------------------------------------------------------------------------------------
 
