@@ -31,6 +31,9 @@ BUILT = ROOT / "build" / "editable"
 
 TOLERANCE = 0.02
 
+WHAT_TO_DO = """bench-gate: if more were not meant, find the change that made them (make bench-compare BASE=revision) and mend
+it; if fewer, or more and meant: make bench-gate UPDATE=1, and commit bench/instructions.json with the reason"""
+
 STEADY = {
     "PYTHONHASHSEED": "0",
     "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=131072:glibc.cpu.x86_rep_movsb_threshold=1073741824"
@@ -132,7 +135,7 @@ def main() -> None:
         return
     lines = differences(committed["instructions_per_item"], found)
     if lines:
-        sys.exit("\n".join([*lines, "bench-gate: if that is meant, make bench-gate UPDATE=1, and commit it"]))
+        sys.exit("\n".join([*lines, WHAT_TO_DO]))
     print(f"bench-gate: {len(found)} counts of instructions are within {TOLERANCE:.0%}")
 
 
