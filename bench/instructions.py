@@ -32,7 +32,7 @@ BUILT = ROOT / "build" / "editable"
 TOLERANCE = 0.02
 
 WHAT_TO_DO = """bench-gate: if more were not meant, find the change that made them (make bench-compare BASE=revision)
-and mend it; if fewer, or more and meant: make bench-gate UPDATE=1, and commit bench/instructions.json with the reason"""
+and mend it; if fewer, or more and meant: make bench-gate UPDATE=1, and commit instructions.json with the reason"""
 
 STEADY = {
     "PYTHONHASHSEED": "0",
