@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,19 @@ class Other:
 
 
 number = 3
+"""
+
+COUNTS = """\
+import fastmmu
+
+exits = 0
+
+
+class Counts(fastmmu.Kvm):
+    def handle(self, vcpu):
+        global exits
+        exits += 1
+        return super().handle(vcpu)
 """
 
 
@@ -89,3 +104,46 @@ def test_replay_takes_it_too(capsys: pytest.CaptureFixture[str]) -> None:
         )
         said.append([line for line in capsys.readouterr().out.splitlines() if "accesses a second" not in line])
     assert said[0] == said[1]
+
+
+COMMANDS = {
+    "tpr": "tpr zstd --limit 8000 --changes 20000 --interrupts 20000 --ipis 5000 --timer 2000",
+    "tpr, shadow": "tpr zstd --limit 8000 --changes 20000 --interrupts 9000 --mmu shadow --ways trap,apicv",
+    "vpid": "vpid zstd --limit 8000 --rates 1,30",
+    "vpid, shadow": "vpid zstd --limit 8000 --rates 3 --mmu shadow",
+    "boot": "boot --vpid",
+    "boot, shadow": "boot --schemes shadow,shadow-6.1,ept-6.1",
+    "migrate": "migrate zstd --limit 8000 --bandwidth 1e9 --downtime 1e-5 --memory 128M --rounds 5",
+    "overcommit": "overcommit zstd --limit 8000 --host-memory 75%,40% --memory 128M",
+}
+
+
+def rows_of(
+    command: str, vmm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[list[dict[str, str]], str]:
+    """What a command writes, but for the command itself, and what it prints."""
+    words, file = command.split(), tmp_path / "rows.csv"
+    quiet = [] if words[0] == "boot" else ["--quiet"]
+    assert main([*words, *quiet, "--csv", str(file), "--vmm", vmm]) == 0
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    for row in rows:
+        assert f"--vmm {vmm}" in row.pop("command")
+        row.pop("vmm", None)
+    return rows, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_gives_the_same_of_both(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And is carried out by the VMM that was asked for: one that counts its exits sees some."""
+    (tmp_path / "counts_of_cli.py").write_text(COUNTS)
+    monkeypatch.chdir(tmp_path)
+    kernel = rows_of(COMMANDS[command], "kernel", tmp_path, capsys)
+    assert rows_of(COMMANDS[command], "python", tmp_path, capsys) == kernel
+    assert kernel[0]
+    assert rows_of(COMMANDS[command], "counts_of_cli:Counts", tmp_path, capsys) == kernel
+    counted = sys.modules["counts_of_cli"]
+    assert counted.exits > 0
+    counted.exits = 0  # type: ignore[attr-defined]

@@ -37,6 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(BOOT)}; default: native,ept,unrestricted",
     )
     parser.add_argument("--vpid", action="store_true", help="the guest's translations are tagged with a VPID")
+    shared.add_vmm(parser)
     shared.add_files(parser, "a row a step")
 
 
@@ -45,11 +46,12 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.study.boot.run import boot
     from fastmmu.study.boot.table import boot_rows, boot_table
 
+    fields = shared.config_fields(options)
     shared.check_files(options)
     found = []
     native = boot("native")
     wrong = 0
-    steps = UntilInterrupted(boot(scheme, vpid=options.vpid) for scheme in options.schemes)
+    steps = UntilInterrupted(boot(scheme, vpid=options.vpid, **fields) for scheme in options.schemes)
     try:
         for run in steps:
             found.append(run)

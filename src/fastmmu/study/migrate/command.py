@@ -59,6 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (1G)")
     parser.add_argument("--most-cycles", type=_positive, default=1e10, metavar="N",
                         help="refuse what takes more modelled cycles of the guest (1e10, a minute or so)")  # fmt: skip
+    shared.add_vmm(parser)
     shared.add_costs(parser)
     experiment.add_results(parser, "pages by round", "a row a round")
 
@@ -70,13 +71,14 @@ def handle(options: argparse.Namespace) -> int:
 
     names = ("bandwidth", "downtime", "rounds", "ghz", "most_cycles")
     plan = Plan(**{name: getattr(options, name) for name in names})
+    fields = shared.config_fields(options)
     experiment.check(options)
     costs = shared.cost_model(options)
 
     def study(trace: Trace, report: Report) -> Iterator[Migration]:
         for method in options.methods:
             done = partial(report, f"{trace.name}, {method}", None)
-            yield migrate(trace, method, plan, memory=options.memory, costs=costs, progress=done)
+            yield migrate(trace, method, plan, costs=costs, progress=done, **fields)
 
     return experiment.run(
         options, study, table=migration_table, rows=migration_rows, key="migrations", plot=migration_plot

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -134,6 +135,7 @@ def migrate(
     plan: Plan | None = None,
     *,
     memory: int | str = "1G",
+    vmm: Any = "kernel",
     costs: CostModel | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Migration:
@@ -143,13 +145,14 @@ def migrate(
     sent. When the pages written are few enough to be sent within ``plan.downtime``, or after ``plan.rounds``, the guest
     stops and the rest is sent.
 
-    :param method: of ``study.schemes.MIGRATE``. :param progress: called with the number of events done.
+    :param method: of ``study.schemes.MIGRATE``. :param vmm: as of :class:`Config`.
+    :param progress: called with the number of events done.
     :raises ConfigError: an unknown method; more than ``plan.most_cycles`` to simulate. :raises TraceError: an empty
         trace.
     """
     fields = fields_of(method, METHODS, "method")
     plan = plan or Plan()
-    config = Config(memory=memory).replace(**fields)
+    config = Config(memory=memory, vmm=vmm).replace(**fields)
     costs = costs or CostModel.load()
     trace = identified(trace)
     events = _Endless(trace)

@@ -57,6 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--reclaim", type=shared.words(RECLAIM), default=list(RECLAIM), metavar="LIST", help="clock, lru (both)"
     )
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (1G)")
+    shared.add_vmm(parser)
     shared.add_costs(parser)
     experiment.add_results(parser, "pages read back,")
 
@@ -66,6 +67,7 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.study.overcommit.run import Overcommit, overcommit
     from fastmmu.study.overcommit.table import overcommit_plot, overcommit_rows, overcommit_table
 
+    fields = shared.config_fields(options)
     experiment.check(options)
     costs = shared.cost_model(options)
 
@@ -75,9 +77,9 @@ def handle(options: argparse.Namespace) -> int:
             options.schemes,
             options.host_memory,
             options.reclaim,
-            memory=options.memory,
             costs=costs,
             progress=lambda scheme, n: report(f"{trace.name}, {scheme}", None, n),
+            **fields,
         )
 
     found, code = experiment.run(

@@ -65,6 +65,7 @@ def overcommit(
     reclaim: Sequence[str] = RECLAIM,
     *,
     memory: int | str = "1G",
+    vmm: Any = "kernel",
     costs: CostModel | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Iterator[Overcommit]:
@@ -73,7 +74,7 @@ def overcommit(
     A share of 1 is the unlimited host itself, once, whatever the policies.
 
     :param shares: above 0, at most 1; a host has 16 pages at least. :param reclaim: values of ``Config.host_reclaim``.
-    :param progress: called with the scheme and the number of its events done.
+    :param vmm: as of :class:`Config`. :param progress: called with the scheme and the number of its events done.
     :raises ConfigError: an unknown scheme or policy, a share out of range. :raises TraceError: an empty trace.
     """
     for name, known in ((schemes, SCHEMES), (reclaim, RECLAIM)):
@@ -86,7 +87,7 @@ def overcommit(
     costs = costs or CostModel.load()
     trace = identified(trace)
     for scheme in schemes:
-        config = Config(memory=memory, host_pages="untouched").replace(**SCHEMES[scheme])
+        config = Config(memory=memory, vmm=vmm, host_pages="untouched").replace(**SCHEMES[scheme])
         told = partial(progress, scheme) if progress else None
         whole, taken = _run(trace, config, costs, told)
         if not whole["counters"]["accesses"]:
