@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import fastmmu
 from fastmmu.cli import main
 from fastmmu.cli import options as shared
+from fastmmu.machine.side_by_side import each
 from fastmmu.ops import Op
 from fastmmu.trace import Batch, Trace, write_trace
 
@@ -159,7 +161,7 @@ def test_a_bundled_trace_by_its_name(run: Run, trace: Path, monkeypatch: pytest.
 
 
 class Interrupted(Trace):
-    """A trace at which Ctrl-C is pressed, in the pass with the given number, after the first batch or before it."""
+    """A trace at which Ctrl-C is pressed, in the pass with the given number, after so many batches."""
 
     name, format = "program", "test"
 
@@ -175,18 +177,46 @@ class Interrupted(Trace):
             yield batch
 
 
-def test_ctrl_c_leaves_what_was_finished(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "traces", lambda options, **more: [Interrupted(3, batches=2), program(1)])
-    out = run("compare", "--csv", tmp_path / "r.csv", code=130)
-    assert re.search(r"^shadow +3000", out, re.M)
+@pytest.mark.parametrize("jobs", [1, 2, 7])
+def test_ctrl_c_leaves_what_there_is(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
+    """It comes in the one pass over the trace that feeds all schemes: each has its part of it."""
+    monkeypatch.setattr(shared, "traces", lambda options, **more: [Interrupted(1, batches=2), program(1)])
+    out = run("compare", "--csv", tmp_path / "r.csv", "--jobs", str(jobs), code=130)
     assert re.search(r"^shadow\+VPID \* +2000", out, re.M)
     assert "* interrupted" in out
-    assert "Not run: EPT, EPT+VPID" in out
-    assert "3 runs in" in out  # and the second trace was not begun
+    assert "Not run" not in out
+    assert "5 runs in" in out  # and the second trace was not begun
     rows = list(csv.DictReader((tmp_path / "r.csv").open()))
-    assert [(row["scheme"], row["complete"]) for row in rows] == [
-        ("native", "True"), ("shadow", "True"), ("shadow+VPID", "False"),
-    ]  # fmt: skip
+    assert [(row["scheme"], row["complete"], row["accesses"]) for row in rows] == [
+        (name, "False", "2000") for name in ("native", "shadow", "shadow+VPID", "EPT", "EPT+VPID")
+    ]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ctrl_c_between_two_schemes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int) -> None:
+    """Those that are finished are whole, those that had begun are there in part, and the others are named."""
+    large = Trace.from_arrays(np.random.default_rng(1).integers(0, 1 << 28, 1_000_000, dtype=np.uint64), name="large")
+    monkeypatch.setattr(shared, "traces", lambda options, **more: [large, program(1)])
+
+    def one(trace: Trace, configs: Sequence[fastmmu.Config], **how: Any) -> Iterator[fastmmu.Result]:
+        def progress(config: fastmmu.Config, events: int) -> None:
+            if config is configs[1]:
+                raise KeyboardInterrupt
+
+        return each(trace, configs, **{**how, "progress": progress})
+
+    monkeypatch.setattr("fastmmu.cli.simulation.each", one)
+    out = run("compare", "--csv", tmp_path / "r.csv", "--jobs", str(jobs), code=130)
+    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    assert [row["scheme"] for row in rows[:2]] == ["native", "shadow"]
+    assert rows[0]["complete"] == "True"
+    assert rows[0]["accesses"] == "1000000"
+    assert jobs > 1 or [row["complete"] for row in rows] == ["True", "False"]
+    for row in rows:
+        assert 0 < int(row["accesses"]) <= 1_000_000
+        assert (row["complete"] == "True") == (row["accesses"] == "1000000")
+    assert f"{len(rows)} runs in" in out
+    assert len(rows) == 5 or "Not run: " in out
 
 
 def test_ctrl_c_at_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

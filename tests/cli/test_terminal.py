@@ -246,9 +246,10 @@ def long_trace(tmp_path: Path) -> Path:
     return tmp_path / "long.npy"
 
 
-def test_ctrl_c_on_a_terminal(long_trace: Path) -> None:
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_ctrl_c_on_a_terminal(long_trace: Path, jobs: str) -> None:
     pytest.importorskip("rich")
-    code, out = on_terminal(["compare", str(long_trace)], press=b"[2/5]")
+    code, out = on_terminal(["compare", str(long_trace), "--jobs", jobs], press=b"[2/5]")
     assert code == 130
     assert "━" in out  # a bar
     table = out.rpartition("\x1b[2K")[2]  # the bar is gone from where the table begins

@@ -24,6 +24,7 @@ __all__ = [
     "add_config",
     "add_costs",
     "add_files",
+    "add_jobs",
     "add_memory",
     "add_pages",
     "add_quiet",
@@ -338,6 +339,13 @@ def add_files(parser: argparse.ArgumentParser, row: str = "a row a run", whole: 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     """--quiet."""
     parser.add_argument("--quiet", action="store_true", help="no progress on the terminal")
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """--jobs."""
+    parser.add_argument(
+        "--jobs", type=count(1), metavar="N", help="threads, which change no result; default: one a processor"
+    )
 
 
 def to_stdout(options: argparse.Namespace) -> bool:

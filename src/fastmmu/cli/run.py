@@ -38,6 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_config(parser)
     shared.add_files(parser)
     exit_log.add_exits(parser)
+    shared.add_jobs(parser)
     shared.add_quiet(parser)
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
@@ -17,7 +17,8 @@ from fastmmu.errors import FastmmuError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import Exits, each
+from fastmmu.machine.side_by_side import each
+from fastmmu.machine.simulate import Exits
 from fastmmu.trace import Trace
 from fastmmu.trace.identity import identified
 
@@ -48,6 +49,7 @@ class Session:
 
     costs: CostModel
     quiet: bool = False
+    jobs: int | None = None
     results: list[Result] = field(default_factory=list)
     interrupted: bool = False
     failure: Exception | None = None
@@ -68,8 +70,8 @@ class Session:
                 report(f"[{len(self.results) + 1}/{runs}] {trace.name}: {label(config, configs)}", part, events)
 
             exits = None if self.exits is None else self.exits(trace)
-            runs_of = each(trace, configs, costs=self.costs, progress=done, keep_partial=True, exits=exits)
-            steps = UntilInterrupted(runs_of)
+            how: dict[str, Any] = {"costs": self.costs, "exits": exits, "jobs": self.jobs}
+            steps = UntilInterrupted(each(trace, configs, progress=done, keep_partial=True, **how))
             try:
                 for result in steps:
                     found.append(result)
@@ -104,14 +106,17 @@ def run_all(
     :param show: prints the results of a trace; it is also told the names of what was not run after Ctrl-C.
     :param log: is given the exits of all runs.
     """
-    session = Session(shared.cost_model(options), options.quiet, exits=None if log is None else log.of)
+    session = Session(
+        shared.cost_model(options), options.quiet, getattr(options, "jobs", None), exits=None if log is None else log.of
+    )
     shared.check_files(options)
     chosen = shared.traces(options, system=True)
     for trace in chosen:
         results = session.run(trace, configs, runs=len(chosen) * len(configs))
         if not shared.to_stdout(options) and (results or not session.failure):
             try:
-                show(results, [label(config, configs) for config in configs[len(results) :]])
+                ran = {id(result.config) for result in results}
+                show(results, [label(config, configs) for config in configs if id(config) not in ran])
             except OSError as error:
                 session.failure = session.failure or error
         if session.ended:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmmu._checked import checked, checked_but
-from fastmmu.errors import ConfigError, FastmmuError, OutOfMemoryError, TraceError
+from fastmmu.errors import ConfigError, OutOfMemoryError, TraceError
 from fastmmu.machine.config import Config, as_config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.identity import Content, Origin
@@ -20,7 +20,7 @@ from fastmmu.machine.replay import Replay, SystemSource
 from fastmmu.machine.result import Result
 from fastmmu.ops import Op
 
-__all__ = ["Exits", "Progress", "Simulation", "each", "simulate"]
+__all__ = ["Exits", "Progress", "Running", "Simulation", "Source", "batches_of", "running", "simulate"]
 
 Progress = Callable[[Config, int], None]
 """Called now and then with the configuration that runs and the number of events done."""
@@ -30,6 +30,7 @@ Exits = Callable[[npt.NDArray[np.void]], None]
 interrupts such a call, it is made once more, with the same array."""
 
 _PART = 1 << 16  # events between two calls of it
+_SHORT, _LONG = 0.01, 0.05  # seconds that a part of a block is to take
 
 
 class Events(Protocol):
@@ -99,7 +100,7 @@ class Simulation:
         if self.exits is not None and len(batch.op) > _PART:
             for first in range(0, len(batch.op), _PART):
                 part = slice(first, first + _PART)
-                self.feed(_Part(batch.op[part], batch.size[part], batch.addr[part]), None if out is None else out[part])
+                self.feed(_Part.of(batch, part), None if out is None else out[part])
             return
         started, before, done = time.perf_counter(), self.events, 0
         try:
@@ -159,6 +160,10 @@ class _Part(NamedTuple):
     size: npt.NDArray[np.uint8]
     addr: npt.NDArray[np.uint64]
 
+    @staticmethod
+    def of(batch: Events, part: slice) -> _Part:
+        return _Part(batch.op[part], batch.size[part], batch.addr[part])
+
 
 def result_of(
     machine: Machine,
@@ -217,50 +222,20 @@ def simulate(
     """
     if isinstance(trace, str) or hasattr(trace, "__fspath__"):
         raise ConfigError(f"simulate takes a trace, not a path; pass fastmmu.read_trace({str(trace)!r})")
-    run = _Replaying if getattr(trace, "kind", "program") == "system" else _Running
-    simulation = run(trace, config, policy, costs, exits)
+    simulation = running(trace, config, policy=policy, costs=costs, exits=exits)
     try:
-        for done in simulation.steps():
+        for block in batches_of(trace):
+            simulation.take(block)
             if progress is not None:
-                progress(done)
+                progress(simulation.events)
         return simulation.result(complete=True)
     except KeyboardInterrupt:
         if not keep_partial:
             raise
         simulation.give()
         return simulation.result(complete=False)
-    except FastmmuError as error:
-        path = getattr(trace, "path", None)
-        if isinstance(error, TraceError) and path and not error.path:
-            raise TraceError(str(error), path=str(path)) from error
-        raise
-
-
-@checked
-def each(
-    trace: Source | SystemSource,
-    configs: Sequence[Config],
-    *,
-    costs: CostModel | None = None,
-    progress: Progress | None = None,
-    keep_partial: bool = False,
-    exits: Exits | None = None,
-) -> Iterator[Result]:
-    """The results of a trace under each configuration, one after the other, as they are finished.
-
-    :param keep_partial: Ctrl-C ends with the result until then, which has ``complete=False``, and no exception.
-    :param exits: as of :func:`simulate`, for all configurations in turn.
-    """
-    for config in configs:
-        done = None if progress is None else _of(config, progress)
-        result = simulate(trace, config, costs=costs, progress=done, keep_partial=keep_partial, exits=exits)
-        yield result
-        if not result.complete:
-            return
-
-
-def _of(config: Config, progress: Progress) -> Callable[[int], None]:
-    return lambda events: progress(config, events)
+    except TraceError as error:
+        raise with_path(error, trace) from error
 
 
 def _named(trace: Any) -> tuple[str, str]:
@@ -268,8 +243,47 @@ def _named(trace: Any) -> tuple[str, str]:
     return str(getattr(trace, "name", "array")), str(getattr(trace, "path", None) or "")
 
 
+class Running(Protocol):
+    """A run of a trace of either kind, block by block."""
+
+    @property
+    def events(self) -> int:
+        """Events, or records, carried out."""
+
+    def parts(self, block: Any) -> Iterator[Any]:
+        """A block in parts that take a twentieth of a second or so, each, by how long the last one took."""
+
+    def take(self, block: Any) -> None:
+        """Carry out a block, or a part of one."""
+
+    def give(self) -> None:
+        """Give the exits until now to who wants them."""
+
+    def result(self, *, complete: bool) -> Result:
+        """What it came to until now."""
+
+
+def running(
+    trace: Any,
+    config: Config | None,
+    *,
+    policy: Policy | None = None,
+    costs: CostModel | None = None,
+    exits: Exits | None = None,
+) -> Running:
+    """A run that begins."""
+    run = _Replaying if getattr(trace, "kind", "program") == "system" else _Running
+    return run(trace, config, policy, costs, exits)
+
+
+def with_path(error: TraceError, trace: Any) -> TraceError:
+    """The error, with the file of the trace where it names none."""
+    path = getattr(trace, "path", None)
+    return TraceError(str(error), path=str(path)) if path and not error.path else error
+
+
 class _Running:
-    """A trace of events, batch by batch."""
+    """A trace of events."""
 
     def __init__(
         self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None, exits: Exits | None
@@ -279,11 +293,29 @@ class _Running:
         if hasattr(trace, "content"):  # it hashes its events itself, once for all runs
             self.simulation.content = None
         self.simulation.counted = getattr(trace, "instructions", None)
+        self.some = 1 << 14
 
-    def steps(self) -> Iterator[int]:
-        for batch in _batches(self.trace):
-            self.simulation.feed(batch)
-            yield self.simulation.events
+    @property
+    def events(self) -> int:
+        return self.simulation.events
+
+    def parts(self, block: Any) -> Iterator[Any]:
+        n = len(block.addr)
+        at = 0
+        while at < n:
+            part = slice(at, at + self.some)
+            at += self.some
+            whole = part.start == 0 and at >= n
+            began = time.perf_counter()
+            yield block if whole else block[part] if hasattr(block, "instructions") else _Part.of(block, part)
+            took = time.perf_counter() - began
+            if took < _SHORT:
+                self.some *= 2
+            elif took > _LONG and self.some > 1 << 10:
+                self.some //= 2
+
+    def take(self, block: Any) -> None:
+        self.simulation.feed(block)
 
     def give(self) -> None:
         if self.simulation.exits is not None:
@@ -296,7 +328,7 @@ class _Running:
 
 
 class _Replaying:
-    """A system trace, chunk by chunk."""
+    """A system trace."""
 
     def __init__(
         self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None, exits: Exits | None
@@ -306,12 +338,17 @@ class _Replaying:
         self.exits = None if exits is None else _Stream(self.replay.machine, self.costs, exits)
         self.content = Content()
 
-    def steps(self) -> Iterator[int]:
+    @property
+    def events(self) -> int:
+        return self.replay.records
+
+    def parts(self, block: Any) -> Iterator[Any]:
+        yield block
+
+    def take(self, block: Any) -> None:
         try:
-            for chunk in self.replay.steps():
-                self.content.update(chunk.rows.view(np.uint8), chunk.data, chunk.pages.reshape(-1))
-                self.give()
-                yield self.replay.records
+            self.replay.feed(block)
+            self.content.update(block.rows.view(np.uint8), block.data, block.pages.reshape(-1))
         finally:
             self.give()
 
@@ -337,7 +374,11 @@ class _Columns:
         self.op, self.size = _READS[: len(addr)], _BYTES[: len(addr)]
 
 
-def _batches(trace: Any) -> Iterator[Events]:
+def batches_of(trace: Any) -> Iterator[Any]:
+    """The blocks of a pass over a trace of either kind, or over a 1-D array of linear addresses."""
+    if getattr(trace, "kind", "program") == "system":
+        yield from trace.records()
+        return
     if hasattr(trace, "batches"):
         yield from trace.batches()
         return

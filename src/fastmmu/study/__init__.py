@@ -29,7 +29,7 @@ from fastmmu._lazy import lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastmmu.machine.simulate import each
+    from fastmmu.machine.side_by_side import each
     from fastmmu.study.compare.run import SCHEMES, compare, configurations
     from fastmmu.study.consolidate.run import Consolidation, consolidate
     from fastmmu.study.curve.run import Curve, Curves, tlb_curve
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "fastmmu.machine.simulate": ("each",),
+    "fastmmu.machine.side_by_side": ("each",),
     "fastmmu.study.compare.run": ("SCHEMES", "compare", "configurations"),
     "fastmmu.study.consolidate.run": ("Consolidation", "consolidate"),
     "fastmmu.study.curve.run": ("Curve", "Curves", "tlb_curve"),

@@ -1,6 +1,8 @@
-"""Threads: the lock of what several of them may use at once, and how long calls let others in (docs/threads.md).
+"""Threads: the lock of what several of them may use at once, how long calls let others in, and who makes threads
+(docs/threads.md).
 
     turns   `Turns`, a fair and recursive lock that a long call gives up between the chunks of its work; `Turn`; `Pace`
+    lanes   `in_lanes`: several pieces of work over one pass of a source, in several threads
 
 Imports nothing but the vocabulary.
 

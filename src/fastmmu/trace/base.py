@@ -25,7 +25,7 @@ class Trace(ABC):
 
     Attributes: ``name`` for tables, ``kind`` "program" (events on user addresses) or "system" (records of a whole
     machine), ``format`` ("lackey", "npy", ...), ``path`` of the file or None, ``total`` number of events or None where
-    it is not known beforehand.
+    it is not known beforehand, ``in_memory`` whether a pass decodes and copies nothing.
 
     Threads: may be shared; each iteration is a pass of its own, of one thread. :meth:`progress` is of the one started
     last.
@@ -36,6 +36,7 @@ class Trace(ABC):
     format: str
     path: str | None = None
     total: int | None = None
+    in_memory: bool = False
     instructions: str | None = None
 
     @abstractmethod
@@ -94,6 +95,7 @@ class ArrayTrace(Trace):
         check_events(self._batch, first=0, path=None)
         self.name = name
         self.total = len(self._batch)
+        self.in_memory = True
         self._done = 0
 
     @checked
@@ -181,6 +183,7 @@ class Head(Derived):
         super().__init__(inner)
         self._n = n
         self._done = 0
+        self.in_memory = inner.in_memory
         self.total = None if inner.total is None else min(n, inner.total)
 
     def _pass(self, chunk: int) -> Iterator[Batch]:

@@ -37,6 +37,11 @@ class Identified(Derived):
         self._kept: list[Batch] = []  # of its one pass that was hashed
         self._chunk = 0  # with which they were made
 
+    @property
+    def in_memory(self) -> bool:  # type: ignore[override]
+        """As of the trace, and once its events are kept."""
+        return self.inner.in_memory or bool(self.content and self._kept)
+
     def _pass(self, chunk: int) -> Iterator[Batch]:
         stamp = _stamp(self.path)
         if self.content and stamp is not None and stamp == self._stamp:
@@ -49,7 +54,8 @@ class Identified(Derived):
             content.update(batch.op, batch.size, batch.addr)
             room -= batch.op.nbytes + batch.size.nbytes + batch.addr.nbytes + 4 * len(batch)
             if room > 0:
-                kept.append(concatenate([batch]))
+                batch = concatenate([batch])  # without the rest of a larger one
+                kept.append(batch)
             else:
                 kept.clear()
             yield batch

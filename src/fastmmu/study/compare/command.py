@@ -71,6 +71,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser)
     shared.add_files(parser)
+    shared.add_jobs(parser)
     shared.add_quiet(parser)
 
 

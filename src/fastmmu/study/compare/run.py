@@ -10,7 +10,8 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import Progress, each
+from fastmmu.machine.side_by_side import each
+from fastmmu.machine.simulate import Progress
 from fastmmu.study.schemes import COMPARE as SCHEMES
 from fastmmu.study.schemes import fields_of
 from fastmmu.trace.identity import AnyTrace, identified, opened
@@ -45,9 +46,10 @@ def compare(
     *,
     costs: CostModel | None = None,
     progress: Progress | None = None,
+    jobs: int | None = None,
     **config: Any,
 ) -> list[Result]:
-    """Simulate a trace under several schemes.
+    """Simulate a trace under several schemes, in one pass over it and several threads.
 
     >>> results = fastmmu.compare("sort.lackey.xz", schemes=("native", "ept+vpid"), pages=("4k", "thp"))
     >>> print(fastmmu.report.comparison(results))  # after import fastmmu.report
@@ -55,9 +57,10 @@ def compare(
     :param trace: a trace, the path of one, or a 1-D array of linear addresses.
     :param schemes: names out of ``study.schemes.COMPARE``; default all.
     :param pages: "4k", "2m", "thp"; each is run under each scheme. :param config: other fields of :class:`Config`.
+    :param jobs: threads, None: one a processor. No result depends on it.
     :returns: a result each, pages outermost, in the order given.
     :raises ConfigError: an unknown scheme or field. :raises TraceError: the trace cannot be read.
     """
     source = opened(trace)
     source = source if source.kind == "system" else identified(source)
-    return list(each(source, configurations(schemes, pages, **config), costs=costs, progress=progress))
+    return list(each(source, configurations(schemes, pages, **config), costs=costs, progress=progress, jobs=jobs))
