@@ -7,7 +7,7 @@
     hosted, vcpus, ranges            what a host's machine may be; its vCPUs, ranges of memory, that come and go
     guest_kernel, events             the kernel under a trace of user addresses; the loop over events
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
-    simulate                         a trace through a machine
+    simulate, side_by_side           a trace through a machine; through several, in threads
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
     exit_ring, exit_log              the log of exits as arrays; `ExitLog`, with their cycles
     identity                         what a result was made of: events by their content
