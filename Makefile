@@ -12,7 +12,7 @@ SEED   ?= 1
 BENCH   = $(BIN)/python -m pytest -q bench --benchmark-columns median,iqr,rounds --benchmark-sort fullname
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test hostile check check-invariants sanitize bench bench-full bench-compare bench-gate conformance kvm-agreement files wheel wheel-test clean
+.PHONY: help demo test hostile check check-invariants sanitize bench bench-full bench-compare bench-gate conformance kvm-agreement files fuzz wheel wheel-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 28
@@ -66,6 +66,9 @@ kvm-agreement: .venv/with-test ## what real KVM did (FASTMMU_KVM_EXITS, else a s
 files: .venv/with-test ## files that other tools wrote (FASTMMU_FILES), each read right or refused by name
 	$(BIN)/python -m tests.files
 
+fuzz: .venv/with-fuzz ## every reader of files under atheris, guided by coverage, until N=2000000 inputs; goes on where it was
+	nice $(BIN)/python -m tests.files.fuzz $(if $(N),--inputs $(N)) $(if $(READER),--only '$(READER)')
+
 wheel: .venv/wheel ## sdist, and one wheel for CPython 3.11 and later, in dist/: built, checked, installed and tried
 	@ls dist/*
 
@@ -94,6 +97,11 @@ PEERS = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.to
 .venv/with-bench: .venv/with-test
 	@echo "fastmmu: installing what it is set beside into .venv"
 	@$(PEERS) | while read -r peer; do $(PIP) install "$$peer" </dev/null || echo "fastmmu: no $$peer to be had; its benches are skipped"; done
+	@touch $@
+
+.venv/with-fuzz: .venv/with-test
+	@echo "fastmmu: installing the fuzzer into .venv"
+	@$(PIP) install --group fuzz
 	@touch $@
 
 .venv/with-check: .venv/with-test

@@ -95,7 +95,7 @@ def test_any_memory_in_each_format(name: str, seed: int, tmp_path: Path) -> None
 def test_streams_one_behind_the_other_are_one_wherever_reads_end(
     piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastmmu.image.source.PIECE", piece)
+    monkeypatch.setattr("fastmmu.image.filled.PIECE", piece)
     data = lime([(0, bytes(range(256)) * 16)])
     (tmp_path / "image").write_bytes(gzip.compress(data[:100]) + bytes(20) + gzip.compress(data[100:]) + bytes(9))
     assert open_image(tmp_path / "image").memory.read(0, PAGE) == data[32:]

@@ -3,6 +3,7 @@
     image     `open_image`: a file in whatever format, its memory, the registers that it holds
     formats   the formats, a row each: what its first bytes are, who reads it, or what to do instead
     source    the bytes of a file, as they are or unpacked
+    packed    where the blocks of a packed file are; `filled`: temporary files, unpacked where they are looked at
     layout    what a reader gives: pieces of physical memory and where in the file they lie
     elf, lime, kdump, dmp, vmware       the readers; `notes`: the registers in notes of ELF cores and kdumps
     machines  where virtual machines put RAM that a raw file has without its hole

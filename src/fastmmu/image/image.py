@@ -9,7 +9,7 @@ from typing import Any
 
 from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
-from fastmmu.image.formats import FORMATS, HEAD, recognise
+from fastmmu.image.formats import FORMATS, recognise
 from fastmmu.image.layout import Layout
 from fastmmu.image.machines import parse_map, placed
 from fastmmu.image.raw import ANY_CONTENT, whole_words
@@ -75,8 +75,9 @@ def open_image(
 ) -> Image:
     """Memory out of a file: an ELF core, LiME, AVML, a kdump, a Windows crash dump, VMware's, or raw; by its content.
 
-    Nothing is read that is not looked at, but for files that are packed as a whole (.zst, .gz, .xz, .bz2, .lz4, .sz,
-    LiME's compress=1), which are unpacked into a temporary file once (TMPDIR).
+    Nothing is read that is not looked at. Files that are packed as a whole (.zst, .gz, .xz, .bz2, .lz4, .sz, LiME's
+    compress=1) are unpacked into a temporary file (TMPDIR): xz, bgzip's .gz, .sz, and .zst that say their length, a
+    block at a time where it is looked at; the others all at once.
 
     :param format: "raw": take it for raw memory whatever it begins with; None: by its content.
     :param map: where the parts of a raw file lie, texts "PA=OFFSET:LENGTH" in hexadecimal. :param machine: the same by
@@ -93,7 +94,7 @@ def open_image(
         raise ConfigError("map and machine say the same; give one of them")
     pieces = parse_map(map)
     source = open_source(path)
-    row = None if format == "raw" else recognise(bytes(source.data[:HEAD]))
+    row = None if format == "raw" else recognise(source.head)
     if row is not None and not row.reader:
         raise ConfigError(f"{source.name}: this is {row.said}, not memory; {row.remedy} {ANY_CONTENT}")
     if row is not None and (pieces or machine is not None):
@@ -103,9 +104,9 @@ def open_image(
     if row is None and not pieces and machine is None:
         described = beside(source.name)
         if described is None:
-            return _raw(source, writable=writable)
+            return _raw(source, writable=writable, most=most)
         source = open_source(described)
-        row = recognise(bytes(source.data[:HEAD]))
+        row = recognise(source.head)
         if row is None or row.name != "vmware":
             raise ConfigError(
                 f"{described}: this is no description of VMware's, and it stands beside {os.fspath(path)}"
@@ -115,8 +116,11 @@ def open_image(
     return Image(source.name, row.name if row else "raw", memory, tuple(layout.cpus), layout.info)
 
 
-def _raw(source: Source, *, writable: bool) -> Image:
+def _raw(source: Source, *, writable: bool, most: int | None) -> Image:
     whole_words(source.name, source.size)
+    if source.filled is not None:
+        memory = Layout([(0, source.size, 0)]).memory(source, writable=writable, most=most)
+        return Image(source.name, "raw", memory, (), {})
     data: Any = source.data
     if writable:
         import mmap

@@ -10,9 +10,9 @@ import numpy as np
 
 from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.image.dmp import bits_of, runs_of
-from fastmmu.image.layout import FETCHED, PAGE, TOP, ZERO, Layout
+from fastmmu.image.layout import FETCHED, PAGE, TOP, ZERO, Layout, resolved
 from fastmmu.image.notes import add_notes, add_vmcoreinfo
-from fastmmu.image.source import PIECE, Blocks, Source, temporary
+from fastmmu.image.source import Cache, Source
 from fastmmu.trace.codecs import CorruptData, decompressor
 
 __all__ = ["read", "read_flattened"]
@@ -77,7 +77,7 @@ class _Pages:
         self.first = np.array([number for number, _ in runs], np.int64)
         counts = np.array([count for _, count in runs], np.int64)
         self.before = np.cumsum(counts) - counts  # descriptors of the runs before
-        self.blocks = Blocks(self.unpack)
+        self.blocks = Cache(self.unpack)
 
     def page(self, at: int) -> bytes:
         return self.blocks[at // PAGE]
@@ -156,11 +156,11 @@ _UNPACK: dict[int, Callable[[bytes], bytes]] = {_ZLIB: _zlib, _LZO: _lzo, _SNAPP
 
 
 def read_flattened(source: Source) -> Layout:
-    """A dump written to a pipe: records of (place, size) and bytes, put together in a file without a name."""
+    """A dump written to a pipe: records of (place, size) and bytes."""
     kind, version = struct.unpack(">qq", source.bytes_at(16, 16))
     if (kind, version) != (1, 1):
         raise source.wrong(f"a flattened dump of type {kind}, version {version}; 1 and 1 are known")
-    out = temporary()
+    rows: list[tuple[int, int, int]] = []
     at = _FLATTENED_HEAD
     while True:
         place, size = struct.unpack(">qq", source.bytes_at(at, 16))
@@ -171,13 +171,33 @@ def read_flattened(source: Source) -> Layout:
             raise source.wrong(
                 f"the record at byte {at - 16} has {size} bytes for byte {place}; {source.size - at} bytes are left"
             )
-        out.seek(place)
-        for part in range(at, at + size, PIECE):
-            out.write(source.data[part : min(part + PIECE, at + size)])
+        rows.append((place, size, at))
         at += size
-    out.flush()
-    inner = Source(out, source.name)
-    if inner.bytes_at(0, 8) != b"KDUMP   ":
+    inner = _Records(source, rows)
+    if inner.size < PAGE or inner.bytes_at(0, 8) != b"KDUMP   ":
         raise source.wrong("the flattened dump holds no kdump; put it together with makedumpfile -R")
-    source.file, source.data, source.size = inner.file, inner.data, inner.size
-    return read(source)
+    return read(inner)
+
+
+class _Records(Source):
+    """The file that records make, of which a later one counts; what none has is zero."""
+
+    def __init__(self, source: Source, rows: list[tuple[int, int, int]]) -> None:
+        self.name, self.source = source.name, source
+        start, length, self.at = resolved(rows[::-1]) if rows else resolved([(0, 1, 0)])
+        self.start, self.end = start.astype(np.int64), (start + length).astype(np.int64)
+        self.size = int(self.end[-1])
+
+    def bytes_at(self, offset: int, n: int) -> bytes:
+        self.check(offset, n)
+        i = int(np.searchsorted(self.end, offset, "right"))
+        if i < len(self.end) and self.start[i] <= offset and offset + n <= self.end[i]:
+            return self.source.bytes_at(int(self.at[i]) + offset - int(self.start[i]), n)
+        data = bytearray(n)
+        while i < len(self.end) and self.start[i] < offset + n:
+            first, behind = max(offset, int(self.start[i])), min(offset + n, int(self.end[i]))
+            data[first - offset : behind - offset] = self.source.bytes_at(
+                int(self.at[i]) + first - int(self.start[i]), behind - first
+            )
+            i += 1
+        return bytes(data)

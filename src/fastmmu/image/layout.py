@@ -55,12 +55,49 @@ class Layout:
         if not self.pieces:
             raise source.wrong("holds no physical memory; dump all of it")
         starts, lengths, offsets = resolved(self.pieces)
+        fetch, data, file = self.fetch, source.data, source.file if source.filled is None else None
+        if source.filled is not None:  # pages are made of what is unpacked then
+            fetch = _Unpacked(starts, lengths, offsets, source, self.fetch).page
+            offsets, data = np.where(offsets >= 0, FETCHED, offsets), memoryview(b"")
         try:
             return PhysicalMemory.from_segments(
-                starts, lengths, offsets, source.data, file=source.file, fetch=self.fetch, writable=writable, most=most
+                starts, lengths, offsets, data, file=file, fetch=fetch, writable=writable, most=most
             )
         except ConfigError as error:
             raise source.wrong(str(error)) from error
+
+
+class _Unpacked:
+    """Pages out of a file that is unpacked where it is looked at, and what `fetch` makes of the others."""
+
+    def __init__(
+        self,
+        start: U64,
+        length: U64,
+        offset: npt.NDArray[np.int64],
+        source: Source,
+        fetch: Callable[[int], bytes] | None,
+    ) -> None:
+        self.start, self.end = start.tolist(), (start + length).tolist()
+        self.offset = offset.tolist()
+        self.source, self.fetch = source, fetch
+
+    def page(self, at: int) -> bytes:
+        i = bisect_right(self.end, at)
+        if self.start[i] <= at and at + PAGE <= self.end[i] and self.offset[i] >= 0:
+            return self.source.bytes_at(self.offset[i] + at - self.start[i], PAGE)
+        page = bytearray(PAGE)
+        while i < len(self.end) and self.start[i] < at + PAGE:
+            first, behind = max(at, self.start[i]), min(at + PAGE, self.end[i])
+            if self.offset[i] >= 0:
+                part = self.source.bytes_at(self.offset[i] + first - self.start[i], behind - first)
+            elif self.offset[i] == FETCHED and self.fetch is not None:
+                part = self.fetch(at)[first - at : behind - at]
+            else:
+                part = bytes(behind - first)
+            page[first - at : behind - at] = part
+            i += 1
+        return bytes(page)
 
 
 def resolved(pieces: Sequence[tuple[int, int, int]]) -> tuple[U64, U64, npt.NDArray[np.int64]]:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 
 from fastmmu.errors import MissingExtraError
 from fastmmu.image.layout import FETCHED, PAGE, TOP, Layout
-from fastmmu.image.source import Blocks, Source
+from fastmmu.image.source import Cache, Source
 
 __all__ = ["read"]
 
@@ -36,6 +36,7 @@ def read(source: Source) -> Layout:
             at += last + 1 - start
         else:
             layout.add(start, last + 1 - start, FETCHED)
+            source.need(at, source.size - at)
             behind = chunks.add(start, last + 1 - start, at)
             (length,) = source.fields("<Q", behind)
             if length != behind - at:
@@ -53,7 +54,7 @@ class _Chunks:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.pa, self.nbytes, self.place, self.packed = (array("Q") for _ in range(4))
-        self.blocks = Blocks(self.unpack)
+        self.blocks = Cache(self.unpack)
 
     def add(self, pa: int, nbytes: int, at: int) -> int:
         """Those of a stream of `nbytes` at a byte of the file; returns where it ends."""

@@ -5,22 +5,21 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from typing import Any, BinaryIO
 
 from fastmmu.errors import ConfigError
+from fastmmu.image.filled import Filled, whole
+from fastmmu.image.formats import HEAD
+from fastmmu.image.packed import blocks_of
 from fastmmu.image.raw import open_regular
-from fastmmu.trace.codecs import CorruptData, EndsEarly, codec_of_bytes, unpacked
+from fastmmu.trace.codecs import codec_of_bytes
 
-__all__ = ["Blocks", "Source", "inflated_lime", "open_source", "temporary"]
+__all__ = ["Cache", "Source", "inflated_lime", "open_source"]
 
-PIECE = 1 << 18
-_ZEROS = bytes(PIECE)
 _CODECS = ("gz", "xz", "zst", "bz2", "lz4", "sz", "zlib")
 _PACKED = 3  # times that a file may be packed, one in the other
 CACHED = 1 << 26
@@ -28,24 +27,51 @@ CACHED = 1 << 26
 
 
 class Source:
-    """An open file, mapped. ``data`` is all of it; it is never written to."""
+    """An open file, mapped. ``data`` is all of it, which is never written to; where it is ``filled`` as it is looked
+    at, :meth:`need` is called before.
+    """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str, filled: Filled | None = None) -> None:
         self.file = file
         self.name = name
+        self.filled = filled
         self.size = os.fstat(file.fileno()).st_size
         if self.size == 0:
             raise ConfigError(f"{name}: holds 0 bytes; give an image of physical memory")
-        self.data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        try:
+            self.data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError, OverflowError) as error:
+            raise ConfigError(f"{name}: {self.size} bytes cannot be mapped: {error}") from error
+
+    def become(self, other: Source) -> None:
+        """The memory that this file describes lies in another one."""
+        self.file, self.name, self.data, self.size, self.filled = (
+            other.file, other.name, other.data, other.size, other.filled
+        )  # fmt: skip
+
+    def need(self, offset: int, n: int) -> None:
+        """These bytes of `data` are going to be looked at."""
+        if self.filled is not None:
+            self.filled.need(offset, n)
 
     def bytes_at(self, offset: int, n: int) -> bytes:
         """`n` bytes; raises ConfigError where the file ends before."""
+        self.check(offset, n)
+        self.need(offset, n)
+        return bytes(self.data[offset : offset + n])
+
+    def check(self, offset: int, n: int) -> None:
+        """Raises ConfigError where the file ends before so many bytes at a byte of it."""
         if offset < 0 or n < 0 or offset + n > self.size:
             raise ConfigError(
                 f"{self.name}: is cut short: {n} bytes at byte {offset} are part of it, and it has {self.size}; "
                 "copy or dump it again"
             )
-        return bytes(self.data[offset : offset + n])
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes, which tell the format."""
+        return self.bytes_at(0, min(self.size, HEAD))
 
     def fields(self, layout: str, offset: int) -> tuple[Any, ...]:
         """The values of a struct at a byte of the file."""
@@ -56,7 +82,7 @@ class Source:
         return ConfigError(f"{self.name}: {what}")
 
 
-class Blocks:
+class Cache:
     """What `make(number)` gives, unpacked blocks, of which the last used are kept: :data:`CACHED` bytes at most.
 
     Threads: any may ask.
@@ -86,32 +112,22 @@ class Blocks:
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
-    """The file, unpacked where it is packed as a whole.
-
-    A stream that is packed as a whole cannot be entered in the middle: it is unpacked once, into a file that has no
-    name and no room for zeros, in the directory for temporary files (TMPDIR).
+    """The file, unpacked where it is packed as a whole: in parts as they are looked at, where its blocks are known
+    (:mod:`~fastmmu.image.packed`), else all of it once, into a file without a name (:mod:`~fastmmu.image.filled`).
 
     :raises ConfigError: no regular file, an empty one, one that cannot be unpacked. :raises OSError: it cannot be read.
     """
     name = os.fspath(path)
     if "\0" in os.fsdecode(name):
         raise ConfigError(f"{name!r} is no path: a name has no byte 0 in it")
-    file = open_regular(path)
+    source = Source(open_regular(path), os.fsdecode(name))
     for _ in range(_PACKED):
-        head = file.read(4096)
-        file.seek(0)
+        head = source.bytes_at(0, min(source.size, HEAD))
         codec = "zlib" if inflated_lime(head) else codec_of_bytes(head)
         if codec not in _CODECS:
             break
-        packed = file
-        with packed:
-            file = _unpacked(packed, codec, os.fsdecode(name))
-    return Source(file, os.fsdecode(name))
-
-
-def temporary() -> BinaryIO:
-    """A file without a name, for unpacked bytes."""
-    return tempfile.TemporaryFile(prefix="fastmmu-")
+        source = _unpacked(source, codec)
+    return source
 
 
 def inflated_lime(head: bytes) -> bool:
@@ -124,31 +140,13 @@ def inflated_lime(head: bytes) -> bool:
         return False
 
 
-def _unpacked(packed: BinaryIO, codec: str, name: str) -> BinaryIO:
-    out = temporary()
-    try:
-        end = 0
-        for data in unpacked(partial(packed.read, PIECE), codec, padded=True):
-            end = _append(out, end, data)
-        out.truncate(end)
-        out.seek(0)
-    except EndsEarly as error:
-        out.close()
-        raise ConfigError(f"{name}: is cut short: its compressed data ends early; copy it again") from error
-    except CorruptData as error:
-        out.close()
-        raise ConfigError(f"{name}: cannot be unpacked: {error}; copy it again") from error
-    except BaseException:
-        out.close()
-        raise
-    return out
-
-
-def _append(out: BinaryIO, end: int, data: bytes) -> int:
-    for at in range(0, len(data), PIECE):
-        part = data[at : at + PIECE]
-        if part != _ZEROS[: len(part)]:
-            out.seek(end)
-            out.write(part)
-        end += len(part)
-    return end
+def _unpacked(source: Source, codec: str) -> Source:
+    if source.filled is not None:  # packed twice
+        source.need(0, source.size)
+    blocks = blocks_of(source.data, codec)
+    if blocks is not None:
+        filled = Filled(source.data, blocks, source.name)
+        return Source(filled.file, source.name, filled)
+    source.file.seek(0)
+    with source.file:
+        return Source(whole(source.file, codec, source.name), source.name)

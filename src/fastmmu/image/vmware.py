@@ -38,7 +38,7 @@ def read(source: Source) -> Layout:
     if path is None:
         raise source.wrong("holds no memory; give the .vmem of the same name beside it")
     memory = open_source(path)
-    source.file, source.data, source.size, source.name = memory.file, memory.data, memory.size, memory.name
+    source.become(memory)
     layout = Layout(info={"regions": str(len(regions))})
     if not regions:
         layout.add(0, memory.size, 0)
@@ -66,7 +66,7 @@ def _regions(source: Source) -> list[tuple[int, int, int]]:
 
 def _tags(source: Source, at: int) -> dict[tuple[bytes | int, ...], int]:
     # flags, length of the name, name, indices of 4 bytes, content; numbers alone are kept
-    wide = 4 if source.data[0] & 0x0F == 0 else 8
+    wide = 4 if source.bytes_at(0, 1)[0] & 0x0F == 0 else 8
     found: dict[tuple[bytes | int, ...], int] = {}
     for _ in range(_MOST_TAGS):
         flags, length = source.fields("<BB", at)
