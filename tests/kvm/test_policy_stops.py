@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from fastmmu import Action, Config, EventError, Exit, GuestState, Host, Kvm, Machine, PolicyError, StateError
 from fastmmu.exits import ExitReason
 from fastmmu.vmx.fields import Field
-from tests.support import hostile_exits
+from tests.support import hostile_exits, hostile_tables
 from tests.support.apic_guest import PAGE, bare
 
 MMUS = ("ept", "shadow")
@@ -204,6 +205,47 @@ def test_no_call_from_inside_an_exit_ends_the_process() -> None:
     assert outcomes["PolicyError"] > 500
     names = {f"{kind.__name__}.{name}" for kind, name in hostile_exits.METHODS}
     assert len(names - called.keys()) < 25, names - called.keys()
+
+
+def test_garbage_in_its_tables_ends_no_process() -> None:
+    """Entries written past the VMM, whatever they are: its lists and walks go by what it made itself."""
+    wrong, outcomes, called = hostile_tables.run(range(24), hostile_tables.one_round)
+    assert not wrong, "\n".join(wrong)
+    assert sum(outcomes.values()) > 500
+    assert min(called[name] for name in ("load", "store", "dirty_log", "swap_out", "range", "recover_nx")) > 50
+
+
+def root_lost(vcpu: Any) -> None:
+    vcpu.roots.zap_all()
+
+
+def root_forgotten(vcpu: Any) -> None:
+    vcpu.roots.forget()
+
+
+@pytest.mark.parametrize("lose", [root_lost, root_forgotten])
+@pytest.mark.parametrize("mmu", MMUS)
+def test_a_handler_leaves_a_root(mmu: str, lose: Callable[[Any], None]) -> None:
+    """Else the processor walks a page that is free."""
+
+    class Losing(Kvm):
+        on = False
+
+        def default(self, vcpu: Any, exit: Exit) -> int:
+            if exit.reason != ExitReason.CPUID:
+                return super().default(vcpu, exit)
+            if Losing.on:
+                lose(vcpu)
+            return Action.EMULATED
+
+    m = flat(Losing, mmu)
+    m.store(0x5000, 7)
+    Losing.on = True
+    with pytest.raises(PolicyError, match=r"Losing\.handle\(\) at cpuid left no root; .* vcpu\.roots\.load"):
+        m.exit_instruction(10)
+    Losing.on = False
+    m.exit_instruction(10)
+    assert m.load(0x5000).value == 7
 
 
 @pytest.mark.parametrize("mmu", MMUS)

@@ -166,12 +166,14 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
 # ---- EPT ------------------------------------------------------------------------------------------------
 
 cdef int no_table(KvmVcpu *vcpu) noexcept nogil:
-    # A table of the guest's lies where no memory is. KVM emulates the instruction; to its own walk the entry there is
-    # not present, and PDPTEs that it cannot read are refused.
-    cdef Kvm *kvm = vcpu.kvm
-    cdef Vcpu *v = &vcpu.cpu
+    # A table of the guest's lies where no memory is. KVM emulates the instruction.
+    decoded(vcpu.kvm, 0, False)
+    return inject_no_table(&vcpu.cpu)
+
+
+cdef int inject_no_table(Vcpu *v) noexcept nogil:
+    # to the emulator's own walk the entry there is not present, and PDPTEs that it cannot read are refused
     cdef Walk w
-    decoded(kvm, 0, False)
     if v.access == ACC_PDPTES:
         v.rule = RULE_PDPTE
         return ACT_INJECT_GP

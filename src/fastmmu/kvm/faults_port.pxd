@@ -7,7 +7,6 @@ from fastmmu.mmu.tables_port cimport TableWalk
 
 cdef class Faults:
     cdef VcpuPort port
-    cdef Mmu *loaded(self) except NULL
     cdef Mmu *shadows(self, TableWalk walk, bint table) except NULL
 
 

@@ -7,12 +7,11 @@ from collections import namedtuple
 
 from fastmmu._arguments cimport within, word
 from fastmmu.arch.pferr cimport PF_ID, PF_U, PF_W
-from fastmmu.arch.registers cimport RULE_PDPTE
 from fastmmu.arch.types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk,
 )
-from fastmmu.cpu.vcpu cimport ACC_PDPTES, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, Vcpu
-from fastmmu.kvm.faults cimport emulate_store
+from fastmmu.cpu.vcpu cimport ACC_PDPTES, ACT_EMULATED, ACT_INJECT_PF, Vcpu
+from fastmmu.kvm.faults cimport emulate_store, inject_no_table
 from fastmmu.kvm.kvm cimport KvmVcpu
 from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.mmu.mmu cimport ROLE_KEYS, Mmu
@@ -51,17 +50,9 @@ cdef class Faults:
         if made is not _VCPU:
             raise WrongTypeError("Faults are the `faults` of a vCPU; they are not made by hand")
 
-    cdef Mmu *loaded(self) except NULL:
-        # the MMU, which has this vCPU's roots in force
-        self.port.vm.inside()
-        if self.port.vm.kvm.running != self.port.vcpu:
-            raise PolicyError(f"faults of vCPU {int(self.port.vcpu.index)} are dealt with while it runs; now vCPU "
-                              f"{int(self.port.vm.kvm.running.index)} does")
-        return &self.port.vm.kvm.mmu
-
     cdef Mmu *shadows(self, TableWalk walk, bint table) except NULL:
         # the MMU, which the walk is of; `table`: at a page of it that shadows a page table
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("faults")
         self.shadow()
         if walk.port.mmu != mmu:
             raise PolicyError("this walk is of another machine's tables")
@@ -75,14 +66,14 @@ cdef class Faults:
     def emulated(self, gpa):
         """The VMM carries out the access, to guest-physical address `gpa`: returns Action.EMULATED."""
         cdef uint64_t at = word("gpa", gpa)
-        self.loaded()
+        self.port.loaded("faults")
         self.port.v.emulated = at
         return ACT_EMULATED
 
     def inject_page_fault(self, address, error_code):
         """A #PF for the guest, with CR2 and error code: returns Action.INJECT_PAGE_FAULT."""
         cdef uint64_t cr2 = word("address", address)
-        self.loaded()
+        self.port.loaded("faults")
         self.port.v.error_code = within("error_code", error_code, 0, 0xFFFFFFFF, PolicyError)
         self.port.v.cr2 = cr2
         return ACT_INJECT_PF
@@ -94,7 +85,7 @@ cdef class Faults:
         :raises PolicyError: no slot holds the page.
         """
         cdef uint64_t at = word("gpa", gpa)
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("faults")
         if no_memory(mmu, at) or (at | 0xFFF) >= mmu.guest.nbytes:
             raise PolicyError(f"gpa={int(at):#x}: the guest's tables lie in slot 0")
         emulate_store(self.port.vcpu, at)
@@ -104,14 +95,14 @@ cdef class Faults:
     @property
     def loads_pdptes(self):
         """It is no access to data that faulted, but the load of the PDPTE registers."""
-        self.loaded()
+        self.port.loaded("faults")
         return bool(self.port.v.access == ACC_PDPTES)
 
     def table_at(self, gpa):
         """The walk of the access ends at this page for want of memory: a table lies there. The MMIO SPTE that the
         processor met does not tell that from data."""
         cdef uint64_t where = word("gpa", gpa)
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("faults")
         cdef Vcpu *v = self.port.v
         cdef Paging guest = v.hw
         cdef Walk w
@@ -124,16 +115,8 @@ cdef class Faults:
     def inject_no_table(self):
         """What KVM's emulator gives where a table of the guest's lies in no memory: its entry counts as not present,
         PDPTEs that cannot be read are refused (kvm_policy.md §4.4). Returns the :class:`fastmmu.Action`."""
-        cdef Walk w
-        cdef Vcpu *v = self.port.v
-        self.loaded()
-        if v.access == ACC_PDPTES:
-            v.rule = RULE_PDPTE
-            return ACT_INJECT_GP
-        page_fault(&v.hw, &w, v.access, 0)
-        v.cr2 = v.access_la
-        v.error_code = w.error_code
-        return ACT_INJECT_PF
+        self.port.loaded("faults")
+        return inject_no_table(self.port.v)
 
     # ---- shadow paging: the guest's tables -------------------------------------------------------------------
 
@@ -144,7 +127,7 @@ cdef class Faults:
         :param address: linear. :param error_code: of the #PF: W, U and I/D count. :returns: :class:`GuestWalk`.
         """
         cdef uint64_t la = word("address", address), code = word("error_code", error_code)
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("faults")
         cdef KvmVcpu *vcpu = self.port.vcpu
         cdef Vcpu *v = self.port.v
         cdef int acc = ACC_W if code & PF_W else ACC_X if code & PF_ID else ACC_R, fault, level
@@ -180,7 +163,7 @@ cdef class Faults:
     @property
     def keys(self):
         """Entries of the shadow tables carry the guest's protection keys."""
-        return bool(self.loaded().vcpu.role & ROLE_KEYS)
+        return bool(self.port.loaded("faults").vcpu.role & ROLE_KEYS)
 
     def guest_entry(self, TableWalk walk not None):
         """What the guest's page table holds for an entry of its shadow, an int; None: it lies in no memory."""
@@ -191,12 +174,12 @@ cdef class Faults:
     def usable(self, entry):
         """An entry of the guest's page table to map without an access: present, used before (A), and without reserved
         bits."""
-        self.loaded()
+        self.port.loaded("faults")
         return bool(usable(&self.port.vcpu.guest, word("entry", entry)))
 
     def frame(self, entry):
         """The guest-physical page that an entry of the guest's page table leads to, gpa >> 12."""
-        self.loaded()
+        self.port.loaded("faults")
         return (word("entry", entry) & self.port.vcpu.guest.frame) >> 12
 
     # ---- shadow paging: out of sync --------------------------------------------------------------------------
@@ -216,7 +199,7 @@ cdef class Faults:
         """What a #PF of the guest's does to the shadow entry: an unsync one is read again
         (kvm_inject_emulated_page_fault, which invalidates like the processor). :param address: linear."""
         cdef uint64_t la = word("address", address)
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("faults")
         self.shadow()
         shadow_drop(mmu, &self.port.vcpu.guest, la)
 
@@ -224,23 +207,23 @@ cdef class Faults:
         """The unsync entry for a linear address goes, below every root that is kept, and the guest's is read anew
         (FNAME(invlpg); kvm_policy.md §2.4)."""
         cdef uint64_t la = word("address", address)
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("faults")
         self.shadow()
         shadow_invlpg(mmu, &self.port.vcpu.guest, la)
 
     def reachable(self, address):
         """The linear address is canonical for the guest: anything may be cached of it."""
-        self.loaded()
+        self.port.loaded("faults")
         return bool(reachable(word("address", address), self.port.v.hw.la_bits))
 
     @property
     def invpcid(self):
         """Operands of the INVPCID that exited: (type, PCID, linear address) (tlb.md §4)."""
-        self.loaded()
+        self.port.loaded("faults")
         return self.port.v.instruction_cr, self.port.v.invpcid_pcid, self.port.v.source
 
     @property
     def pcid(self):
         """The PCID in use, as the guest has it."""
-        self.loaded()
+        self.port.loaded("faults")
         return self.port.v.hw.pcid

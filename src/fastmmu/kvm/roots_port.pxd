@@ -1,12 +1,10 @@
 # The roots of a vCPU's tables, for a VMM in Python.
 
 from fastmmu.kvm.vcpu_port cimport VcpuPort
-from fastmmu.mmu.mmu cimport Mmu
 
 
 cdef class Roots:
     cdef VcpuPort port
-    cdef Mmu *loaded(self) except NULL
     cdef int shadow(self) except -1
 
 

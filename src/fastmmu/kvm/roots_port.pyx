@@ -41,14 +41,6 @@ cdef class Roots:
         if made is not _VCPU:
             raise WrongTypeError("Roots are the `roots` of a vCPU; they are not made by hand")
 
-    cdef Mmu *loaded(self) except NULL:
-        # the MMU, which has this vCPU's roots in force
-        self.port.vm.inside()
-        if self.port.vm.kvm.running != self.port.vcpu:
-            raise PolicyError(f"the roots of vCPU {int(self.port.vcpu.index)} can be changed while it runs; now vCPU "
-                              f"{int(self.port.vm.kvm.running.index)} does")
-        return &self.port.vm.kvm.mmu
-
     cdef int shadow(self) except -1:
         if not self.port.vm.kvm.shadow:
             raise PolicyError("over EPT the root is none of the guest's; use load_direct()")
@@ -64,7 +56,7 @@ cdef class Roots:
         :raises PolicyError: the guest's tables (``vcpu.walk_guest_by``) have entries of another size, or other levels.
         """
         cdef int wanted = within("role", role, 0, 0xFF, PolicyError)
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("roots")
         cdef const Paging *guest = &self.port.vcpu.guest
         self.shadow()
         if ((wanted & ROLE_4_BYTE != 0) != (guest.mode == MODE_32)
@@ -78,7 +70,7 @@ cdef class Roots:
         :param gfn: page number of that table.
         """
         cdef uint64_t page = within("gfn", gfn, 0, ONES >> 12, PolicyError)
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("roots")
         self.shadow()
         if mmu.vcpu.root_level == PAE_LEVELS:
             raise PolicyError("a guest of 32-bit addresses has four roots; use load_pae()")
@@ -88,7 +80,7 @@ cdef class Roots:
         """Four roots, one a GB, of a guest of 32-bit addresses: page numbers of its page directories, or None where a
         PDPTE is not present; of a guest that does not page the first page of each GB. Writes the PDPTEs."""
         cdef uint64_t pages[4]
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("roots")
         cdef int i
         given = many("gfns", gfns)
         self.shadow()
@@ -104,30 +96,30 @@ cdef class Roots:
 
     def load_direct(self):
         """The root of the EPT."""
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("roots")
         if self.port.vm.kvm.shadow:
             raise PolicyError("under shadow paging roots are of the guest's tables; use load() or load_pae()")
         return mmu_set_root(mmu, 0, True) == 0
 
     def load_common(self):
         """The root of the EPT as another vCPU has it; False: there is none yet, or none any more."""
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("roots")
         if self.port.vm.kvm.shadow:
             raise PolicyError("under shadow paging vCPUs have roots of their own")
         return mmu_common_root(mmu) != 0
 
     def write_pdptes(self):
         """The four roots into the PDPTEs in memory, which vCPUs share."""
-        mmu_write_pdptes(self.loaded())
+        mmu_write_pdptes(self.port.loaded("roots"))
 
     @property
     def pcid(self):
         """PCID with which the root in use was loaded."""
-        return self.loaded().vcpu.root_pcid
+        return self.port.loaded("roots").vcpu.root_pcid
 
     @pcid.setter
     def pcid(self, value):
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("roots")
         mmu.vcpu.root_pcid = within("pcid", value, 0, 0xFFF, PolicyError)
 
     # ---- what there is ---------------------------------------------------------------------------------------
@@ -135,12 +127,12 @@ cdef class Roots:
     @property
     def rooted(self):
         """It has roots; else those went, and the next VM entry needs new ones."""
-        return self.loaded().vcpu.rooted != 0
+        return self.port.loaded("roots").vcpu.rooted != 0
 
     @property
     def pae(self):
         """Four roots of PAE tables; else one."""
-        return self.loaded().vcpu.root_level == PAE_LEVELS
+        return self.port.loaded("roots").vcpu.root_level == PAE_LEVELS
 
     @property
     def address(self):
@@ -148,7 +140,7 @@ cdef class Roots:
 
         :raises PolicyError: there is none.
         """
-        cdef Mmu *mmu = self.loaded()
+        cdef Mmu *mmu = self.port.loaded("roots")
         if mmu.vcpu.root_level == PAE_LEVELS:
             return mmu.pdpt
         if mmu.vcpu.root == NO_SP:
@@ -158,44 +150,44 @@ cdef class Roots:
     @property
     def number(self):
         """Roots that it has, in use or kept."""
-        return mmu_roots(self.loaded())
+        return mmu_roots(self.port.loaded("roots"))
 
     def found(self, gfn):
         """The root of a guest's top table is the one in use, or one of those kept."""
         cdef uint64_t page = within("gfn", gfn, 0, ONES >> 12, PolicyError)
-        return mmu_root_found(self.loaded(), page) != 0
+        return mmu_root_found(self.port.loaded("roots"), page) != 0
 
     def kept(self, gfn, pcid):
         """That root was loaded with this PCID, and no flush of it came since."""
         cdef uint64_t page = within("gfn", gfn, 0, ONES >> 12, PolicyError)
         cdef uint64_t tag = within("pcid", pcid, 0, 0xFFF, PolicyError)
-        return mmu_root_kept(self.loaded(), page, tag) != 0
+        return mmu_root_kept(self.port.loaded("roots"), page, tag) != 0
 
     @property
     def out_of_tables(self):
         """The pool of table pages is used up: :meth:`zap_all`."""
-        return self.loaded().out_of_tables != 0
+        return self.port.loaded("roots").out_of_tables != 0
 
     # ---- giving up, bringing in sync -------------------------------------------------------------------------
 
     def forget(self):
         """It has none any more; the table pages stay."""
-        mmu_forget_roots(self.loaded().vcpu)
+        mmu_forget_roots(self.port.loaded("roots").vcpu)
 
     def forget_previous(self, pcid=None):
         """Those kept for a PCID, or all: their next load brings them in sync."""
         cdef int tag = -1 if pcid is None else <int> within("pcid", pcid, 0, 0xFFF, PolicyError)
-        mmu_forget_previous(self.loaded(), tag)
+        mmu_forget_previous(self.port.loaded("roots"), tag)
 
     def zap_all(self):
         """Every table page goes, and the roots of all vCPUs; ``vm.flush`` is set. A root must be loaded before the
         guest runs."""
-        mmu_zap_all(self.loaded())
+        mmu_zap_all(self.port.loaded("roots"))
 
     def sync(self):
         """Table pages below the root in use that are out of sync are read again from the guest's."""
-        sync_roots(self.loaded(), &self.port.vcpu.guest)
+        sync_roots(self.port.loaded("roots"), &self.port.vcpu.guest)
 
     def sync_every(self):
         """Those below the roots kept as well."""
-        sync_every_root(self.loaded(), &self.port.vcpu.guest)
+        sync_every_root(self.port.loaded("roots"), &self.port.vcpu.guest)

@@ -36,6 +36,14 @@ cdef class VcpuPort:
     def __cinit__(self, made=None):
         made_of(made, "a vCPU is what the handlers of a fastmmu.Kvm get")
 
+    cdef Mmu *loaded(self, str what) except NULL:
+        # the MMU, which has this vCPU's roots in force
+        self.vm.inside()
+        if self.vm.kvm.running != self.vcpu:
+            raise PolicyError(f"the {what} of vCPU {int(self.vcpu.index)} can be changed while it runs; now vCPU "
+                              f"{int(self.vm.kvm.running.index)} does")
+        return &self.vm.kvm.mmu
+
     # ---- its VMCS, and instructions of VMX -------------------------------------------------------------------
 
     def vmread(self, field):

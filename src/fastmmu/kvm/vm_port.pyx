@@ -8,6 +8,7 @@ from fastmmu.kvm.kvm cimport NOWHERE
 from fastmmu.kvm.kvm cimport Modes as ModesState
 from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_drain
 from fastmmu.mmu.pages cimport mmu_hpa
+from fastmmu.mmu.tables_port cimport refuse_outside
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 
 from typing import NamedTuple
@@ -50,8 +51,7 @@ cdef class VmPort:
         self.placing = NOWHERE
 
     cdef int refuse(self) except -1:
-        raise PolicyError("the guest does not stand still for its VMM: this is for the methods of a fastmmu.Kvm, while "
-                          "they handle a VM exit")
+        return refuse_outside()
 
     # ---- what it is, and what it owes ------------------------------------------------------------------------
 

@@ -94,9 +94,13 @@ cdef int in_python(Vcpu *v) noexcept with gil:
 cdef int handled_in_python(Board b, Vcpu *v) except? -1:
     # after ABORT the abort says why
     cdef uint32_t reason = v.vmcs.exit_reason
+    cdef bint rooted = b.kvm.mmu.vcpu.rooted
     action = b.python.handle(b.vm.of(to_kvm_vcpu(v)))
     if v.abort:
         return ACT_ABORT
+    if rooted and not b.kvm.mmu.vcpu.rooted:    # what the processor walks would be a page that is free
+        raise PolicyError(f"{type(b.python).__name__}.handle() at {REASON_NAMES[reason]} left no root; after zap_all() "
+                          "or forget() load one: vcpu.roots.load(), load_pae() or load_direct()")
     if type(action) is not Action and (type(action) is not int or action not in _actions):
         raise PolicyError(f"{type(b.python).__name__}.handle() returned {shown(action)} at {REASON_NAMES[reason]}; "
                           "return a fastmmu.Action, or what vcpu.stop() gives")

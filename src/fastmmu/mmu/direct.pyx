@@ -9,7 +9,9 @@ from fastmmu.mmu.memslots cimport (
     HOST_ABSENT, HOST_CLEAN, HOST_PRESENT, HOST_SHARED, HOST_SWAPPED, HOST_ZERO, Memslot, gfn_to_memslot, host_page,
     mark_dirty, slot_away, slot_hpa, slot_huge,
 )
-from fastmmu.mmu.mmu cimport NO_SP, PREFETCH, Mmu, Sp, mmu_frame, mmu_quadrant, mmu_top, sp_child, spte_at
+from fastmmu.mmu.mmu cimport (
+    NO_SP, PREFETCH, Mmu, Sp, child_at, mmu_frame, mmu_quadrant, mmu_top, sp_child, spte_at,
+)
 from fastmmu.mmu.notifier cimport notify_end, notify_start
 from fastmmu.mmu.pages cimport mmu_link, mmu_make_room, mmu_may_write, mmu_sp, mmu_tracked
 from fastmmu.mmu.reclaim cimport host_fetch, host_give
@@ -138,11 +140,12 @@ cdef bint get_child_sp(Mmu *mmu, TableIter *it, gfn_t gfn, bint direct, int acce
     cdef bint leaf
     it.linked = False
     if spte_present(it.entry) and not spte_leaf(it.entry, it.level):
-        child = sp_child(mmu, it.entry)
-        sp = &mmu.sp[child]
-        if sp.gfn == gfn and sp.direct == direct and sp.access == access:
-            iter_at(mmu, it, child)
-            return True
+        child = sp_child(mmu, it.owner, it.index)
+        if child != NO_SP:
+            sp = &mmu.sp[child]
+            if sp.gfn == gfn and sp.direct == direct and sp.access == access:
+                iter_at(mmu, it, child)
+                return True
     child = mmu_sp(mmu, gfn, it.level - 1, direct, access, mmu_quadrant(mmu, it.index))
     if child == NO_SP:
         return False
@@ -166,7 +169,8 @@ cdef bint large_ok(const Mmu *mmu, const Fault *f, gfn_t gfn) noexcept nogil:
 
 cdef inline bint split_below(const Mmu *mmu, const TableIter *it) noexcept nogil:
     # a table stands at the entry because an executable large page is not allowed (kvm_policy.md §8)
-    return spte_present(it.entry) and not spte_leaf(it.entry, it.level) and mmu.sp[sp_child(mmu, it.entry)].split
+    cdef uint32_t child = child_at(mmu, it.owner, it.index)
+    return child != NO_SP and mmu.sp[child].split
 
 
 cdef int direct_map(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil:

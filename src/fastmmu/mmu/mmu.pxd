@@ -50,6 +50,7 @@ cdef struct Sp:                 # one VMM-owned table page, keyed by (gfn, role)
     gfn_t gfn                   # guest table shadowed; of a direct page: first gfn mapped
     uint32_t *next              # [512] links of each entry, as ids, in the list of what it points to:
     uint32_t *prev              # rmap of a gfn for a leaf, parents of a table otherwise
+    uint64_t *target            # [512] which list that is; 0: none (spte_target of rmap)
     uint64_t unsync_child[8]    # bitmap of entries below which there may be an unsync page
     uint32_t unsync_children    # bits set
     uint32_t chain              # next page in the hash bucket
@@ -171,7 +172,8 @@ cdef inline uint64_t mmu_frame(const Mmu *mmu, hpa_t hpa) noexcept nogil:
 cdef inline void mmu_written(Mmu *mmu, hpa_t hpa) noexcept nogil:
     # the page of a slot was written: what the host has of it on disk is not what it holds
     cdef uint64_t frame = mmu_frame(mmu, hpa & FRAME)
-    mmu.slots.written[frame >> 6] |= <uint64_t> 1 << (frame & 63)
+    if frame < mmu.slots.frames:                # else of an entry that nobody made
+        mmu.slots.written[frame >> 6] |= <uint64_t> 1 << (frame & 63)
 
 
 cdef inline void mmu_owe_flush(Mmu *mmu) noexcept nogil:
@@ -187,6 +189,9 @@ cdef inline uint64_t mmu_dirty_flag(const Mmu *mmu) noexcept nogil:
 # ---- entries and the lists in which they are linked --------------------------------------------------------------
 #
 # The id of an entry: its table page << 9 | its index, plus 1; 0 ends a list.
+#
+# Entries lie in memory that others may write, by `machine.memory` or by a guest whose tables lead there. So no index is
+# taken from one: where an entry is linked, and which table page is below it, `Sp.target` says.
 
 cdef inline uint32_t spte_id(uint32_t owner, uint64_t index) noexcept nogil:
     return (owner << 9) + <uint32_t> index + 1
@@ -226,9 +231,18 @@ cdef inline bint mmu_is_root(const Mmu *mmu, hpa_t page) noexcept nogil:
     return sp.used and sp.hpa == page and sp.level >= 4
 
 
-cdef inline uint32_t sp_child(const Mmu *mmu, uint64_t entry) noexcept nogil:
-    # the table page that an entry points to, which is present and no leaf
-    return mmu.owner[(entry & FRAME) - mmu.pool_start >> 12]
+cdef inline uint64_t leaf_target(uint64_t frame, int level) noexcept nogil:
+    return frame + 1 << 1 if level == 1 else (frame >> 9) + 1 << 1
+
+
+cdef inline uint64_t table_target(uint32_t child) noexcept nogil:
+    return <uint64_t> (child + 1) << 1 | 1
+
+
+cdef inline uint32_t sp_child(const Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil:
+    # the table page below an entry above level 1; NO_SP: there is none, whatever the entry says
+    cdef uint64_t target = mmu.sp[owner].target[index]
+    return <uint32_t> (target >> 1) - 1 if target & 1 else <uint32_t> NO_SP
 
 
 # ---- table pages out of sync ---------------------------------------------------------------------------------------
@@ -249,4 +263,4 @@ cdef inline uint32_t child_at(const Mmu *mmu, uint32_t owner, uint64_t index) no
     cdef uint64_t entry = spte_at(mmu, owner, index)
     if not spte_present(entry) or spte_leaf(entry, mmu.sp[owner].level):
         return NO_SP
-    return sp_child(mmu, entry)
+    return sp_child(mmu, owner, index)

@@ -133,14 +133,20 @@ cdef uint32_t new_descriptor(Mmu *mmu) noexcept nogil:
             return NO_SP
         mmu.sp = <Sp *> grown
         mmu.sp_room = room
-    links = <uint32_t *> malloc(1024 * sizeof(uint32_t))
+    links = <uint32_t *> malloc(1024 * sizeof(uint32_t) + 512 * sizeof(uint64_t))
     if links == NULL:
         return NO_SP
+    memset(links + 1024, 0, 512 * sizeof(uint64_t))     # of a page that goes they are 0 again
     i = mmu.n_sp
     mmu.n_sp += 1
-    mmu.sp[i].next = links
-    mmu.sp[i].prev = links + 512
+    set_links(&mmu.sp[i], links)
     return i
+
+
+cdef inline void set_links(Sp *sp, uint32_t *links) noexcept nogil:
+    sp.next = links
+    sp.prev = links + 512
+    sp.target = <uint64_t *> (links + 1024)
 
 
 cdef uint32_t mmu_find(const Mmu *mmu, gfn_t gfn, int level, bint direct, int access, int quadrant) noexcept nogil:
@@ -175,8 +181,7 @@ cdef uint32_t mmu_sp(Mmu *mmu, gfn_t gfn, int level, bint direct, int access, in
     sp = &mmu.sp[i]
     links = sp.next
     memset(sp, 0, sizeof(Sp))
-    sp.next = links
-    sp.prev = links + 512
+    set_links(sp, links)
     sp.hpa = hpa
     sp.gfn = gfn
     sp.level = level
@@ -293,6 +298,10 @@ cdef void empty(Mmu *mmu, uint32_t i) noexcept nogil:
     for index in range(512):
         if spte_at(mmu, i, index):
             spte_set(mmu, i, index, 0)
+    if mmu.sp[i].present:                       # past the VMM somebody cleared entries
+        for index in range(512):
+            if mmu.sp[i].target[index]:
+                spte_set(mmu, i, index, 0)
     invariant(mmu.sp[i].present == 0, b"an empty table page has no present entry", 0, 0, mmu.sp[i].level)
 
 

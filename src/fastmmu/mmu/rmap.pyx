@@ -7,8 +7,8 @@ from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.invariant cimport CHECKS, invariant
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, slot_hpa
 from fastmmu.mmu.mmu cimport (
-    Mmu, Sp, id_index, id_owner, mmu_dirty_flag, mmu_frame, mmu_owe_flush, mmu_written, rmap_next, rmap_spte, sp_child,
-    spte_at, spte_id,
+    Mmu, Sp, id_index, id_owner, leaf_target, mmu_dirty_flag, mmu_frame, mmu_owe_flush, mmu_written, rmap_next,
+    rmap_spte, spte_at, spte_id, table_target,
 )
 from fastmmu.mmu.spte cimport (
     SPTE_MMU_PRESENT, SpteFormat, spte_is_mmio, spte_leaf, spte_loses, spte_present, spte_tracked,
@@ -18,23 +18,46 @@ from fastmmu.paging.memory cimport mem_write64
 
 # ---- where an entry is linked --------------------------------------------------------------------------------
 
-cdef uint32_t *list_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
-    # head of the list in which an entry is linked: rmap of the frame mapped, or parents of the table pointed to
+cdef inline uint64_t spte_target(const Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
+    # where an entry is to be linked, as Sp.target has it: the frame or the table page to which it leads; 0: nowhere,
+    # of one that is not present, and of what nobody made: it leads out of the slots, or to no table one level down
     cdef uint64_t frame
+    cdef uint32_t child
+    if not spte_present(entry):
+        return 0
     if spte_leaf(entry, sp.level):
         frame = mmu_frame(mmu, entry & FRAME)
-        return &mmu.rmap[frame] if sp.level == 1 else &mmu.rmap_large[frame >> 9]
-    return &mmu.sp[sp_child(mmu, entry)].parents
+        return leaf_target(frame, sp.level) if frame < mmu.slots.frames and sp.level <= 2 else 0
+    frame = (entry & FRAME) - mmu.pool_start
+    if frame >= mmu.pool_end - mmu.pool_start:
+        return 0
+    child = mmu.owner[frame >> 12]
+    if not mmu.sp[child].used or mmu.sp[child].hpa != entry & FRAME or mmu.sp[child].level != sp.level - 1:
+        return 0
+    return table_target(child)
 
 
-cdef inline uint32_t *count_of(Mmu *mmu, const Sp *sp, uint64_t entry) noexcept nogil:
+cdef inline bint of_leaf(uint64_t target) noexcept nogil:
+    return not target & 1
+
+
+cdef inline uint32_t *list_of(Mmu *mmu, const Sp *sp, uint64_t target) noexcept nogil:
+    # head of the list in which an entry is linked: rmap of the frame mapped, or parents of the table pointed to
+    cdef uint64_t at = (target >> 1) - 1
+    if not of_leaf(target):
+        return &mmu.sp[at].parents
+    return &mmu.rmap[at] if sp.level == 1 else &mmu.rmap_large[at]
+
+
+cdef inline uint32_t *count_of(Mmu *mmu, const Sp *sp, uint64_t target) noexcept nogil:
     # of the page that a leaf entry maps: leaf entries there are
-    cdef uint64_t frame = mmu_frame(mmu, entry & FRAME)
-    return &mmu.rmap_n[frame] if sp.level == 1 else &mmu.rmap_large_n[frame >> 9]
+    cdef uint64_t at = (target >> 1) - 1
+    return &mmu.rmap_n[at] if sp.level == 1 else &mmu.rmap_large_n[at]
 
 
 cdef void unlink(Mmu *mmu, Sp *sp, uint32_t id, uint64_t old) noexcept nogil:
-    cdef uint32_t *head = list_of(mmu, sp, old)
+    cdef uint64_t target = sp.target[id_index(id)]
+    cdef uint32_t *head = list_of(mmu, sp, target)
     cdef uint32_t near = sp.prev[id_index(id)], far = sp.next[id_index(id)]
     invariant(sp.present > 0 and (mmu.sp[id_owner(near)].next[id_index(near)] if near else head[0]) == id
               and (not far or mmu.sp[id_owner(far)].prev[id_index(far)] == id), b"an entry stands in its list", old, 0,
@@ -45,16 +68,17 @@ cdef void unlink(Mmu *mmu, Sp *sp, uint32_t id, uint64_t old) noexcept nogil:
         head[0] = far
     if far:
         mmu.sp[id_owner(far)].prev[id_index(far)] = near
+    sp.target[id_index(id)] = 0
     sp.present -= 1
-    if spte_leaf(old, sp.level):
+    if of_leaf(target):
         mmu.counters.pages[sp.level - 1] -= 1
-        count_of(mmu, sp, old)[0] -= 1
-        invariant((count_of(mmu, sp, old)[0] == 0) == (head[0] == 0), b"a reverse map whose count is 0 is empty",
+        count_of(mmu, sp, target)[0] -= 1
+        invariant((count_of(mmu, sp, target)[0] == 0) == (head[0] == 0), b"a reverse map whose count is 0 is empty",
                   old, 0, sp.level)
 
 
-cdef void link(Mmu *mmu, Sp *sp, uint32_t id, uint64_t new) noexcept nogil:
-    cdef uint32_t *head = list_of(mmu, sp, new)
+cdef void link(Mmu *mmu, Sp *sp, uint32_t id, uint64_t target) noexcept nogil:
+    cdef uint32_t *head = list_of(mmu, sp, target)
     cdef uint32_t *count
     cdef uint32_t far = head[0]
     sp.next[id_index(id)] = far
@@ -62,10 +86,11 @@ cdef void link(Mmu *mmu, Sp *sp, uint32_t id, uint64_t new) noexcept nogil:
     if far:
         mmu.sp[id_owner(far)].prev[id_index(far)] = id
     head[0] = id
+    sp.target[id_index(id)] = target
     sp.present += 1
-    if spte_leaf(new, sp.level):
+    if of_leaf(target):
         mmu.counters.pages[sp.level - 1] += 1
-        count = count_of(mmu, sp, new)
+        count = count_of(mmu, sp, target)
         count[0] += 1
         if count[0] > mmu.counters.max_mmu_rmap_size and not mmu.policy.tdp:
             mmu.counters.max_mmu_rmap_size = count[0]
@@ -95,7 +120,7 @@ cdef void check_spte(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint6
                   old, new, level)
         return
     if not spte_leaf(new, level):
-        child = &mmu.sp[sp_child(mmu, new)]
+        child = &mmu.sp[mmu.owner[(new & FRAME) - mmu.pool_start >> 12]]
         invariant(child.used and child.hpa == new & FRAME, b"a table entry points to a table page in use", old, new,
                   level)
         invariant(child.level == level - 1, b"a table entry points one level down", old, new, level)
@@ -133,14 +158,15 @@ cdef void spte_set(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexc
     # the entry is another one from now on, and is linked where that belongs
     cdef Sp *sp = &mmu.sp[owner]
     cdef uint64_t old = spte_at(mmu, owner, index)
+    cdef uint64_t target = spte_target(mmu, sp, new)
     mmu.counters.changes += 1
     mmu.counters.entries_zapped += spte_changed(mmu, sp, index, old, new, False)
     mmu.counters.entries_filled += spte_present(new) and spte_leaf(new, sp.level)
-    if (old ^ new) & (FRAME | SPTE_MMU_PRESENT | PS):
-        if spte_present(old):
+    if target != sp.target[index]:
+        if sp.target[index]:
             unlink(mmu, sp, spte_id(owner, index), old)
-        if spte_present(new):
-            link(mmu, sp, spte_id(owner, index), new)
+        if target:
+            link(mmu, sp, spte_id(owner, index), target)
 
 
 cdef void spte_update(Mmu *mmu, uint32_t id, uint64_t new) noexcept nogil:

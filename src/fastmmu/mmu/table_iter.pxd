@@ -44,9 +44,13 @@ cdef inline void iter_start(const Mmu *mmu, TableIter *it, uint32_t top, gva_t l
 
 cdef inline bint iter_down(const Mmu *mmu, TableIter *it) noexcept nogil:
     # one level down; False where the entry points to no table
+    cdef uint32_t child
     if not spte_present(it.entry) or spte_leaf(it.entry, it.level):
         return False
-    iter_at(mmu, it, sp_child(mmu, it.entry))
+    child = sp_child(mmu, it.owner, it.index)
+    if child == NO_SP:
+        return False
+    iter_at(mmu, it, child)
     return True
 
 

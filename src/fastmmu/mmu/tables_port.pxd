@@ -38,4 +38,5 @@ cdef class TableWalk:
 
 
 cdef object word_of_tables()
+cdef int refuse_outside() except -1
 cdef gfn_t page_number(object gfn) except? 0xBAD

@@ -1,14 +1,14 @@
 """What a VMM in Python finds of the MMU's tables: slots, and a walk down to an entry. `port` has the MMU itself."""
 
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport flag, within, word
 from fastmmu.arch.bits cimport FRAME, PS
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.direct cimport get_child_sp, page_for_prefetch
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty, slot_away, slot_hpa, slot_huge
-from fastmmu.mmu.mmu cimport Mmu, Sp, sp_child, spte_at
+from fastmmu.mmu.mmu cimport NO_SP, Mmu, Sp, child_at, spte_at
 from fastmmu.mmu.rmap cimport spte_set
 from fastmmu.mmu.spte cimport (
     SpteFormat, spte_is_mmio, spte_leaf, spte_mmio_current, spte_mmio_gfn, spte_present, spte_tracked,
@@ -22,6 +22,11 @@ cdef object _OWNER = object()   # none but the makers of these objects have it
 
 cdef object word_of_tables():
     return _OWNER
+
+
+cdef int refuse_outside() except -1:
+    raise PolicyError("the guest does not stand still for its VMM: this is for the methods of a fastmmu.Kvm, while "
+                      "they handle a VM exit")
 
 
 cdef gfn_t page_number(object gfn) except? 0xBAD:
@@ -40,8 +45,7 @@ cdef class Tables:
             raise WrongTypeError("an Mmu is the `mmu` of what a fastmmu.Kvm gets; it is not made by hand")
 
     cdef int refuse(self) except -1:
-        raise PolicyError("the guest does not stand still for its VMM: this is for the methods of a fastmmu.Kvm, while "
-                          "they handle a VM exit")
+        return refuse_outside()
 
     cdef Slot slot_of(self, const Memslot *slot):
         # the Slot of a struct of this MMU's; None of NULL
@@ -302,12 +306,10 @@ cdef class TableWalk:
     def split(self):
         """The table page to which it leads is there only because an executable large page is not allowed (kvm_policy.md
         §8)."""
-        cdef uint64_t entry
+        cdef uint32_t child
         self.sp()
-        entry = spte_at(self.port.mmu, self.it.owner, self.it.index)
-        if not spte_present(entry) or spte_leaf(entry, self.it.level):
-            return False
-        return self.port.mmu.sp[sp_child(self.port.mmu, entry)].split != 0
+        child = child_at(self.port.mmu, self.it.owner, self.it.index)
+        return child != NO_SP and self.port.mmu.sp[child].split != 0
 
     def mark_split(self):
         """Its table page is there only because an executable large page is not allowed (account_nx_huge_page)."""
