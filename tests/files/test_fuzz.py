@@ -13,7 +13,10 @@ import pytest
 from fastmmu.errors import FastmmuError
 from tests.files.fuzz import KEPT, __main__
 from tests.files.fuzz.readers import READERS
-from tests.files.test_mutations import bounded
+from tests.support.bounded import bounded
+
+for package in ("cramjam", "lzallright", "lz4", "zstandard", "pyarrow"):
+    pytest.importorskip(package, reason=f"skipped: {package} is not installed")
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import lzma
 import os
-import resource
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -28,14 +25,13 @@ from fastmmu.trace.names import codec_of_name
 from fastmmu.trace.source import ByteSource
 from fastmmu.trace.survey import survey
 from tests.files import folder
+from tests.support.bounded import bounded
 from tests.support.image_files import WRITERS, vmem
 
 for package in ("cramjam", "lzallright", "lz4", "zstandard", "pyarrow"):
     pytest.importorskip(package, reason=f"skipped: {package} is not installed")
 
 EXAMPLES = int(os.environ.get("FASTMMU_EXAMPLES", "20"))
-SECONDS = 20  # of one file, on a busy machine
-MEGABYTES = 400
 HEAD = 1 << 16  # of a large file; what is behind is zero
 DATA = Path(__file__).parents[1] / "data"
 
@@ -93,27 +89,6 @@ def write(path: Path, data: bytes, size: int) -> None:
     with path.open("wb") as file:
         file.write(data)
         file.truncate(size)
-
-
-@contextmanager
-def bounded() -> Iterator[None]:
-    """Our errors only; no more than so many seconds and bytes."""
-
-    def late(*_: object) -> None:
-        raise AssertionError(f"more than {SECONDS} seconds")
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    handler = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    except FastmmuError:
-        pass
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
-    assert grown < MEGABYTES, f"{grown} MB"
 
 
 def fuzzed(test: Callable[..., None]) -> Callable[..., None]:
