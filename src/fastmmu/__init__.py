@@ -9,7 +9,7 @@ from fastmmu._lazy import lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastmmu import image, vmx
+    from fastmmu import image, space, vmx
     from fastmmu._walk import WalkResult, load_pdpte_registers, walk, walk_ept
     from fastmmu.arch.memtype_py import MemoryType, Mtrrs
     from fastmmu.dtypes import Fault, StepKind
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         EventError,
         FastmmuError,
         MissingExtraError,
+        NotMappedError,
         OutOfMemoryError,
         PolicyError,
         StateError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from fastmmu.paging.nonroot_py import VmFunction, deliver_ve, vmfunc
     from fastmmu.paging.state import Eptp, GuestState, Pml
     from fastmmu.paging.translate import Translation, translate
+    from fastmmu.space.space import AddressSpace
     from fastmmu.study.compare.run import compare
     from fastmmu.study.tpr.run import tpr_study
     from fastmmu.tlb.geometry import Geometry, geometry
@@ -62,6 +64,7 @@ __all__ = [
     "TLB",
     "Access",
     "Action",
+    "AddressSpace",
     "Batch",
     "Bus",
     "BusError",
@@ -89,6 +92,7 @@ __all__ = [
     "MissingExtraError",
     "Mmio",
     "Mtrrs",
+    "NotMappedError",
     "Op",
     "OutOfMemoryError",
     "PhysicalMemory",
@@ -124,6 +128,7 @@ __all__ = [
     "mappings",
     "read_trace",
     "simulate",
+    "space",
     "tpr_study",
     "translate",
     "vmfunc",
@@ -143,6 +148,7 @@ _HOMES = {
         "EventError",
         "FastmmuError",
         "MissingExtraError",
+        "NotMappedError",
         "OutOfMemoryError",
         "PolicyError",
         "StateError",
@@ -174,6 +180,7 @@ _HOMES = {
     "fastmmu.paging.nonroot_py": ("VmFunction", "deliver_ve", "vmfunc"),
     "fastmmu.paging.state": ("Eptp", "GuestState", "Pml"),
     "fastmmu.paging.translate": ("Translation", "translate"),
+    "fastmmu.space.space": ("AddressSpace",),
     "fastmmu.study.compare.run": ("compare",),
     "fastmmu.study.tpr.run": ("tpr_study",),
     "fastmmu.tlb.geometry": ("Geometry", "geometry"),

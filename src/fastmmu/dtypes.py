@@ -10,6 +10,7 @@ __all__ = [
     "ALL_ONES",
     "EPT_MAPPING_DTYPE",
     "EXIT_DTYPE",
+    "HOLE_DTYPE",
     "MAPPING_DTYPE",
     "MAPPING_FAULT_DTYPE",
     "STEP_DTYPE",
@@ -157,3 +158,7 @@ MAPPING_FAULT_DTYPE = np.dtype(
     align=True,
 )
 """A place where tables lead nowhere; the C struct `LeafFault` of `paging/leaves.pxd`."""
+
+HOLE_DTYPE = np.dtype([("start", "<u8"), ("length", "<u8"), ("fault", "u1")], align=True)
+"""Linear addresses side by side where there is nothing to read, for one cause (a Fault); the C struct `Hole` of
+`space/gather.pxd`."""

@@ -16,6 +16,7 @@ __all__ = [
     "EventError",
     "FastmmuError",
     "MissingExtraError",
+    "NotMappedError",
     "OutOfMemoryError",
     "PolicyError",
     "StateError",
@@ -48,6 +49,20 @@ class WrongTypeError(StateError, ConfigError, TypeError):
 
 class BusError(FastmmuError, IndexError):
     """A physical address outside the memory given, where one inside is needed."""
+
+
+class NotMappedError(FastmmuError, LookupError):
+    """Bytes were asked for of which some are in holes: not mapped, or mapped to what is no memory.
+
+    ``holes``: where they are, and why, a record array (:data:`fastmmu.dtypes.HOLE_DTYPE`).
+    """
+
+    def __init__(self, message: str, holes: Any = None) -> None:
+        super().__init__(message)
+        self.holes = holes
+
+    def __reduce__(self) -> tuple[type[NotMappedError], tuple[str, Any]]:
+        return type(self), (str(self), self.holes)
 
 
 class OutOfMemoryError(FastmmuError, MemoryError):

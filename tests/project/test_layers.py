@@ -19,6 +19,7 @@ ORDER = [
     "arch",
     "tlb",
     "paging",
+    "space",
     "mmu",
     "cpu",
     "vmx",

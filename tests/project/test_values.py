@@ -171,7 +171,7 @@ def resources() -> dict[type, Any]:
     machine = fastmmu.Machine(config, guest_kernel=False, state=STATE)
     memory = tables()
     found = [machine, machine.guest, machine.apic, machine.vmm, machine.tlb, memory, fastmmu.Host([(config, 1)])]
-    found += [fastmmu.iter_mappings(memory, STATE), fastmmu.VpidAllocator()]
+    found += [fastmmu.iter_mappings(memory, STATE), fastmmu.AddressSpace(memory, STATE), fastmmu.VpidAllocator()]
     return {type(each): each for each in found}
 
 

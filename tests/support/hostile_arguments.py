@@ -40,6 +40,10 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "Pml.base": lambda w: 0x1000,
     "access": lambda w: "r",
     "pa": lambda w: PAGE,
+    "addresses": lambda w: VA + np.arange(4, dtype=np.uint64),
+    "AddressSpace.diff.other": lambda w: fastmmu.AddressSpace(w.memory, w.state),
+    "compare_mappings.old": lambda w: fastmmu.mappings(w.memory, w.state),
+    "compare_mappings.new": lambda w: fastmmu.mappings(w.memory, w.state),
     # TLB
     "la": lambda w: VA,
     "TLB.fill.value": lambda w: fastmmu.TLB.value(PAGE),

@@ -134,6 +134,9 @@ class World:
     def make_translation(self) -> fastmmu.Translation:
         return fastmmu.translate(self.memory, self.state, self.addresses)
 
+    def make_space(self) -> fastmmu.AddressSpace:
+        return fastmmu.AddressSpace(self.memory, self.state)
+
     def make_iterator(self) -> MappingIterator:
         return fastmmu.iter_mappings(self.memory, self.state, chunk=2)
 
@@ -252,6 +255,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Translation": lambda w: w.translation,
     "MappingIterator": lambda w: w.iterator,
     "MappingArray": lambda w: w.rows,
+    "AddressSpace": lambda w: w.space,
+    "SpaceDiff": lambda w: w.space.diff(fastmmu.AddressSpace(w.memory, w.state)),
     "TLB": lambda w: w.tlb,
     "Machine": lambda w: w.kernel_machine if w.kind in ("patch", "apicv") else w.machine,
     "Guest": lambda w: w.machine.guest,

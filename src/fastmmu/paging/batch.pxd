@@ -34,6 +34,7 @@ cdef struct Query:
     uint64_t frame              # address bits
     uint32_t key_deny           # bit 16 * US + key: the protection key forbids the access
     uint64_t ept_need           # bits that all EPT entries must have
+    bint aside                  # rights are left aside (query_aside)
 
 cdef struct Batch:              # one call, which threads share
     Query query
@@ -48,6 +49,9 @@ cdef struct Batch:              # one call, which threads share
 
 # The query keeps the pointers; its EPT has no PML. `guest` and `ept` are for the caller to set.
 cdef void query_init(Query *q, Mem *m, const Paging *g, const Ept *e, int acc) noexcept nogil
+# A query of where pages are, rights left aside, as an enumeration lists them: neither rights nor flags of entries stop
+# it, only what is not present, malformed or outside memory. Of its registers and its EPT the two are changed for that.
+cdef void query_aside(Query *q, Mem *m, Paging *g, Ept *e) noexcept nogil
 cdef void translate_batch(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *fault, uint64_t n) noexcept nogil
 cdef void batch_size(Batch *b) noexcept nogil          # query.region_bits and each, for n addresses
 cdef bint batch_step(Batch *b, int thread) noexcept nogil   # a chunk; False: no address was left

@@ -5,10 +5,10 @@ from libc.string cimport memset
 
 from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD, level_shift, pt_index
 from fastmmu.arch.types cimport (
-    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_GP, FAULT_NONE, FAULT_PF, MODE_4, MODE_32, MODE_NONE,
-    MODE_PAE, GuestPath, Walk,
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
+    MODE_4, MODE_32, MODE_NONE, MODE_PAE, GuestPath, Walk,
 )
-from fastmmu.paging.ept cimport NEED_R, EptLeaf, ept_bad_type, ept_walk
+from fastmmu.paging.ept cimport NEED_R, QUAL_TRANSLATED, EptLeaf, ept_bad_type, ept_walk
 from fastmmu.paging.guest cimport (
     canonical, entry_address, is_leaf, key_of, leaf_address, guest_level_shift, read_entry, table_address,
 )
@@ -72,6 +72,17 @@ cdef void query_init(Query *q, Mem *m, const Paging *g, const Ept *e, int acc) n
         q.ept_need = EPT_R | (EPT_W if write else 0)
         if acc == ACC_X:
             q.ept_need |= EPT_X | (EPT_XU if e.mbec else 0)
+
+
+cdef void query_aside(Query *q, Mem *m, Paging *g, Ept *e) noexcept nogil:
+    # a read by the kernel without SMAP and keys, which no guest right stops (paging.md §4.2)
+    g.user = g.implicit = g.smap = 0
+    g.pkr_user = g.pkr_super = 0
+    if e != NULL:
+        e.ad_unchecked = 1
+    query_init(q, m, g, e, ACC_R)
+    q.want = 0
+    q.aside = True
 
 
 # ---- regions ----------------------------------------------------------------------------------------------
@@ -300,8 +311,17 @@ cdef inline uint64_t ept_stage(Query *q, const uint64_t *gpa, uint64_t *hpa, uin
 cdef inline void exact(Query *q, uint64_t la, uint64_t *pa, uint8_t *fault) noexcept nogil:
     cdef Walk w
     walk_silent(q.m, q.g, q.e, la, q.acc, &w)
+    if q.aside and w.fault == FAULT_EPT_VIOLATION and w.qual & QUAL_TRANSLATED:
+        any_rights(q, &w)
     pa[0] = w.pa
     fault[0] = w.fault
+
+
+cdef void any_rights(Query *q, Walk *w) noexcept nogil:
+    # the data of a page that the EPT may let nobody read
+    cdef EptLeaf leaf
+    w.fault = ept_walk(q.m, q.e, NULL, w.gpa, 0, True, QUAL_TRANSLATED, 0, &leaf, w, NULL)
+    w.pa = ONES if w.fault else leaf.hpa
 
 
 cdef inline void block(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *fault, int n, int entry_shift,

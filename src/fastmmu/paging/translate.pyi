@@ -20,7 +20,7 @@ def translate(
     state: GuestState,
     va: npt.ArrayLike,
     *,
-    access: AccessName = "r",
+    access: AccessName | None = "r",
     eptp: int | Eptp | None = None,
     out: npt.NDArray[Any] | Translation | None = None,
     threads: int = 1,

@@ -11,8 +11,10 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu._arguments cimport shown, within
 from fastmmu.arch.bits cimport ONES
-from fastmmu.arch.types cimport Ept, Paging, Walk
-from fastmmu.paging.batch cimport Batch, Region, batch_size, batch_step, batch_stop, batch_work, query_init
+from fastmmu.arch.types cimport ACC_R, Ept, Paging, Walk
+from fastmmu.paging.batch cimport (
+    Batch, Region, batch_size, batch_step, batch_stop, batch_work, query_aside, query_init,
+)
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState, access_code, prepare
 from fastmmu.paging.walked_tables cimport huge_where_walked
@@ -108,7 +110,9 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     :param mem: host physical memory. :param state: registers.
     :param va: linear addresses, an integer or anything array-like of integers in any shape, strides, byte order or
         width. Signed integers are sign-extended to 64 bits: a kernel address may come as a negative number.
-    :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch), the same for all.
+    :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch), the same for all. None: rights are left aside, as
+        :func:`mappings` does; an address has a fault only where an entry is not present, malformed or outside memory,
+        in the guest's tables or in the EPT, and where the page walker may not read (with EPT A/D flags: write) a table.
     :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
     :param out: where the result goes: a writable uint64 array of the shape of ``va`` for the physical addresses, or a
         previous :class:`Translation`, both of whose arrays are filled. It may overlap ``va``, which is then copied
@@ -121,7 +125,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     cdef _Batch batch = _Batch.__new__(_Batch)
     cdef Translation result
     cdef Walk w
-    cdef int acc = access_code(access), workers
+    cdef int acc = ACC_R if access is None else access_code(access), workers
     addresses = _addresses(va)
     cdef uint64_t most = within("threads", threads, 1, 1 << 62, ConfigError)
     cdef int fault = prepare(mem, state, eptp, False, NULL, &batch.paging, &batch.ept, &w)
@@ -150,7 +154,11 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     if overlap(&batch.pa, batch.va.buf, batch.va.len):
         PyBuffer_Release(&batch.va)
         PyObject_GetBuffer(addresses.copy(), &batch.va, PyBUF_SIMPLE)
-    query_init(&batch.b.query, &mem.mem, &batch.paging, &batch.ept if eptp is not None else NULL, acc)
+    cdef Ept *ept = &batch.ept if eptp is not None else NULL
+    if access is None:
+        query_aside(&batch.b.query, &mem.mem, &batch.paging, ept)
+    else:
+        query_init(&batch.b.query, &mem.mem, &batch.paging, ept, acc)
     mem.looked_up += batch.b.n
     if mem.looked_up >= mem.next_look:          # 1, 4, 16, ... million addresses
         mem.next_look <<= 2

@@ -4,6 +4,7 @@ Written from the rules of the architecture, for reading and for checking the ker
 
     tlb      what is cached, and what ends it
     paging   one address, whole address spaces
+    space    bytes at linear addresses, who maps a page, what changed
     cpu      local APICs, their virtualization, VM entry, INVEPT, INVVPID, INVPCID
     trace    what the files of traces mean
     kvm      a guest on KVM's MMU, step by step; paging modes, VPIDs
@@ -49,6 +50,7 @@ from .paging.outcome import (
     SppEvent,
     Step,
 )
+from .paging.place import place_of
 from .paging.state import Mode, State
 from .paging.walk import access_of, load_pdptes, walk
 
@@ -95,6 +97,7 @@ __all__ = [
     "eptp_valid",
     "load_pdptes",
     "mappings",
+    "place_of",
     "translate_gpa",
     "vapic",
     "vmentry",

@@ -9,7 +9,7 @@ state, memory, run, outcome   what walks are written in
 guest, ept, spp, walk         the walks
 walk_caches                   what a walk finds in the caches and leaves there
 memtype                       the effective memory type
-mappings                      every mapping of an address space
+mappings, place               every mapping of an address space; one address, rights left aside
 nonroot                       #VE and VMFUNC
 """
 
