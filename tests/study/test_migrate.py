@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from fastmmu import read_trace
 from fastmmu.cli import main
-from fastmmu.study.migrate import METHODS, Migration, Plan, migrate
+from fastmmu.study.migrate import METHODS, Migration, Plan, migrate, run
 from fastmmu.trace import Trace
 from fastmmu.trace.bundle import bundled
 
@@ -55,13 +56,14 @@ def test_ctrl_c_leaves_what_was_finished(capsys: pytest.CaptureFixture[str], mon
     name = str(Path(__file__).parents[1] / "data" / "true.lackey")
     target = tmp_path / "rounds.csv"
 
-    def one(trace: Trace, method: str, *args: Any, **more: Any) -> Migration:
+    def one(trace: Trace, kept: object, method: str, *args: Any) -> Generator[int, None, Migration]:
         if method == "ring":
             raise KeyboardInterrupt
-        return migrate(trace, method, *args, **more)
+        return (yield from migration(trace, kept, method, *args))  # type: ignore[arg-type]
 
-    monkeypatch.setattr("fastmmu.study.migrate.run.migrate", one)
-    assert main(["migrate", name, "--methods", "pml,ring,shadow", "--csv", str(target)]) == 130
+    migration = run._migration
+    monkeypatch.setattr(run, "_migration", one)
+    assert main(["migrate", name, "--methods", "pml,ring,shadow", "--jobs", "1", "--csv", str(target)]) == 130
     assert "\npml " in capsys.readouterr().out
     assert {line.split(",")[3] for line in target.read_text().splitlines()} == {"method", "pml"}
     target.unlink()

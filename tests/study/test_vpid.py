@@ -14,7 +14,7 @@ from fastmmu import Config, ConfigError, simulate
 from fastmmu.cli import main
 from fastmmu.ops import Op
 from fastmmu.study import VpidPoint, vpid_experiment
-from fastmmu.study.vpid.run import _between_exits, vpid_points
+from fastmmu.study.vpid.run import _Exits, vpid_points
 from fastmmu.trace import Trace, bundled
 
 
@@ -49,14 +49,10 @@ def test_a_prediction_can_be_wrong() -> None:
 def test_the_parts_end_at_exits_whatever_the_batches(chunk: int) -> None:
     op = np.array([0, 1, Op.INVLPG, 3] * 300, np.uint8)
 
-    class Chopped(Trace):
-        name, format = "made", "chopped"
-
-        def batches(self, _: int = 0) -> object:  # type: ignore[override]
-            yield from Trace.from_arrays(np.arange(1200, dtype=np.uint64), op).batches(chunk)
-
     seen, begun = 0, 0
-    for part, first in _between_exits(Chopped(), 50):
+    exits = _Exits(50)
+    batches = Trace.from_arrays(np.arange(1200, dtype=np.uint64), op).batches(chunk)
+    for part, first in (each for batch in batches for each in exits.between(batch)):
         assert first is (seen > 0 and seen % 50 == 0 and begun != seen)
         begun = seen if first else begun
         seen += int(np.count_nonzero(part.op <= Op.FETCH))

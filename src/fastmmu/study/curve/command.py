@@ -57,6 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ways", type=shared.count(1), metavar="N", help="up to so many ways each; default: 32")
     parser.add_argument("--most", type=shared.count(1), metavar="N", help="entries of the longest curve (131072)")
     shared.add_tlb(parser)
+    shared.add_jobs(parser)
     experiment.add_results(parser, "the curves")
 
 
@@ -85,6 +86,7 @@ def handle(options: argparse.Namespace) -> int:
             pcid=options.pcid,
             sample=options.sample,
             progress=lambda n: report(trace.name, trace.progress(), n),
+            jobs=options.jobs,
             **given,
         )
 

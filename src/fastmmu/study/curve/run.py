@@ -21,8 +21,10 @@ import numpy.typing as npt
 from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.identity import UNKNOWN, Origin
+from fastmmu.machine.side_by_side import block_bytes
 from fastmmu.sizes import page_size
 from fastmmu.study.curve.curve_kernel_py import StackDistances
+from fastmmu.threads.lanes import Lane, in_lanes
 from fastmmu.tlb.geometry import Array, Geometry, geometry, parse_array
 from fastmmu.trace.identity import AnyTrace, identified
 
@@ -114,6 +116,7 @@ def tlb_curve(
     ways: int = 32,
     limit: int = 1 << 17,
     progress: Callable[[int], None] | None = None,
+    jobs: int | None = None,
 ) -> Curves:
     """The curves of a trace.
 
@@ -122,6 +125,7 @@ def tlb_curve(
     :param l1_sets, l2_sets: numbers of sets of the set-associative curves. :param ways: up to so many ways each.
     :param limit: up to so many entries of the fully associative ones; memory grows with it and with the pages.
     :param progress: called after each batch with the number of events done.
+    :param jobs: threads, None: one a processor; a second one reads the trace.
     :raises ConfigError: a geometry without LRU or without such pages, a number that is none.
     :raises TraceError: the trace cannot be read.
     """
@@ -139,13 +143,15 @@ def tlb_curve(
     farthest = int((limit - 1) * sample) + 1
     kernel = StackDistances(plan.levels, plan.ports, SHIFT[pages], pcid, farthest, round(sample * 2**32) or 1)
     trace = identified(trace)
-    started, events = time.perf_counter(), 0
-    for batch in trace.batches():
-        kernel.feed(batch.op, batch.size, batch.addr)
-        events += len(batch)
-        if progress is not None:
-            progress(events)
-    counts = kernel.counts()
+    started = time.perf_counter()
+
+    def lane() -> Lane[dict[str, int]]:
+        while (batch := (yield False)) is not None:
+            kernel.feed(batch.op, batch.size, batch.addr)
+        return kernel.counts()
+
+    told = None if progress is None else lambda _, events: progress(events)
+    (counts,) = in_lanes([lane], trace.batches(), jobs=jobs, size=block_bytes(trace), progress=told)
     return Curves(
         trace=trace.name,
         geometry=g.name,

@@ -6,9 +6,9 @@ from fastmmu._lazy import lazy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from fastmmu.study.migrate.run import METHODS, Migration, Plan, Round, migrate
+    from fastmmu.study.migrate.run import METHODS, Migration, Plan, Round, migrate, migrations
 
-__all__ = ["METHODS", "Migration", "Plan", "Round", "migrate"]
+__all__ = ["METHODS", "Migration", "Plan", "Round", "migrate", "migrations"]
 
 COMMAND, HELP, PLACE = "migrate", "live migration, by method of dirty logging", 5
 

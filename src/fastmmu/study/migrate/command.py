@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 from fastmmu.cli import experiment
@@ -61,12 +60,13 @@ def add(parser: argparse.ArgumentParser) -> None:
                         help="refuse what takes more modelled cycles of the guest (1e10, a minute or so)")  # fmt: skip
     shared.add_vmm(parser)
     shared.add_costs(parser)
+    shared.add_jobs(parser)
     experiment.add_results(parser, "pages by round", "a row a round")
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from fastmmu.study.migrate.run import Migration, Plan, migrate
+    from fastmmu.study.migrate.run import Migration, Plan, migrations
     from fastmmu.study.migrate.table import migration_plot, migration_rows, migration_table
 
     names = ("bandwidth", "downtime", "rounds", "ghz", "most_cycles")
@@ -76,9 +76,15 @@ def handle(options: argparse.Namespace) -> int:
     costs = shared.cost_model(options)
 
     def study(trace: Trace, report: Report) -> Iterator[Migration]:
-        for method in options.methods:
-            done = partial(report, f"{trace.name}, {method}", None)
-            yield migrate(trace, method, plan, costs=costs, progress=done, **fields)
+        return migrations(
+            trace,
+            options.methods,
+            plan,
+            costs=costs,
+            progress=lambda method, n: report(f"{trace.name}, {method}", None, n),
+            jobs=options.jobs,
+            **fields,
+        )
 
     return experiment.run(
         options, study, table=migration_table, rows=migration_rows, key="migrations", plot=migration_plot

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.simulate import Simulation
 from fastmmu.study.schemes import MIGRATE as METHODS
 from fastmmu.study.schemes import fields_of
+from fastmmu.threads.lanes import Lane, in_lanes
 from fastmmu.trace import Batch, Trace
 from fastmmu.trace.events import concatenate, empty_batch
-from fastmmu.trace.identity import AnyTrace, identified
+from fastmmu.trace.identity import AnyTrace, Identified, identified
 
-__all__ = ["METHODS", "Migration", "Plan", "Round", "migrate"]
+__all__ = ["METHODS", "Migration", "Plan", "Round", "migrate", "migrations"]
 
 SLICE = 2000  # events between two looks at the clock, near the end of a round
 KEPT = 1 << 24  # events of a trace that are kept for its next run; a longer one is read again
@@ -150,16 +152,57 @@ def migrate(
     :raises ConfigError: an unknown method; more than ``plan.most_cycles`` to simulate. :raises TraceError: an empty
         trace.
     """
-    fields = fields_of(method, METHODS, "method")
-    plan = plan or Plan()
-    config = Config(memory=memory, vmm=vmm).replace(**fields)
-    costs = costs or CostModel.load()
+    told = None if progress is None else lambda _, events: progress(events)
+    (found,) = migrations(trace, [method], plan, memory=memory, vmm=vmm, costs=costs, progress=told, jobs=1)
+    return found
+
+
+@checked
+def migrations(
+    trace: AnyTrace,
+    methods: Sequence[str] = tuple(METHODS),
+    plan: Plan | None = None,
+    *,
+    memory: int | str = "1G",
+    vmm: Any = "kernel",
+    costs: CostModel | None = None,
+    progress: Callable[[str, int], None] | None = None,
+    jobs: int | None = None,
+) -> Iterator[Migration]:
+    """Those of :func:`migrate` by each method, in their order, in several threads.
+
+    :param progress: called with the method and the number of its events done.
+    :param jobs: threads, None: one a processor. No result depends on it.
+    """
+    configs = [Config(memory=memory, vmm=vmm).replace(**fields_of(method, METHODS, "method")) for method in methods]
+    plan, costs = plan or Plan(), costs or CostModel.load()
     trace = identified(trace)
-    events = _Endless(trace)
+    kept = _Kept(trace)
+    done = [0] * len(methods)
+
+    def lane(number: int) -> Lane[Migration]:
+        migrating = _migration(trace, kept, methods[number], configs[number], plan, costs)
+        while True:
+            try:
+                done[number] = next(migrating)
+            except StopIteration as end:
+                found: Migration = end.value
+                return found
+            yield True
+
+    told = None if progress is None else lambda number, _: progress(methods[number], done[number])
+    yield from in_lanes([partial(lane, number) for number in range(len(methods))], jobs=jobs, progress=told)
+
+
+def _migration(
+    trace: Identified, kept: _Kept, method: str, config: Config, plan: Plan, costs: CostModel
+) -> Generator[int, None, Migration]:
+    """Gives the number of events done, now and then."""
+    events = _Endless(kept)
     logged, plain = _Guest(config, costs), _Guest(config.replace(pml=False), costs)
     done = 0
 
-    def run(n: int) -> None:
+    def run(n: int) -> Iterator[int]:
         nonlocal done
         while n > 0:
             some = events.take(n)
@@ -167,10 +210,9 @@ def migrate(
             plain.feed(some)
             done += len(some)
             n -= len(some)
-            if progress is not None:
-                progress(done)
+            yield done
 
-    run(math.ceil(plan.warm * events.total))
+    yield from run(math.ceil(plan.warm * kept.total))
     vmm = logged.run.machine.vmm
     if method == "ring":
         vmm.use_dirty_ring(RING)
@@ -186,7 +228,8 @@ def migrate(
         left = seconds * plan.ghz * 1e9
         while left > 0:
             rate = max(1.0, logged.cycles() / done) if done else 1.0
-            run(max(SLICE, int(left / rate / 2)))  # half of what is left at the rate until now: the end is not missed
+            some = int(left / rate / 2)  # half of what is left at the rate until now: the end is not missed
+            yield from run(max(SLICE, some))
             left = start + seconds * plan.ghz * 1e9 - logged.cycles()
         dirtied = int(np.count_nonzero(logged.run.machine.vmm.dirty_log(0)))
         rounds.append(Round(pages, seconds, done - events_before, logged.exits() - exits, dirtied))
@@ -225,11 +268,11 @@ def _check_cycles(plan: Plan, rounds: list[Round], pages: int) -> None:
     )
 
 
-class _Endless:
-    """The events of a trace again and again. `total`: of one run of it."""
+class _Kept:
+    """The batches of a trace, those in memory that are not too many. `total`: events."""
 
     def __init__(self, trace: Trace) -> None:
-        self.total = 0
+        self.trace, self.total = trace, 0
         kept: list[Batch] = []
         for batch in trace.batches():
             self.total += len(batch)
@@ -238,8 +281,17 @@ class _Endless:
             raise TraceError(f"{trace.name} holds no events", path=None)
         if kept and self.total < SHORT:  # a batch for each run of a few events would be most of the time
             kept = [concatenate(kept * (SHORT // self.total + 1))]
-        runs = (kept or trace.batches() for _ in itertools.count())
-        self._batches = itertools.chain.from_iterable(runs)
+        self._kept = kept
+
+    def batches(self) -> Iterable[Batch]:
+        return self._kept or self.trace.batches()
+
+
+class _Endless:
+    """The events of a trace again and again."""
+
+    def __init__(self, kept: _Kept) -> None:
+        self._batches = itertools.chain.from_iterable(kept.batches() for _ in itertools.count())
         self._rest = empty_batch(0)
 
     def take(self, n: int) -> Batch:

@@ -59,6 +59,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (1G)")
     shared.add_vmm(parser)
     shared.add_costs(parser)
+    shared.add_jobs(parser)
     experiment.add_results(parser, "pages read back,")
 
 
@@ -79,6 +80,7 @@ def handle(options: argparse.Namespace) -> int:
             options.reclaim,
             costs=costs,
             progress=lambda scheme, n: report(f"{trace.name}, {scheme}", None, n),
+            jobs=options.jobs,
             **fields,
         )
 

@@ -58,6 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_vmm(scheme)
     shared.add_watch(scheme)
     shared.add_tlb(parser)
+    shared.add_jobs(parser)
     shared.add_quiet(parser)
 
 
@@ -119,11 +120,13 @@ def _schemes(trace: SystemTrace, options: argparse.Namespace) -> tuple[int, bool
     from fastmmu.study.replay.table import schemes_table
 
     with progress(quiet=options.quiet) as report:
-        steps = UntilInterrupted(replay_schemes(trace, progress=report, **shared.config_fields(options)))
+        how = {"progress": report, "jobs": options.jobs, **shared.config_fields(options)}
+        steps = UntilInterrupted(replay_schemes(trace, **how))
         found = list(steps)
     terminal.say(schemes_table(found, name=trace.name, width=terminal.width(), colour=terminal.colour()))
     if steps.happened:
-        terminal.say(f"interrupted; not run: {', '.join(tuple(SCHEMES)[len(found) :])}")
+        ran = {one.scheme for one in found}
+        terminal.say(f"interrupted; not run: {', '.join(name for name in SCHEMES if name not in ran)}")
     return sum(ran.found.wrong for ran in found if ran.found is not None), steps.happened
 
 

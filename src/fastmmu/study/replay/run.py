@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.replay import Replay, Replayed
+from fastmmu.machine.side_by_side import block_bytes
 from fastmmu.study.schemes import REPLAY as SCHEMES
 from fastmmu.study.schemes import fields_of
+from fastmmu.threads.lanes import Lane, in_lanes
 from fastmmu.trace.system import SystemTrace
 
 __all__ = ["SCHEMES", "Ran", "replay_schemes"]
@@ -37,26 +40,36 @@ def replay_schemes(
     schemes: Sequence[str] = tuple(SCHEMES),
     *,
     progress: Callable[[str, float | None, int], None] | None = None,
+    jobs: int | None = None,
     **config: Any,
 ) -> Iterator[Ran]:
-    """Replay a system trace in each scheme, one after the other.
+    """Replay a system trace in each scheme, in one pass over it and several threads; the results in their order.
 
     :param config: fields of :class:`Config` for all of them, such as ``tlb``.
+    :param jobs: threads, None: one a processor. No result depends on it.
     :raises ConfigError: an unknown scheme.
     """
-    for scheme in schemes:
-        fields = config | fields_of(scheme, SCHEMES)
-        try:
-            replay = Replay(trace, Config(**fields))
-        except ConfigError as error:
-            yield Ran(scheme, None, {}, None, str(error))
-            continue
-        logged = 0 if "logged" in scheme else None
+    fields = [config | fields_of(scheme, SCHEMES) for scheme in schemes]
+    done = None if progress is None else lambda number, n: progress(schemes[number], trace.progress(), n)
+    yield from in_lanes(
+        [partial(_ran, trace, scheme, found) for scheme, found in zip(schemes, fields, strict=True)],
+        trace.records(),
+        jobs=jobs,
+        size=block_bytes(trace),
+        progress=done,
+    )
+
+
+def _ran(trace: SystemTrace, scheme: str, fields: dict[str, Any]) -> Lane[Ran]:
+    try:
+        replay = Replay(trace, Config(**fields))
+    except ConfigError as error:
+        return Ran(scheme, None, {}, None, str(error))
+    logged = 0 if "logged" in scheme else None
+    if logged is not None:
+        replay.machine.vmm.start_dirty_log(0)
+    while (chunk := (yield False)) is not None:
+        replay.feed(chunk)
         if logged is not None:
-            replay.machine.vmm.start_dirty_log(0)
-        for _ in replay.steps():
-            if progress is not None:
-                progress(scheme, trace.progress(), replay.records)
-            if logged is not None:
-                logged += int(replay.machine.vmm.dirty_log(0).sum())
-        yield Ran(scheme, replay.result(), replay.machine.counters(), logged)
+            logged += int(replay.machine.vmm.dirty_log(0).sum())
+    return Ran(scheme, replay.result(), replay.machine.counters(), logged)

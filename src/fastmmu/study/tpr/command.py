@@ -55,6 +55,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     rates.add_argument("--seed", type=shared.count(0), metavar="N", help="of the random numbers; default: 1")
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser, apic=False)
+    shared.add_jobs(parser)
     experiment.add_results(parser, "exits and cycles")
 
 
@@ -77,6 +78,6 @@ def handle(options: argparse.Namespace) -> int:
         def done(config: Config, events: int) -> None:
             report(f"{trace.name} {config.tpr}", trace.progress(), events)
 
-        return tpr_runs(trace, profile, options.ways, costs=costs, progress=done, **fields)
+        return tpr_runs(trace, profile, options.ways, costs=costs, progress=done, jobs=options.jobs, **fields)
 
     return experiment.run(options, study, table=tpr_table, rows=tpr_rows, key="ways", plot=tpr_plot)[1]

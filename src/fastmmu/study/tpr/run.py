@@ -10,7 +10,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import simulate
+from fastmmu.machine.side_by_side import each
 from fastmmu.study.schemes import TPR as WAYS
 from fastmmu.study.schemes import fields_of
 from fastmmu.trace.identity import AnyTrace, identified, opened
@@ -46,17 +46,19 @@ def tpr_study(
     *,
     costs: CostModel | None = None,
     progress: Callable[[Config, int], None] | None = None,
+    jobs: int | None = None,
     **config: Any,
 ) -> list[Result]:
-    """Run a trace with the TPR traffic of a workload, each way of handling the TPR in turn.
+    """Run a trace with the TPR traffic of a workload, in each way of handling the TPR.
 
     >>> results = fastmmu.tpr_study(fastmmu.read_trace("app.lackey.xz"), "winxp")
 
     :param workload: name or :class:`~fastmmu.trace.tpr.TprProfile`. :param ways: names out of ``study.schemes.TPR``.
     :param config: other fields of :class:`Config`; default ``mmu="ept", vpid=True, memory="2G"``.
+    :param jobs: threads, None: one a processor. No result depends on it.
     :returns: a result each, in the order given. :raises ConfigError: an unknown name or field.
     """
-    return list(tpr_runs(trace, workload, ways, costs=costs, progress=progress, **config))
+    return list(tpr_runs(trace, workload, ways, costs=costs, progress=progress, jobs=jobs, **config))
 
 
 def tpr_runs(
@@ -66,14 +68,11 @@ def tpr_runs(
     *,
     costs: CostModel | None = None,
     progress: Callable[[Config, int], None] | None = None,
+    jobs: int | None = None,
     **config: Any,
 ) -> Iterator[Result]:
     """The results of :func:`tpr_study`, one after the other, as they are finished."""
     profile = tpr_profile(workload) if isinstance(workload, str) else workload
     source = identified(with_tpr(opened(trace), profile))
-    for each in tpr_configurations(ways, profile.handler, **config):
-        yield simulate(source, each, costs=costs, progress=_of(each, progress))
-
-
-def _of(config: Config, progress: Callable[[Config, int], None] | None) -> Callable[[int], None] | None:
-    return None if progress is None else lambda events: progress(config, events)
+    configs = tpr_configurations(ways, profile.handler, **config)
+    yield from each(source, configs, costs=costs, progress=progress, jobs=jobs)

@@ -53,6 +53,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_pages(parser, "4k", "2m")
     shared.add_vmm(parser)
     shared.add_tlb(parser)
+    shared.add_jobs(parser)
     experiment.add_results(parser, "the misses")
 
 
@@ -69,6 +70,6 @@ def handle(options: argparse.Namespace) -> int:
         def done(rate: float, events: int) -> None:
             report(f"{trace.name}, {rate:g} exits/1000", trace.progress(), events)
 
-        return vpid_points(trace, config, options.rates or RATES, progress=done)
+        return vpid_points(trace, config, options.rates or RATES, progress=done, jobs=options.jobs)
 
     return experiment.run(options, study, table=vpid_table, rows=vpid_rows, key="points", plot=vpid_plot)[1]

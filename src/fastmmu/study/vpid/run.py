@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,10 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.machine import Machine
+from fastmmu.machine.side_by_side import block_bytes
 from fastmmu.ops import LAST_ACCESS
-from fastmmu.trace import Batch, Trace
+from fastmmu.threads.lanes import Lane, in_lanes
+from fastmmu.trace import Batch
 from fastmmu.trace.identity import AnyTrace, Identified, identified
 
 __all__ = ["RATES", "VpidPoint", "vpid_experiment", "vpid_points"]
@@ -65,14 +68,16 @@ def vpid_experiment(
     rates: Sequence[float] = RATES,
     *,
     progress: Callable[[float, int], None] | None = None,
+    jobs: int | None = None,
 ) -> list[VpidPoint]:
-    """A point for each rate. The trace is read once a run and never kept.
+    """A point for each rate, from one pass over the trace.
 
     :param config: a scheme with a VMM; its `vpid`, `exit_every` and `premapped` are the experiment's own. Default: EPT.
     :param progress: called with the rate and the number of events done.
+    :param jobs: threads, None: one a processor. No result depends on it.
     :raises ConfigError: no VMM, pages of mixed sizes, a rate that is none. :raises TraceError: the trace is malformed.
     """
-    return list(vpid_points(trace, config, rates, progress=progress))
+    return list(vpid_points(trace, config, rates, progress=progress, jobs=jobs))
 
 
 def vpid_points(
@@ -81,6 +86,7 @@ def vpid_points(
     rates: Sequence[float] = RATES,
     *,
     progress: Callable[[float, int], None] | None = None,
+    jobs: int | None = None,
 ) -> Iterator[VpidPoint]:
     """The points of :func:`vpid_experiment`, one after the other, as they are finished."""
     base = config or Config(mmu="ept")
@@ -92,25 +98,30 @@ def vpid_points(
         if not 0 < rate <= 1000:
             raise ConfigError(f"{rate} exits per thousand accesses; give a rate above 0, at most 1000")
     trace = identified(trace)
-    for rate in rates:
-        yield _point(trace, base, rate, progress)
+    yield from in_lanes(
+        [partial(_point, trace, base, rate) for rate in rates],
+        trace.batches(),
+        jobs=jobs,
+        size=block_bytes(trace),
+        progress=None if progress is None else lambda number, events: progress(rates[number], events),
+    )
 
 
-def _point(trace: Identified, base: Config, rate: float, progress: Callable[[float, int], None] | None) -> VpidPoint:
+def _point(trace: Identified, base: Config, rate: float) -> Lane[VpidPoint]:
     every = max(1, round(1000 / rate))
     base = base.replace(premapped=True, exit_every=every)
     with_vpid, without = Machine(base.replace(vpid=True)), Machine(base.replace(vpid=False))
     looks = _Looks(with_vpid, SHIFT[base.pages])
-    done = 0
-    for batch, first in _between_exits(trace, every):
-        if first:
-            looks.at_exit()
-        looks.used(batch.addr[batch.op <= LAST_ACCESS])
-        for machine in (with_vpid, without):
-            machine.run(batch.op, batch.size, batch.addr, None, done)
-        done += len(batch)
-        if progress is not None:
-            progress(rate, done)
+    exits, done = _Exits(every), 0
+    while (block := (yield False)) is not None:
+        for batch, first in exits.between(block):
+            if first:
+                looks.at_exit()
+            looks.used(batch.addr[batch.op <= LAST_ACCESS])
+            for machine in (with_vpid, without):
+                machine.run(batch.op, batch.size, batch.addr, None, done)
+            done += len(batch)
+            yield True
     looks.at_exit()
     if with_vpid.counters()["accesses"] % every == 0:  # the last access exited, and nothing was used after it
         looks.at_exit()
@@ -130,20 +141,24 @@ def _point(trace: Identified, base: Config, rate: float, progress: Callable[[flo
     )
 
 
-def _between_exits(trace: Trace, every: int) -> Iterator[tuple[Batch, bool]]:
-    """Parts of the trace that end with every `every`-th access; True: the part follows an exit."""
-    seen, first = 0, False
-    for batch in trace.batches():
-        count = seen + np.cumsum(batch.op <= LAST_ACCESS)
+class _Exits:
+    """Which accesses of a trace exit: every `every`-th."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.seen, self.follows = every, 0, False
+
+    def between(self, batch: Batch) -> Iterator[tuple[Batch, bool]]:
+        """Parts of the next batch that end with one of them; True: the part follows an exit."""
+        count = self.seen + np.cumsum(batch.op <= LAST_ACCESS)
         start = 0
-        for exit in range((seen // every + 1) * every, int(count[-1]) + 1, every):
+        for exit in range((self.seen // self.every + 1) * self.every, int(count[-1]) + 1, self.every):
             stop = int(np.searchsorted(count, exit)) + 1
-            yield batch[start:stop], first
-            start, first = stop, True
+            yield batch[start:stop], self.follows
+            start, self.follows = stop, True
         if start < len(batch):
-            yield batch[start:], first
-            first = False
-        seen = int(count[-1])
+            yield batch[start:], self.follows
+            self.follows = False
+        self.seen = int(count[-1])
 
 
 class _Looks:
