@@ -19,6 +19,7 @@ from tests.support.vmm_tables import guest_memory_at
 HOOKS = (
     "vcpu_reset", "load_mmu", "vcpu_put", "vcpu_load", "vcpu_enter_guest", "vcpu_exit", "flush_pml_buffer",
     "update_cpu_dirty_logging", "flush_remote_tlbs", "zap_all", "handle", "default",
+    "allocate_vpid", "free_vpid", "create_lapic",
 )  # fmt: skip
 """Methods that the kernels call."""
 
@@ -244,7 +245,9 @@ def test_a_vcpu_whose_vmm_raises_as_it_comes_has_not_come(mmu: str, tpr: str | N
 
 
 @pytest.mark.parametrize("mmu", ["ept", "shadow"])
-@pytest.mark.parametrize("where", ["__init__", "vcpu_reset", "update_cpu_dirty_logging"])
+@pytest.mark.parametrize(
+    "where", ["__init__", "allocate_vpid", "vcpu_reset", "create_lapic", "update_cpu_dirty_logging"]
+)
 def test_a_machine_that_was_not_made_leaves_zeros(where: str, mmu: str) -> None:
     """Whatever its VMM had written until it raised: memory, VPIDs, and who is there are as before."""
     kept: list[Any] = []
@@ -265,14 +268,14 @@ def test_a_machine_that_was_not_made_leaves_zeros(where: str, mmu: str) -> None:
 
     at = guest_memory_at(host.machines[0]) + (64 << 20)
     if where == "update_cpu_dirty_logging":
-        machine = host.add(SMALL.replace(mmu=mmu, vmm=Keeps))
+        machine = host.add(SMALL.replace(mmu=mmu, vmm=Keeps, tpr="apicv"))
         with pytest.raises(MischiefError):
             machine.vmm.start_dirty_log(0)
         assert host.memory.u8[at : at + size].any()
         host.remove(machine)
     else:
         with pytest.raises(MischiefError):
-            host.add(SMALL.replace(mmu=mmu, vmm=Keeps))
+            host.add(SMALL.replace(mmu=mmu, vmm=Keeps, tpr="apicv"))
     assert not host.memory.u8[at : at + size].any()
     assert (host.free_memory, len(host.machines), host.totals()["vpids"], host.vcpus) == (
         free, 1, 1, 1 + (where == "update_cpu_dirty_logging"),

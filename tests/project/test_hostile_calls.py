@@ -38,6 +38,7 @@ REFUSE = {
     "kvm.apic_entry_port.ApicEntry()": "not made by hand",
     "kvm.lapic_port.Lapic()": "not made by hand",
     "kvm.log_port.DirtyLog()": "not made by hand",
+    "kvm.vpid_port.VpidBitmap()": "not made by hand",
     "kvm.vcpu_port.VcpuPort()": "not made by hand",
     "kvm.vm_port.VmPort()": "not made by hand",
     "kvm.vmm.Vmm()": "not made by hand",

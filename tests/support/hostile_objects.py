@@ -303,6 +303,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "TableWalk": lambda w: w.python_vmm.walk,
     "VmPort": lambda w: w.python_vmm.vm,
     "VcpuPort": lambda w: w.python_vmm.vcpu,
+    "VpidBitmap": lambda w: w.python_vmm.vm.vpids,
     "ApicEntry": lambda w: w.python_apic,
     "DirtyLog": lambda w: w.python_log,
     "Lapic": lambda w: w.python_apic,

@@ -142,6 +142,7 @@ cdef inline int apic_deliverable(const Apic *a) noexcept nogil:
 
 
 cdef void apic_reset(Apic *a, uint8_t *page, uint32_t id) noexcept nogil
+cdef void apic_reset_timer(Apic *a) noexcept nogil
 cdef bint apic_receives(Apic *a, uint8_t vector) noexcept nogil
 cdef bint apic_request(Apic *a, uint8_t vector, bint level) noexcept nogil
 cdef int apic_acknowledge(Apic *a) noexcept nogil

@@ -49,7 +49,6 @@ cdef void apic_reset(Apic *a, uint8_t *page, uint32_t id) noexcept nogil:
     # `page`: 4096 bytes, all zero
     a.page = page
     a.id = id
-    a.ticks_left = a.deadline = a.mode = 0
     a.base = APIC_BASE | <uint64_t> APIC_BASE_EN
     if not id:                  # the bootstrap processor
         a.base |= <uint64_t> APIC_BASE_BSP
@@ -58,7 +57,14 @@ cdef void apic_reset(Apic *a, uint8_t *page, uint32_t id) noexcept nogil:
     apic_put(page, APIC_DFR, 0xFFFFFFFFU)
     apic_put(page, APIC_SVR, 0xFF)
     mask_lvts(page)
-    a.shift = divisor_shift(page)
+    apic_reset_timer(a)
+
+
+cdef void apic_reset_timer(Apic *a) noexcept nogil:
+    # it stands still; mode and divisor as its registers have them
+    a.ticks_left = a.deadline = 0
+    a.mode = apic_word(a.page, APIC_LVT_TIMER) >> 17 & 3
+    a.shift = divisor_shift(a.page)
 
 
 cdef bint apic_receives(Apic *a, uint8_t vector) noexcept nogil:

@@ -17,7 +17,8 @@
     policy      the same rules in Python, to be read and overridden
     port        what they work on, of vm_port and vcpu_port; vmcs: VMREAD and VMWRITE of it; registers_port,
                 roots_port: control registers as a value, the roots of a vCPU; faults_port: a fault, and the guest's
-                tables under shadow paging; lapic_port, of apic_entry_port: its local APIC; log_port: a dirty log
+                tables under shadow paging; vpid_port: the VPIDs of a host; lapic_port, of apic_entry_port: its local
+                APIC; log_port: a dirty log
 
 Imports `arch` to `vmx`, of which `policy` and `vmcs` take the fields of the VMCS. Rules are those of
 kvm_policy.md; each names its section.

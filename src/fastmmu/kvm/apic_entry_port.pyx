@@ -238,6 +238,15 @@ cdef class ApicEntry:
         self.vm.inside()
         return bool(self.irq.posting)
 
+    def enable_posting(self, vector):
+        """Posted interrupts are on, notified by this vector of the host's, in the VMCS and in the descriptor
+        (vmx_vcpu_reset, vmx_vcpu_pi_load); the pin-based control is written by ``vmwrite``."""
+        self.vm.inside()
+        cdef uint32_t number = within("vector", vector, 0, 0xFF)
+        self.irq.v.vmcs.posted_vector = number
+        self.irq.descriptor[4] = self.irq.descriptor[4] & ~0xFF0000ULL | <uint64_t> number << 16
+        self.irq.posting = True
+
     @property
     def posted(self):
         """ON of the posted-interrupt descriptor: a vector waits there."""

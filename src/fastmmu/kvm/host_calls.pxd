@@ -5,7 +5,11 @@ from libc.stdint cimport uint32_t
 
 from fastmmu.kvm.kvm cimport KvmVcpu
 from fastmmu.kvm.port cimport VirtualMachine
+from fastmmu.kvm.vpid_py cimport VpidAllocator
 
+cdef uint32_t call_allocate_vpid(VirtualMachine vm, KvmVcpu *vcpu, VpidAllocator host, bint enabled) except? 0xBAD
+cdef int call_create_lapic(VirtualMachine vm, KvmVcpu *vcpu) except -1     # or the VMM of the kernels
+cdef int call_free_vpid(VirtualMachine vm, KvmVcpu *vcpu, VpidAllocator host) except -1    # vcpu.vpid is 0 after it
 cdef int call_reset(VirtualMachine vm, KvmVcpu *vcpu) except? -2           # -1: Vcpu.abort says why
 cdef int call_load_root(VirtualMachine vm, KvmVcpu *vcpu) except? -2       # -1: as before
 cdef int call_put(VirtualMachine vm, KvmVcpu *vcpu) except -1

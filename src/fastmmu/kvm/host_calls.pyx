@@ -1,18 +1,62 @@
 """What the host and user space ask of the VMM of a machine, kernels or Python; header: kvm/host_calls.pxd."""
 
 from libc.stdint cimport uint32_t
+from libc.string cimport memset
 
+from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.apic_access cimport irq_boundary
+from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport ABORT_NONE, vcpu_derive, vcpu_enter_again
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
 from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE, KvmVcpu
+from fastmmu.kvm.lapic cimport kvm_apic_init
 from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.kvm.registers cimport kvm_registers
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs, kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_load_root, kvm_zap_all
 from fastmmu.kvm.vcpu cimport kvm_vcpu_current, kvm_vcpu_enter, kvm_vcpu_exit, kvm_vcpu_load, kvm_vcpu_put
+from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free
+from fastmmu.kvm.vpid_port cimport VpidBitmap
+from fastmmu.kvm.vpid_py cimport VpidAllocator
 
 from fastmmu.errors import PolicyError
+
+
+# ---- a vCPU comes, and ends -------------------------------------------------------------------------------------
+
+cdef uint32_t call_allocate_vpid(VirtualMachine vm, KvmVcpu *vcpu, VpidAllocator host, bint enabled) except? 0xBAD:
+    cdef VpidBitmap vpids
+    if vm is None:
+        return vpid_alloc(&host.map) if enabled else 0
+    vpids = vm.vpids
+    vpids.given = set()
+    try:
+        return vpids.granted(vm.call("allocate_vpid", vcpu, NOWHERE), enabled)
+    except BaseException:
+        vpids.undo()
+        raise
+    finally:
+        vpids.given = None
+
+
+cdef int call_free_vpid(VirtualMachine vm, KvmVcpu *vcpu, VpidAllocator host) except -1:
+    # where a VMM in Python raises it comes back all the same
+    cdef uint32_t vpid = vcpu.vpid
+    cdef VpidBitmap vpids
+    if vm is None:
+        vpid_free(&host.map, vpid)
+        vcpu.vpid = 0
+        return 0
+    vpids = vm.vpids
+    vpids.ends = vpid
+    try:
+        vm.call("free_vpid", vcpu, NOWHERE)
+    except BaseException:
+        vpid_free(&host.map, vpids.ends)
+        raise
+    finally:
+        vpids.ends = vcpu.vpid = 0
+    return 0
 
 
 cdef int call_reset(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
@@ -30,6 +74,20 @@ cdef int call_load_root(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
     if vm is not None:
         return 0 if vm.call("load_mmu", vcpu, NOWHERE) else -1
     return kvm_load_root(vcpu, vcpu.guest.cr3)
+
+
+cdef int call_create_lapic(VirtualMachine vm, KvmVcpu *vcpu) except -1:
+    # its registers are 0 for a VMM in Python, which gives them what they are after reset
+    cdef Interrupts *irq = vcpu.irq
+    vcpu.cpu.apic = &irq.virt
+    if vm is None:
+        kvm_apic_init(irq)
+        return 0
+    memset(irq.apic.page, 0, 4096)
+    irq.apic.base = APIC_BASE
+    vm._renew()
+    vm.call("create_lapic", vcpu, NOWHERE)
+    return 0
 
 
 # ---- vCPUs and physical CPUs ------------------------------------------------------------------------------------

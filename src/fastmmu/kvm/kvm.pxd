@@ -82,6 +82,7 @@ cdef struct Kvm
 cdef struct KvmVcpu:
     Vcpu cpu                    # first: see to_kvm_vcpu
     Kvm *kvm
+    uint32_t vpid               # that the host gave it (vmx->vpid); 0: none
     uint32_t index              # number within the VM (vcpu_idx), of one that ended given out again
     Registers arch              # the guest's registers as the guest has them, as of the last VM exit
     Paging guest                # under shadow paging: what they make of the guest's tables

@@ -40,7 +40,6 @@ ctypedef int (*ApicExit)(Interrupts *irq) noexcept nogil
 cdef void kvm_apic_init(Interrupts *irq) noexcept nogil:
     # controls of the VMCS; its addresses are set by who allocates the pages
     cdef Vcpu *v = irq.v
-    v.apic = &irq.virt
     if irq.tpr_shadow:
         v.vmcs.primary |= PRIMARY_TPR_SHADOW
     else:

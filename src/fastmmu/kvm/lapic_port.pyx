@@ -13,8 +13,8 @@ from fastmmu.arch.msr cimport msr_of_x2apic
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, Walk
 from fastmmu.cpu.apic cimport (
     APIC_ENABLED, APIC_IRR, APIC_ISR, APIC_NONE, APIC_SVR, APIC_TMR, APIC_TPR, Ipi, apic_acknowledge, apic_addressed,
-    apic_deliverable, apic_highest, apic_mapped, apic_on, apic_read, apic_receives, apic_request, apic_set_base,
-    apic_update_ppr, apic_word, apic_write, apic_x2apic,
+    apic_deliverable, apic_highest, apic_mapped, apic_on, apic_put, apic_read, apic_receives, apic_request,
+    apic_reset_timer, apic_set_base, apic_update_ppr, apic_word, apic_write, apic_x2apic,
 )
 from fastmmu.cpu.apic_msr cimport irq_msr_taken
 from fastmmu.cpu.interrupts cimport Interrupts, irq_accept, irq_deadline, irq_elapse, irq_sent
@@ -141,6 +141,17 @@ cdef class Lapic(ApicEntry):
         self.vm.inside()
         return apic_word(self.irq.apic.page, within("offset", offset, 0, 0xFFF) & 0xFFC)
 
+    def put(self, offset, value):
+        """Set four bytes of the page, as they are (kvm_lapic_set_reg): nothing follows from it.
+
+        :param offset: 0 to FFCH. :raises StateError: no multiple of 4.
+        """
+        self.vm.inside()
+        cdef uint32_t at = within("offset", offset, 0, 0xFFC), new = within("value", value, 0, 0xFFFFFFFF)
+        if at & 3:
+            raise StateError(f"offset={at:#x} is no multiple of 4")
+        apic_put(self.irq.apic.page, at, new)
+
     def read(self, offset):
         """A register of 32 bits, as software reads it; 0 and ESR[7] where there is none (kvm_lapic_reg_read)."""
         self.vm.inside()
@@ -246,6 +257,12 @@ cdef class Lapic(ApicEntry):
         (:meth:`accept_arrived`)."""
         self.vm.inside()
         irq_elapse(self.irq)
+
+    def reset_timer(self):
+        """The timer stands still, no deadline is armed; mode and divisor are those of its registers (hrtimer_cancel,
+        apic_update_lvtt, update_divide_count)."""
+        self.vm.inside()
+        apic_reset_timer(&self.irq.apic)
 
     @property
     def deadline(self):

@@ -7,6 +7,7 @@ from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.roots_port cimport Roots
 from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.kvm.vm_port cimport VmPort
+from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.mmu.port cimport Mmu
 from fastmmu.threads.turns cimport Turns
 
@@ -31,4 +32,4 @@ cdef class VirtualCpu(VcpuPort):
     cdef readonly object apic   # Lapic, or None
 
 
-cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm)
+cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm, VpidAllocator vpids)

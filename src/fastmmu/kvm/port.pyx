@@ -12,6 +12,8 @@ from fastmmu.kvm.log_port cimport log_of
 from fastmmu.kvm.roots_port cimport roots_of
 from fastmmu.kvm.vcpu_port cimport VcpuPort
 from fastmmu.kvm.vm_port cimport VmPort, made_of, word_of_board
+from fastmmu.kvm.vpid_port cimport vpids_of
+from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.mmu.direct cimport RET_PF_FIXED, RET_PF_RETRY, RET_PF_SPURIOUS, Fault, direct_page_fault
 from fastmmu.mmu.memslots cimport gfn_to_memslot
 from fastmmu.mmu.port cimport mmu_of
@@ -60,18 +62,19 @@ cdef int place_of(dict words, name) except -1:
 cdef KvmVcpu nobody
 
 
-cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm):
+cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm, VpidAllocator vpids):
     """The VM of a board."""
     cdef VirtualMachine vm = VirtualMachine.__new__(VirtualMachine, word_of_board())
     vm.board, vm.turns, vm.kvm = board, turns, kvm
     vm.vcpus = []
     vm.mmu = mmu_of(vm, &kvm.mmu, &vm.active)
+    vm.vpids = vpids_of(vm, vpids)
     return vm
 
 
 cdef class VirtualMachine(VmPort):
     """A virtual machine in the hands of its VMM, a :class:`fastmmu.Kvm`: vcpus, a :class:`VirtualCpu` each; mmu, its
-    :class:`fastmmu.mmu.port.Mmu`.
+    :class:`fastmmu.mmu.port.Mmu`; vpids, its host's :class:`fastmmu.kvm.vpid_port.VpidBitmap`.
 
     Threads: of the thread that runs the machine, while it handles a VM exit or a call of its user space.
     """

@@ -66,6 +66,12 @@ cdef class VcpuPort:
         vmcs_write(self.vcpu, word("field", field), word("value", value))
 
     @property
+    def vpid(self):
+        """The VPID that :meth:`fastmmu.Kvm.allocate_vpid` gave it (vmx->vpid); 0: none."""
+        self.vm.inside()
+        return self.vcpu.vpid
+
+    @property
     def vpid_enabled(self):
         """Its VMCS has "enable VPID" (secondary control 5)."""
         self.vm.inside()

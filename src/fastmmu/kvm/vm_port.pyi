@@ -1,5 +1,7 @@
 from typing import NamedTuple
 
+from fastmmu.kvm.vpid_port import VpidBitmap
+
 class Modes(NamedTuple):
     ept: bool
     amd: bool
@@ -9,6 +11,10 @@ class Modes(NamedTuple):
     pcid: bool
 
 class VmPort:
+    @property
+    def vpids(self) -> VpidBitmap: ...
+    @property
+    def enable_vpid(self) -> bool: ...
     @property
     def modes(self) -> Modes: ...
     @property

@@ -77,6 +77,12 @@ cdef class VmPort:
         return self._modes
 
     @property
+    def enable_vpid(self):
+        """Its vCPUs get VPIDs (``Config.vpid``)."""
+        self.inside()
+        return self.board.config.vpid
+
+    @property
     def noncoherent(self):
         """A device writes memory past the caches: the guest's own memory types count (kvm_policy.md §7)."""
         self.inside()

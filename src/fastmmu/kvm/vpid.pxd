@@ -12,4 +12,7 @@ cdef struct VpidMap:
 
 cdef void vpid_init(VpidMap *m) noexcept nogil
 cdef uint32_t vpid_alloc(VpidMap *m) noexcept nogil     # 0: there is none left
+cdef uint32_t vpid_first(const VpidMap *m) noexcept nogil       # the lowest that is free; VPIDS: there is none
+cdef bint vpid_is_free(const VpidMap *m, uint32_t vpid) noexcept nogil  # below VPIDS
+cdef bint vpid_take(VpidMap *m, uint32_t vpid) noexcept nogil   # below VPIDS; False: somebody has it
 cdef bint vpid_free(VpidMap *m, uint32_t vpid) noexcept nogil   # False: nobody has it

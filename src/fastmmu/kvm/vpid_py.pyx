@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t
 
 from fastmmu._arguments cimport counted, whole
-from fastmmu.kvm.vpid cimport VPIDS, VpidMap, vpid_alloc, vpid_free, vpid_init
+from fastmmu.kvm.vpid cimport VPIDS, vpid_alloc, vpid_free, vpid_init
 
 from fastmmu.errors import StateError
 
@@ -16,8 +16,6 @@ cdef class VpidAllocator:
 
     Threads: each call is one step; no VPID is given out twice.
     """
-
-    cdef VpidMap map
 
     def __cinit__(self):
         vpid_init(&self.map)

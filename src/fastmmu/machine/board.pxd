@@ -3,11 +3,11 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
-from fastmmu.arch.vmx cimport Vmcs
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.port cimport VirtualMachine
+from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.exit_ring cimport ExitRing
 from fastmmu.machine.guest_kernel cimport GuestKernel
@@ -28,6 +28,7 @@ cdef class Board:
     cdef readonly MissingFlushes missing_flushes    # or None
     cdef Mem guest_mem          # guest-physical memory as a window of host memory
     cdef Kvm kvm                # and the vCPUs: each a Run, made and freed here
+    cdef VpidAllocator vpids    # of its host
     cdef VirtualMachine vm      # and the VMM in Python that works on it; None: the kernels are the VMM
     cdef object python
     cdef Run *loop              # the vCPU that is loaded, as the rooms see it; never NULL
@@ -48,6 +49,8 @@ cdef class Board:
     cdef readonly uint64_t events   # of traces, carried out
     cdef object raised          # exception of a Python handler
     cdef ExitRing exits         # the log of exits, or None
+    cdef int unmade(self) except -1
+    cdef int free_vpid(self, KvmVcpu *vcpu) except -1
     cdef _build(self, config, bint guest_kernel, GuestState state, slots, place)
     cdef _offered(self, GuestState state)
     cdef _boot(self)
@@ -57,7 +60,7 @@ cdef class Board:
                    bint device)
     cdef _set_policy(self, int maxphyaddr)
     cdef void _take(self, Run *run)
-    cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end)
+    cdef _build_vmm(self, state, placed, uint64_t end)
     cdef Turn take(self)
     cdef Turn _guest_runs(self)
     cdef int _on_cpu(self) except -1
@@ -70,4 +73,4 @@ cdef class Board:
 
 
 cdef TLB tlb_of(config)
-cdef void vmcs_vpid(Vmcs *vmcs, uint32_t vpid) noexcept
+cdef void vcpu_vpid(KvmVcpu *vcpu, uint32_t vpid) noexcept

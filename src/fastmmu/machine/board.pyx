@@ -20,13 +20,16 @@ from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.tpr_patch cimport patch_use_rom
 from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu
 from fastmmu.kvm.exits cimport kvm_handle
-from fastmmu.kvm.host_calls cimport call_enter_again, call_load, call_load_root, call_put, call_reset
-from fastmmu.kvm.lapic cimport kvm_apic_init
+from fastmmu.kvm.host_calls cimport (
+    call_allocate_vpid, call_create_lapic, call_enter_again, call_free_vpid, call_load, call_load_root, call_put,
+    call_reset,
+)
 from fastmmu.kvm.modes cimport modes_cr4, modes_tables
 from fastmmu.kvm.port cimport vm_of
 from fastmmu.kvm.kvm cimport IN_GUEST_MODE, OUTSIDE_GUEST_MODE
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create
 from fastmmu.kvm.vmm cimport has_ended
+from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.counters cimport counters_of
 from fastmmu.machine.events cimport Run, run_events, to_run
 from fastmmu.machine.exit_ring cimport log_runs, ring_of
@@ -58,20 +61,21 @@ from fastmmu.machine.config import parse_bytes
 from fastmmu.tlb.geometry import geometry
 
 
-cdef void vmcs_vpid(Vmcs *vmcs, uint32_t vpid) noexcept:
+cdef void vcpu_vpid(KvmVcpu *vcpu, uint32_t vpid) noexcept:
     # 0: it runs without
-    vmcs.vpid = vpid
+    cdef Vmcs *vmcs = &vcpu.cpu.vmcs
+    vcpu.vpid = vmcs.vpid = vpid
     vmcs.secondary &= ~SECONDARY_VPID
     if vpid:
         vmcs.secondary |= SECONDARY_VPID
 
 
 cdef object _checked_place(place):
-    # (memory, origin, TLB, VPID)
+    # (memory, origin, TLB, VPIDs)
     parts = many("place", place)
     if len(parts) != 4:
-        raise ConfigError(f"place has 4 parts, not {len(parts)}: the host's memory, where in it, a TLB, the VPID")
-    memory, origin, tlb, vpid = parts
+        raise ConfigError(f"place has 4 parts, not {len(parts)}: the host's memory, where in it, a TLB, its VPIDs")
+    memory, origin, tlb, vpids = parts
     if not instance("the memory of place", memory, PhysicalMemory).writable:
         raise ConfigError("the memory of place is read-only; a machine writes its own")
     if (<PhysicalMemory> memory).mem.segments != NULL:
@@ -79,7 +83,7 @@ cdef object _checked_place(place):
     origin = within("the origin of place", origin, 0, (<PhysicalMemory> memory).mem.nbytes, ConfigError)
     if origin & 0xFFF:
         raise ConfigError(f"place={origin:#x} is not aligned to 4 KB")
-    return memory, origin, instance("the TLB of place", tlb, TLB), within("the VPID of place", vpid, 0, 0xFFFF)
+    return memory, origin, instance("the TLB of place", tlb, TLB), instance("the VPIDs of place", vpids, VpidAllocator)
 
 
 cdef TLB tlb_of(config):
@@ -99,12 +103,14 @@ cdef class Board:
         self.turns = Turns()
         self._load(run)
 
-    cdef _build(self, config, bint guest_kernel, GuestState state, slots, place):
-        # place: of a Host, which does the VM entry: its memory, where in it, a TLB, the VPID
-        cdef uint64_t guest_bytes, more
-        cdef uint32_t vpid
+    cdef int unmade(self) except -1:
         if self.config is not None:
             raise StateError("this Machine is made already; make another one")
+        return 0
+
+    cdef _build(self, config, bint guest_kernel, GuestState state, slots, place):
+        # place: of a Host, which does the VM entry: its memory, where in it, a TLB, its VPIDs
+        cdef uint64_t guest_bytes, more
         self.config = config
         self.loop.exit_every = self.loop.until_exit = config.exit_every
         guest_bytes = config.memory_bytes
@@ -116,13 +122,13 @@ cdef class Board:
         self.kvm.modes.pcid = config.mmu == "shadow" and config.kvm == "6.1"
         if has_identity(config, guest_kernel):
             self.kvm.modes.identity = config.identity_map
-        vpid = 1 if config.vpid else 0
         if place is None:
+            self.vpids = VpidAllocator()
             self.tlb = tlb_of(config)
             placed, more = placed_slots(slots, host_bytes(config))
             self.memory = PhysicalMemory(more)
         else:
-            self.memory, self.origin, self.tlb, vpid = _checked_place(place)
+            self.memory, self.origin, self.tlb, self.vpids = _checked_place(place)
             placed, more = placed_slots(slots, self.origin + host_bytes(config))
             if more > self.memory.mem.nbytes:
                 raise ConfigError(f"place={self.origin:#x}: the machine ends at {more:#x}, outside the host's memory "
@@ -154,7 +160,7 @@ cdef class Board:
         self.v.r = state.regs
         self.pdptes_due = state.paging.mode == MODE_PAE and state.pdptes is None
         if config.mmu != "native":
-            self._build_vmm(vpid, state, placed, more)
+            self._build_vmm(state, placed, more)
         if config.tpr is not None:
             self._init_apic(self.loop)
         if config.exit_log:
@@ -240,9 +246,16 @@ cdef class Board:
         if v.guest:
             v.vmcs.virtual_apic_address = page
             v.vmcs.posted_descriptor_address = page + 0x1000
-            kvm_apic_init(irq)
-            if self.vm is not None:
-                self.vm._renew()
+            call_create_lapic(self.vm, &run.vcpu)
+
+    cdef int free_vpid(self, KvmVcpu *vcpu) except -1:
+        # it ends, or has not come: its VPID is the host's again, whatever a VMM in Python raises
+        try:
+            if vcpu.vpid:
+                call_free_vpid(self.vm, vcpu, self.vpids)
+        finally:
+            vcpu_vpid(vcpu, 0)
+        return 0
 
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
                    bint device):
@@ -280,7 +293,7 @@ cdef class Board:
                 raise OutOfMemoryError("no memory for the order of use of the host's pages; make the memory smaller")
             self.kvm.mmu.slots.limit = max(16, parse_bytes(config.host_memory) >> 12)
 
-    cdef _build_vmm(self, uint32_t vpid, state, placed, uint64_t end):
+    cdef _build_vmm(self, state, placed, uint64_t end):
         cdef bint shadow = self.config.mmu == "shadow"
         cdef Eptp eptp
         if shadow and self.v.hw.mode < MODE_4 and self.origin + PAE_ROOT >> 32:
@@ -310,14 +323,14 @@ cdef class Board:
         self.v.guest = True
         self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
         self.v.vmcs.primary = PRIMARY_SECONDARY
-        vmcs_vpid(&self.v.vmcs, vpid)
         self.v.host_pages = self.config.exit_pages
         self.vcpu.arch = self.v.r
         if self.kvm.modes.identity:
             modes_tables(&self.memory.mem, placed[len(placed) - 2][1], placed[len(placed) - 1][1])
         if self.config.vmm != "kernel":
-            self.vm = vm_of(self, self.turns, &self.kvm)
+            self.vm = vm_of(self, self.turns, &self.kvm, self.vpids)
             self.python = self.vm.made(self.config.vmm_class)
+        vcpu_vpid(self.vcpu, call_allocate_vpid(self.vm, self.vcpu, self.vpids, self.config.vpid))
         if shadow:                              # vmx.md §2: with EPT the guest that pages owns all three
             self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | PRIMARY_INVLPG
         else:

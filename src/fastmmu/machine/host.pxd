@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.kvm.vpid cimport VpidMap
+from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.machine cimport Machine
@@ -51,7 +51,7 @@ cdef class Host:
     cdef dict last              # number -> counters of those that ended last
     cdef uint64_t n_vcpus       # numbers given out
     cdef list occupant          # [physical CPU] _HostVcpu in guest mode there, or None
-    cdef VpidMap vpids
+    cdef VpidAllocator vpids
     cdef uint64_t migrations, switches
     cdef Past past
     cdef int _reserve(self, uint64_t needed, memory) except -1
@@ -59,7 +59,6 @@ cdef class Host:
     cdef _HostVcpu _new_vcpu(self, _Hosted vm, Run *run)
     cdef int _made(self) except -1
     cdef _HostVcpu _one_more(self, _Hosted vm)
-    cdef uint32_t _vpid(self, config)
     cdef _HostVcpu _alive(self, vcpu)
     cdef _Hosted _machine(self, machine)
     cdef object _place(self, vcpu, cpu)

@@ -6,7 +6,7 @@ from fastmmu._arguments cimport counted, flag, instance, many, shown, whole, wor
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.kvm.host_calls cimport call_enter, call_exit
 from fastmmu.kvm.kvm cimport NOWHERE, OUTSIDE_GUEST_MODE
-from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free, vpid_init
+from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.board cimport Board, tlb_of
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport kernel_switch
@@ -75,7 +75,7 @@ cdef class Host:
     """
 
     def __cinit__(self):
-        vpid_init(&self.vpids)
+        self.vpids = VpidAllocator()
         self.cpus = ()
         self.hosted, self.vcpu, self.last, self.occupant, self.omit = {}, {}, {}, [], []
         self.turns = Turns()
@@ -152,7 +152,6 @@ cdef class Host:
     cdef Machine _add(self, config, uint32_t count, policy, bint kernel, state, list slots):
         cdef _Hosted vm = _Hosted()
         cdef Machine m
-        cdef uint32_t vpid
         vm.nbytes = machine_bytes(config, all_slots(config, kernel, slots))
         origin = self.ranges.take(vm.nbytes)
         if origin is None:
@@ -161,9 +160,8 @@ cdef class Host:
                 f"of {self.ranges.size >> 20} MB are free, {self.ranges.largest >> 20} at most in one piece; remove a "
                 "machine, give it less by Config(memory=), or make the Host with more memory=")
         vm.origin = origin
-        vpid = self._vpid(config)
         try:
-            place = self.memory, origin, self.spare, vpid
+            place = self.memory, origin, self.spare, self.vpids
             m = Machine(config, policy=policy, guest_kernel=kernel, state=state, slots=slots, place=place)
             vm.machine, vm.board, vm.vcpus = m, m.board, {}
             if count > 1:
@@ -177,15 +175,14 @@ cdef class Host:
             for _ in range(1, count):
                 self._one_more(vm)
         except BaseException:
-            if not vm.vcpus:
-                vpid_free(&self.vpids, vpid)
-            self._end_machine(vm)
+            try:
+                if vm.board is not None and not vm.vcpus:
+                    vm.board.free_vpid(vm.board.vcpu)
+            finally:
+                self._end_machine(vm)
             raise
         self.hosted[m] = vm
         return m
-
-    cdef uint32_t _vpid(self, config):
-        return vpid_alloc(&self.vpids) if config.vpid else 0
 
     cdef _HostVcpu _new_vcpu(self, _Hosted vm, Run *run):
         cdef _HostVcpu s = _HostVcpu()
@@ -212,12 +209,7 @@ cdef class Host:
         return self._one_more(vm).number
 
     cdef _HostVcpu _one_more(self, _Hosted vm):
-        cdef uint32_t vpid = self._vpid(vm.board.config)
-        try:
-            return self._new_vcpu(vm, vcpu_add(vm.board, vpid))
-        except BaseException:                       # of a VMM in Python, too
-            vpid_free(&self.vpids, vpid)
-            raise
+        return self._new_vcpu(vm, vcpu_add(vm.board))
 
     def remove(self, ends):
         """A vCPU, by its number, or a :class:`Machine` with all of its vCPUs ends, also while others are on CPUs.
@@ -242,8 +234,10 @@ cdef class Host:
         try:
             self._leave_cpu(s)
         finally:
-            self._ended(s)
-            vcpu_remove(vm.board, s.run)
+            try:
+                self._ended(s)
+            finally:
+                vcpu_remove(vm.board, s.run)
 
     cdef int _ended(self, _HostVcpu s) except -1:
         cdef Interrupts *irq = s.run.vcpu.irq
@@ -251,12 +245,12 @@ cdef class Host:
             self.past.interprocessor += irq.c.ipis
             self.past.kicks += irq.c.kicks
             self.past.notifications += irq.c.notifications
-        vpid_free(&self.vpids, s.run.vcpu.cpu.vmcs.vpid)
         self.last[s.number] = s.vm.board._counters(s.run, &s.counted)
         if len(self.last) > _LAST:
             del self.last[next(iter(self.last))]
         del self.vcpu[s.number]
         del s.vm.vcpus[s.number]
+        s.vm.board.free_vpid(&s.run.vcpu)
         return 0
 
     cdef int _end_machine(self, _Hosted vm) except -1:
@@ -269,7 +263,10 @@ cdef class Host:
                     self._leave_cpu(s)
                 except BaseException as error:
                     raised = error
-                self._ended(s)
+                try:
+                    self._ended(s)
+                except BaseException as error:
+                    raised = error
             self.past.remote_flushes += vm.board.kvm.remote_flushes
             self.past.flush_requests += vm.board.kvm.flush_requests
             self.past.ipis += vm.board.kvm.ipis
@@ -410,7 +407,7 @@ cdef class Host:
         number = whole("vcpu", vcpu)
         if number not in self.vcpu and 0 <= number < self.n_vcpus:
             return 0
-        return self._alive(number).run.vcpu.cpu.vmcs.vpid
+        return self._alive(number).run.vcpu.vpid
 
     def counters(self, vcpu):
         """Counters of a vCPU, as of :meth:`Machine.counters`; those of the VMM are its machine's. Of the 256 vCPUs that
@@ -446,7 +443,7 @@ cdef class Host:
         cdef _HostVcpu s
         cdef _Hosted vm
         cdef Interrupts *irq
-        found = {"migrations": self.migrations, "switches": self.switches, "vpids": self.vpids.used, **self.past}
+        found = {"migrations": self.migrations, "switches": self.switches, "vpids": self.vpids.map.used, **self.past}
         for s in self.vcpu.values():
             irq = s.run.vcpu.irq
             if irq != NULL:

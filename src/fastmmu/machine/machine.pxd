@@ -15,6 +15,7 @@ cdef class Machine:
     cdef readonly GuestApic apic
     cdef Vmm _vmm
     cdef _adopt(self, Board board)
+    cdef _ready_for(self, policy, bint kernel)
     cdef Turn _handler(self, str name)
 
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from fastmmu.cpu.missing_flushes import MissingFlushes
 from fastmmu.exits import Action
 from fastmmu.kvm.vmm import Vmm
+from fastmmu.kvm.vpid_py import VpidAllocator
 from fastmmu.machine.apic_port import GuestApic
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
@@ -28,7 +29,7 @@ class Machine:
         guest_kernel: bool = True,
         state: GuestState | None = None,
         slots: Sequence[MemorySlot] = (),
-        place: tuple[PhysicalMemory, int, TLB, int] | None = None,
+        place: tuple[PhysicalMemory, int, TLB, VpidAllocator] | None = None,
     ) -> None: ...
     def run(
         self,

@@ -141,7 +141,8 @@ cdef class Machine:
     :param state: registers of a bare guest, in any paging mode; default: long mode, CPL by access. With PAE paging and
         no `pdptes` the PDPTE registers are loaded from memory at CR3 before the first instruction.
     :param slots: more guest-physical memory, of :class:`fastmmu.MemorySlot`; the machine's own is slot 0, these follow.
-    :param place: for :class:`Host`: memory of the host, where in it, a TLB, the VPID; it does the VM entry.
+    :param place: for :class:`Host`: memory of the host, where in it, a TLB, its VPIDs (:class:`VpidAllocator`); it does
+        the VM entry.
     :raises ConfigError: an impossible geometry or mode. :raises OutOfMemoryError: the host refuses the memory.
 
     Threads: one thread runs it at a time; an instruction of the guest or a second run meanwhile is refused
@@ -156,7 +157,18 @@ cdef class Machine:
     def __init__(self, config=None, *, policy=None, guest_kernel=True, GuestState state=None, slots=(), place=None):
         cdef Board board = self.board
         cdef bint kernel = flag("guest_kernel", guest_kernel)
-        board._build(as_config(config), kernel, state, slots, place)
+        board.unmade()
+        try:
+            board._build(as_config(config), kernel, state, slots, place)
+            self._ready_for(policy, kernel)
+        except BaseException:
+            board.free_vpid(board.vcpu)
+            raise
+        if board.v.guest and place is None and vcpu_enter(board.v):
+            board._raise(0)
+
+    cdef _ready_for(self, policy, bint kernel):
+        cdef Board board = self.board
         board.machine = ref(self)
         board.policy = policy
         board.handlers = [None] * N_REASONS
@@ -173,8 +185,6 @@ cdef class Machine:
             board.v.premap = premap
         vcpu_derive(board.v)
         self._adopt(board)
-        if board.v.guest and place is None and vcpu_enter(board.v):
-            board._raise(0)
 
     cdef _adopt(self, Board board):
         self.board = board

@@ -9,9 +9,9 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu.arch.types cimport MODE_PAE
 from fastmmu.cpu.interrupts cimport Interrupts, irq_free
-from fastmmu.kvm.host_calls cimport call_drain, call_flush, call_load
+from fastmmu.kvm.host_calls cimport call_allocate_vpid, call_drain, call_flush, call_load
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_current, kvm_vcpu_destroy
-from fastmmu.machine.board cimport Board, vmcs_vpid
+from fastmmu.machine.board cimport Board, vcpu_vpid
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.exit_ring cimport log_runs
 from fastmmu.machine.guest_kernel cimport kernel_free
@@ -33,6 +33,7 @@ cdef int vcpus_begin(Board b) except -1:
     b.first.vcpu.irq = NULL
     b.first.vcpu.cpu.apic = NULL
     b.first.process = 0
+    vcpu_vpid(&b.first.vcpu, 0)
     return 0
 
 
@@ -44,7 +45,7 @@ cdef int vcpus_with_pdptes(Board b, uint64_t count) except -1:
     return 0
 
 
-cdef Run *vcpu_add(Board b, uint32_t vpid) except NULL:
+cdef Run *vcpu_add(Board b) except NULL:
     # where anything raises, a VMM in Python too, it has not come
     cdef bint loads = b.vacant
     cdef Run *run = b.loop if loads else made(b)
@@ -55,19 +56,24 @@ cdef Run *vcpu_add(Board b, uint32_t vpid) except NULL:
     try:
         c.role = b.first.vcpu.mmu.role
         c.root_level = b.first.vcpu.mmu.root_level
-        vmcs_vpid(&run.vcpu.cpu.vmcs, vpid)
         run.vcpu.cpu.log = NULL if b.exits is None else &b.exits.log
         if b.config.tpr is not None:
-            b._init_apic(run)
-            drop_apic(ended)
+            try:
+                b._init_apic(run)
+            finally:
+                if run.vcpu.irq != ended:
+                    drop_apic(ended)
+        vcpu_vpid(&run.vcpu, call_allocate_vpid(b.vm, &run.vcpu, b.vpids, b.config.vpid))
         if loads:
             call_load(b.vm, &run.vcpu)
             if b.exits is not None:
                 log_runs(&run.vcpu)
     except BaseException:
-        vmcs_vpid(&run.vcpu.cpu.vmcs, 0)
-        if not loads:
-            gone(b, run)
+        try:
+            b.free_vpid(&run.vcpu)
+        finally:
+            if not loads:
+                gone(b, run)
         raise
     b.vacant = False
     return run
@@ -115,7 +121,7 @@ cdef int vcpu_remove(Board b, Run *run) except -1:
             forgotten(b, run)
             if b.kvm.shadow:
                 mmu_forget_roots(&run.vcpu.mmu)
-            vmcs_vpid(&run.vcpu.cpu.vmcs, 0)
+            vcpu_vpid(&run.vcpu, 0)
             b.vacant = True
         return 0
     try:

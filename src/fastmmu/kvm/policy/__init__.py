@@ -12,6 +12,7 @@
     invalidate  INVLPG and INVPCID of a shadowed guest
     requests    flushes: asked for, and served before VM entry
     vcpu        a vCPU on its way out of and into the guest; the page-modification log
+    vpid        the VPIDs of a host: a vCPU comes, and ends
     lapic       the local APIC: emulation, exits, injection; what the processor is told before VM entry
     tpr         the TPR in each way to handle it
     ipi         interprocessor interrupts

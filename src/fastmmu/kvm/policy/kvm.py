@@ -10,6 +10,7 @@ from fastmmu.kvm.policy.faults import Faults
 from fastmmu.kvm.policy.invalidate import Invalidations
 from fastmmu.kvm.policy.log import DirtyLogs
 from fastmmu.kvm.policy.vcpu import Vcpus
+from fastmmu.kvm.policy.vpid import Vpids
 
 if TYPE_CHECKING:
     from fastmmu.kvm.port import VirtualCpu, VirtualMachine
@@ -19,7 +20,7 @@ __all__ = ["Kvm"]
 EMULATED = int(Action.EMULATED)
 
 
-class Kvm(Faults, Invalidations, DirtyLogs, Vcpus):
+class Kvm(Faults, Invalidations, DirtyLogs, Vcpus, Vpids):
     """KVM's policy: the VMM of a machine with ``Config(vmm="python")``; a class of your own derives from it.
 
     :param vm: :class:`fastmmu.kvm.port.VirtualMachine`, the machine in its hands.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from fastmmu.exits import Action, Exit, ExitReason
 from fastmmu.kvm.policy.ipi import Ipis
 from fastmmu.kvm.policy.tpr import Tpr
+from fastmmu.vmx.controls import PinBased, Primary, Secondary, VmExit
+from fastmmu.vmx.fields import Field
 
 if TYPE_CHECKING:
     from fastmmu.cpu.apic_py import InterprocessorInterrupt
@@ -20,7 +22,15 @@ __all__ = ["LocalApics"]
 
 EMULATED, INJECT_GP, ABORT = int(Action.EMULATED), int(Action.INJECT_GENERAL_PROTECTION), 3
 APIC_PAGE = 0xFEE00  # number of the page, guest-physical
-TPR, EOI, LVT_TIMER = 0x80, 0xB0, 0x320  # offsets of registers
+# Offsets of registers
+ID, VERSION, TPR, EOI, LDR, DFR, SVR, ISR, ESR = 0x20, 0x30, 0x80, 0xB0, 0xD0, 0xE0, 0xF0, 0x100, 0x280
+ICR_LOW, ICR_HIGH, LVT_TIMER, INITIAL_COUNT, DIVIDE = 0x300, 0x310, 0x320, 0x380, 0x3E0
+LVTS = (0x2F0, *range(LVT_TIMER, INITIAL_COUNT, 0x10))  # CMCI; timer, thermal, performance, LINT0, LINT1, error
+LVT_MASKED, BASE_BSP, BASE_ENABLE = 1 << 16, 1 << 8, 1 << 11
+NOTIFICATION_VECTOR = 0xF2  # POSTED_INTR_VECTOR
+CR8_SHADOWED, CR8_EXITING = int(Primary.TPR_SHADOW), int(Primary.CR8_LOAD_EXITING | Primary.CR8_STORE_EXITING)
+APICV = int(Secondary.APIC_REGISTER_VIRTUALIZATION | Secondary.VIRTUAL_INTERRUPT_DELIVERY)
+POSTED, ACKNOWLEDGE = int(PinBased.POSTED_INTERRUPTS), int(VmExit.ACKNOWLEDGE_INTERRUPT)
 MSR_APIC_BASE, MSR_TSC_DEADLINE = 0x1B, 0x6E0
 # Bits 15:12 of the qualification of exit 44 (vmx.md §5.1)
 LINEAR_WRITE, PHYSICAL = 1, 15
@@ -29,6 +39,48 @@ ONES = (1 << 64) - 1
 
 class LocalApics(Tpr, Ipis):
     """A guest's local APIC, in each of the ways to handle it (``Config.tpr``)."""
+
+    # ---- a vCPU is made -------------------------------------------------------------------------------------------
+
+    def create_lapic(self, vcpu: VirtualCpu) -> None:
+        """The APIC of a new vCPU: its registers, the controls of the VMCS, what the first VM entry loads
+        (kvm_create_lapic, kvm_vcpu_reset)."""
+        self.lapic_reset(vcpu)
+        self.apic_controls(vcpu)
+        self.set_virtual_apic_mode(vcpu)
+        self.apic_entry(vcpu)
+
+    def lapic_reset(self, vcpu: VirtualCpu) -> None:
+        """Registers after reset: in xAPIC mode, disabled by software, every local interrupt masked; vCPU 0 is the
+        bootstrap processor (kvm_lapic_reset; SDM vol. 3, "Local APIC State After Power-Up or Reset")."""
+        apic = vcpu.apic
+        apic.base = APIC_PAGE << 12 | BASE_ENABLE | (0 if apic.number else BASE_BSP)
+        apic.put(ID, apic.number << 24)
+        apic.put(VERSION, 0x6_0015)  # integrated; the last LVT is number 6
+        for offset in (TPR, LDR, ESR, ICR_LOW, ICR_HIGH, INITIAL_COUNT, DIVIDE):
+            apic.put(offset, 0)
+        for of_256 in range(ISR, ESR, 0x10):  # ISR, TMR, IRR
+            apic.put(of_256, 0)
+        apic.put(DFR, 0xFFFF_FFFF)
+        apic.put(SVR, 0xFF)
+        for lvt in LVTS:
+            apic.put(lvt, LVT_MASKED)
+        apic.reset_timer()
+
+    def apic_controls(self, vcpu: VirtualCpu) -> None:
+        """Controls of the VMCS: with a TPR shadow CR8 takes no exits; APICv virtualizes registers and delivery, and
+        interrupts are posted (vmx_exec_control, vmx_refresh_apicv_exec_ctrl; apic.md §3, §6)."""
+        apic = vcpu.apic
+        self.set_controls(vcpu, Field.PRIMARY_CONTROLS, CR8_SHADOWED if apic.tpr_shadow else CR8_EXITING)
+        if apic.way == "apicv":
+            self.set_controls(vcpu, Field.SECONDARY_CONTROLS, APICV)
+            self.set_controls(vcpu, Field.PIN_BASED_CONTROLS, POSTED)
+            self.set_controls(vcpu, Field.VM_EXIT_CONTROLS, ACKNOWLEDGE)
+            apic.enable_posting(NOTIFICATION_VECTOR)
+
+    def set_controls(self, vcpu: VirtualCpu, field: Field, bits: int) -> None:
+        """Set bits of a field of the VMCS (exec_controls_setbit)."""
+        vcpu.vmwrite(field, vcpu.vmread(field) | bits)
 
     # ---- registers, emulated --------------------------------------------------------------------------------------
 
