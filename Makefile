@@ -17,8 +17,9 @@ export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 28
 
-demo: .venv/with-cli ## native, shadow paging, EPT and EPT + VPID compared on the bundled traces
-	$(BIN)/fastmmu compare
+demo: .venv/with-$(if $(PROGRAM),record,cli) ## native, shadow paging, EPT and EPT + VPID compared: bundled traces, or PROGRAM='ls -l /' under Valgrind
+	$(if $(PROGRAM),$(BIN)/fastmmu record -o .venv/program.arrow -- $(PROGRAM) || test $$? != 2)
+	$(BIN)/fastmmu compare $(if $(PROGRAM),.venv/program.arrow)
 
 test: .venv/with-test ## all tests, as many at a time as there are processors
 	$(BIN)/python -m pytest --numprocesses $(FASTMMU_JOBS) --benchmark-disable tests bench
@@ -87,10 +88,14 @@ clean: ## removes everything that make made
 	@$(PIP) install --no-build-isolation -e '.[cli]'
 	@touch $@
 
+.venv/with-record: .venv/with-cli
+	@$(PIP) install --no-build-isolation -e '.[cli,arrow]'
+	@touch $@
+
 .venv/with-test: .venv/tools $(KERNELS)
 	@echo "fastmmu: compiling the kernels, installing into .venv with all extras (a minute or so the first time)"
 	@$(PIP) install --no-build-isolation -e '.[all]' --group test
-	@touch $@ .venv/with-cli
+	@touch .venv/with-cli .venv/with-record $@
 
 PEERS = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["bench"], sep="\n")'
 

@@ -17,6 +17,7 @@ DATA = Path(__file__).parents[1] / "data"
 TRUE = DATA / "true.lackey"
 LINES = {
     "compare": f"compare {TRUE} --schemes shadow,ept+vpid",
+    "record": "record --quiet -- /bin/true",
     "run": f"run {TRUE} --mmu ept --memory 128M",
     "host": f"host {TRUE} --memory 128M",
     "tlb-curve": f"tlb-curve {TRUE}",
@@ -76,7 +77,9 @@ def test_hostile_values(
                 continue
             if action.option_strings[0] == "--cpus" and value in ("4095", "4K"):  # as many TLBs
                 continue
-            words = [*LINES[name].format(**places).split(), f"{action.option_strings[0]}={value.format(**places)}"]
+            words = LINES[name].format(**places).split()
+            end = words.index("--") if "--" in words else len(words)
+            words.insert(end, f"{max(action.option_strings, key=len)}={value.format(**places)}")
             try:
                 code = main(words)
             except SystemExit as stop:

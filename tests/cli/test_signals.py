@@ -71,6 +71,7 @@ COMMANDS = {
     "maps": Command("maps {image} --cr3 1000"),
     "maps --csv": Command("maps {image} --cr3 1000 --csv {out}/r.csv"),
     "maps --json": Command("maps {image} --cr3 1000 --json {out}/r.json"),
+    "record": Command("record --quiet -o {out}/r.arrow -- ls"),
     "trace info": Command("trace info {a} {b} {c}"),
     "trace convert": Command("trace convert {a} {out}/r.npy.xz"),
 }

@@ -50,7 +50,8 @@ def shell(argv: str, redirection: str, unbuffered: str = "") -> tuple[int, str, 
 
 
 def test_every_command_stands_here() -> None:
-    assert {command.name for command in commands()} == {name for name in LINES if not name.startswith("-")}
+    """But `record`, which leaves standard output to the program that it runs."""
+    assert {command.name for command in commands()} - {"record"} == {name for name in LINES if not name.startswith("-")}
 
 
 @pytest.mark.parametrize("name", LINES)

@@ -45,6 +45,7 @@ class Command(NamedTuple):
 
 
 OWN = (
+    Command(0, "record", "a program of yours under Valgrind, as a trace", "fastmmu.cli.record"),
     Command(2, "run", "one scheme, with all its counters", "fastmmu.cli.run"),
     Command(11, "walk", "one address, its page walk drawn step by step", "fastmmu.cli.walk"),
     Command(12, "maps", "every mapping of an address space", "fastmmu.cli.maps"),

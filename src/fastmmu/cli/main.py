@@ -22,6 +22,8 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _EPILOG = """\
 examples:
+  fastmmu record -- ls -l /                  a program of yours, under Valgrind, as ls.arrow
+  fastmmu compare ls.arrow
   fastmmu compare                            the bundled traces under every scheme
   fastmmu compare app.lackey.xz --pages 4k,thp
   fastmmu compare a.arrow b.arrow --switch-every 50000 --exit-every 10000
@@ -37,7 +39,8 @@ examples:
 
 `fastmmu COMMAND --help` has the options and examples of each.
 Exit codes: 0 done, 1 a replay found mismatches or overcommit a guest that came out differently, 2 an error (one line on
-stderr), 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP. What was finished until then is printed and written.
+stderr), 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; of `record` that of the program. What was finished
+until then is printed and written.
 """
 
 
@@ -91,9 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return program()
     try:
         try:
-            words = _values_joined(argv)
+            own = argv.index("--") if "--" in argv else len(argv)  # behind it is what is no option
+            words = [*_values_joined(argv[:own]), *argv[own:]]
             chosen = next((word for word in words if not word.startswith("-")), "")
-            for word in words:
+            for word in words[: len(words) - len(argv) + own]:
                 if re.fullmatch(r"--[a-z0-9-]+=--", word):  # of which argparse makes an empty list
                     _Parser(prog=f"fastmmu {chosen}".rstrip()).error(f"argument {word[:-3]}: '--' is no value")
             options, unknown = parser(chosen).parse_known_args(words)

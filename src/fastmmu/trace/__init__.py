@@ -19,6 +19,8 @@
     identity             a trace that tells its content
     survey               what a trace holds
     write, bundle        writing them; those that come with the package
+    record, valgrind     a program under Valgrind, as a trace; where Valgrind is and what it can run
+    valgrind_log         its log on the way
 
 Everything streams: memory does not grow with the length of a trace.
 

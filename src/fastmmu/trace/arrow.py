@@ -3,7 +3,8 @@ instructions are counted apart from fetches, instructions (uint32). Columns of o
 
 Any Arrow implementation reads it; buffers may be lz4- or zstd-compressed. The schema's metadata holds
 ``fastmmu.trace`` (version of this convention, "1"), where known ``fastmmu.events``, and ``fastmmu.instructions``: where
-they are counted, see :class:`fastmmu.trace.Trace`.
+they are counted, see :class:`fastmmu.trace.Trace`. A last batch, without rows, may have ``fastmmu.ended`` in its
+metadata: why these are not all events that there were.
 
 An IPC file is an IPC stream between two magic words, followed by an index, so one pass needs no seeking and
 memory for one record batch; the stream alone is read, too.
@@ -18,16 +19,18 @@ import numpy as np
 
 from fastmmu.errors import TraceError
 from fastmmu.trace.base import Trace
-from fastmmu.trace.events import CHUNK, Batch
+from fastmmu.trace.events import CHUNK, Batch, empty_batch
 from fastmmu.trace.filetrace import FileTrace
+from fastmmu.trace.names import printable
 from fastmmu.trace.source import ByteSource
 from fastmmu.trace.table import Table, pyarrow
 
-__all__ = ["READER", "ArrowTrace", "looks_like", "rows_of", "schema_of", "write"]
+__all__ = ["READER", "ArrowTrace", "Writer", "looks_like", "rows_of", "schema_of", "write"]
 
 MAGIC = b"ARROW1"
 _VERSION = b"1"
 _MARK = b"\xff" * 4
+_ENDED = b"fastmmu.ended"
 _INSTRUCTIONS = (None, b"fetches", b"column")
 
 
@@ -50,6 +53,7 @@ class ArrowTrace(FileTrace):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
+        self._ended = b""
         with ByteSource(path) as source:
             self._open(source)
 
@@ -87,14 +91,16 @@ class ArrowTrace(FileTrace):
     def _decode(self, source: ByteSource, chunk: int) -> Iterator[Batch]:
         reader, file = self._open(source)
         first = 0
+        self._ended = b""
         while True:
             try:
-                rows = reader.read_next_batch()
+                rows, said = reader.read_next_batch_with_custom_metadata()
                 rows.validate(full=True)
             except StopIteration:
                 break
             except Exception as error:
                 raise self._broken(error, source) from error
+            self._ended = (said or {}).get(_ENDED, self._ended)
             batch = self._table.batch(rows, first)
             first += len(batch)
             for start in range(0, len(batch), chunk):
@@ -102,6 +108,11 @@ class ArrowTrace(FileTrace):
         self._check_end(source, file)
         if self.total not in (None, first):
             raise TraceError(f"the metadata promises {self.total} events, there are {first}", path=self.path)
+
+    def notes(self) -> list[str]:
+        if not self._ended:
+            return []
+        return [f"the recording was {printable(self._ended.decode('utf-8', 'backslashreplace'))}: more would have come"]
 
     def _check_end(self, source: ByteSource, file: _Readable) -> None:
         """The index and the closing magic word follow the stream: a file without them was cut."""
@@ -154,25 +165,58 @@ class _Readable:
         """The source is closed by whoever opened it."""
 
 
+class Writer:
+    """Writes a trace batch by batch, in a `with` block; `compression` of the buffers: None, "lz4" or "zstd".
+
+    ``instructions``, ``total``: see :class:`fastmmu.trace.Trace`.
+    """
+
+    def __init__(
+        self,
+        out: IO[bytes],
+        *,
+        instructions: str | None = None,
+        total: int | None = None,
+        compression: str | None = None,
+    ) -> None:
+        self._pa = pyarrow("an .arrow trace")
+        metadata = {"fastmmu.trace": _VERSION}
+        if instructions is not None:
+            metadata["fastmmu.instructions"] = instructions.encode()
+        if total is not None:
+            metadata["fastmmu.events"] = str(total).encode()
+        self._schema = schema_of(self._pa, instructions, metadata)
+        options = self._pa.ipc.IpcWriteOptions(compression=compression)
+        self._file = self._pa.ipc.new_file(self._pa.PythonFile(out, mode="w"), self._schema, options=options)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the file; after an error there is nothing to complete."""
+        self._file.__exit__(*error)
+
+    def write(self, batch: Batch) -> None:
+        """The next events."""
+        self._file.write_batch(rows_of(self._pa, batch, self._schema))
+
+    def mark(self, ended: str) -> None:
+        """Say in the file, behind its events, why they are not all that there were."""
+        rows = rows_of(self._pa, empty_batch(0), self._schema)
+        self._file.write_batch(rows, custom_metadata={_ENDED: ended.encode()})
+
+
 def write(trace: Trace, out: IO[bytes], compression: str | None) -> None:
     """Write the events to an open file; `compression` of the buffers: None, "lz4" or "zstd"."""
-    pa = pyarrow("an .arrow trace")
-    metadata = {"fastmmu.trace": _VERSION}
-    if trace.instructions is not None:
-        metadata["fastmmu.instructions"] = trace.instructions.encode()
-    if trace.total is not None:
-        metadata["fastmmu.events"] = str(trace.total).encode()
-    schema = schema_of(pa, trace, metadata)
-    options = pa.ipc.IpcWriteOptions(compression=compression)
-    with pa.ipc.new_file(pa.PythonFile(out, mode="w"), schema, options=options) as writer:
+    with Writer(out, instructions=trace.instructions, total=trace.total, compression=compression) as writer:
         for batch in trace.batches(CHUNK):
-            writer.write_batch(rows_of(pa, batch, schema))
+            writer.write(batch)
 
 
-def schema_of(pa: Any, trace: Trace, metadata: dict[str, Any]) -> Any:
+def schema_of(pa: Any, instructions: str | None, metadata: dict[str, Any]) -> Any:
     """The columns of a trace that is written."""
     types = {"op": pa.uint8(), "size": pa.uint8(), "addr": pa.uint64()}
-    if trace.instructions == "column":
+    if instructions == "column":
         types["instructions"] = pa.uint32()
     return pa.schema([pa.field(name, dtype, nullable=False) for name, dtype in types.items()], metadata=metadata)
 

@@ -91,7 +91,7 @@ def write(trace: Trace, out: IO[bytes], compression: str | None) -> None:
     parquet = _parquet()
     pa = pyarrow("a Parquet trace")
     metadata = {} if trace.instructions is None else {"fastmmu.instructions": trace.instructions}
-    schema = schema_of(pa, trace, metadata)
+    schema = schema_of(pa, trace.instructions, metadata)
     with parquet.ParquetWriter(pa.PythonFile(out, mode="w"), schema, compression=compression or "none") as file:
         for batch in trace.batches(CHUNK):
             file.write_batch(rows_of(pa, batch, schema), row_group_size=_GROUP)
