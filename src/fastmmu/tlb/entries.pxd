@@ -20,7 +20,10 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport ctz
-from fastmmu.tlb.replacement cimport LRU, Replacement, TlbArray, TlbSet, on_fill, on_hit, order_first
+from fastmmu.tlb.replacement cimport (
+    LRU, LRU_LONG, Replacement, TlbArray, TlbSet, chain_drop, chain_of, chained, on_fill, on_hit, on_remove,
+    order_first,
+)
 
 cdef extern from *:
     """
@@ -154,6 +157,7 @@ cdef enum:
     MAX_ARRAYS = 24
     BUCKETS = 4096              # of the hash of contexts
     NO_CONTEXT = 0xFFFF         # matches no entry
+    NO_WAY = 0xFFFFFFFF
 
 cdef enum:                      # state of a context
     CTX_FREE = 0
@@ -287,8 +291,75 @@ cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, ui
         insert_elsewhere(t, a, kind, size, la, value)
 
 
-# Empties a way. cause -1: not an invalidation.
-cdef void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil
+cdef inline uint32_t way_of(const TlbArray *a, const TlbSet *x, uint64_t key) noexcept nogil:
+    # the way that holds it, or NO_WAY
+    cdef uint32_t next, first, hits
+    cdef const uint16_t *chain
+    if a.replacement == LRU_LONG:
+        chain = chained(a, x)
+        next = chain_of(a, x, key)[0]
+        while next and x.way[next - 1] != key:
+            next = chain[next - 1]
+        return next - 1                         # of 0: NO_WAY
+    if a.pad == 4:
+        for first in range(4):
+            if x.way[first] == key:
+                return first
+        return NO_WAY
+    for first in range(0, a.pad, 32):
+        hits = equal(x.way + first, min(a.pad - first, 32), key, key)
+        if hits:
+            return first + ctz(hits)
+    return NO_WAY
+
+
+# ---- entries that leave -----------------------------------------------------------------------------------------
+
+cdef void tlb_release(Tlb *t, uint32_t id) noexcept nogil      # a context that has no entry left
+
+cdef inline void count_fractured(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int by) noexcept nogil:
+    # An entry comes (1) or goes (-1). The values of paging-structure caches are the walker's own.
+    if a.unit <= GPM and is_fractured(value):
+        a.fractured += by
+        fractured_of(t, key >> 18 << 12, value >> 10 & 3)[0] += by
+
+
+cdef inline int unit_of(const TlbArray *a, int kind) noexcept nogil:
+    return GPM if kind == K_GPM else a.unit     # guest-physical mappings may share the second level
+
+
+cdef inline void tlb_forget(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int cause) noexcept nogil:
+    # Accounts for an entry that leaves its way; cause -1: not an invalidation.
+    cdef uint32_t id = key >> 2 & 0xFFFF
+    cdef int size = key & 3
+    cdef TlbContext *x = &t.ctx[id]
+    cdef int u = unit_of(a, x.kind)
+    count_fractured(t, a, key, value, -1)
+    if t.state[id] == CTX_DEAD:
+        a.dead -= 1
+    else:
+        x.live[u][size] -= 1
+        t.unit[u].live[size] -= 1
+        if size:
+            t.unit[u].large -= 1
+        if cause >= 0:
+            t.c.invalidated[cause][u] += 1
+    x.total -= 1
+    if x.total == 0:
+        tlb_release(t, id)
+
+
+cdef inline void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil:
+    # Empties a way.
+    cdef uint64_t key = x.way[way]
+    tlb_forget(t, a, key, x.way[a.pad + way], cause)
+    if x.key == key:
+        x.key = 0
+    if a.replacement == LRU_LONG:
+        chain_drop(a, x, way)
+    on_remove(a, x, way)
+    x.way[way] = 0
+    x.way[a.pad + way] = 0
 
 # ---- contexts ---------------------------------------------------------------------------------------------------
 

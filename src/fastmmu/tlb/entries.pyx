@@ -2,12 +2,9 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from fastmmu.tlb.replacement cimport LRU_LONG, on_remove, ordered, victim, way_at, way_back
-
-cdef enum:
-    NO_WAY = 0xFFFFFFFF
-    RECENT = 8                  # of a wide set, looked at before all
-
+from fastmmu.tlb.replacement cimport (
+    LRU_LONG, chain_add, chain_drop, chain_of, chained, ordered, victim, way_at, way_back,
+)
 
 cdef inline bint is_live(const Tlb *t, uint64_t key) noexcept nogil:
     return t.state[key >> 2 & 0xFFFF] == CTX_LIVE
@@ -56,7 +53,7 @@ cdef void unlist(Tlb *t, uint32_t id) noexcept nogil:
         t.key[x.kind] = NO_CONTEXT << 2
 
 
-cdef void release(Tlb *t, uint32_t id) noexcept nogil:
+cdef void tlb_release(Tlb *t, uint32_t id) noexcept nogil:
     # No entry left: a live context disappears, a dead one's number can be given out again.
     if t.state[id] == CTX_LIVE:
         unlist(t, id)
@@ -84,7 +81,7 @@ cdef uint64_t tlb_kill(Tlb *t, uint32_t id, int cause) noexcept nogil:
                 total += n
     unlist(t, id)
     x.cause = cause
-    t.state[id] = CTX_DEAD      # it had entries, as every live one; release() follows the last of them
+    t.state[id] = CTX_DEAD      # it had entries, as every live one; tlb_release() follows the last of them
     return total
 
 
@@ -147,57 +144,37 @@ cdef void tlb_switch(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noex
 
 # ---- entries ----------------------------------------------------------------------------------------------
 
-cdef inline void count_fractured(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int by) noexcept nogil:
-    # An entry comes (1) or goes (-1). The values of paging-structure caches are the walker's own.
-    if a.unit <= GPM and is_fractured(value):
-        a.fractured += by
-        fractured_of(t, key >> 18 << 12, value >> 10 & 3)[0] += by
-
-
-cdef inline int unit_of(const TlbArray *a, int kind) noexcept nogil:
-    return GPM if kind == K_GPM else a.unit     # guest-physical mappings may share the second level
-
-
-cdef void forget(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int cause) noexcept nogil:
-    # Accounts for an entry that leaves its way; cause -1: not an invalidation.
-    cdef uint32_t id = key >> 2 & 0xFFFF
-    cdef int size = key & 3
-    cdef TlbContext *x = &t.ctx[id]
-    cdef int u = unit_of(a, x.kind)
-    count_fractured(t, a, key, value, -1)
-    if t.state[id] == CTX_DEAD:
-        a.dead -= 1
-    else:
-        x.live[u][size] -= 1
-        t.unit[u].live[size] -= 1
-        if size:
-            t.unit[u].large -= 1
-        if cause >= 0:
-            t.c.invalidated[cause][u] += 1
-    x.total -= 1
-    if x.total == 0:
-        release(t, id)
+cdef uint32_t first_of(const TlbArray *a, const TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
+    # The more recent of the ways that hold either; TREE_PLRU: the lower way.
+    cdef uint32_t place = 0, way = way_at(a, x, 0, 0)
+    while x.way[way] != k and x.way[way] != g:
+        place += 1
+        way = way_at(a, x, place, way)
+    return way
 
 
 cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
     # The rest of find(): any other policy.
-    cdef uint32_t j = 0, hits, n, place, way, found = NO_WAY
-    if a.replacement == LRU_LONG:               # mostly it is among those used last
-        way = way_at(a, x, 0, 0)
-        for place in range(RECENT):
-            if x.way[way] == k or x.way[way] == g:
-                on_hit(a, x, way)
-                return x.value
-            way = way_at(a, x, place + 1, way)
+    cdef uint32_t j = 0, hits, n, next, found = NO_WAY
+    if a.replacement == LRU_LONG:
+        next = chain_of(a, x, k)[0]
+        while next and found == NO_WAY:
+            if x.way[next - 1] == k or x.way[next - 1] == g:
+                found = next - 1
+            next = chained(a, x)[next - 1]
+        if k != g and found != NO_WAY:
+            while next and x.way[next - 1] != k and x.way[next - 1] != g:
+                next = chained(a, x)[next - 1]
+            if next:
+                found = first_of(a, x, k, g)
+        j = a.pad
     while j < a.pad:
         n = min(a.pad - j, 32)
         hits = equal(x.way + j, n, k, g)
         if hits:
             way = j + ctz(hits)
             if found != NO_WAY or hits & (hits - 1):
-                found = way_at(a, x, 0, 0)
-                while x.way[found] != k and x.way[found] != g:
-                    found = way_at(a, x, found + 1, found)
+                found = first_of(a, x, k, g)
                 break
             found = way
             if k == g:
@@ -207,15 +184,6 @@ cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noe
         return 0
     on_hit(a, x, found)
     return x.value
-
-
-cdef void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil:
-    forget(t, a, x.way[way], x.way[a.pad + way], cause)
-    if x.key == x.way[way]:
-        x.key = 0
-    on_remove(a, x, way)
-    x.way[way] = 0
-    x.way[a.pad + way] = 0
 
 
 cdef uint32_t of_its_size(const Tlb *t, const TlbArray *a, const TlbSet *x, int size) noexcept nogil:
@@ -254,10 +222,10 @@ cdef uint32_t way_for(const Tlb *t, const TlbArray *a, const TlbSet *x, int size
     return victim(a, x, ~<uint64_t> 0, way)
 
 
-cdef void charge(Tlb *t, TlbArray *a, int kind, uint64_t key, uint64_t old, uint64_t old_value) noexcept nogil:
+cdef inline void charge(Tlb *t, TlbArray *a, int u, uint64_t key, uint64_t old, uint64_t old_value) noexcept nogil:
     # Accounts for an entry that comes and the one whose way it takes.
     cdef TlbContext *x = &t.ctx[key >> 2 & 0xFFFF]
-    cdef int u = unit_of(a, kind), size = key & 3
+    cdef int size = key & 3
     x.total += 1                # first: the old one may be this context's only entry
     x.live[u][size] += 1
     t.unit[u].live[size] += 1
@@ -266,13 +234,14 @@ cdef void charge(Tlb *t, TlbArray *a, int kind, uint64_t key, uint64_t old, uint
     if old:
         if is_live(t, old):
             t.c.evictions[unit_of(a, t.ctx[old >> 2 & 0xFFFF].kind)] += 1
-        forget(t, a, old, old_value, -1)
+        tlb_forget(t, a, old, old_value, -1)
 
 
 cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
     cdef TlbSet *x = set_of(a, size, la)
     cdef uint32_t way
-    cdef uint64_t key, room
+    cdef uint64_t key, old, room
+    cdef int u = unit_of(a, kind)
     if t.key[kind] == NO_CONTEXT << 2:
         make_context(t, kind)
     key = page_of(a, size, la) | t.key[kind]
@@ -284,9 +253,18 @@ cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la,
             break
         x = set_of(a, size, la)                     # full again, where all that was in it lies in one half
         way = way_for(t, a, x, size)
-    charge(t, a, kind, key, x.way[way], x.way[a.pad + way])
-    count_fractured(t, a, key, value, 1)
-    t.c.fills[unit_of(a, kind)] += 1
+    old = x.way[way]
+    t.c.fills[u] += 1
+    if (old ^ key) & CONTEXT == 0 and (a.unit > GPM or not (is_fractured(value) or is_fractured(x.way[a.pad + way]))):
+        t.c.evictions[u] += 1                       # of the same context and size: no other account changes
+    else:
+        charge(t, a, u, key, old, x.way[a.pad + way])
+        count_fractured(t, a, key, value, 1)
+    if a.replacement == LRU_LONG:
+        if old:
+            chain_drop(a, x, way)
+        x.way[way] = key
+        chain_add(a, x, way)
     x.way[way] = key
     x.way[a.pad + way] = value
     on_fill(a, x, way)

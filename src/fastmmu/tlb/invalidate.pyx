@@ -6,9 +6,10 @@ from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
     BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID, BY_PAGE_FAULT, BY_RESET,
     BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S,
-    L2, L2I, NO_EPT, PSC, TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, UNITS, alike, any_fractured, page_of,
-    set_at, set_of, tlb_kill, tlb_remove
+    L2, L2I, NO_EPT, PSC, TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, TlbUnit, alike, any_fractured, page_of,
+    set_at, set_of, tlb_kill, tlb_remove,
 )
+from fastmmu.tlb.replacement cimport LRU_LONG, chain_of, chained
 
 cdef enum:
     # kinds, as bits
@@ -71,31 +72,46 @@ cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_
 
 cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which *q, int cause) noexcept nogil:
     # One set.
-    cdef uint64_t n = 0, key
+    cdef uint64_t n = 0
     cdef uint32_t w
     for w in range(a.ways):
-        key = x.way[w]
-        if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and covers(a, key, x.way[a.pad + w], la):
-            if selects(q, &t.ctx[key >> 2 & 0xFFFF]):
-                tlb_remove(t, a, x, w, cause)
-                n += 1
+        if x.way[w] and covers(a, x.way[w], x.way[a.pad + w], la):
+            n += drop_way(t, a, x, w, q, cause)
     return n
+
+
+cdef inline bint chain_has(const TlbArray *a, const TlbSet *x, uint64_t page) noexcept nogil:
+    cdef uint32_t next = chain_of(a, x, page)[0]
+    while next and x.way[next - 1] & (TLB_PAGE | 3) != page:
+        next = chained(a, x)[next - 1]
+    return next != 0
+
+
+cdef uint64_t drop_way(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, const Which *q, int cause) noexcept nogil:
+    cdef uint32_t id = x.way[way] >> 2 & 0xFFFF
+    if t.state[id] != CTX_LIVE or not selects(q, &t.ctx[id]):
+        return 0
+    tlb_remove(t, a, x, way, cause)
+    return 1
 
 
 cdef uint64_t drop_page(Tlb *t, TlbArray *a, int size, uint64_t la, const Which *q, int cause) noexcept nogil:
     # The entries of one size for the page of la, which lie in one set.
     cdef TlbSet *x = set_of(a, size, la)
-    cdef uint64_t page = page_of(a, size, la), n = 0, key
+    cdef uint64_t page = page_of(a, size, la), n = 0
     cdef uint32_t first = 0, hits, w
+    if a.pad == 4:
+        for w in range(4):
+            if x.way[w] & (TLB_PAGE | 3) == page:
+                n += drop_way(t, a, x, w, q, cause)
+        return n
+    if a.replacement == LRU_LONG and not chain_has(a, x, page):
+        return 0
     while first < a.pad:
         hits = alike(x.way + first, min(a.pad - first, 32), page, TLB_PAGE | 3)
         while hits:
-            w = first + ctz(hits)
+            n += drop_way(t, a, x, first + ctz(hits), q, cause)
             hits &= hits - 1
-            key = x.way[w]
-            if t.state[key >> 2 & 0xFFFF] == CTX_LIVE and selects(q, &t.ctx[key >> 2 & 0xFFFF]):
-                tlb_remove(t, a, x, w, cause)
-                n += 1
         first += 32
     return n
 
@@ -103,17 +119,22 @@ cdef uint64_t drop_page(Tlb *t, TlbArray *a, int size, uint64_t la, const Which 
 cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int cause, bint whole) noexcept nogil:
     # Single entries; whole: those of the guest's page that la is in, where it is fractured: they may lie in any set.
     cdef TlbArray *a
+    cdef TlbUnit *unit
     cdef uint64_t n = 0
     cdef uint32_t i, s
-    cdef int size, u
+    cdef int size
     if t.omit >> cause & 1:
         return 0
     if not (whole and any_fractured(t, la)):
-        for u in range(UNITS):
-            if units >> u & 1:
-                for size in range(CLASSES):
-                    if t.unit[u].live[size]:
-                        n += drop_page(t, t.unit[u].by[size], size, la, q, cause)
+        while units:
+            unit = &t.unit[ctz(units)]
+            units &= units - 1
+            if unit.live[0]:
+                n += drop_page(t, unit.by[0], 0, la, q, cause)
+            if unit.large:
+                for size in range(1, CLASSES):
+                    if unit.live[size]:
+                        n += drop_page(t, unit.by[size], size, la, q, cause)
         return n
     for i in range(t.arrays):
         a = &t.array[i]
@@ -130,10 +151,10 @@ cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int caus
 
 
 cdef enum:
-    # units, as bits; an array that guest-physical mappings share with the second level belongs to the latter
+    # units, as bits
     MAPPINGS = (1 << L1I) | (1 << L1D) | (1 << L1S) | (1 << L2I) | (1 << L2)
     LINEAR = (1 << L1I) | (1 << L1D) | (1 << L1S) | (1 << L2I) | (1 << L2) | (1 << PSC)
-    GUEST_PHYSICAL = (1 << GPM) | (1 << L2) | (1 << EPSC)
+    GUEST_PHYSICAL = (1 << GPM) | (1 << EPSC)   # mappings that share an array of the second level count as the former
 
 
 cdef inline Which which(uint32_t kinds, uint32_t condition, uint32_t vpid, uint32_t pcid,

@@ -8,11 +8,11 @@ from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport ctz
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
-    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, TLB_PAGE, TlbContext, equal, insert,
-    is_fractured, set_at, tlb_remove
+    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, NO_WAY, TLB_PAGE, TlbContext, equal, insert,
+    is_fractured, set_at, tlb_remove, way_of,
 )
 from fastmmu.tlb.replacement cimport (
-    IDENTITY, LRU, LRU_LONG, TREE_PLRU, long_order, on_fill, plru_paths, way_at, way_back,
+    IDENTITY, LRU, LRU_LONG, TREE_PLRU, chain_add, long_order, on_fill, on_hit, plru_paths, way_at, way_back,
 )
 
 cdef enum:
@@ -73,6 +73,18 @@ cdef uint64_t tlb_l2(Tlb *t, int acc, uint64_t la) noexcept nogil:
     return 0
 
 
+cdef inline uint64_t held(TlbArray *a, TlbSet *x, uint64_t key) noexcept nogil:
+    # find() of one key
+    cdef uint32_t way
+    if x.key == key:
+        return x.value
+    way = way_of(a, x, key)
+    if way == NO_WAY:
+        return 0
+    on_hit(a, x, way)
+    return x.value
+
+
 cdef uint64_t tlb_gpm(Tlb *t, uint64_t gpa) noexcept nogil:
     cdef TlbUnit *u = &t.unit[GPM]
     cdef uint64_t value, key
@@ -81,7 +93,7 @@ cdef uint64_t tlb_gpm(Tlb *t, uint64_t gpa) noexcept nogil:
     for size in range(CLASSES):
         if u.live[size]:
             key = page_of(u.by[size], size, gpa) | t.key[K_GPM]
-            value = find(u.by[size], set_of(u.by[size], size, gpa), key, key)
+            value = held(u.by[size], set_of(u.by[size], size, gpa), key)
             if value:
                 t.c.hits[GPM][size] += 1
                 return value
@@ -97,7 +109,7 @@ cdef uint64_t longest_prefix(Tlb *t, int unit, int kind, uint64_t la, int above,
     for size in range(above - 2):
         if u.live[size]:
             key = page_of(u.by[size], size, la) | t.key[kind]
-            value = find(u.by[size], set_of(u.by[size], size, la), key, key)
+            value = held(u.by[size], set_of(u.by[size], size, la), key)
             if value:
                 t.c.hits[unit][size] += 1
                 level[0] = size + 2
@@ -189,15 +201,12 @@ cdef void tlb_epsc_fill(Tlb *t, uint64_t gpa, int level, uint64_t value) noexcep
 cdef inline void drop_class(Tlb *t, TlbUnit *u, int size, uint64_t la, uint64_t k) noexcept nogil:
     # what a lookup of one size would hit, which is one entry at most
     cdef TlbSet *x
-    cdef uint32_t first, hits
+    cdef uint32_t way
     if u.live[size]:
         x = set_of(u.by[size], size, la)
-        for first in range(0, u.by[size].pad, 32):
-            hits = equal(x.way + first, min(u.by[size].pad - first, 32), page_of(u.by[size], size, la) | k,
-                         page_of(u.by[size], size, la) | k)
-            if hits:
-                tlb_remove(t, u.by[size], x, first + ctz(hits), BY_REWALK)
-                return
+        way = way_of(u.by[size], x, page_of(u.by[size], size, la) | k)
+        if way != NO_WAY:
+            tlb_remove(t, u.by[size], x, way, BY_REWALK)
 
 
 cdef void replace(Tlb *t, TlbUnit *u, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
@@ -206,25 +215,28 @@ cdef void replace(Tlb *t, TlbUnit *u, int kind, int size, uint64_t la, uint64_t 
     cdef TlbArray *a = u.by[size]
     cdef TlbSet *x
     cdef uint64_t key = page_of(a, size, la) | t.key[kind]
-    cdef uint32_t first, hits, way
+    cdef uint32_t way
+    cdef bint last              # it is the entry used last, the first in the order
     if a.replacement == TREE_PLRU or a.quota[size] < a.ways or not u.live[size]:
         drop_class(t, u, size, la, t.key[kind])
         insert(t, a, kind, size, la, value)
         return
     x = set_of(a, size, la)
-    for first in range(0, a.pad, 32):
-        hits = equal(x.way + first, min(a.pad - first, 32), key, key)
-        if hits:
-            way = first + ctz(hits)
-            if a.unit <= GPM and (is_fractured(value) or is_fractured(x.way[a.pad + way])):
-                tlb_remove(t, a, x, way, BY_REWALK)
-                break
-            t.c.invalidated[<int> BY_REWALK][u.id] += 1
-            t.c.fills[u.id] += 1
-            x.way[a.pad + way] = value
-            on_fill(a, x, way)
-            return
-    insert(t, a, kind, size, la, value)
+    last = x.key == key
+    way = way_at(a, x, 0, 0) if last else way_of(a, x, key)
+    if way == NO_WAY:
+        insert(t, a, kind, size, la, value)
+    elif a.unit <= GPM and (is_fractured(value) or is_fractured(x.way[a.pad + way])):
+        tlb_remove(t, a, x, way, BY_REWALK)
+        insert(t, a, kind, size, la, value)
+    else:
+        t.c.invalidated[<int> BY_REWALK][u.id] += 1
+        t.c.fills[u.id] += 1
+        x.way[a.pad + way] = value
+        if last:
+            x.value = value
+        else:
+            on_hit(a, x, way)
 
 
 cdef void tlb_gpm_refill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil:
@@ -259,16 +271,22 @@ cdef void tlb_epsc_refill(Tlb *t, uint64_t gpa, int top, int level, const uint64
             drop_class(t, u, i - 2, gpa, t.key[K_EPSC])
 
 
+cdef void drop_classes(Tlb *t, int unit, int kind, uint64_t la) noexcept nogil:
+    cdef int size
+    for size in range(CLASSES):
+        drop_class(t, &t.unit[unit], size, la, t.key[kind])
+
+
 cdef void tlb_gpm_drop(Tlb *t, uint64_t gpa) noexcept nogil:
-    drop(t, &t.unit[GPM], gpa, t.key[K_GPM], t.key[K_GPM])
+    drop_classes(t, GPM, K_GPM, gpa)
 
 
 cdef void tlb_psc_drop(Tlb *t, uint64_t la) noexcept nogil:
-    drop(t, &t.unit[PSC], la, t.key[K_PSC], t.key[K_PSC])
+    drop_classes(t, PSC, K_PSC, la)
 
 
 cdef void tlb_epsc_drop(Tlb *t, uint64_t gpa) noexcept nogil:
-    drop(t, &t.unit[EPSC], gpa, t.key[K_EPSC], t.key[K_EPSC])
+    drop_classes(t, EPSC, K_EPSC, gpa)
 
 
 # ---- making -----------------------------------------------------------------------------------------------
@@ -323,7 +341,11 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
     a.pad = (ways + 3) & ~<uint32_t> 3
     a.replacement = LRU_LONG if policy == LRU and ways > 16 else policy
     a.log = 6
-    while <uint32_t> 1 << a.log < 32 + (20 if a.replacement == LRU_LONG else 16) * a.pad:
+    if a.replacement == LRU_LONG:
+        a.chains = 15
+        while a.chains < ways:
+            a.chains = 2 * a.chains + 1
+    while <uint32_t> 1 << a.log < 32 + 16 * a.pad + (6 * a.pad + 2 * a.chains + 2 if a.chains else 0):
         a.log += 1
     a.plain = a.replacement == LRU and unit <= GPM
     a.unit = unit
@@ -405,6 +427,8 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
                 way = way_back(&new, to, new.ways - 1, 0)
                 to.way[way] = x.way[w]
                 to.way[new.pad + way] = x.way[a.pad + w]
+                if new.replacement == LRU_LONG:
+                    chain_add(&new, to, way)
                 on_fill(&new, to, way)
     zeroed_free(a.memory)
     a[0] = new

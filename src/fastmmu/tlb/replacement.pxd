@@ -16,9 +16,11 @@ cdef extern from *:
     #include <stdint.h>
     #define FM_NIBBLES   0x1111111111111111ULL
     #define FM_IDENTITY  0xFEDCBA9876543210ULL
+    #define FM_HASH      0x9E3779B97F4A7C15ULL
     """
     const uint64_t NIBBLES "FM_NIBBLES"
     const uint64_t IDENTITY "FM_IDENTITY"
+    const uint64_t HASH "FM_HASH"
 
 cdef enum Replacement:
     LRU = 0                     # true LRU by the order of the ways, at most 16 of them
@@ -29,7 +31,7 @@ cdef struct TlbSet:             # a power of two in size
     uint64_t key, value         # copy of the entry used last, so that one comparison serves most lookups; or 0
     uint64_t order              # LRU: the ways, the one used last in bits 3:0, empty ones last; LRU_LONG: see there
     uint64_t tree               # TREE_PLRU: bit n = node n of a heap-ordered tree points right
-    uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty. LRU_LONG: then links
+    uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty. LRU_LONG: then links, and chains
 
 cdef struct TlbArray:
     uint8_t *base               # sets
@@ -40,6 +42,7 @@ cdef struct TlbArray:
     uint32_t mask               # sets - 1
     uint32_t log                # log2 of a set's bytes
     uint32_t pad                # ways, rounded up to 4; the keys beyond stay 0
+    uint32_t chains             # LRU_LONG: chains of ways by their page - 1, a power of two - 1
     uint32_t quota[4]           # [class]: most ways of a set that the class may hold
     uint32_t last               # LRU: where the least recent way stands in `order`
     uint64_t nibbles            # LRU: the bits of `order` in use
@@ -124,6 +127,33 @@ cdef inline void move_last(const TlbArray *a, TlbSet *x, uint32_t way) noexcept 
     behind(a, x)[way] = NONE
     behind(a, x)[x.order >> 16] = way
     x.order = x.order & 0xFFFF | <uint64_t> way << 16
+
+
+# The ways whose pages have the same hash are chained, so that a page is found without a look at all of them. A way is
+# stored as way + 1: 0 ends a chain.
+
+cdef inline uint16_t *chained(const TlbArray *a, const TlbSet *x) noexcept nogil:
+    # [way] the next one of its chain
+    return <uint16_t *> (x.way + 2 * a.pad) + 2 * a.pad
+
+
+cdef inline uint16_t *chain_of(const TlbArray *a, const TlbSet *x, uint64_t key) noexcept nogil:
+    # the first of the chain in which a key's page is: any size, any context
+    return <uint16_t *> (x.way + 2 * a.pad) + 3 * a.pad + ((key >> 18) * HASH >> 40 & a.chains)
+
+
+cdef inline void chain_add(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    cdef uint16_t *first = chain_of(a, x, x.way[way])
+    chained(a, x)[way] = first[0]
+    first[0] = way + 1
+
+
+cdef inline void chain_drop(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    cdef uint16_t *link = chain_of(a, x, x.way[way])
+    cdef uint16_t *next = chained(a, x)
+    while link[0] != way + 1:
+        link = &next[link[0] - 1]
+    link[0] = next[way]
 
 
 # ---- TREE_PLRU ----------------------------------------------------------------------------------------------
