@@ -41,6 +41,8 @@ class Op(Code):
     IPI = 29  # the guest writes its ICR; addr = what x2APIC mode has in it: bits 63:32 are the destination, which in
     # xAPIC mode is a write of its own unless a shorthand stands for it
     TSC_DEADLINE = 30  # WRMSR of IA32_TSC_DEADLINE; addr = accesses of the trace from now, 0 disarms
+    PLACE = 31  # where a page of the process lies: addr = its linear address, size 0, then, size = log2 of its bytes,
+    # 12 or 21, addr = its physical address; the guest kernel maps it so when it is touched
 
 
 LAST_ACCESS = Op.FETCH

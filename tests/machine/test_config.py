@@ -92,6 +92,7 @@ def test_a_value_that_is_none_is_refused_at_once() -> None:
         ({"tlb": "strict", "replacement": "plru"}, "leave replacement at lru"),
         ({"l1d": "256/128", "replacement": "plru"}, "use lru, or at most 64 ways"),
         ({"find_missing_flushes": True}, 'use tlb="strict"'),
+        ({"premapped": True, "host_memory": "1G"}, "premapped=True, all tables stand, and host_memory"),
         ({"vpid": 1}, "vpid=1: Expected `bool`"),
         ({"exit_every": True}, "exit_every=True: Expected `int`"),
         ({"mmu": "EPT"}, "choose from 'native', 'shadow', 'ept'"),

@@ -20,6 +20,7 @@ cdef enum EventOp:
     OP_DEVICE_INTERRUPT = 28
     OP_IPI = 29
     OP_TSC_DEADLINE = 30
+    OP_PLACE = 31
 
 cdef enum GuestOp:              # fastmmu.ops.GuestOp: of guests that fastmmu.vmx runs
     GUEST_MOV_TO_CR0 = 32

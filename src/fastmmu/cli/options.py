@@ -151,8 +151,9 @@ def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") 
         "--skip-other-lines", action="store_true", help="of lackey text: leave out, and count, what the program wrote"
     )
     group.add_argument("--columns", metavar="WORDS", help='of text: what a line holds, as "op addr:hex size" or "addr"')
+    group.add_argument("--threads", choices=("together", "apart"), help="of drmemtrace: by time, or each a process")
     group.add_argument(
-        "--threads", choices=("together", "apart"), help="of drmemtrace: interleaved by time, or each a process"
+        "--v2p", metavar="FILE", help='of drmemtrace: where pages lay; default: what a folder has; "none"'
     )
     group.add_argument("--data-only", action="store_true", help="leave out instruction fetches")
     group.add_argument("--limit", type=count(1), metavar="N", help="only the first N events of each trace")
@@ -188,8 +189,7 @@ def traces(options: argparse.Namespace, *, system: bool = False) -> list[Trace]:
     if not names:
         raise TraceError("no trace is named, and this installation has no bundled ones; name a file")
     how = {"skip_other_lines": options.skip_other_lines, "columns": options.columns}
-    if options.threads:
-        how["threads"] = options.threads
+    how |= {name: value for name in ("threads", "v2p") if (value := getattr(options, name))}
     found = [named_trace(name, options.format, **how) for name in names]
     options.opened = list(found)  # what is noted of them while they are read is told at the end
     _tell_apart(found)

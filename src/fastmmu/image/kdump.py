@@ -190,6 +190,8 @@ class _Records(Source):
 
     def bytes_at(self, offset: int, n: int) -> bytes:
         self.check(offset, n)
+        if n > self.source.size:  # zeros, most of it
+            raise self.wrong(f"{n} bytes at byte {offset} of the dump are more than its records hold")
         i = int(np.searchsorted(self.end, offset, "right"))
         if i < len(self.end) and self.start[i] <= offset and offset + n <= self.end[i]:
             return self.source.bytes_at(int(self.at[i]) + offset - int(self.start[i]), n)

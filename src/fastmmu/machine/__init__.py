@@ -6,6 +6,7 @@
     machine, host                    `Machine`, which has the parts, and `Host`: several CPUs, several machines
     hosted, vcpus, ranges            what a host's machine may be; its vCPUs, ranges of memory, that come and go
     guest_kernel, events             the kernel under a trace of user addresses; the loop over events
+    placed                           pages whose physical addresses a trace says
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     simulate, side_by_side           a trace through a machine; through several, in threads
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml

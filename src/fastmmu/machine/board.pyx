@@ -180,7 +180,8 @@ cdef class Board:
         cdef int pages = {"4k": PAGES_4K, "2m": PAGES_2M, "thp": PAGES_THP}[self.config.pages]
         if self.config.premapped and pages == PAGES_THP:
             pages = PAGES_2M                    # what is mapped beforehand is collapsed beforehand
-        if kernel_init(&self.kernel, &self.guest_mem, pages, self.config.thp_threshold, self.config.pcid):
+        if kernel_init(&self.kernel, &self.guest_mem, pages, self.config.thp_threshold, self.config.pcid,
+                       self.config.kernel_memory == "high"):
             raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
         self.loop.kernel = &self.kernel
         kernel_load(&self.kernel, self.v, &self.loop.c, &self.loop.process)

@@ -73,6 +73,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     find_missing_flushes: bool = False
     pcid: bool = False
     memory: int | str = "64G"
+    kernel_memory: Literal["low", "high"] = "low"
     exit_every: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     exit_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
     exit_log: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
@@ -145,7 +146,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param eager_page_split, nx_huge_pages, mmio_caching: KVM's module parameters of these names.
     :param shadow_keys: shadow paging copies the guest's protection keys into its tables, so that it may use them;
         KVM has no such thing, and offers its guests no keys then.
-    :param premapped: all tables stand before the first access: no faults, no kernel accesses, no exits to build.
+    :param premapped: all tables stand before the first access: no faults, no kernel accesses, no exits to build; not
+        with `host_memory`.
     :param tlb: preset of the TLB geometry (tlb.md §9), or a :class:`Geometry`, such as :func:`fastmmu.geometry` makes
         with 2M and 1G arrays, walk caches and guest-physical mappings of any size; ``"strict"`` keeps all that the
         architecture lets a processor keep, and forgets what it must. :param l1d, l1i, stlb: "entries/ways" of the 4 KB
@@ -156,6 +158,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         found: ``Machine.missing_flushes``, and the counters ``stale_uses`` and ``uses_compared``.
     :param pcid: the guest kernel gives each process a PCID and loads CR3 without flushing.
     :param memory: guest memory, bytes or text such as "64G"; only address space, nothing is allocated for it.
+    :param kernel_memory: where the guest kernel takes its own pages from, ``"low"``: 2 MB up; ``"high"``: from the end
+        of memory down, out of the way of pages that a trace places (Op.PLACE). Of such a trace it is set.
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
     :param exit_pages: pages of its own that the host reads at each VM exit, under VPID 0.
     :param exit_log: so many VM exits are kept, the last, a record each (64 bytes): :meth:`Machine.exit_log`; 0: none.
@@ -210,6 +214,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
         if self.host_memory is not None and not 1 <= self._bytes("host_memory") <= 1 << 46:
             raise ConfigError(f"Config: host_memory={self.host_memory!r} is outside 1..64T; a host has 64k at least")
+        if self.premapped and self.host_memory is not None:
+            raise ConfigError("Config: premapped=True, all tables stand, and host_memory, pages come and go; give one")
         if self.identity_map & 0xFFF or not 0 < self.identity_map <= 0xFFFF_C000:
             raise ConfigError(
                 f"Config: identity_map={self.identity_map:#x} is no page with three more behind it below 4 GB; "

@@ -10,7 +10,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.ops cimport (
     FIRST_OF_APIC, LAST_ACCESS, LAST_OF_APIC, OP_DEVICE_INTERRUPT, OP_EXIT, OP_INTERRUPT, OP_INTERRUPT_FLAG, OP_INVLPG,
-    OP_SWITCH, OP_UNMAP,
+    OP_PLACE, OP_SWITCH, OP_UNMAP,
 )
 from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.types cimport FAULT_PF, Walk
@@ -25,7 +25,7 @@ from fastmmu.cpu.vcpu cimport (
     vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
-from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_switch, kernel_unmap
+from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_place, kernel_switch, kernel_unmap
 from fastmmu.mmu.direct cimport RET_PF_EMULATE, RET_PF_INJECT
 from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 
@@ -53,7 +53,7 @@ cdef int answered(Vcpu *v, int outcome) noexcept nogil:
     return vcpu_abort(v, ABORT_GUEST_FAULT, v.cr2) if outcome == DONE_PF or outcome == DONE_GP else outcome
 
 
-cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
+cdef int system_event(Run *m, int op, int size, uint64_t addr) noexcept nogil:
     cdef int outcome
     if op == OP_SWITCH:
         return answered(&m.vcpu.cpu, kernel_switch(m.kernel, addr))
@@ -63,6 +63,8 @@ cdef int system_event(Run *m, int op, uint64_t addr) noexcept nogil:
         m.c.unmaps += 1
         # premapped tables stand from the first access to the last
         return DONE_OK if m.vcpu.cpu.premap != NULL else answered(&m.vcpu.cpu, kernel_unmap(m.kernel, addr))
+    if op == OP_PLACE:
+        return answered(&m.vcpu.cpu, kernel_place(m.kernel, size, addr))
     if op == OP_EXIT:
         return exit_instruction(m, addr)
     if op == OP_INTERRUPT:
@@ -139,7 +141,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                 elapse(m, i - others - told)
                 told = i - others
             v.now = m.first + i
-            if system_event(m, o, la):
+            if system_event(m, o, size[i], la):
                 break
             others += 1
             if m.vcpu.irq != NULL:

@@ -4,6 +4,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.machine.placed cimport PlacedPages
 
 cdef extern from *:
     """
@@ -15,6 +16,11 @@ cdef enum PageSizes:
     PAGES_4K = 0
     PAGES_2M = 1
     PAGES_THP = 2
+
+cdef enum PlaceAborts:          # beside those of cpu/vcpu.pxd
+    ABORT_PLACE = 100           # an event that is none
+    ABORT_PLACE_OUTSIDE = 101   # a physical page outside memory, or among those of the kernel
+    ABORT_PLACE_LOW = 102       # the kernel's own pages are in the way
 
 cdef struct FrameList:          # frames given back, as a stack
     uint64_t *frame
@@ -34,6 +40,8 @@ cdef struct GuestKernel:
     int pages                   # PageSizes
     uint32_t thp_threshold
     bint pcid
+    bint high                   # its own pages come from the end of memory, out of the way of those that are placed
+    PlacedPages placed
     uint64_t next_block         # guest-physical memory is handed out in blocks of 2 MB, one kind of use in each
     uint64_t table_next, table_end      # unmovable: page tables
     uint64_t data_next, data_end        # movable: 4 KB pages of programs
@@ -57,10 +65,12 @@ cdef extern from *:
     const uint64_t GUEST_CODE "FM_GUEST_CODE"
     const uint64_t GUEST_ROM "FM_GUEST_ROM"
 
-cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil
+cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_threshold, bint pcid,
+                     bint high) noexcept nogil
 cdef void kernel_load(GuestKernel *k, Vcpu *v, GuestCounters *c, uint32_t *current) noexcept nogil
 cdef void kernel_free(GuestKernel *k) noexcept nogil
 cdef int kernel_boot(GuestKernel *k) noexcept nogil
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil
 cdef int kernel_switch(GuestKernel *k, uint64_t process) noexcept nogil
+cdef int kernel_place(GuestKernel *k, int size, uint64_t address) noexcept nogil
 cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil

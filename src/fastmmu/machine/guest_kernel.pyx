@@ -21,6 +21,7 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_EMULATED,
     DONE_OK, Vcpu, vcpu_abort, vcpu_access, vcpu_load, vcpu_store,
 )
+from fastmmu.machine.placed cimport placed_frame, placed_free, placed_put
 from fastmmu.paging.huge_pages cimport BEGUN, huge_ahead, huge_begun
 from fastmmu.paging.memory cimport mem_read64, mem_write64
 
@@ -31,13 +32,16 @@ cdef uint64_t NO_FRAME = ~(<uint64_t> 0)
 cdef uint64_t USER_TABLE = P | RW | US | A | D
 
 
-cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_threshold, bint pcid) noexcept nogil:
+cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_threshold, bint pcid,
+                     bint high) noexcept nogil:
     memset(k, 0, sizeof(GuestKernel))
     k.guest = guest[0]
     k.pages = pages
     k.thp_threshold = thp_threshold
     k.pcid = pcid
-    k.next_block = BLOCK                        # the first 2 MB stay unused, as on a PC
+    k.high = high
+    k.next_block = guest.nbytes if high else BLOCK      # the first 2 MB stay unused, as on a PC
+    k.placed.pending = NO_FRAME
     k.count = <uint16_t *> zeroed((guest.nbytes >> 12) + 1, sizeof(uint16_t))
     return -1 if k.count == NULL else 0
 
@@ -51,6 +55,7 @@ cdef void kernel_load(GuestKernel *k, Vcpu *v, GuestCounters *c, uint32_t *curre
 
 cdef void kernel_free(GuestKernel *k) noexcept nogil:
     zeroed_free(k.count)
+    placed_free(&k.placed)
     free(k.root)
     free(k.free_4k.frame)
     free(k.free_2m.frame)
@@ -83,6 +88,11 @@ cdef void give(FrameList *list, uint64_t frame) noexcept nogil:
 
 cdef uint64_t new_block(GuestKernel *k) noexcept nogil:
     cdef uint64_t block = k.next_block
+    if k.high:
+        if block < max(k.placed.end, BLOCK) + BLOCK:
+            return NO_FRAME
+        k.next_block -= BLOCK
+        return k.next_block
     if block + BLOCK > k.guest.nbytes:
         return NO_FRAME
     k.next_block += BLOCK
@@ -272,8 +282,9 @@ cdef int next_table(GuestKernel *k, uint64_t at, uint64_t *table) noexcept nogil
 
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil:
     # error_code: of the #PF; only "not present" has an answer, every page of a program allows all it does
-    cdef uint64_t pdpt = 0, pd = 0, pt = 0, frame
+    cdef uint64_t pdpt = 0, pd = 0, pt = 0, frame, entry = 0
     cdef uint64_t dirty = D if error_code & PF_W or k.silent else 0
+    cdef bint large = k.pages == PAGES_2M
     cdef int i
     if la >> 47:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
@@ -284,8 +295,17 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
     if next_table(k, pdpt + ((la >> 30 & 511) << 3), &pd):
         return DONE_ABORT
     k.c.pages_touched += 1
-    if k.pages == PAGES_2M:
-        frame = new_large(k)
+    frame = placed_frame(&k.placed, k.current[0], la, &large)
+    if large and k.placed.n:                    # pages of 4 KB may stand there
+        if get(k, pd + ((la >> 21 & 511) << 3), &entry):
+            return DONE_ABORT
+        if entry & P:
+            large = False
+            if frame != NO_FRAME:
+                frame |= la & 0x1FF000
+    if large:
+        if frame == NO_FRAME:
+            frame = new_large(k)
         if frame == NO_FRAME:
             return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
         if not k.silent:
@@ -295,15 +315,16 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
         return put(k, pd + ((la >> 21 & 511) << 3), frame | P | RW | US | A | PS | dirty)
     if next_table(k, pd + ((la >> 21 & 511) << 3), &pt):
         return DONE_ABORT
-    frame = new_data(k)
     if frame == NO_FRAME:
-        return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
+        frame = new_data(k)
+        if frame == NO_FRAME:
+            return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
     if clear(k, frame, False):
         return DONE_ABORT
     if put(k, pt + ((la >> 12 & 511) << 3), frame | P | RW | US | A | dirty):
         return DONE_ABORT
     k.count[pt >> 12] += 1
-    if k.pages == PAGES_THP and k.count[pt >> 12] == k.thp_threshold:
+    if k.pages == PAGES_THP and k.count[pt >> 12] == k.thp_threshold and not k.placed.n:
         return collapse(k, pd + ((la >> 21 & 511) << 3), pt)
     return DONE_OK
 
@@ -340,6 +361,49 @@ cdef int flush_process(GuestKernel *k) noexcept nogil:
     return vcpu_mov_cr3(k.v, cr3)
 
 
+# ---- pages that a trace places ----------------------------------------------------------------------------
+
+cdef bint mapped(GuestKernel *k, uint64_t la) noexcept nogil:
+    # as the tables stand, without an access of the guest
+    cdef uint64_t table = k.root[k.current[0]], entry
+    cdef int level
+    for level in range(4, 0, -1):
+        entry = mem_read64(&k.guest, table + ((la >> (9 * level + 3) & 511) << 3))
+        if not entry & P:
+            return False
+        if level == 2 and entry & PS:
+            break
+        table = entry & FRAME
+    return True
+
+
+cdef int kernel_place(GuestKernel *k, int size, uint64_t address) noexcept nogil:
+    # one of the two events that say where a page lies; a page that lay elsewhere is unmapped
+    cdef uint64_t la = k.placed.pending, n = <uint64_t> 1 << (size & 31), before, at
+    cdef bint large = size == 21, was = False
+    if not k.high:
+        return vcpu_abort(k.v, ABORT_PLACE_LOW, address)
+    if size == 0:
+        k.placed.pending = address
+        return vcpu_abort(k.v, ABORT_ADDRESS, address) if address >> 47 else <int> DONE_OK
+    k.placed.pending = NO_FRAME
+    if la == NO_FRAME or (size != 12 and size != 21) or (la | address) & (n - 1):
+        return vcpu_abort(k.v, ABORT_PLACE, address)
+    if address >= k.next_block or k.next_block - address < n:
+        return vcpu_abort(k.v, ABORT_PLACE_OUTSIDE, address)
+    before = placed_frame(&k.placed, k.current[0], la, &was)
+    if before == address and was == large:
+        return DONE_OK
+    if placed_put(&k.placed, k.current[0], la, large, address):
+        return vcpu_abort(k.v, ABORT_HOST_MEMORY, address)
+    at = la
+    while at < la + n:
+        if mapped(k, at) and kernel_unmap(k, at):
+            return DONE_ABORT
+        at += 4096
+    return DONE_OK
+
+
 cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil:
     # the page that holds la goes; nothing happens where none is mapped
     cdef uint64_t table = k.root[k.current[0]], at, entry = 0
@@ -357,9 +421,12 @@ cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil:
         table = entry & FRAME
     if put(k, at, 0):
         return DONE_ABORT
+    if level == 1:
+        k.count[table >> 12] -= 1
+    if k.high and entry & FRAME < k.next_block:
+        return vcpu_invlpg(k.v, la)             # where a trace placed it: no page of the kernel's own
     if level == 2:
         give(&k.free_2m, entry & FRAME & ~(<uint64_t> BLOCK - 1))
     else:
-        k.count[table >> 12] -= 1
         give(&k.free_4k, entry & FRAME)
     return vcpu_invlpg(k.v, la)

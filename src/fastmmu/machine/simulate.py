@@ -75,15 +75,16 @@ class Simulation:
         costs: CostModel | None = None,
         exits: Exits | None = None,
     ) -> None:
-        self.config = as_config(config)
-        self.costs = costs or CostModel.load()
-        self.machine = Machine(self.config, policy=policy)
-        self.policy = policy
-        self.exits = None if exits is None else _Stream(self.machine, self.costs, exits)
+        self.costs, self.policy = costs or CostModel.load(), policy
+        self._begin(as_config(config), exits)
         self.content: Content | None = Content()
         self.counted: str | None = None
         self.instructions = 0
         self.seconds = 0.0
+
+    def _begin(self, config: Config, exits: Exits | None) -> None:
+        self.config, self.machine = config, Machine(config, policy=self.policy)
+        self.exits = None if exits is None else _Stream(self.machine, self.costs, exits)
 
     @property
     def events(self) -> int:
@@ -102,6 +103,8 @@ class Simulation:
                 part = slice(first, first + _PART)
                 self.feed(_Part.of(batch, part), None if out is None else out[part])
             return
+        if self.config.kernel_memory == "low" and not self.events and (np.asarray(batch.op) == Op.PLACE).any():
+            self._begin(self.config.replace(kernel_memory="high"), self.exits and self.exits.exits)
         started, before, done = time.perf_counter(), self.events, 0
         try:
             done = self.machine.run(batch.op, batch.size, batch.addr, out, before)

@@ -9,6 +9,7 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_ENTRY, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG,
     ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, ABORT_VECTOR, Vcpu,
 )
+from fastmmu.machine.guest_kernel cimport ABORT_PLACE, ABORT_PLACE_LOW, ABORT_PLACE_OUTSIDE
 
 from fastmmu.cpu.apic_py import cr8_refusal, refusal
 from fastmmu.errors import (
@@ -59,6 +60,15 @@ _STOPS = {
     ABORT_IDENTITY: (
         ConfigError, "the guest turns to cr0={address:#x}, without paging, and there is no identity table for it: "
         "guest memory covers its place, Config(identity_map=); give at most 3G, or unrestricted_guest=True"),
+    ABORT_PLACE: (
+        TraceError, "no page is placed at {address:#x} so: a PLACE of size 0 has the linear address, the one behind "
+        "it, of size 12 or 21, the physical address; both are multiples of the page's bytes"),
+    ABORT_PLACE_OUTSIDE: (
+        TraceError, "the page placed at physical {address:#x} is not in guest memory, or where the guest kernel has "
+        "its own pages, at its end; raise Config(memory=), --memory"),
+    ABORT_PLACE_LOW: (
+        ConfigError, "the trace says where pages lie (Op.PLACE), and the guest kernel has its own pages there; give it "
+        'others, Config(kernel_memory="high")'),
     ABORT_ROOT: (
         BusError, "the top table for cr3={address:#x} lies outside memory: a triple fault, by which KVM ends a "
         "shadowed guest; load a CR3 that points to memory"),

@@ -11,6 +11,7 @@
     lackey, champsim, cloudsuite, drmemtrace, gem5, npy, npz, arrow, parquet   the formats
     table                columns of the last two
     text                 lines with columns; of it: dinero, pinatrace, csv, hexlines, perf
+    v2p                  where the pages of a drmemtrace lay in physical memory
     lackey_parse, drmemtrace_parse, gem5_parse, text_parse   their kernels; for Python: lackey_parse_py,
                          drmemtrace_parse_py, gem5_parse_py, text_parse_py; parse_columns, long_access: what they share
     foreign              files that are no traces, by name, with the remedy

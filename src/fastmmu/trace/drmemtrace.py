@@ -4,12 +4,16 @@ A file is what one thread did, or one core; a folder (drmemtrace.*.dir, or its t
 a process share its memory, so the events of all files come in the order of their time stamps, with a switch between
 processes; with ``threads="apart"`` each thread is a process of its own. Prefetches, cache flushes and repeated string
 instructions that were not fetched again are no events. An access of more than 255 bytes becomes several.
+
+Where pages lay in physical memory is said by markers, or by a v2p.textproto, of a folder its own (:mod:`v2p`): before
+the first event of each process stands where its pages are (Op.PLACE), and the guest kernel maps them so.
 """
 
 from __future__ import annotations
 
 import heapq
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +23,9 @@ from fastmmu.trace.drmemtrace_parse_py import Records
 from fastmmu.trace.events import Batch, empty_batch
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.source import ByteSource
+from fastmmu.trace.v2p import NAME, place_events, read_v2p
 
-__all__ = ["READER", "DrmemtraceTrace", "folder_files", "looks_like"]
+__all__ = ["READER", "DrmemtraceTrace", "folder_files", "looks_like", "v2p_of"]
 
 _BUFFER = 3 << 16  # bytes: whole records of both widths
 _HEADER, _THREAD, _PID, _MARKER = 25, 22, 24, 28
@@ -67,10 +72,21 @@ def folder_files(path: str) -> list[str]:
     return found
 
 
+def v2p_of(path: str) -> str | None:
+    """The v2p.textproto of a folder: in it, in its `aux` or `trace`, or beside that; None of a file."""
+    place = Path(path)
+    if not place.is_dir():
+        return None
+    places = (place, place / "aux", place / "trace", *([place.parent, place.parent / "aux"] * (place.name == "trace")))
+    return next((str(each / NAME) for each in places if (each / NAME).is_file()), None)
+
+
 class DrmemtraceTrace(FileTrace):
     """The events of a file, or of all files of a folder.
 
     ``threads``: "together" (by time stamps, processes told apart) or "apart" (each thread a process).
+    ``v2p``: the file that says where pages lie; "none": nothing does, the markers neither; None: that of the folder,
+    else the markers.
     """
 
     format = "drmemtrace"
@@ -79,11 +95,27 @@ class DrmemtraceTrace(FileTrace):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.threads = "together"
+        self.v2p: str | None = None
+        self._left_out = 0  # pages of addresses that no program of x86-64 has
         self._files = folder_files(path) if os.path.isdir(path) else [path]
         self._done = 0.0
 
     def progress(self) -> float | None:
         return self._done
+
+    def notes(self) -> list[str]:
+        if not self._left_out:
+            return []
+        return [f"{self._left_out} pages of {NAME} are left out: their addresses are none of a program of x86-64"]
+
+    def _places(self) -> tuple[list[tuple[int, int, int]], bool]:
+        """Events that say where the pages of each process lie, and whether markers are to be heard."""
+        file = v2p_of(self.path or "") if self.v2p is None else self.v2p
+        if file is None or file == "none":
+            return [], file is None
+        pages = read_v2p(file)
+        self._left_out = sum(page.va + page.nbytes > 1 << 47 for page in pages)
+        return place_events(pages), False
 
     def _pass(self, chunk: int) -> Iterator[Batch]:
         streams: list[_Stream] = []
@@ -102,6 +134,9 @@ class DrmemtraceTrace(FileTrace):
         """The parts between time stamps, earliest first; parts of one time in the order of the files."""
         processes: dict[int, int] = {}  # PID, or TID, and its number
         running, n, found = 0, 0, False
+        places, marked = self._places()
+        placed: set[int] = set()  # processes of which it was said
+        first: deque[tuple[int, int, int]] = deque()  # events that come before those of the stream
         batch = empty_batch(chunk)
         queue = [(0, stream.number) for stream in streams]
         while queue:
@@ -109,19 +144,30 @@ class DrmemtraceTrace(FileTrace):
             records = streams[number].records
             records.forget()
             why = _ROOM
-            while why in (_ROOM, _WHO):
+            while why in (_ROOM, _WHO, _PAGE):
                 n, why = streams[number].events(batch, n)
                 if why == _WHO:
                     process = records.tid if self.threads == "apart" else records.pid
                     process = processes.setdefault(process, len(processes))
                     if process != running:
-                        batch.op[n], batch.size[n], batch.addr[n] = Op.SWITCH, 0, process
-                        running, n = process, n + 1
+                        first.append((Op.SWITCH, 0, process))
+                        running = process
+                    if process not in placed:
+                        first.extend(places)
+                        placed.add(process)
                     records.seen()
-                if n == chunk:
-                    found = True
-                    yield batch
-                    batch, n = empty_batch(chunk), 0
+                elif why == _PAGE and marked:
+                    virtual, physical = records.page
+                    first.append((Op.PLACE, 0, virtual & -4096))
+                    first.append((Op.PLACE, 12, physical & -4096))
+                while n == chunk or first:
+                    if n == chunk:
+                        found = True
+                        yield batch
+                        batch, n = empty_batch(chunk), 0
+                    if first:
+                        batch.op[n], batch.size[n], batch.addr[n] = first.popleft()
+                        n += 1
             if why == _TIME:
                 heapq.heappush(queue, (records.time, number))
         if n:
@@ -160,9 +206,11 @@ class _Stream:
                 raise self._bad(_FAULTS[why])
             if why in (_TIME, _WHO):
                 return n, why
+            if why == _PAGE:
+                return n, _PAGE
             if n == len(batch):
                 return n, _ROOM
-            if why != _PAGE and not self._more():
+            if not self._more():
                 return n, _END
 
     def _more(self) -> bool:

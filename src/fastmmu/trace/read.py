@@ -30,6 +30,7 @@ def read_trace(
     skip_other_lines: bool = False,
     columns: str | None = None,
     threads: Literal["together", "apart"] = "together",
+    v2p: str | os.PathLike[str] | None = None,
 ) -> Trace:
     """Open a trace file; the events are read by :meth:`Trace.batches`.
 
@@ -42,6 +43,9 @@ def read_trace(
 
     threads: of drmemtrace, "together" interleaves the threads of a process, "apart" makes each a process.
 
+    v2p: of drmemtrace, a v2p.textproto, which says where pages lie in physical memory; "none": as if nothing said so;
+    None: that of the folder, else what the trace itself says.
+
     Raises TraceError, here or while reading, for a file that is unreadable, empty, malformed, truncated, of an unknown
     format, or whose first bytes name another one; MissingExtraError where the format needs a package that is not
     installed.
@@ -53,6 +57,7 @@ def read_trace(
     for asked, kind, given in (
         ("skip_other_lines", LackeyTrace, skip_other_lines or None),
         ("threads", DrmemtraceTrace, None if threads == "together" else threads),
+        ("v2p", DrmemtraceTrace, None if v2p is None else os.fsdecode(v2p)),
     ):
         if given is not None:
             if not isinstance(trace, kind):
