@@ -20,7 +20,7 @@ import numpy as np
 import fastmmu
 from fastmmu import BusError, FastmmuError, Fault, GuestState, PhysicalMemory
 from fastmmu.image import Image, open_image
-from fastmmu.image.formats import HEAD, recognise
+from fastmmu.image.formats import recognise
 from fastmmu.image.source import open_source
 from tests.files import Result
 
@@ -71,7 +71,7 @@ def is_text(path: Path) -> bool:
 def refusal(path: Path, error: FastmmuError) -> Result:
     """Right, if the file is of a format that is not read, and the error names it."""
     try:
-        row = recognise(bytes(open_source(path).data[:HEAD]))
+        row = recognise(open_source(path).head)
     except FastmmuError:
         row = None
     right = row is not None and not row.reader and row.said in str(error) and row.remedy in str(error)

@@ -10,6 +10,7 @@ import pytest
 import fastmmu
 from fastmmu.image import open_raw
 from fastmmu.image.formats import FORMATS, HEAD, recognise
+from fastmmu.trace.magics import KINDS, Kind
 
 ELF = b"\x7fELF\x02\x01\x01" + bytes(9)
 HEADS = {
@@ -47,11 +48,27 @@ HEADS = {
     "7z": b"7z\xbc\xaf\x27\x1c",
     "rar": b"Rar!\x1a\x07\0",
     "tar": b"memory.raw".ljust(257, b"\0") + b"ustar\x0000",
+    "parquet": b"PAR1",
+    "arrow": b"ARROW1\0\0",
+    "npy": b"\x93NUMPY\1\0",
+    "gem5": b"gem5",
+    "perf-data": b"PERFILE2",
+    "trace-cmd": b"\x17\x08Dtracing6\0",
+    "hdf5": b"\x89HDF\r\n\x1a\n",
+    "sqlite": b"SQLite format 3\0",
+    "pdf": b"%PDF-1.7",
 }
 
 
 def test_every_format_stands_here() -> None:
     assert set(HEADS) == {row.name for row in FORMATS}
+    assert {"lzma", "compress"} | set(HEADS) == {kind.name for kind in KINDS}
+    for row in FORMATS:
+        assert bool(row.remedy) == (not row.reader and (recognised(row.name).of != "packed" or row.name == "zip"))
+
+
+def recognised(name: str) -> Kind:
+    return next(kind for kind in KINDS if kind.name == name)
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 __all__ = [
     "WRITERS",
@@ -221,7 +222,7 @@ WRITERS: dict[str, Callable[[Memory], bytes]] = {
     "lime": lime,
     "lime, zlib": lambda memory: zlib.compress(lime(memory)),
     "avml": avml,
-    **{f"kdump, {method}": lambda memory, method=method: kdump(memory, method=method)
+    **{f"kdump, {method}": partial(kdump, method=method)
        for method in ("plain", "zlib", "lzo", "snappy", "zstd")},
     "kdump, flattened": lambda memory: flattened(kdump(memory)),
     "dmp, full": dmp_full,

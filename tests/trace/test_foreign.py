@@ -16,14 +16,14 @@ from tests.support.trace_files import COMPRESS, cloudsuite, events, record, samp
 MAPS = r"fastmmu maps"
 RECORD = r"--tool=lackey --trace-mem=yes"
 FILES = {
-    "core": (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\x04\0\x3e\0", "an ELF core file", MAPS),
+    "core": (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\x04\0\x3e\0", "an ELF core", MAPS),
     "program": (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\x03\0\x3e\0", "an ELF program", RECORD),
-    "lime": (struct.pack("<4sIQQQ", b"EMiL", 1, 0x1000, 0x1FFF, 0), "a LiME memory image", MAPS),
-    "avml": (struct.pack("<4sIQQQ", b"AVML", 2, 0x1000, 0x1FFF, 0), "an AVML memory image", MAPS),
-    "kdump": (b"KDUMP   \6\0\0\0", "a kdump memory image", MAPS),
+    "lime": (struct.pack("<4sIQQQ", b"EMiL", 1, 0x1000, 0x1FFF, 0), "a LiME image", MAPS),
+    "avml": (struct.pack("<4sIQQQ", b"AVML", 2, 0x1000, 0x1FFF, 0), "an AVML image", MAPS),
+    "kdump": (b"KDUMP   \6\0\0\0", "a kdump", MAPS),
     "flat": (b"makedumpfile\0\0\0\0", "a flattened kdump", MAPS),
     "dmp": (b"PAGEDU64\x0f", "a Windows crash dump", MAPS),
-    "vmss": (b"\xd2\xbe\xd2\xbe\x08", "the state file of a VMware machine", MAPS),
+    "vmss": (b"\xd2\xbe\xd2\xbe\x08", "a VMware snapshot", MAPS),
     "qemu": (b"QEVM\0\0\0\3", "a QEMU migration stream", "dump-guest-memory"),
     "perf": (b"PERFILE2", "a perf.data file", r"perf script -F comm,tid,time,event,addr,ip"),
     "trace-cmd": (b"\x17\x08Dtracing6\0", "a trace-cmd file", "no command reads it"),

@@ -1,7 +1,7 @@
 """Images of physical memory: files of the tools that dump it, sets of pages, and guests recorded with their registers.
 
     image     `open_image`: a file in whatever format, its memory, the registers that it holds
-    formats   the formats, a row each: what its first bytes are, who reads it, or what to do instead
+    formats   the formats, a row each: who reads it, or what to do instead; its first bytes: `trace/magics.py`
     source    the bytes of a file, as they are or unpacked
     packed    where the blocks of a packed file are; `filled`: temporary files, unpacked where they are looked at
     layout    what a reader gives: pieces of physical memory and where in the file they lie
@@ -14,8 +14,9 @@
 
 Imports `paging`: an image ends up as a `PhysicalMemory`; and `trace`, whose decompressors it uses.
 
-To add a format: its row in `formats.FORMATS`, and a reader, `read(source)`, that returns a `Layout`. Uncompressed bytes
-are never read by it, only placed; what is packed inside comes by `fetch`, page by page.
+To add a format: its row in `trace/magics.py`, its reader or remedy in `formats`, and a reader, `read(source)`, that
+returns a `Layout`. Uncompressed bytes are never read by it, only placed; what is packed inside comes by `fetch`, page
+by page.
 """
 
 from __future__ import annotations

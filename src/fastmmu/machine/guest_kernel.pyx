@@ -89,7 +89,7 @@ cdef void give(FrameList *list, uint64_t frame) noexcept nogil:
 cdef uint64_t new_block(GuestKernel *k) noexcept nogil:
     cdef uint64_t block = k.next_block
     if k.high:
-        if block < max(k.placed.end, BLOCK) + BLOCK:
+        if block < max(k.placed.end, <uint64_t> BLOCK) + BLOCK:
             return NO_FRAME
         k.next_block -= BLOCK
         return k.next_block

@@ -104,7 +104,7 @@ class Simulation:
                 self.feed(_Part.of(batch, part), None if out is None else out[part])
             return
         if self.config.kernel_memory == "low" and not self.events and (np.asarray(batch.op) == Op.PLACE).any():
-            self._begin(self.config.replace(kernel_memory="high"), self.exits and self.exits.exits)
+            self._begin(self.config.replace(kernel_memory="high"), None if self.exits is None else self.exits.exits)
         started, before, done = time.perf_counter(), self.events, 0
         try:
             done = self.machine.run(batch.op, batch.size, batch.addr, out, before)

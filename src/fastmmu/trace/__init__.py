@@ -14,6 +14,7 @@
     v2p                  where the pages of a drmemtrace lay in physical memory
     lackey_parse, drmemtrace_parse, gem5_parse, text_parse   their kernels; for Python: lackey_parse_py,
                          drmemtrace_parse_py, gem5_parse_py, text_parse_py; parse_columns, long_access: what they share
+    magics               kinds of files by their first bytes, those of image/ as well
     foreign              files that are no traces, by name, with the remedy
     system               system traces: what a whole machine did
     combine, tpr         traces made of traces; TPR traffic put in between

@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import IO, Any, Protocol, cast
 
 from fastmmu.errors import MissingExtraError
+from fastmmu.trace.magics import kind_of
 
 __all__ = ["CorruptData", "Decompressor", "EndsEarly", "codec_of_bytes", "compressing", "decompressor", "unpacked"]
 
@@ -57,23 +58,8 @@ class Decompressor(Protocol):
 
 def codec_of_bytes(head: bytes) -> str | None:
     """Codec whose magic number the first bytes of a file are, or None."""
-    if head[:3] == b"\x1f\x8b\x08" and len(head) > 3 and not head[3] & 0xE0:
-        return "gz"
-    if head[:6] == b"\xfd7zXZ\0":
-        return "xz"
-    if head[:4] == b"\x28\xb5\x2f\xfd":
-        return "zst"
-    if head[:3] == b"BZh" and head[3:4] in b"123456789" and head[4:8] == b"1AY&":
-        return "bz2"
-    if head[:4] == b"\x04\x22\x4d\x18":
-        return "lz4"
-    if head[:8] == b"\xff\x06\0\0sNaP":
-        return "sz"
-    if head[:4] in (b"PK\3\4", b"PK\5\6"):
-        return "zip"
-    if head[:3] == b"\x5d\0\0" and (head[5:13] == b"\xff" * 8 or (len(head) > 12 and head[10:13] == bytes(3))):
-        return "lzma"
-    return None
+    kind = kind_of(head)
+    return kind.codec or None if kind is not None else None
 
 
 def unpacked(read: Callable[[], bytes], codec: str, *, padded: bool = False) -> Iterator[bytes]:

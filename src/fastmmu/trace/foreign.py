@@ -1,6 +1,6 @@
 """Files that are no traces of programs, known by how they begin: what they are, and what to do with them.
 
-Magic numbers and lines: the public descriptions of each format.
+Magic numbers: :mod:`fastmmu.trace.magics`; lines: the public descriptions of each format.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import re
 from typing import NamedTuple
 
 import numpy as np
+
+from fastmmu.trace.magics import kind_of
 
 __all__ = ["Foreign", "foreign"]
 
@@ -31,36 +33,17 @@ _PHYSICAL = (
 _RECORD = "valgrind --tool=lackey --trace-mem=yes --log-file=x.lackey PROGRAM makes a trace of what it does"
 _SAVE = "save its addresses as .npy, .parquet or .csv"
 
-_MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
-    (16, b"\x04\0", "an ELF core file, memory and registers", _MAPS),  # e_type, judged behind the ELF magic number
-    (0, b"\x7fELF", "an ELF program or library", _RECORD),
-    (0, b"EMiL", "a LiME memory image", _MAPS),
-    (0, b"AVML", "an AVML memory image", _MAPS),
-    (0, b"KDUMP   ", "a kdump memory image", _MAPS),
-    (0, b"DISKDUMP", "a diskdump memory image", _MAPS),
-    (0, b"makedumpfile\0", "a flattened kdump memory image", _MAPS),
-    (0, b"PAGEDU64", "a Windows crash dump", _MAPS),
-    (0, b"PAGEDUMP", "a 32-bit Windows crash dump", _MAPS),
-    (0, b"\xd0\xbe\xd2\xbe", "the state file of a VMware machine", _MAPS),
-    (0, b"\xd1\xba\xd1\xba", "the state file of a VMware machine", _MAPS),
-    (0, b"\xd2\xbe\xd2\xbe", "the state file of a VMware machine", _MAPS),
-    (0, b"\xd3\xbe\xd3\xbe", "the state file of a VMware machine", _MAPS),
-    (0, b"QEVM", "a QEMU migration stream", "dump-guest-memory writes a memory image that `fastmmu maps` reads"),
-    (0, b"PERFILE2", "a perf.data file", "write it as text: perf script -F comm,tid,time,event,addr,ip >trace.txt"),
-    (
-        0,
-        b"\x17\x08Dtracing",
-        "a trace-cmd file",
-        "it holds events of a kernel, no accesses; no command reads it",
-    ),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", _SAVE),
-    (0, b"SQLite format 3\0", "an SQLite database", _SAVE),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    (0, b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
-    (257, b"ustar", "a tar archive", _UNPACK),
-    (0, b"\x1f\x9d", "a file compressed by compress (.Z)", _UNPACK),
-    (0, b"%PDF-", "a PDF file", _RECORD),
-)
+_BY_KIND = {
+    "memory": _MAPS, "state": "a memory dump of the machine is what `fastmmu maps` reads", "program": _RECORD,
+    "disk": _RECORD, "archive": _UNPACK, "other": _SAVE, "log": "it holds events of a kernel, no accesses",
+}  # fmt: skip
+_REMEDIES = {
+    "qemu-migration": "dump-guest-memory writes a memory image that `fastmmu maps` reads",
+    "perf-data": "write it as text: perf script -F comm,tid,time,event,addr,ip >trace.txt",
+    "trace-cmd": "it holds events of a kernel, no accesses; no command reads it",
+    "pdf": _RECORD,
+}
+_OWN = ("packed", "trace")  # kinds of files that are taken here
 _SCAN = 1 << 16
 
 _KVM = re.compile(rb"^[^\n]*\d\.\d+:\s+(kvm:)?kvm_[a-z_]+: ", re.MULTILINE)
@@ -88,9 +71,9 @@ _DINERO_OPS = (b"0", b"1", b"2")
 
 def foreign(head: bytes) -> Foreign | None:
     """What a file that begins so is, if it is known and no trace of a program."""
-    for at, magic, said, remedy in _MAGIC:
-        if head[at : at + len(magic)] == magic and (at != 16 or head.startswith(b"\x7fELF")):
-            return Foreign(said, remedy)
+    kind = kind_of(head)
+    if kind is not None and kind.of not in _OWN:
+        return Foreign(kind.said, _REMEDIES.get(kind.name, _BY_KIND[kind.of]))
     if _KVM_STAT.search(head[:_SCAN]):
         return Foreign(
             "a table of `perf kvm stat`", "It holds sums alone; record events: perf record -e 'kvm:*'", False
