@@ -19,18 +19,18 @@ __all__ = ["SpecifiedGuest", "SpecifiedMachine", "policy_of"]
 
 def policy_of(config: Config) -> Policy:
     """What `Config` documents of KVM's generations and parameters."""
-    shadow, modern = config.mmu == "shadow", config.kvm == "6.1"
+    shadow, rules = config.mmu == "shadow", config.rules
     return Policy(
         shadow=shadow,
-        modern=modern,
+        rules=rules,
         ad=shadow or config.ept_ad,
-        unsync=modern if config.unsync is None else config.unsync,
-        flooding=modern,
-        prefetch=modern,
-        fast=modern and not shadow,
-        mmio_caching=modern and config.mmio_caching,
+        unsync=rules.unsync if config.unsync is None else config.unsync,
+        flooding=rules.flooding,
+        prefetch=rules.prefetch,
+        fast=rules.fast_faults and not shadow,
+        mmio_caching=rules.mmio_caching and config.mmio_caching,
         tdp=not shadow and config.tdp_mmu,
-        eager_split=config.eager_page_split,
+        eager_split=rules.eager_page_split and config.eager_page_split,
         nx_huge=config.nx_huge_pages,
         pml=config.pml,
         limit=config.table_pages,

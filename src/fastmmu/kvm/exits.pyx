@@ -112,7 +112,7 @@ cdef int invpcid(KvmVcpu *vcpu) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef uint32_t type = v.instruction_cr
-    if type == 0 and kvm.mmu.policy.modern:
+    if type == 0 and kvm.mmu.policy.invpcid_page:
         kvm.stats.tlb_flush += 1
         return invalidate_page(vcpu, v.source)
     if type > 1:

@@ -32,4 +32,4 @@ cdef class VirtualCpu(VcpuPort):
     cdef readonly object apic   # Lapic, or None
 
 
-cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm, VpidAllocator vpids)
+cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm, VpidAllocator vpids, object rules)

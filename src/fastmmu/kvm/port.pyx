@@ -62,19 +62,21 @@ cdef int place_of(dict words, name) except -1:
 cdef KvmVcpu nobody
 
 
-cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm, VpidAllocator vpids):
+cdef VirtualMachine vm_of(object board, Turns turns, Kvm *kvm, VpidAllocator vpids, object rules):
     """The VM of a board."""
     cdef VirtualMachine vm = VirtualMachine.__new__(VirtualMachine, word_of_board())
     vm.board, vm.turns, vm.kvm = board, turns, kvm
     vm.vcpus = []
-    vm.mmu = mmu_of(vm, &kvm.mmu, &vm.active)
+    vm.rules = rules
+    vm.mmu = mmu_of(vm, &kvm.mmu, &vm.active, rules)
     vm.vpids = vpids_of(vm, vpids)
     return vm
 
 
 cdef class VirtualMachine(VmPort):
     """A virtual machine in the hands of its VMM, a :class:`fastmmu.Kvm`: vcpus, a :class:`VirtualCpu` each; mmu, its
-    :class:`fastmmu.mmu.port.Mmu`; vpids, its host's :class:`fastmmu.kvm.vpid_port.VpidBitmap`.
+    :class:`fastmmu.mmu.port.Mmu`; vpids, its host's :class:`fastmmu.kvm.vpid_port.VpidBitmap`; rules, what its
+    version of KVM does, a :class:`fastmmu.kvm_versions.KvmRules`.
 
     Threads: of the thread that runs the machine, while it handles a VM exit or a call of its user space.
     """

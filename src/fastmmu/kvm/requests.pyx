@@ -21,7 +21,7 @@ cdef void kvm_flush(KvmVcpu *vcpu) noexcept nogil:
     # which user space was reached, and the VM entry to come.
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
-    cdef int every = kvm.mmu.policy.modern
+    cdef int every = kvm.mmu.policy.flush_all_contexts
     if not kvm.shadow:
         vcpu.c.invept += 1
         inv_invept(v.tlb, 1 + every, v.vmcs.eptp & FRAME)
@@ -38,7 +38,7 @@ cdef void kvm_moved(KvmVcpu *vcpu) noexcept nogil:
     vcpu.requests &= ~<uint32_t> REQ_TLB_FLUSH
     if kvm.omit & OMIT_MOVED:
         return
-    if not kvm.mmu.policy.modern and not kvm.shadow:
+    if not kvm.mmu.policy.flush_all_contexts and not kvm.shadow:
         kvm_make_request(vcpu, REQ_TLB_FLUSH_CURRENT)
     kvm_make_request(vcpu, REQ_TLB_FLUSH)
 

@@ -79,7 +79,7 @@ cdef void load_ept_root(KvmVcpu *vcpu) noexcept nogil:
     cdef uint64_t root = mmu_common_root(&vcpu.kvm.mmu)
     if not root or root == v.ept.root:
         return
-    if not vcpu.kvm.mmu.policy.modern:
+    if not vcpu.kvm.mmu.policy.flush_all_contexts:
         kvm_flush(vcpu)
     v.ept.root = root
     v.vmcs.eptp = (v.vmcs.eptp & 0xFFF) | root

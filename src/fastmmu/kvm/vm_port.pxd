@@ -12,6 +12,7 @@ cdef class VmPort:
     cdef uint64_t active        # thread in which the VMM works, between a VM exit and VM entry; 0: none
     cdef bint exiting           # what it works on is a VM exit, and no call of the host's or of user space
     cdef readonly object vpids  # VpidBitmap of its host
+    cdef readonly object rules  # KvmRules: what its version of KVM does
     cdef object _modes          # Modes, once asked for
     cdef uint32_t placing       # physical CPU that the host puts a vCPU on, or takes it from; NOWHERE: it does neither
     cdef int refuse(self) except -1

@@ -1,6 +1,7 @@
 from typing import NamedTuple
 
 from fastmmu.kvm.vpid_port import VpidBitmap
+from fastmmu.kvm_versions import KvmRules
 
 class Modes(NamedTuple):
     ept: bool
@@ -26,7 +27,7 @@ class VmPort:
     @property
     def shadow(self) -> bool: ...
     @property
-    def modern(self) -> bool: ...
+    def rules(self) -> KvmRules: ...
     @property
     def pml(self) -> bool: ...
     @property

@@ -62,12 +62,6 @@ cdef class VmPort:
         return self.kvm.shadow != 0
 
     @property
-    def modern(self):
-        """KVM of Linux 6.1; else that of the slides (``Config.kvm``)."""
-        self.inside()
-        return self.kvm.mmu.policy.modern != 0
-
-    @property
     def modes(self):
         """How the machine runs a guest in each paging mode, a :class:`Modes` (kvm_policy.md §3.4)."""
         cdef const ModesState *m = &self.kvm.modes

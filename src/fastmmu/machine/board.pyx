@@ -119,7 +119,7 @@ cdef class Board:
         self.kvm.modes.amd = config.vendor == "amd"
         self.kvm.modes.unrestricted = config.unrestricted
         self.kvm.modes.keys = config.mmu == "shadow" and config.shadow_keys
-        self.kvm.modes.pcid = config.mmu == "shadow" and config.kvm == "6.1"
+        self.kvm.modes.pcid = config.mmu == "shadow" and config.rules.shadow_pcid
         if has_identity(config, guest_kernel):
             self.kvm.modes.identity = config.identity_map
         if place is None:
@@ -235,7 +235,7 @@ cdef class Board:
         irq.handler = HANDLER_IRQL if config.guest_handler == "irql" else HANDLER_EOI
         irq.handler_length = config.handler_length
         irq.tpr_shadow = config.tpr_shadow
-        irq.timer_reason = EXIT_PREEMPTION_TIMER if config.kvm == "6.1" else EXIT_EXTERNAL_INTERRUPT
+        irq.timer_reason = EXIT_PREEMPTION_TIMER if config.rules.preemption_timer else EXIT_EXTERNAL_INTERRUPT
         irq.patch.one_vcpu = config.tpr_patch == "one-vcpu"
         irq.la = APIC_BASE
         if run.kernel != NULL:
@@ -276,19 +276,26 @@ cdef class Board:
     cdef _set_policy(self, int maxphyaddr):
         cdef Policy *p = &self.kvm.mmu.policy
         config = self.config
-        p.modern = p.prefetch = p.unsync = p.flooding = config.kvm == "6.1"
-        if config.unsync is not None:
-            p.unsync = config.unsync
-        p.fast = p.modern and config.mmu == "ept"
+        rules = config.rules
+        p.unsync = rules.unsync if config.unsync is None else config.unsync
+        p.flooding, p.previous_roots, p.invpcid_page = rules.flooding, rules.previous_roots, rules.invpcid_page
+        p.tracked_if_present, p.large_protected = rules.tracked_if_present, rules.large_protected
+        p.invlpg_syncs_entry = rules.invlpg_syncs_entry
+        p.prefetch, p.prefetch_last_run = rules.prefetch, rules.prefetch_last_run
+        p.fast = rules.fast_faults and config.mmu == "ept"
         # an address bit must be reserved in shadow entries (kvm_mmu_reset_all_pte_masks)
-        p.mmio_caching = p.modern and config.mmio_caching and (config.mmu == "ept" or maxphyaddr < 52)
+        p.mmio_caching = rules.mmio_caching and config.mmio_caching and (config.mmu == "ept" or maxphyaddr < 52)
+        p.rewrite_stays_clean, p.ksm_zaps = rules.rewrite_stays_clean, rules.ksm_zaps
+        p.loss_of_dirty_flushes, p.nx_own_tables = rules.loss_of_dirty_flushes, rules.nx_own_tables
+        p.manual_log_for_good, p.collapse_by_size = rules.manual_log_for_good, rules.collapse_by_size
+        p.flush_all_contexts = rules.flush_all_contexts
+        p.eager_split = rules.eager_page_split and config.eager_page_split
         p.tdp = config.mmu == "ept" and config.tdp_mmu
-        p.eager_split = config.eager_page_split
         p.nx_huge = config.nx_huge_pages
         p.pml = config.pml
         p.limit = config.table_pages
-        p.ageing = {"track": AGE_TRACK, "zap": AGE_ZAP, "old": AGE_OLD, None: AGE_TRACK if p.modern else AGE_ZAP}[
-            config.ageing]
+        p.ageing = {"track": AGE_TRACK, "zap": AGE_ZAP, "old": AGE_OLD,
+                    None: AGE_TRACK if rules.access_tracking else AGE_ZAP}[config.ageing]
         if config.host_memory is not None:
             if config.host_reclaim == "lru" and slots_order(&self.kvm.mmu.slots):
                 raise OutOfMemoryError("no memory for the order of use of the host's pages; make the memory smaller")
@@ -329,7 +336,7 @@ cdef class Board:
         if self.kvm.modes.identity:
             modes_tables(&self.memory.mem, placed[len(placed) - 2][1], placed[len(placed) - 1][1])
         if self.config.vmm != "kernel":
-            self.vm = vm_of(self, self.turns, &self.kvm, self.vpids)
+            self.vm = vm_of(self, self.turns, &self.kvm, self.vpids, self.config.rules)
             self.python = self.vm.made(self.config.vmm_class)
         vcpu_vpid(self.vcpu, call_allocate_vpid(self.vm, self.vcpu, self.vpids, self.config.vpid))
         if shadow:                              # vmx.md §2: with EPT the guest that pages owns all three

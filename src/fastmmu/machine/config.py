@@ -23,6 +23,7 @@ import numpy as np
 
 from fastmmu._arguments import shown
 from fastmmu.errors import ConfigError, WrongTypeError
+from fastmmu.kvm_versions import KvmRules, kvm_rules
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, Replacement, geometry
 
@@ -43,7 +44,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     vpid: bool = False
     pages: Literal["4k", "2m", "thp"] = "4k"
     host_pages: Literal["4k", "2m", "untouched"] | None = None
-    kvm: Literal["slides", "6.1"] = "slides"
+    kvm: Literal["slides", "5.10", "6.1", "6.12"] = "slides"
     vendor: Literal["intel", "amd"] = "intel"
     unsync: bool | None = None
     ept_ad: bool = True
@@ -291,11 +292,16 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return Kvm if self.vmm == "python" else self.vmm
 
     @property
+    def rules(self) -> KvmRules:
+        """What its version of KVM does, rule by rule."""
+        return kvm_rules(self.kvm)
+
+    @property
     def unrestricted(self) -> bool:
         """Whether a guest over EPT runs without paging as it is."""
         if self.vendor == "amd":
             return True
-        return self.kvm == "6.1" if self.unrestricted_guest is None else self.unrestricted_guest
+        return self.rules.unrestricted_guest if self.unrestricted_guest is None else self.unrestricted_guest
 
     @property
     def memory_bytes(self) -> int:

@@ -112,7 +112,7 @@ cdef int mmu_set_spte(Mmu *mmu, uint32_t owner, uint64_t index, Memslot *slot, g
         flush = True
     dirty = access & MAY_W != 0
     if dirty and spte_present(old) and old & mmu.format.write:
-        dirty = not mmu.policy.modern           # Linux 6.1 leaves D to the processor then
+        dirty = can_unsync and not mmu.policy.rewrite_stays_clean
     elif dirty and not mmu_may_write(mmu, gfn, can_unsync, prefetch):
         denied = True
         dirty = False
@@ -168,9 +168,9 @@ cdef bint large_ok(const Mmu *mmu, const Fault *f, gfn_t gfn) noexcept nogil:
 
 
 cdef inline bint split_below(const Mmu *mmu, const TableIter *it) noexcept nogil:
-    # a table stands at the entry because an executable large page is not allowed (kvm_policy.md §8)
+    # a table stands at the entry because an executable large page is not allowed, or for any reason (kvm_policy.md §8)
     cdef uint32_t child = child_at(mmu, it.owner, it.index)
-    return child != NO_SP and mmu.sp[child].split
+    return child != NO_SP and (not mmu.policy.nx_own_tables or mmu.sp[child].split != 0)
 
 
 cdef int direct_map(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil:
@@ -214,7 +214,7 @@ cdef void prefetch_direct(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nog
             start = 512
         elif start == 512:
             start = i
-    if start < 512:
+    if start < 512 and mmu.policy.prefetch_last_run:
         prefetch_run(mmu, owner, start, first + PREFETCH)
 
 

@@ -12,7 +12,7 @@ from fastmmu.mmu.mmu cimport (
 )
 from fastmmu.mmu.pages cimport mmu_link, mmu_sp, mmu_zap
 from fastmmu.mmu.rmap cimport mmu_write_protect, spte_set, spte_update
-from fastmmu.mmu.spte cimport MAY_X, spte_executable, spte_present
+from fastmmu.mmu.spte cimport MAY_X, spte_executable, spte_leaf, spte_present
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 
 cdef enum:
@@ -24,10 +24,10 @@ cdef enum:
 
 cdef void protect_large(Mmu *mmu, uint64_t frame, bint by_hand) noexcept nogil:
     # large entries lose the right to write, so that a write finds its way here and splits them. by_hand: of a log
-    # cleared by hand, where Linux 6.1 does not let a fast fault give it back, as for page tables.
+    # cleared by hand, where KVM of late does not let a fast fault give it back, as for page tables.
     cdef uint32_t id = mmu.rmap_large[frame >> 9]
     cdef uint64_t entry, lose
-    lose = mmu.format.write | (mmu.format.may_write if by_hand and mmu.policy.modern else 0)
+    lose = mmu.format.write | (mmu.format.may_write if by_hand and mmu.policy.manual_log_for_good else 0)
     while id:
         entry = rmap_spte(mmu, id)
         if entry & lose:
@@ -95,6 +95,9 @@ cdef void collapse_slot(Mmu *mmu, Memslot *slot) noexcept nogil:
     # small entries go where a large one could stand, of direct pages of every role; the next access makes it
     cdef gfn_t gfn
     cdef uint32_t i
+    if not mmu.policy.collapse_by_size:
+        collapse_compound(mmu, slot)
+        return
     for i in range(mmu.n_sp):
         if not mmu.sp[i].used or mmu.sp[i].level != 1 or not mmu.sp[i].direct:
             continue
@@ -106,6 +109,25 @@ cdef void collapse_slot(Mmu *mmu, Memslot *slot) noexcept nogil:
             mmu_zap(mmu, i)
         else:
             drop_leaves(mmu, i)
+
+
+cdef void collapse_compound(Mmu *mmu, const Memslot *slot) noexcept nogil:
+    # KVM before: small direct entries go wherever the host has a compound page, of the TDP MMU large ones as well
+    # (kvm_policy.md §14)
+    cdef uint32_t i
+    cdef uint64_t index, entry
+    cdef gfn_t gfn
+    cdef int level
+    for i in range(mmu.n_sp):
+        level = mmu.sp[i].level
+        if not mmu.sp[i].used or not mmu.sp[i].direct or level > (2 if mmu.policy.tdp else 1):
+            continue
+        for index in range(512):
+            entry = spte_at(mmu, i, index)
+            gfn = mmu.sp[i].gfn + (index << 9 * (level - 1))
+            if (spte_present(entry) and spte_leaf(entry, level) and gfn - slot.base_gfn < slot.npages
+                    and slot_huge(slot, gfn)):
+                spte_set(mmu, i, index, 0)
 
 
 cdef void drop_leaves(Mmu *mmu, uint32_t owner) noexcept nogil:

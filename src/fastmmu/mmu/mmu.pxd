@@ -31,15 +31,27 @@ cdef enum RoleBit:              # of MmuContext.role (kvm_policy.md §1)
     ROLE_PAE = 1 << 6           # bits 62:52 are reserved
     ROLE_KEYS = 1 << 7          # bits 62:59 are a protection key
 
-cdef struct Policy:             # what KVM does of its own choice, by generation and module parameters
-    bint modern                 # of Linux 6.1: what the bits below do not say
-    bint tdp                    # EPT by the TDP MMU
-    bint prefetch               # neighbours of a fault are mapped with it
-    bint unsync                 # a guest's page table may be written unseen until the next flush point
-    bint flooding               # a table written again and again without being used is forgotten
-    bint fast                   # fast page faults (kvm_policy.md §5)
-    bint mmio_caching           # accesses to no memory are marked in the tables
-    bint eager_split            # large pages are split when logging starts, not when they are written
+cdef struct Policy:             # what KVM does of its own choice: by its version (fastmmu.kvm_versions.KvmRules), ...
+    bint unsync
+    bint flooding
+    bint previous_roots
+    bint invpcid_page
+    bint tracked_if_present
+    bint large_protected
+    bint invlpg_syncs_entry
+    bint prefetch
+    bint prefetch_last_run
+    bint fast
+    bint mmio_caching
+    bint rewrite_stays_clean
+    bint loss_of_dirty_flushes
+    bint ksm_zaps
+    bint nx_own_tables
+    bint manual_log_for_good
+    bint collapse_by_size
+    bint flush_all_contexts
+    bint eager_split
+    bint tdp                    # ... and by module parameters: EPT by the TDP MMU
     bint nx_huge                # large pages are not executable
     bint pml                    # writes are logged by the processor
     int ageing                  # Ageing

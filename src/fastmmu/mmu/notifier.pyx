@@ -62,14 +62,14 @@ cdef int host_merge(Mmu *mmu, Memslot *slot, const uint64_t *page, uint32_t n) n
     mmu.slots.group[mmu.slots.groups] = n
     for i in range(n):
         gfn = slot.base_gfn + page[i]
-        if mmu.policy.modern:
+        if mmu.policy.ksm_zaps:
             notify_start(mmu, slot, gfn, 1)
         else:
             change_pte(mmu, slot, gfn)
         slot.host[page[i]] = HOST_SHARED
         slot.group[page[i]] = mmu.slots.groups
         order_drop(&mmu.slots, mmu_frame(mmu, slot_hpa(slot, gfn)))
-        if mmu.policy.modern:
+        if mmu.policy.ksm_zaps:
             notify_end(mmu, slot)
         else:
             mmu.slots.sequence += 1

@@ -331,33 +331,33 @@ cdef bint drop_previous(MmuContext *c, uint32_t i) noexcept nogil:
     return found
 
 
-cdef void zap_unsync_below(Mmu *mmu, uint32_t i) noexcept nogil:
-    # nothing would find these pages at the next flush point (kvm_policy.md §2.5)
+cdef bint zap_unsync_below(Mmu *mmu, uint32_t i) noexcept nogil:
+    # nothing would find these pages at the next flush point (kvm_policy.md §2.5); returns whether any went
     cdef Sp *sp = &mmu.sp[i]
     cdef uint64_t index = 0
     cdef uint32_t child
+    cdef bint listed = False
     if not sp.unsync_children:
-        return
+        return False
     while next_unsync(sp, &index):
         child = child_at(mmu, i, index)
         index += 1
         if child == NO_SP:
             continue
-        if mmu.sp[child].unsync:
-            mmu_zap(mmu, child)
-        else:
-            zap_unsync_below(mmu, child)
+        listed |= mmu_zap(mmu, child) if mmu.sp[child].unsync else zap_unsync_below(mmu, child)
+    return listed
 
 
-cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
-    # the table page goes: its entries, those that point to it, and itself unless it is a root in use
+cdef bint mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
+    # The table page goes: its entries, those that point to it, and itself unless it is a root in use. Returns whether
+    # Linux has a page to free, so that it flushes: one that is still a root is freed later (kvm_policy.md §14)
     cdef Sp *sp = &mmu.sp[i]
     cdef MmuContext *c = mmu.contexts
     cdef uint32_t *link
-    cdef bint root = False, used
+    cdef bint root = False, used, listed = False
     mmu.counters.zaps += 1
     if not sp.direct:
-        zap_unsync_below(mmu, i)
+        listed = zap_unsync_below(mmu, i)
     empty(mmu, i)
     while c != NULL:
         root |= drop_previous(c, i)
@@ -368,7 +368,7 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
         mmu.counters.flush_requests += 1
     if used:
         mmu.counters.roots_emptied += 1
-        return
+        return listed
     mmu.counters.tables_zapped += 1
     rmap_zap(mmu, &sp.parents)
     link = &mmu.bucket[sp.gfn & mmu.bucket_mask]
@@ -387,6 +387,7 @@ cdef void mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
     give_back(mmu, sp.hpa)
     sp.chain = mmu.free_sp
     mmu.free_sp = i
+    return listed or not root
 
 
 cdef void mmu_forget_roots(MmuContext *c) noexcept nogil:

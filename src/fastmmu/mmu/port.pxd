@@ -8,7 +8,8 @@ from fastmmu.mmu.tables_port cimport Tables
 
 cdef class Mmu(Tables):
     cdef readonly object format
-    cdef readonly bint modern, tdp, prefetch, unsync, flooding, fast_faults, mmio_caching, nx_huge, ad
+    cdef readonly object rules  # KvmRules
+    cdef readonly bint tdp, prefetch, unsync, flooding, fast_faults, mmio_caching, nx_huge, ad
 
 
-cdef Mmu mmu_of(object owner, MmuState *mmu, const uint64_t *active)
+cdef Mmu mmu_of(object owner, MmuState *mmu, const uint64_t *active, object rules)

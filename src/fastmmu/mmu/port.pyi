@@ -1,6 +1,7 @@
 from typing import NamedTuple
 
 from fastmmu.errors import Code
+from fastmmu.kvm_versions import KvmRules
 from fastmmu.mmu.tables_port import Slot, Tables, TableWalk
 
 class RetPf(Code):
@@ -30,7 +31,7 @@ class Mmu(Tables):
     @property
     def format(self) -> Format: ...
     @property
-    def modern(self) -> bool: ...
+    def rules(self) -> KvmRules: ...
     @property
     def tdp(self) -> bool: ...
     @property

@@ -71,14 +71,15 @@ cdef inline int level_of(object level) except -1:
     return within("level", level, 1, 2, PolicyError)
 
 
-cdef Mmu mmu_of(object owner, MmuState *mmu, const uint64_t *active):
+cdef Mmu mmu_of(object owner, MmuState *mmu, const uint64_t *active, object rules):
     """The MMU of a machine, for its VMM, which works in thread `active`."""
     cdef Mmu port = Mmu.__new__(Mmu, word_of_tables())
     cdef const SpteFormat *f = mmu.format
     port.owner, port.mmu, port.active = owner, mmu, active
     port.slots = []
     port.format = Format(f.read, f.write, f.execute, f.user, f.xd, f.accessed, f.dirty, f.host_write, f.may_write)
-    port.modern, port.tdp, port.prefetch = mmu.policy.modern, mmu.policy.tdp, mmu.policy.prefetch
+    port.rules = rules
+    port.tdp, port.prefetch = mmu.policy.tdp, mmu.policy.prefetch
     port.unsync, port.flooding = mmu.policy.unsync, mmu.policy.flooding
     port.fast_faults, port.mmio_caching = mmu.policy.fast, mmu.policy.mmio_caching
     port.nx_huge, port.ad = mmu.policy.nx_huge, mmu.ad
@@ -88,7 +89,8 @@ cdef Mmu mmu_of(object owner, MmuState *mmu, const uint64_t *active):
 cdef class Mmu(Tables):
     """The tables that a VMM owns, and its memory slots: ``vm.mmu`` of a :class:`fastmmu.Kvm`.
 
-    format: :class:`Format` of the entries. What KVM does of its own choice, True or False: modern (Linux 6.1's rules),
+    format: :class:`Format` of the entries. rules: what its version of KVM does,
+    a :class:`fastmmu.kvm_versions.KvmRules`. What it does by module parameters as well, True or False:
     tdp (EPT by the TDP MMU), prefetch, unsync, flooding, fast_faults, mmio_caching, nx_huge; ad: entries have A and D
     flags.
 

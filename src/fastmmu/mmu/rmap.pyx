@@ -101,7 +101,7 @@ cdef void link(Mmu *mmu, Sp *sp, uint32_t id, uint64_t target) noexcept nogil:
 cdef inline bint loses(const Mmu *mmu, uint64_t old, uint64_t new) noexcept nogil:
     # D: the log of writes begins anew. Before Linux 6.1 nothing but the processor's log asks for it.
     return (spte_loses(mmu.format, old, new)
-            or ((mmu.policy.modern or mmu.policy.pml) and old & ~new & mmu.format.dirty != 0))
+            or ((mmu.policy.loss_of_dirty_flushes or mmu.policy.pml) and old & ~new & mmu.format.dirty != 0))
 
 
 cdef void check_spte(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint64_t new) noexcept nogil:
@@ -212,7 +212,7 @@ cdef bint mmu_write_protect(Mmu *mmu, gfn_t gfn, bint tracked) noexcept nogil:
         return False
     frame = mmu_frame(mmu, slot_hpa(slot, gfn))
     found = protect_list(mmu, mmu.rmap[frame], tracked)
-    if tracked and mmu.policy.modern:
+    if tracked and mmu.policy.large_protected:
         found |= protect_list(mmu, mmu.rmap_large[frame >> 9], True)
     elif tracked:
         found |= mmu.rmap_large[frame >> 9] != 0

@@ -96,7 +96,7 @@ cdef int mmu_set_root(Mmu *mmu, gfn_t gfn, bint direct) noexcept nogil:
     root = mmu_find(mmu, gfn, mmu.vcpu.root_level, direct, MAY_ALL, 0)
     if root != NO_SP and root == mmu.vcpu.root:
         return 0
-    if not mmu.policy.modern:
+    if not mmu.policy.previous_roots:
         mmu.vcpu.root = NO_SP                        # the slides' KVM keeps none
     else:
         while i < 2 and (root == NO_SP or root != mmu.vcpu.previous[i]):

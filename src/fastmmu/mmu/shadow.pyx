@@ -71,7 +71,7 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
     f.gpa = w.gpa
     if w.gpa >> 12 == known:
         return RET_PF_EMULATE
-    if f.write and mmu_tracked(mmu, w.gpa >> 12) and (present or not mmu.policy.modern):
+    if f.write and mmu_tracked(mmu, w.gpa >> 12) and (present or not mmu.policy.tracked_if_present):
         if mmu.policy.flooding:
             clear_writes(mmu, la)
         return RET_PF_WRITE_PROTECTED

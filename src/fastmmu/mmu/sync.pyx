@@ -88,49 +88,54 @@ cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t
 
 # ---- unsync pages -------------------------------------------------------------------------------------------
 
-cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
-    # every entry follows the guest's again: dropped where it is gone or leads elsewhere, else with today's rights.
+cdef bint sync_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index) noexcept nogil:
+    # the entry follows the guest's again: dropped where that is gone or leads elsewhere, else with today's rights.
     # Returns whether Linux flushes for that.
     cdef Sp *sp = &mmu.sp[owner]
-    cdef uint64_t index, entry, gpte = 0, new
+    cdef uint64_t entry = spte_at(mmu, owner, index), gpte = 0, new
     cdef gfn_t gfn
     cdef Memslot *slot
     cdef int access
-    cdef bint host_writable, dirty, flush = False
+    cdef bint host_writable, dirty
+    if not entry or not guest_entry(mmu, sp, index, &gpte):
+        return False
+    if not usable(guest, gpte):
+        spte_set(mmu, owner, index, 0)
+        return True
+    gfn = (gpte & guest.frame) >> 12
+    access = access_of(sp, gpte)
+    slot = gfn_to_memslot(&mmu.slots, gfn)
+    if spte_is_mmio(mmu.format, entry):
+        if slot == NULL and spte_mmio_gfn(entry) == gfn:
+            spte_set(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
+        else:
+            spte_set(mmu, owner, index, 0)
+        return False
+    if slot == NULL or entry & FRAME != slot_hpa(slot, gfn):
+        spte_set(mmu, owner, index, 0)
+        return True
+    host_writable = entry & mmu.format.host_write != 0
+    if not host_writable:
+        access &= ~MAY_W
+    dirty = access & MAY_W and not entry & mmu.format.write
+    if dirty and not mmu_may_write(mmu, gfn, False, True):
+        access &= ~MAY_W
+        dirty = False
+    new = make_spte(mmu.format, entry & FRAME, 1, access, False, dirty, host_writable, 0)
+    if access & MAY_W and slot.dirty != NULL:
+        mark_dirty(slot, gfn)
+    if new == entry:
+        return False
+    spte_set(mmu, owner, index, new)
+    return spte_update_flushes(mmu.format, mmu.ad, entry, new)
+
+
+cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil:
+    # every entry of a table; returns whether Linux flushes for that
+    cdef uint64_t index
+    cdef bint flush = False
     for index in range(512):
-        entry = spte_at(mmu, owner, index)
-        if not entry or not guest_entry(mmu, sp, index, &gpte):
-            continue
-        if not usable(guest, gpte):
-            spte_set(mmu, owner, index, 0)
-            flush = True
-            continue
-        gfn = (gpte & guest.frame) >> 12
-        access = access_of(sp, gpte)
-        slot = gfn_to_memslot(&mmu.slots, gfn)
-        if spte_is_mmio(mmu.format, entry):
-            if slot == NULL and spte_mmio_gfn(entry) == gfn:
-                spte_set(mmu, owner, index, spte_mmio(mmu.format, gfn, mmu.slots.generation))
-            else:
-                spte_set(mmu, owner, index, 0)
-            continue
-        if slot == NULL or entry & FRAME != slot_hpa(slot, gfn):
-            spte_set(mmu, owner, index, 0)
-            flush = True
-            continue
-        host_writable = entry & mmu.format.host_write != 0
-        if not host_writable:
-            access &= ~MAY_W
-        dirty = access & MAY_W and not entry & mmu.format.write
-        if dirty and not mmu_may_write(mmu, gfn, False, True):
-            access &= ~MAY_W
-            dirty = False
-        new = make_spte(mmu.format, entry & FRAME, 1, access, False, dirty, host_writable, 0)
-        if access & MAY_W and slot.dirty != NULL:
-            mark_dirty(slot, gfn)
-        if new != entry:
-            flush |= spte_update_flushes(mmu.format, mmu.ad, entry, new)
-            spte_set(mmu, owner, index, new)
+        flush |= sync_entry(mmu, guest, owner, index)
     mmu.counters.synced += 1
     return flush
 
@@ -210,6 +215,9 @@ cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, gva_t la) 
         if not mmu.sp[it.owner].unsync_children or not iter_down(mmu, &it):
             return
     if not it.valid or not mmu.sp[it.owner].unsync:
+        return
+    if mmu.policy.invlpg_syncs_entry:
+        mmu.counters.flush_requests += sync_entry(mmu, guest, it.owner, it.index)
         return
     if it.entry:
         mmu.counters.flush_requests += spte_present(it.entry)
@@ -298,7 +306,6 @@ cdef void guest_wrote(Mmu *mmu, gpa_t gpa, uint64_t nbytes) noexcept nogil:
             else:
                 flush |= drop_written(mmu, i - 1, gpa, nbytes)
         i = sp.chain
-    mmu.counters.flush_requests += flush or flooded
     while flooded:                              # each may take others of the chain with it
         flooded = False
         i = mmu.bucket[gfn & mmu.bucket_mask]
@@ -307,9 +314,10 @@ cdef void guest_wrote(Mmu *mmu, gpa_t gpa, uint64_t nbytes) noexcept nogil:
             if sp.gfn == gfn and not sp.direct and sp.writes == GIVEN_UP:
                 sp.writes = 0
                 flooded = True
-                mmu_zap(mmu, i - 1)
+                flush |= mmu_zap(mmu, i - 1)
             else:
                 i = sp.chain
+    mmu.counters.flush_requests += flush
 
 
 cdef void clear_writes(Mmu *mmu, gva_t la) noexcept nogil:

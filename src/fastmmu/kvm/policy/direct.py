@@ -116,14 +116,19 @@ class DirectMmu(Base):
                 return NO_TABLES
             if walk.level == 1 and split:
                 walk.mark_split()
-            elif walk.level == goal == 2 and mmu.nx_huge and walk.split:
-                goal = 1  # a table stands there because an executable large page is not allowed
+            elif walk.level == goal == 2 and mmu.nx_huge and self.table_below(walk):
+                goal = 1
         result = self.set_spte(
             walk, fault.slot, gfn & ~LARGE if goal == 2 else gfn, access, write=fault.write, host=fault.host_writable
         )
         if result is not SPURIOUS and mmu.prefetch and walk.level == 1 and walk.direct:
             self.direct_pte_prefetch(walk)
         return result
+
+    def table_below(self, walk: TableWalk) -> bool:
+        """A table stands at the entry because an executable large page is not allowed; to KVM of 6.1 any table is one
+        (disallowed_hugepage_adjust; kvm_policy.md §8, §14)."""
+        return walk.present and not walk.leaf and (walk.split or not self.mmu.rules.nx_own_tables)
 
     def large_allowed(self, fault: Fault) -> bool:
         """A 2 MB mapping may cover the page (kvm_policy.md §4.3): the host has a large one behind all of it, the slot
@@ -175,7 +180,7 @@ class DirectMmu(Base):
         if not access & MAY_W:
             allowed = dirty = False
         elif present and old & mmu.format.write:
-            allowed, dirty = True, not mmu.modern  # Linux 6.1 leaves D to the processor then
+            allowed, dirty = True, not mmu.rules.rewrite_stays_clean
         else:
             allowed = dirty = mmu.may_write(gfn, True, prefetch)
         denied = bool(access & MAY_W) and not allowed
@@ -221,7 +226,7 @@ class DirectMmu(Base):
                 if not self.prefetch_run(run):
                     return
                 run = []
-        if run:
+        if run and mmu.rules.prefetch_last_run:
             self.prefetch_run(run)
 
     def prefetch_run(self, run: list[TableWalk]) -> bool:

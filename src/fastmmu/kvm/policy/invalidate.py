@@ -43,7 +43,7 @@ class Invalidations(Requests):
         not kept, and all that is cached goes."""
         vm = self.vm
         type, pcid, address = vcpu.faults.invpcid
-        if type == ADDRESS and vm.modern:
+        if type == ADDRESS and vm.rules.invpcid_page:
             vm.count_stat("tlb_flush")
             return self.invalidate_page(vcpu, address)
         if type > CONTEXT:

@@ -67,7 +67,7 @@ class Requests(Base):
         KVM of the slides flushes its own context, Linux 6.1 all of them. Without VPID the transitions flush linear
         mappings: that after which user space was reached, and the VM entry to come.
         """
-        every = self.vm.modern
+        every = self.vm.rules.flush_all_contexts
         if not self.vm.shadow:
             vcpu.invept(1 + every, vcpu.vmread(Field.EPTP))
         elif vcpu.vpid_enabled:

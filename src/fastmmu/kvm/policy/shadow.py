@@ -46,7 +46,7 @@ class ShadowMmu(DirectMmu):
             return RetPf.EMULATE, fault, guest
         if not guest.path:  # it does not page: nothing of its own denies
             return self.direct_page_fault(fault), fault, guest
-        if fault.write and mmu.tracked(fault.gfn) and (fault.present or not mmu.modern):
+        if fault.write and mmu.tracked(fault.gfn) and (fault.present or not mmu.rules.tracked_if_present):
             if mmu.flooding:
                 self.clear_flood(address)
             return RetPf.WRITE_PROTECTED, fault, guest

@@ -63,7 +63,7 @@ class Vcpus(Registers, LocalApics):
         before = vcpu.vmread(Field.EPTP)
         if not vcpu.roots.load_common() or vcpu.roots.address == before & ~0xFFF:
             return
-        if not self.vm.modern:
+        if not self.vm.rules.flush_all_contexts:
             self.flush_all(vcpu)
         self.load_eptp(vcpu)
 
@@ -105,7 +105,7 @@ class Vcpus(Registers, LocalApics):
         VPID may have been another's (vmx_vcpu_load_vmcs; tlb.md §7)."""
         requests = vcpu.requests & ~TLB_FLUSH
         if not self.vm.omit & Omit.MOVED:
-            if not self.vm.modern and not self.vm.shadow:
+            if not self.vm.rules.flush_all_contexts and not self.vm.shadow:
                 requests |= TLB_FLUSH_CURRENT
             requests |= TLB_FLUSH
         vcpu.requests = requests

@@ -77,7 +77,7 @@ def clear(vm: Vm, slot: Slot, first: int, count: int) -> bool:
         slot.log.dirty.discard(page)
         if slot.log.initial:
             split_ahead(vm, slot.base + page)
-            vm.write_protect(slot.base + page, 2, for_good=vm.policy.modern)
+            vm.write_protect(slot.base + page, 2, for_good=vm.policy.rules.manual_log_for_good)
         protect(vm, slot.base + page)
     return bool(found)
 
@@ -87,6 +87,8 @@ def stop(vm: Vm, slot: Slot) -> bool:
     gone = False
     slot.log = None
     vm.generation += 1
+    if not vm.policy.rules.collapse_by_size:
+        return drop_compound(vm, slot)
     for page in [page for page in vm.tables.pages.values() if page.role.level == 1 and page.role.direct]:
         if not (slot.holds(page.gfn) and page.gfn & 511 == 0 and large_allowed(vm, slot, page.gfn)):
             continue
@@ -97,6 +99,18 @@ def stop(vm: Vm, slot: Slot) -> bool:
         for index, entry in list(page.entries.items()):
             if isinstance(entry, Leaf):
                 vm.tables.put(page, index, None)
+    return gone
+
+
+def drop_compound(vm: Vm, slot: Slot) -> bool:
+    """KVM before: small direct leaves go wherever the host has a compound page; of the TDP MMU large ones too (§14)."""
+    levels = (1, 2) if vm.policy.tdp else (1,)
+    gone = False
+    for page in [page for page in vm.tables.pages.values() if page.role.level in levels and page.role.direct]:
+        for index, entry in list(page.entries.items()):
+            if isinstance(entry, Leaf) and slot.holds(entry.gfn) and slot.backs_large(entry.gfn):
+                vm.tables.put(page, index, None)
+                gone = True
     return gone
 
 
@@ -122,7 +136,7 @@ def young(vm: Vm, gfn: int, *, clear: bool) -> bool:
             continue
         if flags:
             vm.tables.put(page, index, replace(leaf, accessed=False))
-        elif vm.policy.modern:
+        elif vm.policy.rules.access_tracking:
             vm.tables.put(page, index, replace(leaf, access=leaf.access & ~W, tracked=True))
         else:
             vm.tables.put(page, index, None)

@@ -111,7 +111,7 @@ def make_leaf(
     may_write = dirty = bool(access & W)
     refused = False
     if may_write and (isinstance(old, Link) or (isinstance(old, Leaf) and old.writable)):
-        dirty = not vm.policy.modern  # Linux 6.1 asks no more, and leaves D to the processor
+        dirty = can_unsync and not vm.policy.rules.rewrite_stays_clean  # else D is left to the processor
     elif may_write and not vm.may_write(gfn, can_unsync=can_unsync, prefetch=prefetch):
         refused, may_write, dirty = True, False, False
         access &= ~W
@@ -195,7 +195,9 @@ def map_below(vm: Vm, page: TablePage, fault: Fault, largest: int, access: int) 
         level = page.role.level
         index = index_of(fault.address, level)
         entry = page.entries.get(index)
-        if vm.policy.nx_huge and level == goal == 2 and isinstance(entry, Link) and entry.page.split:
+        if vm.policy.nx_huge and level == goal == 2 and isinstance(entry, Link) and (
+            entry.page.split or not vm.policy.rules.nx_own_tables
+        ):
             goal = 1
         if level == goal:
             break
@@ -224,7 +226,10 @@ def prefetch_direct(vm: Vm, page: TablePage, index: int) -> None:
         if free and start is None:
             start = i
         elif not free and start is not None:
-            if not prefetch_run(vm, page, range(first + start, first + i)):
+            last = i == len(empty) - 1  # the run that ends the eight
+            if (last and not vm.policy.rules.prefetch_last_run) or not prefetch_run(
+                vm, page, range(first + start, first + i)
+            ):
                 return
             start = None
 

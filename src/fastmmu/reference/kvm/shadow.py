@@ -33,7 +33,7 @@ def shadow_fault(
     fault = Fault(la, outcome.gpa, access in ("w", "rw"), access == "x", present)
     if known and known.gfn == fault.gfn:
         return Done.EMULATE, outcome.gpa
-    if fault.write and vm.tracked(fault.gfn) and (present or not vm.policy.modern):
+    if fault.write and vm.tracked(fault.gfn) and (present or not vm.policy.rules.tracked_if_present):
         if vm.policy.flooding:
             for page, _, _ in vm.tables.path(vm.root, la):
                 page.writes = 0

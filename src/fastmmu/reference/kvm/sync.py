@@ -81,27 +81,31 @@ def sync_page(vm: Vm, page: TablePage) -> bool:
     """
     vm.count["synced"] += 1
     flush = False
-    for index, entry in sorted(page.entries.items()):
-        gpte = gpte_of(vm, page, index)
-        if not usable(vm, gpte):
-            vm.tables.put(page, index, None)
-            flush = True
-            continue
-        gfn, access = leaf_of(vm, page, gpte)
-        assert isinstance(entry, Leaf | Mark)
-        if entry.gfn != gfn:
-            vm.tables.put(page, index, None)
-            flush |= isinstance(entry, Leaf)
-        elif isinstance(entry, Mark):
-            vm.tables.put(page, index, Mark(gfn, vm.generation))
-        else:
-            slot = vm.slot_of(gfn)
-            assert slot
-            host = entry.host_writable
-            new, _ = make_leaf(vm, entry, slot, gfn, 1, access, prefetch=True, host_writable=host, can_unsync=False)
-            flush |= loses(entry, new, flags=True)
-            vm.tables.put(page, index, new)
+    for index in sorted(page.entries):
+        flush |= sync_entry(vm, page, index)
     return flush
+
+
+def sync_entry(vm: Vm, page: TablePage, index: int) -> bool:
+    """The same of one entry."""
+    entry, gpte = page.entries[index], gpte_of(vm, page, index)
+    if not usable(vm, gpte):
+        vm.tables.put(page, index, None)
+        return True
+    gfn, access = leaf_of(vm, page, gpte)
+    assert isinstance(entry, Leaf | Mark)
+    if entry.gfn != gfn:
+        vm.tables.put(page, index, None)
+        return isinstance(entry, Leaf)
+    if isinstance(entry, Mark):
+        vm.tables.put(page, index, Mark(gfn, vm.generation))
+        return False
+    slot = vm.slot_of(gfn)
+    assert slot
+    host = entry.host_writable
+    new, _ = make_leaf(vm, entry, slot, gfn, 1, access, prefetch=True, host_writable=host, can_unsync=False)
+    vm.tables.put(page, index, new)
+    return loses(entry, new, flags=True)
 
 
 def sync_below(vm: Vm, page: TablePage) -> None:
@@ -117,9 +121,12 @@ def sync_below(vm: Vm, page: TablePage) -> None:
 
 
 def invalidate(vm: Vm, root: TablePage, la: int) -> None:
-    """INVLPG below one root: an entry out of sync is dropped and read again."""
-    page, index, _ = list(vm.tables.path(root, la))[-1]
-    if page.unsync:
+    """INVLPG below one root: an entry out of sync follows the guest's; before Linux 6.4 it is dropped and read again,
+    an empty one as well."""
+    page, index, entry = list(vm.tables.path(root, la))[-1]
+    if page.unsync and vm.policy.rules.invlpg_syncs_entry:
+        vm.stats.request(entry is not None and sync_entry(vm, page, index))
+    elif page.unsync:
         vm.stats.request(isinstance(page.entries.get(index), Leaf))
         vm.tables.put(page, index, None)
         prefetch_entry(vm, page, index, log=True)
@@ -176,8 +183,7 @@ def wrote_table(vm: Vm, gpa: int, nbytes: int) -> None:
             page.writes += 1
         if not within or page.writes >= 3:
             vm.count["flooded"] += 1
-            vm.zap(page)
-            flush = True
+            flush |= vm.zap(page)[1]
         else:
             index = (gpa & 0xFFF) >> 3
             flush |= isinstance(page.entries.get(index), Leaf | Link)

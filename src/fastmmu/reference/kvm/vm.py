@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ...exits import ExitReason
+from ...kvm_versions import KvmRules
 from ..paging.memory import SparseMemory
 from ..paging.state import State
 from .stats import Stats
@@ -19,7 +20,7 @@ class Policy(NamedTuple):
     """What this KVM does of its own choice, by generation and module parameters (kvm_policy.md)."""
 
     shadow: bool  # shadow paging, else EPT
-    modern: bool  # Linux 6.1, where the fields below do not say it
+    rules: KvmRules  # of its version, of which the fields below have what parameters may turn off
     ad: bool = True  # EPT A/D flags
     unsync: bool = False  # a guest's page table may go out of sync until the next flush point
     flooding: bool = False  # a table that is written again and again without being used is forgotten
@@ -99,7 +100,7 @@ class Vm:
         self.slots: list[Slot | None] = list(slots)
         self.generation = 0
         self.tables = Tables()
-        self.roots: list[TablePage | None] = [None] * (4 if policy.modern and policy.shadow else 1)
+        self.roots: list[TablePage | None] = [None] * (4 if policy.rules.previous_roots and policy.shadow else 1)
         self.count: Counter[str] = Counter()
         self.exits: Counter[ExitReason] = Counter()
         self.log: list[Exited] = []
@@ -151,7 +152,7 @@ class Vm:
         """
         found = False
         for page, index, leaf in self.tables.leaves_of(gfn, *levels):
-            if leaf.level > 1 and for_good and not self.policy.modern:
+            if leaf.level > 1 and for_good and not self.policy.rules.large_protected:
                 self.tables.put(page, index, None)
                 found = True
                 continue
@@ -160,19 +161,21 @@ class Vm:
             self.tables.put(page, index, replace(leaf, access=leaf.access & ~W, may_write=may))
         return found
 
-    def zap(self, page: TablePage) -> int:
-        """The table page goes, and what is out of sync below it (kvm_policy.md §2.5). Returns how many pages went."""
-        gone = 0
+    def zap(self, page: TablePage) -> tuple[int, bool]:
+        """The table page goes, and what is out of sync below it (kvm_policy.md §2.5). Returns how many pages went, and
+        whether any can be freed at once, for which KVM flushes: one that is a root is freed later (§14)."""
+        gone, freed = 0, False
         if not page.role.direct:
             for below in list(self.tables.below(page)):
                 if below.unsync and (below.gfn, below.role) in self.tables.pages:
-                    gone += self.zap(below)
+                    more, _ = self.zap(below)
+                    gone, freed = gone + more, True
         kept = page in self.roots  # it is freed, and counted once more, before the next VM entry
         self.stats.count["mmu_shadow_zapped"] += 1 + kept
         self.stats.request(kept)
         self.tables.remove(page)
         self.roots = [None if root is page else root for root in self.roots]
-        return gone + 1
+        return gone + 1, freed or not kept
 
     def zap_all(self) -> None:
         self.stats.count["mmu_shadow_zapped"] += len(self.tables.pages)
@@ -191,7 +194,7 @@ class Vm:
             old = [page for page in self.tables.pages.values() if page not in self.roots]
             if not old:
                 return
-            gone = self.zap(min(old, key=lambda page: page.number))
+            gone, _ = self.zap(min(old, key=lambda page: page.number))
             self.stats.request(wanted == 25 - spare)  # one for all that go
             self.count["recycled"] += gone
             wanted -= gone
