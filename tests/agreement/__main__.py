@@ -7,6 +7,7 @@ those of the machine; no number is known here. Fails where a phase differs.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from .apic import ApicGuest
 from .compare import Verdict, compare, description
 from .guest import Guest
 from .matrix import combinations, compared
-from .recorded import data_directory, recordings, sample_directory
+from .recorded import data_directories, recordings, sample_directory
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.agreement", description=__doc__)
-    parser.add_argument("--data", type=Path, help="directory of recordings (default: FASTMMU_KVM_EXITS)")
+    parser.add_argument(
+        "--data", help="folders of recordings, a list as PATH is one (default: FASTMMU_KVM_EXITS, else both of ../shared)"
+    )
     parser.add_argument("--guest", default="", help="only this guest")
     parser.add_argument("--only", default="", help="configurations whose name contains this")
     parser.add_argument("--different", action="store_true", help="print only phases that differ")
@@ -35,20 +38,21 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.matrix:
         return matrix(options.guest or "A", options.only)
-    directory = options.data or data_directory()
-    found = recordings(directory) if directory.is_dir() else []
+    folders = [Path(part) for part in options.data.split(os.pathsep)] if options.data else data_directories()
+    found = recordings(*folders)
     if not found:
+        named = ", ".join(map(str, folders))
         if options.data:
-            print(f"no recording in {directory}", file=sys.stderr)
+            print(f"no recording in {named}", file=sys.stderr)
             return 2
-        print(f"no recordings in {directory}: the sample in the project is used; FASTMMU_KVM_EXITS names another")
+        print(f"no recordings in {named}: the sample in the project is used; FASTMMU_KVM_EXITS names another")
         found = recordings(sample_directory())
     verdicts: list[Verdict] = []
     failed = 0
     for recording in found:
         if options.guest not in ("", recording.guest):
             continue
-        guest = description(recording.guest, directory)
+        guest = description(recording.guest, recording.path.parent)
         if options.spec and guest and issubclass(getattr(guest, "Guest", Guest), ApicGuest):
             print(f"{recording.path.name}: guest {recording.guest} is one of the APIC; left out")
             continue
@@ -70,13 +74,20 @@ def main(argv: list[str] | None = None) -> int:
                 if not (options.different and verdict.equal):
                     print(line(verdict))
             verdicts += done
+    missing = {text: 0 for verdict in verdicts for text in verdict.not_modelled}
+    for verdict in verdicts:
+        for text in verdict.not_modelled:
+            missing[text] += 1
+    for text, phases in missing.items():
+        print(f"not modelled: {text} ({phases} phases, not compared)")
+    verdicts = [verdict for verdict in verdicts if not verdict.not_modelled]
     equal = sum(verdict.equal for verdict in verdicts)
     pages = sum(verdict.pages_equal for verdict in verdicts)
     compared = sum(verdict.compared for verdict in verdicts)
     statistics = compared - sum(len(verdict.statistics) for verdict in verdicts), compared
-    missing = "not compared: irq_exits, which are the host's timer; req_event of guests with an APIC"
+    left_out = "not compared: irq_exits, which are the host's timer; req_event of guests with an APIC"
     print(f"pages mapped and unsync at the end of a phase: {pages} of {len(verdicts)} equal")
-    print(f"statistics of KVM's own: {statistics[0]} of {statistics[1]} equal; {missing}")
+    print(f"statistics of KVM's own: {statistics[0]} of {statistics[1]} equal; {left_out}")
     print(f"kvm-agreement: {equal} of {len(verdicts) + failed} phases equal")
     return 0 if verdicts and equal == len(verdicts) + failed else 1
 
@@ -99,6 +110,8 @@ def matrix(letter: str, only: str) -> int:
 
 
 def line(verdict: Verdict) -> str:
+    if verdict.not_modelled:
+        return f"    {verdict.phase:>3} not modelled: {', '.join(verdict.not_modelled)}"
     text = f"    {verdict.phase:>3} {'equal    ' if verdict.equal else 'DIFFERENT'}  KVM {exits(verdict.real)}"
     text += f"  ours {exits(verdict.ours)}"
     if verdict.real_dirty is not None or verdict.our_dirty is not None:

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from . import sequence
 from .apic import ApicGuest, ApicPhase
-from .configurations import configuration
 from .exits import difference
 from .guest import Guest, Phase
 from .recorded import Recording
@@ -50,11 +49,12 @@ class Verdict:
     statistics: dict[str, tuple[int, int]] = field(default_factory=dict)  # that differ: KVM's own, and ours
     compared: int = 0  # statistics that were
     details: dict[str, tuple[int, int]] = field(default_factory=dict)  # qualifications and error codes that differ
+    not_modelled: tuple[str, ...] = ()  # "parameter=value" each, for which the machine has no such thing: nothing ran
     parity: bool = True  # with a policy in Python that notes every exit and leaves it to the default: the same
 
     @property
     def equal(self) -> bool:
-        same = self.real == self.ours and self.real_dirty == self.our_dirty and self.pages_equal
+        same = not self.not_modelled and self.real == self.ours and self.real_dirty == self.our_dirty and self.pages_equal
         same = same and not self.statistics and not self.details
         return same and self.order_equal and self.interrupts_equal and self.parity
 
@@ -92,18 +92,19 @@ def compare(
     specified: on the executable specification instead of the machine. The machine runs twice, with the handlers of the
     kernel layer, and with a policy in Python that sees each exit before them. vmm: `Config.vmm`.
     """
-    parameters = recording.parameters.get(name)
-    setting = configuration(name, recording.vendor, parameters, recording.emulator, recording.kernel)
+    setting = recording.setting(name)
+    if setting.not_modelled:
+        for phase in sorted(recording.results[name], key=int):
+            real = recording.exits(name, phase)
+            yield Verdict(name, phase, real, {}, None, None, (), (), not_modelled=setting.not_modelled)
+        return
     kind = getattr(guest, "Guest", Guest)
     runs: list[list[Phase]] = []
     if specified:
         runs = [run(SpecifiedGuest(guest.LAYOUT, setting.config, setting.slots), guest)] * 2
-    elif issubclass(kind, ApicGuest):
-        apic = setting.apic.replace(vmm=vmm)
-        runs = [run(kind(guest.LAYOUT, apic, noting=noting), guest) for noting in (False, True)]
     else:
         config = setting.config.replace(vmm=vmm)
-        runs = [run(kind(guest.LAYOUT, config, setting.slots, noting), guest) for noting in (False, True)]
+        runs = [run(kind(guest.LAYOUT, config, noting=noting), guest) for noting in (False, True)]
     phases = sorted(recording.results[name], key=int)
     nothing = Phase({})
     for phase, plain, noted in itertools.zip_longest(phases, *runs, fillvalue=nothing):

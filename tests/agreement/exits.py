@@ -77,6 +77,8 @@ def difference(
     if "exit_info1" in real:
         theirs = _of_intel(real["exit_info1"])
         ours = _as_intel(noted, recording, advanced(recording, name))
+        if not recording.vectoring:
+            theirs, ours = _without_vectoring(theirs), _without_vectoring(ours)
     elif recording.vendor == "amd" and "page_fault_error_codes" in real:
         theirs = Counter(real["page_fault_error_codes"])
         ours = _as_amd(noted, recording)
@@ -109,6 +111,13 @@ def _as_intel(noted: Counter[Noted], recording: Recording, has_advanced: bool) -
             text = f"{of_violation(exit.qualification, recording, has_advanced):#x}"
         found[f"{exit.reason.name} {text}{VECTORING * exit.vectoring}"] += count
     return found
+
+
+def _without_vectoring(found: Counter[str]) -> Counter[str]:
+    merged: Counter[str] = Counter()
+    for text, count in found.items():
+        merged[text.removesuffix(VECTORING)] += count
+    return merged
 
 
 def _as_amd(noted: Counter[Noted], recording: Recording) -> Counter[str]:

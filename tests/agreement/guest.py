@@ -10,7 +10,7 @@ it begins with `from tests.agreement.guest import Guest, Layout`. It holds
 Each instruction of the guest is one call: the fetch of its code page comes first, then its accesses.
 
     guest.read(va)                  an aligned 8-byte load; gives the value, None where no memory answered
-    guest.write(va, value)          an aligned 8-byte store
+    guest.write(va, value)          an aligned 8-byte store; of 4 bytes to the registers of the local APIC, FEE00000H
     with guest.call(): ...          CALL: the return address is pushed; at the end RET pops it
     guest.push(), guest.pop()       one access to the stack
     guest.mov_cr3(value), guest.invlpg(va)
@@ -42,6 +42,7 @@ from fastmmu.exits import ExitReason
 from .exits import Noted, Recorder
 
 PAGE = 4096
+APIC_PAGE = 0xFEE00
 MAX_FAULTS = 8
 
 
@@ -85,7 +86,7 @@ class Guest:
 
     layout: Layout
     config: Config
-    slots: tuple[MemorySlot, ...] = ()  # private ones, by configuration
+    slots: tuple[MemorySlot, ...] = ()  # private ones that the machine does not add itself: of the specification
     noting: bool = False
     phases: list[Phase] = field(default_factory=list)
     on_page_fault: Callable[[int], None] | None = None
@@ -131,7 +132,8 @@ class Guest:
 
     def write(self, va: int, value: int) -> None:
         self._fetch()
-        self._access(lambda: self.machine.store(va, value), va, "w")
+        size = 4 if va >> 12 == APIC_PAGE else 8
+        self._access(lambda: self.machine.store(va, value, size), va, "w")
 
     def push(self, value: int = 0) -> None:
         self._fetch()
@@ -168,11 +170,12 @@ class Guest:
         self.machine.mov_cr4(value)
 
     def mov_cr8(self, value: int) -> None:
-        """The TPR shadow takes it: no exit."""
         self._fetch()
+        self.machine.apic.write_cr8(value)
 
     def read_cr8(self) -> None:
         self._fetch()
+        self.machine.apic.read_cr8()
 
     def cpuid(self) -> None:
         self._fetch()

@@ -58,10 +58,10 @@ def compared(vendor: str, name: str, guest: ModuleType) -> Iterator[tuple[int, s
     # a processor that checks updates of the guest's A and D flags against EPT W, as real ones do
     setting = configuration(name, vendor, emulator="")
     if issubclass(guest.Guest, ApicGuest):
-        plain, noted = (run(guest.Guest(guest.LAYOUT, setting.apic, noting=noting), guest) for noting in (False, True))
+        plain, noted = (run(guest.Guest(guest.LAYOUT, setting.config, noting=noting), guest) for noting in (False, True))
         specified = noted
     else:
-        plain, noted = (run(Guest(guest.LAYOUT, setting.config, setting.slots, on), guest) for on in (False, True))
+        plain, noted = (run(Guest(guest.LAYOUT, setting.config, noting=on), guest) for on in (False, True))
         specified = _specified(_as_specified(setting), guest)
     for number, (one, other, want) in enumerate(zip(plain, noted, specified, strict=True)):
         found = different(other, want)
@@ -75,7 +75,7 @@ def _as_specified(setting: Configuration) -> Configuration:
     config = setting.config.replace(vpid=False, unrestricted_guest=True)
     if config.mmu == "shadow" or not config.tdp_mmu:
         config = config.replace(tdp_mmu=False, eager_page_split=True)
-    return Configuration(config, setting.slots, config)
+    return Configuration(config, setting.slots)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any
 from fastmmu.exits import ExitReason
 from tests.support.recordings import all_of, sample_of
 
-__all__ = ["Recording", "data_directory", "recordings", "sample_directory"]
+from .configurations import Configuration
+from .configurations import configuration as machine_of
+
+__all__ = ["Recording", "data_directories", "recordings", "sample_directory"]
 
 # AMD's KVM names exits by the SVM exit code. A nested page fault is what EPT tells as violation or misconfiguration.
 AMD = {
@@ -23,12 +27,18 @@ AMD = {
     "write_cr4": "CR_ACCESS",
     "invlpg": "INVLPG",
     "cpuid": "CPUID",
+    "write_cr8": "CR_ACCESS",
+    "read_cr8": "CR_ACCESS",
+    "msr": "MSR_WRITE",
+    "vintr": "INTERRUPT_WINDOW",
 }
 KVM_NAMES = {"WRMSR": "MSR_WRITE", "RDMSR": "MSR_READ", "VIRTUALIZED_EOI": "EOI_INDUCED"}
 """Names of exit reasons that KVM on Intel has differently."""
 
 STATISTICS = (5, 19)
 """Version of Linux from which faults are counted by what became of them."""
+
+VECTORING_TOLD = (5, 12)
 
 NPF = (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIG)
 
@@ -46,6 +56,17 @@ class Recording:
     results: dict[str, dict[str, Any]]
     lacks: frozenset[str] = frozenset()  # of AMD's "decodeassists", "nrip_save"
     kernel: tuple[int, int] = (6, 1)  # version of Linux
+    tpr_shadow: bool | None = None  # of the processor; None: the file does not say
+
+    @property
+    def vectoring(self) -> bool:
+        """Does it tell an exit during the delivery of an event? Before Linux 5.12 the tracepoint fires too early."""
+        return self.kernel >= VECTORING_TOLD
+
+    def setting(self, configuration: str) -> Configuration:
+        """The machine of a configuration."""
+        given = self.parameters.get(configuration)
+        return machine_of(configuration, self.vendor, given, self.emulator, self.kernel, self.tpr_shadow)
 
     def exits(self, configuration: str, phase: str) -> dict[str, int]:
         """By reason, in this program's names; those of the host's own timer are listed apart in the file."""
@@ -85,20 +106,24 @@ def sample_directory() -> Path:
     return sample_of("kvm_exits")
 
 
-def data_directory() -> Path:
-    """FASTMMU_KVM_EXITS, else ../shared/kvm-exits beside the project."""
-    return all_of("kvm-exits", "FASTMMU_KVM_EXITS")
+def data_directories() -> list[Path]:
+    """FASTMMU_KVM_EXITS, a list of folders as PATH is one, else kvm-exits and kvm-exits-more of ../shared."""
+    named = os.environ.get("FASTMMU_KVM_EXITS")
+    if named:
+        return [Path(part) for part in named.split(os.pathsep) if part]
+    return [all_of(name, "FASTMMU_KVM_EXITS") for name in ("kvm-exits", "kvm-exits-more")]
 
 
-def recordings(directory: Path) -> list[Recording]:
-    """Every file of the directory that is one, in the order of names."""
+def recordings(*directories: Path) -> list[Recording]:
+    """Every file of these folders that is one, in the order of names."""
     found = []
-    for path in sorted(directory.glob("*.json")):
+    for path in [path for directory in directories for path in sorted(directory.glob("*.json"))]:
         content = json.loads(path.read_text())
         if not isinstance(content, dict) or not {"results", "workload_name", "phases"} <= set(content):
             continue
         text = json.dumps(content.get("environment", {}))
         kernel = re.search(r"\b(\d+)\.(\d+)\.\d+", content.get("environment", {}).get("l0_kernel", ""))
+        flags = content.get("environment", {}).get("vmx_flags")
         lacks = {name for name in ("decodeassists", "nrip_save") if f"no {name}" in text}
         found.append(
             Recording(
@@ -111,6 +136,7 @@ def recordings(directory: Path) -> list[Recording]:
                 results=content["results"],
                 lacks=frozenset(lacks),
                 kernel=(int(kernel[1]), int(kernel[2])) if kernel else (6, 1),
+                tpr_shadow=None if flags is None else "vtpr" in flags.split(),
             )
         )
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmmu.exits import ExitReason
 
-from .exits import advanced, of_violation
+from .exits import GENERAL_REGISTER, advanced, of_violation
 from .recorded import KVM_NAMES, Recording
 
 __all__ = ["ours", "recorded", "recorded_interrupts"]
@@ -46,11 +46,15 @@ def recorded_interrupts(phase: dict[str, Any]) -> Sequence | list[tuple[int, int
 def ours(sequence: Sequence, recording: Recording, configuration: str) -> Sequence:
     """What this machine did, in the recording's names and with as much detail."""
     has_advanced = advanced(recording, configuration)
-    violation = ExitReason.EPT_VIOLATION.name
-    return [
-        (KVM_NAMES.get(name, name), of_violation(detail, recording, has_advanced) if name == violation else detail)
-        for name, detail in sequence
-    ]
+
+    def told(name: str, detail: int) -> int:
+        if name == ExitReason.EPT_VIOLATION.name:
+            return of_violation(detail, recording, has_advanced)
+        if name == ExitReason.CR_ACCESS.name and "decodeassists" in recording.lacks:
+            return detail & ~GENERAL_REGISTER
+        return detail
+
+    return [(KVM_NAMES.get(name, name), told(name, detail)) for name, detail in sequence]
 
 
 def alike(one: Sequence, other: Sequence, code: int) -> bool:

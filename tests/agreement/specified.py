@@ -67,7 +67,8 @@ class SpecifiedMachine:
         host = config.host_pages or "4k"
         memory = SparseMemory(nbytes=1 << 46)
         placed = [Slot(0, config.memory_bytes >> 12, host=host)]
-        placed += [Slot(s.gpa >> 12, s.size >> 12, readonly=s.readonly, host=s.host) for s in slots]
+        for s in slots:
+            placed.append(Slot(s.gpa >> 12, s.size >> 12, readonly=s.readonly, emulated=s.emulated, host=s.host))
         self.kvm = Kvm(
             policy_of(config),
             State(**state),
@@ -92,7 +93,8 @@ class SpecifiedMachine:
     def access(self, la: int, access: str = "r", *, user: bool = False) -> Came:
         return self.kvm.access(la, access, user)
 
-    def store(self, la: int, value: int) -> Came:
+    def store(self, la: int, value: int, size: int = 8) -> Came:
+        assert size == 8 or la >> 12 == 0xFEE00, "what the specification writes to memory has 8 bytes"
         return self.kvm.access(la, "w", False, value)
 
     def mov_cr3(self, value: int) -> None:
@@ -111,6 +113,22 @@ class SpecifiedMachine:
 
     def exit_instruction(self, reason: int) -> None:
         self.kvm.exit_instruction(ExitReason(reason))
+
+    @property
+    def apic(self) -> SpecifiedMachine:
+        """Of the local APIC no more than what CR8 exits for: a processor without a TPR shadow."""
+        return self
+
+    def write_cr8(self, value: int) -> None:
+        self._cr8(8)
+
+    def read_cr8(self) -> None:
+        self._cr8(8 | 1 << 4)
+
+    def _cr8(self, qualification: int) -> None:
+        if not self.config.tpr_shadow:
+            self.kvm.exit(ExitReason.CR_ACCESS, qualification)
+            self.kvm.entered()
 
     # ---- the host ---------------------------------------------------------------------------------------------
 

@@ -17,12 +17,11 @@ from tests.agreement.compare import Verdict, compare, description
 from tests.agreement.configurations import configuration
 from tests.agreement.guest import Guest
 from tests.agreement.matrix import combinations, compared, different
-from tests.agreement.recorded import Recording, data_directory, recordings, sample_directory
+from tests.agreement.recorded import Recording, data_directories, recordings, sample_directory
 
 
 def _cases() -> list[tuple[Recording, str]]:
-    directory = data_directory()
-    found = recordings(directory if directory.is_dir() else sample_directory())
+    found = recordings(*data_directories()) or recordings(sample_directory())
     return [(r, name) for r in found if description(r.guest) is not None for name in r.results]
 
 

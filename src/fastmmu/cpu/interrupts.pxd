@@ -65,6 +65,8 @@ cdef struct Interrupts:
     int way                     # TprWay
     int rule                    # ThresholdRule
     int handler                 # GuestHandler
+    bint svm                    # of AMD: CR8 is V_TPR of the VMCB, which has no threshold; no APIC-access page, no MSRs
+    bint apic_page              # the APIC-access page is there
     bint tpr_shadow             # the processor has one: CR8 and the MSR of the TPR need no exits
     uint64_t la                 # linear address at which the guest sees the page
     bint interrupts_on          # RFLAGS.IF

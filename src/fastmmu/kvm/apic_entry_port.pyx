@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastmmu._arguments cimport flag, many, physical_address, shown, whole, within, word
-from fastmmu.arch.vmx cimport PRIMARY_INTERRUPT_WINDOW, SECONDARY_APIC_ACCESSES, SECONDARY_X2APIC
+from fastmmu.arch.vmx cimport PRIMARY_CR8_LOAD, PRIMARY_INTERRUPT_WINDOW, SECONDARY_APIC_ACCESSES, SECONDARY_X2APIC
 from fastmmu.cpu.interrupts cimport RULE_SLIDES, ApicCounters
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, patch_dword, patch_replace
 from fastmmu.cpu.vapic cimport vapic_posted
@@ -50,6 +50,12 @@ cdef class ApicEntry:
         """Who handles the TPR: ``Config.tpr``."""
         self.vm.inside()
         return _ways[self.irq.way]
+
+    @property
+    def access_page(self):
+        """There is an APIC-access page (``Config.apic_access_page``)."""
+        self.vm.inside()
+        return self.irq.apic_page != 0
 
     @property
     def threshold_rule(self):
@@ -157,6 +163,20 @@ cdef class ApicEntry:
             memcpy(v.mem.base + page, self.irq.apic.page, 4096)
             self.irq.apic.page = self.irq.virt.page = v.mem.base + page
             v.vmcs.virtual_apic_address = page
+
+    @property
+    def intercept_cr8_writes(self):
+        """CR8-load exiting, of AMD the intercept of writes to CR8. May be set."""
+        self.vm.inside()
+        return self.irq.v.vmcs.primary & PRIMARY_CR8_LOAD != 0
+
+    @intercept_cr8_writes.setter
+    def intercept_cr8_writes(self, on):
+        cdef bint wanted = flag("intercept_cr8_writes", on)
+        self.vm.inside()
+        self.irq.v.vmcs.primary &= ~PRIMARY_CR8_LOAD
+        if wanted:
+            self.irq.v.vmcs.primary |= PRIMARY_CR8_LOAD
 
     @property
     def virtualize_accesses(self):

@@ -60,6 +60,11 @@ cdef int retry(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     return ACT_ABORT
 
 
+cdef inline bint no_memory(const Memslot *slot) noexcept nogil:
+    # an access there is a device's
+    return slot == NULL or slot.emulated
+
+
 cdef struct Before:             # what the MMU had counted before a fault
     uint64_t dirty, swapped
 
@@ -74,7 +79,7 @@ cdef int class_of(Mmu *mmu, int result, gpa_t gpa, bint denied, Before b) noexce
     # FaultClass of a fault that the MMU has dealt with; `denied`: an entry refused a store, or a right was given back
     if result == RET_PF_INJECT:
         return CLASS_GUEST
-    if result == RET_PF_EMULATE and gfn_to_memslot(&mmu.slots, gpa >> 12) == NULL:
+    if result == RET_PF_EMULATE and no_memory(gfn_to_memslot(&mmu.slots, gpa >> 12)):
         return CLASS_MMIO
     if mmu.counters.swap_ins != b.swapped:
         return CLASS_SWAPPED_IN
@@ -87,8 +92,21 @@ cdef int class_of(Mmu *mmu, int result, gpa_t gpa, bint denied, Before b) noexce
     return CLASS_BUILD if result == RET_PF_FIXED else <int> CLASS_SPURIOUS
 
 
-cdef void decoded(Kvm *kvm, gpa_t gpa, bint mmio) noexcept nogil:
+cdef bint load_again(KvmVcpu *vcpu, const Memslot *slot, gpa_t gpa) noexcept nogil:
+    # a load that is to be emulated runs once more, for its fault might not come back; not where the entry, or what KVM
+    # has noted, says that no memory is there (retry_instruction; kvm_policy.md §14)
+    if (slot == NULL or not slot.emulated or not vcpu.kvm.mmu.policy.apic_load_retried or vcpu.cpu.access != ACC_R
+            or vcpu.last_retry == gpa):
+        return False
+    vcpu.kvm.stats.insn_emulation += 1
+    vcpu.last_retry = gpa
+    return True
+
+
+cdef void decoded(KvmVcpu *vcpu, gpa_t gpa, bint mmio) noexcept nogil:
     # an instruction is emulated; where it accesses no memory, and not the APIC, user space has its part in it
+    cdef Kvm *kvm = vcpu.kvm
+    vcpu.last_retry = 0
     kvm.stats.insn_emulation += 1
     kvm.stats.mmio_exits += mmio and gpa >> 12 != APIC_BASE >> 12
 
@@ -151,10 +169,12 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
     elif result == RET_PF_SPURIOUS:
         vcpu.c.pf_spurious += 1
     elif result == RET_PF_EMULATE or result == RET_PF_WRITE_PROTECTED:
+        kvm.stats.pf_emulate += known == ONES
+        if result == RET_PF_EMULATE and load_again(vcpu, gfn_to_memslot(&kvm.mmu.slots, w.gpa >> 12), w.gpa):
+            return ACT_RETRY
         action = ACT_EMULATED
         v.emulated = w.gpa
-        kvm.stats.pf_emulate += known == ONES
-        decoded(kvm, w.gpa, result == RET_PF_EMULATE)
+        decoded(vcpu, w.gpa, result == RET_PF_EMULATE)
         if result == RET_PF_EMULATE:
             vcpu.c.mmio += 1
         else:
@@ -167,7 +187,7 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
 
 cdef int no_table(KvmVcpu *vcpu) noexcept nogil:
     # A table of the guest's lies where no memory is. KVM emulates the instruction.
-    decoded(vcpu.kvm, 0, False)
+    decoded(vcpu, 0, False)
     return inject_no_table(&vcpu.cpu)
 
 
@@ -199,13 +219,12 @@ cdef bint of_table(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
 
 
 cdef int mmio(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
-    cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     if of_table(vcpu, gpa):
         return no_table(vcpu)
     v.emulated = gpa
     vcpu.c.mmio += 1
-    decoded(kvm, gpa, True)
+    decoded(vcpu, gpa, True)
     return ACT_EMULATED
 
 
@@ -233,10 +252,12 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
         if not code & QUAL_TRANSLATED:          # a write to A or D in a read-only slot
             vcpu_abort(v, ABORT_BUS, v.vmcs.guest_linear_address)
             return ACT_ABORT
+        kvm.stats.pf_emulate += 1
+        if load_again(vcpu, f.slot, f.gpa):
+            return ACT_RETRY
         v.emulated = f.gpa
         vcpu.c.mmio += 1
-        kvm.stats.pf_emulate += 1
-        decoded(kvm, f.gpa, True)
+        decoded(vcpu, f.gpa, True)
         return ACT_EMULATED
     if result == RET_PF_FIXED:
         kvm.stats.pf_fixed += 1

@@ -98,6 +98,12 @@ cdef class Faults:
         self.port.loaded("faults")
         return bool(self.port.v.access == ACC_PDPTES)
 
+    @property
+    def loads(self):
+        """It is a load that faulted: no store, no fetch, nothing that reads and writes."""
+        self.loaded()
+        return bool(self.port.v.access == ACC_R)
+
     def table_at(self, gpa):
         """The walk of the access ends at this page for want of memory: a table lies there. The MMIO SPTE that the
         processor met does not tell that from data."""

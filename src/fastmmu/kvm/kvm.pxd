@@ -92,6 +92,7 @@ cdef struct KvmVcpu:
     uint32_t pcpu               # physical CPU that it ran on last (vcpu->cpu), or NOWHERE
     uint32_t requests           # Request: what it does before its next VM entry
     int fault_class             # FaultClass of the exit under way
+    uint64_t last_retry         # gpa of a load that runs once more before it is emulated (last_retry_addr); 0: none
     KvmCounters c
 
 cdef struct Kvm:

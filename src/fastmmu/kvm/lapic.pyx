@@ -60,11 +60,11 @@ cdef void choose_mode(Interrupts *irq) noexcept nogil:
     cdef Vcpu *v = irq.v
     v.vmcs.secondary &= ~(SECONDARY_APIC_ACCESSES | SECONDARY_X2APIC)
     if apic_x2apic(&irq.apic):
-        if irq.tpr_shadow:
+        if irq.tpr_shadow and not irq.svm:
             v.vmcs.secondary |= SECONDARY_X2APIC
     elif not apic_mapped(&irq.apic):
         pass
-    elif irq.way == WAY_FLEXPRIORITY or irq.way == WAY_APICV:
+    elif irq.apic_page:
         v.vmcs.secondary |= SECONDARY_APIC_ACCESSES
 
 
@@ -85,6 +85,14 @@ cdef void sent(Interrupts *irq, const Ipi *ipi) noexcept nogil:
         ipi_send(irq, ipi)
 
 
+cdef void end_of_interrupt(Interrupts *irq) noexcept nogil:
+    # the VMM has ended one; a processor that delivers is told what is in service now (vmx_hwapic_isr_update)
+    cdef int serviced = apic_highest(irq.apic.page, APIC_ISR)
+    irq.request_event = True
+    if irq.way == WAY_APICV:
+        irq.v.vmcs.guest_interrupt_status = (irq.v.vmcs.guest_interrupt_status & 0xFF) | (max(serviced, 0) << 8)
+
+
 cdef void store(Interrupts *irq, uint32_t offset, uint32_t value) noexcept nogil:
     # a write of a register, emulated
     cdef Ipi ipi
@@ -93,7 +101,7 @@ cdef void store(Interrupts *irq, uint32_t offset, uint32_t value) noexcept nogil
     if offset == APIC_TPR:
         priority_changed(irq)
     elif offset == APIC_EOI:
-        irq.request_event = True
+        end_of_interrupt(irq)
     else:
         sent(irq, &ipi)
 
@@ -174,7 +182,7 @@ cdef void emulate_msr(Interrupts *irq, uint32_t msr, bint write, uint64_t value)
         if msr == X2_TPR:
             priority_changed(irq)
         elif msr == X2_EOI:
-            irq.request_event = True
+            end_of_interrupt(irq)
         else:
             sent(irq, &ipi)
 
@@ -284,7 +292,11 @@ cdef void update_threshold(Interrupts *irq) noexcept nogil:
         return
     if requested < 0 or irq.patch.in_use or not apic_on(&irq.apic):
         requested = 0
-    if irq.rule == RULE_SLIDES:
+    if irq.svm:                                 # svm_update_cr8_intercept
+        irq.v.vmcs.primary &= ~PRIMARY_CR8_LOAD
+        if requested > 0 and tpr >> 4 >= requested >> 4:
+            irq.v.vmcs.primary |= PRIMARY_CR8_LOAD
+    elif irq.rule == RULE_SLIDES:
         irq.v.vmcs.tpr_threshold = min(tpr, requested) >> 4
     else:
         irq.v.vmcs.tpr_threshold = 0 if tpr >> 4 < requested >> 4 else requested >> 4

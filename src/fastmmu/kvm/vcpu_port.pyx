@@ -108,6 +108,18 @@ cdef class VcpuPort:
         self.vm.inside()
         inv_transition(self.v.tlb, False)
 
+    @property
+    def last_retry(self):
+        """Guest-physical address of a load that runs once more before it is emulated (last_retry_addr); 0: none."""
+        self.vm.inside()
+        return self.vcpu.last_retry
+
+    @last_retry.setter
+    def last_retry(self, gpa):
+        cdef uint64_t address = word("last_retry", gpa)
+        self.vm.inside()
+        self.vcpu.last_retry = address
+
     # ---- what is asked of it ---------------------------------------------------------------------------------
 
     @property

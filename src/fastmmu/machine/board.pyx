@@ -231,6 +231,8 @@ cdef class Board:
         apic_reset(&irq.apic, irq.apic.page, irq.patch.cpu)
         irq.way = {"trap": WAY_TRAP, "patch": WAY_PATCH, "flexpriority": WAY_FLEXPRIORITY,
                    "apicv": WAY_APICV}[config.tpr]
+        irq.apic_page = config.apic_page == "mapped"
+        irq.svm = config.vendor == "amd"
         irq.rule = RULE_SLIDES if config.tpr_threshold == "slides" else RULE_KVM
         irq.handler = HANDLER_IRQL if config.guest_handler == "irql" else HANDLER_EOI
         irq.handler_length = config.handler_length
@@ -259,7 +261,7 @@ cdef class Board:
         return 0
 
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
-                   bint device):
+                   bint device, bint emulated):
         cdef int n = slots_add(&self.kvm.mmu.slots, gpa >> 12, size >> 12, hpa)
         cdef Memslot *slot
         if n < 0:
@@ -268,6 +270,7 @@ cdef class Board:
         slot = &self.kvm.mmu.slots.slot[n]
         slot.readonly = readonly
         slot.private = private
+        slot.emulated = emulated
         slot.device = device
         slot.huge = host == "2m"
         if host == "untouched" and slots_untouched(&self.kvm.mmu.slots, n):
@@ -287,6 +290,7 @@ cdef class Board:
         p.mmio_caching = rules.mmio_caching and config.mmio_caching and (config.mmu == "ept" or maxphyaddr < 52)
         p.rewrite_stays_clean, p.ksm_zaps = rules.rewrite_stays_clean, rules.ksm_zaps
         p.loss_of_dirty_flushes, p.nx_own_tables = rules.loss_of_dirty_flushes, rules.nx_own_tables
+        p.apic_load_retried = rules.apic_load_retried
         p.manual_log_for_good, p.collapse_by_size = rules.manual_log_for_good, rules.collapse_by_size
         p.flush_all_contexts = rules.flush_all_contexts
         p.eager_split = rules.eager_page_split and config.eager_page_split
@@ -322,9 +326,10 @@ cdef class Board:
         self.kvm.mmu.uncached = state.cr0 >> 30 & 1
         self._add_slot(0, self.guest_mem.nbytes, self.loop.guest_base,
                        "untouched" if self.config.host_pages == "untouched" or self.config.host_memory is not None
-                       else self.config.backing, False, False, False)
+                       else self.config.backing, False, False, False, False)
         for slot, hpa in placed:
-            self._add_slot(slot.gpa, slot.size, hpa, slot.host, slot.readonly, slot.private, slot.device)
+            self._add_slot(slot.gpa, slot.size, hpa, slot.host, slot.readonly, slot.private, slot.device,
+                           slot.emulated)
             if slot.gpa == APIC_BASE and slot.private:
                 self.v.vmcs.apic_access_address = hpa
         self.kvm.shadow = shadow

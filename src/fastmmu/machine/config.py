@@ -80,6 +80,7 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     exit_log: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
     tpr: Literal["trap", "patch", "flexpriority", "apicv"] | None = None
     tpr_shadow: bool = True
+    apic_access_page: bool | None = None
     tpr_threshold: Literal["kvm", "slides"] = "kvm"
     tpr_patch: Literal["per-vcpu", "one-vcpu"] = "per-vcpu"
     guest_handler: Literal["eoi", "irql"] = "eoi"
@@ -120,7 +121,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         It is the column of tlb.md §7, too: the slides' KVM flushes single contexts, that of 6.1 all of them
         (vmx_flush_tlb_all).
     :param vendor: ``"amd"``: nested paging as AMD's KVM drives it. The entries are modelled as EPT entries with A/D
-        flags, which act alike; CR4 is intercepted, its reads too; there is no PML.
+        flags, which act alike; CR4 is intercepted, its reads too; there is no PML. Its CR8 is V_TPR of the VMCB: writes
+        are intercepted while the TPR blocks what waits, in place of a threshold (kvm_policy.md §14).
     :param unsync: shadowed page tables may go out of sync until the guest flushes; None: as `kvm` says.
     :param ept_ad, pml: EPT A/D flags, page-modification log (used while a slot is logged; needs `ept_ad`).
     :param tdp_mmu: EPT by the TDP MMU, else by the older one, which prefetches (with ``kvm="6.1"``).
@@ -171,6 +173,10 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         APIC-access page; ``"apicv"`` adds register virtualization, virtual-interrupt delivery and posted interrupts
         (SDM vol. 3, "APIC Virtualization and Virtual Interrupts"; apic.md §2-§7). None: no APIC, no APIC events. It
         stands at FEE00000H, above the guest's memory.
+    :param apic_access_page: accesses to the APIC's page are virtualized by the APIC-access page, with
+        ``tpr="flexpriority"`` or ``"apicv"``. False: never, so that they are MMIO (KVM's module parameter
+        ``flexpriority=0``, with ``"apicv"``). None: as `kvm` does it: with ``"apicv"``; with ``"flexpriority"`` before
+        Linux 5.16 alone, since when each of them is emulated, and leaves no mark (kvm_policy.md §14). True: with both.
     :param tpr_shadow: the processor has a TPR shadow; without it CR8 and the x2APIC MSRs exit, too.
     :param tpr_threshold: rule for the threshold, ``"kvm"`` (today's) or ``"slides"`` (the smaller of TPR and IRR).
     :param tpr_patch: ``"per-vcpu"``, a record for each of up to 16 vCPUs; ``"one-vcpu"``, the first version, which has
@@ -235,6 +241,11 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if self.tpr is not None and memory > APIC_BASE:
             raise ConfigError(f"Config: memory={self.memory!r} covers the APIC at {APIC_BASE:#x}; give at most 3G")
+        if self.tpr in ("flexpriority", "apicv") and self.vendor == "amd":
+            raise ConfigError(
+                f'Config: vendor="amd" with tpr={self.tpr!r}, which is Intel\'s; AVIC is not modelled: use tpr="trap" or '
+                '"patch"'
+            )
         if self.tpr in ("flexpriority", "apicv") and not self.tpr_shadow:
             raise ConfigError(f'Config: tpr="{self.tpr}" needs tpr_shadow=True')
 
@@ -292,6 +303,15 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return Kvm if self.vmm == "python" else self.vmm
 
     @property
+    def apic_page(self) -> Literal["mapped", "emulated", "none"]:
+        """What stands at the APIC's page: the APIC-access page, one that is never mapped, or none."""
+        if self.tpr not in ("flexpriority", "apicv") or self.apic_access_page is False:
+            return "none"
+        if self.tpr == "apicv" or self.apic_access_page or not self.rules.apic_page_with_apicv:
+            return "mapped"
+        return "emulated"
+
+    @property
     def rules(self) -> KvmRules:
         """What its version of KVM does, rule by rule."""
         return kvm_rules(self.kvm)
@@ -320,7 +340,7 @@ VMM_FIELDS = (
     "mmu", "vpid", "host_pages", "kvm", "vendor", "unsync", "ept_ad", "pml", "tdp_mmu", "eager_page_split",
     "nx_huge_pages", "mmio_caching", "shadow_keys", "guest_ad_checked", "unrestricted_guest", "identity_map",
     "host_memory", "host_reclaim", "ageing", "noncoherent_dma", "cd_quirk", "table_pages", "exit_pages", "exit_log",
-    "tpr_shadow", "tpr_threshold", "tpr_patch", "vmm",
+    "tpr_shadow", "apic_access_page", "tpr_threshold", "tpr_patch", "vmm",
 )  # fmt: skip
 """Fields that say what the VMM does, or the processor for it: a native run is the same whatever they are."""
 _DEFAULTS = msgspec.structs.asdict(Config())

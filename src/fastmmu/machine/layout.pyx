@@ -41,7 +41,8 @@ cdef object _slot(each):
         within("MemorySlot gpa", slot.gpa, 0, 1ULL << 46, ConfigError),
         within("MemorySlot size", slot.size, 0, 1ULL << 46, ConfigError), flag("MemorySlot readonly", slot.readonly),
         choice("MemorySlot host", slot.host, ("4k", "2m", "untouched"), ConfigError),
-        flag("MemorySlot private", slot.private), flag("MemorySlot device", slot.device))
+        flag("MemorySlot private", slot.private), flag("MemorySlot device", slot.device),
+        flag("MemorySlot emulated", slot.emulated))
 
 
 cdef list all_slots(config, bint guest_kernel, slots):
@@ -52,8 +53,8 @@ cdef list all_slots(config, bint guest_kernel, slots):
             raise ConfigError('slots are the VMM\'s: use mmu="ept" or mmu="shadow"')
         if (slot.gpa | slot.size) & 0xFFF or not slot.size or slot.gpa + slot.size > 1 << 46:
             raise ConfigError(f"{slot}: gpa and size must be multiples of 4096 below {1 << 46:#x}")
-    if config.tpr in ("flexpriority", "apicv") and config.mmu != "native":
-        found.append(MemorySlot(APIC_BASE, 0x1000, private=True))
+    if config.apic_page != "none" and config.mmu != "native":
+        found.append(MemorySlot(APIC_BASE, 0x1000, private=True, emulated=config.apic_page == "emulated"))
     if has_identity(config, guest_kernel):
         found.append(MemorySlot(config.identity_map, 0x1000, private=True))
         found.append(MemorySlot(config.identity_map + 0x1000, 0x3000, private=True))

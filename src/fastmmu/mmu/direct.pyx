@@ -33,7 +33,7 @@ cdef int faultin_pfn(Mmu *mmu, Fault *f) noexcept nogil:
     cdef int page
     f.slot = gfn_to_memslot(&mmu.slots, gfn)
     f.host_writable = False
-    if f.slot == NULL:
+    if f.slot == NULL or f.slot.emulated:
         return RET_PF_EMULATE
     if f.slot.readonly and f.write:
         return RET_PF_EMULATE

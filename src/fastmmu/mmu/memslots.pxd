@@ -34,6 +34,7 @@ cdef struct Memslot:
     bint readonly
     bint huge                   # the host backs it with 2 MB pages
     bint private                # made by the VMM itself, such as the APIC-access page
+    bint emulated               # private, and never mapped: the APIC-access page while APICv is off
     bint device                 # the pages are a device's, given to the guest
     uint32_t invalidating       # times that the host began to take pages away and has not ended (kvm_policy.md §6)
     gfn_t away, away_end        # which, first and behind the last: gfn, the union of all of them

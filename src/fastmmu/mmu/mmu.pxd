@@ -48,6 +48,7 @@ cdef struct Policy:             # what KVM does of its own choice: by its versio
     bint ksm_zaps
     bint nx_own_tables
     bint manual_log_for_good
+    bint apic_load_retried
     bint collapse_by_size
     bint flush_all_contexts
     bint eager_split

@@ -88,15 +88,15 @@ cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t
 
 # ---- unsync pages -------------------------------------------------------------------------------------------
 
-cdef bint sync_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index) noexcept nogil:
+cdef bint sync_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index, bint alone) noexcept nogil:
     # the entry follows the guest's again: dropped where that is gone or leads elsewhere, else with today's rights.
-    # Returns whether Linux flushes for that.
+    # `alone`: not with its whole table; one that is as it was stays so then, with its A. Returns whether Linux flushes.
     cdef Sp *sp = &mmu.sp[owner]
     cdef uint64_t entry = spte_at(mmu, owner, index), gpte = 0, new
     cdef gfn_t gfn
     cdef Memslot *slot
     cdef int access
-    cdef bint host_writable, dirty
+    cdef bint host_writable, dirty, accessed
     if not entry or not guest_entry(mmu, sp, index, &gpte):
         return False
     if not usable(guest, gpte):
@@ -121,7 +121,8 @@ cdef bint sync_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t ind
     if dirty and not mmu_may_write(mmu, gfn, False, True):
         access &= ~MAY_W
         dirty = False
-    new = make_spte(mmu.format, entry & FRAME, 1, access, False, dirty, host_writable, 0)
+    accessed = alone and entry & mmu.format.accessed != 0
+    new = make_spte(mmu.format, entry & FRAME, 1, access, accessed, dirty, host_writable, 0)
     if access & MAY_W and slot.dirty != NULL:
         mark_dirty(slot, gfn)
     if new == entry:
@@ -135,7 +136,7 @@ cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogi
     cdef uint64_t index
     cdef bint flush = False
     for index in range(512):
-        flush |= sync_entry(mmu, guest, owner, index)
+        flush |= sync_entry(mmu, guest, owner, index, False)
     mmu.counters.synced += 1
     return flush
 
@@ -217,7 +218,7 @@ cdef void invlpg_below(Mmu *mmu, const Paging *guest, uint32_t owner, gva_t la) 
     if not it.valid or not mmu.sp[it.owner].unsync:
         return
     if mmu.policy.invlpg_syncs_entry:
-        mmu.counters.flush_requests += sync_entry(mmu, guest, it.owner, it.index)
+        mmu.counters.flush_requests += sync_entry(mmu, guest, it.owner, it.index, True)
         return
     if it.entry:
         mmu.counters.flush_requests += spte_present(it.entry)

@@ -120,6 +120,12 @@ cdef class Slot:
         return bool(self.slot.private)
 
     @property
+    def emulated(self):
+        """Private, and never mapped: the APIC-access page while APICv is off (kvm_policy.md §14)."""
+        self.port.inside()
+        return bool(self.slot.emulated)
+
+    @property
     def device(self):
         """Its pages are a device's, given to the guest."""
         self.port.inside()

@@ -16,6 +16,7 @@ from fastmmu.mmu.port import RetPf
 
 if TYPE_CHECKING:
     from fastmmu.kvm.port import VirtualCpu
+    from fastmmu.mmu.tables_port import Slot
 
 __all__ = ["Faults"]
 
@@ -67,6 +68,8 @@ class Faults(ShadowMmu, Registers):
         table of its own that lies there (kvm_policy.md §4.4)."""
         if exit.qualification & TRANSLATED:
             self.vm.count_stat("pf_emulate")
+            if self.retry_instruction(vcpu, fault.slot, exit.guest_physical):
+                return RETRY
             return self.emulate_mmio(vcpu, exit.guest_physical)
         if fault.slot is None:
             self.vm.count_stat("pf_emulate")
@@ -142,9 +145,11 @@ class Faults(ShadowMmu, Registers):
         the shadow as well (kvm_policy.md §2.2)."""
         if not known:
             self.vm.count_stat("pf_emulate")
+        if mmio and self.retry_instruction(vcpu, self.mmu.slot(gpa >> 12), gpa):
+            return RETRY
         if mmio:
             return self.emulate_mmio(vcpu, gpa)
-        self.decoded(gpa, False)
+        self.decoded(vcpu, gpa, False)
         vcpu.count("pf_emulate")
         vcpu.faults.emulate_store(gpa)
         return vcpu.faults.emulated(gpa)
@@ -160,7 +165,7 @@ class Faults(ShadowMmu, Registers):
         a right was given back."""
         if result is RetPf.INJECT:
             return FaultClass.GUEST
-        if result is RetPf.EMULATE and self.mmu.slot(fault.gfn) is None:
+        if result is RetPf.EMULATE and ((slot := self.mmu.slot(fault.gfn)) is None or slot.emulated):
             return FaultClass.MMIO
         if self.mmu.counted("swap_ins") != before.swapped:
             return FaultClass.SWAPPED_IN
@@ -195,17 +200,28 @@ class Faults(ShadowMmu, Registers):
     def emulate_mmio(self, vcpu: VirtualCpu, gpa: int) -> int:
         """The instruction is decoded, and its access is a device's, or user space's."""
         vcpu.count("mmio")
-        self.decoded(gpa, True)
+        self.decoded(vcpu, gpa, True)
         return vcpu.faults.emulated(gpa)
 
     def no_table(self, vcpu: VirtualCpu) -> int:
         """A table of the guest's lies where no memory is: KVM emulates the instruction, and to its own walk the entry
         there is not present; PDPTEs that it cannot read are refused (kvm_policy.md §4.4)."""
-        self.decoded(0, False)
+        self.decoded(vcpu, 0, False)
         return vcpu.faults.inject_no_table()
 
-    def decoded(self, gpa: int, mmio: bool) -> None:
+    def retry_instruction(self, vcpu: VirtualCpu, slot: Slot | None, gpa: int) -> bool:
+        """A load that is to be emulated runs once more, for its fault might not come back (retry_instruction;
+        kvm_policy.md §14); not where an entry, or what KVM has noted, says that no memory is there."""
+        retried = self.vm.rules.apic_load_retried and vcpu.faults.loads and vcpu.last_retry != gpa
+        if slot is None or not slot.emulated or not retried:
+            return False
+        self.vm.count_stat("insn_emulation")
+        vcpu.last_retry = gpa
+        return True
+
+    def decoded(self, vcpu: VirtualCpu, gpa: int, mmio: bool) -> None:
         """An instruction is emulated; where it accesses no memory, and not the APIC, user space has its part in it."""
+        vcpu.last_retry = 0
         self.vm.count_stat("insn_emulation")
         if mmio and gpa >> 12 != APIC_PAGE:
             self.vm.count_stat("mmio_exits")

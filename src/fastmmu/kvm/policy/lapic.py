@@ -95,9 +95,17 @@ class LocalApics(Tpr, Ipis):
         if offset == TPR:
             self.update_ppr(vcpu)
         elif offset == EOI:
-            vcpu.apic.request_event = True
+            self.end_of_interrupt(vcpu)
         else:
             self.send_ipi(vcpu, ipi)
+
+    def end_of_interrupt(self, vcpu: VirtualCpu) -> None:
+        """The VMM has ended one; a processor that delivers itself is told what is in service now
+        (vmx_hwapic_isr_update)."""
+        apic = vcpu.apic
+        apic.request_event = True
+        if apic.way == "apicv":
+            apic.svi = max(apic.isr, 0)
 
     def emulate_apic_access(self, vcpu: VirtualCpu, offset: int) -> None:
         """The instruction that accessed the page (apic_mmio_read, apic_mmio_write). Writes of 32 bits at a multiple of
@@ -135,8 +143,8 @@ class LocalApics(Tpr, Ipis):
         """In xAPIC mode the page is virtualized, in x2APIC mode the MSRs, of a disabled APIC nothing
         (vmx_set_virtual_apic_mode; apic.md §4, §7)."""
         apic = vcpu.apic
-        apic.virtualize_x2apic = apic.x2apic and apic.tpr_shadow
-        apic.virtualize_accesses = not apic.x2apic and apic.mapped and apic.way in ("flexpriority", "apicv")
+        apic.virtualize_x2apic = apic.x2apic and apic.tpr_shadow and not self.vm.modes.amd
+        apic.virtualize_accesses = not apic.x2apic and apic.mapped and apic.access_page
 
     # ---- exits ----------------------------------------------------------------------------------------------------
 

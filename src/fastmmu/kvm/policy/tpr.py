@@ -36,6 +36,11 @@ class Tpr(Base):
             return min(tpr, irr) >> 4
         return 0 if tpr >> 4 < irr >> 4 else irr >> 4
 
+    def cr8_intercept(self, tpr: int, irr: int) -> bool:
+        """Of AMD, which has no threshold: writes of CR8 exit while the TPR blocks the highest vector that waits
+        (svm_update_cr8_intercept; kvm_policy.md §14)."""
+        return irr > 0 and tpr >> 4 >= irr >> 4
+
     def update_cr8_intercept(self, vcpu: VirtualCpu) -> None:
         """The threshold anew (kvm_update_cr8_intercept). The processor needs none where it delivers itself (APICv), and
         a patched guest looks for itself."""
@@ -45,7 +50,10 @@ class Tpr(Base):
         irr = apic.irr
         if irr < 0 or apic.patched or not apic.on:
             irr = 0
-        apic.tpr_threshold = self.tpr_threshold(vcpu, apic.tpr & 0xF0, irr)
+        if self.vm.modes.amd:
+            apic.intercept_cr8_writes = self.cr8_intercept(apic.tpr & 0xF0, irr)
+        else:
+            apic.tpr_threshold = self.tpr_threshold(vcpu, apic.tpr & 0xF0, irr)
 
     def update_ppr(self, vcpu: VirtualCpu) -> None:
         """The TPR changed (apic_update_ppr). A request that an interrupt in service blocks is no event; but the

@@ -46,7 +46,7 @@ def class_of(vm: Vm, done: Done | PageFault, gfn: int, denied: bool, dirty: int,
     """What a fault needed the VMM for, the first that holds. dirty, swapped: what was counted of these before it."""
     if isinstance(done, PageFault):
         return "guest"
-    if done is Done.EMULATE and vm.slot_of(gfn) is None:
+    if done is Done.EMULATE and ((slot := vm.slot_of(gfn)) is None or slot.emulated):
         return "mmio"
     if vm.count["swap_ins"] > swapped:
         return "swapped_in"
@@ -67,6 +67,8 @@ def fault_in(vm: Vm, fault: Fault) -> Done | None:
     fault.slot = slot = vm.slot_of(fault.gfn)
     if slot is None:
         return None
+    if slot.emulated:
+        return Done.EMULATE
     if slot.readonly:
         return Done.EMULATE if fault.write else None
     page = slot.page(fault.gfn)

@@ -86,8 +86,8 @@ def sync_page(vm: Vm, page: TablePage) -> bool:
     return flush
 
 
-def sync_entry(vm: Vm, page: TablePage, index: int) -> bool:
-    """The same of one entry."""
+def sync_entry(vm: Vm, page: TablePage, index: int, *, alone: bool = False) -> bool:
+    """The same of one entry. alone: not with its whole table; then one that is as it was stays so, with its A."""
     entry, gpte = page.entries[index], gpte_of(vm, page, index)
     if not usable(vm, gpte):
         vm.tables.put(page, index, None)
@@ -103,7 +103,8 @@ def sync_entry(vm: Vm, page: TablePage, index: int) -> bool:
     slot = vm.slot_of(gfn)
     assert slot
     host = entry.host_writable
-    new, _ = make_leaf(vm, entry, slot, gfn, 1, access, prefetch=True, host_writable=host, can_unsync=False)
+    prefetch = not (alone and entry.accessed)
+    new, _ = make_leaf(vm, entry, slot, gfn, 1, access, prefetch=prefetch, host_writable=host, can_unsync=False)
     vm.tables.put(page, index, new)
     return loses(entry, new, flags=True)
 
@@ -125,7 +126,7 @@ def invalidate(vm: Vm, root: TablePage, la: int) -> None:
     an empty one as well."""
     page, index, entry = list(vm.tables.path(root, la))[-1]
     if page.unsync and vm.policy.rules.invlpg_syncs_entry:
-        vm.stats.request(entry is not None and sync_entry(vm, page, index))
+        vm.stats.request(entry is not None and sync_entry(vm, page, index, alone=True))
     elif page.unsync:
         vm.stats.request(isinstance(page.entries.get(index), Leaf))
         vm.tables.put(page, index, None)

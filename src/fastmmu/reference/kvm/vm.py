@@ -53,6 +53,7 @@ class Slot:
     base: int  # gfn
     pages: int
     readonly: bool = False
+    emulated: bool = False  # never mapped: every access is emulated (kvm_policy.md §14)
     host: str = "4k"
     state: dict[int, str] = field(
         default_factory=dict
