@@ -8,6 +8,7 @@ what goes by it, in the kernels, in `kvm/policy/` and in `reference/kvm/`.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, NamedTuple, get_args, get_type_hints
 
 __all__ = ["KVM_VERSIONS", "KvmRule", "KvmRules", "kvm_rule", "kvm_rules"]
@@ -137,6 +138,7 @@ def kvm_rule(name: str) -> KvmRule:
     return rule
 
 
+@cache
 def kvm_rules(version: str) -> KvmRules:
     """The rules of a version, a key of :data:`KVM_VERSIONS`. :raises KeyError: it is none."""
     linux = KVM_VERSIONS[version]

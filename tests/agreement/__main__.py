@@ -21,7 +21,8 @@ from .recorded import data_directories, recordings, sample_directory
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.agreement", description=__doc__)
     parser.add_argument(
-        "--data", help="folders of recordings, a list as PATH is one (default: FASTMMU_KVM_EXITS, else both of ../shared)"
+        "--data",
+        help="folders of recordings, a list as PATH is one (default: FASTMMU_KVM_EXITS, else both of ../shared)",
     )
     parser.add_argument("--guest", default="", help="only this guest")
     parser.add_argument("--only", default="", help="configurations whose name contains this")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import sequence
-from .apic import ApicGuest, ApicPhase
+from .apic import ApicPhase
 from .exits import difference
 from .guest import Guest, Phase
 from .recorded import Recording
@@ -54,7 +54,9 @@ class Verdict:
 
     @property
     def equal(self) -> bool:
-        same = not self.not_modelled and self.real == self.ours and self.real_dirty == self.our_dirty and self.pages_equal
+        same = (
+            not self.not_modelled and self.real == self.ours and self.real_dirty == self.our_dirty and self.pages_equal
+        )
         same = same and not self.statistics and not self.details
         return same and self.order_equal and self.interrupts_equal and self.parity
 

@@ -45,7 +45,14 @@ ONLY = {"kvm_amd.avic": "N"}
 """Parameters of which a machine has one value alone."""
 UNSEEN = {
     *("preemption_timer", "nested", "nested_early_check", "vgif", "vls", "nrips", "vnmi", "lbrv", "tsc_scaling"),
-    *("pause_filter_count", "pause_filter_thresh", "ple_gap", "ple_window", "ple_window_max", "emulate_invalid_guest_state"),
+    *(
+        "pause_filter_count",
+        "pause_filter_thresh",
+        "ple_gap",
+        "ple_window",
+        "ple_window_max",
+        "emulate_invalid_guest_state",
+    ),
     *("halt_poll_ns", "halt_poll_ns_grow", "halt_poll_ns_shrink", "lapic_timer_advance_ns", "kvmclock_periodic_sync"),
     *("nx_huge_pages_recovery_ratio", "nx_huge_pages_recovery_period_ms", "ignore_msrs", "report_ignored_msrs"),
     *("vector_hashing", "enable_ipiv", "enable_pmu", "enable_sgx", "pt_mode", "fasteoi", "vmentry_l1d_flush"),

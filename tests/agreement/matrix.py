@@ -58,7 +58,9 @@ def compared(vendor: str, name: str, guest: ModuleType) -> Iterator[tuple[int, s
     # a processor that checks updates of the guest's A and D flags against EPT W, as real ones do
     setting = configuration(name, vendor, emulator="")
     if issubclass(guest.Guest, ApicGuest):
-        plain, noted = (run(guest.Guest(guest.LAYOUT, setting.config, noting=noting), guest) for noting in (False, True))
+        plain, noted = (
+            run(guest.Guest(guest.LAYOUT, setting.config, noting=noting), guest) for noting in (False, True)
+        )
         specified = noted
     else:
         plain, noted = (run(Guest(guest.LAYOUT, setting.config, noting=on), guest) for on in (False, True))

@@ -67,8 +67,7 @@ class SpecifiedMachine:
         host = config.host_pages or "4k"
         memory = SparseMemory(nbytes=1 << 46)
         placed = [Slot(0, config.memory_bytes >> 12, host=host)]
-        for s in slots:
-            placed.append(Slot(s.gpa >> 12, s.size >> 12, readonly=s.readonly, emulated=s.emulated, host=s.host))
+        placed += [Slot(s.gpa >> 12, s.size >> 12, s.readonly, emulated=s.emulated, host=s.host) for s in slots]
         self.kvm = Kvm(
             policy_of(config),
             State(**state),

@@ -143,14 +143,14 @@ def test_the_command_says_how_many(capsys: pytest.CaptureFixture[str]) -> None:
 def test_parameters_that_an_older_kvm_does_not_have() -> None:
     given = {"kvm_intel.ept": "Y", "kvm_intel.enable_apicv": "N", "kvm_intel.flexpriority": "Y", "kvm.tdp_mmu": "Y"}
     older = configuration("eptY_thp", "intel", given, "bochs", (5, 10))
+    assert older.config.kvm == "5.10"
     assert not older.config.eager_page_split
     assert not older.config.pml
     assert older.config.tdp_mmu
     assert older.config.mmio_caching
-    assert len(older.slots) == 1  # the APIC's page, without APICv
-    assert configuration("eptY_noapicv_thp", "intel").slots == ()
+    assert [slot.emulated for slot in older.slots] == [False]  # the APIC's page, without APICv
+    assert [slot.emulated for slot in configuration("eptY_noapicv_thp", "intel").slots] == [True]
     assert not configuration("eptY_thp", "intel", {"kvm_intel.ept": "Y"}).config.tdp_mmu
-    assert not configuration("eptY_thp", "intel", kernel=(5, 10)).config.eager_page_split
     amd = configuration("nptY_4k", "amd", {"kvm_amd.npt": "0", "kvm.tdp_mmu": "Y"}).config
     assert amd.mmu == "shadow"
     assert not amd.eager_page_split
@@ -207,6 +207,35 @@ def test_a_recording_may_bring_its_description(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "guest_q.py").write_text(text.replace("from .guest", "from tests.agreement.guest"))
     assert main(["--data", str(tmp_path)]) == 0
     assert capsys.readouterr().out.endswith("kvm-agreement: 42 of 42 phases equal\n")
+
+
+def test_parameters_decide_not_names() -> None:
+    given = {"kvm_intel.ept": "N", "kvm.tdp_mmu": "Y", "kvm_intel.enable_apicv": "Y", "kvm_intel.flexpriority": "N"}
+    odd = configuration("apicv_noflex_nommiocache_thp", "intel", given)
+    assert odd == configuration("eptY_noapicv_thpB", "intel", given)
+    assert (odd.config.mmu, odd.config.tpr, odd.config.apic_access_page) == ("shadow", "apicv", False)
+    assert (odd.slots, odd.not_modelled) == ((), ())
+    assert configuration("eptY_4k", "intel", given, tpr_shadow=False).config.tpr == "trap"
+    kernels = {(5, 10): "5.10", (5, 19): "5.10", (6, 1): "6.1", (6, 6): "6.1", (6, 12): "6.12", (7, 0): "6.12"}
+    assert {kernel: configuration("eptY_4k", "intel", kernel=kernel).config.kvm for kernel in kernels} == kernels
+    assert configuration("eptY_4k", "intel", kernel=(4, 19)).not_modelled == ("Linux=4.19",)
+    more = {"kvm_amd.avic": "Y", "kvm.other": "1", "kvm_amd.nested": "1"}
+    assert configuration("nptY_4k", "amd", more).not_modelled == ("kvm_amd.avic=Y", "kvm.other=1")
+
+
+def test_what_is_not_modelled_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = json.loads((sample_directory() / "amd_a.json").read_text())
+    content["results"] = {"one_4k": content["results"]["tdpN_4k"]}
+    content["module_parameters"] = {"one_4k": {"kvm_amd.avic": "Y", "kvm.tdp_mmu": "N"}}
+    for number, avic in enumerate("YN"):
+        content["module_parameters"]["one_4k"]["kvm_amd.avic"] = avic
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "amd_a.json").write_text(json.dumps(content))
+    assert main(["--data", os.pathsep.join(str(tmp_path / str(number)) for number in (0, 1))]) == 0
+    out = capsys.readouterr().out
+    assert "  0 not modelled: kvm_amd.avic=Y" in out
+    assert "not modelled: kvm_amd.avic=Y (42 phases, not compared)" in out
+    assert out.endswith("kvm-agreement: 42 of 42 phases equal\n")
 
 
 def test_names_of_configurations() -> None:

@@ -216,7 +216,7 @@ def test_x2apic_mode() -> None:
 def test_in_a_premapped_run_only_the_apic_exits(mmu: str, kvm: str) -> None:
     events = program(random.Random(3), 200, flag=False)
     for tpr in ("trap", "patch", "flexpriority", "apicv"):
-        m = Machine(Config(memory="256M", mmu=mmu, kvm=kvm, tpr=tpr, premapped=True))
+        m = Machine(Config(memory="256M", mmu=mmu, kvm=kvm, tpr=tpr, apic_access_page=True, premapped=True))
         run(m, events)
         assert [tuple(each) for each in m.apic.deliveries] == modelled(events, "eoi")
         counters = m.counters()

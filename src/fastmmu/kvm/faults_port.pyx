@@ -101,7 +101,7 @@ cdef class Faults:
     @property
     def loads(self):
         """It is a load that faulted: no store, no fetch, nothing that reads and writes."""
-        self.loaded()
+        self.port.loaded("faults")
         return bool(self.port.v.access == ACC_R)
 
     def table_at(self, gpa):

@@ -21,7 +21,7 @@ from fastmmu.cpu.apic cimport (
 )
 from fastmmu.cpu.apic_msr cimport irq_deadline_msr, irq_msr_taken
 from fastmmu.cpu.interrupts cimport (
-    RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, Interrupts, irq_accept, irq_elapse,
+    RULE_SLIDES, WAY_APICV, WAY_PATCH, Interrupts, irq_accept, irq_elapse,
 )
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, patch_dword, patch_replace, patch_windows
 from fastmmu.cpu.vapic cimport LINEAR_WRITE, PHYSICAL_OTHER, vapic_posted

@@ -243,8 +243,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"Config: memory={self.memory!r} covers the APIC at {APIC_BASE:#x}; give at most 3G")
         if self.tpr in ("flexpriority", "apicv") and self.vendor == "amd":
             raise ConfigError(
-                f'Config: vendor="amd" with tpr={self.tpr!r}, which is Intel\'s; AVIC is not modelled: use tpr="trap" or '
-                '"patch"'
+                f'Config: vendor="amd" with tpr={self.tpr!r}, which is Intel\'s, and AVIC is not modelled; use '
+                'tpr="trap" or "patch"'
             )
         if self.tpr in ("flexpriority", "apicv") and not self.tpr_shadow:
             raise ConfigError(f'Config: tpr="{self.tpr}" needs tpr_shadow=True')

@@ -21,7 +21,7 @@ from ..paging.outcome import EptMisconfig, EptViolation, Mapped, Outcome, PageFa
 from ..paging.state import State
 from ..paging.walk import walk
 from . import log, view
-from .map import Done, Fault, class_of, map_direct
+from .map import Done, Fault, class_of, load_again, map_direct
 from .memory import LOG, HostMemory
 from .shadow import shadow_fault
 from .stats import CURRENT, GUEST
@@ -76,7 +76,6 @@ class Kvm:
         self.host = HostMemory(memory, self.vm.tables, ept=not policy.shadow)
         self.amd, self.guest_ad_checked = amd, guest_ad_checked
         self.pml_index = EMPTY_LOG
-        self.last_retry = 0  # guest-physical address of a load that runs once more before it is emulated
         self.remember = remember
         self.note: Callable[[ExitReason, int, int], None] | None = (
             None  # called at each exit: qualification, error code
@@ -214,9 +213,8 @@ class Kvm:
             stats.count["pf_fixed"] += done is Done.FIXED
             return None
         stats.count["pf_emulate"] += known is None
-        if done is Done.EMULATE and self.load_again(gpa, access):
+        if load_again(vm, done, gpa, access):
             return None
-        self.last_retry = 0
         stats.emulated(gpa, mmio=done is Done.EMULATE)
         if done is Done.EMULATE:
             vm.count["mmio"] += 1
@@ -229,17 +227,6 @@ class Kvm:
             vm.memory.write64(gpa, value)
             wrote_table(vm, gpa, 8)
         return Came(gpa)
-
-    def load_again(self, gpa: int, access: str) -> bool:
-        """A load that is to be emulated runs once more, unless an entry says that nothing is there (§14)."""
-        slot = self.vm.slot_of(gpa >> 12)
-        if not slot or not slot.emulated or not self.vm.policy.rules.apic_load_retried:
-            return False
-        if access != "r" or self.last_retry == gpa:
-            return False
-        self.vm.stats.emulated(gpa, mmio=True)
-        self.last_retry = gpa
-        return True
 
     def no_memory(self, gpa: int, la: int, access: str, user: bool) -> Came:
         """KVM emulates the instruction. To its own walk a table that lies in no memory holds no present entry."""
@@ -257,9 +244,8 @@ class Kvm:
         done = self.map_direct(fault)
         vm.count[f"violations_{vm.log[-1].fault_class}"] += 1
         if done is Done.EMULATE:
-            if self.load_again(fault.gpa, access):
+            if load_again(vm, done, fault.gpa, access):
                 return None
-            self.last_retry = 0
             assert translated or fault.slot is None, f"A or D of a table at {fault.gpa:#x}, which is read-only"
             return self.no_memory(fault.gpa, la, access, user)
         vm.count["ept_build"] += done is Done.FIXED and vm.count["dirty_faults"] == dirty

@@ -10,8 +10,8 @@ from .stats import loses
 from .tables import ALL, Entry, Leaf, Link, Mark, Role, TablePage, W, X, index_of
 from .vm import Slot, Vm
 
-__all__ = ["Done", "Fault", "class_of", "fault_in", "make_leaf", "map_below", "map_direct", "prefetch_direct",
-           "set_leaf", "table"]  # fmt: skip
+__all__ = ["Done", "Fault", "class_of", "fault_in", "load_again", "make_leaf", "map_below", "map_direct",
+           "prefetch_direct", "set_leaf", "table"]  # fmt: skip
 
 
 class Done(enum.Enum):
@@ -88,6 +88,17 @@ def fault_in(vm: Vm, fault: Fault) -> Done | None:
         slot.state[fault.gfn] = "zero"
     fault.host_writable = page == "present"
     return None
+
+
+def load_again(vm: Vm, done: Done, gpa: int, access: str) -> bool:
+    """A load that is to be emulated runs once more, unless an entry says that nothing is there (kvm_policy.md §14)."""
+    slot = vm.slot_of(gpa >> 12)
+    again = done is Done.EMULATE and slot is not None and slot.emulated and vm.policy.rules.apic_load_retried
+    again = again and access == "r" and vm.last_retry != gpa
+    if again:
+        vm.stats.emulated(gpa, mmio=True)
+    vm.last_retry = gpa if again else 0
+    return again
 
 
 # ---- one leaf -------------------------------------------------------------------------------------------------
@@ -197,8 +208,11 @@ def map_below(vm: Vm, page: TablePage, fault: Fault, largest: int, access: int) 
         level = page.role.level
         index = index_of(fault.address, level)
         entry = page.entries.get(index)
-        if vm.policy.nx_huge and level == goal == 2 and isinstance(entry, Link) and (
-            entry.page.split or not vm.policy.rules.nx_own_tables
+        if (
+            vm.policy.nx_huge
+            and level == goal == 2
+            and isinstance(entry, Link)
+            and (entry.page.split or not vm.policy.rules.nx_own_tables)
         ):
             goal = 1
         if level == goal:

@@ -100,6 +100,7 @@ class Vm:
         self.memory = memory
         self.slots: list[Slot | None] = list(slots)
         self.generation = 0
+        self.last_retry = 0  # guest-physical address of a load that runs once more before it is emulated
         self.tables = Tables()
         self.roots: list[TablePage | None] = [None] * (4 if policy.rules.previous_roots and policy.shadow else 1)
         self.count: Counter[str] = Counter()
