@@ -51,6 +51,14 @@ def test_policies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert [block for block in blocks if block not in source] == []
 
 
+def test_kvm_versions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rules and figures of docs/kvm-versions.md are those of the example."""
+    rows = [line for line in output("kvm_versions.py", capsys, monkeypatch).splitlines() if line]
+    page = (EXAMPLES.parent / "docs" / "kvm-versions.md").read_text().splitlines()
+    assert len(rows) > 20
+    assert [row for row in rows if row not in page] == [], "put what the example prints into docs/kvm-versions.md"
+
+
 def test_walk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     out = output("walk.py", capsys, monkeypatch)
     assert "0x8040201abc -> 0x9abc in 4 references" in out

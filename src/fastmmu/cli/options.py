@@ -25,6 +25,7 @@ __all__ = [
     "add_costs",
     "add_files",
     "add_jobs",
+    "add_kvm",
     "add_memory",
     "add_pages",
     "add_quiet",
@@ -52,6 +53,7 @@ _CONFIG = ("host_pages", "exit_pages", "premapped", "tlb", "l1d", "l1i", "stlb",
            "exit_every", "thp_threshold", "tpr")  # fmt: skip
 # Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
 HOST_PAGES = ("4k", "2m", "untouched")
+KVM_VERSIONS = ("slides", "5.10", "6.1", "6.12")
 WAYS = ("trap", "patch", "flexpriority", "apicv")
 WORKLOADS = ("winxp", "win2003", "linux")
 
@@ -229,8 +231,9 @@ def _tell_apart(found: Sequence[Trace]) -> None:
 # ---- configuration ------------------------------------------------------------------------------------------------
 
 
-def add_config(parser: argparse.ArgumentParser, *, apic: bool = True) -> None:
-    """The fields of Config that are no part of the scheme, and the cost model; `apic`: also --tpr and --traffic."""
+def add_config(parser: argparse.ArgumentParser, *, apic: bool = True, kvm: bool = True) -> None:
+    """The fields of Config that are no part of the scheme, and the cost model; `apic`: also --tpr and --traffic; `kvm`:
+    also --kvm."""
     guest = parser.add_argument_group("the guest and its memory")
     guest.add_argument("--premapped", action="store_true", help="all tables stand beforehand: no faults, no kernel")
     guest.add_argument("--pcid", action="store_true", help="the guest kernel uses PCIDs: CR3 loads flush nothing")
@@ -244,9 +247,16 @@ def add_config(parser: argparse.ArgumentParser, *, apic: bool = True) -> None:
             choices=(*WORKLOADS, "none"),
             help="what it does with it; none: what the trace says; default: winxp",
         )
+    if kvm:
+        add_kvm(guest)
     add_vmm(guest)
     add_tlb(parser)
     add_costs(parser)
+
+
+def add_kvm(group: Any, otherwise: str = "slides") -> None:
+    """--kvm, one version; `otherwise`: what holds without it."""
+    group.add_argument("--kvm", choices=KVM_VERSIONS, help=f"whose policy: a version of KVM; default: {otherwise}")
 
 
 def add_costs(parser: argparse.ArgumentParser) -> None:
@@ -298,6 +308,8 @@ def config_fields(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of Config that were given."""
     given = {name: getattr(options, name, None) for name in _CONFIG}
     fields = {name: value for name, value in given.items() if value is not None and value is not False}
+    if isinstance(getattr(options, "kvm", None), str):
+        fields["kvm"] = options.kvm
     if getattr(options, "vmm", None):
         fields["vmm"] = vmm_of(options.vmm)
     if getattr(options, "no_walk_caches", False):

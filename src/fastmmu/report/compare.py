@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fastmmu._checked import checked
 from fastmmu.counters import COUNTERS
 from fastmmu.machine.result import Result
-from fastmmu.report.rows import slowdowns
+from fastmmu.report.rows import several_versions, slowdowns
 from fastmmu.report.table import Cell, Column, number, paint, render, width_of
 from fastmmu.report.why import why
 from fastmmu.report.words import reason_title, settings
@@ -103,6 +103,9 @@ def _labels(results: Sequence[Result]) -> _Columns:
     columns = [(Column("scheme", align="<"), names)]
     if len({result.config.pages for result in results}) > 1:
         columns.append((Column("pages"), [Cell(result.config.pages) for result in results]))
+    if several_versions(results):
+        versions = ["" if result.config.mmu == "native" else result.config.kvm for result in results]
+        columns.append((Column("KVM", align="<"), [Cell(version) for version in versions]))
     return columns
 
 

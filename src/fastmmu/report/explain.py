@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fastmmu._checked import checked
 from fastmmu.machine.result import Result
+from fastmmu.report.rows import several_versions
 from fastmmu.report.table import Cell, Column, number, paint, render
 
 __all__ = ["explain"]
@@ -49,7 +50,8 @@ def explain(results: Sequence[Result], *, width: int = 120, colour: bool = False
         if not result.tlb:
             continue
         pages = f", pages {result.config.pages}" if len({other.config.pages for other in results}) > 1 else ""
-        lines += ["", paint(f"TLB of {result.config.name}{pages}", "bold", colour), ""]
+        version = f", KVM {result.config.kvm}" if several_versions(results) and result.config.mmu != "native" else ""
+        lines += ["", paint(f"TLB of {result.config.name}{pages}{version}", "bold", colour), ""]
         lines += [*_structures(result, width, colour), "", *_causes(result, width, colour)]
         if result.tlb["survivals"]:
             exits = 2 * result.counters["vm_exits"]

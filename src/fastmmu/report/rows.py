@@ -9,7 +9,7 @@ from fastmmu._checked import checked
 from fastmmu.machine.identity import Origin
 from fastmmu.machine.result import Result
 
-__all__ = ["baseline", "by_trace", "of_one_run", "rows", "slowdowns"]
+__all__ = ["baseline", "by_trace", "of_one_run", "rows", "several_versions", "slowdowns"]
 
 _PRESET: dict[str, Any] = {
     "tlb": "skylake",
@@ -61,6 +61,11 @@ def baseline(result: Result, results: Sequence[Result]) -> Result | None:
     wanted = of_one_run(result)
     found = [other for other in results if other.config.mmu == "native" and of_one_run(other) == wanted]
     return next((other for other in found if other.complete), found[0] if found else None)
+
+
+def several_versions(results: Sequence[Result]) -> bool:
+    """The runs are of more than one version of KVM; a native run has none."""
+    return len({result.config.kvm for result in results if result.config.mmu != "native"}) > 1
 
 
 @checked

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastmmu.machine.costs import exits_by_class
 from fastmmu.machine.result import Result
-from fastmmu.report.rows import baseline
+from fastmmu.report.rows import baseline, several_versions
 from fastmmu.report.table import number, paint
 from fastmmu.report.words import cause_name
 
@@ -20,6 +20,11 @@ def why(results: Sequence[Result], *, width: int = 120, colour: bool = False) ->
     """Lines that say where the modelled cycles go."""
     several = len({result.config.pages for result in results}) > 1
     names = [f"{result.config.name}{f' {result.config.pages}' if several else ''}" for result in results]
+    if several_versions(results):
+        named = zip(names, results, strict=True)
+        names = [
+            name if result.config.mmu == "native" else f"{name}, KVM {result.config.kvm}" for name, result in named
+        ]
     column = max(map(len, names), default=0)
     digits = max((len(f"{result.cycles_per_access:.2f}") for result in results), default=0)
     lines = [paint("Where the cycles of an access go", "bold", colour)]

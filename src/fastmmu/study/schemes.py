@@ -16,6 +16,7 @@ SHADOW = {"mmu": "shadow"}
 EPT = {"mmu": "ept"}
 VPID = {"vpid": True}
 LINUX = {"kvm": "6.1"}
+SLIDES = {"kvm": "slides"}
 SHADOW_NOW = {**SHADOW, **VPID, **LINUX}
 EPT_NOW = {**EPT, **VPID, **LINUX}
 NO_AD = {"ept_ad": False}
@@ -30,7 +31,7 @@ COMPARE: Schemes = {
 
 REPLAY: Schemes = {
     "native": NATIVE,
-    "shadow, always in sync": {**SHADOW, **VPID, "shadow_keys": True},
+    "shadow, always in sync": {**SHADOW, **VPID, **SLIDES, "shadow_keys": True},
     "shadow, Linux 6.1": {**SHADOW_NOW, "shadow_keys": True},
     "EPT, older MMU": {**EPT_NOW, "tdp_mmu": False},
     "EPT": EPT_NOW,
@@ -83,11 +84,12 @@ TPR: Schemes = {
 """By way of handling the TPR; all but native under the VMM of the study."""
 
 
-def fields_of(name: str, schemes: Schemes, what: str = "scheme") -> dict[str, Any]:
-    """The fields of a named configuration.
+def fields_of(name: str, schemes: Schemes, what: str = "scheme", kvm: str | None = None) -> dict[str, Any]:
+    """The fields of a named configuration. `kvm`: the version for those of today's KVM, None: 6.1.
 
     :raises ConfigError: there is none of that name; `what` says what it would be the name of.
     """
     if name not in schemes:
         raise ConfigError(f"no {what} {name!r}; there are {', '.join(schemes)}")
-    return dict(schemes[name])
+    found = dict(schemes[name])
+    return found | {"kvm": kvm} if kvm is not None and found.get("kvm") == LINUX["kvm"] else found

@@ -32,6 +32,7 @@ examples:
   fastmmu compare a.lackey b.lackey --switch-every 20000 --exit-every 5000
   fastmmu compare app.arrow --limit 10M --tlb haswell --stlb 1024/8 --csv results.csv
   fastmmu compare app.arrow --explain                    what each TLB did, and what flushes cost
+  fastmmu compare --schemes native,ept+vpid --kvm slides,5.10,6.1,6.12
   fastmmu compare app.arrow --generation prescott        what it would have cost in 2005
   fastmmu compare app.lackey.xz --tpr flexpriority       a guest with an APIC, and Windows XP's traffic to it
 
@@ -68,8 +69,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also what each TLB did: hits by structure and page size, what each kind of flush took, and its refills",
     )
+    parser.add_argument(
+        "--kvm",
+        type=shared.words(shared.KVM_VERSIONS),
+        default=["slides"],
+        metavar="LIST",
+        help="versions of KVM: slides (the default), 5.10, 6.1, 6.12; each with every scheme but native",
+    )
     shared.add_traces(parser, shared.RUNS)
-    shared.add_config(parser)
+    shared.add_config(parser, kvm=False)
     shared.add_files(parser)
     shared.add_jobs(parser)
     shared.add_quiet(parser)
@@ -88,5 +96,5 @@ def handle(options: argparse.Namespace) -> int:
         if options.explain:
             terminal.say(explain(results, width=terminal.width(), colour=terminal.colour()) + "\n")
 
-    configs = configurations(options.schemes, options.pages, **shared.config_fields(options))
+    configs = configurations(options.schemes, options.pages, options.kvm, **shared.config_fields(options))
     return run_all(options, configs, show)

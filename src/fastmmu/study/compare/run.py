@@ -21,9 +21,13 @@ __all__ = ["SCHEMES", "compare", "configurations", "each"]
 
 @checked
 def configurations(
-    schemes: Iterable[str] = tuple(SCHEMES), pages: Iterable[str] = ("4k",), **config: Any
+    schemes: Iterable[str] = tuple(SCHEMES),
+    pages: Iterable[str] = ("4k",),
+    kvm: str | Iterable[str] = ("slides",),
+    **config: Any,
 ) -> list[Config]:
-    """The configurations of a comparison: each scheme with each page size, in the order of the table.
+    """The configurations of a comparison: each scheme with each page size and each version of KVM, native runs with
+    the first, in the order of the table.
 
     :raises ConfigError: an unknown scheme, or a field of `config` with a bad value.
     """
@@ -35,7 +39,13 @@ def configurations(
         base = Config(**config)
     except TypeError as error:  # an unknown field
         raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
-    return [base.replace(**{"pages": page, **scheme}) for page in pages for scheme in chosen]
+    versions = [kvm] if isinstance(kvm, str) else list(kvm)
+    return [
+        base.replace(**{"pages": page, "kvm": version, **scheme})
+        for page in pages
+        for scheme in chosen
+        for version in (versions[:1] if scheme["mmu"] == "native" else versions)
+    ]
 
 
 @checked
@@ -43,6 +53,7 @@ def compare(
     trace: AnyTrace,
     schemes: Iterable[str] = tuple(SCHEMES),
     pages: Iterable[str] = ("4k",),
+    kvm: str | Iterable[str] = ("slides",),
     *,
     costs: CostModel | None = None,
     progress: Progress | None = None,
@@ -56,11 +67,12 @@ def compare(
 
     :param trace: a trace, the path of one, or a 1-D array of linear addresses.
     :param schemes: names out of ``study.schemes.COMPARE``; default all.
-    :param pages: "4k", "2m", "thp"; each is run under each scheme. :param config: other fields of :class:`Config`.
+    :param pages: "4k", "2m", "thp"; each is run under each scheme. :param kvm: versions of KVM (``Config.kvm``), each
+        is run with each scheme but native. :param config: other fields of :class:`Config`.
     :param jobs: threads, None: one a processor. No result depends on it.
     :returns: a result each, pages outermost, in the order given.
     :raises ConfigError: an unknown scheme or field. :raises TraceError: the trace cannot be read.
     """
     source = opened(trace)
     source = source if source.kind == "system" else identified(source)
-    return list(each(source, configurations(schemes, pages, **config), costs=costs, progress=progress, jobs=jobs))
+    return list(each(source, configurations(schemes, pages, kvm, **config), costs=costs, progress=progress, jobs=jobs))

@@ -48,7 +48,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     scheme.add_argument("--mmu", choices=("shadow", "ept"), default="ept", help="default: ept")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_pages(scheme, "4k", "2m", "thp")
-    scheme.add_argument("--kvm", choices=("slides", "6.1"), default="slides", help="whose policy; default: slides")
     shared.add_traces(parser, "Default: the bundled traces")
     shared.add_config(parser)
     shared.add_files(parser)
@@ -80,7 +79,7 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.study.consolidate.run import consolidate
     from fastmmu.study.consolidate.table import host_table
 
-    fields = shared.config_fields(options) | {"kvm": options.kvm}
+    fields = shared.config_fields(options)
     config = Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)
     shared.check_files(options)
     chosen, costs = shared.traces(options), shared.cost_model(options)

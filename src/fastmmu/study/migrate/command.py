@@ -58,6 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (1G)")
     parser.add_argument("--most-cycles", type=_positive, default=1e10, metavar="N",
                         help="refuse what takes more modelled cycles of the guest (1e10, a minute or so)")  # fmt: skip
+    shared.add_kvm(parser, "6.1")
     shared.add_vmm(parser)
     shared.add_costs(parser)
     shared.add_jobs(parser)

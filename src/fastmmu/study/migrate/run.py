@@ -138,6 +138,7 @@ def migrate(
     *,
     memory: int | str = "1G",
     vmm: Any = "kernel",
+    kvm: str = "6.1",
     costs: CostModel | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Migration:
@@ -147,13 +148,13 @@ def migrate(
     sent. When the pages written are few enough to be sent within ``plan.downtime``, or after ``plan.rounds``, the guest
     stops and the rest is sent.
 
-    :param method: of ``study.schemes.MIGRATE``. :param vmm: as of :class:`Config`.
+    :param method: of ``study.schemes.MIGRATE``. :param vmm, kvm: as of :class:`Config`.
     :param progress: called with the number of events done.
     :raises ConfigError: an unknown method; more than ``plan.most_cycles`` to simulate. :raises TraceError: an empty
         trace.
     """
     told = None if progress is None else lambda _, events: progress(events)
-    (found,) = migrations(trace, [method], plan, memory=memory, vmm=vmm, costs=costs, progress=told, jobs=1)
+    (found,) = migrations(trace, [method], plan, memory=memory, vmm=vmm, kvm=kvm, costs=costs, progress=told, jobs=1)
     return found
 
 
@@ -165,6 +166,7 @@ def migrations(
     *,
     memory: int | str = "1G",
     vmm: Any = "kernel",
+    kvm: str = "6.1",
     costs: CostModel | None = None,
     progress: Callable[[str, int], None] | None = None,
     jobs: int | None = None,
@@ -174,7 +176,8 @@ def migrations(
     :param progress: called with the method and the number of its events done.
     :param jobs: threads, None: one a processor. No result depends on it.
     """
-    configs = [Config(memory=memory, vmm=vmm).replace(**fields_of(method, METHODS, "method")) for method in methods]
+    base = Config(memory=memory, vmm=vmm)
+    configs = [base.replace(**fields_of(method, METHODS, "method", kvm)) for method in methods]
     plan, costs = plan or Plan(), costs or CostModel.load()
     trace = identified(trace)
     kept = _Kept(trace)

@@ -57,6 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--reclaim", type=shared.words(RECLAIM), default=list(RECLAIM), metavar="LIST", help="clock, lru (both)"
     )
     parser.add_argument("--memory", metavar="SIZE", default="1G", help="guest memory (1G)")
+    shared.add_kvm(parser, "6.1")
     shared.add_vmm(parser)
     shared.add_costs(parser)
     shared.add_jobs(parser)

@@ -20,7 +20,7 @@ from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.side_by_side import block_bytes
 from fastmmu.machine.simulate import Simulation
 from fastmmu.study.schemes import OVERCOMMIT as SCHEMES
-from fastmmu.study.schemes import RECLAIM
+from fastmmu.study.schemes import RECLAIM, fields_of
 from fastmmu.threads.lanes import Lane, finished, in_lanes
 from fastmmu.trace.identity import AnyTrace, Identified, identified
 
@@ -69,6 +69,7 @@ def overcommit(
     *,
     memory: int | str = "1G",
     vmm: Any = "kernel",
+    kvm: str = "6.1",
     costs: CostModel | None = None,
     progress: Callable[[str, int], None] | None = None,
     jobs: int | None = None,
@@ -78,7 +79,7 @@ def overcommit(
     A share of 1 is the unlimited host itself, once, whatever the policies.
 
     :param shares: above 0, at most 1; a host has 16 pages at least. :param reclaim: values of ``Config.host_reclaim``.
-    :param vmm: as of :class:`Config`. :param progress: called with the scheme and the number of its events done.
+    :param vmm, kvm: as of :class:`Config`. :param progress: called with the scheme and the number of its events done.
     :param jobs: threads, None: one a processor. No result depends on it.
     :raises ConfigError: an unknown scheme or policy, a share out of range. :raises TraceError: an empty trace.
     """
@@ -92,7 +93,8 @@ def overcommit(
     costs = costs or CostModel.load()
     trace = identified(trace)
     whole_host = {"memory": memory, "vmm": vmm, "host_pages": "untouched"}
-    runs = [_Run(trace, scheme, Config(**whole_host).replace(**SCHEMES[scheme]), costs) for scheme in schemes]
+    fields = {scheme: fields_of(scheme, SCHEMES, kvm=kvm) for scheme in schemes}
+    runs = [_Run(trace, scheme, Config(**whole_host).replace(**fields[scheme]), costs) for scheme in schemes]
 
     def side_by_side(found: Sequence[tuple[_Run, Callable[[], Lane[Overcommit]]]]) -> Iterator[Overcommit]:
         told = None if progress is None else lambda number, events: progress(found[number][0].scheme, events)

@@ -55,6 +55,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), help="default: native")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_memory(scheme)
+    shared.add_kvm(scheme, "slides; with --schemes 6.1")
     shared.add_vmm(scheme)
     shared.add_watch(scheme)
     shared.add_tlb(parser)

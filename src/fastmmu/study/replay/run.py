@@ -49,7 +49,7 @@ def replay_schemes(
     :param jobs: threads, None: one a processor. No result depends on it.
     :raises ConfigError: an unknown scheme.
     """
-    fields = [config | fields_of(scheme, SCHEMES) for scheme in schemes]
+    fields = [config | fields_of(scheme, SCHEMES, kvm=config.get("kvm")) for scheme in schemes]
     done = None if progress is None else lambda number, n: progress(schemes[number], trace.progress(), n)
     yield from in_lanes(
         [partial(_ran, trace, scheme, found) for scheme, found in zip(schemes, fields, strict=True)],

@@ -51,6 +51,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rates", type=_rates, metavar="LIST", help="exits per 1000 accesses; 0.03,0.1,0.3,1,3")
     parser.add_argument("--mmu", choices=("shadow", "ept"), default="ept", help="default: ept")
     shared.add_pages(parser, "4k", "2m")
+    shared.add_kvm(parser)
     shared.add_vmm(parser)
     shared.add_tlb(parser)
     shared.add_jobs(parser)
