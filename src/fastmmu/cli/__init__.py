@@ -3,7 +3,7 @@
     main                    parse, dispatch, every error as one line; the command line as a program, or as a function
     interruption            signals: what is finished is printed and written, and the program ends
     commands                which commands there are; each is loaded when it is used
-    vmm                     --vmm: who handles VM exits
+    vmm                     --vmm, --kvm: who handles VM exits, and by which KVM
     options, space          what commands share: traces, configuration, files; memory and registers
     experiment              the same for those of studies: each trace in turn, table, files, picture
     terminal, progress, simulation   the standard streams; progress, and steps until a signal; runs in a row

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import terminal
-from fastmmu.cli.vmm import add_vmm, vmm_of
+from fastmmu.cli.vmm import KVM_VERSIONS, add_kvm, add_vmm, vmm_of
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.sizes import page_size
 from fastmmu.trace.formats import FORMATS
@@ -20,40 +20,17 @@ if TYPE_CHECKING:
     from fastmmu.trace import Trace
 
 __all__ = [
-    "RUNS",
-    "add_config",
-    "add_costs",
-    "add_files",
-    "add_jobs",
-    "add_kvm",
-    "add_memory",
-    "add_pages",
-    "add_quiet",
-    "add_tlb",
-    "add_traces",
-    "add_vmm",
-    "add_watch",
-    "check_files",
-    "config_fields",
-    "cost_model",
-    "count",
-    "hexadecimal",
-    "named_trace",
-    "pages",
-    "share",
-    "to_stdout",
-    "traces",
-    "words",
-    "write_files",
-    "write_rows",
-]
+    "KVM_VERSIONS", "RUNS", "add_config", "add_costs", "add_files", "add_jobs", "add_kvm", "add_memory",
+    "add_pages", "add_quiet", "add_tlb", "add_traces", "add_vmm", "add_watch", "check_files", "config_fields",
+    "cost_model", "count", "hexadecimal", "named_trace", "pages", "share", "to_stdout", "traces", "words",
+    "write_files", "write_rows",
+]  # fmt: skip
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _CONFIG = ("host_pages", "exit_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "pcid", "memory",
            "exit_every", "thp_threshold", "tpr")  # fmt: skip
 # Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
 HOST_PAGES = ("4k", "2m", "untouched")
-KVM_VERSIONS = ("slides", "5.10", "6.1", "6.12")
 WAYS = ("trap", "patch", "flexpriority", "apicv")
 WORKLOADS = ("winxp", "win2003", "linux")
 
@@ -252,11 +229,6 @@ def add_config(parser: argparse.ArgumentParser, *, apic: bool = True, kvm: bool 
     add_vmm(guest)
     add_tlb(parser)
     add_costs(parser)
-
-
-def add_kvm(group: Any, otherwise: str = "slides") -> None:
-    """--kvm, one version; `otherwise`: what holds without it."""
-    group.add_argument("--kvm", choices=KVM_VERSIONS, help=f"whose policy: a version of KVM; default: {otherwise}")
 
 
 def add_costs(parser: argparse.ArgumentParser) -> None:
