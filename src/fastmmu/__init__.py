@@ -53,10 +53,11 @@ if TYPE_CHECKING:
     from fastmmu.paging.translate import Translation, translate
     from fastmmu.space.space import AddressSpace
     from fastmmu.study.compare.run import compare
+    from fastmmu.study.kvm_log.run import replay_faults
     from fastmmu.study.tpr.run import tpr_study
     from fastmmu.tlb.geometry import Geometry, geometry
     from fastmmu.tlb.tlb import TLB
-    from fastmmu.trace import Batch, Trace, interleave, read_trace, write_trace
+    from fastmmu.trace import Batch, KvmLog, Trace, interleave, read_kvm_log, read_trace, write_trace
 
 __version__ = "0.1.0"
 
@@ -84,6 +85,7 @@ __all__ = [
     "GuestState",
     "Host",
     "Kvm",
+    "KvmLog",
     "Load",
     "Machine",
     "MappingArray",
@@ -126,7 +128,9 @@ __all__ = [
     "iter_mappings",
     "load_pdpte_registers",
     "mappings",
+    "read_kvm_log",
     "read_trace",
+    "replay_faults",
     "simulate",
     "space",
     "tpr_study",
@@ -182,10 +186,11 @@ _HOMES = {
     "fastmmu.paging.translate": ("Translation", "translate"),
     "fastmmu.space.space": ("AddressSpace",),
     "fastmmu.study.compare.run": ("compare",),
+    "fastmmu.study.kvm_log.run": ("replay_faults",),
     "fastmmu.study.tpr.run": ("tpr_study",),
     "fastmmu.tlb.geometry": ("Geometry", "geometry"),
     "fastmmu.tlb.tlb": ("TLB",),
-    "fastmmu.trace": ("Batch", "Trace", "interleave", "read_trace", "write_trace"),
+    "fastmmu.trace": ("Batch", "KvmLog", "Trace", "interleave", "read_kvm_log", "read_trace", "write_trace"),
 }
 
 if not TYPE_CHECKING:

@@ -31,6 +31,7 @@ LINES = {
     "maps": f"maps {DATA / 'guests/pae_user'} --limit 100",
     "trace info": f"trace info {TRUE}",
     "trace convert": f"trace convert {TRUE} {{out}}/t.npy",
+    "kvm-log": f"kvm-log {DATA / 'kvm_logs/perf.txt'} --policies 4k,2m-log",
     "diff": "diff {out}/a.csv {out}/a.csv",
 }
 VALUES = ["", " ", "0", "1", "-1", "2", "3", "64", "4095", "65536", "1e9", "nan", "inf", "-inf", "1e-300", "1e308",

@@ -72,6 +72,7 @@ COMMANDS = {
     "maps --csv": Command("maps {image} --cr3 1000 --csv {out}/r.csv"),
     "maps --json": Command("maps {image} --cr3 1000 --json {out}/r.json"),
     "record": Command("record --quiet -o {out}/r.arrow -- ls"),
+    "kvm-log": Command("kvm-log {log} --csv {out}/r.csv"),
     "trace info": Command("trace info {a} {b} {c}"),
     "trace convert": Command("trace convert {a} {out}/r.npy.xz"),
 }
@@ -93,9 +94,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("first", "second"):
         lines = (f"{name},{i},{i % 7 if name == 'first' else i % 11}" for i in range(EVENTS // 4))
         (place / f"{name}.csv").write_text("\n".join(["trace,n,accesses", *lines]))
+    log = place / "log.txt"
+    log.write_text("".join((DATA / "kvm_logs" / "perf.txt").read_text() for _ in range(EVENTS // 2000)))
     traces = {path.stem: path for path in place.glob("*.npy")}
     files = {name: place / f"{name}.csv" for name in ("first", "second")}
-    return {**traces, **files, "image": place / "image.raw", "system": DATA / "systems" / "mm.rec.xz"}
+    return {**traces, **files, "image": place / "image.raw", "system": DATA / "systems" / "mm.rec.xz", "log": log}
 
 
 def test_every_command_stands_here() -> None:

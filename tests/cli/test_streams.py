@@ -34,6 +34,7 @@ LINES = {
     "replay": f"replay {SYSTEM} --limit 1000",
     "walk": "walk",
     "maps": f"maps {DATA / 'guests/pae_user'} --csv -",
+    "kvm-log": f"kvm-log {DATA / 'kvm_logs/perf.txt'} --policies 2m",
     "diff": "diff {csv} {csv}",
     "trace": f"trace info {TRUE}",
     "--help": "--help",

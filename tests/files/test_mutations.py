@@ -20,6 +20,7 @@ import fastmmu
 from fastmmu import FastmmuError
 from fastmmu.image import open_image, read_guest
 from fastmmu.image.source import open_source
+from fastmmu.study.kvm_log.run import runs
 from fastmmu.trace import read_trace
 from fastmmu.trace.names import codec_of_name
 from fastmmu.trace.source import ByteSource
@@ -191,6 +192,41 @@ def test_system_traces(name: str, tmp_path_factory: pytest.TempPathFactory, how:
         write(tmp / each, *(changed(sample, how) if each == name else sample[1:]))
     with bounded():
         read_one(tmp / "shell.rec", "system" if asked else None)
+
+
+# ---- logs of KVM -----------------------------------------------------------------------------------------------------
+
+LOGS = sorted(path.name for path in (DATA / "kvm_logs").iterdir())
+WORDS = st.sampled_from(
+    [b"\n", b" ", b"0x", b"f" * 17, b"9" * 20, b"vcpu 4294967296 ", b"[000] 1.5: kvm_exit: ", b"=", b"-1", b"\xff",
+     b"\0", b"rip 0x0 ", b"reason npf", b" excp", b"kvm_mmio: mmio read gpa 0x1000", b"CPU:1 [LOST 99 EVENTS]\n",
+     b"[" * 3000]
+)  # fmt: skip
+words = st.lists(st.tuples(place, WORDS), max_size=3)
+
+
+@pytest.mark.parametrize("name", LOGS)
+@settings(
+    max_examples=EXAMPLES,
+    derandomize="FASTMMU_EXAMPLES" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(changes, words, st.booleans())
+def test_kvm_logs(name: str, tmp_path_factory: pytest.TempPathFactory, how: list, put: list, asked: bool) -> None:
+    data, size = changed(of(name, (DATA / "kvm_logs" / name).read_bytes()), how)
+    for at, word in put:
+        at %= len(data) + 1
+        data, size = data[:at] + word + data[at:], size + len(word)
+    path = tmp_path_factory.getbasetemp() / name
+    write(path, data, size)
+    with bounded():
+        log = fastmmu.read_kvm_log(path)
+        assert sum(log.by_reason().values()) == len(log.exits) == log.events.get("kvm_exit", 0)
+        assert sum(log.by_access().values()) == len(log.faults)
+        log.by_again()
+        log.notes()
+        if asked and runs(log).any():
+            list(fastmmu.replay_faults(log, ["4k-log"]))
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------

@@ -170,6 +170,29 @@ def test_readme_exit_log(names: dict[str, Any], capsys: pytest.CaptureFixture[st
     assert lines[2].startswith("access 1: gpa 0x")
 
 
+def test_readme_kvm_log(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("kvm.txt").write_text((ROOT / "tests" / "data" / "kvm_logs" / "perf.txt").read_text())
+    exec(EXAMPLES[5], names)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines[1:]] == ["4k", "2m", "2m-pml"]
+    assert names["run"].faults == int((names["log"].faults["class"] != 3).sum())
+
+
+KVM_LOG = Path(os.environ.get("FASTMMU_FILES") or ROOT.parent / "shared" / "files") / "kvm"
+KVM_LOG /= "perf-script_kvm_amd_6.1.txt.xz"
+
+
+@pytest.mark.skipif(not KVM_LOG.exists(), reason=f"skipped: no {KVM_LOG.name} in FASTMMU_FILES")
+def test_the_kvm_log_of_the_readme_is_what_is_printed() -> None:
+    command = [sys.executable, "-m", "fastmmu", "kvm-log", str(KVM_LOG)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = README.partition("## A log of real KVM")[2].partition("A log has the accesses")[0].partition("again  ")[2]
+    rows = [" ".join(line.split()) for line in shown.splitlines()[1:] if line.startswith("    ") and line.strip(" ─")]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in {" ".join(line.split()) for line in done.stdout.splitlines()}] == []
+
+
 def test_the_table_in_the_readme_is_what_compare_prints(tmp_path: Path) -> None:
     """But for the last column, which is the speed of the simulator itself."""
     trace = PACKAGE / "traces" / "sqlite.lackey.xz"

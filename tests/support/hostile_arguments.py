@@ -13,8 +13,8 @@ from fastmmu import Config, GuestState, Machine
 from fastmmu.counters import COUNTERS
 from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.machine.board import Board
-from fastmmu.trace import bundled, read_trace
-from tests.support.hostile_objects import BY_CLASS, GUEST, PAGE, SMALL, SYSTEM, VA, World, image
+from fastmmu.trace import bundled, read_kvm_log, read_trace
+from tests.support.hostile_objects import BY_CLASS, GUEST, KVM_LOG, PAGE, SMALL, SYSTEM, VA, World, image
 
 BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     # paging
@@ -132,6 +132,15 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     # traces, results, studies
     "trace": lambda w: w.trace,
     "replay_schemes.trace": lambda w: read_trace(SYSTEM),
+    "replay_faults.log": lambda w: read_kvm_log(KVM_LOG),
+    "read_kvm_log.path": lambda w: KVM_LOG,
+    "KvmLog.name": lambda w: "kvm.txt",
+    "KvmLog.path": lambda w: "kvm.txt",
+    "KvmLog.events": lambda w: {"kvm_exit": 1},
+    "KvmLog.exits": lambda w: read_kvm_log(KVM_LOG).exits,
+    "KvmLog.reasons": lambda w: read_kvm_log(KVM_LOG).reasons,
+    "KvmLog.faults": lambda w: read_kvm_log(KVM_LOG).faults,
+    "KvmLog.faults_from": lambda w: "kvm_exit",
     "read_trace.path": lambda w: next(iter(bundled().values())),
     "ways": lambda w: ["trap"],
     "handler": lambda w: "eoi",

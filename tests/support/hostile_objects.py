@@ -25,8 +25,9 @@ from fastmmu.paging.mappings import MappingIterator
 from fastmmu.report import ExitFile, ExitHistory
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.study.curve.run import tlb_curve
+from fastmmu.study.kvm_log import replay_faults
 from fastmmu.threads.turns import Turn, Turns
-from fastmmu.trace import tpr_profile
+from fastmmu.trace import read_kvm_log, tpr_profile
 from fastmmu.trace.drmemtrace_parse_py import Records
 from fastmmu.trace.gem5_parse_py import PacketStream
 from fastmmu.vmx import Capabilities, Cpu, Op, Vmcs
@@ -34,6 +35,7 @@ from tests.support.flat_guest import flat
 from tests.support.vmx import OTHER, launched, long_mode, unpaged
 
 GUEST = Path(__file__).parents[1] / "data/guests/pae_user"
+KVM_LOG = Path(__file__).parents[1] / "data/kvm_logs/perf.txt"
 SYSTEM = Path(__file__).parents[1] / "data/systems/shell.rec.xz"
 VA, PAGE = 0x40_0000, 0x7000
 SMALL: dict[str, Any] = {"memory": "64M", "tlb": "core2"}
@@ -287,6 +289,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Config": lambda w: w.config,
     "CostModel": lambda w: w.costs,
     "Result": lambda w: w.result,
+    "KvmLog": lambda w: read_kvm_log(KVM_LOG),
+    "ReplayedFaults": lambda w: next(replay_faults(read_kvm_log(KVM_LOG), ["2m"])),
     "Batch": lambda w: w.batch,
     "Trace": lambda w: w.trace,
     "TprProfile": lambda w: tpr_profile("winxp"),

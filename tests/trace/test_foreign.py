@@ -26,7 +26,7 @@ FILES = {
     "vmss": (b"\xd2\xbe\xd2\xbe\x08", "a VMware snapshot", MAPS),
     "qemu": (b"QEVM\0\0\0\3", "a QEMU migration stream", "dump-guest-memory"),
     "perf": (b"PERFILE2", "a perf.data file", r"perf script -F comm,tid,time,event,addr,ip"),
-    "trace-cmd": (b"\x17\x08Dtracing6\0", "a trace-cmd file", "no command reads it"),
+    "trace-cmd": (b"\x17\x08Dtracing6\0", "a trace-cmd file", "fastmmu kvm-log"),
     "hdf5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file", r"\.npy"),
     "tar": (bytes(257) + b"ustar\0", "a tar archive", "unpack"),
     "words": (struct.pack("<64Q", *range(0x1000, 0x1040)), "plain binary", r"numpy\.save"),
@@ -43,12 +43,12 @@ FILES = {
     "ftrace": (
         b"# tracer: nop\n   kvmx-95  [000] .....     8.434978: kvm_exit: vcpu 0 reason npf rip 0x1\n",
         "a log of KVM's trace points",
-        "no command reads it",
+        "fastmmu kvm-log",
     ),
     "perf-script": (
         b" kvmx 109 [000] 27.87: kvm:kvm_entry: vcpu 0, rip 0x10000\n",
         "a log of KVM's",
-        "no command reads it",
+        "fastmmu kvm-log",
     ),
     "perf-kvm": (b"\n\nAnalyze events for all VMs, all VCPUs:\n", "a table of `perf kvm stat`", "perf record"),
 }

@@ -32,6 +32,7 @@ examples:
   fastmmu replay linux.rec.zst               a whole Linux, each physical address compared
   fastmmu migrate app.lackey.xz              live migration, by method of dirty logging
   fastmmu overcommit app.lackey.xz           hosts with less memory than the guest uses
+  fastmmu kvm-log kvm.txt                    a log of real KVM, its page faults under other policies
   fastmmu boot                               real mode to 5-level paging and back
   fastmmu walk                               a nested walk of 24 references, drawn
   fastmmu maps guests/l4_user                every mapping of a recorded guest

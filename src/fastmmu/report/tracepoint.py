@@ -13,23 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.exits import N_REASONS, ExitReason, Qualification
+from fastmmu.trace.kvm_names import intel_name
 
 __all__ = ["exit_lines"]
 
-_OTHER_NAMES: dict[int, str] = {
-    ExitReason.RDMSR: "MSR_READ",
-    ExitReason.WRMSR: "MSR_WRITE",
-    ExitReason.ENTRY_FAILURE_GUEST_STATE: "INVALID_STATE",
-    ExitReason.ENTRY_FAILURE_MSR: "MSR_LOAD_FAIL",
-    ExitReason.MWAIT: "MWAIT_INSTRUCTION",
-    ExitReason.MONITOR_TRAP: "MONITOR_TRAP_FLAG",
-    ExitReason.MONITOR: "MONITOR_INSTRUCTION",
-    ExitReason.PAUSE: "PAUSE_INSTRUCTION",
-    ExitReason.VIRTUALIZED_EOI: "EOI_INDUCED",
-}
-_UNNAMED = {ExitReason.SPP_EVENT}  # of which Linux prints the number
-_MORE = {3: "INIT_SIGNAL", 4: "SIPI_SIGNAL", 15: "RDPMC", 19: "VMCLEAR", 21: "VMPTRLD", 22: "VMPTRST", 23: "VMREAD",
-         25: "VMWRITE", 26: "VMOFF", 27: "VMON", 41: "MCE_DURING_VMENTRY", 67: "UMWAIT", 68: "TPAUSE"}  # fmt: skip
 _AMD: dict[int, str] = {
     ExitReason.EXTERNAL_INTERRUPT: "interrupt", ExitReason.TRIPLE_FAULT: "shutdown",
     ExitReason.INTERRUPT_WINDOW: "vintr", ExitReason.NMI_WINDOW: "iret", ExitReason.TASK_SWITCH: "task_switch",
@@ -43,13 +30,7 @@ _AMD: dict[int, str] = {
 _EXCEPTIONS = {1: "DB", 3: "BP", 6: "UD", 8: "DF", 13: "GP", 14: "PF", 17: "AC", 18: "MC"}
 
 
-def _intel_name(reason: int) -> str:
-    if reason not in {int(each) for each in ExitReason} - _UNNAMED:
-        return _MORE.get(reason, f"{reason:#x}")
-    return _OTHER_NAMES.get(reason, ExitReason(reason).name)
-
-
-_INTEL = [_intel_name(reason) for reason in range(N_REASONS)]
+_INTEL = [intel_name(reason) for reason in range(N_REASONS)]
 
 
 def _of_intel(reason: int, q: int, gpa: int, intr_info: int, error_code: int) -> tuple[str, int, int, int, int]:

@@ -9,6 +9,7 @@
     curve        misses of TLBs of every size, from one pass (`fastmmu tlb-curve`)
     vpid         what VPID is worth
     tpr          ways of handling the TPR
+    kvm_log      a log of real KVM, its page faults under other policies (`fastmmu kvm-log`)
 
     study/<name>/__init__   public names; COMMAND, HELP and PLACE of the command
                  run        the experiment: yields results one by one
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fastmmu.study.compare.run import SCHEMES, compare, configurations
     from fastmmu.study.consolidate.run import Consolidation, consolidate
     from fastmmu.study.curve.run import Curve, Curves, tlb_curve
+    from fastmmu.study.kvm_log.run import ReplayedFaults, replay_faults
     from fastmmu.study.tpr.run import WAYS, tpr_study
     from fastmmu.study.vpid.run import VpidPoint, vpid_experiment
     from fastmmu.trace.survey import Survey, survey
@@ -43,12 +45,14 @@ __all__ = [
     "Consolidation",
     "Curve",
     "Curves",
+    "ReplayedFaults",
     "Survey",
     "VpidPoint",
     "compare",
     "configurations",
     "consolidate",
     "each",
+    "replay_faults",
     "survey",
     "tlb_curve",
     "tpr_study",
@@ -60,6 +64,7 @@ _HOMES = {
     "fastmmu.study.compare.run": ("SCHEMES", "compare", "configurations"),
     "fastmmu.study.consolidate.run": ("Consolidation", "consolidate"),
     "fastmmu.study.curve.run": ("Curve", "Curves", "tlb_curve"),
+    "fastmmu.study.kvm_log.run": ("ReplayedFaults", "replay_faults"),
     "fastmmu.trace.survey": ("Survey", "survey"),
     "fastmmu.study.tpr.run": ("WAYS", "tpr_study"),
     "fastmmu.study.vpid.run": ("VpidPoint", "vpid_experiment"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastmmu.errors import ConfigError
 
-__all__ = ["BOOT", "COMPARE", "MIGRATE", "OVERCOMMIT", "RECLAIM", "REPLAY", "TPR", "Schemes", "fields_of"]
+__all__ = ["BOOT", "COMPARE", "KVM_LOG", "MIGRATE", "OVERCOMMIT", "RECLAIM", "REPLAY", "TPR", "Schemes", "fields_of"]
 
 Schemes = Mapping[str, Mapping[str, Any]]
 
@@ -72,6 +72,21 @@ or that was taken away (zapped)."""
 
 RECLAIM = ("clock", "lru")
 """By which a host short of memory chooses the pages that go to disk: values of ``Config.host_reclaim``."""
+
+KVM_LOG: Schemes = {
+    "4k": EPT_NOW,
+    "4k-older": {**EPT_NOW, "tdp_mmu": False},
+    "2m": {**EPT_NOW, "host_pages": "2m"},
+    "2m-nx": {**EPT_NOW, "host_pages": "2m", "nx_huge_pages": True},
+    "4k-log": EPT_NOW,
+    "4k-pml": {**EPT_NOW, "pml": True},
+    "4k-ring": EPT_NOW,
+    "2m-log-late": {**EPT_NOW, "host_pages": "2m", "eager_page_split": False},
+    "2m-log": {**EPT_NOW, "host_pages": "2m"},
+    "2m-pml": {**EPT_NOW, "host_pages": "2m", "pml": True},
+}
+"""By backing of the host, MMU (TDP or older), and how writes are logged, if they are: by write protection (log), PML,
+or into a dirty ring. Huge pages are split as logging begins, or late, by the write that needs it."""
 
 TPR: Schemes = {
     "native": {**NATIVE, "tpr": "trap"},

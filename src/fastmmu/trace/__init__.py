@@ -16,6 +16,8 @@
                          drmemtrace_parse_py, gem5_parse_py, text_parse_py; parse_columns, long_access: what they share
     magics               kinds of files by their first bytes, those of image/ as well
     foreign              files that are no traces, by name, with the remedy
+    kvm_log              what a log of KVM's trace points says
+    kvm_log_read, kvm_names   reading one; the names of VM exits in it
     system               system traces: what a whole machine did
     combine, tpr         traces made of traces; TPR traffic put in between
     identity             a trace that tells its content
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from fastmmu.trace.combine import exits_every, interleave
     from fastmmu.trace.events import CHUNK, EVENT_DTYPE, Batch
     from fastmmu.trace.formats import FORMATS
+    from fastmmu.trace.kvm_log import KvmLog
+    from fastmmu.trace.kvm_log_read import read_kvm_log
     from fastmmu.trace.read import read_trace
     from fastmmu.trace.tpr import TprProfile, tpr_profile, with_tpr
     from fastmmu.trace.write import write_trace
@@ -52,11 +56,13 @@ __all__ = [
     "EVENT_DTYPE",
     "FORMATS",
     "Batch",
+    "KvmLog",
     "TprProfile",
     "Trace",
     "bundled",
     "exits_every",
     "interleave",
+    "read_kvm_log",
     "read_trace",
     "tpr_profile",
     "with_tpr",
@@ -69,6 +75,8 @@ _HOMES = {
     "fastmmu.trace.combine": ("exits_every", "interleave"),
     "fastmmu.trace.events": ("CHUNK", "EVENT_DTYPE", "Batch"),
     "fastmmu.trace.formats": ("FORMATS",),
+    "fastmmu.trace.kvm_log": ("KvmLog",),
+    "fastmmu.trace.kvm_log_read": ("read_kvm_log",),
     "fastmmu.trace.read": ("read_trace",),
     "fastmmu.trace.tpr": ("TprProfile", "tpr_profile", "with_tpr"),
     "fastmmu.trace.write": ("write_trace",),

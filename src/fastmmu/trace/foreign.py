@@ -24,7 +24,7 @@ class Foreign(NamedTuple):
 
 
 _MAPS = "`fastmmu maps` and `fastmmu walk` read memory"
-_LOG = "It is a log of events of the hypervisor, no accesses; no command reads it"
+_LOG = "It is a log of events of the hypervisor, no accesses; `fastmmu kvm-log` reads it"
 _UNPACK = "unpack it, and name a file"
 _PHYSICAL = (
     "Its addresses are physical and come from behind the caches, so there is nothing to translate; record the "
@@ -40,7 +40,7 @@ _BY_KIND = {
 _REMEDIES = {
     "qemu-migration": "dump-guest-memory writes a memory image that `fastmmu maps` reads",
     "perf-data": "write it as text: perf script -F comm,tid,time,event,addr,ip >trace.txt",
-    "trace-cmd": "it holds events of a kernel, no accesses; no command reads it",
+    "trace-cmd": "it holds events of a kernel, no accesses; `fastmmu kvm-log` reads what `trace-cmd report` prints",
     "pdf": _RECORD,
 }
 _OWN = ("packed", "trace")  # kinds of files that are taken here

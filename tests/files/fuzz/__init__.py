@@ -1,4 +1,4 @@
-"""`python -m tests.files.fuzz`, `make fuzz`: every reader of traces and images under atheris, guided by coverage.
+"""`python -m tests.files.fuzz`, `make fuzz`: every reader of traces, images and logs under atheris, guided by coverage.
 
     readers     what is fuzzed: a reader each, with its first inputs and what it does with one
     one         a process that fuzzes one reader, and counts its inputs

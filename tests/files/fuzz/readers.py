@@ -17,7 +17,8 @@ from fastmmu.errors import FastmmuError
 from fastmmu.image import Image, open_image, read_guest
 from fastmmu.image.source import open_source
 from fastmmu.ops import Op
-from fastmmu.trace import FORMATS, Trace, read_trace, write_trace
+from fastmmu.study.kvm_log.run import replay_faults, runs
+from fastmmu.trace import FORMATS, Trace, read_kvm_log, read_trace, write_trace
 from fastmmu.trace.source import ByteSource
 from fastmmu.trace.survey import survey
 from tests.files import folder
@@ -224,6 +225,32 @@ def of_guest() -> Iterator[bytes]:
         yield (Path(place) / "mem.npz").read_bytes()
 
 
+# ---- logs of KVM -----------------------------------------------------------------------------------------------------
+
+KVM_LOGS = Path(__file__).parents[2] / "data" / "kvm_logs"
+
+
+def as_kvm_log(path: Path) -> None:
+    log = read_kvm_log(path)
+    log.by_reason(), log.by_access(), log.by_again(), log.notes()
+    for _ in replay_faults(log, ["4k-log"]) if runs(log).any() else ():
+        pass
+
+
+def of_kvm_log() -> Iterator[bytes]:
+    """Some lines of each tracer, and those of other versions."""
+    for path in sorted(KVM_LOGS.iterdir()):
+        lines = path.read_bytes().splitlines(keepends=True)
+        yield b"".join(lines[:24])
+        yield b"".join(lines[-12:])
+    yield (
+        b" a-1 [000] 1.5: kvm_exit: reason EPT_VIOLATION rip 0x1 info 181 0\n"
+        b" a-1 [000] 1.6: kvm_page_fault: address 1234567000 error_code 181\n"
+        b" a-1 [000] 1.7: kvm_exit: [FAILED TO PARSE] exit_reason=48 guest_rip=0x10 isa=1 info1=388 info2=0\n"
+        b"CPU:1 [LOST 17 EVENTS]\n"
+    )
+
+
 # ---- all -------------------------------------------------------------------------------------------------------------
 
 _IMAGES = ("elf", "lime", "avml", "kdump, plain", "kdump, zlib", "kdump, lzo", "kdump, snappy", "kdump, zstd",
@@ -240,5 +267,6 @@ READERS: dict[str, Reader] = {
     "image-packed": Reader(as_image, raw_packed, 1 << 14),
     "image-vmware": Reader(as_vmware, of_vmware, 1 << 12),
     "guest": Reader(as_guest, of_guest),
+    "kvm-log": Reader(as_kvm_log, of_kvm_log),
 }  # fmt: skip
 """By name."""
