@@ -7,6 +7,7 @@ cannot be read as a trace of a program, if it is refused by the name of what it 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from fastmmu import FastmmuError, read_trace
 from fastmmu.ops import Op
+from fastmmu.trace.v2p import read_v2p
 from tests.files import Result
 
 _NO_TRACE = ("was --trace-mem=yes given",)
@@ -27,6 +29,22 @@ def results(folder: Path) -> Iterator[Result]:
     expected: dict[str, dict[str, Any]] = json.loads((folder / "expected.json").read_text())
     for name, right in sorted(expected.items()):
         yield result(folder / name, right)
+    for path in sorted(folder.iterdir()):
+        if path.name not in expected and path.is_file() and b"address_mapping_group" in path.read_bytes()[:4096]:
+            yield pages(path)
+
+
+def pages(path: Path) -> Result:
+    """A v2p.textproto, which says itself how many pages it has, and bytes."""
+    try:
+        found = read_v2p(path)
+    except FastmmuError as error:
+        return Result(path.name, False, f"refused: {error}")
+    said = [int(re.findall(rf"{key}: (\d+)", path.read_text())[-1]) for key in ("page_count", "bytes_mapped")]
+    got = [len(found), sum(page.nbytes for page in found)]
+    return Result(
+        path.name, got == said, f"{got[0]} pages, {got[1]} bytes" + (f"; it says {said}" if got != said else "")
+    )
 
 
 def result(path: Path, right: dict[str, Any]) -> Result:

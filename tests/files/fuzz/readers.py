@@ -115,6 +115,22 @@ def packed(suffix: str) -> Iterator[bytes]:
             yield COMPRESS[suffix](data[:100]) + COMPRESS[suffix](data[100:])
 
 
+def as_v2p(path: Path) -> None:
+    """v2p.textproto beside a trace of one access."""
+    os.replace(path, path.with_name("v2p.textproto"))
+    path.with_name("t.trace").write_bytes(drmemtrace.file([(0, 8, 0x7010)]))
+    for _ in read_trace(path.parent).head(EVENTS).batches():
+        pass
+
+
+def of_v2p() -> Iterator[bytes]:
+    page = b"address_mapping { virtual_address: 0x400000 physical_address: 2097152 }"
+    yield b"address_mapping_group {\n  page_size: 2097152 # of x86\n  " + page + b"\n}\ninformation { page_count: 1 }\n"
+    sample = folder() / "traces" / "v2p.textproto"
+    if sample.exists():
+        yield sample.read_bytes()
+
+
 def of_columns() -> Iterator[bytes]:
     yield b"op addr:hex size\nR 0x401000 4\nW 0x402000 8\n"
     yield b"addr:dec - op\n4198400 x 0\n"
@@ -262,6 +278,7 @@ READERS: dict[str, Reader] = {
     "trace-npz": Reader(partial(as_trace, None), partial(of_format, "npz")),
     "trace-any": Reader(partial(as_trace, None), partial(sampled, None)),
     "trace-columns": Reader(as_columns, of_columns),
+    "trace-v2p": Reader(as_v2p, of_v2p, 4096),
     **{f"trace{suffix}": Reader(partial(as_trace, None), partial(packed, suffix)) for suffix in COMPRESS if suffix},
     **{f"image-{name.replace(', ', '-')}": Reader(as_image, partial(of_image, name), 1 << 16) for name in _IMAGES},
     "image-packed": Reader(as_image, raw_packed, 1 << 14),
