@@ -8,6 +8,7 @@ import lzma
 import random
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -144,6 +145,28 @@ def test_what_the_tools_write(command: list[str], tmp_path: Path) -> None:
     memory = open_image(packed).memory
     for at in (5 << 19, 0, (3 << 19) - 8, len(whole) - 4096):
         assert memory.read(at, 4096) == whole[at : at + 4096]
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """Of a packed image of 192 MB a block is looked at: that takes a process little more than a small image does."""
+    frames = [zstandard.ZstdCompressor().compress(np.random.default_rng(1).bytes(1 << 20) * 8)] * 24
+    path = save(tmp_path, b"".join(frames))
+    program = (
+        "import resource, sys, fastmmu\n"
+        "from fastmmu.image import open_image\n"
+        "open_image(sys.argv[2]).memory.read64(0)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "memory = open_image(sys.argv[1]).memory\n"
+        "fastmmu.translate(memory, fastmmu.GuestState(cr3=150 << 20), [0])\n"
+        "print(memory.nbytes, memory.read64(5 << 20))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    small = tmp_path / "small"
+    small.write_bytes(zstandard.ZstdCompressor().compress(bytes(1 << 16)))
+    command = [sys.executable, "-c", program, str(path), str(small)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout.split()[0] == str(192 << 20)
+    assert int(ran.stdout.split()[-1]) < 24 << 10, "KB"
 
 
 def test_several_threads(tmp_path: Path) -> None:

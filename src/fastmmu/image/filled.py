@@ -17,7 +17,7 @@ from functools import partial
 from typing import BinaryIO
 
 from fastmmu.errors import ConfigError
-from fastmmu.image.packed import Blocks
+from fastmmu.image.packed import Blocks, Data
 from fastmmu.trace.codecs import CorruptData, EndsEarly, unpacked
 
 __all__ = ["PIECE", "Filled", "temporary", "whole"]
@@ -59,7 +59,7 @@ class Filled:
     Threads: any may ask.
     """
 
-    def __init__(self, data: memoryview, blocks: Blocks, name: str) -> None:
+    def __init__(self, data: Data, blocks: Blocks, name: str) -> None:
         self._data = data
         self._blocks = blocks
         self._name = name

@@ -11,13 +11,38 @@ RFC 1952 and the SAM specification §4.1, snappy's framing_format.txt.
 
 from __future__ import annotations
 
+import os
 import zlib
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias, overload
 
-__all__ = ["Blocks", "Slice", "blocks_of"]
+__all__ = ["Blocks", "Data", "FileBytes", "Slice", "blocks_of"]
+
+
+class FileBytes:
+    """The bytes of a file, read where they are asked for; mapped, all of them would count as memory of the process."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, where: int) -> int: ...
+    @overload
+    def __getitem__(self, where: slice) -> bytes: ...
+    def __getitem__(self, where: int | slice) -> int | bytes:
+        if isinstance(where, int):
+            return os.pread(self._file.fileno(), 1, where)[0]
+        start, stop, _ = where.indices(self._size)
+        return os.pread(self._file.fileno(), max(0, stop - start), start)
+
+
+Data: TypeAlias = memoryview | FileBytes
 
 
 class Slice(NamedTuple):
@@ -56,7 +81,7 @@ class Blocks:
         return Slice(self.start[number], self.length[number], end - self.at[number], head)
 
 
-def blocks_of(data: memoryview, codec: str) -> Blocks | None:
+def blocks_of(data: Data, codec: str) -> Blocks | None:
     """The blocks of a packed file; None where it has none of which lengths are known, or is damaged."""
     find = _FIND.get(codec)
     try:
@@ -66,7 +91,7 @@ def blocks_of(data: memoryview, codec: str) -> Blocks | None:
     return found if found is not None and len(found) and 0 < found.size < 1 << 46 else None
 
 
-def _number(data: memoryview, at: int, n: int) -> int:
+def _number(data: Data, at: int, n: int) -> int:
     if at < 0 or at + n > len(data):
         raise ValueError("the data ends early")
     return int.from_bytes(data[at : at + n], "little")
@@ -78,7 +103,7 @@ _XZ_CHUNK = 1 << 21  # bytes that a chunk of LZMA2 makes at most; it takes 6 at 
 _XZ_RECORDS = 1 << 24
 
 
-def _xz(data: memoryview) -> Blocks:
+def _xz(data: Data) -> Blocks:
     found: list[tuple[bytes, list[tuple[int, int, int]]]] = []
     end = len(data)
     while end:
@@ -108,7 +133,7 @@ def _xz(data: memoryview) -> Blocks:
     return blocks
 
 
-def _xz_index(data: memoryview, at: int, end: int) -> list[tuple[int, int]]:
+def _xz_index(data: Data, at: int, end: int) -> list[tuple[int, int]]:
     if not 0 <= at < end or data[at] or zlib.crc32(data[at : end - 4]) != _number(data, end - 4, 4):
         raise ValueError("no index")
     at += 1
@@ -123,7 +148,7 @@ def _xz_index(data: memoryview, at: int, end: int) -> list[tuple[int, int]]:
     return records
 
 
-def _vli(data: memoryview, at: int) -> tuple[int, int]:
+def _vli(data: Data, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[at]
@@ -142,7 +167,7 @@ _ZSTD_BLOCK = 1 << 17  # bytes that a block makes at most
 _RLE = 1
 
 
-def _zstd(data: memoryview) -> Blocks | None:
+def _zstd(data: Data) -> Blocks | None:
     blocks, at, size = Blocks("zst"), 0, len(data)
     while at < size:
         magic = _number(data, at, 4)
@@ -178,7 +203,7 @@ _BGZF_BLOCK = 1 << 16
 _TOGETHER = 1 << 20  # bytes unpacked: small members and chunks make one block
 
 
-def _gz(data: memoryview) -> Blocks | None:
+def _gz(data: Data) -> Blocks | None:
     blocks, at, size = Blocks("gz"), 0, len(data)
     first = out = 0
     while at < size:
@@ -204,7 +229,7 @@ _SNAPPY_HEAD = b"\xff\x06\0\0sNaPpY"
 _SNAPPY_CHUNK = 1 << 16
 
 
-def _sz(data: memoryview) -> Blocks:
+def _sz(data: Data) -> Blocks:
     blocks, at, size = Blocks("sz"), 0, len(data)
     blocks.heads.append((0, _SNAPPY_HEAD))
     first = out = 0
@@ -227,4 +252,4 @@ def _sz(data: memoryview) -> Blocks:
     return blocks
 
 
-_FIND: dict[str, Callable[[memoryview], Blocks | None]] = {"xz": _xz, "zst": _zstd, "gz": _gz, "sz": _sz}
+_FIND: dict[str, Callable[[Data], Blocks | None]] = {"xz": _xz, "zst": _zstd, "gz": _gz, "sz": _sz}

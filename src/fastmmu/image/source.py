@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from fastmmu.errors import ConfigError
 from fastmmu.image.filled import Filled, whole
 from fastmmu.image.formats import HEAD
-from fastmmu.image.packed import blocks_of
+from fastmmu.image.packed import FileBytes, blocks_of
 from fastmmu.image.raw import open_regular
 from fastmmu.trace.codecs import codec_of_bytes
 
@@ -143,9 +143,10 @@ def inflated_lime(head: bytes) -> bool:
 def _unpacked(source: Source, codec: str) -> Source:
     if source.filled is not None:  # packed twice
         source.need(0, source.size)
-    blocks = blocks_of(source.data, codec)
+    data = FileBytes(source.file)
+    blocks = blocks_of(data, codec)
     if blocks is not None:
-        filled = Filled(source.data, blocks, source.name)
+        filled = Filled(data, blocks, source.name)
         return Source(filled.file, source.name, filled)
     source.file.seek(0)
     with source.file:
