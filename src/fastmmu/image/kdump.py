@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable
 
 import numpy as np
@@ -74,17 +76,16 @@ class _Pages:
     def __init__(self, source: Source, runs: list[tuple[int, int]], at: int) -> None:
         self.source = source
         self.descriptors = at
-        self.first = np.array([number for number, _ in runs], np.int64)
-        counts = np.array([count for _, count in runs], np.int64)
-        self.before = np.cumsum(counts) - counts  # descriptors of the runs before
+        self.first = [number for number, _ in runs]
+        self.before = list(itertools.accumulate((count for _, count in runs), initial=0))  # descriptors in front
         self.blocks = Cache(self.unpack)
 
     def page(self, at: int) -> bytes:
         return self.blocks[at // PAGE]
 
     def unpack(self, number: int) -> bytes:
-        run = int(np.searchsorted(self.first, number, "right")) - 1
-        place = self.descriptors + _DESCRIPTOR.size * (int(self.before[run]) + number - int(self.first[run]))
+        run = bisect_right(self.first, number) - 1
+        place = self.descriptors + _DESCRIPTOR.size * (self.before[run] + number - self.first[run])
         offset, size, flags, _ = _DESCRIPTOR.unpack(self.source.bytes_at(place, _DESCRIPTOR.size))
         if not 0 < size <= 2 * PAGE:
             raise self._wrong(number, f"its descriptor says {size} bytes at byte {offset}; the dump is incomplete")
@@ -112,7 +113,7 @@ class _Corrupt(Exception):
 
 def _zlib(data: bytes) -> bytes:
     try:
-        return zlib.decompressobj().decompress(data, PAGE + 1)
+        return zlib.decompress(data, zlib.MAX_WBITS, PAGE)  # of at most two pages, so 8 MB at most
     except zlib.error as error:
         raise _Corrupt(str(error)) from error
 

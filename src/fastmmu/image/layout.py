@@ -30,7 +30,7 @@ class Layout:
     """
 
     pieces: list[tuple[int, int, int]] = field(default_factory=list)
-    fetch: Callable[[int], bytes] | None = None
+    fetch: Callable[[int], bytes | memoryview] | None = None
     cpus: list[dict[str, int]] = field(default_factory=list)
     info: dict[str, str] = field(default_factory=dict)
 
@@ -76,28 +76,35 @@ class _Unpacked:
         length: U64,
         offset: npt.NDArray[np.int64],
         source: Source,
-        fetch: Callable[[int], bytes] | None,
+        fetch: Callable[[int], bytes | memoryview] | None,
     ) -> None:
         self.start, self.end = start.tolist(), (start + length).tolist()
         self.offset = offset.tolist()
         self.source, self.fetch = source, fetch
+        self.there = 0, 0  # bytes of the file that need not be asked for
 
-    def page(self, at: int) -> bytes:
+    def page(self, at: int) -> bytes | memoryview:
         i = bisect_right(self.end, at)
         if self.start[i] <= at and at + PAGE <= self.end[i] and self.offset[i] >= 0:
-            return self.source.bytes_at(self.offset[i] + at - self.start[i], PAGE)
-        page = bytearray(PAGE)
+            place = self.offset[i] + at - self.start[i]
+            low, high = self.there
+            if low <= place and place + PAGE <= high:
+                return self.source.data[place : place + PAGE]
+            page = self.source.bytes_at(place, PAGE)
+            if self.source.filled is not None:
+                self.there = self.source.filled.done_around(place)
+            return page
+        made = bytearray(PAGE)
         while i < len(self.end) and self.start[i] < at + PAGE:
             first, behind = max(at, self.start[i]), min(at + PAGE, self.end[i])
+            part: bytes | memoryview = bytes(behind - first)
             if self.offset[i] >= 0:
                 part = self.source.bytes_at(self.offset[i] + first - self.start[i], behind - first)
             elif self.offset[i] == FETCHED and self.fetch is not None:
                 part = self.fetch(at)[first - at : behind - at]
-            else:
-                part = bytes(behind - first)
-            page[first - at : behind - at] = part
+            made[first - at : behind - at] = part
             i += 1
-        return bytes(page)
+        return bytes(made)
 
 
 def resolved(pieces: Sequence[tuple[int, int, int]]) -> tuple[U64, U64, npt.NDArray[np.int64]]:

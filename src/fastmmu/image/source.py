@@ -83,7 +83,7 @@ class Source:
 
 
 class Cache:
-    """What `make(number)` gives, unpacked blocks, of which the last used are kept: :data:`CACHED` bytes at most.
+    """What `make(number)` gives, unpacked blocks, of which the last made are kept: :data:`CACHED` bytes at most.
 
     Threads: any may ask.
     """
@@ -96,11 +96,9 @@ class Cache:
         self._lock = threading.Lock()
 
     def __getitem__(self, number: int) -> bytes:
-        with self._lock:
-            block = self._kept.get(number)
-            if block is not None:
-                self._kept.move_to_end(number)
-                return block
+        block = self._kept.get(number)
+        if block is not None:
+            return block
         block = self._make(number)
         with self._lock:
             if number not in self._kept:
