@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import subprocess
 from collections.abc import Callable, Iterator
@@ -67,6 +68,8 @@ def text(tmp_path_factory: pytest.TempPathFactory, scale: Scale) -> Text:
         path = where / f"trace{suffix}"
         if ".champsim" in suffix:
             return path, champsim(path, op, addr)
+        if ".memtrace" in suffix:
+            return path, drmemtrace(path, op, size, addr)
         write_trace(trace, path, compression=None)
         return path, events
 
@@ -83,6 +86,29 @@ def champsim(path: Path, op: np.ndarray, addr: np.ndarray) -> int:
     with lzma.open(path, "wb", preset=0) as out:
         out.write(records.tobytes())
     return 2 * n
+
+
+def drmemtrace(path: Path, op: np.ndarray, size: np.ndarray, addr: np.ndarray) -> int:
+    """Write a record each, a modification as a read and a write; the number of events."""
+    kinds = np.array([0, 1, 1, 10], np.uint16)
+    record = np.dtype([("type", "<u2"), ("size", "<u2"), ("addr", "<u8")])
+    records = np.zeros(len(op), record)
+    records["type"], records["size"], records["addr"] = kinds[op], size, addr
+    begin = np.array([(25, 0, 6), (22, 4, 7), (24, 4, 7)], record)
+    end = np.array([(23, 4, 7), (26, 0, 0)], record)
+    with gzip.open(path, "wb", 6) as out:
+        for part in (begin, records, end):
+            out.write(part.tobytes())
+    return len(op)
+
+
+def unpacked_gz(path: Path) -> Callable[[], float]:
+    def run() -> None:
+        with gzip.open(path) as file:
+            while file.read(1 << 20):
+                pass
+
+    return timed(run)
 
 
 def unpacked(path: Path) -> Callable[[], float]:
@@ -115,6 +141,16 @@ def test_compressed(race: Race, text: Text, suffix: str) -> None:
     path, events = text(suffix)
     found = race(lambda: count(path), events, [Rival("lzma", unpacked(path), events)], target=1.1)
     assert found[0] == events
+
+
+@pytest.mark.benchmark(group="reading traces")
+@pytest.mark.parametrize("suffix", [".memtrace.gz", ".din.gz", ".csv.gz"])
+def test_gzipped(race: Race, text: Text, suffix: str) -> None:
+    """Beside `gzip`, which only unpacks: DynamoRIO's records, and text."""
+    path, events = text(suffix)
+    found = race(lambda: count(path), events, [Rival("gzip", unpacked_gz(path), events)])
+    modified = sum(int((batch.op == 2).sum()) for batch in read_trace(text(".lackey")[0]).batches())
+    assert found[0] == events + (modified if suffix == ".din.gz" else 0), "Dinero has a read and a write for each"
 
 
 @pytest.mark.benchmark(group="reading traces")
