@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fastmmu.paging.nonroot_py import VmFunction, deliver_ve, vmfunc
     from fastmmu.paging.state import Eptp, GuestState, Pml
     from fastmmu.paging.translate import Translation, translate
+    from fastmmu.space.roots import find_roots
     from fastmmu.space.space import AddressSpace
     from fastmmu.study.compare.run import compare
     from fastmmu.study.kvm_log.run import replay_faults
@@ -120,6 +121,7 @@ __all__ = [
     "compare",
     "deliver_ve",
     "ept_mappings",
+    "find_roots",
     "geometry",
     "get_include",
     "image",
@@ -184,6 +186,7 @@ _HOMES = {
     "fastmmu.paging.nonroot_py": ("VmFunction", "deliver_ve", "vmfunc"),
     "fastmmu.paging.state": ("Eptp", "GuestState", "Pml"),
     "fastmmu.paging.translate": ("Translation", "translate"),
+    "fastmmu.space.roots": ("find_roots",),
     "fastmmu.space.space": ("AddressSpace",),
     "fastmmu.study.compare.run": ("compare",),
     "fastmmu.study.kvm_log.run": ("replay_faults",),

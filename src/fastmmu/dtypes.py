@@ -13,6 +13,7 @@ __all__ = [
     "HOLE_DTYPE",
     "MAPPING_DTYPE",
     "MAPPING_FAULT_DTYPE",
+    "ROOT_DTYPE",
     "STEP_DTYPE",
     "Fault",
     "StepKind",
@@ -162,3 +163,23 @@ MAPPING_FAULT_DTYPE = np.dtype(
 HOLE_DTYPE = np.dtype([("start", "<u8"), ("length", "<u8"), ("fault", "u1")], align=True)
 """Linear addresses side by side where there is nothing to read, for one cause (a Fault); the C struct `Hole` of
 `space/gather.pxd`."""
+
+ROOT_DTYPE = np.dtype(
+    [
+        ("address", "<u8"),
+        ("form", "<u8"),  # 0 long mode, 1 PAE, 2 32-bit paging, 3 EPT
+        ("levels", "<u8"),  # 5 and 4, 3, 2, 5 and 4
+        ("key", "<u8"),  # 0
+        ("tables", "<u8"),  # this and those below; pages and tables count as often as entries lead there
+        ("malformed", "<u8"),  # entries that are so, in all tables
+        ("pages", "<u8"),
+        ("inside", "<u8"),  # pages that lie in memory
+        ("user", "<u8"),  # pages that user mode may reach
+        ("code", "<u8"),  # that can be executed
+        ("kernel_code", "<u8"),  # by the kernel alone
+        ("typed", "<u8"),  # pages of EPT of write-back type; else pages with PCD
+        ("plausible", "<u8"),  # 1
+    ],
+    align=True,
+)
+"""What may be a root table; the C struct `Row` of `space/search.pyx`."""

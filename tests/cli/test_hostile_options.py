@@ -28,6 +28,7 @@ LINES = {
     "boot": "boot --schemes ept",
     "replay": f"replay {DATA / 'systems/mm.rec.xz'} --limit 2000",
     "walk": "walk",
+    "roots": f"roots {DATA / 'guests/pae_user'} --kinds pae",
     "maps": f"maps {DATA / 'guests/pae_user'} --limit 100",
     "trace info": f"trace info {TRUE}",
     "trace convert": f"trace convert {TRUE} {{out}}/t.npy",

@@ -255,3 +255,31 @@ def test_rows_of_an_ept_can_be_saved(tmp_path: Path) -> None:
     rows = fastmmu.ept_mappings(mem, 0x101E)
     np.save(tmp_path / "rows.npy", rows)
     assert np.load(tmp_path / "rows.npy")["hpa"].tolist() == rows.hpa.tolist() == [0x7000]
+
+
+# ---- who maps a page, where tables begin ---------------------------------------------------------------------------
+
+
+def test_where_lists_what_maps_an_address(capsys: pytest.CaptureFixture[str]) -> None:
+    guest = read_guest(GUESTS / "l4_user")
+    space = fastmmu.AddressSpace(guest.memory, guest.state)
+    pages = [int(pa) for pa in np.unique(space.index().pa)]
+    for pa in (pages[3], pages[len(pages) // 2] + 0x123, pages[-1] + 5):
+        want = space.where(pa)
+        assert len(want) > 0
+        assert pages_of(run(capsys, GUESTS / "l4_user", "--where", f"{pa:x}"))[0][:4] == expected(want)[0][:4]
+        rows = list(csv.DictReader(io.StringIO(run(capsys, GUESTS / "l4_user", "--where", f"{pa:x}", "--csv", "-"))))
+        assert [int(row["va"], 16) for row in rows] == want.va.tolist()
+    assert "0 pages in 0 ranges" in run(capsys, GUESTS / "l4_user", "--where", "ffff00000000")
+
+
+def test_roots(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["roots", str(GUESTS / "l4_user")]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^2a34000  4-level +1192 +1191 +559 ", out, re.MULTILINE)
+    assert out.endswith("\n1 root\n")
+    assert main(["roots", str(GUESTS / "l4_user"), "--kinds", "4-level,ept", "--json", "-"]) == 0
+    (root,) = json.loads(capsys.readouterr().out)["roots"]
+    assert (root["address"], root["kind"], root["pages"]) == ("0x2a34000", "4-level", 1192)
+    assert main(["roots", str(GUESTS / "l4_user"), "--kinds", "pae"]) == 0
+    assert "0 roots\nno table of memory leads to pages" in capsys.readouterr().out

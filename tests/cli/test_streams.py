@@ -33,6 +33,7 @@ LINES = {
     "boot": "boot --schemes native",
     "replay": f"replay {SYSTEM} --limit 1000",
     "walk": "walk",
+    "roots": f"roots {DATA / 'guests/pae_user'} --csv -",
     "maps": f"maps {DATA / 'guests/pae_user'} --csv -",
     "kvm-log": f"kvm-log {DATA / 'kvm_logs/perf.txt'} --policies 2m",
     "diff": "diff {csv} {csv}",

@@ -258,6 +258,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "MappingIterator": lambda w: w.iterator,
     "MappingArray": lambda w: w.rows,
     "AddressSpace": lambda w: w.space,
+    "Root": lambda w: fastmmu.find_roots(w.memory, kinds=["4-level"])[0],
     "SpaceDiff": lambda w: w.space.diff(fastmmu.AddressSpace(w.memory, w.state)),
     "TLB": lambda w: w.tlb,
     "Machine": lambda w: w.kernel_machine if w.kind in ("patch", "apicv") else w.machine,

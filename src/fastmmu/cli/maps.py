@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastmmu.cli import interruption, space, terminal
 from fastmmu.cli import options as shared
 from fastmmu.cli.progress import UntilInterrupted
+from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastmmu.paging.mappings import MappingIterator
@@ -29,6 +30,7 @@ examples:
   fastmmu maps vmcore                                      an image that holds registers, and those of --cpu 0
   fastmmu maps guest.raw --cr3 1c0a000 --csv pages.csv     a raw image
   fastmmu maps ram.raw --machine q35 --cr3 1c0a000         the memory file of a virtual machine of more than 2 GB
+  fastmmu maps vmcore --where 1a2b3000                     the addresses that map one physical page
   fastmmu maps host.raw --cr3 1000 --eptp 7f00005e --limit 1M --json -
 
 columns:
@@ -49,6 +51,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=shared.hexadecimal, metavar="ADDRESS", help="only pages from this address on")
     parser.add_argument("--stop", type=shared.hexadecimal, metavar="ADDRESS", help="only pages below this address")
     parser.add_argument("--limit", type=shared.count(0), metavar="N", help="only the first N pages")
+    parser.add_argument(
+        "--where", type=shared.hexadecimal, metavar="PA", help="only pages that map this physical address: who has it"
+    )
     parser.add_argument("--faults", action="store_true", help="list the places where tables lead nowhere")
     space.add_registers(parser)
     shared.add_files(parser, "a row a page", "an object a page")
@@ -60,14 +65,16 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.report import mappings, walkview
 
     shared.check_files(options)
+    if options.where is not None and options.where >> 52:
+        raise ConfigError(f"--where {options.where:x}: a physical address has at most 52 bits")
     memory, state, said = space.memory_and_state(options.memory, options)
     eptp = space.eptp_of(options)
     writers = {"json": mappings.write_json, "csv": mappings.write_csv, "parquet": mappings.write_parquet}
 
-    def found() -> MappingIterator:
-        return iter_mappings(
-            memory, state, eptp, start=options.start, stop=options.stop, limit=options.limit, chunk=1 << 14
-        )
+    def found() -> MappingIterator | _Where:
+        limit = options.limit if options.where is None else None
+        rows = iter_mappings(memory, state, eptp, start=options.start, stop=options.stop, limit=limit, chunk=1 << 14)
+        return rows if options.where is None else _Where(rows, options.where, options.limit)
 
     for format, write in writers.items():
         path = getattr(options, format)
@@ -84,7 +91,38 @@ def handle(options: argparse.Namespace) -> int:
     return _show(options, found(), f"{said}\n{head}" if said else head, ept=eptp is not None)
 
 
-def _show(options: argparse.Namespace, rows: MappingIterator, head: str, *, ept: bool) -> int:
+class _Where:
+    """The rows that map a physical address, as a MappingIterator gives all."""
+
+    def __init__(self, rows: MappingIterator, pa: int, limit: int | None) -> None:
+        self.all, self.pa, self.left = rows, pa, limit
+        self.rows, self.truncated = 0, False
+
+    def __iter__(self) -> _Where:
+        return self
+
+    def __next__(self) -> Any:
+        chunk: Any = ()
+        while not len(chunk):
+            chunk = next(self.all)
+            chunk = chunk[(chunk.pa <= self.pa) & (self.pa - chunk.pa < chunk["size"])]
+        if self.left is not None:
+            self.truncated |= len(chunk) > self.left
+            chunk = chunk[: self.left]
+            self.left -= len(chunk)
+        self.rows += len(chunk)
+        return chunk
+
+    @property
+    def skipped(self) -> Any:
+        return self.all.skipped
+
+    @property
+    def faults(self) -> Any:
+        return self.all.faults
+
+
+def _show(options: argparse.Namespace, rows: MappingIterator | _Where, head: str, *, ept: bool) -> int:
     from fastmmu.report import mappings
 
     terminal.say(head)

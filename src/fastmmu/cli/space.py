@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from fastmmu.paging.memory import PhysicalMemory
     from fastmmu.paging.state import GuestState
 
-__all__ = ["MEMORY", "add_registers", "eptp_of", "memory_and_state", "say_if_empty", "state_of"]
+__all__ = [
+    "MEMORY",
+    "add_image",
+    "add_registers",
+    "eptp_of",
+    "memory_and_state",
+    "memory_of",
+    "say_if_empty",
+    "state_of",
+]
 
 MEMORY = (
     "a recorded guest (a directory with meta.json and mem.npz), or an image of physical memory: an ELF core, LiME, "
@@ -24,9 +33,8 @@ MEMORY = (
 _REGISTERS = ("cr0", "cr3", "cr4", "efer", "pdptes", "pkru", "maxphyaddr")
 
 
-def add_registers(parser: argparse.ArgumentParser) -> Any:
-    """The registers, and how a file is taken; returns the group of the registers."""
-    register = shared.hexadecimal
+def add_image(parser: argparse.ArgumentParser) -> Any:
+    """How a file is taken; returns the group."""
     image = parser.add_argument_group("how a file is taken (by its first bytes; what it says itself comes first)")
     image.add_argument("--format", choices=("raw",), help="raw memory, whatever its first bytes are")
     image.add_argument(
@@ -42,6 +50,13 @@ def add_registers(parser: argparse.ArgumentParser) -> Any:
         help="raw memory of a virtual machine of more than 2 GB, without the hole below 4 GB: q35, i440fx, i440fx-old, "
         "microvm, xen, vmware, firecracker, cloud-hypervisor",
     )
+    return image
+
+
+def add_registers(parser: argparse.ArgumentParser) -> Any:
+    """The registers, and how a file is taken; returns the group of the registers."""
+    register = shared.hexadecimal
+    image = add_image(parser)
     image.add_argument(
         "--cpu", type=shared.count(0), metavar="N", help="the registers of CPU N that the file holds (0)"
     )
@@ -111,13 +126,26 @@ def memory_and_state(
         return image.memory, state_of(options, image.registers(options.cpu or 0), **others), said
     if options.cr3 is None:
         kind = "a raw image" if image.format == "raw" else "an image without registers"
-        raise ConfigError(f"{place} is {kind}, which needs --cr3 too: where the tables start")
+        raise ConfigError(
+            f"{place} is {kind}, which needs --cr3 too: where the tables start; `fastmmu roots` looks for that"
+        )
     return image.memory, state_of(options, {}, **others), said
+
+
+def memory_of(place: str, options: argparse.Namespace) -> tuple[PhysicalMemory, str]:
+    """Memory of a recorded guest or an image, whose registers are no matter; and what it is, in words."""
+    from fastmmu.image import open_image, read_guest
+
+    if Path(place).is_dir():
+        _refuse_for_guests(options)
+        return read_guest(place).memory, ""
+    image = open_image(place, format=options.format, map=options.map, machine=options.machine)
+    return image.memory, "" if image.format == "raw" else image.said
 
 
 def _refuse_for_guests(options: argparse.Namespace) -> None:
     for name in ("format", "map", "machine", "cpu"):
-        if getattr(options, name) not in (None, []):
+        if getattr(options, name, None) not in (None, []):
             raise ConfigError(f"--{name} is for files; a recorded guest says itself where its memory lies")
 
 
