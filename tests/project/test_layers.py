@@ -27,6 +27,7 @@ ORDER = [
     "machine",
     "trace",
     "image",
+    "adapters",
     "report",
     "cli",
     "study",
