@@ -8,23 +8,18 @@ from __future__ import annotations
 import numpy as np
 
 from fastmmu import PhysicalMemory
+from fastmmu.mmu import Mmu
 from fastmmu.vmx import UNPAGED_GUEST, Cpu, Exit, ExitReason, Field, Op, Secondary, Vmcs
 
-EPT, GUEST = 0x10000, 0x100000  # host-physical: four tables of the EPT; where guest-physical 0 lies
-
-
-def map_page(memory: PhysicalMemory, gpa: int) -> None:
-    for level in range(3):  # one table of each level reaches 2 MB
-        memory.u64[(EPT + 0x1000 * level) >> 3] = EPT + 0x1000 * (level + 1) | 7
-    memory.u64[(EPT + 0x3000 >> 3) + (gpa >> 12)] = GUEST + (gpa & ~0xFFF) | 0x37  # write-back, rwx
-
+POOL, GUEST = range(0x10000, 0x20000), 0x100000  # host-physical: tables of the EPT; where guest-physical 0 lies
 
 for vpid in (0, 1):
     cpu = Cpu(PhysicalMemory(1 << 21))
+    ept = Mmu(cpu.memory, slots=[(0, 1 << 20, GUEST)], pool=POOL)
     vmcs = Vmcs(cpu.memory, 0x1000)
     cpu.vmclear(vmcs)
     cpu.vmptrld(vmcs)
-    cpu.vmwrite_all({**UNPAGED_GUEST, Field.EPTP: EPT | 0x1E, Field.VPID: vpid})
+    cpu.vmwrite_all({**UNPAGED_GUEST, Field.EPTP: ept.eptp, Field.VPID: vpid})
     cpu.vmwrite(Field.SECONDARY_CONTROLS, Secondary.EPT | Secondary.UNRESTRICTED_GUEST | Secondary.VPID * vpid)
     cpu.vmlaunch()
     ops, addresses = [Op.WRITE, Op.EXIT] * 500, [0x3008, 10, 0x5008, 10] * 250  # EXIT with reason 10: CPUID
@@ -32,7 +27,7 @@ for vpid in (0, 1):
     while isinstance(stop, Exit):
         if stop.reason == ExitReason.EPT_VIOLATION:
             print(stop)
-            map_page(cpu.memory, stop.guest_physical)
+            ept.map(stop.guest_physical >> 12)
         else:
             cpu.skip()  # CPUID is emulated: go on behind it
         cpu.vmresume()

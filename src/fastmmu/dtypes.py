@@ -14,6 +14,7 @@ __all__ = [
     "MAPPING_DTYPE",
     "MAPPING_FAULT_DTYPE",
     "ROOT_DTYPE",
+    "SPTE_DTYPE",
     "STEP_DTYPE",
     "Fault",
     "StepKind",
@@ -90,6 +91,21 @@ STEP_DTYPE = np.dtype(
     align=True,
 )
 """One reference of a walk; the C struct `Step` of `arch/types.pxd`."""
+
+SPTE_DTYPE = np.dtype(
+    [
+        ("entry", "<u8"),  # at which the walk of the VMM's tables ends; 0 without a root
+        ("hpa", "<u8"),  # host-physical address of the page; 0 where it is not mapped
+        ("level", "u1"),  # of the entry, 1 to 5; 0 without a root
+        ("rights", "u1"),  # of a leaf entry, R=1 W=2 X=4 U=8; table entries allow all
+        ("mapped", "?"),
+        ("mmio", "?"),  # marked as MMIO, and not of an older layout of the slots
+        ("accessed", "?"),  # flags of a leaf entry; False where entries have none
+        ("dirty", "?"),
+    ],
+    align=True,
+)
+"""What tables of a VMM have for a page, :meth:`fastmmu.mmu.Mmu.lookup`; C struct `SpteRow` of `mmu/entries.pxd`."""
 
 MAPPING_DTYPE = np.dtype(
     [

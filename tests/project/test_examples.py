@@ -59,6 +59,18 @@ def test_kvm_versions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert [row for row in rows if row not in page] == [], "put what the example prints into docs/kvm-versions.md"
 
 
+def test_migrate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code and figures of docs/mmu.md are those of the example."""
+    out = output("migrate.py", capsys, monkeypatch)
+    page = (EXAMPLES.parent / "docs" / "mmu.md").read_text()
+    assert len(out.splitlines()) == 6
+    assert out in page
+    source = (EXAMPLES / "migrate.py").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    assert [block for block in blocks if block not in source] == []
+
+
 def test_walk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     out = output("walk.py", capsys, monkeypatch)
     assert "0x8040201abc -> 0x9abc in 4 references" in out

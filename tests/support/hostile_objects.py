@@ -21,6 +21,7 @@ from fastmmu.kvm.lapic_port import RegisterAccess
 from fastmmu.machine.board import Board
 from fastmmu.machine.exit_ring import ExitRing
 from fastmmu.machine.system_loop_py import SystemReplay
+from fastmmu.mmu import Mmu
 from fastmmu.paging.mappings import MappingIterator
 from fastmmu.report import ExitFile, ExitHistory
 from fastmmu.study.curve.curve_kernel_py import StackDistances
@@ -223,6 +224,12 @@ class World:
         vpids.alloc()
         return vpids
 
+    def make_ept(self) -> Mmu:
+        ept = Mmu(PhysicalMemory(1 << 23), slots=[(0, 1 << 22, 1 << 22)], pool=range(0x10000, 0x20000))
+        ept.map(range(8))
+        ept.mark_mmio(1 << 20)
+        return ept
+
     def make_cpu(self) -> Cpu:
         return unpaged() if self.kind in ("native", "shadow") else launched(long_mode())
 
@@ -302,7 +309,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Registers": lambda w: w.python_vmm.registers,
     "Roots": lambda w: w.python_vmm.vcpu.roots,
     "Faults": lambda w: w.python_vmm.vcpu.faults,
-    "Mmu": lambda w: w.python_vmm.mmu,
+    "Mmu": lambda w: w.python_vmm.mmu if w.kind == "shadow" else w.ept,
+    "Entries": lambda w: w.ept,
     "Tables": lambda w: w.python_vmm.mmu,
     "Slot": lambda w: w.python_vmm.slot,
     "TableWalk": lambda w: w.python_vmm.walk,

@@ -5,7 +5,7 @@ from libc.string cimport memset
 
 from collections import namedtuple
 
-from fastmmu._arguments cimport within, word
+from fastmmu._arguments cimport instance, within, word
 from fastmmu.arch.pferr cimport PF_ID, PF_U, PF_W
 from fastmmu.arch.types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk,
@@ -50,8 +50,9 @@ cdef class Faults:
         if made is not _VCPU:
             raise WrongTypeError("Faults are the `faults` of a vCPU; they are not made by hand")
 
-    cdef Mmu *shadows(self, TableWalk walk, bint table) except NULL:
+    cdef Mmu *shadows(self, given, bint table) except NULL:
         # the MMU, which the walk is of; `table`: at a page of it that shadows a page table
+        cdef TableWalk walk = instance("walk", given, TableWalk)
         cdef Mmu *mmu = self.port.loaded("faults")
         self.shadow()
         if walk.port.mmu != mmu:
@@ -171,11 +172,11 @@ cdef class Faults:
         """Entries of the shadow tables carry the guest's protection keys."""
         return bool(self.port.loaded("faults").vcpu.role & ROLE_KEYS)
 
-    def guest_entry(self, TableWalk walk not None):
+    def guest_entry(self, walk):
         """What the guest's page table holds for an entry of its shadow, an int; None: it lies in no memory."""
         cdef Mmu *mmu = self.shadows(walk, True)
         cdef uint64_t entry = 0
-        return entry if guest_entry(mmu, walk.sp(), walk.it.index, &entry) else None
+        return entry if guest_entry(mmu, (<TableWalk> walk).sp(), (<TableWalk> walk).it.index, &entry) else None
 
     def usable(self, entry):
         """An entry of the guest's page table to map without an access: present, used before (A), and without reserved
@@ -190,16 +191,16 @@ cdef class Faults:
 
     # ---- shadow paging: out of sync --------------------------------------------------------------------------
 
-    def sync_page(self, TableWalk walk not None):
+    def sync_page(self, walk):
         """Every entry of its table page follows the guest's again (kvm_sync_page; kvm_policy.md §2.2); returns whether
         Linux flushes for that."""
         cdef Mmu *mmu = self.shadows(walk, True)
-        return bool(sync_page(mmu, &self.port.vcpu.guest, walk.it.owner))
+        return bool(sync_page(mmu, &self.port.vcpu.guest, (<TableWalk> walk).it.owner))
 
-    def sync_below(self, TableWalk walk not None):
+    def sync_below(self, walk):
         """All unsync pages below its table page are write-protected, then synchronized (mmu_sync_children)."""
         cdef Mmu *mmu = self.shadows(walk, False)
-        sync_from(mmu, &self.port.vcpu.guest, walk.it.owner)
+        sync_from(mmu, &self.port.vcpu.guest, (<TableWalk> walk).it.owner)
 
     def drop(self, address):
         """What a #PF of the guest's does to the shadow entry: an unsync one is read again

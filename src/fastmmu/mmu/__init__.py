@@ -12,7 +12,9 @@
     shadow     what a #PF was, and the shadow entry that answers it
     sync       shadow pages out of sync, emulated writes to guest tables, INVLPG, prefetch
     dirty_log  write protection or the processor's log; splitting and joining large pages
-    port       `Mmu`: all that in the hands of a VMM in Python; tables_port: its slots, a walk of its tables
+    entries    entries by page, many at a time: made, looked up, cleared, rights and flags taken away
+    port       `Mmu`: all that in the hands of a VMM in Python, and an EPT of its own for one on `vmx.Cpu`; tables_port:
+               its slots, a walk of its tables; entries_port: entries by page, NumPy arrays in and out
     ageing, reclaim, notifier   what the host asks of pages, takes away, changes
 
 Imports `arch`, `tlb`, `paging`. No exit and no policy of KVM's vCPUs is known here: a fault comes in, a result goes
@@ -27,3 +29,16 @@ else in the room knows which format it has.
 """
 
 from __future__ import annotations
+
+from fastmmu._lazy import lazy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from fastmmu.mmu.port import Mmu
+
+__all__ = ["Mmu"]
+
+_HOMES = {"fastmmu.mmu.port": ("Mmu",)}
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy(__name__, _HOMES)

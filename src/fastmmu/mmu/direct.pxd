@@ -34,4 +34,6 @@ cdef int mmu_set_spte(Mmu *mmu, uint32_t owner, uint64_t index, Memslot *slot, g
 cdef bint get_child_sp(Mmu *mmu, TableIter *it, gfn_t gfn, bint direct, int access) noexcept nogil
 cdef int direct_map(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access) noexcept nogil
 cdef int direct_page_fault(Mmu *mmu, Fault *f) noexcept nogil
+cdef bint large_ok(const Mmu *mmu, const Fault *f, gfn_t gfn) noexcept nogil
+cdef uint64_t memory_type(const Mmu *mmu, const Memslot *slot, gfn_t gfn) noexcept nogil
 cdef bint page_for_prefetch(const Memslot *slot, gfn_t gfn) noexcept nogil

@@ -8,6 +8,7 @@ from fastmmu.mmu.mmu cimport Mmu, MmuContext
 
 cdef int dirty_open(Mmu *mmu, int number, bint manual, bint initial) noexcept nogil
 cdef void dirty_protect(Mmu *mmu, int number) noexcept nogil
+cdef bint split(Mmu *mmu, uint32_t owner, uint64_t index) noexcept nogil
 cdef void dirty_protect_page(Mmu *mmu, Memslot *slot, gfn_t gfn) noexcept nogil
 cdef void dirty_stop(Mmu *mmu, int number) noexcept nogil
 cdef uint64_t dirty_take(Mmu *mmu, int number, uint64_t *out) noexcept nogil            # protects nothing

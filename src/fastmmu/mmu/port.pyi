@@ -1,8 +1,11 @@
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, SupportsIndex
 
 from fastmmu.errors import Code
 from fastmmu.kvm_versions import KvmRules
-from fastmmu.mmu.tables_port import Slot, Tables, TableWalk
+from fastmmu.mmu.entries_port import Entries
+from fastmmu.mmu.tables_port import Slot, TableWalk
+from fastmmu.paging.memory import PhysicalMemory
 
 class RetPf(Code):
     BUS = -2
@@ -27,7 +30,22 @@ class Format(NamedTuple):
     host_write: int
     may_write: int
 
-class Mmu(Tables):
+class Mmu(Entries):
+    def __init__(
+        self,
+        memory: PhysicalMemory,
+        *,
+        pool: range,
+        slots: Iterable[tuple[SupportsIndex, SupportsIndex, SupportsIndex]] = (),
+        ad: bool = True,
+    ) -> None: ...
+    @property
+    def memory(self) -> PhysicalMemory | None: ...
+    @property
+    def eptp(self) -> int: ...
+    @property
+    def tables(self) -> tuple[int, int]: ...
+    def zap_all(self) -> None: ...
     @property
     def format(self) -> Format: ...
     @property

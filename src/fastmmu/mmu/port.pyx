@@ -5,25 +5,30 @@ tables that the kernels would not make: an entry leads to the memory of a slot o
 """
 
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
 
 from collections import namedtuple
 
-from fastmmu._arguments cimport flag, shown, within, word
+from fastmmu._arguments cimport flag, instance, many, shown, within, word
 from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.memtype cimport mtrr_type
 from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.direct cimport Fault, faultin_pfn
-from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, slot_hpa
+from fastmmu.mmu.entries cimport entries_zap_all
+from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, slot_hpa, slots_add
 from fastmmu.mmu.mmu cimport Mmu as MmuState
 from fastmmu.mmu.mmu cimport MmuCounters, mmu_frame, mmu_top
-from fastmmu.mmu.pages cimport mmu_make_room, mmu_may_write, mmu_tracked
+from fastmmu.mmu.pages cimport mmu_free, mmu_init, mmu_make_room, mmu_may_write, mmu_tracked
+from fastmmu.mmu.roots cimport mmu_set_root, mmu_vcpu_create
 from fastmmu.mmu.spte cimport (
-    SpteFormat, make_spte, spte_mmio, spte_present, spte_restore, spte_tracked, spte_update_flushes,
+    FORMAT_EPT, SpteFormat, make_spte, spte_mmio, spte_present, spte_restore, spte_tracked, spte_update_flushes,
 )
 from fastmmu.mmu.table_iter cimport TableIter, iter_find, iter_start
-from fastmmu.mmu.tables_port cimport Tables, page_number, word_of_tables
+from fastmmu.mmu.tables_port cimport page_number, refuse_outside, word_of_tables
+from fastmmu.paging.memory cimport PhysicalMemory
 
-from fastmmu.errors import Code, PolicyError
+from fastmmu.errors import Code, ConfigError, OutOfMemoryError, PolicyError, WrongTypeError
+from fastmmu.kvm_versions import kvm_rules
 
 
 class RetPf(Code):
@@ -67,36 +72,160 @@ cdef int place_of(name) except -1:
     return found
 
 
+cdef uint64_t _nobody = 0
+
+
+cdef uint64_t whole_pages(str name, value, uint64_t most) except? 0xBAD:
+    cdef uint64_t found = within(name, value, 0, most, ConfigError)
+    if found & 0xFFF:
+        raise ConfigError(f"{name}={found:#x} is no multiple of 4096")
+    return found
+
+
 cdef inline int level_of(object level) except -1:
     return within("level", level, 1, 2, PolicyError)
 
 
 cdef Mmu mmu_of(object owner, MmuState *mmu, const uint64_t *active, object rules):
     """The MMU of a machine, for its VMM, which works in thread `active`."""
-    cdef Mmu port = Mmu.__new__(Mmu, word_of_tables())
-    cdef const SpteFormat *f = mmu.format
+    cdef Mmu port = Mmu.__new__(Mmu, word_of_tables(), pool=None)
     port.owner, port.mmu, port.active = owner, mmu, active
-    port.slots = []
-    port.format = Format(f.read, f.write, f.execute, f.user, f.xd, f.accessed, f.dirty, f.host_write, f.may_write)
     port.rules = rules
-    port.tdp, port.prefetch = mmu.policy.tdp, mmu.policy.prefetch
-    port.unsync, port.flooding = mmu.policy.unsync, mmu.policy.flooding
-    port.fast_faults, port.mmio_caching = mmu.policy.fast, mmu.policy.mmio_caching
-    port.nx_huge, port.ad = mmu.policy.nx_huge, mmu.ad
+    port.describe()
     return port
 
 
-cdef class Mmu(Tables):
-    """The tables that a VMM owns, and its memory slots: ``vm.mmu`` of a :class:`fastmmu.Kvm`.
+cdef class Mmu(Entries):
+    """The tables that a VMM owns, and its memory slots: ``vm.mmu`` of a :class:`fastmmu.Kvm`, or an EPT of its own for
+    a VMM on :class:`fastmmu.vmx.Cpu`, which writes :attr:`eptp` to its VMCS.
 
     format: :class:`Format` of the entries. rules: what its version of KVM does,
     a :class:`fastmmu.kvm_versions.KvmRules`. What it does by module parameters as well, True or False:
     tdp (EPT by the TDP MMU), prefetch, unsync, flooding, fast_faults, mmio_caching, nx_huge; ad: entries have A and D
-    flags.
+    flags. memory: that in which an EPT of one's own stands, else None.
 
-    Threads: of the thread that runs the machine, while the VMM handles a VM exit or a call of its user space; elsewhere
-    every call is refused (PolicyError).
+    :param memory: :class:`fastmmu.PhysicalMemory`, host-physical and writable.
+    :param pool: host-physical addresses where table pages are made, a range such as range(0x10000, 0x40000), of whole
+        pages: one for the root, three for the first page that is mapped.
+    :param slots: guest-physical memory, (gpa, bytes, hpa) each, in whole pages, at most 32: which memory is behind a
+        gfn. Without it :meth:`map` is told. :param ad: EPTP bit 6: the processor sets A and D.
+    :raises ConfigError: memory, a pool or a slot that cannot be. :raises OutOfMemoryError: the host refuses the memory.
+
+    Threads: of a machine, the thread that runs it, while the VMM handles a VM exit or a call of its user space;
+    elsewhere every call is refused (PolicyError). Of one's own, one thread at a time: a call during another's is
+    refused (PolicyError). A processor may walk the tables meanwhile, as on a computer.
     """
+
+    def __cinit__(self, memory, *, pool, slots=(), ad=True):
+        if memory is word_of_tables():
+            return
+        instance("memory", memory, PhysicalMemory)
+        self.by_hand = True
+        self.own = <Own *> calloc(1, sizeof(Own))
+        if self.own == NULL:
+            raise OutOfMemoryError("no memory for an Mmu")
+        self.build(memory, slots, pool, flag("ad", ad))
+        self.mmu, self.active, self.owner = &self.own.mmu, &_nobody, memory
+        self.memory, self.rules = memory, kvm_rules("6.1")
+        self.describe()
+
+    def __dealloc__(self):
+        if self.own != NULL:
+            mmu_free(&self.own.mmu)
+            free(self.own)
+
+    cdef int build(self, PhysicalMemory memory, slots, pool, bint ad) except -1:
+        cdef MmuState *mmu = &self.own.mmu
+        cdef uint64_t first, end
+        if not memory.writable or memory.mem.segments != NULL:
+            raise ConfigError("an Mmu needs writable memory without holes; give it a copy")
+        if not isinstance(pool, range) or pool.step != 1:
+            raise WrongTypeError(f"pool={shown(pool)}: give a range of host-physical addresses, such as range(0x10000, "
+                                 "0x40000)")
+        first, end = (whole_pages(f"pool.{name}", value, memory.mem.nbytes)
+                      for name, value in (("start", pool.start), ("stop", pool.stop)))
+        if first >= end:
+            raise ConfigError(f"pool={shown(pool)} holds no page; give a range of at least 4096 addresses")
+        if mmu_init(mmu, &memory.mem, 0, memory.mem.nbytes, FORMAT_EPT, ad, first, end):
+            raise OutOfMemoryError(f"no memory for the reverse maps of {int(memory.mem.nbytes):#x} bytes")
+        mmu.policy.tdp = mmu.policy.loss_of_dirty_flushes = True
+        for i, slot in enumerate(many("slots", slots, ConfigError)):
+            self.add_slot(f"slots[{i}]", slot, memory.mem.nbytes)
+        mmu_vcpu_create(mmu, &self.own.vcpu)
+        mmu_set_root(mmu, 0, True)
+        mmu.flush = False
+        return 0
+
+    cdef int add_slot(self, str name, slot, uint64_t nbytes) except -1:
+        cdef MmuState *mmu = &self.own.mmu
+        cdef uint64_t gpa, size, hpa
+        cdef int number
+        if not isinstance(slot, (tuple, list)) or len(slot) != 3:
+            raise WrongTypeError(f"{name}={shown(slot)}: give (gpa, bytes, hpa)")
+        gpa = whole_pages(f"{name}: gpa", slot[0], 1ULL << 48)
+        size = whole_pages(f"{name}: bytes", slot[1], 1ULL << 48)
+        hpa = whole_pages(f"{name}: hpa", slot[2], nbytes)
+        if not size or gpa + size > 1ULL << 48 or size > nbytes or hpa > nbytes - size:
+            raise ConfigError(f"{name}={shown(slot)}: guest-physical addresses have 48 bits, and memory {nbytes:#x} "
+                              "bytes; give it at least a page")
+        if hpa < mmu.pool_end and hpa + size > mmu.pool_start:
+            raise ConfigError(f"{name}={shown(slot)}: the guest could write to the tables, which stand in the pool")
+        number = slots_add(&mmu.slots, gpa >> 12, size >> 12, hpa)
+        if number < 0:
+            raise ConfigError(f"{name}={shown(slot)}: " + ("it overlaps another" if number == -2 else
+                              "an Mmu has 32 slots"))
+        mmu.slots.slot[number].huge = True      # whatever is aligned so
+        return 0
+
+    cdef int describe(self) except -1:
+        cdef MmuState *mmu = self.mmu
+        cdef const SpteFormat *f = mmu.format
+        self.slots = []
+        self.format = Format(f.read, f.write, f.execute, f.user, f.xd, f.accessed, f.dirty, f.host_write, f.may_write)
+        self.tdp, self.prefetch = mmu.policy.tdp, mmu.policy.prefetch
+        self.unsync, self.flooding = mmu.policy.unsync, mmu.policy.flooding
+        self.fast_faults, self.mmio_caching = mmu.policy.fast, mmu.policy.mmio_caching
+        self.nx_huge, self.ad = mmu.policy.nx_huge, mmu.ad
+        return 0
+
+    cdef int refuse(self) except -1:
+        if not self.by_hand:
+            return refuse_outside()
+        if self.busy:
+            raise PolicyError("another thread's call of this Mmu is under way; give each thread its own")
+        return 0
+
+    # ---- an EPT of one's own ---------------------------------------------------------------------------------
+
+    cdef int hand(self) except -1:
+        self.inside()
+        if not self.by_hand:
+            raise PolicyError("the EPT of a machine is its vCPUs'; use vcpu.roots and vcpu.vmread(Field.EPTP)")
+        return 0
+
+    @property
+    def eptp(self):
+        """For ``vmwrite(Field.EPTP, ...)``: the root, 4 levels, write-back, bit 6 by `ad` (SDM vol. 3, "EPTP").
+
+        :raises PolicyError: of a machine's MMU.
+        """
+        self.hand()
+        return self.mmu.sp[self.mmu.vcpu.root].hpa | 0x1E | (0x40 if self.mmu.ad else 0)
+
+    @property
+    def tables(self):
+        """Table pages there are, of those that the pool holds: (used, all). :raises PolicyError: as :attr:`eptp`."""
+        self.hand()
+        return (self.mmu.counters.tables_made - self.mmu.counters.tables_zapped,
+                self.mmu.pool_end - self.mmu.pool_start >> 12)
+
+    def zap_all(self):
+        """Every table page goes but the root, which is empty then and stays where it is. A flush is owed.
+
+        :raises PolicyError: of a machine's MMU; use ``vcpu.roots.zap_all()``.
+        """
+        self.hand()
+        entries_zap_all(self.mmu)
 
     # ---- counters --------------------------------------------------------------------------------------------
 

@@ -20,6 +20,9 @@ from fastmmu.errors import PolicyError, WrongTypeError
 cdef object _OWNER = object()   # none but the makers of these objects have it
 
 
+cdef uint64_t _nobody = 0
+
+
 cdef object word_of_tables():
     return _OWNER
 
@@ -40,9 +43,8 @@ cdef class Tables:
     every call is refused (PolicyError).
     """
 
-    def __cinit__(self, made=None):
-        if made is not _OWNER:
-            raise WrongTypeError("an Mmu is the `mmu` of what a fastmmu.Kvm gets; it is not made by hand")
+    def __cinit__(self):
+        self.active = &_nobody                  # of one that nobody made every call is refused
 
     cdef int refuse(self) except -1:
         return refuse_outside()
