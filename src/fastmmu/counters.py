@@ -170,9 +170,9 @@ COUNTERS = (
     Counter("vmm_write_protected", "mmu.write_protected"),
     Counter("vmm_table_bytes", "4096 * (mmu.tables_made - mmu.tables_zapped)", "bytes of the tables at the end"),
     Counter(
-        "pf_fast", "mmu.fast", "faults that gave back rights alone; faults begun anew as the host changed its pages"
+        "pf_fast", "kvm.pf_fast", "faults that gave back rights alone; faults begun anew as the host changed its pages"
     ),
-    Counter("pf_retry", "mmu.retries"),
+    Counter("pf_retry", "kvm.pf_retry"),
     Counter(
         "swap_ins",
         "mmu.swap_ins",

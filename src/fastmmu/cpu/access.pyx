@@ -15,6 +15,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastmmu.arch.bits cimport ONES
+from fastmmu.arch.registers cimport RULE_INJECTED
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport clear_exit_information
 from fastmmu.cpu.apic cimport APIC_ICR_LOW
@@ -23,8 +24,8 @@ from fastmmu.cpu.vapic cimport (
     LINEAR_FETCH, VAPIC_DONE, VAPIC_TRAP, Vapic, vapic_modify, vapic_other, vapic_read, vapic_write,
 )
 from fastmmu.cpu.vcpu cimport (
-    ABORT_NO_PROGRESS, ACT_ABORT, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, MAX_RETRIES,
-    Vcpu, vcpu_abort, vcpu_access, vcpu_exit,
+    ABORT_NO_PROGRESS, ACT_ABORT, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK,
+    DONE_PF, MAX_RETRIES, Vcpu, vcpu_abort, vcpu_access, vcpu_exit,
 )
 from fastmmu.paging.memory cimport mem_holds
 
@@ -211,6 +212,9 @@ cdef int data_access(Vcpu *v, Data *d) noexcept nogil:
             if outcome == DONE_EMULATED and action == ACT_INJECT_PF:
                 v.c.guest_faults += 1
                 return DONE_PF
+            if outcome == DONE_EMULATED and action == ACT_INJECT_GP:
+                v.rule = RULE_INJECTED
+                return DONE_GP
             if i == 0:
                 first = outcome
         for i in range(n):

@@ -16,7 +16,7 @@ cdef enum Outcome:              # of an access
     DONE_OK = 0                 # hpa holds the address
     DONE_EMULATED = 1           # the VMM completed it
     DONE_PF = 2                 # #PF for the guest: cr2, error_code
-    DONE_GP = 3                 # non-canonical address; of a write to a register: Vcpu.rule
+    DONE_GP = 3                 # non-canonical address; of a write to a register, or injected: Vcpu.rule
     DONE_ABORT = 4              # the simulation cannot go on: Vcpu.abort says why
 
 cdef enum Action:               # what a handler tells the processor to do
@@ -58,6 +58,7 @@ cdef enum Abort:
     ABORT_APIC_PF = 19          # in #PF: the guest does not map the page
     ABORT_VECTOR = 20           # an interrupt of the host whose vector is none
     ABORT_APIC_ADDR = 21        # an APIC event whose addr says nothing
+    ABORT_INJECTED = 22         # a #GP that a handler injected, to which nothing in the guest kernel answers
 
 cdef enum Privileged:           # instructions of CPL 0 that exit here, as the bytes at RIP would say
     INS_NONE = 0

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastmmu.arch.bits cimport ONES
-from fastmmu.arch.registers cimport EFER_LMA, EFER_LME, RFLAGS_VM, paging_of
+from fastmmu.arch.registers cimport EFER_LMA, EFER_LME, RFLAGS_VM, RULE_INJECTED, paging_of
 from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
     FAULT_PML_FULL, MODE_PAE, Ept, Steps, Walk,
@@ -334,6 +334,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
             v.c.guest_faults += 1
             return DONE_PF
         if action == ACT_INJECT_GP:
+            v.rule = RULE_INJECTED
             return DONE_GP
         if action == ACT_ABORT:
             return vcpu_abort(v, ABORT_NO_PROGRESS, la)

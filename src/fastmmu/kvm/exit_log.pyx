@@ -12,9 +12,9 @@ cdef inline void counters(const KvmVcpu *vcpu, uint64_t *n) noexcept nogil:
     n[<int> PRICED_PF_EMULATE] = vcpu.c.pf_emulate
     n[<int> PRICED_MMIO] = vcpu.c.mmio
     n[<int> PRICED_PF_SPURIOUS] = vcpu.c.pf_spurious
-    n[<int> PRICED_PF_RETRY] = vcpu.kvm.mmu.counters.retries
+    n[<int> PRICED_PF_RETRY] = vcpu.c.pf_retry
     n[<int> PRICED_EPT_BUILD] = vcpu.c.ept_build
-    n[<int> PRICED_PF_FAST] = vcpu.kvm.mmu.counters.fast
+    n[<int> PRICED_PF_FAST] = vcpu.c.pf_fast
     n[<int> PRICED_EPT_SPURIOUS] = vcpu.c.ept_spurious
 
 

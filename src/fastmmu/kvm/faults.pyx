@@ -54,6 +54,7 @@ cdef int retry(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Memslot *slot = gfn_to_memslot(&kvm.mmu.slots, gpa >> 12)
+    vcpu.c.pf_retry += 1
     if slot == NULL or not slot_away(slot, gpa >> 12):
         return ACT_RETRY
     vcpu_abort(v, ABORT_AWAY, gpa)
@@ -241,6 +242,7 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
     f.present = code >> 3 & 7 != 0
     kvm.stats.pf_taken += 1
     result = direct_page_fault(&kvm.mmu, &f)
+    vcpu.c.pf_fast += f.fast
     vcpu.fault_class = class_of(&kvm.mmu, result, f.gpa, f.fast or (f.write and f.present), before)
     vcpu.c.violations[vcpu.fault_class] += 1
     if result == RET_PF_NO_TABLES:

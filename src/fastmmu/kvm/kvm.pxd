@@ -47,6 +47,8 @@ cdef struct KvmCounters:        # of a vCPU, what the VMM did at its exits; name
     uint64_t ept_build
     uint64_t ept_spurious
     uint64_t mmio
+    uint64_t pf_fast
+    uint64_t pf_retry
     uint64_t violations[7]      # EPT violations by FaultClass
     uint64_t invvpid
     uint64_t invept

@@ -212,7 +212,7 @@ cdef class VirtualCpu(VcpuPort):
 
     def count(self, name, n=1):
         """Count what the VMM did for this vCPU: pf_fixed, pf_guest, pf_emulate, pf_spurious, ept_build, ept_spurious,
-        mmio, invvpid, invept (:mod:`fastmmu.counters`).
+        mmio, pf_fast, pf_retry, invvpid, invept (:mod:`fastmmu.counters`).
 
         :param n: how many, an int of 64 bits. :raises PolicyError: no such counter, or called outside of a handler.
         """

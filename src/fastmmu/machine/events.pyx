@@ -13,6 +13,7 @@ from fastmmu.arch.ops cimport (
     OP_PLACE, OP_SWITCH, OP_UNMAP,
 )
 from fastmmu.arch.pferr cimport PF_P
+from fastmmu.arch.registers cimport RULE_INJECTED, RULE_NONE
 from fastmmu.arch.types cimport FAULT_PF, Walk
 from fastmmu.arch.vmx cimport EXIT_CPUID, N_REASONS, clear_exit_information
 from fastmmu.cpu.apic_access cimport irq_boundary, irq_due, irq_event
@@ -20,9 +21,10 @@ from fastmmu.cpu.control cimport vcpu_invlpg
 from fastmmu.cpu.exit_log cimport exit_log_done, exit_log_events
 from fastmmu.cpu.interrupts cimport irq_left, irq_pass, irq_waits
 from fastmmu.cpu.vcpu cimport (
-    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_ADDR, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_GUEST_FAULT, ABORT_OP,
-    ABORT_VECTOR, ACT_ABORT, ACT_EMULATED, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu,
-    vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt, vcpu_slow,
+    ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_ADDR, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_GUEST_FAULT,
+    ABORT_INJECTED, ABORT_NO_PROGRESS, ABORT_OP, ABORT_VECTOR, ACT_ABORT, ACT_EMULATED, ACT_RETRY, DONE_ABORT,
+    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, MAX_RETRIES, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt,
+    vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_place, kernel_switch, kernel_unmap
@@ -38,27 +40,51 @@ cdef int demand_page(Run *m, uint64_t la, int acc, int outcome, uint64_t *hpa) n
     while outcome == DONE_PF:
         if m.kernel == NULL or tries > 4:
             return vcpu_abort(&m.vcpu.cpu, ABORT_GUEST_FAULT, la)
+        m.vcpu.cpu.rule = RULE_NONE
         if kernel_page_fault(m.kernel, m.vcpu.cpu.cr2, m.vcpu.cpu.error_code):
+            if m.vcpu.cpu.rule == RULE_INJECTED:    # into an access of the guest kernel's
+                return vcpu_abort(&m.vcpu.cpu, ABORT_INJECTED, 0)
             return vcpu_abort(&m.vcpu.cpu, ABORT_GUEST_FAULT, la)
         tries += 1
         m.vcpu.cpu.c.retries += 1
         outcome = vcpu_access(&m.vcpu.cpu, la, acc, True, hpa)
-    if outcome == DONE_GP:
-        return vcpu_abort(&m.vcpu.cpu, ABORT_ADDRESS, la)
+    if outcome == DONE_GP:                      # of an address of the lower half
+        return vcpu_abort(&m.vcpu.cpu, ABORT_INJECTED, la)
     return outcome
+
+
+cdef int second_page(Run *m, uint64_t first, uint64_t second, int acc) noexcept nogil:
+    # Of an access to two pages, the first of which is there. A fault or VM exit on one of them begins the instruction
+    # anew (SDM vol. 3, "Faults"; cpu/access.pyx): the other is looked up again, as what was cached of it may have gone.
+    cdef Vcpu *v = &m.vcpu.cpu
+    cdef uint64_t la = second, hpa = 0, faults
+    cdef int outcome, _
+    for _ in range(MAX_RETRIES + 1):
+        faults = v.c.vm_exits + v.c.guest_faults
+        outcome = vcpu_access(v, la, acc, True, &hpa)
+        if outcome > DONE_EMULATED:
+            outcome = demand_page(m, la, acc, outcome, &hpa)
+        if outcome != DONE_OK or v.c.vm_exits + v.c.guest_faults == faults:
+            return outcome                      # what the VMM completes it does on both pages
+        la = first if la == second else second
+        v.c.retries += 1
+    return vcpu_abort(v, ABORT_NO_PROGRESS, first)
 
 
 cdef int answered(Vcpu *v, int outcome) noexcept nogil:
     # nothing answers a fault of the guest kernel's own
+    if outcome != DONE_OK and v.rule == RULE_INJECTED:
+        return vcpu_abort(v, ABORT_INJECTED, 0)
     return vcpu_abort(v, ABORT_GUEST_FAULT, v.cr2) if outcome == DONE_PF or outcome == DONE_GP else outcome
 
 
 cdef int system_event(Run *m, int op, int size, uint64_t addr) noexcept nogil:
     cdef int outcome
+    m.vcpu.cpu.rule = RULE_NONE
     if op == OP_SWITCH:
         return answered(&m.vcpu.cpu, kernel_switch(m.kernel, addr))
     if op == OP_INVLPG:
-        return vcpu_invlpg(&m.vcpu.cpu, addr)
+        return answered(&m.vcpu.cpu, vcpu_invlpg(&m.vcpu.cpu, addr))
     if op == OP_UNMAP:
         m.c.unmaps += 1
         # premapped tables stand from the first access to the last
@@ -178,8 +204,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                 break
             v.c.page_crossings += 1
             v.now = m.first + i
-            outcome = vcpu_access(v, la, o, True, &hpa)
-            if outcome > DONE_EMULATED and demand_page(m, la, o, outcome, &hpa) > DONE_EMULATED:
+            if second_page(m, addr[i], la, o) > DONE_EMULATED:
                 begun = 1
                 break
         if until:

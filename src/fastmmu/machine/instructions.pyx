@@ -7,7 +7,9 @@ from libc.string cimport memcpy
 
 from fastmmu._arguments cimport counted, flag, shown, whole, word
 from fastmmu.arch.bits cimport ONES
-from fastmmu.arch.registers cimport CR3_NO_FLUSH, CR4_PCIDE, RULE_CR3_RESERVED, Registers, long_mode, pae_paging
+from fastmmu.arch.registers cimport (
+    CR3_NO_FLUSH, CR4_PCIDE, RULE_CR3_RESERVED, RULE_INJECTED, Registers, long_mode, pae_paging,
+)
 from fastmmu.arch.types cimport ACC_R, ACC_W
 from fastmmu.arch.vmx cimport EXIT_CR_ACCESS, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE
 from fastmmu.cpu.access cimport Data, data_access, data_begin, data_size
@@ -157,7 +159,7 @@ cdef class Guest:
             return Access(None, self.board.v.error_code, self.board.v.cr2)
         if outcome == DONE_ABORT:
             self.board._raise(0)
-        raise StateError(f"linear address {d.la:#x} is not canonical")
+        raise StateError(f"the access to {d.la:#x}: #GP(0), {RULES[RULE_INJECTED]}")     # it is canonical: _begin()
 
     cdef _gpa(self, uint64_t hpa):
         cdef int i
@@ -185,8 +187,7 @@ cdef class Guest:
         cdef int outcome
         cdef Turn _turn = self.board._guest_runs()
         outcome = vcpu_invlpg(self.board.v, word("la", la))
-        if outcome != DONE_OK:
-            self.board._raise(0)
+        self._written(outcome, "invlpg", la)
 
     # ---- control registers -----------------------------------------------------------------------------------
 

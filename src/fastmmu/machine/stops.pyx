@@ -6,10 +6,11 @@ from fastmmu.arch.vmx cimport ERROR_CONTROL_FIELDS, EXIT_INTERRUPT_WINDOW, EXIT_
 from fastmmu.cpu.interrupts cimport NUMBER_CR8, Interrupts
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_ADDR, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_APIC_TABLE, ABORT_AWAY, ABORT_BUS,
-    ABORT_ENTRY, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_MISCONFIG,
-    ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, ABORT_VECTOR, Vcpu,
+    ABORT_ENTRY, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_INJECTED,
+    ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, ABORT_VECTOR, Vcpu,
 )
 from fastmmu.machine.guest_kernel cimport ABORT_PLACE, ABORT_PLACE_LOW, ABORT_PLACE_OUTSIDE
+from fastmmu.paging.guest cimport reachable
 
 from fastmmu.cpu.apic_py import cr8_refusal, refusal
 from fastmmu.errors import (
@@ -34,6 +35,9 @@ _STOPS = {
     ABORT_GUEST_FAULT: (
         StateError, "a fault at {address:#x} that no page answers: registers or tables of the guest kernel were "
         "changed from outside; leave them to it, or make the Machine with guest_kernel=False"),
+    ABORT_INJECTED: (
+        PolicyError, "the handler of {exit} injected #GP(0){there}, which nothing in the guest kernel answers; return "
+        "Action.RETRY, EMULATED or INJECT_PAGE_FAULT"),
     ABORT_OP: (TraceError, "unknown operation or exit reason {address}; see fastmmu.Op and ExitReason"),
     ABORT_HOST_MEMORY: (OutOfMemoryError, "no room for the VMM's tables; raise Config(memory=)"),
     ABORT_ENTRY: (
@@ -86,8 +90,10 @@ _UNNAMED = (FastmmuError, "stopped at {address:#x} for a reason without a name, 
 cdef object refused(const Interrupts *irq):
     # why the instruction that ended in #GP did
     value = irq.v.store_value
-    if irq.number == NUMBER_CR8:
+    if irq.number == NUMBER_CR8 and value >> 4:
         return cr8_refusal(value)
+    if irq.number == NUMBER_CR8 or not irq.number and reachable(irq.la, irq.v.hw.la_bits):
+        return "#GP(0): the handler of the exit injected it; return Action.EMULATED, and it is done"
     if not irq.number:
         return "#GP(0): the address of the APIC's page is not canonical; see Machine.apic.address"
     return refusal(irq.number, value if irq.writes else None, irq.apic.base, irq.v.r.maxphyaddr)
@@ -104,7 +110,8 @@ cdef object stop(const Vcpu *v, const Interrupts *irq, uint64_t n):
     if not v.abort:                             # a fault that nothing in the guest kernel answers
         (kind, text), address = _STOPS[ABORT_GUEST_FAULT], v.cr2
     fields = {"exit": REASON_NAMES[v.vmcs.exit_reason & 0xFFFF], "abort": v.abort, "address": address,
-              "qualification": v.vmcs.exit_qualification, "cr3": v.vmcs.guest_cr3, "error_code": v.error_code}
+              "qualification": v.vmcs.exit_qualification, "cr3": v.vmcs.guest_cr3, "error_code": v.error_code,
+              "there": f" into the access to {address:#x}" if address else ""}
     if v.abort == ABORT_APIC:
         fields["op"] = Op(v.abort_address).name
     if v.abort == ABORT_APIC_GP:

@@ -57,7 +57,9 @@ class Faults(ShadowMmu, Registers):
             return self.retry(vcpu, gpa)
         if result is RetPf.FIXED:
             self.vm.count_stat("pf_fixed")
-            if not fault.fast and self.mmu.counted("dirty_faults") == before.dirty:
+            if fault.fast:
+                vcpu.count("pf_fast")
+            elif self.mmu.counted("dirty_faults") == before.dirty:
                 vcpu.count("ept_build")
         else:
             vcpu.count("ept_spurious")
@@ -185,6 +187,7 @@ class Faults(ShadowMmu, Registers):
     def retry(self, vcpu: VirtualCpu, gpa: int) -> int:
         """The fault begins anew; where the host is not done yet only the end of its change can let the guest go on
         (kvm_policy.md §6)."""
+        vcpu.count("pf_retry")
         slot = self.mmu.slot(gpa >> 12)
         if slot is None or not slot.away(gpa >> 12):
             return RETRY
