@@ -8,12 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmu import Action, Config, EventError, Exit, GuestState, Host, Kvm, Machine, Op, PolicyError, StateError
+from fastmmu import (
+    Action,
+    Config,
+    EventError,
+    Exit,
+    GuestState,
+    Host,
+    Kvm,
+    Machine,
+    PolicyError,
+    StateError,
+)
 from fastmmu.exits import ExitReason
 from fastmmu.vmx.fields import Field
 from tests.support import hostile_exits, hostile_tables
 from tests.support.apic_guest import PAGE, bare
-from tests.support.host_events import few
 
 MMUS = ("ept", "shadow")
 SVR, EOI = 0xF0, 0xB0
@@ -56,95 +66,6 @@ def test_a_handler_that_only_retries(mmu: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Switch, "answer", None)
     m.store(0x5000, 7)
     assert m.load(0x5000).value == 7
-
-
-class Injects(Kvm):
-    """Answers every exit of a reason with #GP(0)."""
-
-    reason = ExitReason.CPUID
-
-    def default(self, vcpu: Any, exit: Exit) -> int:
-        if exit.reason == self.reason:
-            return Action.INJECT_GENERAL_PROTECTION
-        return super().default(vcpu, exit)
-
-
-INJECTED: dict[str, tuple[str, ExitReason, Callable[[Machine], object], type[Exception], str]] = {
-    "a program's access": (
-        "ept", ExitReason.EPT_VIOLATION, lambda m: m.run(*few(2)), PolicyError,
-        r"event 0: the handler of ept_violation injected #GP\(0\) into the access to 0x10000000, which nothing",
-    ),
-    "its second page": (
-        "ept", ExitReason.EPT_VIOLATION,
-        lambda m: m.run(np.array([Op.WRITE], np.uint8), np.array([8], np.uint8), np.array([0x1000_0FFC], np.uint64)),
-        PolicyError, r"injected #GP\(0\) into the access to 0x1000(0ffc|1000),",
-    ),
-    "the guest kernel's": (
-        "ept", ExitReason.EPT_VIOLATION, lambda m: m.run(*few(1, 0x7000_0000)), PolicyError,
-        r"event 0: the handler of ept_violation injected #GP\(0\), which nothing in the guest kernel answers",
-    ),
-    "under shadow paging": (
-        "shadow", ExitReason.EXCEPTION_NMI, lambda m: m.run(*few(1, 0x7000_0000)), PolicyError,
-        r"the handler of exception_nmi injected #GP\(0\) into the access to 0x70000000,",
-    ),
-    "the kernel's, which unmaps": (
-        "ept", ExitReason.EPT_VIOLATION,
-        lambda m: (m.vmm.start_dirty_log(0),
-                   m.run(np.array([Op.UNMAP], np.uint8), np.array([8], np.uint8), np.array([0x1000_0000], np.uint64))),
-        PolicyError, r"event 0: the handler of ept_violation injected #GP\(0\), which nothing in the guest kernel",
-    ),
-    "the kernel's MOV to CR3": (
-        "shadow", ExitReason.CR_ACCESS,
-        lambda m: m.run(np.array([Op.SWITCH], np.uint8), np.array([8], np.uint8), np.array([5], np.uint64)),
-        PolicyError, r"the handler of cr_access injected #GP\(0\), which nothing in the guest kernel answers",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", INJECTED)
-def test_a_general_protection_that_a_handler_injected(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said who injected it; the machine can go on."""
-    mmu, reason, call, kind, says = INJECTED[what]
-    m = Machine(Config(memory="64M", vmm=Injects, mmu=mmu))
-    m.run(*few(2))
-    if "kernel" not in what:
-        m.vmm.start_dirty_log(0)
-    monkeypatch.setattr(Injects, "reason", reason)
-    for _ in range(2):
-        with pytest.raises(kind, match=says):
-            call(m)
-    monkeypatch.setattr(Injects, "reason", ExitReason.CPUID)
-    call(m)
-
-
-@pytest.mark.parametrize("mmu", MMUS)
-def test_a_general_protection_injected_into_a_bare_guest(mmu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    m = flat(Injects, mmu)
-    monkeypatch.setattr(Injects, "reason", ExitReason.EPT_VIOLATION if mmu == "ept" else ExitReason.EXCEPTION_NMI)
-    with pytest.raises(StateError, match=r"the access to 0x5000: #GP\(0\), a policy injected it"):
-        m.load(0x5000)
-    monkeypatch.setattr(Injects, "reason", ExitReason.CPUID)
-    m.store(0x5000, 7)
-    assert m.load(0x5000).value == 7
-
-
-@pytest.mark.parametrize(("way", "reason"), [("trap", "EPT_VIOLATION"), ("flexpriority", "APIC_ACCESS")])
-def test_a_general_protection_injected_into_an_access_to_the_apic(
-    way: str, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    m = bare(mmu="ept", tpr=way, vmm=Injects, tpr_shadow=way != "trap")
-    m.apic.read(SVR)
-    monkeypatch.setattr(Injects, "reason", ExitReason[reason])
-    if way != "trap":
-        with pytest.raises(StateError, match="the handler of the exit injected it"):
-            m.apic.read(0x320)
-    monkeypatch.setattr(Injects, "reason", ExitReason.CR_ACCESS)
-    if way == "trap":
-        with pytest.raises(StateError, match="the handler of the exit injected it"):
-            m.apic.write_cr8(3)
-    monkeypatch.setattr(Injects, "reason", ExitReason.CPUID)
-    m.apic.write_cr8(3)
-    assert m.apic.read_cr8() == 3
 
 
 class Window(Kvm):

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
+from fastmmu._arguments cimport shown
 from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.apic_access cimport irq_boundary
 from fastmmu.cpu.interrupts cimport Interrupts
@@ -59,10 +60,19 @@ cdef int call_free_vpid(VirtualMachine vm, KvmVcpu *vcpu, VpidAllocator host) ex
     return 0
 
 
+cdef int did(VirtualMachine vm, KvmVcpu *vcpu, str name) except? -2:
+    # -1: the VMM in Python could not, and Vcpu.abort says why
+    done = vm.call(name, vcpu, NOWHERE)
+    if not done and not vcpu.cpu.abort:
+        raise PolicyError(f"{type(vm.policy).__name__}.{name}() returned {shown(done)} and stopped nothing: return "
+                          "True, or say by vcpu.stop() why it cannot be done")
+    return 0 if done else -1
+
+
 cdef int call_reset(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
     # what the VMM makes of the guest's first registers; over EPT kernels find the root made
     if vm is not None:
-        return 0 if vm.call("vcpu_reset", vcpu, NOWHERE) else -1
+        return did(vm, vcpu, "vcpu_reset")
     if kvm_registers(vcpu):
         return -1
     if vcpu.kvm.shadow:
@@ -72,7 +82,7 @@ cdef int call_reset(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
 
 cdef int call_load_root(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
     if vm is not None:
-        return 0 if vm.call("load_mmu", vcpu, NOWHERE) else -1
+        return did(vm, vcpu, "load_mmu")
     return kvm_load_root(vcpu, vcpu.guest.cr3)
 
 
@@ -175,5 +185,9 @@ cdef int call_flush(VirtualMachine vm, KvmVcpu *vcpu) except -1:
 
 cdef int call_zap_all(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
     if vm is not None:
-        return 0 if vm.call("zap_all", vcpu, NOWHERE) else -1
+        done = vm.call("zap_all", vcpu, NOWHERE)
+        if done is None:
+            raise PolicyError(f"{type(vm.policy).__name__}.zap_all() returned None: return True, or False where there "
+                              "is no table page for a new root")
+        return 0 if done else -1
     return -1 if kvm_zap_all(vcpu) else 0

@@ -10,6 +10,7 @@
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     simulate, side_by_side           a trace through a machine; through several, in threads
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
+    wholly                           settings, schedules, results: files that are read as a whole, or pipes to their end
     exit_ring, exit_log              the log of exits as arrays; `ExitLog`, with their cycles
     identity                         what a result was made of: events by their content
 

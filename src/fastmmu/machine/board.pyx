@@ -26,7 +26,7 @@ from fastmmu.kvm.host_calls cimport (
 )
 from fastmmu.kvm.modes cimport modes_cr4, modes_tables
 from fastmmu.kvm.port cimport vm_of
-from fastmmu.kvm.kvm cimport IN_GUEST_MODE, OUTSIDE_GUEST_MODE
+from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create
 from fastmmu.kvm.vmm cimport has_ended
 from fastmmu.kvm.vpid_py cimport VpidAllocator
@@ -204,7 +204,7 @@ cdef class Board:
         self.loop = run
         self.vcpu = &run.vcpu
         self.v = &run.vcpu.cpu
-        if self.vcpu.mode == IN_GUEST_MODE and self.cpus is not None:
+        if self.vcpu.mode == IN_GUEST_MODE and self.vcpu.pcpu != NOWHERE and self.cpus is not None:
             self.tlb = self.cpus[self.vcpu.pcpu]
         if self.initial is not None:
             kernel_load(&self.kernel, self.v, &run.c, &run.process)

@@ -19,6 +19,7 @@ from fastmmu.counters import COUNTERS
 from fastmmu.errors import ConfigError
 from fastmmu.exits import ExitReason
 from fastmmu.machine.config import Config
+from fastmmu.machine.wholly import read_whole
 
 __all__ = ["DEFAULT_COSTS", "CostModel", "cycles", "exits_by_class"]
 
@@ -181,10 +182,7 @@ class CostModel(_Part, frozen=True, kw_only=True):
 
 def _read(name: str) -> dict[str, Any]:
     try:
-        if "\0" in os.fsdecode(name):
-            raise ConfigError(f"{name!r} is no path: a name has no byte 0 in it")
-        with open(name, "rb") as file:
-            return tomllib.load(file)
+        return tomllib.loads(read_whole(name).decode("utf-8").replace("\r\n", "\n"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: no TOML: {error}; copy fastmmu's {DEFAULT_COSTS} and change that") from error
     except UnicodeDecodeError as error:

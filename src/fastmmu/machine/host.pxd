@@ -31,6 +31,7 @@ cdef class _HostVcpu:            # a vCPU as the host sees it
     cdef Run *run               # its machine's
     cdef _Hosted vm
     cdef object number
+    cdef int at                 # physical CPU whose occupant it is, whatever its VMM says of it; -1: none
     cdef bint begun
     cdef uint64_t logged        # exits of its machine before it came
     cdef TlbCounters counted    # of the TLBs it ran on, its part
@@ -66,5 +67,6 @@ cdef class Host:
     cdef int _enter(self, _HostVcpu s, uint32_t cpu) except? -2
     cdef int _leave(self, uint32_t cpu) except -1
     cdef int _leave_cpu(self, _HostVcpu s) except -1
+    cdef int _vacate(self, _HostVcpu s) except -1
     cdef int _ended(self, _HostVcpu s) except -1
     cdef int _end_machine(self, _Hosted vm) except -1

@@ -186,7 +186,7 @@ cdef class Host:
 
     cdef _HostVcpu _new_vcpu(self, _Hosted vm, Run *run):
         cdef _HostVcpu s = _HostVcpu()
-        s.run, s.vm, s.number = run, vm, self.n_vcpus
+        s.run, s.vm, s.number, s.at = run, vm, self.n_vcpus, -1
         s.logged = 0 if vm.board.exits is None else vm.board.exits.log.total
         self.vcpu[s.number] = vm.vcpus[s.number] = s
         self.n_vcpus += 1
@@ -318,7 +318,7 @@ cdef class Host:
             return 0
         b = s.vm.board
         before = s.run.vcpu.cpu.tlb.c
-        self.occupant[cpu] = None
+        self._vacate(s)
         self.switches += 1
         try:
             b._load(s.run)
@@ -330,9 +330,13 @@ cdef class Host:
 
     cdef int _leave_cpu(self, _HostVcpu s) except -1:
         # wherever it is
-        cdef uint32_t pcpu = s.run.vcpu.pcpu
-        if pcpu != NOWHERE and self.occupant[pcpu] is s:
-            self._leave(pcpu)
+        if s.at >= 0:
+            self._leave(s.at)
+        return 0
+
+    cdef int _vacate(self, _HostVcpu s) except -1:
+        self.occupant[s.at] = None
+        s.at = -1
         return 0
 
     def place(self, vcpu, cpu):
@@ -360,13 +364,14 @@ cdef class Host:
             self._leave(at)
             self._leave_cpu(s)
         self.occupant[at] = s
+        s.at = at
         tlb = (<TLB> self.cpus[at]).t
         before = tlb.c
         try:
             outcome = self._enter(s, at)
         except BaseException:                   # of a VMM in Python
             if s.run.vcpu.mode == OUTSIDE_GUEST_MODE:
-                self.occupant[at] = None
+                self._vacate(s)
             raise
         finally:
             count_since(&s.counted, &before, &tlb.c)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmmu.errors import ConfigError
+from fastmmu.machine.wholly import read_whole
 from fastmmu.report.files import arrow
 
 __all__ = ["LEFT_OUT", "differences", "read_rows"]
@@ -29,12 +30,11 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     if suffix == ".parquet":
         pyarrow = arrow()
         try:
-            found = pyarrow.parquet.read_table(name).to_pylist()
+            found = pyarrow.parquet.read_table(pyarrow.BufferReader(read_whole(path))).to_pylist()
         except pyarrow.ArrowInvalid as error:
             raise ConfigError(f"{name}: no Parquet file: {error}") from error
         return [_flat(row) for row in found]
-    with open(path, encoding="utf-8", newline="", errors="backslashreplace") as file:
-        text = file.read()
+    text = read_whole(path).decode("utf-8", "backslashreplace")
     if suffix != ".json":
         reader = csv.DictReader(text.splitlines())
         rows = list(reader)

@@ -10,6 +10,7 @@ from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
 from fastmmu.cli.progress import progress, step
 from fastmmu.errors import ConfigError
+from fastmmu.machine.wholly import read_whole
 
 if TYPE_CHECKING:
     from fastmmu.study.consolidate.run import Turn
@@ -60,16 +61,15 @@ def read_schedule(path: str) -> list[Turn]:
     :raises ConfigError: a line that is none, with its number. :raises OSError: the file cannot be read.
     """
     turns: list[Turn] = []
-    with open(path, encoding="utf-8", errors="backslashreplace") as lines:
-        for number, line in enumerate(lines, 1):
-            words = line.split("#")[0].replace(",", " ").split()
-            if not words:
-                continue
-            if len(words) != 3 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
-                said = repr(line.strip()[:60])
-                raise ConfigError(f"{path}, line {number}: {said} is no turn; write CPU, vCPU, events")
-            cpu, vcpu, events = map(int, words)
-            turns.append((cpu, vcpu, events))
+    for number, line in enumerate(read_whole(path).decode("utf-8", "backslashreplace").splitlines(), 1):
+        words = line.split("#")[0].replace(",", " ").split()
+        if not words:
+            continue
+        if len(words) != 3 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
+            said = repr(line.strip()[:60])
+            raise ConfigError(f"{path}, line {number}: {said} is no turn; write CPU, vCPU, events")
+        cpu, vcpu, events = map(int, words)
+        turns.append((cpu, vcpu, events))
     return turns
 
 
