@@ -232,3 +232,59 @@ def test_the_ept_alone(seed: int) -> None:
             assert not row.readable or walk.pa - row.hpa == gpa - row.gpa
     parts = list(itertools.islice(fastmmu.iter_ept_mappings(memory, eptp, chunk=3), 20))
     assert np.array_equal(np.concatenate([*parts, rows[:0]])[:ROWS], rows[:60])
+
+
+# ---- entries alike ----------------------------------------------------------------------------------------------
+
+FLAGS = (
+    0x67,
+    0x67,
+    0x67,
+    0x27,
+    0x65,
+    0x7,
+    0x167,
+    0x87,
+    0x8000_0000_0000_0067,
+    0x66,
+    0,
+    0x1000_0000_0000_0067,
+    0x67 | 1 << 51,
+)
+HOST_FLAGS = (0x37, 0x37, 0x37, 0x337, 0x33, 0x77, 0x7, 0x31, 0x32, 0, 0x37 | 1 << 51)
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 1 << 32), nested=st.booleans(), mtrr=st.booleans())
+def test_runs_of_entries_alike(seed: int, nested: bool, mtrr: bool) -> None:
+    """A page table is enumerated as its pages are one by one: what is kept of the last entry is right for the next."""
+    rng = random.Random(seed)
+    memory = fastmmu.PhysicalMemory(0x10_0000)
+    words = memory.u64
+    tables = [0x1000, 0x2000, 0x3000, 0x4000]
+    for table, below in itertools.pairwise(tables):
+        words[table >> 3] = below | 0x67
+    few = [rng.choice(FLAGS) for _ in range(3)]
+    some = [frame << 12 for frame in (0x20, 0x30, 0xFF, 0x100, 0x101, 0x2FF)]
+    for i in range(512):
+        words[(tables[-1] >> 3) + i] = rng.choice(some) | (rng.choice(few) if rng.random() < 0.9 else rng.choice(FLAGS))
+    eptp = None
+    if nested:  # 4 MB of guest-physical memory, the tables where they are
+        for table, below, rights in ((0x8000, 0x9000, 7), (0x9000, 0xA000, 7), (0xA000, 0xB000, 7)):
+            words[table >> 3] = below | rights
+        words[(0xA000 >> 3) + 1] = 0xC000 | rng.choice((7, 3, 1))
+        few = [rng.choice(HOST_FLAGS) for _ in range(3)]
+        for i in range(1024):
+            words[(0xB000 >> 3) + i] = i << 12 | (0x37 if i < 0x20 else rng.choice(few))
+        eptp = 0x801E
+    ranges = [(0x10_0000, 0x3FFF_FFF0_0800)] if mtrr else []  # 1 MB of type UC at 1 MB
+    state = GuestState(cr3=0x1000, maxphyaddr=46, mtrrs=fastmmu.Mtrrs(0xC06, variable=ranges))
+    whole = fastmmu.mappings(memory, state, eptp)
+    single = [fastmmu.mappings(memory, state, eptp, start=at, stop=at + 1) for at in range(0, 512 << 12, 4096)]
+    assert np.array_equal(whole, np.concatenate(single))
+    assert np.array_equal(whole.faults, np.concatenate([part.faults for part in single]))
+    assert whole.skipped == {
+        fault: sum(part.skipped.get(fault, 0) for part in single)
+        for fault in Fault
+        if any(fault in p.skipped for p in single)
+    }

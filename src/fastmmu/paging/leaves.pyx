@@ -241,7 +241,7 @@ cdef void leaves_run(Leaves *s, LeafRow *out, uint64_t room, uint64_t work) noex
             scan_ept(s)
         elif not s.level:
             open_root(s)
-        elif s.level == 1 and (not s.nested or out != NULL):
+        elif s.level == 1 and (not s.nested or out != NULL or s.loose):
             leaf_pages(s)
         elif s.g.entry_shift == 3:
             scan_guest(s, 3)
