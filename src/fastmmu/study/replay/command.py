@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
-from fastmmu.cli.progress import UntilInterrupted, progress, step
+from fastmmu.cli.progress import UntilInterrupted, progress
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastmmu.machine.config import Config
-    from fastmmu.machine.replay import Replay, Replayed
+    from fastmmu.machine.replay import Replayed
     from fastmmu.trace.system import SystemTrace
 
 __all__ = ["DESCRIPTION", "EPILOG", "OMISSIONS", "USAGE", "add", "handle"]
@@ -93,26 +94,21 @@ def handle(options: argparse.Namespace) -> int:
 
 def _each(trace: SystemTrace, config: Config, options: argparse.Namespace) -> tuple[int, bool]:
     """A run for each omission, printed; what was wrong in all, and whether a signal came."""
-    from fastmmu.machine.replay import Replay
+    from fastmmu.study.replay.run import replays
 
-    wrong = 0
-    for omission in options.omit or [None]:
-        replay = Replay(trace, config, omit=[omission] if omission else [])
-        with progress(quiet=options.quiet) as report:
-            steps = UntilInterrupted(replay.steps())
-            for _ in steps:
-                report(trace.name, trace.progress(), replay.records)
-        interrupted = steps.happened
-        try:
-            found = replay.result(tables=False) if interrupted else step(replay.result)
-        except KeyboardInterrupt:
-            found, interrupted = replay.result(tables=False), True
-        terminal.say("\n".join(_lines(trace.name, replay, found, omission)))
-        wrong += found.wrong + found.stale_uses
-        if interrupted:
+    wrong, interrupted = 0, False
+    omissions = options.omit or [""]
+    with progress(quiet=options.quiet) as report:
+        how: dict[str, Any] = {"jobs": options.jobs, "keep_partial": True}
+        steps = UntilInterrupted(replays(trace, config, omissions, progress=partial(report, trace.name), **how))
+        found = list(steps)
+    for omission, replayed, complete in found:
+        terminal.say("\n".join(_lines(trace.name, config, replayed, omission)))
+        wrong += replayed.wrong + replayed.stale_uses
+        if not complete:
             terminal.say("  interrupted: figures of the part that was replayed")
-            return wrong, True
-    return wrong, False
+            interrupted = True
+    return wrong, interrupted or steps.happened
 
 
 def _schemes(trace: SystemTrace, options: argparse.Namespace) -> tuple[int, bool]:
@@ -131,8 +127,8 @@ def _schemes(trace: SystemTrace, options: argparse.Namespace) -> tuple[int, bool
     return sum(ran.found.wrong for ran in found if ran.found is not None), steps.happened
 
 
-def _lines(name: str, replay: Replay, found: Replayed, omission: str | None) -> list[str]:
-    config, watched = replay.machine.config, bool(found.uses_compared)
+def _lines(name: str, config: Config, found: Replayed, omission: str) -> list[str]:
+    watched = bool(found.uses_compared)
     without = f" without {omission}" if omission else ""
     speed = found.accesses / found.seconds / 1e6 if found.seconds else 0.0
     return [

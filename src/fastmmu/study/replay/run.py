@@ -17,7 +17,7 @@ from fastmmu.study.schemes import fields_of
 from fastmmu.threads.lanes import Lane, in_lanes
 from fastmmu.trace.system import SystemTrace
 
-__all__ = ["SCHEMES", "Ran", "replay_schemes"]
+__all__ = ["SCHEMES", "Ran", "replay_schemes", "replays"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,47 @@ def replay_schemes(
         size=block_bytes(trace),
         progress=done,
     )
+
+
+@checked
+def replays(
+    trace: SystemTrace,
+    config: Config,
+    omissions: Sequence[str] = ("",),
+    *,
+    progress: Callable[[float | None, int], None] | None = None,
+    keep_partial: bool = False,
+    jobs: int | None = None,
+) -> Iterator[tuple[str, Replayed, bool]]:
+    """Replay a system trace as often as something is left out: each time (what, what it came to, True).
+
+    :param omissions: of :data:`fastmmu.machine.replay.OMISSIONS`, "" for none.
+    :param progress: called with the part of the trace that was read, and the records that the first run not yet given
+        is done with.
+    :param keep_partial: Ctrl-C gives what the runs came to until then, with False. :param jobs: threads, None: one a
+        processor; one more than the runs is of use, it reads the trace.
+    """
+    done = None if progress is None else lambda _, n: progress(trace.progress(), n)
+    yield from in_lanes(
+        [partial(_replay, trace, config, omission, keep_partial) for omission in omissions],
+        trace.records(),
+        jobs=jobs,
+        size=block_bytes(trace),
+        progress=done,
+        partial=keep_partial,
+    )
+
+
+def _replay(trace: SystemTrace, config: Config, omission: str, keep: bool) -> Lane[tuple[str, Replayed, bool]]:
+    replay = Replay(trace, config, omit=[omission] if omission else [])
+    try:
+        while (chunk := (yield False)) is not None:
+            replay.feed(chunk)
+    except KeyboardInterrupt:
+        if not keep:
+            raise
+        return omission, replay.result(tables=False), False
+    return omission, replay.result(), True
 
 
 def _ran(trace: SystemTrace, scheme: str, fields: dict[str, Any]) -> Lane[Ran]:
