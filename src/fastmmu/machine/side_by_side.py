@@ -15,7 +15,7 @@ from fastmmu.machine.result import Result
 from fastmmu.machine.simulate import Exits, Progress, Source, batches_of, running, simulate, with_path
 from fastmmu.threads.lanes import Lane, in_lanes, workers
 
-__all__ = ["block_bytes", "each"]
+__all__ = ["block_bytes", "each", "in_memory"]
 
 
 @checked

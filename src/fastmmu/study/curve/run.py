@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.identity import UNKNOWN, Origin
-from fastmmu.machine.side_by_side import block_bytes
+from fastmmu.machine.side_by_side import block_bytes, in_memory
 from fastmmu.sizes import page_size
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.threads.lanes import Lane, in_lanes
@@ -150,8 +150,17 @@ def tlb_curve(
             kernel.feed(batch.op, batch.size, batch.addr)
         return kernel.counts()
 
-    told = None if progress is None else lambda _, events: progress(events)
-    (counts,) = in_lanes([lane], trace.batches(), jobs=jobs, size=block_bytes(trace), progress=told)
+    if in_memory(trace):  # there is nothing to read in another thread
+        events = 0
+        for batch in trace.batches():
+            kernel.feed(batch.op, batch.size, batch.addr)
+            events += len(batch)
+            if progress is not None:
+                progress(events)
+        counts = kernel.counts()
+    else:
+        told = None if progress is None else lambda _, events: progress(events)
+        (counts,) = in_lanes([lane], trace.batches(), jobs=jobs, size=block_bytes(trace), progress=told)
     return Curves(
         trace=trace.name,
         geometry=g.name,
