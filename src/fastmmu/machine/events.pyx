@@ -22,13 +22,14 @@ from fastmmu.cpu.exit_log cimport exit_log_done, exit_log_events
 from fastmmu.cpu.interrupts cimport irq_left, irq_pass, irq_waits
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_ADDR, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_GUEST_FAULT,
-    ABORT_INJECTED, ABORT_NO_PROGRESS, ABORT_OP, ABORT_VECTOR, ACT_ABORT, ACT_EMULATED, ACT_RETRY, DONE_ABORT,
-    DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, MAX_RETRIES, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_interrupt,
-    vcpu_slow,
+    ABORT_INJECTED, ABORT_NO_PROGRESS, ABORT_OP, ABORT_VECTOR, ACT_ABORT, ACT_EMULATED, ACT_RETRY, BY_USER,
+    DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, MAX_RETRIES, Vcpu, vcpu_abort, vcpu_access, vcpu_exit,
+    vcpu_interrupt, vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_place, kernel_switch, kernel_unmap
 from fastmmu.mmu.direct cimport RET_PF_EMULATE, RET_PF_INJECT
+from fastmmu.tlb.held cimport Held, held_begin, held_first, held_second
 from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 
 cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
@@ -149,17 +150,51 @@ cdef int due(Run *m) noexcept nogil:
     return irq_due(m.vcpu.irq) if m.vcpu.irq != NULL else <int> DONE_OK
 
 
+cdef uint64_t run_held(Vcpu *v, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t i, uint64_t end,
+                       uint64_t *out, uint64_t guest_base) noexcept nogil:
+    # the accesses from event i on that the first level of the TLB holds and allows; the first event that is none of
+    # these, or the end
+    cdef Held h[LAST_ACCESS + 1]
+    cdef uint64_t need[LAST_ACCESS + 1]
+    cdef uint64_t la, value
+    cdef int o
+    for o in range(LAST_ACCESS + 1):
+        held_begin(&h[o], v.tlb, o)
+        need[o] = v.need[<int> BY_USER][o]
+    while i < end:
+        o = op[i]
+        la = addr[i]
+        if o > LAST_ACCESS or la >> 47 or (la & 0xFFF) + size[i] > 0x1000:
+            break
+        value = held_first(&h[o], la)
+        if not value:
+            value = held_second(v.tlb, &h[o], la)
+        if need[o] & ~value:            # some of it where the value is 0
+            break
+        if out != NULL:
+            out[i] = tlb_pa(value, la) - guest_base
+        i += 1
+    return i
+
+
 cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
                          uint64_t *out) noexcept nogil:
     # events done; fewer than n where m.vcpu.cpu.abort says why. out: guest-physical address of each access, or NULL.
     # Counts of operations and of first-level lookups are added afterwards: they would cost a store each.
     cdef Vcpu *v = &m.vcpu.cpu
-    cdef uint64_t i, la, value, hpa = 0, until = next_stop(m), begun = 0, others = 0, told = 0
+    cdef uint64_t i = 0, la, value, hpa = 0, until = next_stop(m), begun = 0, others = 0, told = 0, first
     cdef int outcome, o
-    cdef uint64_t *need = v.need[1]
+    cdef uint64_t *need = v.need[<int> BY_USER]
     if v.log != NULL:
         exit_log_events(v.log, op, 1, addr, 8, m.first, n, False)
-    for i in range(n):
+    while i < n:
+        if v.detector == NULL:          # which looks at each access
+            first = i
+            i = run_held(v, op, size, addr, i, min(n, i + until - 1) if until else n, out, m.guest_base)
+            if until:
+                until -= i - first
+            if i == n:
+                break
         o = op[i]
         la = addr[i]
         if o > LAST_ACCESS:
@@ -174,6 +209,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                 until = next_stop(m)
             if out != NULL:
                 out[i] = NO_ADDRESS
+            i += 1
             continue
         if la >> 47:
             vcpu_abort(v, ABORT_ADDRESS, la)
@@ -217,8 +253,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                     begun = 1
                     break
                 until = next_stop(m)
-    else:
-        i = n
+        i += 1
     elapse(m, max(told, i - others) - told)     # without an access that ended the run
     m.clock[0] += max(told, i - others)
     count_accesses(m, op, i + begun)        # one that was looked up counts, even if it ended the run
@@ -228,11 +263,15 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
 
 
 cdef void count_accesses(Run *m, const uint8_t *op, uint64_t n) noexcept nogil:
-    cdef uint64_t i, k, found
+    cdef uint64_t i, k, found, begin
+    cdef uint8_t few                # of a block so short that they fit: 16 operations at a time are compared
     for k in range(4):
         found = 0
-        for i in range(n):
-            found += op[i] == k
+        for begin in range(0, n, 240):
+            few = 0
+            for i in range(begin, min(begin + 240, n)):
+                few += op[i] == k
+            found += few
         m.vcpu.cpu.c.ops[k] += found
         m.vcpu.cpu.tlb.c.lookups[m.vcpu.cpu.tlb.port[k].l1.id] += found
 

@@ -9,8 +9,6 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport ctzll
-
 cdef extern from *:
     """
     #include <stdint.h>
@@ -58,12 +56,11 @@ cdef struct TlbArray:
 
 # ---- LRU: the ways of a set in the order of their last use --------------------------------------------------
 
-cdef inline uint64_t order_first(uint64_t order, uint32_t way) noexcept nogil:
-    # The way becomes the most recent. Its nibble is the lowest one that is 0 after the XOR.
+cdef inline uint64_t order_first(uint64_t order, uint64_t way) noexcept nogil:
+    # The way becomes the most recent. Its nibble is the lowest one that is 0 after the XOR: the nibbles up to it move.
     cdef uint64_t x = order ^ way * NIBBLES
-    cdef uint32_t at = ctzll((x - NIBBLES) & ~x & (NIBBLES << 3)) & 60
-    cdef uint64_t below = (<uint64_t> 1 << at) - 1
-    return order & ~(below << 4 | 15) | (order & below) << 4 | way
+    cdef uint64_t top = (x - NIBBLES) & ~x & (NIBBLES << 3)
+    return order ^ ((order ^ (order << 4 | way)) & (top ^ (top - 1)))
 
 
 cdef inline uint64_t order_last(uint64_t order, uint32_t way, uint32_t ways) noexcept nogil:

@@ -1,0 +1,89 @@
+# The first two levels as a loop asks them that runs as long as they hold: what no lookup changes is loaded once, and
+# again after whatever is no lookup.
+#
+#   held_begin(&h, t, acc)                after each fill, invalidation or context switch
+#   value = held_first(&h, la)            what tlb_l1 finds among entries of 4K pages, ordered as that does
+#   or:  value = held_second(t, &h, la)   what tlb_l2 finds where it is quick, which has counted the miss then
+#   or:  tlb_l1, tlb_l2, as ever          nothing has changed
+#
+# The caller counts the lookup.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastmmu.arch.bits cimport ctz
+from fastmmu.tlb.entries cimport (
+    F_G, K_GLOBAL, K_LOCAL, NO_CONTEXT, TLB_LA, Tlb, TlbArray, TlbPort, TlbSet, equal, insert, set_of
+)
+from fastmmu.tlb.replacement cimport LRU, order_first
+
+cdef struct Held:               # of one kind of access
+    uint8_t *base
+    uint32_t mask, log
+    uint32_t ways               # to compare; 0: only the entry that the set used last
+    bint both                   # global pages are cached, too
+    uint64_t k, g               # contexts in force
+    TlbPort *port
+    TlbArray *second            # of 4K pages, the only ones cached; NULL: held_second finds nothing
+
+
+cdef inline void held_begin(Held *h, Tlb *t, int acc) noexcept nogil:
+    cdef TlbPort *p = &t.port[acc]
+    cdef TlbArray *first = p.l1.by[0]
+    h.port = p
+    h.base = p.base
+    h.mask = p.mask
+    h.log = p.log
+    h.ways = first.pad if first.replacement == LRU else 0
+    h.k = t.key[K_LOCAL]
+    h.g = t.key[K_GLOBAL]
+    h.both = h.g != NO_CONTEXT << 2
+    h.second = NULL
+    if p.l2 != NULL and not p.l2.large and not p.l1.large and first.plain:
+        h.second = p.l2.by[0]
+        if h.second != NULL and h.second.replacement != LRU:
+            h.second = NULL
+
+
+cdef inline bint hit(TlbSet *x, uint32_t pad, uint32_t ways, uint64_t k, uint64_t g, bint both) noexcept nogil:
+    # the way that holds one of the keys becomes the set's last used; not where both are held, which find() decides
+    cdef uint32_t hits, way
+    if both:
+        hits = equal(x.way, ways, k, g)
+        if hits & (hits - 1):
+            return False
+    else:
+        hits = equal(x.way, ways, k, k)
+    if not hits:
+        return False
+    way = ctz(hits)
+    x.order = order_first(x.order, way)
+    x.key = x.way[way]
+    x.value = x.way[pad + way]
+    return True
+
+
+cdef inline uint64_t held_first(const Held *h, uint64_t la) noexcept nogil:
+    cdef TlbSet *x = <TlbSet *> (h.base + ((la >> 12 & h.mask) << h.log))
+    cdef uint64_t page = (la & TLB_LA) << 6
+    if x.key == (page | h.k) or x.key == (page | h.g):
+        return x.value
+    if h.ways == 4:             # of most processors: no loop
+        return x.value if hit(x, h.ways, 4, page | h.k, page | h.g, h.both) else 0
+    return x.value if hit(x, h.ways, h.ways, page | h.k, page | h.g, h.both) else 0
+
+
+cdef inline uint64_t held_second(Tlb *t, const Held *h, uint64_t la) noexcept nogil:
+    # after held_first() found nothing
+    cdef TlbArray *a = h.second
+    cdef TlbSet *x
+    cdef uint64_t page = (la & TLB_LA) << 6
+    if a == NULL:
+        return 0
+    x = set_of(a, 0, la)
+    if not hit(x, a.pad, a.pad, page | h.k, page | h.g, h.both):
+        return 0
+    t.c.misses[h.port.l1.id] += 1
+    t.c.lookups[h.port.l2.id] += 1
+    t.c.hits[h.port.l2.id][0] += 1
+    insert(t, h.port.l1.by[0], K_GLOBAL if x.value & F_G else K_LOCAL, 0, la, x.value)
+    return x.value
