@@ -22,6 +22,7 @@ from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
 from fastmmu.paging.walk cimport walk_cached
+from fastmmu.tlb.held cimport MISSED
 from fastmmu.tlb.invalidate cimport inv_ept_violation, inv_page_fault, inv_transition
 from fastmmu.tlb.lookup cimport (
     F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
@@ -245,14 +246,17 @@ cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noe
 
 
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil:
-    # after the first level missed (value 0) or denied; the lookup in it has been counted
+    # after the first level missed (value 0; MISSED: the second as well) or denied; lookups so far have been counted
     cdef Walk w
     cdef const Ept *e
     cdef Steps steps
     cdef Steps *into = &steps if v.detector != NULL else NULL
     cdef int fault, action, tries = 0
     while True:
-        if not value:
+        if value == MISSED:
+            value = 0
+            v.c.tlb_misses += 1
+        elif not value:
             value = tlb_l2(v.tlb, acc, la)
             if not value:
                 v.c.tlb_misses += 1

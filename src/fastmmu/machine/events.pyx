@@ -29,7 +29,7 @@ from fastmmu.cpu.vcpu cimport (
 from fastmmu.kvm.faults cimport kvm_premap
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_place, kernel_switch, kernel_unmap
 from fastmmu.mmu.direct cimport RET_PF_EMULATE, RET_PF_INJECT
-from fastmmu.tlb.held cimport Held, held_begin, held_first, held_second
+from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_first, held_second
 from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 
 cdef uint64_t NO_ADDRESS = ~(<uint64_t> 0)
@@ -151,13 +151,14 @@ cdef int due(Run *m) noexcept nogil:
 
 
 cdef uint64_t run_held(Vcpu *v, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t i, uint64_t end,
-                       uint64_t *out, uint64_t guest_base) noexcept nogil:
-    # the accesses from event i on that the first level of the TLB holds and allows; the first event that is none of
-    # these, or the end
+                       uint64_t *out, uint64_t guest_base, uint64_t *found) noexcept nogil:
+    # the accesses from event i on that the TLB holds and allows; the first event that is none of these, or the end.
+    # found: MISSED where neither level holds it, 0 where that has still to be seen
     cdef Held h[LAST_ACCESS + 1]
     cdef uint64_t need[LAST_ACCESS + 1]
     cdef uint64_t la, value
     cdef int o
+    found[0] = 0
     for o in range(LAST_ACCESS + 1):
         held_begin(&h[o], v.tlb, o)
         need[o] = v.need[<int> BY_USER][o]
@@ -169,7 +170,8 @@ cdef uint64_t run_held(Vcpu *v, const uint8_t *op, const uint8_t *size, const ui
         value = held_first(&h[o], la)
         if not value:
             value = held_second(v.tlb, &h[o], la)
-        if need[o] & ~value:            # some of it where the value is 0
+        if need[o] & ~value:            # some of it where the value is 0 or MISSED
+            found[0] = value & MISSED
             break
         if out != NULL:
             out[i] = tlb_pa(value, la) - guest_base
@@ -183,6 +185,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     # Counts of operations and of first-level lookups are added afterwards: they would cost a store each.
     cdef Vcpu *v = &m.vcpu.cpu
     cdef uint64_t i = 0, la, value, hpa = 0, until = next_stop(m), begun = 0, others = 0, told = 0, first
+    cdef uint64_t found = 0
     cdef int outcome, o
     cdef uint64_t *need = v.need[<int> BY_USER]
     if v.log != NULL:
@@ -190,7 +193,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     while i < n:
         if v.detector == NULL:          # which looks at each access
             first = i
-            i = run_held(v, op, size, addr, i, min(n, i + until - 1) if until else n, out, m.guest_base)
+            i = run_held(v, op, size, addr, i, min(n, i + until - 1) if until else n, out, m.guest_base, &found)
             if until:
                 until -= i - first
             if i == n:
@@ -214,7 +217,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
         if la >> 47:
             vcpu_abort(v, ABORT_ADDRESS, la)
             break
-        value = tlb_l1(v.tlb, o, la)
+        value = found if found else tlb_l1(v.tlb, o, la)
         if not value or need[o] & ~value:
             v.now = m.first + i
             if m.vcpu.irq != NULL:
@@ -270,7 +273,7 @@ cdef void count_accesses(Run *m, const uint8_t *op, uint64_t n) noexcept nogil:
         for begin in range(0, n, 240):
             few = 0
             for i in range(begin, min(begin + 240, n)):
-                few += op[i] == k
+                few += op[i] == <uint8_t> k
             found += few
         m.vcpu.cpu.c.ops[k] += found
         m.vcpu.cpu.tlb.c.lookups[m.vcpu.cpu.tlb.port[k].l1.id] += found

@@ -3,8 +3,8 @@
 #
 #   held_begin(&h, t, acc)                after each fill, invalidation or context switch
 #   value = held_first(&h, la)            what tlb_l1 finds among entries of 4K pages, ordered as that does
-#   or:  value = held_second(t, &h, la)   what tlb_l2 finds where it is quick, which has counted the miss then
-#   or:  tlb_l1, tlb_l2, as ever          nothing has changed
+#   or:  value = held_second(t, &h, la)   what tlb_l2 finds, or MISSED: neither level holds it. The misses are counted
+#   or:  tlb_l1, tlb_l2, as ever          where that is 0: nothing has changed
 #
 # The caller counts the lookup.
 
@@ -16,6 +16,29 @@ from fastmmu.tlb.entries cimport (
 )
 from fastmmu.tlb.replacement cimport LRU, order_first
 
+cdef extern from *:
+    """
+    #define FM_TLB_MISSED (1ULL << 61)
+    _Static_assert((FM_TLB_VALUE(|) & FM_TLB_MISSED) == 0, "no value of an entry is that of a miss");
+    /* Bit per key that equals k; n: a multiple of 4, at most 32. */
+    static inline uint32_t fm_equal_to(const uint64_t *key, uint32_t n, uint64_t k) {
+        uint32_t hits = 0, i;
+    #if defined(__SSE2__)
+        const __m128i kk = _mm_set1_epi64x((long long)k);
+        for (i = 0; i < n; i += 4) {
+            const __m128i a = _mm_loadu_si128((const __m128i *)(const void *)(key + i));
+            const __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(key + i + 2));
+            hits |= (uint32_t)_mm_movemask_ps(fm_both(_mm_cmpeq_epi32(a, kk), _mm_cmpeq_epi32(b, kk))) << i;
+        }
+    #else
+        for (i = 0; i < n; i++) hits |= (uint32_t)(key[i] == k) << i;
+    #endif
+        return hits;
+    }
+    """
+    const uint64_t MISSED "FM_TLB_MISSED"
+    uint32_t equal_to "fm_equal_to"(const uint64_t *key, uint32_t n, uint64_t k) noexcept nogil
+
 cdef struct Held:               # of one kind of access
     uint8_t *base
     uint32_t mask, log
@@ -23,7 +46,7 @@ cdef struct Held:               # of one kind of access
     bint both                   # global pages are cached, too
     uint64_t k, g               # contexts in force
     TlbPort *port
-    TlbArray *second            # of 4K pages, the only ones cached; NULL: held_second finds nothing
+    TlbArray *second            # of 4K pages, the only ones cached; NULL: held_second cannot tell
 
 
 cdef inline void held_begin(Held *h, Tlb *t, int acc) noexcept nogil:
@@ -52,7 +75,7 @@ cdef inline bint hit(TlbSet *x, uint32_t pad, uint32_t ways, uint64_t k, uint64_
         if hits & (hits - 1):
             return False
     else:
-        hits = equal(x.way, ways, k, k)
+        hits = equal_to(x.way, ways, k)
     if not hits:
         return False
     way = ctz(hits)
@@ -81,7 +104,12 @@ cdef inline uint64_t held_second(Tlb *t, const Held *h, uint64_t la) noexcept no
         return 0
     x = set_of(a, 0, la)
     if not hit(x, a.pad, a.pad, page | h.k, page | h.g, h.both):
-        return 0
+        if h.both:              # perhaps two entries are held
+            return 0
+        t.c.misses[h.port.l1.id] += 1
+        t.c.lookups[h.port.l2.id] += 1
+        t.c.misses[h.port.l2.id] += 1
+        return MISSED
     t.c.misses[h.port.l1.id] += 1
     t.c.lookups[h.port.l2.id] += 1
     t.c.hits[h.port.l2.id][0] += 1
