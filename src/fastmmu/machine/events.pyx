@@ -191,7 +191,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     if v.log != NULL:
         exit_log_events(v.log, op, 1, addr, 8, m.first, n, False)
     while i < n:
-        if v.detector == NULL:          # which looks at each access
+        if v.detector == NULL and op[i] <= LAST_ACCESS:     # the detector looks at each access
             first = i
             i = run_held(v, op, size, addr, i, min(n, i + until - 1) if until else n, out, m.guest_base, &found)
             if until:
