@@ -13,7 +13,7 @@ from fastmmu.arch.types cimport (
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu.paging.walk_caches cimport Cached, Mapping, find_ept_table, find_mapping, keep_mapping
-from fastmmu.tlb.lookup cimport tlb_epsc_drop, tlb_epsc_fill, tlb_epsc_refill, tlb_gpm_drop
+from fastmmu.tlb.lookup cimport tlb_epsc_again, tlb_epsc_drop, tlb_epsc_fill, tlb_epsc_renew, tlb_gpm_drop
 
 cdef enum:
     NEED_R = 1              # the order of the entry's bits and of the qualification's
@@ -191,10 +191,20 @@ cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_
     cdef uint64_t present = ept_present(e)
     cdef uint64_t denied
     cdef int level = e.levels, top, shift, i
-    cdef bint leaf
+    cdef bint leaf, again
     cdef uint16_t index
+    cdef int kept
 
-    if c != NULL and c.look:
+    want = (EPT_A | (EPT_D if need & NEED_W else 0)) if e.ad else 0
+    again = (c != NULL and steps == NULL and not c.look and c.region == (gpa >> 21) + 1 and c.writes == w.ad_writes
+             and mem_holds(m, ept_entry_address(c.table, gpa, 1), 8)
+             and mem_read64(m, ept_entry_address(c.table, gpa, 1)) & want == want)
+    if again:                   # else there are flags to set
+        table = c.table
+        entries = c.every
+        level = 1
+        w.ept_refs += e.levels - 1
+    elif c != NULL and c.look:
         if from_mapping(e, c, gpa, need, user, out):
             return FAULT_NONE
         cached = find_ept_table(c, gpa, e.levels, &level)
@@ -238,7 +248,6 @@ cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_
             return ept_violation(w, need, entries, e.mbec, bits) if i == FAULT_NONE else i
 
     if e.ad:
-        want = EPT_A | (EPT_D if need & NEED_W else 0)
         if not entries & EPT_A or (entry & want) != want:
             if e.pml_query != NULL:
                 if query_log(e, out, want):
@@ -268,12 +277,21 @@ cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_
     out.shift = shift
     out.dirty = not e.ad or entry & EPT_D != 0
     if c != NULL:
-        for i in range(top, level, -1):
-            tables[i] = (out.entry[i] & FRAME) | (out.every[i] & present) | <uint64_t> 1 << 63
-            if c.look:
-                tlb_epsc_fill(c.tlb, gpa, i, tables[i])
-        if not c.look:          # in place of what lookups of this address would find
-            tlb_epsc_refill(c.tlb, gpa, top, level, tables)
+        if again:
+            tlb_epsc_again(c.tlb, c.kept)
+        else:
+            for i in range(top, level, -1):
+                tables[i] = (out.entry[i] & FRAME) | (out.every[i] & present) | <uint64_t> 1 << 63
+                if c.look:
+                    tlb_epsc_fill(c.tlb, gpa, i, tables[i])
+            if not c.look:      # in place of what lookups of this address would find
+                kept = tlb_epsc_renew(c.tlb, gpa, top, level, tables)
+                if level == 1 and kept >= 0 and (not e.ad or out.every[2] & EPT_A):
+                    c.region = (gpa >> 21) + 1
+                    c.table = table
+                    c.every = out.every[2]
+                    c.writes = w.ad_writes
+                    c.kept = kept
         found.hpa = out.hpa
         found.rights = entries & present
         found.type = entry

@@ -15,7 +15,7 @@ from fastmmu.paging.ept cimport (
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64, mem_write32, mem_write64
 from fastmmu.paging.walk_caches cimport TABLE_WRITABLE, Cached, find_table, next_table
-from fastmmu.tlb.lookup cimport tlb_psc_drop, tlb_psc_fill
+from fastmmu.tlb.lookup cimport tlb_psc_drop, tlb_psc_fills
 
 cdef enum:
     PDPT = 0xFFFFFFE0           # CR3 of PAE paging: where the PDPTEs lie
@@ -142,7 +142,12 @@ cdef inline int guest_walk(Mem *m, const Paging *g, const Ept *e, Cached *c, uin
                            GuestPath *path, Steps *steps) noexcept nogil:
     # Returns and stores a FaultCode. The order of references and of faults is ept.md §5-§6. c: caches, or NULL; steps:
     # where each reference is recorded, or NULL.
+    if c != NULL:
+        c.top = 0
+        c.lowest = 6
     w.fault = guest_walk_(m, g, e, c, la, acc, w, path, steps)
+    if c != NULL and c.lowest <= c.top:
+        tlb_psc_fills(c.tlb, c.la, c.top, c.lowest, c.link)
     if w.fault != FAULT_NONE:
         w.pa = ONES
     return w.fault
@@ -151,7 +156,6 @@ cdef inline int guest_walk(Mem *m, const Paging *g, const Ept *e, Cached *c, uin
 cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
                             GuestPath *path, Steps *steps) noexcept nogil:
     cdef EptLeaf table_leaf
-    cdef uint64_t link[6]       # [level] of a table entry: what is cached of the way down to it
     cdef uint64_t ept_leaf[6]   # the last of the EPT entries behind path.ept
     cdef uint64_t table, cached = 0, gpa, hpa, entry = 0, every = ONES, any_ = 0, want, now
     cdef uint64_t size = <uint64_t> 1 << g.entry_shift
@@ -187,6 +191,9 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             any_ = cached & XD
     top = path.top = level
     path.level = top + 1
+    if caches:
+        c.la = la
+        c.top = top
 
     while True:
         shift = guest_level_shift(g, level)
@@ -208,9 +215,9 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
         if e != NULL and on_apic_page(e, hpa):
             return apic_access(w, gpa, hpa)
         if caches and level < top:
-            link[level + 1] = next_table(hpa, every, any_, path.ept[level] & EPT_W != 0)
+            c.link[level + 1] = next_table(hpa, every, any_, path.ept[level] & EPT_W != 0)
             if not lazy:
-                tlb_psc_fill(c.tlb, la, level + 1, link[level + 1])
+                c.lowest = level + 1
         if not mem_holds(m, hpa, size):
             w.gpa = gpa
             return FAULT_BUS
@@ -264,7 +271,7 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             if fault:
                 return fault
             if caches and i <= lazy:
-                tlb_psc_fill(c.tlb, la, i, link[i])
+                c.lowest = i
     fault = set_flags(m, g, e, path, level, ept_leaf[level], want, &now, w, steps)
     if fault:
         return fault

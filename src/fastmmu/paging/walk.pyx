@@ -31,9 +31,11 @@ cdef int walk_steps(Mem *m, const Paging *g, const Ept *e, uint64_t la, int acc,
 cdef int with_caches(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
                      Steps *steps) noexcept nogil:
     cdef GuestPath path
-    if e == NULL:
-        return guest_walk(m, g, NULL, c, la, acc, w, &path, steps)
-    return guest_walk(m, g, e, c, la, acc, w, &path, steps)
+    if steps != NULL:
+        return guest_walk(m, g, e, c, la, acc, w, &path, steps)
+    if e == NULL:               # each call specialised
+        return guest_walk(m, g, NULL, c, la, acc, w, &path, NULL)
+    return guest_walk(m, g, e, c, la, acc, w, &path, NULL)
 
 
 cdef int walk_cached(Mem *m, const Paging *g, const Ept *e, Tlb *t, uint64_t la, int acc, Walk *w,
@@ -51,6 +53,7 @@ cdef int walk_cached(Mem *m, const Paging *g, const Ept *e, Tlb *t, uint64_t la,
     ept_refs = w.ept_refs
     ad_writes = w.ad_writes
     c.look = False
+    c.region = 0
     if with_caches(m, g, e, &c, la, acc, w, steps):
         w.guest_refs = w.ept_refs = 0
     w.guest_refs += guest_refs

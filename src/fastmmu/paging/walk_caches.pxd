@@ -9,7 +9,7 @@
 #   the same of EPT          63 set | 51:12 next table | 10 XU | 2:0 X W R, ANDed
 #   guest-physical mapping   as any TLB value: R, EW, X, XU in the place of U, D; ignore-PAT in bit 52
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport EPT_IPAT, EPT_W, EPT_XU, FRAME, P, RW, US, XD
 from fastmmu.tlb.lookup cimport (
@@ -24,6 +24,17 @@ cdef struct Cached:
     Tlb *tlb                    # its context in force is the walk's
     bint look                   # cached entries may be used
     bint used                   # one was
+    # what the guest's walk leaves in the paging-structure caches, once it has ended
+    uint64_t la
+    int top, lowest             # levels of the table entries, from - to; lowest > top: none
+    uint64_t link[6]            # [level]: what is cached of the way down to its table
+    # of a walk from memory: the EPT tables that it went through last, and goes through again for the guest's tables
+    # beside that one
+    uint64_t region             # gpa >> 21, + 1; 0: none
+    uint64_t table              # host-physical address of the one of the lowest level
+    uint64_t every              # AND over the entries above it
+    uint32_t writes             # Walk.ad_writes then
+    uint32_t kept               # entries that the refill of the caches took
 
 cdef struct Mapping:            # a guest-physical mapping
     uint64_t hpa

@@ -195,7 +195,7 @@ cdef struct Tlb:
     uint32_t omit               # causes, as bits, whose invalidations do nothing: what goes wrong without them?
     void (*grow)(Tlb *t, TlbArray *a) noexcept nogil    # of the module above
     uint32_t l2_fractures       # pages too large for the second level are cached there, fractured
-    uint32_t fractured[1 << 16]     # fractured entries, by a hash of the guest's page: 0, there is none of it
+    uint32_t fractured[1 << 16]     # [hash of the guest's page] first of its fractured entries, 0: there is none
     bint mixed                  # an array of the paging-structure caches of EPT holds several classes
     uint32_t vpid, pcid         # in force
     uint64_t eptrta
@@ -234,9 +234,27 @@ cdef inline uint32_t *fractured_of(Tlb *t, uint64_t la, int page) noexcept nogil
     return &t.fractured[(region * 4 + page) * <uint64_t> 0x9E3779B97F4A7C15 >> 48]
 
 
-cdef inline bint any_fractured(Tlb *t, uint64_t la) noexcept nogil:
-    # Whether entries of a larger page that holds la may be cached; False: there are none.
-    return fractured_of(t, la, 1)[0] or fractured_of(t, la, 2)[0] or fractured_of(t, la, 3)[0]
+# Those of a page are linked, so that they are found wherever they lie. The id of an entry:
+# its array << 27 | set * pad + way, plus 1.
+
+cdef enum:
+    SLOT_BITS = 27
+    SLOTS = 1 << SLOT_BITS      # of an array, at most
+
+cdef inline TlbArray *id_array(Tlb *t, uint32_t id) noexcept nogil:
+    return &t.array[(id - 1) >> SLOT_BITS]
+
+
+cdef inline uint32_t id_slot(uint32_t id) noexcept nogil:
+    return (id - 1) & (SLOTS - 1)
+
+
+cdef inline uint32_t *id_links(Tlb *t, uint32_t id) noexcept nogil:
+    return id_array(t, id).link + 2 * id_slot(id)
+
+
+cdef void tlb_fracture(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil     # a fractured entry has come
+cdef void tlb_unfracture(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil   # one is about to go
 
 
 cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil
@@ -307,24 +325,23 @@ cdef inline uint32_t way_of(const TlbArray *a, const TlbSet *x, uint64_t key) no
 
 cdef void tlb_release(Tlb *t, uint32_t id) noexcept nogil      # a context that has no entry left
 
-cdef inline void count_fractured(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int by) noexcept nogil:
-    # An entry comes (1) or goes (-1). The values of paging-structure caches are the walker's own.
-    if a.unit <= GPM and is_fractured(value):
-        a.fractured += by
-        fractured_of(t, key >> 18 << 12, value >> 10 & 3)[0] += by
+cdef inline bint fractured_in(const TlbArray *a, uint64_t value) noexcept nogil:
+    # The values of paging-structure caches are the walker's own.
+    return a.unit <= GPM and is_fractured(value)
 
 
 cdef inline int unit_of(const TlbArray *a, int kind) noexcept nogil:
     return GPM if kind == K_GPM else a.unit     # guest-physical mappings may share the second level
 
 
-cdef inline void tlb_forget(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, int cause) noexcept nogil:
+cdef inline void tlb_forget(Tlb *t, TlbArray *a, TlbSet *s, uint32_t way, int cause) noexcept nogil:
     # Accounts for an entry that leaves its way; cause -1: not an invalidation.
-    cdef uint32_t id = key >> 2 & 0xFFFF
-    cdef int size = key & 3
+    cdef uint32_t id = s.way[way] >> 2 & 0xFFFF
+    cdef int size = s.way[way] & 3
     cdef TlbContext *x = &t.ctx[id]
     cdef int u = unit_of(a, x.kind)
-    count_fractured(t, a, key, value, -1)
+    if fractured_in(a, s.way[a.pad + way]):
+        tlb_unfracture(t, a, s, way)
     if t.state[id] == CTX_DEAD:
         a.dead -= 1
     else:
@@ -342,7 +359,7 @@ cdef inline void tlb_forget(Tlb *t, TlbArray *a, uint64_t key, uint64_t value, i
 cdef inline void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil:
     # Empties a way.
     cdef uint64_t key = x.way[way]
-    tlb_forget(t, a, key, x.way[a.pad + way], cause)
+    tlb_forget(t, a, x, way, cause)
     if x.key == key:
         x.key = 0
     if a.replacement == LRU_LONG:

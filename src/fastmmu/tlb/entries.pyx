@@ -1,9 +1,9 @@
 """Kernel of the tagged TLB: contexts, entries. Header: tlb/entries.pxd."""
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu.tlb.replacement cimport (
-    LRU_LONG, chain_add, chain_drop, chain_of, chained, ordered, victim, way_at, way_back,
+    LRU_LONG, TREE_PLRU, chain_add, chain_drop, chain_of, chained, last_first, ordered, victim, way_at, way_back,
 )
 
 cdef inline bint is_live(const Tlb *t, uint64_t key) noexcept nogil:
@@ -222,9 +222,34 @@ cdef uint32_t way_for(const Tlb *t, const TlbArray *a, const TlbSet *x, int size
     return victim(a, x, ~<uint64_t> 0, way)
 
 
-cdef inline void charge(Tlb *t, TlbArray *a, int u, uint64_t key, uint64_t old, uint64_t old_value) noexcept nogil:
+cdef void tlb_fracture(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    cdef uint32_t *first = fractured_of(t, x.way[way] >> 18 << 12, x.way[a.pad + way] >> 10 & 3)
+    cdef uint32_t slot = (<uint32_t> (<uint8_t *> x - a.base >> a.log)) * a.pad + way
+    cdef uint32_t id = (<uint32_t> (a - t.array) << SLOT_BITS | slot) + 1
+    a.fractured += 1
+    a.link[2 * slot] = first[0]
+    a.link[2 * slot + 1] = 0
+    if first[0]:
+        id_links(t, first[0])[1] = id
+    first[0] = id
+
+
+cdef void tlb_unfracture(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    cdef uint32_t slot = (<uint32_t> (<uint8_t *> x - a.base >> a.log)) * a.pad + way
+    cdef uint32_t next = a.link[2 * slot], previous = a.link[2 * slot + 1]
+    a.fractured -= 1
+    if next:
+        id_links(t, next)[1] = previous
+    if previous:
+        id_links(t, previous)[0] = next
+    else:
+        fractured_of(t, x.way[way] >> 18 << 12, x.way[a.pad + way] >> 10 & 3)[0] = next
+
+
+cdef inline void charge(Tlb *t, TlbArray *a, int u, uint64_t key, TlbSet *s, uint32_t way) noexcept nogil:
     # Accounts for an entry that comes and the one whose way it takes.
     cdef TlbContext *x = &t.ctx[key >> 2 & 0xFFFF]
+    cdef uint64_t old = s.way[way]
     cdef int size = key & 3
     x.total += 1                # first: the old one may be this context's only entry
     x.live[u][size] += 1
@@ -234,10 +259,45 @@ cdef inline void charge(Tlb *t, TlbArray *a, int u, uint64_t key, uint64_t old, 
     if old:
         if is_live(t, old):
             t.c.evictions[unit_of(a, t.ctx[old >> 2 & 0xFFFF].kind)] += 1
-        tlb_forget(t, a, old, old_value, -1)
+        tlb_forget(t, a, s, way, -1)
 
 
 cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
+    # Into the way used least recently where that is empty, or holds an entry of the same context and size.
+    cdef TlbSet *x = set_of(a, size, la)
+    cdef uint64_t key = page_of(a, size, la) | t.key[kind], old
+    cdef uint32_t way
+    cdef int u = unit_of(a, kind)
+    way = x.order >> a.last & 15 if a.replacement == LRU else <uint32_t> (x.order >> 16)
+    if (a.replacement == TREE_PLRU or a.dead or a.quota[size] < a.ways or a.grows and x.way[way]
+            or t.key[kind] == NO_CONTEXT << 2):
+        insert_anywhere(t, a, kind, size, la, value)
+        return
+    old = x.way[way]
+    if old and ((old ^ key) & CONTEXT or (a.unit <= GPM and (is_fractured(value) or is_fractured(x.way[a.pad + way])))):
+        insert_anywhere(t, a, kind, size, la, value)
+        return
+    t.c.fills[u] += 1
+    if old:
+        t.c.evictions[u] += 1
+    else:
+        charge(t, a, u, key, x, way)
+    if a.replacement == LRU:
+        x.order = x.order & ~a.nibbles | (x.order << 4 & a.nibbles) | way
+        x.way[way] = key
+    else:
+        last_first(a, x)
+        if old:
+            chain_drop(a, x, way)
+        x.way[way] = key
+        chain_add(a, x, way)
+    x.key = key
+    x.value = x.way[a.pad + way] = value
+    if fractured_in(a, value):                      # the way was empty
+        tlb_fracture(t, a, x, way)
+
+
+cdef void insert_anywhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
     cdef TlbSet *x = set_of(a, size, la)
     cdef uint32_t way
     cdef uint64_t key, old, room
@@ -255,11 +315,7 @@ cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la,
         way = way_for(t, a, x, size)
     old = x.way[way]
     t.c.fills[u] += 1
-    if (old ^ key) & CONTEXT == 0 and (a.unit > GPM or not (is_fractured(value) or is_fractured(x.way[a.pad + way]))):
-        t.c.evictions[u] += 1                       # of the same context and size: no other account changes
-    else:
-        charge(t, a, u, key, old, x.way[a.pad + way])
-        count_fractured(t, a, key, value, 1)
+    charge(t, a, u, key, x, way)
     if a.replacement == LRU_LONG:
         if old:
             chain_drop(a, x, way)
@@ -267,4 +323,6 @@ cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la,
         chain_add(a, x, way)
     x.way[way] = key
     x.way[a.pad + way] = value
+    if fractured_in(a, value):
+        tlb_fracture(t, a, x, way)
     on_fill(a, x, way)

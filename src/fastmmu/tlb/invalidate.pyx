@@ -6,8 +6,8 @@ from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
     BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID, BY_PAGE_FAULT, BY_RESET,
     BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S,
-    L2, L2I, NO_EPT, PSC, TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, TlbUnit, alike, any_fractured, page_of,
-    set_at, set_of, tlb_kill, tlb_remove,
+    L2, L2I, NO_EPT, PSC, TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, TlbUnit, alike, fractured_of, id_array,
+    id_links, id_slot, page_of, set_at, set_of, tlb_kill, tlb_remove,
 )
 from fastmmu.tlb.replacement cimport LRU_LONG, chain_of, chained
 
@@ -70,16 +70,6 @@ cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_
     return (((key >> 18 << 12) ^ (la & TLB_LA)) >> shift) == 0
 
 
-cdef uint64_t drop_from(Tlb *t, TlbArray *a, TlbSet *x, uint64_t la, const Which *q, int cause) noexcept nogil:
-    # One set.
-    cdef uint64_t n = 0
-    cdef uint32_t w
-    for w in range(a.ways):
-        if x.way[w] and covers(a, x.way[w], x.way[a.pad + w], la):
-            n += drop_way(t, a, x, w, q, cause)
-    return n
-
-
 cdef inline bint chain_has(const TlbArray *a, const TlbSet *x, uint64_t page) noexcept nogil:
     cdef uint32_t next = chain_of(a, x, page)[0]
     while next and x.way[next - 1] & (TLB_PAGE | 3) != page:
@@ -116,37 +106,43 @@ cdef uint64_t drop_page(Tlb *t, TlbArray *a, int size, uint64_t la, const Which 
     return n
 
 
+cdef uint64_t drop_fractured(Tlb *t, uint32_t units, uint32_t id, uint64_t la, const Which *q,
+                             int cause) noexcept nogil:
+    # Those linked from this one on whose page, or the guest's page that they are a part of, holds la.
+    cdef TlbArray *a
+    cdef TlbSet *x
+    cdef uint64_t n = 0
+    cdef uint32_t next, way
+    while id:
+        next = id_links(t, id)[0]
+        a = id_array(t, id)
+        x = set_at(a, id_slot(id) // a.pad)
+        way = id_slot(id) % a.pad
+        if units >> a.unit & 1 and covers(a, x.way[way], x.way[a.pad + way], la):
+            n += drop_way(t, a, x, way, q, cause)
+        id = next
+    return n
+
+
 cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int cause, bint whole) noexcept nogil:
     # Single entries; whole: those of the guest's page that la is in, where it is fractured: they may lie in any set.
-    cdef TlbArray *a
     cdef TlbUnit *unit
     cdef uint64_t n = 0
-    cdef uint32_t i, s
     cdef int size
     if t.omit >> cause & 1:
         return 0
-    if not (whole and any_fractured(t, la)):
-        while units:
-            unit = &t.unit[ctz(units)]
-            units &= units - 1
-            if unit.live[0]:
-                n += drop_page(t, unit.by[0], 0, la, q, cause)
-            if unit.large:
-                for size in range(1, CLASSES):
-                    if unit.live[size]:
-                        n += drop_page(t, unit.by[size], size, la, q, cause)
-        return n
-    for i in range(t.arrays):
-        a = &t.array[i]
-        if not units >> a.unit & 1:
-            continue
-        if a.fractured:
-            for s in range(a.sets):
-                n += drop_from(t, a, set_at(a, s), la, q, cause)
-            continue
-        for size in range(CLASSES):
-            if a.classes >> size & 1:
-                n += drop_from(t, a, set_of(a, size, la), la, q, cause)
+    if whole:
+        for size in range(1, 4):
+            n += drop_fractured(t, units, fractured_of(t, la, size)[0], la, q, cause)
+    while units:
+        unit = &t.unit[ctz(units)]
+        units &= units - 1
+        if unit.live[0]:
+            n += drop_page(t, unit.by[0], 0, la, q, cause)
+        if unit.large:
+            for size in range(1, CLASSES):
+                if unit.live[size]:
+                    n += drop_page(t, unit.by[size], size, la, q, cause)
     return n
 
 

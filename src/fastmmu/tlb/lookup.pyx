@@ -8,8 +8,8 @@ from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport ctz
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
-    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, NO_WAY, TLB_PAGE, TlbContext, equal, insert,
-    is_fractured, set_at, tlb_remove, way_of,
+    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, NO_WAY, SLOTS, TLB_PAGE, TlbContext, equal,
+    fractured_in, insert, is_fractured, set_at, tlb_fracture, tlb_remove, tlb_unfracture, way_of,
 )
 from fastmmu.tlb.replacement cimport (
     IDENTITY, LRU, LRU_LONG, TREE_PLRU, chain_add, long_order, on_fill, on_hit, plru_paths, way_at, way_back,
@@ -193,6 +193,13 @@ cdef void tlb_psc_fill(Tlb *t, uint64_t la, int level, uint64_t value) noexcept 
         insert(t, t.unit[PSC].by[level - 2], K_PSC, level - 2, la, value)
 
 
+cdef void tlb_psc_fills(Tlb *t, uint64_t la, int top, int lowest, const uint64_t *values) noexcept nogil:
+    cdef int i
+    for i in range(top, lowest - 1, -1):
+        if t.unit[PSC].by[i - 2]:
+            insert(t, t.unit[PSC].by[i - 2], K_PSC, i - 2, la, values[i])
+
+
 cdef void tlb_epsc_fill(Tlb *t, uint64_t gpa, int level, uint64_t value) noexcept nogil:
     if t.unit[EPSC].by[level - 2]:
         insert(t, t.unit[EPSC].by[level - 2], K_EPSC, level - 2, gpa, value)
@@ -209,6 +216,16 @@ cdef inline void drop_class(Tlb *t, TlbUnit *u, int size, uint64_t la, uint64_t 
             tlb_remove(t, u.by[size], x, way, BY_REWALK)
 
 
+cdef inline bint renewed(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
+    # replace() of the entry used last, but for the accounts: its value is all that can change
+    cdef TlbSet *x = set_of(a, size, la)
+    if x.key != (page_of(a, size, la) | t.key[kind]) or a.replacement == TREE_PLRU or a.quota[size] < a.ways:
+        return False
+    if x.value != value:
+        x.value = x.way[a.pad + way_at(a, x, 0, 0)] = value
+    return True
+
+
 cdef void replace(Tlb *t, TlbUnit *u, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
     # drop_class and insert. Where the ways are ordered and the set is shared with nobody by quotas, the entry that goes
     # leaves the last way, which the new one takes: so it is overwritten.
@@ -216,14 +233,12 @@ cdef void replace(Tlb *t, TlbUnit *u, int kind, int size, uint64_t la, uint64_t 
     cdef TlbSet *x
     cdef uint64_t key = page_of(a, size, la) | t.key[kind]
     cdef uint32_t way
-    cdef bint last              # it is the entry used last, the first in the order
     if a.replacement == TREE_PLRU or a.quota[size] < a.ways or not u.live[size]:
         drop_class(t, u, size, la, t.key[kind])
         insert(t, a, kind, size, la, value)
         return
     x = set_of(a, size, la)
-    last = x.key == key
-    way = way_at(a, x, 0, 0) if last else way_of(a, x, key)
+    way = way_of(a, x, key)
     if way == NO_WAY:
         insert(t, a, kind, size, la, value)
     elif a.unit <= GPM and (is_fractured(value) or is_fractured(x.way[a.pad + way])):
@@ -233,10 +248,7 @@ cdef void replace(Tlb *t, TlbUnit *u, int kind, int size, uint64_t la, uint64_t 
         t.c.invalidated[<int> BY_REWALK][u.id] += 1
         t.c.fills[u.id] += 1
         x.way[a.pad + way] = value
-        if last:
-            x.value = value
-        else:
-            on_hit(a, x, way)
+        on_hit(a, x, way)
 
 
 cdef void tlb_gpm_refill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil:
@@ -254,21 +266,27 @@ cdef void tlb_gpm_refill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil:
     replace(t, u, K_GPM, size, gpa, value)
 
 
-cdef void tlb_epsc_refill(Tlb *t, uint64_t gpa, int top, int level, const uint64_t *tables) noexcept nogil:
+cdef int tlb_epsc_renew(Tlb *t, uint64_t gpa, int top, int level, const uint64_t *tables) noexcept nogil:
     cdef TlbUnit *u = &t.unit[EPSC]
-    cdef int i
+    cdef int i, n = 0, same = 0
     if t.mixed:                 # all that goes makes room first
         tlb_epsc_drop(t, gpa)
         for i in range(top, level, -1):
             tlb_epsc_fill(t, gpa, i, tables[i])
-        return
+        return -1
     for i in range(5, 1, -1):
         if u.by[i - 2] == NULL:
             pass
         elif level < i <= top:
-            replace(t, u, K_EPSC, i - 2, gpa, tables[i])
+            n += 1
+            if renewed(t, u.by[i - 2], K_EPSC, i - 2, gpa, tables[i]):
+                same += 1
+            else:
+                replace(t, u, K_EPSC, i - 2, gpa, tables[i])
         else:
             drop_class(t, u, i - 2, gpa, t.key[K_EPSC])
+    tlb_epsc_again(t, same)
+    return n
 
 
 cdef void drop_classes(Tlb *t, int unit, int kind, uint64_t la) noexcept nogil:
@@ -332,6 +350,7 @@ cdef void tlb_free(Tlb *t) noexcept nogil:
 cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t ways,
                     Replacement policy) noexcept nogil:
     # -1: no memory
+    cdef uint64_t links
     cdef uint32_t i
     cdef int size
     memset(a, 0, sizeof(TlbArray))
@@ -347,16 +366,20 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
             a.chains = 2 * a.chains + 1
     while <uint32_t> 1 << a.log < 32 + 16 * a.pad + (6 * a.pad + 2 * a.chains + 2 if a.chains else 0):
         a.log += 1
-    a.plain = a.replacement == LRU and unit <= GPM
+    a.plain = a.replacement == LRU
     a.unit = unit
     a.classes = classes
     a.shift = 21 if unit == PSC or unit == EPSC else 12
-    a.memory = zeroed((<uint64_t> sets << a.log) + 64 + 2 * 64 * 8, 1)
+    links = 2 * <uint64_t> sets * a.pad if unit <= GPM else 0
+    if links > 2 * SLOTS:
+        return -1
+    a.memory = zeroed((<uint64_t> sets << a.log) + 64 + 2 * 64 * 8 + 4 * links, 1)
     if a.memory == NULL:
         return -1
     a.base = <uint8_t *> ((<uintptr_t> a.memory + 63) & ~<uintptr_t> 63)    # cache lines
     a.plru_and = <uint64_t *> (a.base + (<uint64_t> sets << a.log))
     a.plru_or = a.plru_and + 64
+    a.link = <uint32_t *> (a.plru_or + 64)
     if a.replacement == LRU:
         a.last = 4 * (ways - 1)
         a.nibbles = ~<uint64_t> 0 >> (64 - 4 * ways)
@@ -415,7 +438,6 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
     new.grows = True
     new.plain = False
     new.dead = a.dead
-    new.fractured = a.fractured
     for s in range(a.sets):
         x = set_at(a, s)
         place = a.ways
@@ -423,6 +445,8 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
             place -= 1
             w = way_back(a, x, place, w)
             if x.way[w]:
+                if fractured_in(a, x.way[a.pad + w]):
+                    tlb_unfracture(t, a, x, w)
                 to = set_of(&new, x.way[w] & 3, x.way[w] >> 18 << 12)
                 way = way_back(&new, to, new.ways - 1, 0)
                 to.way[way] = x.way[w]
@@ -432,6 +456,10 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
                 on_fill(&new, to, way)
     zeroed_free(a.memory)
     a[0] = new
+    for s in range(a.sets):
+        for w in range(a.ways):
+            if set_at(a, s).way[w] and fractured_in(a, set_at(a, s).way[a.pad + w]):
+                tlb_fracture(t, a, set_at(a, s), w)
     for i in range(4):
         if t.port[i].l1 != NULL and t.port[i].l1.by[0] == a:
             aim(&t.port[i])

@@ -44,9 +44,10 @@ cdef struct TlbArray:
     uint32_t quota[4]           # [class]: most ways of a set that the class may hold
     uint32_t last               # LRU: where the least recent way stands in `order`
     uint64_t nibbles            # LRU: the bits of `order` in use
-    uint32_t plain              # LRU without quotas, no paging-structure cache
+    uint32_t plain              # LRU without quotas, and it does not grow
     uint32_t dead               # entries of dead contexts
     uint32_t fractured          # entries smaller than the guest's page, dead ones too
+    uint32_t *link              # [set * pad + way][2]: of such an entry the next and the previous one of its page
     uint8_t replacement         # Replacement
     uint8_t unit                # TlbUnitId
     uint8_t classes             # bit c: holds class c
@@ -114,6 +115,17 @@ cdef inline void move_first(const TlbArray *a, TlbSet *x, uint32_t way) noexcept
     before(a, x)[way] = NONE
     before(a, x)[x.order & 0xFFFF] = way
     x.order = x.order & ~<uint64_t> 0xFFFF | way
+
+
+cdef inline uint32_t last_first(const TlbArray *a, TlbSet *x) noexcept nogil:
+    # the least recent way becomes the most recent; there are more than one
+    cdef uint16_t way = x.order >> 16, first = x.order, last = before(a, x)[way]
+    behind(a, x)[last] = NONE
+    behind(a, x)[way] = first
+    before(a, x)[way] = NONE
+    before(a, x)[first] = way
+    x.order = <uint64_t> last << 16 | way
+    return way
 
 
 cdef inline void move_last(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
