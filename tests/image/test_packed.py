@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
 import random
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +224,17 @@ def test_cut_short(name: str, tmp_path: Path) -> None:
     for n in (len(data) - 20, len(data) // 2):
         with pytest.raises(fastmmu.ConfigError, match=r"image: (is cut short|cannot be unpacked)"):
             open_image(save(tmp_path, data[:n])).memory.read(0, 8)
+
+
+@pytest.mark.parametrize("head", [b"\x28\xb5\x2f\xfd\xa4\0\0\0\1", b"\xff\x06\0\0sNaPpY"])
+def test_blocks_of_nothing_are_not_counted(head: bytes, tmp_path: Path) -> None:
+    """Zeros behind the first bytes of a packed file, which would be millions of them."""
+    (tmp_path / "image").write_bytes(head)
+    os.truncate(tmp_path / "image", 1 << 28)
+    start = time.process_time()
+    with pytest.raises(fastmmu.ConfigError, match=r"cannot be unpacked|is cut short"):
+        open_image(tmp_path / "image")
+    assert time.process_time() - start < 5
 
 
 def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ class FileBytes:
         return os.pread(self._file.fileno(), max(0, stop - start), start)
 
 
+_MOST = 1 << 20
+"""Blocks, chunks or members that are looked for: a file of more is unpacked as a whole, which no Python slows down."""
+
 Data: TypeAlias = memoryview | FileBytes
 
 
@@ -100,7 +103,6 @@ def _number(data: Data, at: int, n: int) -> int:
 # ---- xz --------------------------------------------------------------------------------------------------------------
 
 _XZ_CHUNK = 1 << 21  # bytes that a chunk of LZMA2 makes at most; it takes 6 at least
-_XZ_RECORDS = 1 << 24
 
 
 def _xz(data: Data) -> Blocks:
@@ -138,7 +140,7 @@ def _xz_index(data: Data, at: int, end: int) -> list[tuple[int, int]]:
         raise ValueError("no index")
     at += 1
     count, at = _vli(data, at)
-    if count > _XZ_RECORDS:
+    if count > _MOST:
         raise ValueError("too many blocks")
     records = []
     for _ in range(count):
@@ -168,9 +170,12 @@ _RLE = 1
 
 
 def _zstd(data: Data) -> Blocks | None:
-    blocks, at, size = Blocks("zst"), 0, len(data)
+    blocks, at, size, seen = Blocks("zst"), 0, len(data), 0
     while at < size:
         magic = _number(data, at, 4)
+        seen += 1
+        if seen > _MOST:
+            return None
         if magic & 0xFFFFFFF0 == 0x184D2A50:  # to be skipped
             at += 8 + _number(data, at + 4, 4)
             continue
@@ -187,7 +192,9 @@ def _zstd(data: Data) -> Blocks | None:
         n = last = 0
         while not last:
             head = _number(data, at, 3)
-            last, n = head & 1, n + 1
+            last, n, seen = head & 1, n + 1, seen + 1
+            if seen > _MOST or not (head >> 1 or last):
+                raise ValueError("too many blocks, or one of nothing")
             at += 3 + (1 if head >> 1 & 3 == _RLE else head >> 3)
         at += 4 * (flags >> 2 & 1)
         if at > size or out > n * _ZSTD_BLOCK:
@@ -205,8 +212,11 @@ _TOGETHER = 1 << 20  # bytes unpacked: small members and chunks make one block
 
 def _gz(data: Data) -> Blocks | None:
     blocks, at, size = Blocks("gz"), 0, len(data)
-    first = out = 0
+    first = out = seen = 0
     while at < size:
+        seen += 1
+        if seen > _MOST:
+            return None
         if bytes(data[at : at + 4]) != b"\x1f\x8b\x08\x04" or bytes(data[at + 12 : at + 16]) != b"BC\x02\0":
             return None
         at += _number(data, at + 16, 2) + 1
@@ -232,12 +242,15 @@ _SNAPPY_CHUNK = 1 << 16
 def _sz(data: Data) -> Blocks:
     blocks, at, size = Blocks("sz"), 0, len(data)
     blocks.heads.append((0, _SNAPPY_HEAD))
-    first = out = 0
+    first = out = seen = 0
     while at < size:
+        seen += 1
+        if seen > _MOST:
+            raise ValueError("too many chunks")
         kind, length = data[at], _number(data, at + 1, 3)
         if kind <= 1:
             n = length - 4 if kind else _vli(data, at + 8)[0]
-            if not 0 <= n <= _SNAPPY_CHUNK:
+            if not 0 < n <= _SNAPPY_CHUNK:
                 raise ValueError("more than a chunk holds")
             out += n
         elif kind < 0x80:
