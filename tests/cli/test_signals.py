@@ -71,6 +71,7 @@ COMMANDS = {
     "maps": Command("maps {image} --cr3 1000"),
     "maps --csv": Command("maps {image} --cr3 1000 --csv {out}/r.csv"),
     "maps --json": Command("maps {image} --cr3 1000 --json {out}/r.json"),
+    "roots": Command("roots {image}"),
     "record": Command("record --quiet -o {out}/r.arrow -- ls"),
     "kvm-log": Command("kvm-log {log} --csv {out}/r.csv"),
     "trace info": Command("trace info {a} {b} {c}"),

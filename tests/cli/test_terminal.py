@@ -108,8 +108,8 @@ def trace(tmp_path: Path) -> Path:
         ("walk --json /no/such/w.json", "there is no directory /no/such; make it first"),
         ("walk --memory /no/such --va 0", "/no/such: no such file; name a recorded guest"),
         ("walk --memory {trace}", "--memory needs --va too"),
-        ("walk --memory {trace} --va 0", "is a raw image, which needs --cr3 too"),
-        ("walk --memory {trace} --va 0 --cr3 7000000", "cr3=0x7000000: its table lies outside memory"),
+        ("walk --memory {raw} --va 0", "is a raw image, which needs --cr3 too"),
+        ("walk --memory {raw} --va 0 --cr3 7000000", "cr3=0x7000000: its table lies outside memory"),
         ("walk --memory {dir} --va 0 --cr3 0", "there is no meta.json: this is no recorded guest"),
         ("walk --memory {empty} --va 0 --cr3 0", "holds 0 bytes"),
         (
@@ -122,12 +122,12 @@ def trace(tmp_path: Path) -> Path:
         ("run {pipe}", "this is no regular file"),
         ("maps", "required: MEMORY; see fastmmu maps --help"),
         ("maps {dir}", "there is no meta.json: this is no recorded guest"),
-        ("maps {trace}", "is a raw image, which needs --cr3 too"),
+        ("maps {raw}", "is a raw image, which needs --cr3 too"),
         ("maps /no/such.raw --cr3 0", "/no/such.raw: no such file; name a recorded guest"),
         ("maps {trace} --cr3 0 --start -1000", "'-1000' is no hexadecimal number"),
         ("maps {trace} --cr3 0 --limit many", "'many' is no number >= 0"),
-        ("maps {trace} --cr3 0 --eptp 7", "eptp=0x7"),
-        ("maps {trace} --cr3 7000000", "cr3=0x7000000: its table lies outside memory"),
+        ("maps {raw} --cr3 0 --eptp 7", "eptp=0x7"),
+        ("maps {raw} --cr3 7000000", "cr3=0x7000000: its table lies outside memory"),
         ("maps {trace} --cr3 0 --csv {dir}", "is a directory; name a file in it"),
         ("maps {trace} --cr3 0 --parquet -", "a Parquet file is binary; name a file"),
         ("walk --memory {odd} --va 0 --cr3 0", "no multiple of 8"),
@@ -147,7 +147,8 @@ def test_every_error_is_one_line(
     os.mkfifo(tmp_path / "guest" / "meta.json")
     system = Path(__file__).parents[1] / "data/systems/mm.rec.xz"
     made = {name: tmp_path / name for name in ("empty", "odd", "pipe", "guest")}
-    places = {"trace": trace, "dir": tmp_path, "system": system, **made}
+    (tmp_path / "raw").write_bytes(bytes(1 << 16))
+    places = {"trace": trace, "dir": tmp_path, "system": system, "raw": tmp_path / "raw", **made}
     before = sorted(tmp_path.iterdir())
     assert says in error(capsys, *argv.format(**places).split())
     assert sorted(tmp_path.iterdir()) == before

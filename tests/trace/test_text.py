@@ -158,7 +158,7 @@ def test_columns_of_the_callers_own(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="give one of them"):
         read_trace(path, "csv", columns="addr")
     (tmp_path / "b").write_bytes(b"KDUMP   ")
-    with pytest.raises(TraceError, match="this is a kdump memory image, no text"):
+    with pytest.raises(TraceError, match="this is a kdump, no text"):
         read_trace(tmp_path / "b", columns="addr")
     (tmp_path / "long").write_text("0x10\n" + "x" * (1 << 18) + "\n")
     with pytest.raises(TraceError, match="line 2: the line is longer"):

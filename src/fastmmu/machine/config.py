@@ -196,6 +196,8 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name in self.__struct_fields__:
             if isinstance(value := getattr(self, name), np.generic):
                 msgspec.structs.force_setattr(self, name, value.item())
+            elif isinstance(value, np.ndarray):
+                raise ConfigError(f"Config: {name} is an array; give one value, see help(fastmmu.Config)")
         for name in ("pages", "host_pages"):
             if isinstance(value := getattr(self, name), str):
                 msgspec.structs.force_setattr(self, name, page_size(value))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 __all__ = ["POLICIES", "ReplayedFaults", "replay_faults"]
 
-COMMAND, HELP, PLACE = "kvm-log", "a log of KVM's trace points, and its page faults under other policies", 15
+COMMAND, HELP, PLACE = "kvm-log", "a log of KVM's trace points, and its page faults under other policies", 16
 
 _HOMES = {"fastmmu.study.kvm_log.run": __all__}
 
