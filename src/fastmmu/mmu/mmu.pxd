@@ -164,6 +164,7 @@ cdef struct Mmu:
     uint32_t indirect           # shadowed tables there are
     bint flush                  # an entry lost rights since this was last cleared: cached translations may be stale
     bint out_of_tables
+    bint anywhere               # of a VMM's own: its entries lead where it says, not to slots alone
     MmuCounters counters
 
 

@@ -148,7 +148,7 @@ cdef class Mmu(Entries):
             raise ConfigError(f"pool={shown(pool)} holds no page; give a range of at least 4096 addresses")
         if mmu_init(mmu, &memory.mem, 0, memory.mem.nbytes, FORMAT_EPT, ad, first, end):
             raise OutOfMemoryError(f"no memory for the reverse maps of {int(memory.mem.nbytes):#x} bytes")
-        mmu.policy.tdp = mmu.policy.loss_of_dirty_flushes = True
+        mmu.policy.tdp = mmu.policy.loss_of_dirty_flushes = mmu.anywhere = True
         for i, slot in enumerate(many("slots", slots, ConfigError)):
             self.add_slot(f"slots[{i}]", slot, memory.mem.nbytes)
         mmu_vcpu_create(mmu, &self.own.vcpu)

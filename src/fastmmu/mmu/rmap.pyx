@@ -131,7 +131,7 @@ cdef void check_spte(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint6
     invariant(new & FRAME & within == 0, b"the frame of a leaf is aligned", old, new, level)
     invariant(mmu.ad or new & (f.accessed | f.dirty) == 0, b"no A, D without flags", old, new, level)
     invariant(not mmu.ad or not spte_tracked(f, new), b"access-tracked only without A flags", old, new, level)
-    if sp.direct:
+    if sp.direct and not mmu.anywhere:
         invariant(gfn_to_memslot(&mmu.slots, gfn) != NULL
                   and slot_hpa(gfn_to_memslot(&mmu.slots, gfn), gfn) == new & FRAME & ~within,
                   b"a leaf of a direct table page leads to the memory of its gfn", old, new, level)
