@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, NamedTuple, get_args, get_type_hints
 
-__all__ = ["KVM_VERSIONS", "KvmRule", "KvmRules", "kvm_rule", "kvm_rules"]
+__all__ = ["KVM_VERSIONS", "TODAY", "KvmRule", "KvmRules", "kvm_rule", "kvm_rules"]
 
 KVM_VERSIONS: dict[str, tuple[int, ...]] = {
     "slides": (2, 6, 26),
@@ -20,6 +20,9 @@ KVM_VERSIONS: dict[str, tuple[int, ...]] = {
     "6.12": (6, 12),
 }
 """The versions that there are: name -> version of Linux. That of the slides is the KVM of 2007 to 2009."""
+
+TODAY = "6.1"
+"""The one that stands for KVM of today where nobody names a version."""
 
 
 class KvmRule(NamedTuple):
@@ -124,7 +127,7 @@ class KvmRules(NamedTuple):
         "5.16", "the APIC-access page is mapped with APICv alone; else each access is emulated, and leaves no mark",
         "kvm_faultin_pfn; kvm_policy.md §14")]
     apic_load_retried: Annotated[bool, _since(
-        "2.6.26", "a load from the APIC's page that faults runs once more before it is emulated",
+        "3.3", "a load from the APIC's page that faults runs once more before it is emulated",
         "retry_instruction; kvm_policy.md §14", until="6.12")]
 # fmt: on
 

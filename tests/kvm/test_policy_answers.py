@@ -12,22 +12,12 @@ from fastmmu import Action, Config, Exit, GuestState, Host, Kvm, Machine, Memory
 from fastmmu.exits import ExitReason
 from fastmmu.kvm.policy.requests import Mode
 from tests.support.apic_guest import bare
+from tests.support.flat_guest import flat_vmm
 from tests.support.hammer import forked
 from tests.support.host_events import few
 
 MMUS = ("ept", "shadow")
 SVR = 0xF0
-
-
-def flat(vmm: type[Kvm], mmu: str, **fields: Any) -> Machine:
-    m = Machine(
-        Config(memory="64M", vmm=vmm, mmu=mmu, **fields),
-        guest_kernel=False,
-        state=GuestState(cr3=0x1000, cr4=0xA0, maxphyaddr=46),
-    )
-    for address, entry in {0x1000: 0x2003, 0x2000: 0x3003, 0x3000: 0x83, 0x3008: 0x200083}.items():
-        m.guest_memory.u64[address >> 3] = entry
-    return m
 
 
 class Injects(Kvm):
@@ -91,7 +81,7 @@ def test_a_general_protection_that_a_handler_injected(what: str, monkeypatch: py
 
 @pytest.mark.parametrize("mmu", MMUS)
 def test_a_general_protection_injected_into_a_bare_guest(mmu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    m = flat(Injects, mmu)
+    m = flat_vmm(Injects, mmu)
     monkeypatch.setattr(Injects, "reason", ExitReason.EPT_VIOLATION if mmu == "ept" else ExitReason.EXCEPTION_NMI)
     with pytest.raises(StateError, match=r"the access to 0x5000: #GP\(0\), a policy injected it"):
         m.load(0x5000)

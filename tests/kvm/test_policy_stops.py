@@ -24,6 +24,7 @@ from fastmmu.exits import ExitReason
 from fastmmu.vmx.fields import Field
 from tests.support import hostile_exits, hostile_tables
 from tests.support.apic_guest import PAGE, bare
+from tests.support.flat_guest import flat_vmm
 
 MMUS = ("ept", "shadow")
 SVR, EOI = 0xF0, 0xB0
@@ -39,23 +40,12 @@ class Switch(Kvm):
         return answer
 
 
-def flat(vmm: type[Kvm], mmu: str, **fields: Any) -> Machine:
-    m = Machine(
-        Config(memory="64M", vmm=vmm, mmu=mmu, **fields),
-        guest_kernel=False,
-        state=GuestState(cr3=0x1000, cr4=0xA0, maxphyaddr=46),
-    )
-    for address, entry in {0x1000: 0x2003, 0x2000: 0x3003, 0x3000: 0x83, 0x3008: 0x200083}.items():
-        m.guest_memory.u64[address >> 3] = entry
-    return m
-
-
 # ---- a handler that makes no progress ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mmu", MMUS)
 def test_a_handler_that_only_retries(mmu: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    m = flat(Switch, mmu)
+    m = flat_vmm(Switch, mmu)
     monkeypatch.setattr(Switch, "answer", Action.RETRY)
     name = "ept_violation" if mmu == "ept" else "exception_nmi"
     for _ in range(2):
@@ -81,7 +71,7 @@ class Window(Kvm):
 
 
 def test_an_exit_that_follows_each_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    m = flat(Window, "ept", tpr="flexpriority")
+    m = flat_vmm(Window, "ept", tpr="flexpriority")
     monkeypatch.setattr(Window, "stuck", True)
     with pytest.raises(PolicyError, match="interrupt_window follows each VM entry; its handler must take the cause"):
         m.exit_instruction(10)
@@ -92,7 +82,7 @@ def test_an_exit_that_follows_each_entry(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("answer", [3, 99, -1, None.__class__, "retry", 1.0])
 def test_what_is_no_action_is_refused(answer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    m = flat(Switch, "ept")
+    m = flat_vmm(Switch, "ept")
     monkeypatch.setattr(Switch, "answer", answer)
     with pytest.raises(PolicyError, match=r"Switch\.handle\(\) returned .* at cpuid; return a fastmmu\.Action"):
         m.exit_instruction(10)
@@ -164,7 +154,7 @@ class Breaking(Kvm):
 
 
 def test_an_entry_that_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    m = flat(Breaking, "ept")
+    m = flat_vmm(Breaking, "ept")
     m.store(0x5000, 7)
     m.vmm.start_dirty_log(0)
     good = m.vmcs["guest_cr4"]
@@ -249,7 +239,7 @@ def test_a_handler_leaves_a_root(mmu: str, lose: Callable[[Any], None]) -> None:
                 lose(vcpu)
             return Action.EMULATED
 
-    m = flat(Losing, mmu)
+    m = flat_vmm(Losing, mmu)
     m.store(0x5000, 7)
     Losing.on = True
     with pytest.raises(PolicyError, match=r"Losing\.handle\(\) at cpuid left no root; .* vcpu\.roots\.load"):
@@ -284,6 +274,6 @@ def test_the_processor_is_not_led_to_other_tables(mmu: str) -> None:
             seen.append(mmu)
             return Action.EMULATED
 
-    m = flat(Leading, mmu, tpr="flexpriority")
+    m = flat_vmm(Leading, mmu, tpr="flexpriority")
     m.exit_instruction(10)
     assert seen == [mmu]

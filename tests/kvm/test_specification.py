@@ -45,7 +45,17 @@ CONFIGS = {
     "ept-pml-2m": LINUX.replace(mmu="ept", tdp_mmu=False, pml=True, host_pages="2m"),
     "ept-noad-2m": LINUX.replace(mmu="ept", tdp_mmu=False, ept_ad=False, host_pages="2m"),
     "ept-few": LINUX.replace(mmu="ept", tdp_mmu=False, table_pages=20),
+    "ept-2m-nx": LINUX.replace(mmu="ept", tdp_mmu=False, host_pages="2m", nx_huge_pages=True),
+    "shadow-2m-nx": LINUX.replace(mmu="shadow", host_pages="2m", nx_huge_pages=True),
     "amd": LINUX.replace(mmu="ept", vendor="amd"),
+    "shadow-2m-5.10": LINUX.replace(kvm="5.10", mmu="shadow", host_pages="2m"),
+    "ept-2m-5.10": LINUX.replace(kvm="5.10", mmu="ept", tdp_mmu=False, host_pages="2m"),
+    "ept-untouched-5.10": LINUX.replace(kvm="5.10", mmu="ept", tdp_mmu=False, host_pages="untouched"),
+    "tdp-2m-5.10": LINUX.replace(kvm="5.10", mmu="ept", host_pages="2m"),
+    "shadow-6.12": LINUX.replace(kvm="6.12", mmu="shadow"),
+    "shadow-2m-nx-6.12": LINUX.replace(kvm="6.12", mmu="shadow", host_pages="2m", nx_huge_pages=True),
+    "ept-2m-nx-6.12": LINUX.replace(kvm="6.12", mmu="ept", tdp_mmu=False, host_pages="2m", nx_huge_pages=True),
+    "tdp-2m-nx-6.12": LINUX.replace(kvm="6.12", mmu="ept", host_pages="2m", nx_huge_pages=True),
 }
 CLASSES = (
     *("pf_fixed", "pf_guest", "pf_emulate", "pf_spurious", "ept_build", "ept_spurious", "mmio"),

@@ -25,7 +25,7 @@ def test_a_version_is_a_row() -> None:
     assert list(KVM_VERSIONS) == ["slides", "5.10", "6.1", "6.12"]
     rows = {name: kvm_rules(name) for name in KVM_VERSIONS}
     assert len(set(rows.values())) == len(rows)
-    assert not any(value for name, value in rows["slides"]._asdict().items() if name != "apic_load_retried")
+    assert not any(rows["slides"])
     new = {after: [n for n in KvmRules._fields if getattr(rows[after], n) and not getattr(rows[before], n)]
            for before, after in zip(list(rows)[1:], list(rows)[2:], strict=False)}  # fmt: skip
     assert new["6.12"] == ["invlpg_syncs_entry", "nx_own_tables"]
@@ -43,7 +43,7 @@ def test_no_kernel_goes_by_the_name_of_a_version() -> None:
     """Rules alone: what a version is stands in one place."""
     source = ROOT / "src" / "fastmmu"
     for path in [*source.rglob("*.pyx"), *source.rglob("*.pxd"), *(source / "kvm" / "policy").glob("*.py")]:
-        assert not re.search(r"config\.kvm|\bkvm ==", path.read_text()), path
+        assert not re.search(r'config\.kvm|\bkvm ==|"6\.1"', path.read_text()), path
 
 
 def test_another_version_is_refused() -> None:

@@ -66,7 +66,7 @@ def test_ctrl_c_leaves_what_was_finished(capsys: pytest.CaptureFixture[str], mon
     assert main(["migrate", name, "--methods", "pml,ring,shadow", "--jobs", "1", "--csv", str(target)]) == 130
     assert "\npml " in capsys.readouterr().out
     finished = {line.split(",")[3] for line in target.read_text().splitlines()}
-    assert {"method", "pml"} <= finished <= {"method", "pml", "shadow"}  # the third ran beside, and may have ended
+    assert finished == {"method", "pml"}
     target.unlink()
     assert main(["migrate", name, "--methods", "ring", "--csv", str(target)]) == 130
     assert capsys.readouterr() == ("", "fastmmu: interrupted\n")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastmmu import Config, GuestState, Machine, MemorySlot, Policy
+from typing import Any
+
+from fastmmu import Config, GuestState, Kvm, Machine, MemorySlot, Policy
 from tests.support.vmm_tables import FRAME
 
 PAGE = 0x40_0000  # a page of the guest's
@@ -15,6 +17,18 @@ def flat(config: Config, *slots: MemorySlot, policy: Policy | None = None) -> Ma
     words[0x1000 >> 3], words[0x2000 >> 3] = 0x2063, 0x3063
     for i in range(512):
         words[(0x3000 >> 3) + i] = i << 21 | 0xE3
+    return machine
+
+
+def flat_vmm(vmm: type[Kvm], mmu: str, **fields: Any) -> Machine:
+    """Linear = guest-physical in the first 4 MB, with PAE and global pages on, under a VMM in Python."""
+    machine = Machine(
+        Config(memory="64M", vmm=vmm, mmu=mmu, **fields),
+        guest_kernel=False,
+        state=GuestState(cr3=0x1000, cr4=0xA0, maxphyaddr=46),
+    )
+    for address, value in {0x1000: 0x2003, 0x2000: 0x3003, 0x3000: 0x83, 0x3008: 0x200083}.items():
+        machine.guest_memory.u64[address >> 3] = value
     return machine
 
 

@@ -75,6 +75,17 @@ class Blocks:
         self.at.append(self.size)
         self.size += out
 
+    def gather(self, first: int, at: int, end: int, out: int) -> tuple[int, int]:
+        """What was found since `first`, `out` bytes unpacked, becomes a block where it is large enough or the file, of
+        `end` bytes, ends; the next `first` and `out`."""
+        if out < _TOGETHER and at < end:
+            return first, out
+        if at > end:
+            raise ValueError("cut short")
+        if out:
+            self.add(first, at - first, out)
+        return at, 0
+
     def __len__(self) -> int:
         return len(self.start)
 
@@ -224,12 +235,7 @@ def _gz(data: Data) -> Blocks | None:
         if n > _BGZF_BLOCK:
             raise ValueError("more than a member holds")
         out += n
-        if out >= _TOGETHER or at >= size:
-            if at > size:
-                raise ValueError("cut short")
-            if out:
-                blocks.add(first, at - first, out)
-            first, out = at, 0
+        first, out = blocks.gather(first, at, size, out)
     return blocks
 
 
@@ -256,12 +262,7 @@ def _sz(data: Data) -> Blocks:
         elif kind < 0x80:
             raise ValueError("a chunk of no type")
         at += 4 + length
-        if out >= _TOGETHER or at >= size:
-            if at > size:
-                raise ValueError("cut short")
-            if out:
-                blocks.add(first, at - first, out)
-            first, out = at, 0
+        first, out = blocks.gather(first, at, size, out)
     return blocks
 
 

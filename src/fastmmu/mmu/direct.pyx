@@ -13,7 +13,7 @@ from fastmmu.mmu.mmu cimport (
     NO_SP, PREFETCH, Mmu, Sp, child_at, mmu_frame, mmu_quadrant, mmu_top, sp_child, spte_at,
 )
 from fastmmu.mmu.notifier cimport notify_end, notify_start
-from fastmmu.mmu.pages cimport mmu_link, mmu_make_room, mmu_may_write, mmu_sp, mmu_tracked
+from fastmmu.mmu.pages cimport mmu_link, mmu_make_room, mmu_may_write, mmu_put, mmu_sp, mmu_tracked
 from fastmmu.mmu.reclaim cimport host_fetch, host_give
 from fastmmu.mmu.rmap cimport spte_set
 from fastmmu.mmu.spte cimport (
@@ -128,7 +128,10 @@ cdef int mmu_set_spte(Mmu *mmu, uint32_t owner, uint64_t index, Memslot *slot, g
     if spte_present(old):
         flush = not spte_leaf(old, level) if mmu.policy.tdp else spte_update_flushes(mmu.format, mmu.ad, old, new)
     mmu.counters.flush_requests += flush
-    spte_set(mmu, owner, index, new)
+    if level > 1 and mmu.policy.tdp:
+        mmu_put(mmu, owner, index, new)
+    else:
+        spte_set(mmu, owner, index, new)
     return RET_PF_WRITE_PROTECTED if denied and write else RET_PF_FIXED
 
 
@@ -184,16 +187,17 @@ cdef int direct_map(Mmu *mmu, uint32_t owner, Fault *f, int largest, int access)
         split = f.fetch and mmu.policy.nx_huge
         goal = 1 if split else 2
     iter_start(mmu, &it, owner, f.la)
-    while it.level > goal:
+    while True:
+        if it.level == 2 == goal and mmu.policy.nx_huge and split_below(mmu, &it):
+            goal = 1
+        if it.level <= goal:
+            break
         if not get_child_sp(mmu, &it, gfn & ~((<uint64_t> 1 << 9 * (it.level - 1)) - 1), True, access):
             return RET_PF_NO_TABLES
-        if it.level == 1 and split:
-            if not mmu.sp[it.owner].split:
-                mmu.nx_splits += 1
-                mmu.counters.nx_lpage_splits += 1
-                mmu.sp[it.owner].split = mmu.nx_splits
-        elif it.level == 2 == goal and mmu.policy.nx_huge and split_below(mmu, &it):
-            goal = 1
+        if it.level == 1 and split and not mmu.sp[it.owner].split:
+            mmu.nx_splits += 1
+            mmu.counters.nx_lpage_splits += 1
+            mmu.sp[it.owner].split = mmu.nx_splits
     result = mmu_set_spte(mmu, it.owner, it.index, f.slot, gfn & ~(<uint64_t> 511) if goal == 2 else gfn, access, False,
                           f.write, f.host_writable, True)
     if result != RET_PF_SPURIOUS and mmu.policy.prefetch and mmu.sp[it.owner].direct and it.level == 1:

@@ -16,9 +16,9 @@ from fastmmu.mmu.direct cimport (
 from fastmmu.mmu.dirty_log cimport split
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty, slot_hpa
 from fastmmu.mmu.mmu cimport (
-    NO_SP, Mmu, child_at, id_index, id_owner, mmu_frame, mmu_owe_flush, mmu_top, rmap_next, rmap_spte, spte_at, spte_id,
+    NO_SP, Mmu, id_index, id_owner, mmu_frame, mmu_owe_flush, mmu_top, rmap_next, rmap_spte, spte_at, spte_id,
 )
-from fastmmu.mmu.pages cimport mmu_make_room, mmu_may_write, mmu_zap
+from fastmmu.mmu.pages cimport mmu_make_room, mmu_may_write, mmu_put, mmu_zap
 from fastmmu.mmu.rmap cimport spte_set, spte_update
 from fastmmu.mmu.spte cimport (
     MAY_ALL, MAY_W, MAY_X, SpteFormat, make_spte, spte_is_mmio, spte_leaf, spte_mmio, spte_mmio_current, spte_present,
@@ -86,14 +86,6 @@ cdef inline bint descend(Mmu *mmu, TableIter *it, gfn_t gfn, int level) noexcept
     return True
 
 
-cdef void put(Mmu *mmu, TableIter *it, uint64_t new) noexcept nogil:
-    # a leaf, or a mark; the table page that stood there goes
-    cdef uint32_t child = child_at(mmu, it.owner, it.index) if it.level > 1 else <uint32_t> NO_SP
-    spte_set(mmu, it.owner, it.index, new)
-    if child != NO_SP and not mmu.sp[child].parents:
-        mmu_zap(mmu, child)
-
-
 cdef int map_one(Mmu *mmu, gfn_t gfn, const uint64_t *pfn, const Mapping *m, uint8_t *out) noexcept nogil:
     cdef TableIter it
     cdef Fault f
@@ -128,7 +120,7 @@ cdef int map_one(Mmu *mmu, gfn_t gfn, const uint64_t *pfn, const Mapping *m, uin
     if not descend(mmu, &it, gfn, m.level):
         return ENTRIES_NO_TABLES
     new = make_spte(mmu.format, hpa, m.level, access, False, False, f.host_writable, cache)
-    put(mmu, &it, new if m.rights & RIGHT_R else new & ~mmu.format.read)
+    mmu_put(mmu, it.owner, it.index, new if m.rights & RIGHT_R else new & ~mmu.format.read)
     out[0] = True
     return ENTRIES_DONE
 
@@ -162,7 +154,7 @@ cdef int entries_mark(Mmu *mmu, const uint64_t *gfn, uint64_t n, uint64_t *done)
         if not descend(mmu, &it, gfn[done[0]], 1):
             end = ENTRIES_NO_TABLES
             break
-        put(mmu, &it, spte_mmio(mmu.format, gfn[done[0]], mmu.slots.generation))
+        mmu_put(mmu, it.owner, it.index, spte_mmio(mmu.format, gfn[done[0]], mmu.slots.generation))
         mmu.counters.mmio_marked += 1
         done[0] += 1
     mmu.counters.flush_requests += mmu.counters.entries_zapped != zapped

@@ -16,6 +16,7 @@ cdef bint mmu_tracked(const Mmu *mmu, gfn_t gfn) noexcept nogil
 cdef bint mmu_may_write(Mmu *mmu, gfn_t gfn, bint can_unsync, bint prefetch) noexcept nogil
 cdef void mmu_link(Mmu *mmu, uint32_t owner, uint64_t index, uint32_t child) noexcept nogil
 cdef bint mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil
+cdef void mmu_put(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil
 cdef void mmu_zap_all(Mmu *mmu) noexcept nogil
 cdef void mmu_forget_roots(MmuContext *c) noexcept nogil
 cdef void mmu_make_room(Mmu *mmu) noexcept nogil

@@ -390,6 +390,14 @@ cdef bint mmu_zap(Mmu *mmu, uint32_t i) noexcept nogil:
     return listed or not root
 
 
+cdef void mmu_put(Mmu *mmu, uint32_t owner, uint64_t index, uint64_t new) noexcept nogil:
+    # a leaf, or a mark; the table page that stood there goes (handle_changed_spte of the TDP MMU)
+    cdef uint32_t child = child_at(mmu, owner, index) if mmu.sp[owner].level > 1 else <uint32_t> NO_SP
+    spte_set(mmu, owner, index, new)
+    if child != NO_SP and not mmu.sp[child].parents:
+        mmu_zap(mmu, child)
+
+
 cdef void mmu_forget_roots(MmuContext *c) noexcept nogil:
     c.rooted = False
     c.root = c.previous[0] = c.previous[1] = c.previous[2] = NO_SP

@@ -28,7 +28,7 @@ from fastmmu.mmu.tables_port cimport page_number, refuse_outside, word_of_tables
 from fastmmu.paging.memory cimport PhysicalMemory
 
 from fastmmu.errors import Code, ConfigError, OutOfMemoryError, PolicyError, WrongTypeError
-from fastmmu.kvm_versions import kvm_rules
+from fastmmu.kvm_versions import TODAY, kvm_rules
 
 
 class RetPf(Code):
@@ -126,7 +126,7 @@ cdef class Mmu(Entries):
             raise OutOfMemoryError("no memory for an Mmu")
         self.build(memory, slots, pool, flag("ad", ad))
         self.mmu, self.active, self.owner = &self.own.mmu, &_nobody, memory
-        self.memory, self.rules = memory, kvm_rules("6.1")
+        self.memory, self.rules = memory, kvm_rules(TODAY)
         self.describe()
 
     def __dealloc__(self):

@@ -9,6 +9,7 @@ from fastmmu.arch.types cimport gfn_t
 from fastmmu.mmu.direct cimport get_child_sp, page_for_prefetch
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty, slot_away, slot_hpa, slot_huge
 from fastmmu.mmu.mmu cimport NO_SP, Mmu, Sp, child_at, spte_at
+from fastmmu.mmu.pages cimport mmu_put
 from fastmmu.mmu.rmap cimport spte_set
 from fastmmu.mmu.spte cimport (
     SpteFormat, spte_is_mmio, spte_leaf, spte_mmio_current, spte_mmio_gfn, spte_present, spte_tracked,
@@ -376,4 +377,7 @@ cdef class TableWalk:
         cdef uint64_t new = word("entry", entry)
         cdef Sp *sp = self.sp()
         self.check(sp, new)
-        spte_set(self.port.mmu, self.it.owner, self.it.index, new)
+        if self.port.mmu.policy.tdp:
+            mmu_put(self.port.mmu, self.it.owner, self.it.index, new)
+        else:
+            spte_set(self.port.mmu, self.it.owner, self.it.index, new)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastmmu.errors import ConfigError
+from fastmmu.kvm_versions import TODAY
 
 __all__ = ["BOOT", "COMPARE", "KVM_LOG", "MIGRATE", "OVERCOMMIT", "RECLAIM", "REPLAY", "TPR", "Schemes", "fields_of"]
 
@@ -15,7 +16,7 @@ NATIVE = {"mmu": "native"}
 SHADOW = {"mmu": "shadow"}
 EPT = {"mmu": "ept"}
 VPID = {"vpid": True}
-LINUX = {"kvm": "6.1"}
+LINUX = {"kvm": TODAY}
 SLIDES = {"kvm": "slides"}
 SHADOW_NOW = {**SHADOW, **VPID, **LINUX}
 EPT_NOW = {**EPT, **VPID, **LINUX}

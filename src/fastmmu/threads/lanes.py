@@ -249,6 +249,7 @@ class _Work(Generic[T]):
     def _stepped(self, lane: _Begun[T]) -> None:
         with self.changed:
             lane.running = False
+            self.stopped |= isinstance(lane.error, KeyboardInterrupt)
             if lane.ended:
                 self.ends.put(None)
             farthest_behind = min((each.at for each in self.lanes if not each.ended), default=self.first)

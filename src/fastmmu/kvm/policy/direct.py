@@ -111,13 +111,15 @@ class DirectMmu(Base):
         if largest >= 2 and self.large_allowed(fault):
             split = fault.fetch and mmu.nx_huge
             goal = 1 if split else 2
-        while walk.level > goal:
+        while True:
+            if walk.level == goal == 2 and mmu.nx_huge and self.table_below(walk):
+                goal = 1
+            if walk.level <= goal:
+                break
             if not walk.child(gfn >> 9 * (walk.level - 1) << 9 * (walk.level - 1), True, access):
                 return NO_TABLES
             if walk.level == 1 and split:
                 walk.mark_split()
-            elif walk.level == goal == 2 and mmu.nx_huge and self.table_below(walk):
-                goal = 1
         result = self.set_spte(
             walk, fault.slot, gfn & ~LARGE if goal == 2 else gfn, access, write=fault.write, host=fault.host_writable
         )
