@@ -13,10 +13,8 @@ from fastmmu import (
     Config,
     EventError,
     Exit,
-    GuestState,
     Host,
     Kvm,
-    Machine,
     PolicyError,
     StateError,
 )
