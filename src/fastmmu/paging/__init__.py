@@ -5,6 +5,7 @@
     state        `GuestState`, `Eptp`: registers checked once, and what walks derive from them
     guest, ept   the two walks, headers that callers specialize (no EPT, no caches, no record of steps)
     walk_caches  what walks find in the paging-structure caches and leave there
+    quick_walk   a header: the walk of a miss as most are, at once; else the one at length
     walk         one address: a query, an access, with or without caches, its path; the PDPTE registers
     batch        many addresses of one space; `translate` is that for arrays and threads
     leaves       every mapping of a space; `leaf_rows` is its state and its rows, `leaf_pages` the hot loops;

@@ -73,6 +73,12 @@ cdef inline uint64_t find_ept_table(Cached *c, uint64_t gpa, int levels, int *le
     return value
 
 
+cdef inline uint64_t rights_of(uint64_t mapping) noexcept nogil:
+    # R W X, XU of the value of a guest-physical mapping, in the bits of an EPT entry
+    return ((1 if mapping & F_R else 0) | (2 if mapping & F_EW else 0) | (4 if mapping & F_X else 0)
+            | (EPT_XU if mapping & F_U else 0))
+
+
 cdef inline bint find_mapping(Cached *c, uint64_t gpa, Mapping *out) noexcept nogil:
     cdef uint64_t value
     if not c.look:
@@ -81,16 +87,14 @@ cdef inline bint find_mapping(Cached *c, uint64_t gpa, Mapping *out) noexcept no
     if not value:
         return False
     out.hpa = tlb_pa(value, gpa)
-    out.rights = (1 if value & F_R else 0) | (2 if value & F_EW else 0) | (4 if value & F_X else 0)
-    if value & F_U:
-        out.rights |= EPT_XU
+    out.rights = rights_of(value)
     out.type = (value >> 56 & 7) << 3 | (EPT_IPAT if value >> GPM_IPAT_BIT & 1 else 0)
     out.shift = 12 + 9 * <int> (value >> 10 & 3)
     out.dirty = value & F_D != 0
     return True
 
 
-cdef inline void keep_mapping(Cached *c, uint64_t gpa, const Mapping *m) noexcept nogil:
+cdef inline uint64_t mapping_value(const Mapping *m) noexcept nogil:
     cdef uint64_t flags = (F_R if m.rights & 1 else 0) | (F_EW if m.rights & 2 else 0) | (F_X if m.rights & 4 else 0)
     cdef int size = (m.shift - 12) // 9
     if m.rights & EPT_XU:
@@ -100,7 +104,11 @@ cdef inline void keep_mapping(Cached *c, uint64_t gpa, const Mapping *m) noexcep
     flags |= (m.type >> 3 & 7) << 56
     if m.type & EPT_IPAT:
         flags |= <uint64_t> 1 << GPM_IPAT_BIT
+    return tlb_value(m.hpa, size, size, flags)
+
+
+cdef inline void keep_mapping(Cached *c, uint64_t gpa, const Mapping *m) noexcept nogil:
     if c.look:
-        tlb_gpm_fill(c.tlb, gpa, tlb_value(m.hpa, size, size, flags))
+        tlb_gpm_fill(c.tlb, gpa, mapping_value(m))
     else:
-        tlb_gpm_refill(c.tlb, gpa, tlb_value(m.hpa, size, size, flags))
+        tlb_gpm_refill(c.tlb, gpa, mapping_value(m))

@@ -4,6 +4,7 @@
     entries      entries, and the contexts that stand for (VPID, PCID, EPT root)
     lookup       lookups and fills of both levels, paging-structure caches, guest-physical mappings
     held         the lookups of both levels that a loop asks as long as they find something
+    peek         lookups that change nothing, until all are known
     invalidate   one function for each event that invalidates (tlb.md §3-§5)
     arrays       arrays given as `64/4`
     geometry     all arrays of a CPU: presets, and what is put in their place

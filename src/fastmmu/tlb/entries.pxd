@@ -21,8 +21,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.replacement cimport (
-    LRU, LRU_LONG, Replacement, TlbArray, TlbSet, chain_drop, chain_of, chained, on_fill, on_hit, on_remove,
-    order_first,
+    LRU, LRU_LONG, Replacement, TlbArray, TlbSet, chain_add, chain_drop, chain_of, chained, last_first, on_fill,
+    on_hit, on_remove, order_first,
 )
 
 cdef extern from *:
@@ -197,6 +197,8 @@ cdef struct Tlb:
     uint32_t l2_fractures       # pages too large for the second level are cached there, fractured
     uint32_t fractured[1 << 16]     # [hash of the guest's page] first of its fractured entries, 0: there is none
     bint mixed                  # an array of the paging-structure caches of EPT holds several classes
+    bint quick_on               # the arrays that walks use are plain, of several ways, and for nothing else: a walk may
+    uint64_t quick_done         # be quick (paging/quick_walk.pxd); so many were
     uint32_t vpid, pcid         # in force
     uint64_t eptrta
     TlbContext *ctx
@@ -297,6 +299,24 @@ cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, ui
         t.c.fills[GPM if kind == K_GPM else a.unit] += 1
     else:
         insert_elsewhere(t, a, kind, size, la, value)
+
+
+cdef inline bint insert_long(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
+    # insert() in an array of LRU_LONG, likewise; False: it has to be insert().
+    cdef TlbSet *x = set_of(a, size, la)
+    cdef uint64_t key = page_of(a, size, la) | t.key[kind]
+    cdef uint32_t way = x.order >> 16
+    if (not a.plain_long or a.dead or (x.way[way] ^ key) & CONTEXT or a.fractured
+            or a.unit <= GPM and is_fractured(value)):
+        return False
+    last_first(a, x)
+    chain_drop(a, x, way)
+    x.key = x.way[way] = key
+    chain_add(a, x, way)
+    x.value = x.way[a.pad + way] = value
+    t.c.evictions[GPM if kind == K_GPM else a.unit] += 1
+    t.c.fills[GPM if kind == K_GPM else a.unit] += 1
+    return True
 
 
 cdef inline uint32_t way_of(const TlbArray *a, const TlbSet *x, uint64_t key) noexcept nogil:

@@ -12,7 +12,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
-    F_G, K_GLOBAL, K_LOCAL, NO_CONTEXT, TLB_LA, Tlb, TlbArray, TlbPort, TlbSet, equal, insert, set_of
+    CLASSES, F_G, K_GLOBAL, K_LOCAL, NO_CONTEXT, NO_WAY, TLB_LA, Tlb, TlbArray, TlbPort, TlbSet, TlbUnit, equal, insert,
+    page_of, set_of, way_of,
 )
 from fastmmu.tlb.replacement cimport LRU, order_first
 
@@ -46,7 +47,8 @@ cdef struct Held:               # of one kind of access
     bint both                   # global pages are cached, too
     uint64_t k, g               # contexts in force
     TlbPort *port
-    TlbArray *second            # of 4K pages, the only ones cached; NULL: held_second cannot tell
+    TlbArray *second            # of 4K pages; NULL: held_second cannot tell
+    bint large                  # larger pages are cached, too
 
 
 cdef inline void held_begin(Held *h, Tlb *t, int acc) noexcept nogil:
@@ -61,10 +63,11 @@ cdef inline void held_begin(Held *h, Tlb *t, int acc) noexcept nogil:
     h.g = t.key[K_GLOBAL]
     h.both = h.g != NO_CONTEXT << 2
     h.second = NULL
-    if p.l2 != NULL and not p.l2.large and not p.l1.large and first.plain:
+    if p.l2 != NULL and first.plain:
         h.second = p.l2.by[0]
         if h.second != NULL and h.second.replacement != LRU:
             h.second = NULL
+        h.large = p.l1.large or p.l2.large
 
 
 cdef inline bint hit(TlbSet *x, uint32_t pad, uint32_t ways, uint64_t k, uint64_t g, bint both) noexcept nogil:
@@ -95,17 +98,41 @@ cdef inline uint64_t held_first(const Held *h, uint64_t la) noexcept nogil:
     return x.value if hit(x, h.ways, h.ways, page | h.k, page | h.g, h.both) else 0
 
 
+cdef inline bint holds_large(const TlbUnit *u, uint64_t la, uint64_t k, uint64_t g) noexcept nogil:
+    cdef uint64_t page
+    cdef int size
+    for size in range(1, CLASSES):
+        if u.live[size]:
+            page = page_of(u.by[size], size, la)
+            if way_of(u.by[size], set_of(u.by[size], size, la), page | k) != NO_WAY:
+                return True
+            if way_of(u.by[size], set_of(u.by[size], size, la), page | g) != NO_WAY:
+                return True
+    return False
+
+
+cdef inline bint unclear(const Held *h, uint64_t la, uint64_t page) noexcept nogil:
+    # after held_first() found nothing: a set may hold the page twice, or a larger page holds it
+    cdef uint32_t hits
+    if h.both:
+        hits = equal((<TlbSet *> (h.base + ((la >> 12 & h.mask) << h.log))).way, h.ways, page | h.k, page | h.g)
+        if hits:
+            return True
+        hits = equal(set_of(h.second, 0, la).way, h.second.pad, page | h.k, page | h.g)
+        if hits & (hits - 1):
+            return True
+    return h.large and (holds_large(h.port.l1, la, h.k, h.g) or holds_large(h.port.l2, la, h.k, h.g))
+
+
 cdef inline uint64_t held_second(Tlb *t, const Held *h, uint64_t la) noexcept nogil:
     # after held_first() found nothing
     cdef TlbArray *a = h.second
     cdef TlbSet *x
     cdef uint64_t page = (la & TLB_LA) << 6
-    if a == NULL:
+    if a == NULL or (h.both or h.large) and unclear(h, la, page):
         return 0
     x = set_of(a, 0, la)
     if not hit(x, a.pad, a.pad, page | h.k, page | h.g, h.both):
-        if h.both:              # perhaps two entries are held
-            return 0
         t.c.misses[h.port.l1.id] += 1
         t.c.lookups[h.port.l2.id] += 1
         t.c.misses[h.port.l2.id] += 1

@@ -367,6 +367,7 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
     while <uint32_t> 1 << a.log < 32 + 16 * a.pad + (6 * a.pad + 2 * a.chains + 2 if a.chains else 0):
         a.log += 1
     a.plain = a.replacement == LRU
+    a.plain_long = a.replacement == LRU_LONG
     a.unit = unit
     a.classes = classes
     a.shift = 21 if unit == PSC or unit == EPSC else 12
@@ -404,6 +405,7 @@ cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, Re
         return -1
     a.grows = grows
     a.plain = a.plain and not grows
+    a.plain_long = a.plain_long and not grows
     for size in range(CLASSES):
         if classes >> size & 1:
             t.unit[unit].by[size] = a
@@ -436,7 +438,7 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
     if ways > MOST_WAYS or make_array(&new, a.unit, a.classes, sets, ways, LRU):
         return
     new.grows = True
-    new.plain = False
+    new.plain = new.plain_long = False
     new.dead = a.dead
     for s in range(a.sets):
         x = set_at(a, s)
@@ -486,4 +488,9 @@ cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil:
             t.unit[GPM].by[size] = t.unit[L2].by[size]
     for i in range(t.arrays):
         for size in range(CLASSES):
-            t.array[i].plain = t.array[i].plain and t.array[i].quota[size] >= t.array[i].ways
+            if t.array[i].quota[size] < t.array[i].ways:
+                t.array[i].plain = t.array[i].plain_long = False
+    t.quick_on = not gpm_in_l2
+    for i in range(t.arrays):
+        if t.array[i].unit >= GPM:
+            t.quick_on = t.quick_on and (t.array[i].plain or t.array[i].plain_long) and t.array[i].ways > 1

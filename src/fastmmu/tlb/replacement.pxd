@@ -45,6 +45,7 @@ cdef struct TlbArray:
     uint32_t last               # LRU: where the least recent way stands in `order`
     uint64_t nibbles            # LRU: the bits of `order` in use
     uint32_t plain              # LRU without quotas, and it does not grow
+    uint32_t plain_long         # LRU_LONG likewise
     uint32_t dead               # entries of dead contexts
     uint32_t fractured          # entries smaller than the guest's page, dead ones too
     uint32_t *link              # [set * pad + way][2]: of such an entry the next and the previous one of its page

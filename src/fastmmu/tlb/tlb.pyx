@@ -398,6 +398,13 @@ cdef class TLB:
             omit |= 1U << <int> choice("a cause", cause, _CAUSES, ConfigError)
         self.t.omit = omit
 
+    def _walk_at_length(self):
+        # from now on no walk is quick (paging/quick_walk.pxd): results are the same, which a test wants to see
+        self.t.quick_on = False
+
+    def _quick_walks(self):
+        return self.t.quick_done
+
     def reset_counters(self):
         """All counters to 0; the entries stay."""
         cdef Turn _turn = self.turns.apart()
