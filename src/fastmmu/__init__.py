@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         OutOfMemoryError,
         PolicyError,
         StateError,
+        StudyError,
         TraceError,
         VmFail,
         VmFailInvalid,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from fastmmu.space.space import AddressSpace
     from fastmmu.study.compare.run import compare
     from fastmmu.study.kvm_log.run import replay_faults
+    from fastmmu.study.sweep.run import Study
     from fastmmu.study.tpr.run import tpr_study
     from fastmmu.tlb.geometry import Geometry, geometry
     from fastmmu.tlb.tlb import TLB
@@ -107,6 +109,8 @@ __all__ = [
     "Simulation",
     "StateError",
     "StepKind",
+    "Study",
+    "StudyError",
     "Trace",
     "TraceError",
     "Translation",
@@ -158,6 +162,7 @@ _HOMES = {
         "OutOfMemoryError",
         "PolicyError",
         "StateError",
+        "StudyError",
         "TraceError",
         "VmFail",
         "VmFailInvalid",
@@ -190,6 +195,7 @@ _HOMES = {
     "fastmmu.space.space": ("AddressSpace",),
     "fastmmu.study.compare.run": ("compare",),
     "fastmmu.study.kvm_log.run": ("replay_faults",),
+    "fastmmu.study.sweep.run": ("Study",),
     "fastmmu.study.tpr.run": ("tpr_study",),
     "fastmmu.tlb.geometry": ("Geometry", "geometry"),
     "fastmmu.tlb.tlb": ("TLB",),

@@ -20,6 +20,7 @@ __all__ = [
     "OutOfMemoryError",
     "PolicyError",
     "StateError",
+    "StudyError",
     "TraceError",
     "VmFail",
     "VmFailInvalid",
@@ -100,6 +101,20 @@ class MissingExtraError(FastmmuError, ImportError):
 
 class PolicyError(FastmmuError, RuntimeError):
     """A policy did something that no VMM may do (for example an exit that never makes progress)."""
+
+
+class StudyError(FastmmuError, RuntimeError):
+    """A study that cannot go on: a worker of another version, a trace that changed meanwhile, runs that failed.
+
+    ``failed`` has a sentence for each run that failed; those that were finished are kept.
+    """
+
+    def __init__(self, message: str, failed: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.failed = failed
+
+    def __reduce__(self) -> tuple[type[StudyError], tuple[str, tuple[str, ...]]]:
+        return type(self), (str(self), self.failed)
 
 
 VM_INSTRUCTION_ERRORS = {

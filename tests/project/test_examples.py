@@ -51,6 +51,21 @@ def test_policies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert [block for block in blocks if block not in source] == []
 
 
+def test_sweep(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Code and figures of docs/studies.md are those of the example; the second time nothing is run."""
+    pytest.importorskip("pyarrow", reason="results of studies are Parquet: fastmmu[arrow]")
+    first, *rows = output("sweep.py", capsys, monkeypatch, str(tmp_path)).splitlines()
+    page = (EXAMPLES.parent / "docs" / "studies.md").read_text()
+    assert first == "8 runs made, 0 missing"
+    assert len(rows) == 8
+    assert [row for row in rows if row not in page.splitlines()] == [], (
+        "put what the example prints into docs/studies.md"
+    )
+    source = (EXAMPLES / "sweep.py").read_text()
+    assert source[source.index("CONFIGS = [") : source.index("def main")].strip() in page
+    assert output("sweep.py", capsys, monkeypatch, str(tmp_path)).splitlines() == ["0 runs made, 0 missing", *rows]
+
+
 def test_kvm_versions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules and figures of docs/kvm-versions.md are those of the example."""
     rows = [line for line in output("kvm_versions.py", capsys, monkeypatch).splitlines() if line]

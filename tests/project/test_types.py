@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -53,7 +54,7 @@ def test_a_type_checker_sees_what_would_fail(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--cache-dir", str(ROOT / ".mypy_cache")]
     environment = {"MYPYPATH": str(ROOT / "src"), "PATH": ""}
     done = subprocess.run([*command, str(source)], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error:" in line}
+    found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if re.match(r"snippet.py:\d+: error:", line)}
     wanted = {number for number, line in enumerate(SNIPPET.splitlines(), 1) if line.endswith("# error")}
     assert len(wanted) == 15
     assert found == wanted, done.stdout + done.stderr

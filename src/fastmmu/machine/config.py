@@ -30,7 +30,7 @@ from fastmmu.tlb.geometry import Geometry, Replacement, geometry
 if TYPE_CHECKING:
     from fastmmu.kvm.policy.kvm import Kvm
 
-__all__ = ["Config", "as_config", "parse_bytes"]
+__all__ = ["Config", "as_config", "parse_bytes", "refused_alone"]
 
 P = ParamSpec("P")
 C = TypeVar("C")
@@ -89,17 +89,39 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     thp_threshold: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
 
 
-def _refused(fields: _Fields, error: msgspec.ValidationError) -> str:
+_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "walk_caches")
+
+
+def refused_alone(name: str, value: Any) -> str | None:
+    """Why no configuration takes this value of a field, whatever its others are: what it may be; None: some may."""
+    if name in ("pages", "host_pages") and isinstance(value, str):
+        value = page_size(value)
+    try:
+        found = msgspec.convert({name: value}, _Fields)
+        if name in _ARRAYS:
+            geometry(found.tlb, **{} if name == "tlb" else {name: value})
+        elif name in ("memory", "host_memory") and value is not None:
+            parse_bytes(value)
+    except msgspec.ValidationError as error:
+        return _refused(name, value, error)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _refused_of(fields: _Fields, error: msgspec.ValidationError) -> str:
     """Name and value of the field of which an error of msgspec tells, and what it may be."""
     name = re.search(r"`\$\.(\w+)`", str(error))
     if name is None:
         return str(error)
-    hint = get_type_hints(_Fields)[name[1]]
+    return f"{name[1]}={getattr(fields, name[1])!r}: {_refused(name[1], getattr(fields, name[1]), error)}"
+
+
+def _refused(name: str, value: Any, error: msgspec.ValidationError) -> str:
+    hint = get_type_hints(_Fields)[name]
     choices = [repr(word) for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
     said = f"choose from {', '.join(choices)}" if choices else str(error).partition(" - at")[0]
-    if name[1] == "tlb":
-        said = "give the name of a preset, or a fastmmu.Geometry"
-    return f"{name[1]}={getattr(fields, name[1])!r}: {said}"
+    return "give the name of a preset, or a fastmmu.Geometry" if name == "tlb" else said
 
 
 def _takes_fields_of(maker: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[Concatenate[C, P], R]]:
@@ -204,7 +226,7 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         try:
             msgspec.convert(msgspec.structs.asdict(self), _Fields)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"Config: {_refused(self, error)}; see help(fastmmu.Config)") from error
+            raise ConfigError(f"Config: {_refused_of(self, error)}; see help(fastmmu.Config)") from error
         except UnicodeError as error:
             raise ConfigError(f"Config: a text that is none: {error}; see help(fastmmu.Config)") from error
         if isinstance(self.tlb, str):

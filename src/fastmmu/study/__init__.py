@@ -3,6 +3,7 @@
     compare      one trace under several schemes
     consolidate  programs on the CPUs of one host (`fastmmu host`)
     replay       a system trace in all schemes
+    sweep        whatever a study.toml describes, resumed where it was left, here or on a cluster
     migrate      live migration, by method of dirty logging
     overcommit   hosts short of memory
     boot         a guest that changes its paging mode
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from fastmmu.study.consolidate.run import Consolidation, consolidate
     from fastmmu.study.curve.run import Curve, Curves, tlb_curve
     from fastmmu.study.kvm_log.run import ReplayedFaults, replay_faults
+    from fastmmu.study.sweep.run import Study
     from fastmmu.study.tpr.run import WAYS, tpr_study
     from fastmmu.study.vpid.run import VpidPoint, vpid_experiment
     from fastmmu.trace.survey import Survey, survey
@@ -46,6 +48,7 @@ __all__ = [
     "Curve",
     "Curves",
     "ReplayedFaults",
+    "Study",
     "Survey",
     "VpidPoint",
     "compare",
@@ -66,6 +69,7 @@ _HOMES = {
     "fastmmu.study.curve.run": ("Curve", "Curves", "tlb_curve"),
     "fastmmu.study.kvm_log.run": ("ReplayedFaults", "replay_faults"),
     "fastmmu.trace.survey": ("Survey", "survey"),
+    "fastmmu.study.sweep.run": ("Study",),
     "fastmmu.study.tpr.run": ("WAYS", "tpr_study"),
     "fastmmu.study.vpid.run": ("VpidPoint", "vpid_experiment"),
 }

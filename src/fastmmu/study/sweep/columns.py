@@ -1,0 +1,99 @@
+"""A row of a sweep's results: the same columns, of the same types, whatever was run."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from fastmmu.counters import APIC, CAUSES, COUNTERS
+from fastmmu.exits import ExitReason
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CLASSES
+from fastmmu.machine.result import Result
+from fastmmu.sizes import parse_bytes
+
+__all__ = ["columns", "row_of"]
+
+_REASONS = tuple(reason.name.lower() for reason in ExitReason)
+_KINDS = tuple(dict.fromkeys([name for names in CLASSES.values() for name in names] + list(_REASONS)))
+_SIZES = ("memory", "host_memory")
+_WORDS = {"tlb", "vmm"}
+_BEFORE = {
+    "key": "string", "study": "string", "trace": "string", "path": "string", "content": "string", "scheme": "string",
+}  # fmt: skip
+_MADE = {"geometry": "string", "cost_model": "string", "costs": "string", "complete": "bool"}
+_PLAIN = tuple(row.name for row in COUNTERS if row.name != "exits_by_reason")
+_OPTIONAL = (*(row.name for row in APIC), "instructions")
+_AFTER = {
+    "cycles_per_access": "double", "mpki": "double", "notes": "string", "seconds": "double", "seed": "int64",
+    "fastmmu": "string", "host": "string",
+}  # fmt: skip
+
+
+def _type(name: str, hint: Any) -> str:
+    if name in _SIZES:
+        return "int64"
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = {type(get_args(part)[0]) if get_origin(part) is Literal else part for part in parts} - {type(None)}
+    if name in _WORDS or str in kinds:
+        return "string"
+    return "bool" if bool in kinds else "int64" if int in kinds else "string"
+
+
+def _config_columns() -> dict[str, str]:
+    hints = get_type_hints(Config)
+    return {name: _type(name, hints[name]) for name in Config.__struct_fields__}
+
+
+_CONFIG = _config_columns()
+
+
+def columns() -> dict[str, str]:
+    """Name of each column → its type in Arrow's words."""
+    return {
+        **_BEFORE,
+        **_CONFIG,
+        **_MADE,
+        **dict.fromkeys(_PLAIN, "int64"),
+        **dict.fromkeys(_OPTIONAL, "int64"),
+        **{f"exits_{name}": "int64" for name in (*_REASONS, "other")},
+        "cycles": "double",
+        **{f"cycles_{cause}": "double" for cause in CAUSES},
+        **{f"cycles_exit_{kind}": "double" for kind in (*_KINDS, "other")},
+        **_AFTER,
+    }
+
+
+def row_of(result: Result, made: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a run; `made`: what the run itself does not know, by the names of columns.
+
+    Counters of a local APIC are None without one, instructions where the trace does not count them.
+    """
+    config = result.config.fields()
+    config |= {name: None if config[name] is None else parse_bytes(config[name]) for name in _SIZES}
+    config["tlb"] = result.config.tlb_name
+    exits = dict(result.counters.get("exits_by_reason", {}))
+    cycles = dict(result.cycles_by)
+    found: dict[str, Any] = {
+        **result.origin.columns(),
+        "scheme": result.config.name,
+        **config,
+        "geometry": result.geometry,
+        "costs": result.costs,
+        "complete": result.complete,
+        **{name: result.counters[name] for name in _PLAIN},
+        **{name: result.counters.get(name) for name in _OPTIONAL},
+        **{f"exits_{name}": exits.pop(name, 0) for name in _REASONS},
+        "exits_other": sum(exits.values()),
+        "cycles": result.cycles,
+        **{f"cycles_{cause}": cycles.pop(cause, 0.0) for cause in CAUSES},
+        **{f"cycles_exit_{kind}": cycles.pop(f"exit:{kind}", 0.0) for kind in _KINDS},
+        "cycles_exit_other": sum(cycles.values()),
+        "cycles_per_access": result.cycles_per_access,
+        "mpki": result.mpki,
+        "notes": "; ".join(result.notes),
+        "seconds": result.seconds,
+        **made,
+    }
+    return {name: found[name] for name in columns()}
