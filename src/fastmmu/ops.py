@@ -90,3 +90,6 @@ class RecordOp(Code):
     PKRU = 25
     MARK = 30  # a phase of the workload begins
     TABLE = 32  # content of a page table, before the first walk that reads it
+    CPU = 33  # of several: whose the records are that follow
+    IPI = 34  # a write of the ICR
+    WALK = 35  # a walk that set accessed and dirty flags, and no access

@@ -58,8 +58,12 @@ cdef struct Detector:
     uint64_t by_owed[5]
     uint64_t examples
     Stale example[64]
+    uint32_t last_kind, last_owed       # of the one found last, and whether it is an example
+    bint last_kept
 
 cdef Detector *stale_new() noexcept nogil      # NULL: no memory
+# The one found last was legal after all: until its own flush a CPU may go by what another CPU has changed.
+cdef void stale_forgive(Detector *d) noexcept nogil
 cdef void stale_free(Detector *d) noexcept nogil
 cdef void stale_stored(Detector *d, uint64_t at, uint64_t event) noexcept nogil
 cdef void stale_walked(Detector *d, const Tlb *t, const Paging *g, uint64_t la, const Steps *steps,

@@ -53,6 +53,13 @@ cdef void stale_free(Detector *d) noexcept nogil:
         free(d)
 
 
+cdef void stale_forgive(Detector *d) noexcept nogil:
+    d.found -= 1
+    d.by_kind[d.last_kind] -= 1
+    d.by_owed[d.last_owed] -= 1
+    d.examples -= d.last_kept
+
+
 # ---- what walks read, what stores changed ---------------------------------------------------------------------
 
 cdef void stale_stored(Detector *d, uint64_t at, uint64_t event) noexcept nogil:
@@ -216,6 +223,9 @@ cdef void stale_use(Detector *d, Mem *m, const Tlb *t, const Paging *g, const Ep
     d.found += 1
     d.by_kind[x.kind] += 1
     d.by_owed[x.owed] += 1
-    if d.examples < STALE_EXAMPLES:
+    d.last_kind = x.kind
+    d.last_owed = x.owed
+    d.last_kept = d.examples < STALE_EXAMPLES
+    if d.last_kept:
         d.example[d.examples] = x
         d.examples += 1

@@ -27,6 +27,7 @@ class Host:
         state: GuestState | None = None,
         omit: Sequence[str] = (),
         memory: int | str | None = None,
+        policy: Policy | None = None,
     ) -> None: ...
     def add(
         self,

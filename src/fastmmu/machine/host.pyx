@@ -65,6 +65,7 @@ cdef class Host:
     :param guest_kernel, state: as of :class:`Machine`; each vCPU of a bare guest begins with this state, and runs by
         the machine that :meth:`place` returns.
     :param omit: flushes to leave out, by the names of :attr:`Vmm.omit`, to see what they are for.
+    :param policy: overrides handlers of VM exits of the machines at the start, see :class:`Machine`.
     :param memory: the host's, bytes or text such as "4T"; only address space, nothing is allocated for it. None: 1 TB,
         or what the first machines take where that is more, or where the operating system refuses so much.
     :raises ConfigError: a native configuration, no machine, no CPU. :raises OutOfMemoryError: too much memory in all.
@@ -80,7 +81,7 @@ cdef class Host:
         self.hosted, self.vcpu, self.last, self.occupant, self.omit = {}, {}, {}, [], []
         self.turns = Turns()
 
-    def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, omit=(), memory=None):
+    def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, omit=(), memory=None, policy=None):
         cdef uint64_t total = 0
         cdef uint32_t n_cpus
         cdef bint kernel = flag("guest_kernel", guest_kernel)
@@ -106,7 +107,7 @@ cdef class Host:
             (<TLB> tlb).turns = self.turns
         self.occupant = [None] * n_cpus
         for config, count in chosen:
-            self._add(config, count, None, kernel, state, [])
+            self._add(config, count, policy, kernel, state, [])
 
     cdef int _reserve(self, uint64_t needed, memory) except -1:
         # the host's memory, of which the first machines need so much

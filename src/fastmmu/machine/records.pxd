@@ -19,11 +19,15 @@ cdef enum RecordOp:             # fastmmu.ops.RecordOp
     REC_PKRU = 25
     REC_MARK = 30
     REC_TABLE = 32
+    REC_CPU = 33                # whose the records behind it are
+    REC_IPI = 34
+    REC_WALK = 35               # a walk that set A and D, and no access
 
 cdef enum:                      # flags
     REC_DATA = 1                # a store to a known table page: its value is in wdata
     REC_AC = 2                  # EFLAGS.AC
     REC_IMPLICIT = 4            # implicit supervisor access at CPL 3
+    REC_WALKED = 8              # the recorder's TLB did not hold it
     REC_INITIAL = 16            # state at the start
 
 cdef enum RecordFault:          # why a record is none; texts: machine/records.pyx
@@ -37,15 +41,18 @@ cdef enum RecordFault:          # why a record is none; texts: machine/records.p
     REC_BAD_INVPCID = 7
     REC_BAD_PKRU = 8
     REC_BAD_CR = 9
+    REC_BAD_IPI = 10
+    REC_BAD_WALK = 11
 
 cdef struct Record:             # 24 bytes, little endian
     uint8_t op
-    uint8_t size                # of R, W, RMW: bytes; INVPCID: type; EXCEPTION, INTERRUPT: vector
+    uint8_t size                # of R, W, RMW: bytes; WALK: its access; INVPCID: type; EXCEPTION, INTERRUPT: vector
     uint8_t cpl                 # of R, W, RMW, X: privilege of the paging check, 0 or 3
     uint8_t flags
-    uint32_t aux                # of R, W: further elements; X: instructions; INVPCID: PCID; EXCEPTION: error code
+    uint32_t aux                # of R, W: further elements; X: instructions; INVPCID: PCID; EXCEPTION: error code; CPU:
+                                # its number; IPI: destination
     uint64_t lin                # linear address; EXCEPTION: CR2
-    uint64_t val                # physical address; register: its value; EXCEPTION: RIP; TABLE: page
+    uint64_t val                # physical address; register: its value; EXCEPTION: RIP; TABLE: page; IPI: ICR
 
 
 cdef inline int record_fault(const Record *r) noexcept nogil:
@@ -73,6 +80,12 @@ cdef inline int record_fault(const Record *r) noexcept nogil:
         return REC_BAD_PKRU if r.val >> 32 else REC_GOOD
     if op == REC_CR3:
         return REC_BAD_CR if r.val << 1 >> 53 else REC_GOOD
+    if op == REC_IPI:
+        return REC_BAD_IPI if r.aux != r.val >> 56 else REC_GOOD
+    if op == REC_WALK:
+        return REC_BAD_CPL if r.cpl != 0 and r.cpl != 3 else REC_BAD_WALK if r.size > REC_X else REC_GOOD
+    if op == REC_CPU:
+        return REC_GOOD
     if op >= REC_CR0 and op <= REC_FAR or op == REC_MARK:
         return REC_GOOD
     return REC_BAD_OP

@@ -15,6 +15,8 @@ FAULTS = {
     REC_BAD_INVPCID: "INVPCID has a type of 0 to 3 and a PCID of 12 bits, not {r[size]} and {r[aux]:#x}",
     REC_BAD_PKRU: "PKRU has 32 bits, not {r[val]:#x}",
     REC_BAD_CR: "cr3={r[val]:#x} has reserved bits",
+    REC_BAD_IPI: "an IPI to {r[aux]:#x} whose ICR, {r[val]:#x}, has another destination in bits 63:56",
+    REC_BAD_WALK: "a walk is for an access of 0 to 3, not {r[size]}",
 }
 """What is wrong with a record, by the code of :func:`scan`; `r` is the record."""
 

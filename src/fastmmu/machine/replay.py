@@ -13,15 +13,16 @@ import numpy.typing as npt
 from fastmmu.cpu.missing_flushes import StaleUse
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config, as_config
-from fastmmu.machine.machine import Machine
 from fastmmu.machine.policy import Policy
-from fastmmu.machine.system_loop_py import KINDS, SystemReplay
+from fastmmu.machine.system_cpus import SystemCpus
+from fastmmu.machine.system_loop_py import HELD, KINDS, SystemReplay
 from fastmmu.paging.state import GuestState
 
 __all__ = ["OMISSIONS", "Replay", "Replayed", "SystemSource"]
 
 MAXPHYADDR = 40  # of the processors that the traces' emulator models
 EXAMPLES = 16
+FLAGS = 0x60  # A, D
 RECORDS = ("cr3", "stores")
 INVALIDATIONS = {
     "cr3_flush": ("cr3",),
@@ -53,7 +54,7 @@ class SystemSource(Protocol):
     def name(self) -> str: ...
     @property
     def kind(self) -> str: ...
-    def registers(self) -> dict[str, int]: ...
+    def cpus(self) -> tuple[dict[str, int], ...]: ...
     def records(self) -> Iterator[Rows]: ...
     def final_pages(self, n: int) -> Iterator[npt.NDArray[np.uint64]] | None: ...
 
@@ -66,6 +67,12 @@ class Replayed:
     physical ``address``, ``faulted`` where the trace did not, ``no fault`` where it did, another ``fault``);
     ``tables``: page tables; ``entries`` of them compared at the end, and ``different`` ones among these, both None
     where the trace does not say; ``examples`` of what differs, in words; ``seconds`` of the replay itself.
+    Of several CPUs (``cpus``) a use is right that is equal to a walk now, or to what its CPU may still hold: used by it
+    since its own last invalidation of the page. ``now``, ``held`` and ``neither``: accesses, walks alone (``walks``)
+    and page faults by that, in the trace and here; ``held_by_kind`` of them the second (of
+    :data:`fastmmu.machine.system_loop_py.HELD`). Mismatches are those that are neither. ``ipis``: IPIs sent.
+    ``flags_set``: walks of the trace that set A or D where a translation held here served the access; the replay set
+    them. ``flags_alone``: of the ``different`` entries those in which accessed and dirty flags alone differ.
     With ``Config(find_missing_flushes=True)``: ``uses_compared`` with memory, ``stale_uses`` among them, the first of
     these in ``stale``.
 
@@ -86,6 +93,15 @@ class Replayed:
     uses_compared: int = 0
     stale_uses: int = 0
     stale: list[StaleUse] = field(default_factory=list)
+    cpus: int = 1
+    now: int = 0
+    held: int = 0
+    neither: int = 0
+    held_by_kind: dict[str, int] = field(default_factory=dict)
+    walks: int = 0
+    ipis: int = 0
+    flags_set: int = 0
+    flags_alone: int | None = None
 
     @property
     def wrong(self) -> int:
@@ -130,21 +146,33 @@ class Replay:
         config = as_config(config)
         if config.premapped:
             raise ConfigError("premapped=True maps what the guest kernel would; a system trace brings its own tables")
-        registers: dict[str, Any] = dict(source.registers())
-        state = GuestState(**registers, maxphyaddr=maxphyaddr, upper_a="lazy")
+        states = [
+            GuestState(**_registers(found), maxphyaddr=maxphyaddr, upper_a="lazy") for found in source.cpus()
+        ]
+        left_out = [omission(name, len(states)) for name in omit]
         self.source = source
-        self.machine = Machine(config, policy=policy, guest_kernel=False, state=state)
+        self.cpus = SystemCpus(config, states, policy=policy)
+        self.machine = self.cpus.machines[0]
         self.seconds = 0.0
-        for name in omit:
-            if name not in OMISSIONS:
-                raise ConfigError(f"{name!r} cannot be left out; choose from {', '.join(OMISSIONS)}")
-        self.machine.tlb.omit = {cause for name in omit for cause in INVALIDATIONS.get(name, ())}
-        self._replay = SystemReplay(self.machine, state, omit=[name for name in omit if name in RECORDS])
+        for number, tlb in enumerate(self.cpus.tlbs):
+            tlb.omit = {
+                cause
+                for name, cpu in left_out
+                if cpu is None or cpu == number
+                for cause in INVALIDATIONS.get(name, ())
+            }
+        self._replay = SystemReplay(
+            self.cpus, omit=[whole for whole, (name, _) in zip(omit, left_out, strict=True) if name in RECORDS]
+        )
 
     @property
     def records(self) -> int:
         """Records carried out."""
         return self._replay.records
+
+    def counters(self) -> dict[str, Any]:
+        """Counters of all CPUs together, as of :meth:`Machine.counters`."""
+        return self.cpus.totals()
 
     def feed(self, chunk: Rows) -> None:
         """Carry out the records of a chunk.
@@ -169,12 +197,14 @@ class Replay:
         :param tables: the trace is at its end, and the page tables are compared with what it says of them.
         """
         counted = self._replay.counters()
-        missing = self.machine.missing_flushes
+        missing = [
+            found for found in {machine.missing_flushes: None for machine in self.cpus.machines} if found is not None
+        ]
         examples = [_words(*example) for example in self._replay.examples()]
-        entries, different = self._final(examples) if tables else (None, None)
+        entries, different, flags_alone = self._final(examples) if tables else (None, None, None)
         return Replayed(
             records=self.records,
-            accesses=self.machine.counters()["accesses"],
+            accesses=self.counters()["accesses"],
             page_faults=counted["page_faults"],
             table_stores=counted["table_stores"],
             mismatches=counted["mismatches"],
@@ -184,30 +214,60 @@ class Replay:
             tables=counted["tables"],
             seconds=self.seconds,
             examples=examples,
-            uses_compared=missing.uses if missing else 0,
-            stale_uses=missing.found if missing else 0,
-            stale=missing.examples() if missing else [],
+            uses_compared=sum(found.uses for found in missing),
+            stale_uses=sum(found.found for found in missing),
+            stale=[example for found in missing for example in found.examples()],
+            cpus=len(self.cpus.machines),
+            now=counted["now"],
+            held=counted["held"],
+            neither=counted["neither"],
+            held_by_kind={kind: counted[kind] for kind in HELD},
+            walks=counted["walk_records"],
+            ipis=counted["ipis"],
+            flags_set=counted["flags_set"],
+            flags_alone=flags_alone,
         )
 
-    def _final(self, examples: list[str]) -> tuple[int | None, int | None]:
-        """Page tables of simulated memory against those of the trace's end: (entries, those that differ)."""
+    def _final(self, examples: list[str]) -> tuple[int | None, int | None, int | None]:
+        """Page tables of simulated memory against those of the trace's end: (entries, those that differ, those of
+        them that differ in A and D alone)."""
         tables = self._replay.tables
         pages = self.source.final_pages(len(tables))
         if pages is None:
-            return None, None
+            return None, None, None
         memory = self.machine.guest_memory.u64
-        different = at = 0
+        different = flags_alone = at = 0
         for some in pages:
             for expected in some:
                 first = tables[at] >> 3
                 found = memory[first : first + len(expected)]
                 wrong = np.flatnonzero(found != expected)
                 different += len(wrong)
+                flags_alone += int(((found[wrong] ^ expected[wrong]) & ~np.uint64(FLAGS) == 0).sum())
                 at += 1
                 for i in wrong[: max(0, EXAMPLES - len(examples))].tolist():
                     address = (first + i) << 3
                     examples.append(f"entry at {address:#x}: {int(expected[i]):#x}, here {int(found[i]):#x}")
-        return at * 512, different
+        return at * 512, different, flags_alone
+
+
+def omission(name: str, cpus: int) -> tuple[str, int | None]:
+    """What an omission leaves out, and of which CPU, None: of all. "invlpg@1": those of CPU 1.
+
+    :raises ConfigError: there is no such thing, or no such CPU.
+    """
+    what, at, number = name.partition("@")
+    if what not in OMISSIONS:
+        raise ConfigError(f"{name!r} cannot be left out; choose from {', '.join(OMISSIONS)}")
+    if not at:
+        return what, None
+    if not (number.isascii() and number.isdigit() and int(number) < cpus):
+        raise ConfigError(f"{name!r}: behind @ stands the number of a CPU of the trace, 0 to {cpus - 1}")
+    return what, int(number)
+
+
+def _registers(found: dict[str, int]) -> dict[str, Any]:
+    return dict(found)
 
 
 def _words(record: int, kind: str, expected: int, got: int) -> str:
@@ -218,5 +278,6 @@ def _words(record: int, kind: str, expected: int, got: int) -> str:
             "faulted": f"physical {expected:#x}, here a #PF with error code {got:#x}",
             "no fault": f"a #PF with error code {expected:#x}, here none",
             "fault": f"a #PF with error code {expected:#x}, here {got:#x}",
+            "flags": f"the walk to {expected:#x} set accessed or dirty flags, which were not set here",
         }[kind]
     )

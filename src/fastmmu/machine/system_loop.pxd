@@ -3,6 +3,8 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
+from fastmmu.cpu.may_hold cimport MayHold, Tables
+from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.machine.records cimport Record
 
@@ -14,13 +16,23 @@ cdef enum Stop:                 # why replay_records returned before the last re
     STOP_DATA = 4               # values or pages used up
     STOP_TABLE = 5              # a page table outside guest memory
     STOP_ABORT = 6              # Vcpu.abort says why
+    STOP_CPU = 7                # another CPU runs: the caller loads it, and goes on behind the record
 
 cdef enum Difference:
     DIFF_ADDRESS = 0            # another physical address
     DIFF_FAULTED = 1            # a #PF where the trace has none
     DIFF_NO_FAULT = 2           # none where the trace has one
     DIFF_FAULT = 3              # another error code or CR2
-    DIFFERENCES = 4
+    DIFF_FLAGS = 4              # of several CPUs: A or D was not set, and nothing that is held served the access
+    DIFFERENCES = 5
+
+cdef enum HeldUse:              # of several CPUs: one side goes by what the CPU may still hold, the other as well, or not
+    HELD_BOTH = 0
+    HELD_TRACE = 1              # here by a walk now
+    HELD_FAULT = 2              # a #PF here, which is what a walk now gives
+    HELD_HERE = 3               # the trace has the address of a walk now
+    HELD_NO_FAULT = 4           # it has a #PF
+    HELD_USES = 5
 
 cdef enum Omission:             # what is left out, to see what it was good for
     OMIT_CR3 = 1                # writes to CR3
@@ -43,9 +55,19 @@ cdef struct Replay:
     uint32_t pkru
     uint64_t data_at, page_at   # values and pages used
     uint64_t stores, faults, tables
-    uint64_t differences[4]
+    uint64_t differences[5]
     uint64_t found              # all of them
     Mismatch example[16]
+    MayHold *h                  # of several CPUs: of the one that runs; else NULL
+    Tables t                    # what all CPUs have changed of them
+    uint64_t standing[3]        # [Standing] accesses, walks and #PFs of several CPUs
+    uint64_t held[5]            # [HeldUse] those of STANDS_HELD
+    uint64_t walks, ipis        # records
+    uint64_t flags              # walks of the trace that set A or D, where here a held translation served
+    Detector **detectors        # of missing flushes: of each CPU its own, or one
+    uint32_t n_detectors
+    uint8_t *written            # [gfn] stored to, by a store that was carried out here; NULL: nobody asks
+    uint64_t n_written
 
 cdef int replay_register(Vcpu *v, const Record *r) noexcept nogil      # of STOP_REGISTER: Outcome
 cdef uint64_t replay_records(Replay *p, uint64_t first, const Record *rows, uint64_t n, const uint64_t *data,

@@ -5,9 +5,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.machine.machine import Machine
+from fastmmu.machine.system_cpus import SystemCpus
 from fastmmu.paging.state import GuestState
 
 KINDS: Final[tuple[str, ...]]
+HELD: Final[tuple[str, ...]]
 
 class SystemReplay:
     @property
@@ -18,7 +20,12 @@ class SystemReplay:
     def records(self) -> int: ...
     @property
     def tables(self) -> list[int]: ...
-    def __init__(self, machine: Machine, state: GuestState, *, omit: Sequence[str] = ()) -> None: ...
+    @property
+    def written(self) -> npt.NDArray[np.uint8] | None: ...
+    def __init__(
+        self, machine: Machine | SystemCpus, state: GuestState | None = None, *, omit: Sequence[str] = ()
+    ) -> None: ...
+    def note_stores(self) -> None: ...
     def run(
         self, rows: npt.NDArray[np.uint8], data: npt.NDArray[np.uint64], pages: npt.NDArray[np.uint8], first: int = 0
     ) -> None: ...

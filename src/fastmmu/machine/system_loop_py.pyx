@@ -1,65 +1,160 @@
 """`SystemReplay`: a bare guest that does what a system trace says, for Python."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+import numpy as np
 
-from fastmmu._arguments cimport aligned, bytes_in, choice, many, word, words_in
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from fastmmu._arguments cimport aligned, bytes_in, choice, instance, many, word, words_in
+from fastmmu.cpu.may_hold cimport MayHold, may_hold_cr0, may_hold_cr4, may_hold_free, may_hold_new, may_hold_registers, tables_free
+from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, Vcpu, vcpu_set_pkru
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.records cimport REC_CR0, REC_CR4, REC_EFER, REC_TABLE, Record
+from fastmmu.machine.system_cpus cimport SystemCpus
 from fastmmu.machine.system_loop cimport (
-    EXAMPLES, OMIT_CR3, OMIT_STORES, STOP_ABORT, STOP_ADDRESS, STOP_DATA, STOP_NONE, STOP_REGISTER, STOP_TABLE, Replay,
+    EXAMPLES, OMIT_CR3, OMIT_STORES, STOP_ABORT, STOP_ADDRESS, STOP_CPU, STOP_DATA, STOP_NONE, STOP_REGISTER, STOP_TABLE, Replay,
     replay_records, replay_register,
 )
 from fastmmu.paging.state cimport GuestState
 from fastmmu.threads.turns cimport Pace, Turn, pace_begin
 
 from fastmmu.arch.registers import RULES
-from fastmmu.errors import ConfigError, FastmmuError, StateError, TraceError
+from fastmmu.errors import ConfigError, FastmmuError, OutOfMemoryError, StateError, TraceError
 
-KINDS = ("address", "faulted", "no fault", "fault")
+KINDS = ("address", "faulted", "no fault", "fault", "flags")
 """Kinds of mismatch: another physical address; a #PF where the trace has none; none where it has one; another error
-code or CR2."""
+code or CR2; of several CPUs, accessed or dirty flags that a walk did not set."""
+
+HELD = ("both held", "trace held", "faulted here", "held here", "no fault here")
+"""Of several CPUs, where what a CPU may still hold differs from a walk now: the trace and the machine went by what may be
+held; the trace did, the machine by a walk; the trace did, the machine had the #PF that a walk now gives; the machine
+did, the trace by a walk; the machine did, the trace has a #PF."""
 
 _OMISSIONS = {"cr3": OMIT_CR3, "stores": OMIT_STORES}
+
+
+cdef inline bint keys_of(GuestState state) noexcept:
+    return state.paging.lma and state.regs.cr4 >> 22 & 1
+
+
+cdef class _Cpu:
+    """What a replay keeps of a CPU while others run."""
+
+    cdef MayHold *h
+    cdef Board board
+    cdef GuestState state
+    cdef bint keys
+    cdef uint32_t pkru, omit
+
+    def __dealloc__(self):
+        may_hold_free(self.h)
 
 
 cdef class SystemReplay:
     """A bare guest that does what a system trace says.
 
-    :param machine: :class:`Machine` with ``guest_kernel=False`` and this `state`. :param state: registers at the start.
-    :param omit: what to leave out: "cr3" (writes to CR3), "stores" (stores to page tables).
+    :param machine: :class:`Machine` with ``guest_kernel=False`` and this `state`, or :class:`SystemCpus`, which has its
+        own. :param state: registers at the start.
+    :param omit: what to leave out: "cr3" (writes to CR3), "stores" (stores to page tables); "cr3@1": by CPU 1 alone.
 
     Threads: one runs it at a time, a second one is refused (PolicyError); counters and examples can be read meanwhile.
     """
 
     cdef Replay p
-    cdef readonly Machine machine
-    cdef Board board
+    cdef readonly object machine
+    cdef Board board                    # of the CPU that runs
+    cdef SystemCpus cpus                # None: one machine, made by the caller
+    cdef list cpu                       # _Cpu of each
+    cdef _Cpu now
+    cdef uint64_t credit                # records since others had their turn
     cdef readonly uint64_t records      # carried out
-    cdef readonly GuestState state
     cdef readonly list tables           # address of each page table, in the order of the TABLE records
+    cdef readonly object written        # bytes, one a page of guest memory that was stored to; None: not asked for
 
-    def __cinit__(self, Machine machine not None, GuestState state not None, *, omit=()):
+    def __cinit__(self, machine not None, GuestState state=None, *, omit=()):
+        cdef Machine first
+        if isinstance(machine, SystemCpus):
+            self.cpus = machine
+            machines, states = self.cpus.machines, self.cpus.states
+        else:
+            machines, states = (instance("machine", machine, Machine),), (instance("state", state, GuestState),)
+        self.machine = machines[0]
+        self.cpu, self.tables = [], []
+        for each, registers in zip(machines, states):
+            self._add(each, registers, len(machines) > 1)
+        for name in many("omit", omit):
+            self._omit(name)
+        first = machines[0]
+        self.p.guest = first.board.guest_mem
+        self.p.t.memory = &self.p.guest
+        self.p.guest_base = first.board.loop.guest_base
+        self._detectors(machines)
+        self._run_on(0)
+
+    def __dealloc__(self):
+        free(self.p.detectors)
+        tables_free(&self.p.t)
+
+    cdef _add(self, Machine machine, GuestState state, bint several):
+        cdef _Cpu cpu = _Cpu()
         machine.board.made()
         if machine.board.loop.kernel != NULL:
             raise ConfigError("a system trace brings its own kernel; make the Machine with guest_kernel=False")
         if state.paging.levels != 4:
             raise ConfigError(f"a system trace of a guest in mode {state.mode.name}: only 4-level paging is replayed")
-        for name in many("omit", omit):
-            self.p.omit |= <uint32_t> choice("what to leave out", name, _OMISSIONS, ConfigError)
-        self.machine = machine
-        self.board = machine.board
-        self.tables = []
-        self.p.v = machine.board.v
-        self.p.guest = machine.board.guest_mem
-        self.p.guest_base = machine.board.loop.guest_base
-        self.p.pkru = state.pkru
-        self._adopt(state)
+        cpu.board, cpu.state, cpu.pkru = machine.board, state, state.pkru
+        cpu.keys = keys_of(state)
+        if several:
+            cpu.h = may_hold_new(&self.p.t)
+            if cpu.h == NULL:
+                raise OutOfMemoryError("no memory for what a CPU may still hold")
+            may_hold_registers(cpu.h, &state.paging)
+        self.cpu.append(cpu)
 
-    cdef _adopt(self, GuestState state):
-        self.state = state
-        self.p.keys = state.paging.lma and state.cr4 >> 22 & 1
+    cdef _omit(self, name):
+        cdef _Cpu cpu
+        what, _, number = name.partition("@")
+        bit = choice("what to leave out", what, _OMISSIONS, ConfigError)
+        for cpu in self.cpu if not number else [self.cpu[int(number)]]:
+            cpu.omit |= <uint32_t> bit
+
+    cdef _detectors(self, machines):
+        cdef Machine each
+        boards = {id(each.board): each for each in machines if each.board.missing_flushes is not None}
+        self.p.detectors = <Detector **> calloc(max(1, len(boards)), sizeof(Detector *))
+        if self.p.detectors == NULL:
+            raise OutOfMemoryError("no memory for a replay")
+        for each in boards.values():
+            self.p.detectors[self.p.n_detectors] = each.board.missing_flushes.w
+            self.p.n_detectors += 1
+
+    cdef _run_on(self, uint32_t number):
+        # this CPU runs from now on
+        cdef _Cpu cpu = self.cpu[number]
+        if self.now is not None:
+            self.now.pkru = self.p.pkru
+        self.now = cpu
+        self.board = cpu.board if self.cpus is None else self.cpus.turn_to(number)
+        self.p.v = self.board.v
+        self.p.h, self.p.keys, self.p.pkru, self.p.omit = cpu.h, cpu.keys, cpu.pkru, cpu.omit
+
+    @property
+    def state(self):
+        """Registers of the CPU that runs, but CR3 and PKRU as of the start: :class:`GuestState`."""
+        return self.now.state
+
+    def note_stores(self):
+        """From now on :attr:`written` has a byte for each page of guest memory, 1 where a store was carried out; the
+        caller may clear it. Of several CPUs only."""
+        cdef uint8_t[::1] pages
+        cdef Turn _turn = self.board.turns.take()
+        if self.written is None:
+            self.written = np.zeros(self.p.guest.nbytes >> 12, np.uint8)
+            pages = self.written
+            self.p.written = &pages[0]
+            self.p.n_written = pages.shape[0]
 
     def run(self, rows, data, pages, first=0):
         """Carry out records.
@@ -101,6 +196,10 @@ cdef class SystemReplay:
                                              content, n_pages, &stop)
                         if stop != STOP_NONE or at == n or self.board.turns.between(&pace):
                             break
+                if stop == STOP_CPU and r[at].aux < <uint64_t> len(self.cpu):
+                    self._run_on(r[at].aux)
+                    at += 1
+                    continue
                 self.board.turns.signals()
                 if stop == STOP_NONE:
                     break
@@ -118,7 +217,8 @@ cdef class SystemReplay:
     cdef _write(self, const Record *r, uint64_t number):
         # CR0, CR4, EFER: legal, as it was done
         cdef Vcpu *v = self.p.v
-        cdef GuestState old = self.state, new
+        cdef GuestState old = self.now.state, new
+        cdef MayHold *h = self.p.h
         cdef int outcome
         name = {REC_CR0: "cr0", REC_CR4: "cr4", REC_EFER: "efer"}[r.op]
         try:
@@ -133,8 +233,15 @@ cdef class SystemReplay:
             raise TraceError(f"{name}={r.val:#x} is #GP(0): {RULES[v.rule]}", where=f"record {number}")
         if outcome != DONE_OK:
             self.board._raise(number)
-        self._adopt(new)
+        self.now.state = new
+        self.p.keys = self.now.keys = keys_of(new)
         vcpu_set_pkru(v, self.p.pkru if self.p.keys else 0)
+        if h != NULL:
+            new = new.replace(cr3=h.g.cr3)
+            if r.op == REC_CR4:
+                may_hold_cr4(h, old.regs.cr4, &new.paging, r.val)
+            else:
+                may_hold_cr0(h, old.regs.cr0, &new.paging, new.regs.cr0)
 
     cdef _error(self, int stop, uint64_t number, const Record *r):
         where = f"record {number}"
@@ -150,14 +257,21 @@ cdef class SystemReplay:
                               "bytes; raise Config(memory=)", where=where)
         if stop == STOP_DATA:
             return TraceError("its value or its page is not there", where=where)
+        if stop == STOP_CPU:
+            return TraceError(f"CPU {r.aux}: the replay is of {len(self.cpu)}", where=where)
         return TraceError("the record is malformed", where=where)
 
     def counters(self):
-        """dict: records of #PF compared, stores to page tables, page tables, mismatches in all and by kind."""
+        """dict: records of #PF compared, stores to page tables, page tables, mismatches in all and by kind. Of several
+        CPUs also walks (records) and ipis, accesses, walks and #PFs by what they are equal to: a walk ("now"), what
+        the CPU may still hold ("held", and of which kind of HELD), "neither"."""
         cdef Turn _turn = self.board.turns.take()
         cdef Replay *p = &self.p
-        return {"page_faults": p.faults, "table_stores": p.stores, "tables": p.tables, "mismatches": p.found,
-                **{kind: p.differences[i] for i, kind in enumerate(KINDS)}}
+        found = {"page_faults": p.faults, "table_stores": p.stores, "tables": p.tables, "mismatches": p.found,
+                 **{kind: p.differences[i] for i, kind in enumerate(KINDS)}}
+        found |= {"walk_records": p.walks, "ipis": p.ipis, "flags_set": p.flags}
+        found |= {name: p.standing[i] for i, name in enumerate(("now", "held", "neither"))}
+        return found | {kind: p.held[i] for i, kind in enumerate(HELD)}
 
     def examples(self):
         """The first mismatches: list of (record, kind, expected, got); addresses, or error codes of a #PF."""

@@ -9,7 +9,9 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu.arch.types cimport MODE_PAE
 from fastmmu.cpu.interrupts cimport Interrupts, irq_free
-from fastmmu.kvm.host_calls cimport call_allocate_vpid, call_drain, call_flush, call_load
+from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.host_calls cimport call_allocate_vpid, call_drain, call_flush, call_load, call_reset
+from fastmmu.kvm.registers cimport kvm_registers
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_current, kvm_vcpu_destroy
 from fastmmu.machine.board cimport Board, vcpu_vpid
 from fastmmu.machine.events cimport Run
@@ -19,6 +21,7 @@ from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_ring_of
 from fastmmu.mmu.mmu cimport MmuContext
 from fastmmu.mmu.pages cimport mmu_forget_roots, mmu_free
 from fastmmu.mmu.roots cimport mmu_vcpu_create
+from fastmmu.paging.guest cimport root_address
 from fastmmu.paging.state cimport GuestState
 
 from fastmmu.errors import ConfigError, OutOfMemoryError
@@ -93,6 +96,23 @@ cdef Run *made(Board b) except NULL:
         free(run)
         raise OutOfMemoryError("no memory for the ring of a vCPU")
     return run
+
+
+cdef int vcpu_set_registers(Board b, Run *run, GuestState state) except -1:
+    # of one that has not run yet (KVM_SET_SREGS), which is loaded now; nothing is cached of it
+    cdef Vcpu *v = &run.vcpu.cpu
+    b._load(run)
+    v.hw = state.paging
+    v.hw.write_ad = 1
+    v.hw.root = root_address(&v.hw, v.hw.cr3)
+    v.r = run.vcpu.arch = state.regs
+    if b.vm is None:
+        if kvm_registers(&run.vcpu):
+            b._raise(0)
+        b.kvm.mmu.flush = False
+    elif call_reset(b.vm, &run.vcpu):
+        b._raise(0)
+    return 0
 
 
 cdef void take_place(Board b):

@@ -11,6 +11,9 @@ Records are accesses (R, W, RMW, X), writes to CR0, CR3, CR4, EFER and PKRU, INV
 and far transfers. The first five give the registers at the start. Before the first walk that reads a page table stands
 a TABLE record with its content; from then on every store to it has its value in wdata. An access over a page boundary
 is two records; ``aux`` further elements of an access follow contiguously in its page.
+
+Of several CPUs (fastmmu.trace.system_cpus) each has its own registers and TLB; page tables and memory are shared. A CPU
+record says whose the records behind it are; an IPI is a record, and so is a walk that set A and D without an access.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from fastmmu.trace.events import CHUNK, U8, U64, Batch
 from fastmmu.trace.filetrace import FileTrace
 from fastmmu.trace.names import uncompressed
 from fastmmu.trace.source import ByteSource
+from fastmmu.trace.system_cpus import INITIAL, INITIAL_FLAG, REGISTERS, Order, Spaces, is_start, registers_of
 
 __all__ = ["READER", "RECORD_DTYPE", "Records", "SystemTrace", "looks_like"]
 
@@ -40,8 +44,6 @@ RECORD_DTYPE = np.dtype(
 )
 """One record: ``lin`` linear address, ``val`` physical address, value of a register, or address of a page table."""
 
-INITIAL = {op: op.name.lower() for op in (RecordOp.CR0, RecordOp.CR3, RecordOp.CR4, RecordOp.EFER, RecordOp.PKRU)}
-_INITIAL_FLAG = 16
 _DATA_FLAG = 1
 _PAGE = 4096
 _SUFFIXES = ("", ".zst", ".xz", ".gz")
@@ -92,19 +94,47 @@ class SystemTrace(FileTrace):
         return self._limit is None
 
     def registers(self) -> dict[str, int]:
-        """Registers at the start: cr0, cr3, cr4, efer, pkru.
+        """Registers of CPU 0 at the start: cr0, cr3, cr4, efer, pkru.
 
         :raises TraceError: the trace does not begin with them.
         """
+        return self.cpus()[0]
+
+    def cpus(self) -> tuple[dict[str, int], ...]:
+        """Registers at the start of each CPU: cr0, cr3, cr4, efer, pkru.
+
+        :raises TraceError: the trace does not begin with them, or leaves a CPU out.
+        """
+        found: dict[int, dict[str, int]] = {}
         with ByteSource(self.path) as source:
-            rows = np.frombuffer(source.read(len(INITIAL) * RECORD_DTYPE.itemsize), np.uint8)
-        if not looks_like(rows.tobytes()):
-            raise TraceError(
-                f"the first {len(INITIAL)} records must be {', '.join(INITIAL.values())} with flags {_INITIAL_FLAG}",
-                path=self.path,
-                where="record 0",
-            )
-        return {INITIAL[RecordOp(int(row["op"]))]: int(row["val"]) for row in rows.view(RECORD_DTYPE)}
+            rows = _some(source, REGISTERS)
+            if not is_start(rows):
+                raise self.bad(
+                    0, f"the first {REGISTERS} records must be {', '.join(INITIAL.values())} with flags {INITIAL_FLAG}"
+                )
+            found[0] = registers_of(rows)
+            at = REGISTERS
+            while True:
+                rows = _some(source, 1 + REGISTERS)
+                if len(rows) < 2 or rows["op"][0] != RecordOp.CPU or not rows["flags"][1] & INITIAL_FLAG:
+                    break
+                cpu = int(rows["aux"][0])
+                if cpu in found:
+                    raise self.bad(at, f"CPU {cpu} has its registers already; each has them once at the start")
+                if not is_start(rows[1:]):
+                    raise self.bad(
+                        at + 1, f"CPU {cpu} needs {', '.join(INITIAL.values())} with flags {INITIAL_FLAG}, each once"
+                    )
+                found[cpu] = registers_of(rows[1:])
+                at += 1 + REGISTERS
+        if max(found) != len(found) - 1:
+            left = next(cpu for cpu in range(max(found)) if cpu not in found)
+            raise self.bad(at, f"CPU {left} of {max(found) + 1} has no registers at the start; CPUs count from 0")
+        return tuple(found[cpu] for cpu in range(len(found)))
+
+    def _order(self) -> Order:
+        cpus = len(self.cpus())
+        return Order(cpus, REGISTERS + (cpus - 1) * (1 + REGISTERS))
 
     def records(self, chunk: int = CHUNK) -> Iterator[Records]:
         """All records in order, 1 to `chunk` at a time.
@@ -116,12 +146,12 @@ class SystemTrace(FileTrace):
         return self._records(chunk)
 
     def _records(self, chunk: int) -> Iterator[Records]:
-        self.registers()
+        order = self._order()
         with ByteSource(self.path) as source:
             self._source = source
             data, pages = _Companion(self, "wdata", 8), _Companion(self, "tables", _PAGE)
             try:
-                yield from self._with_companions(source, chunk, data, pages)
+                yield from self._with_companions(source, chunk, order, data, pages)
                 if self.whole:
                     data.end()
                     pages.end()
@@ -130,11 +160,11 @@ class SystemTrace(FileTrace):
                 pages.close()
 
     def _with_companions(
-        self, source: ByteSource, chunk: int, data: _Companion, pages: _Companion
+        self, source: ByteSource, chunk: int, order: Order, data: _Companion, pages: _Companion
     ) -> Iterator[Records]:
         first = 0
         for rows in self._rows(source, chunk):
-            values, tables = self._scan(rows, first)
+            values, tables = self._scan(rows, first, order)
             if tables:
                 at = np.flatnonzero(rows["op"] == RecordOp.TABLE)
                 wrong = np.flatnonzero(rows["aux"][at] != pages.done + np.arange(tables))
@@ -164,12 +194,14 @@ class SystemTrace(FileTrace):
             if whole < len(rows):
                 return
 
-    def _scan(self, rows: npt.NDArray[Any], first: int) -> tuple[int, int]:
+    def _scan(self, rows: npt.NDArray[Any], first: int, order: Order) -> tuple[int, int]:
         """Stores with a value, and TABLE records."""
         good, fault, values, tables = _records.scan(rows.view(np.uint8))
         if fault:
             row = dict(zip(RECORD_DTYPE.names or (), rows[good].tolist(), strict=True))
             raise self.bad(first + good, _records.FAULTS[fault].format(r=row))
+        if misplaced := order.fault(rows, first):
+            raise self.bad(*misplaced)
         return values, tables
 
     def bad(self, record: int, what: str) -> TraceError:
@@ -196,24 +228,32 @@ class SystemTrace(FileTrace):
             pages.close()
 
     def _decode(self, source: ByteSource, chunk: int) -> Iterator[Batch]:
-        roots = {_root(self.registers()["cr3"]): 0}
-        first = 0
+        order, spaces, first = self._order(), Spaces([cpu["cr3"] for cpu in self.cpus()]), 0
         for rows in self._rows(source, chunk):
-            self._scan(rows, first)
+            self._scan(rows, first, order)
             first += len(rows)
-            batch = _events(rows, roots)
+            batch = _events(rows, spaces)
             if len(batch):
                 yield batch
 
 
-def _events(rows: npt.NDArray[Any], roots: dict[int, int]) -> Batch:
-    """Records as events; `roots`: address of a top table → number of its address space, extended on the way."""
-    op, initial = rows["op"], rows["flags"] & _INITIAL_FLAG != 0
-    access, switch = op <= LAST_ACCESS, (op == RecordOp.CR3) & ~initial
+def _some(source: ByteSource, n: int) -> npt.NDArray[Any]:
+    """The next `n` records, fewer at the end."""
+    read = source.read(n * RECORD_DTYPE.itemsize)
+    return np.frombuffer(read[: len(read) // RECORD_DTYPE.itemsize * RECORD_DTYPE.itemsize], RECORD_DTYPE)
+
+
+def _events(rows: npt.NDArray[Any], spaces: Spaces) -> Batch:
+    """Records as events."""
+    op, initial = rows["op"], rows["flags"] & INITIAL_FLAG != 0
+    access, switch = op <= LAST_ACCESS, ((op == RecordOp.CR3) | (op == RecordOp.CPU)) & ~initial
+    numbers, switches = spaces.switches(rows[switch])
+    numbered = np.flatnonzero(switch)
+    switch[numbered] = switches
     kept = access | switch | (op == RecordOp.INVLPG) | (op == RecordOp.INTERRUPT)
     size = np.where(op <= RecordOp.MODIFY, rows["size"], access).astype(np.uint8)
     out, addr = op.copy(), rows["lin"].copy()
-    addr[switch] = [roots.setdefault(_root(cr3), len(roots)) for cr3 in rows["val"][switch].tolist()]
+    addr[numbered] = numbers
     interrupt = op == RecordOp.INTERRUPT
     addr[interrupt] = rows["size"][interrupt]
     for record, event in ((switch, Op.SWITCH), (op == RecordOp.INVLPG, Op.INVLPG), (interrupt, Op.INTERRUPT)):
@@ -221,17 +261,10 @@ def _events(rows: npt.NDArray[Any], roots: dict[int, int]) -> Batch:
     return Batch(out[kept], size[kept], addr[kept])
 
 
-def _root(cr3: int) -> int:
-    return cr3 & 0x000F_FFFF_FFFF_F000
-
-
 def looks_like(head: bytes) -> bool:
     """Whether these bytes begin with the records of the registers at the start."""
-    rows = np.frombuffer(head[: len(INITIAL) * RECORD_DTYPE.itemsize], np.uint8)
-    if len(rows) < len(INITIAL) * RECORD_DTYPE.itemsize:
-        return False
-    found = rows.view(RECORD_DTYPE)
-    return set(found["op"].tolist()) == set(INITIAL) and bool((found["flags"] == _INITIAL_FLAG).all())
+    whole = REGISTERS * RECORD_DTYPE.itemsize
+    return len(head) >= whole and is_start(np.frombuffer(head[:whole], RECORD_DTYPE))
 
 
 def _companion(path: str, part: str) -> str | None:

@@ -1,0 +1,19 @@
+from collections.abc import Sequence
+from typing import Any
+
+from fastmmu.machine.config import Config
+from fastmmu.machine.machine import Machine
+from fastmmu.machine.policy import Policy
+from fastmmu.paging.state import GuestState
+from fastmmu.tlb.tlb import TLB
+
+class SystemCpus:
+    @property
+    def machines(self) -> tuple[Machine, ...]: ...
+    @property
+    def tlbs(self) -> tuple[TLB, ...]: ...
+    @property
+    def states(self) -> tuple[GuestState, ...]: ...
+    def __init__(self, config: Config, states: Sequence[GuestState], *, policy: Policy | None = None) -> None: ...
+    def counters(self, cpu: int) -> dict[str, Any]: ...
+    def totals(self) -> dict[str, Any]: ...
