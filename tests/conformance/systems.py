@@ -23,7 +23,17 @@ from tests.support.recordings import all_of, sample_of
 
 from .vectors import Report
 
-__all__ = ["MODES", "any_data", "data_directory", "reports", "run", "sample_directory", "traces"]
+__all__ = [
+    "MODES",
+    "any_data",
+    "data_directory",
+    "reports",
+    "run",
+    "sample_directory",
+    "smp_directory",
+    "smp_sample_directory",
+    "traces",
+]
 
 MODES = {
     "hardware": Config(),
@@ -42,6 +52,16 @@ def sample_directory() -> Path:
 def data_directory() -> Path:
     """FASTMMU_TRACES, else ../shared/traces beside the project."""
     return all_of("traces", "FASTMMU_TRACES")
+
+
+def smp_sample_directory() -> Path:
+    """A cut trace of two CPUs that the project carries, without its end."""
+    return sample_of("systems_smp")
+
+
+def smp_directory() -> Path:
+    """FASTMMU_TRACES_SMP, else ../shared/traces-smp beside the project: traces of several CPUs."""
+    return all_of("traces-smp", "FASTMMU_TRACES_SMP")
 
 
 def traces(directory: Path) -> list[Path]:

@@ -135,7 +135,7 @@ class _Machine:
         """Is the access one that the held entry permits?"""
         writes = access in ("w", "rw")
         user = state.cpl == 3
-        if user and not held.us or (writes and not (held.rw and held.dirty)) or (access == "x" and held.xd):
+        if (user and not held.us) or (writes and not (held.rw and held.dirty)) or (access == "x" and held.xd):
             return False
         if not user and held.us:  # SMAP, SMEP
             return False

@@ -14,7 +14,8 @@
     tpr_patch     instructions that access the TPR, and the calls that replace them
     exit_log      the log of VM exits: a ring of records
     stale         the detector of missing flushes; `missing_flushes` is that for Python
-    apic_py, vapic_py, vmentry_py, inv_operands_py, tpr_patch_py   these for Python
+    may_hold      what a CPU may still hold, by which uses are judged where several CPUs change tables
+    apic_py, vapic_py, vmentry_py, inv_operands_py, tpr_patch_py, may_hold_py   these for Python
 
 Imports `arch`, `tlb`, `paging`, `mmu`. An exit happens here; what it means is KVM's (`kvm`), called through one
 pointer.

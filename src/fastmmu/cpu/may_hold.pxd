@@ -86,7 +86,7 @@ cdef void may_hold_cr4(MayHold *h, uint64_t was, const Paging *g, uint64_t now) 
 cdef void may_hold_pkru(MayHold *h, uint32_t pkru) noexcept nogil
 cdef void may_hold_invlpg(MayHold *h, uint64_t la) noexcept nogil
 cdef void may_hold_invpcid(MayHold *h, int type, uint32_t pcid, uint64_t la) noexcept nogil
-cdef void may_hold_page_fault(MayHold *h, uint64_t la, bint here) noexcept nogil     # here: the simulated CPU had it, too
+cdef void may_hold_page_fault(MayHold *h, uint64_t la, bint here) noexcept nogil     # here: of the simulated CPU, too
 
 
 cdef inline int may_hold_used(MayHold *h, uint64_t la, int acc, int user, bint ac, uint64_t pa) noexcept nogil:

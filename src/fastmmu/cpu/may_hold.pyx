@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp
 
 from fastmmu.arch.bits cimport ONES, RW, US, XD, A, D, G, P
 from fastmmu.arch.registers cimport CR0_PG, CR3_NO_FLUSH, CR4_PAE, CR4_PCIDE, CR4_PGE, CR4_SMEP
@@ -40,7 +40,7 @@ cdef void replaced(Tables *t, uint64_t at) noexcept nogil:
 
 cdef bint tables_store(Tables *t, uint64_t gpa, const void *value, uint32_t nbytes) noexcept nogil:
     cdef uint64_t at = gpa & ~<uint64_t> 7
-    if not mem_holds(t.memory, at, 16) or not memcmp(t.memory.base + gpa, value, nbytes):
+    if not mem_holds(t.memory, gpa, nbytes) or not memcmp(t.memory.base + gpa, value, nbytes):
         return False
     t.clock += 1
     replaced(t, at)
@@ -219,8 +219,8 @@ cdef bint was_leaf(MayHold *h, uint64_t la, int acc, uint64_t pa, int level, uin
             and not refuses(h, every & US != 0, every & RW != 0, any_ & XD != 0, protection_key(&h.g, entry), acc))
 
 
-cdef bint was_below(MayHold *h, uint64_t la, int acc, uint64_t pa, int level, uint64_t table, uint64_t every, uint64_t any_,
-                    uint64_t until) noexcept nogil:
+cdef bint was_below(MayHold *h, uint64_t la, int acc, uint64_t pa, int level, uint64_t table, uint64_t every,
+                    uint64_t any_, uint64_t until) noexcept nogil:
     # the entry of a level as it is, and as it was: a processor may have cached any of them on its way, once A was set
     cdef uint64_t at = entry_address(&h.g, table, la, guest_level_shift(&h.g, level)), entry, ends
     cdef const Past *past = <const Past *> hash_find(&h.t.past, at | <uint64_t> 1 << KEY)

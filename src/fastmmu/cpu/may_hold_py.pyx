@@ -43,9 +43,8 @@ cdef class SharedTables:
         cdef uint64_t at = word("address", address), stored = word("value", value)
         cdef int nbytes = within("size", size, 1, 8)
         cdef bint changed
-        if not mem_holds(self.t.memory, at & ~<uint64_t> 7, 16):
-            raise BusError(f"{at:#x} lies at the end of memory of {int(self.t.memory.nbytes):#x} bytes or outside; give "
-                           "a larger memory")
+        if not mem_holds(self.t.memory, at, nbytes):
+            raise BusError(f"{at:#x} lies outside memory of {int(self.t.memory.nbytes):#x} bytes; give a larger one")
         changed = tables_store(&self.t, at, &stored, nbytes)
         memcpy(self.t.memory.base + at, &stored, nbytes)
         self.t.changes += changed

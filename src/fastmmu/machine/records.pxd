@@ -49,8 +49,8 @@ cdef struct Record:             # 24 bytes, little endian
     uint8_t size                # of R, W, RMW: bytes; WALK: its access; INVPCID: type; EXCEPTION, INTERRUPT: vector
     uint8_t cpl                 # of R, W, RMW, X: privilege of the paging check, 0 or 3
     uint8_t flags
-    uint32_t aux                # of R, W: further elements; X: instructions; INVPCID: PCID; EXCEPTION: error code; CPU:
-                                # its number; IPI: destination
+    uint32_t aux                # of R, W: further elements; X: instructions; INVPCID: PCID; EXCEPTION: error code;
+    #                             CPU: its number; IPI: destination
     uint64_t lin                # linear address; EXCEPTION: CR2
     uint64_t val                # physical address; register: its value; EXCEPTION: RIP; TABLE: page; IPI: ICR
 

@@ -109,16 +109,22 @@ class Replayed:
         return self.mismatches + (self.different or 0)
 
     def line(self) -> str:
-        """All of it in a line."""
+        """All of it in a line; of several CPUs with what uses are equal to."""
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.by_kind.items() if number)
         tables = (
             "the page tables at the end are not compared"
             if self.entries is None
             else f"{self.different:,} of {self.entries:,} page-table entries at the end differ"
         )
+        stands = (
+            f"; {self.now:,} equal to a walk now, {self.held:,} to what its CPU may still hold, {self.neither:,} to "
+            "neither"
+            if self.cpus > 1
+            else ""
+        )
         return (
             f"{self.accesses:,} physical addresses and {self.page_faults:,} page faults compared: "
-            f"{self.mismatches:,} mismatches{f' ({kinds})' if kinds else ''}; {tables}"
+            f"{self.mismatches:,} mismatches{f' ({kinds})' if kinds else ''}{stands}; {tables}"
         )
 
 
@@ -146,9 +152,7 @@ class Replay:
         config = as_config(config)
         if config.premapped:
             raise ConfigError("premapped=True maps what the guest kernel would; a system trace brings its own tables")
-        states = [
-            GuestState(**_registers(found), maxphyaddr=maxphyaddr, upper_a="lazy") for found in source.cpus()
-        ]
+        states = [GuestState(**_registers(found), maxphyaddr=maxphyaddr, upper_a="lazy") for found in source.cpus()]
         left_out = [omission(name, len(states)) for name in omit]
         self.source = source
         self.cpus = SystemCpus(config, states, policy=policy)
@@ -156,10 +160,7 @@ class Replay:
         self.seconds = 0.0
         for number, tlb in enumerate(self.cpus.tlbs):
             tlb.omit = {
-                cause
-                for name, cpu in left_out
-                if cpu is None or cpu == number
-                for cause in INVALIDATIONS.get(name, ())
+                cause for name, cpu in left_out if cpu is None or cpu == number for cause in INVALIDATIONS.get(name, ())
             }
         self._replay = SystemReplay(
             self.cpus, omit=[whole for whole, (name, _) in zip(omit, left_out, strict=True) if name in RECORDS]
@@ -169,6 +170,13 @@ class Replay:
     def records(self) -> int:
         """Records carried out."""
         return self._replay.records
+
+    def note_stores(self) -> npt.NDArray[np.uint8]:
+        """From now on a byte for each page of guest memory is 1 where a store was carried out; the caller may clear
+        it. Of several CPUs only: with one it stays 0."""
+        self._replay.note_stores()
+        assert self._replay.written is not None
+        return self._replay.written
 
     def counters(self) -> dict[str, Any]:
         """Counters of all CPUs together, as of :meth:`Machine.counters`."""

@@ -176,9 +176,10 @@ def result_of(
     complete: bool,
     notes: tuple[str, ...] = (),
     policy: Policy | None = None,
+    counters: dict[str, Any] | None = None,
 ) -> Result:
     """A machine's counters with the cycles that the model makes of them; `origin`: trace, path, content."""
-    counters = machine.counters()
+    counters = counters or machine.counters()
     by_cause = cycles(counters, machine.config, costs)
     return Result(
         config=machine.config,
@@ -361,9 +362,9 @@ class _Replaying:
 
     def result(self, *, complete: bool) -> Result:
         note = self.replay.result(tables=complete).line()
-        machine, seconds = self.replay.machine, self.replay.seconds
-        origin = Origin(*_named(self.replay.source), self.content.digest())
-        return result_of(machine, self.costs, seconds, origin, complete, (note,), self.policy)
+        replay, origin = self.replay, Origin(*_named(self.replay.source), self.content.digest())
+        how = (note,), self.policy, replay.counters()
+        return result_of(replay.machine, self.costs, replay.seconds, origin, complete, *how)
 
 
 _CHUNK = 1 << 18

@@ -26,7 +26,7 @@ cdef enum Difference:
     DIFF_FLAGS = 4              # of several CPUs: A or D was not set, and nothing that is held served the access
     DIFFERENCES = 5
 
-cdef enum HeldUse:              # of several CPUs: one side goes by what the CPU may still hold, the other as well, or not
+cdef enum HeldUse:              # of several CPUs: one side goes by what the CPU may still hold, the other too, or not
     HELD_BOTH = 0
     HELD_TRACE = 1              # here by a walk now
     HELD_FAULT = 2              # a #PF here, which is what a walk now gives

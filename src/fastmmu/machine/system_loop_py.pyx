@@ -6,7 +6,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastmmu._arguments cimport aligned, bytes_in, choice, instance, many, word, words_in
-from fastmmu.cpu.may_hold cimport MayHold, may_hold_cr0, may_hold_cr4, may_hold_free, may_hold_new, may_hold_registers, tables_free
+from fastmmu.cpu.may_hold cimport (
+    MayHold, may_hold_cr0, may_hold_cr4, may_hold_free, may_hold_new, may_hold_registers, tables_free,
+)
 from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, Vcpu, vcpu_set_pkru
 from fastmmu.machine.board cimport Board
@@ -14,8 +16,8 @@ from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.records cimport REC_CR0, REC_CR4, REC_EFER, REC_TABLE, Record
 from fastmmu.machine.system_cpus cimport SystemCpus
 from fastmmu.machine.system_loop cimport (
-    EXAMPLES, OMIT_CR3, OMIT_STORES, STOP_ABORT, STOP_ADDRESS, STOP_CPU, STOP_DATA, STOP_NONE, STOP_REGISTER, STOP_TABLE, Replay,
-    replay_records, replay_register,
+    EXAMPLES, OMIT_CR3, OMIT_STORES, STOP_ABORT, STOP_ADDRESS, STOP_CPU, STOP_DATA, STOP_NONE, STOP_REGISTER,
+    STOP_TABLE, Replay, replay_records, replay_register,
 )
 from fastmmu.paging.state cimport GuestState
 from fastmmu.threads.turns cimport Pace, Turn, pace_begin
@@ -28,8 +30,8 @@ KINDS = ("address", "faulted", "no fault", "fault", "flags")
 code or CR2; of several CPUs, accessed or dirty flags that a walk did not set."""
 
 HELD = ("both held", "trace held", "faulted here", "held here", "no fault here")
-"""Of several CPUs, where what a CPU may still hold differs from a walk now: the trace and the machine went by what may be
-held; the trace did, the machine by a walk; the trace did, the machine had the #PF that a walk now gives; the machine
+"""Of several CPUs, where what a CPU may still hold differs from a walk now: the trace and the machine went by what may
+be held; the trace did, the machine by a walk; the trace did, the machine had the #PF that a walk now gives; the machine
 did, the trace by a walk; the machine did, the trace has a #PF."""
 
 _OMISSIONS = {"cr3": OMIT_CR3, "stores": OMIT_STORES}

@@ -11,7 +11,6 @@ from fastmmu.arch.types cimport MODE_PAE
 from fastmmu.cpu.interrupts cimport Interrupts, irq_free
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.host_calls cimport call_allocate_vpid, call_drain, call_flush, call_load, call_reset
-from fastmmu.kvm.registers cimport kvm_registers
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_current, kvm_vcpu_destroy
 from fastmmu.machine.board cimport Board, vcpu_vpid
 from fastmmu.machine.events cimport Run
@@ -99,18 +98,14 @@ cdef Run *made(Board b) except NULL:
 
 
 cdef int vcpu_set_registers(Board b, Run *run, GuestState state) except -1:
-    # of one that has not run yet (KVM_SET_SREGS), which is loaded now; nothing is cached of it
+    # of one that has not run yet (KVM_SET_SREGS), which is loaded now
     cdef Vcpu *v = &run.vcpu.cpu
     b._load(run)
     v.hw = state.paging
     v.hw.write_ad = 1
     v.hw.root = root_address(&v.hw, v.hw.cr3)
     v.r = run.vcpu.arch = state.regs
-    if b.vm is None:
-        if kvm_registers(&run.vcpu):
-            b._raise(0)
-        b.kvm.mmu.flush = False
-    elif call_reset(b.vm, &run.vcpu):
+    if call_reset(b.vm, &run.vcpu):
         b._raise(0)
     return 0
 

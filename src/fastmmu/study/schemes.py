@@ -41,8 +41,10 @@ REPLAY: Schemes = {
     "EPT, 2 MB pages": {**EPT_NOW, "host_pages": "2m"},
     "EPT, logged": EPT_NOW,
     "EPT, logged by PML": {**EPT_NOW, "pml": True},
+    "EPT, logged in rings": EPT_NOW,
+    "shadow, logged": {**SHADOW_NOW, "shadow_keys": True},
 }
-"""Of those logged the dirty log is read."""
+"""Of those logged the dirty log is read: by write protection, by PML, in a ring of each vCPU."""
 
 BOOT: Schemes = {
     "native": NATIVE,

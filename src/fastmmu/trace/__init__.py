@@ -18,7 +18,7 @@
     foreign              files that are no traces, by name, with the remedy
     kvm_log              what a log of KVM's trace points says
     kvm_log_read, kvm_names   reading one; the names of VM exits in it
-    system               system traces: what a whole machine did
+    system, system_cpus  system traces: what a whole machine did; its CPUs, and the order of records
     combine, tpr         traces made of traces; TPR traffic put in between
     identity             a trace that tells its content
     survey               what a trace holds

@@ -6,6 +6,7 @@ of the others; then a CPU record says who runs. From then on CPU records alone s
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -102,7 +103,7 @@ class Order:
             return None
         counts = [self._instructions, *rows["val"][at].tolist()]
         self._instructions = counts[-1]
-        for k, (before, now) in enumerate(zip(counts, counts[1:], strict=False)):
+        for k, (before, now) in enumerate(itertools.pairwise(counts)):
             if now < before:
                 return int(at[k]), (
                     f"a MARK after {now} instructions behind one after {before}; the records are not in their order"

@@ -7,6 +7,7 @@ vapic          virtualization of the APIC
 vmentry        what VM entry checks
 inv_operands   INVEPT, INVVPID, INVPCID
 vmx            VMX instructions: VMCS fields, regions, VM entry
+may_hold       what a CPU may still hold where others change the tables
 vmx_guest      what a guest does until its VM exit
 """
 

@@ -1,4 +1,4 @@
-"""What a CPU may still hold where other CPUs change the tables, said plainly (tlb.md §1, §3; SDM vol. 3A 4.10.4, 4.10.5).
+"""What a CPU may still hold where other CPUs change the tables (tlb.md §1, §3; SDM vol. 3A 4.10.4, 4.10.5).
 
 Nothing is thrown away: uses, changes of the tables and invalidations are kept with the clock at which they happened,
 and each question looks at all of them.
@@ -149,9 +149,7 @@ class Cpu:
         dirty = int(found.dirty or guest.is_write(access_of(access)))
         rights = found.us, found.rw, found.xd
         frame = found.pa & ~(found.guest_size - 1)
-        return Translation(
-            la, found.guest_size, self.pcid, bool(found.global_page), frame, rights, found.leaf, dirty
-        )
+        return Translation(la, found.guest_size, self.pcid, bool(found.global_page), frame, rights, found.leaf, dirty)
 
     def _held(self, la: int) -> Iterator[Translation]:
         for clock, t in self.used_:
@@ -172,7 +170,8 @@ class Cpu:
         if not 0 <= at <= self.tables.memory.nbytes - 8:
             return
         for ends, entry in self.tables.values(at):
-            if not entry & guest.PRESENT or not entry & guest.ACCESSED or entry & guest.reserved_bits(self.state, entry, level):
+            well_formed = not entry & guest.reserved_bits(self.state, entry, level)
+            if not (entry & guest.PRESENT and entry & guest.ACCESSED and well_formed):
                 continue
             us, rw, xd = rights
             more = us & entry >> 2 & 1, rw & entry >> 1 & 1, xd | entry >> 63 & int(self.state.xd_enabled)

@@ -26,6 +26,10 @@ DESCRIPTION = """\
 Carries out each record of a system trace: accesses through TLB and walk of the guest's own tables, stores to these
 tables, writes to control registers, invalidations. Compares the physical address of every access, every page fault
 with its error code and, at the end, every entry of every page table with its accessed and dirty flags.
+
+Of a trace of several CPUs each has its own registers, TLB and vCPU; tables and memory are shared. Between a store to a
+table and a CPU's own flush a stale translation is legal: each use must be equal to a walk now, or to what its CPU may
+still hold. See docs/smp.md.
 """
 
 EPILOG = """\
@@ -35,12 +39,15 @@ examples:
   fastmmu replay linux.rec.zst --schemes            native, shadow, EPT, each with its variants, and dirty logs
   fastmmu replay linux.rec.zst --omit invlpg,stores        what these are good for, in mismatches
   fastmmu replay linux.rec.zst --omit invlpg --find-missing-flushes        and which uses are stale, and why
+  fastmmu replay smp2.rec.zst --omit invlpg@1,cr3_flush@0        of several CPUs: the flushes of one of them
+  fastmmu replay smp2.rec.zst --ipis        its IPIs, and the VM exits that they take by way of the TPR
 
 what --omit takes, a run each (with --tlb strict, unless one is named):
   cr3         writes to CR3
   stores      stores to page tables
   cr3_flush   the invalidations of CR3 writes without bit 63
   invlpg, invpcid, page_fault        the invalidations of these
+  invlpg@1                           the same of one CPU, of a trace of several
 """
 
 
@@ -48,9 +55,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.add_argument("traces", nargs="+", metavar="TRACE", help="the .rec of a system trace, also .gz, .xz, .zst")
     parser.add_argument("--limit", type=shared.count(1), metavar="N", help="only the first N records of each trace")
-    parser.add_argument(
-        "--omit", type=shared.words(OMISSIONS), default=[], metavar="LIST", help="leave out, see below; a run each"
-    )
+    parser.add_argument("--omit", type=_omissions, default=[], metavar="LIST", help="leave out, see below; a run each")
+    parser.add_argument("--ipis", action="store_true", help="what the IPIs of the trace cost, by way of the TPR")
     parser.add_argument("--schemes", action="store_true", help="in every scheme, with the VM exits side by side")
     scheme = parser.add_argument_group("the scheme")
     scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), help="default: native")
@@ -64,6 +70,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_quiet(parser)
 
 
+def _omissions(text: str) -> list[str]:
+    """A list of OMISSIONS, each also with @ and the number of a CPU."""
+    whole = [word.strip().lower() for word in text.split(",") if word.strip()]
+    shared.words(OMISSIONS)(",".join(word.partition("@")[0] for word in whole))
+    return list(dict.fromkeys(whole))
+
+
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.errors import TraceError
@@ -71,6 +84,8 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.trace import read_trace
     from fastmmu.trace.system import SystemTrace
 
+    if options.ipis and (options.schemes or options.omit):
+        raise ConfigError("--ipis replays no memory; leave out --schemes and --omit, or --ipis")
     for name, given in (("--mmu", options.mmu), ("--vpid", options.vpid), ("--omit", options.omit)):
         if options.schemes and given:
             raise ConfigError(f"--schemes runs every scheme as it is; leave out {name}, or --schemes")
@@ -85,6 +100,9 @@ def handle(options: argparse.Namespace) -> int:
             raise TraceError("replay takes system traces; use `fastmmu run` for one of a program", path=name)
         if options.limit is not None:
             trace = trace.head(options.limit)
+        if options.ipis:
+            _ipis(trace, options)
+            continue
         differing, interrupted = _schemes(trace, options) if options.schemes else _each(trace, config, options)
         wrong += differing
         if interrupted:
@@ -127,13 +145,25 @@ def _schemes(trace: SystemTrace, options: argparse.Namespace) -> tuple[int, bool
     return sum(ran.found.wrong for ran in found if ran.found is not None), steps.happened
 
 
+def _ipis(trace: SystemTrace, options: argparse.Namespace) -> None:
+    """The table of the IPIs of a trace."""
+    from fastmmu.study.replay.ipis import ipi_costs, ipis_of, ipis_table
+
+    ipis = ipis_of(trace)
+    costs = list(ipi_costs(ipis, kvm=options.kvm or "6.1")) if ipis.sent else []
+    terminal.say(ipis_table(ipis, costs, name=trace.name, width=terminal.width(), colour=terminal.colour()))
+
+
 def _lines(name: str, config: Config, found: Replayed, omission: str) -> list[str]:
     watched = bool(found.uses_compared)
     without = f" without {omission}" if omission else ""
+    held = ", ".join(f"{number:,} {kind}" for kind, number in found.held_by_kind.items() if number)
+    several = f"  {found.cpus} CPUs, {found.ipis:,} IPIs, {found.walks:,} walks alone; held: {held or 'none'}"
     speed = found.accesses / found.seconds / 1e6 if found.seconds else 0.0
     return [
         f"{name}, {config.name}, TLB {config.tlb_name}{without}: {found.records:,} records",
         f"  {found.line()}",
+        *([several] * (found.cpus > 1)),
         f"  {found.seconds:.2f} s, {speed:.1f} million accesses a second",
         *(f"    {example}" for example in found.examples[:5]),
         *([f"  {found.stale_uses:,} of {found.uses_compared:,} uses of translations are stale"] * watched),

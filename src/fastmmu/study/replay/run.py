@@ -17,12 +17,15 @@ from fastmmu.study.schemes import fields_of
 from fastmmu.threads.lanes import Lane, in_lanes
 from fastmmu.trace.system import SystemTrace
 
+RING = 4096
+
 __all__ = ["SCHEMES", "Ran", "replay_schemes", "replays"]
 
 
 @dataclass(frozen=True)
 class Ran:
-    """One scheme: what the replay came to, the machine's counters, the VMM's; pages in dirty logs, None if not logged.
+    """One scheme: what the replay came to, the machine's counters, the VMM's; pages in dirty logs, None if not logged;
+    of several CPUs pages stored to that a log left out, `missed`.
 
     None in place of the first two where the scheme cannot run the guest, and `why`.
     """
@@ -32,6 +35,7 @@ class Ran:
     counters: dict[str, Any]
     logged: int | None
     why: str = ""
+    missed: int | None = None
 
 
 @checked
@@ -72,7 +76,7 @@ def replays(
 ) -> Iterator[tuple[str, Replayed, bool]]:
     """Replay a system trace as often as something is left out: each time (what, what it came to, True).
 
-    :param omissions: of :data:`fastmmu.machine.replay.OMISSIONS`, "" for none.
+    :param omissions: of :data:`fastmmu.machine.replay.OMISSIONS`, also of one CPU ("invlpg@1"); "" for none.
     :param progress: called with the part of the trace that was read, and the records that the first run not yet given
         is done with.
     :param keep_partial: Ctrl-C gives what the runs came to until then, with False. :param jobs: threads, None: one a
@@ -107,10 +111,19 @@ def _ran(trace: SystemTrace, scheme: str, fields: dict[str, Any]) -> Lane[Ran]:
     except ConfigError as error:
         return Ran(scheme, None, {}, None, str(error))
     logged = 0 if "logged" in scheme else None
+    missed, stored = None, None
     if logged is not None:
+        if "rings" in scheme:
+            replay.machine.vmm.use_dirty_ring(RING)
         replay.machine.vmm.start_dirty_log(0)
+        if len(replay.cpus.machines) > 1:
+            missed, stored = 0, replay.note_stores()
     while (chunk := (yield False)) is not None:
         replay.feed(chunk)
         if logged is not None:
-            logged += int(replay.machine.vmm.dirty_log(0).sum())
-    return Ran(scheme, replay.result(), replay.machine.counters(), logged)
+            log = replay.machine.vmm.dirty_log(0)
+            logged += int(log.sum())
+            if stored is not None and missed is not None:
+                missed += int((stored.view(bool) & ~log).sum())
+                stored[:] = 0
+    return Ran(scheme, replay.result(), replay.counters(), logged, missed=missed)
