@@ -52,8 +52,12 @@ class IpiCost:
     delivered: int
 
 
+@checked
 def ipis_of(trace: SystemTrace) -> Ipis:
-    """The IPIs of a trace, read in one pass."""
+    """The IPIs of a trace, read in one pass.
+
+    :raises TraceError: a bad trace.
+    """
     cpus = len(trace.cpus())
     sent: Counter[int] = Counter()
     taken: Counter[int] = Counter()
@@ -92,6 +96,9 @@ def ipi_costs(ipis: Ipis, ways: Sequence[str] = WAYS, *, kvm: str = "6.1") -> It
 
     :raises ConfigError: more CPUs than the trace's xAPIC mode can name, or an unknown way.
     """
+    for way in ways:
+        if way not in WAYS:
+            raise ConfigError(f"no way {way!r} to handle the APIC; there are {', '.join(WAYS)}")
     if ipis.cpus > 254:
         raise ConfigError(f"{ipis.cpus} CPUs; IPIs of xAPIC mode reach 254")
     for way in ways:
