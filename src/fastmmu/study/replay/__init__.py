@@ -1,4 +1,4 @@
-"""A system trace replayed, in one scheme or in all of them."""
+"""A system trace replayed, in one scheme or in all of them; `ipis`: what the IPIs of one of several CPUs cost."""
 
 from __future__ import annotations
 
