@@ -226,6 +226,15 @@ def test_arrays_that_grow(name: str, seed: int) -> None:
     assert sum(counted[unit]["evictions"] for unit in UNITS) == 0
 
 
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, (1 << 32) - 1))
+@pytest.mark.parametrize("ways", [64, 128, 132, 200])
+def test_sets_of_many_ways(ways: int, seed: int) -> None:
+    """Of up to 128 each has a tag, of more they are chained (tlb/replacement.pxd)."""
+    all_sizes, tables = (Array(ways, ways, PAGES),), (Array(ways, ways, TABLES),)
+    check(Geometry(name="many", l1i=all_sizes, l1d=all_sizes, l2=all_sizes, psc=tables, epsc=tables), seed, 1500)
+
+
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, (1 << 32) - 1))
 def test_context_numbers_are_recycled(seed: int) -> None:

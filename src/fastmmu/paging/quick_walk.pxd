@@ -13,7 +13,6 @@ from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, Ept, Mem, P
 from fastmmu.paging.ept cimport (
     NEED_R, NEED_W, ept_denied, ept_entry_address, ept_misconfigured, ept_present, need_of, on_apic_page,
 )
-from fastmmu.paging.guest cimport entry_address, guest_level_shift, is_leaf, key_of, leaf_address, table_address
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 from fastmmu.paging.walk_caches cimport TABLE_WRITABLE, Mapping, mapping_value, next_table, rights_of
 from fastmmu.tlb.entries cimport CLASSES, EPSC, GPM, K_EPSC, K_GPM, K_PSC, NO_CONTEXT, PSC, insert
@@ -21,7 +20,7 @@ from fastmmu.tlb.lookup cimport (
     F_D, F_EW, F_G, F_K, F_R, F_U, F_W, F_X, K_GLOBAL, K_LOCAL, TLB_FRAME, Tlb, TlbArray, tlb_fill, tlb_gpm_fill,
     tlb_pa,
 )
-from fastmmu.tlb.peek cimport Place, makes_room, peek, put, used
+from fastmmu.tlb.peek cimport Place, makes_room, peek, put, put_at, used
 
 cdef struct Quick:
     Mem *m
@@ -33,7 +32,8 @@ cdef struct Quick:
 cdef struct Through:            # the way of an address through the EPT
     uint64_t value              # of its guest-physical mapping: as it is cached, or as it will be
     int size                    # of one that is cached; -1: none is
-    Place mapping, table
+    Place mapping, larger       # of 4K, of another size
+    Place table, upper          # class 0, another
     uint64_t tables[6]          # [level]: what will be cached of the way down to the next table
     int top, level              # of the entries read, from - to
     int refs
@@ -58,22 +58,28 @@ cdef inline bint look_through(const Quick *q, uint64_t gpa, uint64_t need, Throu
     if e.levels == 4 and gpa >> 48:
         return False
     s.refs = s.top = s.level = 0
-    for size in range(CLASSES):
-        value = peek(q.t, GPM, K_GPM, size, gpa, &s.mapping)
-        if value:
-            s.value = value
-            s.size = size
-            return not (ept_denied(e, need, True, rights_of(value)) or need & NEED_W and not value & F_D)
-        if size == 0 and not q.t.unit[<int> GPM].large:
-            break
+    size = 0
+    value = peek(q.t, GPM, K_GPM, 0, gpa, &s.mapping)
+    if not value and q.t.unit[<int> GPM].large:
+        for size in range(1, CLASSES):
+            value = peek(q.t, GPM, K_GPM, size, gpa, &s.larger)
+            if value:
+                break
+    if value:
+        s.value = value
+        s.size = size
+        return not (ept_denied(e, need, True, rights_of(value)) or need & NEED_W and not value & F_D)
     s.size = -1
-    for size in range(e.levels - 1):
-        value = peek(q.t, EPSC, K_EPSC, size, gpa, &s.table)
-        if value:
-            break
-    else:
-        return False
-    level = s.top = size + 1
+    level = 1
+    value = peek(q.t, EPSC, K_EPSC, 0, gpa, &s.table)
+    if not value:
+        for level in range(2, e.levels):
+            value = peek(q.t, EPSC, K_EPSC, level - 1, gpa, &s.upper)
+            if value:
+                break
+        else:
+            return False
+    s.top = level
     table = value & e.frame
     entries = value | ~(<uint64_t> 7 | EPT_XU)
     want = (EPT_A | (EPT_D if need & NEED_W else 0)) if e.ad else 0
@@ -109,24 +115,32 @@ cdef inline void went_through(const Quick *q, uint64_t gpa, Through *s) noexcept
     t.c.lookups[<int> GPM] += 1
     if s.size >= 0:
         t.c.hits[<int> GPM][s.size] += 1
-        used(&s.mapping)
+        if s.size:
+            used(&s.larger)
+        else:
+            used(&s.mapping)
         return
     t.c.misses[<int> GPM] += 1
     t.c.lookups[<int> EPSC] += 1
     t.c.hits[<int> EPSC][s.top - 1] += 1
-    used(&s.table)
-    for i in range(s.top, s.level, -1):
-        put(t, EPSC, K_EPSC, i - 2, gpa, s.tables[i])
-    if t.unit[<int> GPM].by[s.level - 1] != NULL:
-        put(t, GPM, K_GPM, s.level - 1, gpa, s.value)
+    if s.top == 1:
+        used(&s.table)
     else:
+        used(&s.upper)
+    for i in range(s.top, max(s.level, 2), -1):
+        put(t, EPSC, K_EPSC, i - 2, gpa, s.tables[i])
+    if s.top >= 2 and s.level == 1:
+        put_at(t, EPSC, K_EPSC, 0, gpa, &s.table, s.tables[2])
+    if s.level == 1:
+        put_at(t, GPM, K_GPM, 0, gpa, &s.mapping, s.value)
+    if s.level > 1 or t.unit[<int> GPM].by[0] == NULL:
         tlb_gpm_fill(t, gpa, s.value)
 
 
 cdef inline uint64_t value_of(const Quick *q, uint64_t leaf, uint64_t every, uint64_t some, uint64_t pa,
                               uint64_t mapping) noexcept nogil:
     # what tlb_value_of_walk() makes of a page of 4K of the user's; mapping: of its guest-physical address
-    cdef uint64_t key = key_of(q.g, leaf), fetch = F_U if q.e != NULL and q.e.mbec else F_X
+    cdef uint64_t key = leaf >> 59 & 15, fetch = F_U if q.e != NULL and q.e.mbec else F_X
     return (pa & TLB_FRAME | mapping & (F_R | F_EW | F_D & (F_D if leaf & D else 0) | <uint64_t> 7 << 56) | F_U
             | (F_W if every & RW else 0) | (F_G if q.g.pge and leaf & G else 0) | (0 if key else F_K) | key << 52
             | (F_X if mapping & fetch and not some & XD else 0))
@@ -137,18 +151,23 @@ cdef inline uint64_t quick_walk(const Quick *q, uint64_t la, int acc, int *refs,
     cdef const Paging *g = q.g
     cdef const Ept *e = q.e
     cdef Through of_table, of_data
-    cdef Place prefix
+    cdef Place prefix, upper
     cdef uint64_t link[6]
     cdef uint64_t value = 0, table = g.root, every = ONES, some = 0, entry, at, gpa, table_gpa = 0
     cdef bint through = False, writable = True, write = acc == ACC_W or acc == ACC_RW
-    cdef int level = g.levels, top, size, i
+    cdef int level, top, i
     cdef TlbArray *second
-    for size in range(g.levels - 1):
-        value = peek(t, PSC, K_PSC, size, la, &prefix)
-        if value:
-            break
+    value = peek(t, PSC, K_PSC, 0, la, &prefix)
     if value:
-        level = size + 1
+        level = 1
+    else:
+        for level in range(2, g.levels):
+            value = peek(t, PSC, K_PSC, level - 1, la, &upper)
+            if value:
+                break
+        else:
+            level = g.levels
+    if value:
         table = value & FRAME
         every = value | ~(US | RW)
         some = value & XD
@@ -157,7 +176,7 @@ cdef inline uint64_t quick_walk(const Quick *q, uint64_t la, int acc, int *refs,
         return 0
     top = level
     while True:
-        at = entry_address(g, table, la, guest_level_shift(g, level))
+        at = ept_entry_address(table, la, level)        # as those of 64-bit paging
         if e != NULL and level < top:
             # what it fills may not change what the data's way finds: one table alone, which takes no table of the EPT
             # from the cache
@@ -178,20 +197,21 @@ cdef inline uint64_t quick_walk(const Quick *q, uint64_t la, int acc, int *refs,
             return 0
         every &= entry
         some |= entry
-        if is_leaf(g, entry, level):
+        if level == 1 or entry & PS and g.large_ok[level]:
             break
-        table = table_address(g, entry)
+        table = entry & g.frame
         level -= 1
     if level != 1 or not every & US or (write and not (every & RW and entry & D)) or (acc == ACC_X and some & XD):
         return 0
-    gpa = leaf_address(g, entry, la, 12)
+    gpa = entry & g.frame | la & 0xFFF
     if e == NULL:
         value = value_of(q, entry, every, some, gpa, F_R | F_EW | F_X | F_D)
     else:
         if not look_through(q, gpa, need_of(acc), &of_data):
             return 0
         if through and of_table.size < 0 and ((gpa ^ table_gpa) >> level_shift(of_table.level) == 0
-                                              or (of_data.size >= 0 and makes_room(&of_data.mapping))):
+                                              or (of_data.size == 0 and makes_room(&of_data.mapping))
+                                              or of_data.size > 0 and makes_room(&of_data.larger)):
             return 0
         value = value_of(q, entry, every, some, tlb_pa(of_data.value, gpa), of_data.value)
     if value & F_G and t.key[<int> K_GLOBAL] == NO_CONTEXT << 2:
@@ -205,15 +225,20 @@ cdef inline uint64_t quick_walk(const Quick *q, uint64_t la, int acc, int *refs,
         t.c.misses[<int> PSC] += 1
     else:
         t.c.hits[<int> PSC][top - 1] += 1
-        used(&prefix)
+        if top == 1:
+            used(&prefix)
+        else:
+            used(&upper)
     if e != NULL:
         if through:
             went_through(q, table_gpa, &of_table)
             ept_refs[0] = of_table.refs
         went_through(q, gpa, &of_data)
         ept_refs[0] += of_data.refs
-    for i in range(top, 1, -1):
+    for i in range(top, 2, -1):
         put(t, PSC, K_PSC, i - 2, la, link[i])
+    if top > 1:
+        put_at(t, PSC, K_PSC, 0, la, &prefix, link[2])
     second = t.port[acc].l2.by[0]
     if second.dead:
         tlb_fill(t, acc, la, value)

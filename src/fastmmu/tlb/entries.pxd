@@ -21,8 +21,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.replacement cimport (
-    LRU, LRU_LONG, Replacement, TlbArray, TlbSet, chain_add, chain_drop, chain_of, chained, last_first, on_fill,
-    on_hit, on_remove, order_first,
+    LRU, LRU_LONG, Replacement, TlbArray, TlbSet, key_came, key_goes, last_first, long_way, on_fill, on_hit, on_remove,
+    order_first,
 )
 
 cdef extern from *:
@@ -301,34 +301,27 @@ cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, ui
         insert_elsewhere(t, a, kind, size, la, value)
 
 
-cdef inline bint insert_long(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
-    # insert() in an array of LRU_LONG, likewise; False: it has to be insert().
-    cdef TlbSet *x = set_of(a, size, la)
-    cdef uint64_t key = page_of(a, size, la) | t.key[kind]
+cdef inline bint insert_long(Tlb *t, TlbArray *a, TlbSet *x, int unit, uint64_t key, uint64_t value) noexcept nogil:
+    # insert() in a set of LRU_LONG, likewise; False: it has to be insert().
     cdef uint32_t way = x.order >> 16
     if (not a.plain_long or a.dead or (x.way[way] ^ key) & CONTEXT or a.fractured
-            or a.unit <= GPM and is_fractured(value)):
+            or unit <= GPM and is_fractured(value)):
         return False
     last_first(a, x)
-    chain_drop(a, x, way)
+    key_goes(a, x, way)
     x.key = x.way[way] = key
-    chain_add(a, x, way)
+    key_came(a, x, way)
     x.value = x.way[a.pad + way] = value
-    t.c.evictions[GPM if kind == K_GPM else a.unit] += 1
-    t.c.fills[GPM if kind == K_GPM else a.unit] += 1
+    t.c.evictions[unit] += 1
+    t.c.fills[unit] += 1
     return True
 
 
 cdef inline uint32_t way_of(const TlbArray *a, const TlbSet *x, uint64_t key) noexcept nogil:
     # the way that holds it, or NO_WAY
-    cdef uint32_t next, first, hits
-    cdef const uint16_t *chain
+    cdef uint32_t first, hits
     if a.replacement == LRU_LONG:
-        chain = chained(a, x)
-        next = chain_of(a, x, key)[0]
-        while next and x.way[next - 1] != key:
-            next = chain[next - 1]
-        return next - 1                         # of 0: NO_WAY
+        return long_way(a, x, key, ~<uint64_t> 0)
     if a.pad == 4:
         for first in range(4):
             if x.way[first] == key:
@@ -383,7 +376,7 @@ cdef inline void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int ca
     if x.key == key:
         x.key = 0
     if a.replacement == LRU_LONG:
-        chain_drop(a, x, way)
+        key_goes(a, x, way)
     on_remove(a, x, way)
     x.way[way] = 0
     x.way[a.pad + way] = 0

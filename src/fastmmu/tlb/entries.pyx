@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu.tlb.replacement cimport (
-    LRU_LONG, TREE_PLRU, chain_add, chain_drop, chain_of, chained, last_first, ordered, victim, way_at, way_back,
+    LRU_LONG, TREE_PLRU, key_came, key_goes, last_first, long_way, ordered, victim, way_at, way_back,
 )
 
 cdef inline bint is_live(const Tlb *t, uint64_t key) noexcept nogil:
@@ -155,17 +155,14 @@ cdef uint32_t first_of(const TlbArray *a, const TlbSet *x, uint64_t k, uint64_t 
 
 cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
     # The rest of find(): any other policy.
-    cdef uint32_t j = 0, hits, n, next, found = NO_WAY
+    cdef uint32_t j = 0, hits, n, way, found = NO_WAY
     if a.replacement == LRU_LONG:
-        next = chain_of(a, x, k)[0]
-        while next and found == NO_WAY:
-            if x.way[next - 1] == k or x.way[next - 1] == g:
-                found = next - 1
-            next = chained(a, x)[next - 1]
-        if k != g and found != NO_WAY:
-            while next and x.way[next - 1] != k and x.way[next - 1] != g:
-                next = chained(a, x)[next - 1]
-            if next:
+        found = long_way(a, x, k, ~<uint64_t> 0)
+        if k != g and g >> 2 & 0xFFFF != NO_CONTEXT:
+            way = long_way(a, x, g, ~<uint64_t> 0)
+            if found == NO_WAY or way == NO_WAY:
+                found = min(found, way)
+            else:
                 found = first_of(a, x, k, g)
         j = a.pad
     while j < a.pad:
@@ -288,9 +285,9 @@ cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la,
     else:
         last_first(a, x)
         if old:
-            chain_drop(a, x, way)
+            key_goes(a, x, way)
         x.way[way] = key
-        chain_add(a, x, way)
+        key_came(a, x, way)
     x.key = key
     x.value = x.way[a.pad + way] = value
     if fractured_in(a, value):                      # the way was empty
@@ -318,9 +315,9 @@ cdef void insert_anywhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, 
     charge(t, a, u, key, x, way)
     if a.replacement == LRU_LONG:
         if old:
-            chain_drop(a, x, way)
+            key_goes(a, x, way)
         x.way[way] = key
-        chain_add(a, x, way)
+        key_came(a, x, way)
     x.way[way] = key
     x.way[a.pad + way] = value
     if fractured_in(a, value):

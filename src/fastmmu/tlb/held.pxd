@@ -142,3 +142,12 @@ cdef inline uint64_t held_second(Tlb *t, const Held *h, uint64_t la) noexcept no
     t.c.hits[h.port.l2.id][0] += 1
     insert(t, h.port.l1.by[0], K_GLOBAL if x.value & F_G else K_LOCAL, 0, la, x.value)
     return x.value
+
+
+cdef inline bint held_fill(Tlb *t, const Held *h, uint64_t la, uint64_t value) noexcept nogil:
+    # after MISSED what tlb_fill() does with a 4K page that is not global; False: it has to be that, and held_begin()
+    if h.second.dead or h.k == NO_CONTEXT << 2:
+        return False
+    insert(t, h.second, K_LOCAL, 0, la, value)
+    insert(t, h.port.l1.by[0], K_LOCAL, 0, la, value)
+    return True

@@ -6,10 +6,10 @@ from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
     BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID, BY_PAGE_FAULT, BY_RESET,
     BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S,
-    L2, L2I, NO_EPT, PSC, TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, TlbUnit, alike, fractured_of, id_array,
-    id_links, id_slot, page_of, set_at, set_of, tlb_kill, tlb_remove,
+    L2, L2I, NO_EPT, NO_WAY, PSC, TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, TlbUnit, alike, fractured_of,
+    id_array, id_links, id_slot, page_of, set_at, set_of, tlb_kill, tlb_remove,
 )
-from fastmmu.tlb.replacement cimport LRU_LONG, chain_of, chained
+from fastmmu.tlb.replacement cimport LRU_LONG, long_way
 
 cdef enum:
     # kinds, as bits
@@ -70,13 +70,6 @@ cdef inline bint covers(const TlbArray *a, uint64_t key, uint64_t value, uint64_
     return (((key >> 18 << 12) ^ (la & TLB_LA)) >> shift) == 0
 
 
-cdef inline bint chain_has(const TlbArray *a, const TlbSet *x, uint64_t page) noexcept nogil:
-    cdef uint32_t next = chain_of(a, x, page)[0]
-    while next and x.way[next - 1] & (TLB_PAGE | 3) != page:
-        next = chained(a, x)[next - 1]
-    return next != 0
-
-
 cdef uint64_t drop_way(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, const Which *q, int cause) noexcept nogil:
     cdef uint32_t id = x.way[way] >> 2 & 0xFFFF
     if t.state[id] != CTX_LIVE or not selects(q, &t.ctx[id]):
@@ -95,7 +88,7 @@ cdef uint64_t drop_page(Tlb *t, TlbArray *a, int size, uint64_t la, const Which 
             if x.way[w] & (TLB_PAGE | 3) == page:
                 n += drop_way(t, a, x, w, q, cause)
         return n
-    if a.replacement == LRU_LONG and not chain_has(a, x, page):
+    if a.replacement == LRU_LONG and long_way(a, x, page, TLB_PAGE | 3) == NO_WAY:
         return 0
     while first < a.pad:
         hits = alike(x.way + first, min(a.pad - first, 32), page, TLB_PAGE | 3)

@@ -12,7 +12,7 @@ from fastmmu.tlb.entries cimport (
     fractured_in, insert, is_fractured, set_at, tlb_fracture, tlb_remove, tlb_unfracture, way_of,
 )
 from fastmmu.tlb.replacement cimport (
-    IDENTITY, LRU, LRU_LONG, TREE_PLRU, chain_add, long_order, on_fill, on_hit, plru_paths, way_at, way_back,
+    IDENTITY, LRU, LRU_LONG, TAGGED, TREE_PLRU, key_came, long_order, on_fill, on_hit, plru_paths, way_at, way_back,
 )
 
 cdef enum:
@@ -361,10 +361,14 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
     a.replacement = LRU_LONG if policy == LRU and ways > 16 else policy
     a.log = 6
     if a.replacement == LRU_LONG:
-        a.chains = 15
-        while a.chains < ways:
-            a.chains = 2 * a.chains + 1
-    while <uint32_t> 1 << a.log < 32 + 16 * a.pad + (6 * a.pad + 2 * a.chains + 2 if a.chains else 0):
+        if ways <= TAGGED:
+            a.tags = (ways + 15) & ~<uint32_t> 15
+        else:
+            a.chains = 15
+            while a.chains < ways:
+                a.chains = 2 * a.chains + 1
+    while <uint32_t> 1 << a.log < (32 + 16 * a.pad + (4 * a.pad + 2 * a.tags if a.tags else 0)
+                                   + (6 * a.pad + 2 * a.chains + 2 if a.chains else 0)):
         a.log += 1
     a.plain = a.replacement == LRU
     a.plain_long = a.replacement == LRU_LONG
@@ -454,7 +458,7 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
                 to.way[way] = x.way[w]
                 to.way[new.pad + way] = x.way[a.pad + w]
                 if new.replacement == LRU_LONG:
-                    chain_add(&new, to, way)
+                    key_came(&new, to, way)
                 on_fill(&new, to, way)
     zeroed_free(a.memory)
     a[0] = new

@@ -1,33 +1,39 @@
 # Lookups that change nothing, for who has to know all of them before the first one counts.
 #
-#   value = peek(t, unit, kind, size, la, &p)   what a lookup would find in an array of a walk's; 0: nothing
-#   used(&p)                                    it was one
-#   put(t, unit, kind, size, la, value)         a fill
+#   value = peek(t, unit, kind, size, la, &p)           what a lookup would find in an array of a walk's; 0: nothing
+#   used(&p)                                            it was one
+#   put(t, unit, kind, size, la, value)                 a fill
+#   put_at(t, unit, kind, size, la, &p, value)          the same where peek() had found nothing
 #
-# The caller counts the lookup.
+# The caller counts the lookup. `unit` is that of walks: PSC, EPSC, or GPM where it has an array of its own.
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.tlb.entries cimport NO_WAY, Tlb, TlbArray, TlbSet, insert, insert_long, page_of, set_of, way_of
+from fastmmu.tlb.entries cimport (
+    EPSC, NO_WAY, PSC, TLB_LA, Tlb, TlbArray, TlbSet, insert, insert_long, page_of, set_at, set_of, way_of,
+)
 from fastmmu.tlb.replacement cimport on_hit, way_at, way_back
 
 cdef struct Place:
     TlbArray *array
-    TlbSet *set
+    TlbSet *set                 # NULL: not looked at
+    uint64_t key
     uint32_t way
 
 
 cdef inline uint64_t peek(Tlb *t, int unit, int kind, int size, uint64_t la, Place *p) noexcept nogil:
-    cdef TlbArray *a
+    # as set_of() and page_of(), with shifts that are constants where the size is one
+    cdef int shift = (21 if unit == PSC or unit == EPSC else 12) + 9 * size
+    cdef TlbArray *a = t.unit[unit].by[size]
     cdef TlbSet *x
-    cdef uint64_t key
+    cdef uint64_t key = ((la & TLB_LA) >> shift << shift) << 6 | size | t.key[kind]
+    p.set = NULL
     if not t.unit[unit].live[size]:
         return 0
-    a = t.unit[unit].by[size]
-    x = set_of(a, size, la)
-    key = page_of(a, size, la) | t.key[kind]
+    x = set_at(a, la >> shift & a.mask)
     p.array = a
     p.set = x
+    p.key = key
     if x.key == key:
         p.way = way_at(a, x, 0, 0)
         return x.value
@@ -46,5 +52,12 @@ cdef inline bint makes_room(const Place *p) noexcept nogil:
 
 cdef inline void put(Tlb *t, int unit, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
     cdef TlbArray *a = t.unit[unit].by[size]
-    if a != NULL and not insert_long(t, a, kind, size, la, value):
+    if a != NULL and not (a.plain_long and insert_long(t, a, set_of(a, size, la), unit,
+                                                       page_of(a, size, la) | t.key[kind], value)):
         insert(t, a, kind, size, la, value)
+
+
+cdef inline void put_at(Tlb *t, int unit, int kind, int size, uint64_t la, const Place *p,
+                        uint64_t value) noexcept nogil:
+    if p.set == NULL or not insert_long(t, p.array, p.set, unit, p.key, value):
+        put(t, unit, kind, size, la, value)

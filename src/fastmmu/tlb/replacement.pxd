@@ -9,16 +9,39 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastmmu.arch.bits cimport ctzll
+
 cdef extern from *:
     """
     #include <stdint.h>
     #define FM_NIBBLES   0x1111111111111111ULL
     #define FM_IDENTITY  0xFEDCBA9876543210ULL
     #define FM_HASH      0x9E3779B97F4A7C15ULL
+    /* Bit per tag that equals t; n: a multiple of 16, at most 64. */
+    #if defined(__SSE2__)
+    #include <emmintrin.h>
+    #endif
+    static inline uint64_t fm_same_tag(const uint16_t *tag, uint32_t n, uint16_t t) {
+        uint64_t hits = 0;
+        uint32_t i;
+    #if defined(__SSE2__)
+        const __m128i all = _mm_set1_epi16((short)t);
+        for (i = 0; i < n; i += 16) {
+            const __m128i a = _mm_loadu_si128((const __m128i *)(const void *)(tag + i));
+            const __m128i b = _mm_loadu_si128((const __m128i *)(const void *)(tag + i + 8));
+            const __m128i both = _mm_packs_epi16(_mm_cmpeq_epi16(a, all), _mm_cmpeq_epi16(b, all));
+            hits |= (uint64_t)(uint32_t)_mm_movemask_epi8(both) << i;
+        }
+    #else
+        for (i = 0; i < n; i++) hits |= (uint64_t)(tag[i] == t) << i;
+    #endif
+        return hits;
+    }
     """
     const uint64_t NIBBLES "FM_NIBBLES"
     const uint64_t IDENTITY "FM_IDENTITY"
     const uint64_t HASH "FM_HASH"
+    uint64_t same_tag "fm_same_tag"(const uint16_t *tag, uint32_t n, uint16_t t) noexcept nogil
 
 cdef enum Replacement:
     LRU = 0                     # true LRU by the order of the ways, at most 16 of them
@@ -29,7 +52,7 @@ cdef struct TlbSet:             # a power of two in size
     uint64_t key, value         # copy of the entry used last, so that one comparison serves most lookups; or 0
     uint64_t order              # LRU: the ways, the one used last in bits 3:0, empty ones last; LRU_LONG: see there
     uint64_t tree               # TREE_PLRU: bit n = node n of a heap-ordered tree points right
-    uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty. LRU_LONG: then links, and chains
+    uint64_t way[4]             # really 2 pad: keys, then values; a key of 0: empty; LRU_LONG: links, tags or chains
 
 cdef struct TlbArray:
     uint8_t *base               # sets
@@ -40,7 +63,8 @@ cdef struct TlbArray:
     uint32_t mask               # sets - 1
     uint32_t log                # log2 of a set's bytes
     uint32_t pad                # ways, rounded up to 4; the keys beyond stay 0
-    uint32_t chains             # LRU_LONG: chains of ways by their page - 1, a power of two - 1
+    uint32_t tags               # LRU_LONG: ways rounded up to 16, where each has a tag
+    uint32_t chains             # else: chains of ways by their page - 1, a power of two - 1
     uint32_t quota[4]           # [class]: most ways of a set that the class may hold
     uint32_t last               # LRU: where the least recent way stands in `order`
     uint64_t nibbles            # LRU: the bits of `order` in use
@@ -139,8 +163,21 @@ cdef inline void move_last(const TlbArray *a, TlbSet *x, uint32_t way) noexcept 
     x.order = x.order & 0xFFFF | <uint64_t> way << 16
 
 
-# The ways whose pages have the same hash are chained, so that a page is found without a look at all of them. A way is
-# stored as way + 1: 0 ends a chain.
+# A page is found without a look at the keys of all ways: each has a tag, a hash of its page, of which 8 are compared at
+# a time, without a branch. Of more ways than TAGGED those whose pages have the same hash are chained, a way stored as
+# way + 1: 0 ends a chain.
+
+cdef enum:
+    TAGGED = 128
+
+cdef inline uint16_t *tags(const TlbArray *a, const TlbSet *x) noexcept nogil:
+    return <uint16_t *> (x.way + 2 * a.pad) + 2 * a.pad
+
+
+cdef inline uint16_t tag_of(uint64_t key) noexcept nogil:
+    # of any size, any context; not 0, as behind the ways
+    return (key >> 18) * HASH >> 48 | 1
+
 
 cdef inline uint16_t *chained(const TlbArray *a, const TlbSet *x) noexcept nogil:
     # [way] the next one of its chain
@@ -148,19 +185,46 @@ cdef inline uint16_t *chained(const TlbArray *a, const TlbSet *x) noexcept nogil
 
 
 cdef inline uint16_t *chain_of(const TlbArray *a, const TlbSet *x, uint64_t key) noexcept nogil:
-    # the first of the chain in which a key's page is: any size, any context
+    # the first of the chain in which a key's page is
     return <uint16_t *> (x.way + 2 * a.pad) + 3 * a.pad + ((key >> 18) * HASH >> 40 & a.chains)
 
 
-cdef inline void chain_add(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
-    cdef uint16_t *first = chain_of(a, x, x.way[way])
+cdef inline uint32_t long_way(const TlbArray *a, const TlbSet *x, uint64_t key, uint64_t mask) noexcept nogil:
+    # a way whose key is this one in the bits of a mask, which has the page's; all ones: there is none
+    cdef uint32_t first, next, way
+    cdef uint64_t hits
+    if a.tags:
+        for first in range(0, a.tags, 64):
+            hits = same_tag(tags(a, x) + first, min(a.tags - first, 64), tag_of(key))
+            while hits:
+                way = first + ctzll(hits)
+                if x.way[way] & mask == key:
+                    return way
+                hits &= hits - 1
+        return ~<uint32_t> 0
+    next = chain_of(a, x, key)[0]
+    while next and x.way[next - 1] & mask != key:
+        next = chained(a, x)[next - 1]
+    return next - 1
+
+
+cdef inline void key_came(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    cdef uint16_t *first
+    if a.tags:
+        tags(a, x)[way] = tag_of(x.way[way])
+        return
+    first = chain_of(a, x, x.way[way])
     chained(a, x)[way] = first[0]
     first[0] = way + 1
 
 
-cdef inline void chain_drop(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
-    cdef uint16_t *link = chain_of(a, x, x.way[way])
-    cdef uint16_t *next = chained(a, x)
+cdef inline void key_goes(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    cdef uint16_t *link
+    cdef uint16_t *next
+    if a.tags:
+        return
+    link = chain_of(a, x, x.way[way])
+    next = chained(a, x)
     while link[0] != way + 1:
         link = &next[link[0] - 1]
     link[0] = next[way]

@@ -12,7 +12,7 @@ from fastmmu.tlb.entries cimport (
     CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT,
     PSC, TLB_FRAME, TlbArray, TlbContext, TlbPort, UNITS, set_at, tlb_switch
 )
-from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_first, held_second
+from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_fill, held_first, held_second
 from fastmmu.tlb.invalidate cimport (
     inv_cr0_pg, inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invept, inv_invlpg, inv_invpcid, inv_invvpid,
     inv_mov_cr3, inv_page_fault, inv_reset, inv_transition, inv_vmfunc
@@ -424,7 +424,7 @@ cdef class TLB:
         cdef Py_ssize_t i, n = at.shape[0]
         cdef uint64_t j, la, end = 0, done = 0, l1_misses = 0, misses = 0
         cdef Held first
-        cdef uint64_t found
+        cdef uint64_t found, value
         cdef Pace pace
         self.turns.begin("TLB.simulate()")
         try:
@@ -457,8 +457,10 @@ cdef class TLB:
                             held_begin(&first, self.t, acc)
                         if not found or found == MISSED:
                             misses += 1
-                            tlb_fill(self.t, acc, la, tlb_value(la, 0, 0, F_U | F_R | F_W | F_EW | F_X | F_D | F_K))
-                            held_begin(&first, self.t, acc)
+                            value = tlb_value(la, 0, 0, F_U | F_R | F_W | F_EW | F_X | F_D | F_K)
+                            if not found or not held_fill(self.t, &first, la, value):
+                                tlb_fill(self.t, acc, la, value)
+                                held_begin(&first, self.t, acc)
                     self.t.c.lookups[p.l1.id] += end - done
                     done = end
                     if done < <uint64_t> n and self.turns.between(&pace):
