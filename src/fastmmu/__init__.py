@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from fastmmu.paging.mappings import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
     from fastmmu.paging.memory import PhysicalMemory
     from fastmmu.paging.nonroot_py import VmFunction, deliver_ve, vmfunc
-    from fastmmu.paging.state import Eptp, GuestState, Pml
+    from fastmmu.paging.state import Eptp, GuestState, Npt, Pml
     from fastmmu.paging.translate import Translation, translate
     from fastmmu.space.roots import find_roots
     from fastmmu.space.space import AddressSpace
@@ -98,6 +98,7 @@ __all__ = [
     "Mmio",
     "Mtrrs",
     "NotMappedError",
+    "Npt",
     "Op",
     "OutOfMemoryError",
     "PhysicalMemory",
@@ -189,7 +190,7 @@ _HOMES = {
     "fastmmu.paging.mappings": ("MappingArray", "ept_mappings", "iter_ept_mappings", "iter_mappings", "mappings"),
     "fastmmu.paging.memory": ("PhysicalMemory",),
     "fastmmu.paging.nonroot_py": ("VmFunction", "deliver_ve", "vmfunc"),
-    "fastmmu.paging.state": ("Eptp", "GuestState", "Pml"),
+    "fastmmu.paging.state": ("Eptp", "GuestState", "Npt", "Pml"),
     "fastmmu.paging.translate": ("Translation", "translate"),
     "fastmmu.space.roots": ("find_roots",),
     "fastmmu.space.space": ("AddressSpace",),

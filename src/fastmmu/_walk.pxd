@@ -9,3 +9,4 @@ cdef class WalkResult:
     cdef readonly object la
     cdef readonly object access
     cdef int mt
+    cdef readonly bint npt      # over nested page tables of AMD's

@@ -5,10 +5,11 @@ from fastmmu.dtypes import Fault
 from fastmmu.exits import Qualification
 from fastmmu.ops import AccessName
 from fastmmu.paging.memory import PhysicalMemory
-from fastmmu.paging.state import Eptp, GuestState
+from fastmmu.paging.state import GuestState, SecondLevel
 from fastmmu.tlb.tlb import TLB
 
 class WalkResult:
+    npt: bool
     la: int
     access: AccessName
     @property
@@ -52,13 +53,13 @@ def walk(
     va: int,
     *,
     access: AccessName = "r",
-    eptp: int | Eptp | None = None,
+    eptp: int | SecondLevel | None = None,
     set_ad: bool = False,
     tlb: TLB | None = None,
 ) -> WalkResult: ...
 def walk_ept(
     mem: PhysicalMemory,
-    eptp: int | Eptp,
+    eptp: int | SecondLevel,
     gpa: int,
     *,
     access: AccessName = "r",
@@ -71,5 +72,5 @@ def walk_ept(
     set_ad: bool = False,
 ) -> WalkResult: ...
 def load_pdpte_registers(
-    mem: PhysicalMemory, state: GuestState, *, eptp: int | Eptp | None = None, set_ad: bool = False
+    mem: PhysicalMemory, state: GuestState, *, eptp: int | SecondLevel | None = None, set_ad: bool = False
 ) -> GuestState | WalkResult: ...

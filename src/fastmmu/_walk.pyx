@@ -9,14 +9,14 @@ from fastmmu._arguments cimport flag, guest_physical_address, shown, whole
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.memtype cimport effective_type
 from fastmmu.arch.types cimport (
-    FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PF, FAULT_PML_FULL, FAULT_SPP, MODE_4,
-    MODE_PAE, STEP_DATA, Ept, Paging, PmlQuery, Step, Steps, Walk,
+    FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_NPF, FAULT_PF, FAULT_PML_FULL, FAULT_SPP,
+    MODE_4, MODE_PAE, STEP_DATA, Ept, Paging, PmlQuery, Step, Steps, Walk,
 )
 from fastmmu.paging.ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_walk, need_of, step,
 )
 from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.paging.state cimport Eptp, GuestState, access_code, as_eptp, pdpt_within, prepare
+from fastmmu.paging.state cimport Eptp, GuestState, Npt, access_code, as_eptp, pdpt_within, prepare
 from fastmmu.paging.walk cimport load_pdptes, walk_cached, walk_steps
 from fastmmu.tlb.lookup cimport Tlb
 from fastmmu.tlb.tlb cimport TLB
@@ -32,7 +32,8 @@ cdef class WalkResult:
 
     ``.pa``: host-physical address (int; all ones where it did not translate). ``.fault``: a
     :class:`~fastmmu.dtypes.Fault`. ``.steps``: record array of dtype ``STEP_DTYPE`` in the order of the references.
-    ``.gpa``: guest-physical address of the data, or of the reference that failed. Only walks make one.
+    ``.gpa``: guest-physical address of the data, or of the reference that failed. ``.npt``: it went over nested page
+    tables of AMD's, and "EPT" in the other names means these. Only walks make one.
 
     Threads: immutable; share it.
     """
@@ -58,7 +59,10 @@ cdef class WalkResult:
 
     @property
     def error_code(self):
-        """#PF error code (SDM vol. 3, "Page-Fault Exceptions"; paging.md §5), None for any other outcome."""
+        """#PF error code (SDM vol. 3, "Page-Fault Exceptions"; paging.md §5); that of a nested page fault, EXITINFO1
+        of #VMEXIT(NPF) (APM vol. 2, 15.25.6; npt.md §4); None for any other outcome."""
+        if self.walk.fault == FAULT_NPF:
+            return self.walk.qual
         return self.walk.error_code if self.walk.fault == FAULT_PF else None
 
     @property
@@ -74,9 +78,9 @@ cdef class WalkResult:
 
     @property
     def exit_qualification(self):
-        """Exit qualification (int) of any outcome that is a VM exit, None for the others."""
+        """Exit qualification (int) of any outcome that is a VM exit, EXITINFO1 of AMD's; None for the others."""
         return self.walk.qual if self.walk.fault in (
-            FAULT_EPT_VIOLATION, FAULT_EPT_MISCONFIG, FAULT_PML_FULL, FAULT_SPP, FAULT_APIC) else None
+            FAULT_EPT_VIOLATION, FAULT_EPT_MISCONFIG, FAULT_PML_FULL, FAULT_SPP, FAULT_APIC, FAULT_NPF) else None
 
     @property
     def gla(self):
@@ -128,7 +132,7 @@ cdef class WalkResult:
         return bool(self.walk.us), bool(self.walk.rw), bool(self.walk.xd)
 
     def __reduce__(self):
-        return _restored, (self.walk, self.la, self.access, self.steps, self.mt)
+        return _restored, (self.walk, self.la, self.access, self.steps, self.mt, self.npt)
 
     def __repr__(self):
         if self.walk.fault == FAULT_NONE:
@@ -136,10 +140,11 @@ cdef class WalkResult:
         return f"<walk {self.la:#x}: {self.fault.name}, {len(self.steps)} steps>"
 
 
-def _restored(walk, la, access, steps, mt):
+def _restored(walk, la, access, steps, mt, npt=False):
     # a copied or pickled result; its steps are as unwritable as those of the first
     cdef WalkResult result = WalkResult.__new__(WalkResult)
     result.walk, result.la, result.access, result.steps, result.mt = walk, la, access, steps, mt
+    result.npt = npt
     steps.flags.writeable = False
     return result
 
@@ -158,7 +163,7 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     :param mem: host physical memory. :param state: registers. :param va: linear address: an integer of 64 bits, or the
         negative number that such a one sign-extends.
     :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch).
-    :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
+    :param eptp: EPT pointer (int or :class:`Eptp`), or :class:`Npt`, AMD's nested paging; None = neither.
     :param set_ad: False: a query, with the outcome that the access would have and memory left as it is. True: an
         access, which sets accessed and dirty flags in memory (SDM vol. 3, "Accessed and Dirty Flags", and those "for
         EPT"; paging.md §6, ept.md §7).
@@ -185,6 +190,7 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
         _tlb_turn = tlb.turns.apart()
     if eptp is not None:
         e = &ept
+        result.npt = ept.npt
     if paging.mode < MODE_4:
         la &= 0xFFFFFFFFU
     steps.n = 0
@@ -196,7 +202,7 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
                 walk_steps(&mem.mem, &paging, e, la, acc, &result.walk, &steps)
         mem.settle()
     if not result.walk.fault:
-        result.mt = effective_type(&paging, &state.mtrrs.state, &result.walk, e != NULL)
+        result.mt = effective_type(&paging, &state.mtrrs.state, &result.walk, e)
     return finish(result, la, access, &steps)
 
 
@@ -210,8 +216,9 @@ cdef finish(WalkResult result, uint64_t la, access, const Steps *steps):
 
 def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, paging_structure=False, user=True,
              writable=True, nx=False, GuestState state=None, set_ad=False):
-    """Translate one guest-physical address by the EPT alone.
+    """Translate one guest-physical address by the EPT alone, or by AMD's nested page tables.
 
+    :param eptp: EPT pointer (int or :class:`Eptp`), or :class:`Npt`.
     :param gpa: guest-physical address; the walk of 5 levels takes in 57 bits.
     :param access: "r", "w", "rw" or "x"; of a paging structure "w" is an update of its A or D flag.
     :param gla: linear address that the reference serves; None: none (a PDPTE load), qualification bit 7 is 0.
@@ -246,6 +253,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
             need |= NEED_R
             if ept.ad:
                 need |= NEED_W
+    result.npt = ept.npt
     steps.n = 0
     memset(&result.walk, 0, sizeof(Walk))
     with nogil:
@@ -257,7 +265,7 @@ def walk_ept(PhysicalMemory mem not None, eptp, gpa, *, access="r", gla=None, pa
         result.walk.pa = leaf.hpa
         ept_facts(&result.walk, &leaf)
         step(&steps, STEP_DATA, 0, 0, leaf.hpa, target, 0)
-        result.mt = effective_type(&paging, &state.mtrrs.state, &result.walk, True)
+        result.mt = effective_type(&paging, &state.mtrrs.state, &result.walk, &ept)
     return finish(result, 0 if gla is None else linear_address(gla), access, &steps)
 
 
@@ -277,6 +285,8 @@ def load_pdpte_registers(PhysicalMemory mem not None, GuestState state not None,
     cdef int fault
     if state.paging.mode != MODE_PAE:
         raise StateError(f"PDPTE registers exist with PAE paging only, not with {state.mode.name}")
+    if isinstance(eptp, Npt):
+        raise StateError("under AMD's nested paging a guest has no PDPTE registers; walk() reads the entries")
     pdpt_within(mem, state, eptp)
     prepare(mem, state.replace(pdptes=(0, 0, 0, 0)), eptp, set_ad, &log, &paging, &ept, &result.walk)
     steps.n = 0

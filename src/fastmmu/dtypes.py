@@ -36,6 +36,7 @@ class Fault(Code):
     PML_FULL = 6
     SPP_EVENT = 7
     APIC_ACCESS = 8
+    NESTED_PAGE_FAULT = 9
 
 
 class StepKind(Code):
@@ -168,7 +169,7 @@ MAPPING_FAULT_DTYPE = np.dtype(
         ("size", "<u8"),  # bytes
         ("hpa", "<u8"),  # where the entry is that stopped the walk; all ones where none was read
         ("entry", "<u8"),  # its value; 0 outside memory
-        ("fault", "u1"),  # a Fault: PAGE_FAULT for reserved bits, EPT_VIOLATION, EPT_MISCONFIG, BUS
+        ("fault", "u1"),  # a Fault: PAGE_FAULT for reserved bits, EPT_VIOLATION, EPT_MISCONFIG, BUS, NESTED_PAGE_FAULT
         ("level", "u1"),  # of that entry
         ("ept", "u1"),  # 1: it is an entry of the EPT
     ],

@@ -9,11 +9,11 @@ from fastmmu.errors import Code, Flags
 __all__ = ["N_REASONS", "PRICED", "REASON_NAMES", "Action", "Completion", "Exit", "ExitReason", "FaultClass",
            "Qualification"]  # fmt: skip
 
-N_REASONS = 80
+N_REASONS = 81
 
 
 class ExitReason(Code):
-    """Basic exit reasons (bits 15:0 of the exit-reason field)."""
+    """Basic exit reasons (bits 15:0 of the exit-reason field); from 80 on what AMD's processors have beside them."""
 
     EXCEPTION_NMI = 0
     EXTERNAL_INTERRUPT = 1
@@ -65,6 +65,7 @@ class ExitReason(Code):
     SPP_EVENT = 66
     BUS_LOCK = 74
     NOTIFY = 75
+    NPF = 80  # of AMD, whose VMCB has 400H for it: a nested page fault
 
 
 REASON_NAMES = tuple({int(r): r.name.lower() for r in ExitReason}.get(i, f"reason_{i}") for i in range(N_REASONS))
@@ -142,8 +143,8 @@ class Exit(NamedTuple):
     the reason are 0."""
 
     reason: ExitReason
-    qualification: int
-    guest_physical: int
+    qualification: int  # of NPF: EXITINFO1, the error code
+    guest_physical: int  # of NPF: EXITINFO2
     guest_linear: int
     error_code: int  # of a #PF
     operand: int  # source of MOV to a control register; ECX of RDMSR and WRMSR

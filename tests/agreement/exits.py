@@ -121,16 +121,11 @@ def _without_vectoring(found: Counter[str]) -> Counter[str]:
 
 
 def _as_amd(noted: Counter[Noted], recording: Recording) -> Counter[str]:
-    """A nested fault tells: 1 present, 2 write, 4 user, as which every access of the guest counts, 8 reserved bit, 10H
-    fetch; bit 32 the final address, bit 33 a paging structure. QEMU leaves bit 0 out of faults by reserved bits."""
+    """Error codes: of a nested page fault EXITINFO1. QEMU leaves bit 0 out of faults by reserved bits (npt.md §4)."""
     found: Counter[str] = Counter()
     for exit, count in noted.items():
-        q = exit.qualification
-        if exit.reason == ExitReason.EPT_VIOLATION:
-            code = bool(q & 0x38) | q & Qualification.WRITE | 4 | (q & Qualification.FETCH) << 2
-            code |= 1 << 32 if q & Qualification.TRANSLATED else 1 << 33
-        elif exit.reason == ExitReason.EPT_MISCONFIG:
-            code = 1 << 32 | RESERVED | 4 | 1 | (exit.access == "w") << 1
+        if exit.reason == ExitReason.NPF:
+            code = exit.qualification
         elif exit.reason == ExitReason.EXCEPTION_NMI:
             code = exit.error_code
         else:

@@ -17,7 +17,7 @@ from .configurations import configuration as machine_of
 
 __all__ = ["Recording", "data_directories", "recordings", "sample_directory"]
 
-# AMD's KVM names exits by the SVM exit code. A nested page fault is what EPT tells as violation or misconfiguration.
+# AMD's KVM names exits by the SVM exit code.
 AMD = {
     "npf": "npf",
     "io": "IO_INSTRUCTION",
@@ -39,8 +39,6 @@ STATISTICS = (5, 19)
 """Version of Linux from which faults are counted by what became of them."""
 
 VECTORING_TOLD = (5, 12)
-
-NPF = (ExitReason.EPT_VIOLATION, ExitReason.EPT_MISCONFIG)
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Recording:
         """Exits of this machine in the same names."""
         counted: dict[str, int] = {}
         for reason, count in exits.items():
-            key = "npf" if self.vendor == "amd" and reason in NPF else KVM_NAMES.get(reason.name, reason.name)
+            key = "npf" if reason == ExitReason.NPF else KVM_NAMES.get(reason.name, reason.name)
             counted[key] = counted.get(key, 0) + count
         return counted
 

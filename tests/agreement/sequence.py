@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fastmmu.exits import ExitReason
+from fastmmu.exits import ExitReason, Qualification
 
-from .exits import GENERAL_REGISTER, advanced, of_violation
+from .exits import GENERAL_REGISTER, RESERVED, advanced, of_violation
 from .recorded import KVM_NAMES, Recording
 
 __all__ = ["ours", "recorded", "recorded_interrupts"]
@@ -54,7 +54,21 @@ def ours(sequence: Sequence, recording: Recording, configuration: str) -> Sequen
             return detail & ~GENERAL_REGISTER
         return detail
 
-    return [(KVM_NAMES.get(name, name), told(name, detail)) for name, detail in sequence]
+    return [
+        _nested(detail) if name == ExitReason.NPF.name else (KVM_NAMES.get(name, name), told(name, detail))
+        for name, detail in sequence
+    ]
+
+
+def _nested(code: int) -> tuple[str, int]:
+    """A nested page fault of AMD's as the recorder has it in the sequence, in Intel's words; its error codes themselves
+    are compared by :mod:`.exits`."""
+    if code & RESERVED:
+        return ExitReason.EPT_MISCONFIG.name, 0
+    write, fetch = code >> 1 & 1, code >> 4 & 1
+    final = int(Qualification.TRANSLATED) if code >> 32 & 1 else 0
+    kind = Qualification.WRITE if write else Qualification.FETCH if fetch else Qualification.READ
+    return ExitReason.EPT_VIOLATION.name, int(kind) | int(Qualification.GLA_VALID) | final
 
 
 def alike(one: Sequence, other: Sequence, code: int) -> bool:

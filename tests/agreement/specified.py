@@ -23,7 +23,7 @@ def policy_of(config: Config) -> Policy:
     return Policy(
         shadow=shadow,
         rules=rules,
-        ad=shadow or config.ept_ad,
+        ad=shadow or config.ept_ad or config.vendor == "amd",
         unsync=rules.unsync if config.unsync is None else config.unsync,
         flooding=rules.flooding,
         prefetch=rules.prefetch,

@@ -14,12 +14,13 @@ from fastmmu import reference as ref
 __all__ = ["Adapter", "Case", "EptpCase", "GpaCase", "Observed", "PdpteCase", "WalkCase"]
 
 Observed = dict[str, Any]
-"""What was seen: `k` is ``ok``, ``pf``, ``gp``, ``ev`` (exit 48), ``em`` (49), ``spp`` (66), ``pml`` (62) or ``bus``.
+"""What was seen: `k` is ``ok``, ``pf``, ``gp``, ``ev`` (exit 48), ``em`` (49), ``spp`` (66), ``pml`` (62), ``npf`` (of
+AMD) or ``bus``.
 
 ok: pa, gpa, gps and eps (page sizes in bytes, 0 = none), us, rw, xd, mt (effective type), emt, ipat; pf: ec, cr2;
-ev: q, gpa, sve (1: it can't become #VE) and, if qualification bit 7, gla; em: gpa; pml, spp: q; bus: hpa. Always:
-`ch` (dict of changed qwords), `steps` (list of (kind, level, guest level, hpa, gpa, entry)) and, while the log is on,
-pmli (PML index afterwards).
+npf: q (EXITINFO1), gpa; ev: q, gpa, sve (1: it can't become #VE) and, if qualification bit 7, gla; em: gpa; pml, spp:
+q; bus: hpa. Always: `ch` (dict of changed qwords), `steps` (list of (kind, level, guest level, hpa, gpa, entry)) and,
+while the log is on, pmli (PML index afterwards).
 `unreported`, where present, is a set of fields that this answer does not have although the implementation reports them
 otherwise; `moved` says that the case was asked with its host tables at other addresses, and the answer put back.
 """
@@ -33,7 +34,7 @@ class WalkCase:
     state: ref.State
     la: int
     access: str
-    ept: ref.Ept | None = None
+    ept: ref.Ept | ref.Npt | None = None
     nbytes: int = 1 << 52
     write: bool = True
 
@@ -43,7 +44,7 @@ class GpaCase:
     """Translate a guest-physical address for the reference `why`."""
 
     mem: dict[int, int] = field(repr=False)
-    ept: ref.Ept
+    ept: ref.Ept | ref.Npt
     gpa: int
     why: ref.GpaReference
     nbytes: int = 1 << 52

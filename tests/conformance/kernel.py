@@ -30,6 +30,7 @@ WORDS = {
     Fault.PML_FULL: "pml",
     Fault.SPP_EVENT: "spp",
     Fault.APIC_ACCESS: "apic",
+    Fault.NESTED_PAGE_FAULT: "npf",
 }
 MODELLED_CAPS = ref.EptCap.EXECUTE_ONLY | ref.EptCap.PAGE_1G | ref.EptCap.ADVANCED_INFO
 SAME_NAME = ("cr0", "cr3", "cr4", "efer", "cpl", "ac", "pkru", "pkrs", "maxphyaddr", "upper_a", "pat")
@@ -45,8 +46,18 @@ def kernel_state(state: ref.State) -> fastmmu.GuestState:
     return fastmmu.GuestState(mtrrs=mtrrs, **registers)
 
 
-def kernel_eptp(ept: ref.Ept) -> fastmmu.Eptp:
-    """The same EPTP, capabilities and controls."""
+def kernel_eptp(ept: ref.Ept | ref.Npt) -> fastmmu.Eptp | fastmmu.Npt:
+    """The same EPTP, capabilities and controls; or the same nCR3."""
+    if isinstance(ept, ref.Npt):
+        return fastmmu.Npt(
+            ept.ncr3,
+            levels=ept.levels,
+            maxphyaddr=ept.maxphyaddr,
+            nxe=bool(ept.nxe),
+            page1gb=bool(ept.gb_pages),
+            pat=ept.pat,
+            ad_before_final=ept.guest_ad_before_final_ept,
+        )
     return fastmmu.Eptp(
         ept.eptp,
         maxphyaddr=ept.maxphyaddr,
@@ -86,7 +97,7 @@ def observed(result: fastmmu.WalkResult) -> Observed:
         seen |= {"gla": result.gla} if result.qualification & Qualification.GLA_VALID else {}
     elif result.fault is Fault.EPT_MISCONFIG:
         seen["gpa"] = result.gpa
-    elif result.fault is Fault.APIC_ACCESS:
+    elif result.fault in (Fault.APIC_ACCESS, Fault.NESTED_PAGE_FAULT):
         seen |= {"q": result.exit_qualification, "gpa": result.gpa}
     elif result.fault in (Fault.PML_FULL, Fault.SPP_EVENT):
         seen["q"] = result.exit_qualification
@@ -102,7 +113,7 @@ class KernelAdapter:
     def run(self, case: Case) -> Observed | str:
         if isinstance(case, EptpCase):
             return self._eptp(case)
-        if case.ept and case.ept.caps | MODELLED_CAPS != ref.EptCap.ALL | MODELLED_CAPS:
+        if isinstance(case.ept, ref.Ept) and case.ept.caps | MODELLED_CAPS != ref.EptCap.ALL | MODELLED_CAPS:
             return "a fixed EPT capability is absent"
         if case.nbytes <= 1 << 24:
             return self._dense(case)
@@ -124,7 +135,7 @@ class KernelAdapter:
         return seen
 
     @staticmethod
-    def ask_gpa(memory: fastmmu.PhysicalMemory, case: GpaCase, ept: fastmmu.Eptp) -> fastmmu.WalkResult:
+    def ask_gpa(memory: fastmmu.PhysicalMemory, case: GpaCase, ept: fastmmu.Eptp | fastmmu.Npt) -> fastmmu.WalkResult:
         """The reference as an access."""
         why = case.why
         data = {(True, False, False): "r", (False, True, False): "w", (True, True, False): "rw"}
@@ -145,7 +156,7 @@ class KernelAdapter:
         )
 
     @staticmethod
-    def _pdptes(memory: fastmmu.PhysicalMemory, case: PdpteCase, ept: fastmmu.Eptp | None) -> Observed:
+    def _pdptes(memory: fastmmu.PhysicalMemory, case: PdpteCase, ept: fastmmu.Eptp | fastmmu.Npt | None) -> Observed:
         registers = ref.State(cr0=0x8001_0031, cr3=case.cr3, cr4=0x20, efer=0x800, maxphyaddr=case.maxphyaddr)
         loaded = load_pdpte_registers(memory, kernel_state(registers), eptp=ept, set_ad=True)
         if isinstance(loaded, fastmmu.GuestState):

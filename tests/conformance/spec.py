@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastmmu import reference as ref
+from fastmmu.reference.paging import npt
 
 from .cases import Case, EptpCase, GpaCase, Observed, PdpteCase, WalkCase
 
@@ -34,6 +35,8 @@ def observed(outcome: ref.Outcome) -> Observed:
             seen |= {"k": "ev", "q": outcome.qualification, "gpa": outcome.gpa}
             seen |= {"sve": 1 if outcome.entry is None else outcome.entry >> 63}
             seen |= {} if outcome.gla is None else {"gla": outcome.gla}
+        case ref.NestedPageFault():
+            seen |= {"k": "npf", "q": outcome.error_code, "gpa": outcome.gpa}
         case ref.EptMisconfig():
             seen |= {"k": "em", "gpa": outcome.gpa}
         case ref.SppEvent():
@@ -58,6 +61,8 @@ class SpecAdapter:
             return {"valid": int(ref.eptp_valid(case.eptp, caps=case.caps, maxphyaddr=case.maxphyaddr))}
         mem = ref.SparseMemory(case.mem, case.nbytes)
         if isinstance(case, GpaCase):
+            if isinstance(case.ept, ref.Npt):
+                return observed(npt.translate_gpa(mem, case.ept, case.gpa, case.why))
             return observed(ref.translate_gpa(mem, case.ept, case.gpa, case.why))
         if isinstance(case, PdpteCase):
             return observed(ref.load_pdptes(mem, case.cr3, maxphyaddr=case.maxphyaddr, ept=case.ept))

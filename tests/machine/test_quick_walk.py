@@ -43,6 +43,8 @@ CONFIGS = {
     "EPT, premapped": EPT.replace(premapped=True),
     "EPT, THP": EPT.replace(pages="thp"),
     "EPT, processes with PCIDs": EPT.replace(pcid=True),
+    "NPT": EPT.replace(vendor="amd"),
+    "NPT, host pages of 2M": EPT.replace(vendor="amd", host_pages="2m"),
     "Ice Lake": SMALL.replace(mmu="ept", vpid=True, tlb="icelake"),
     "Zen 4": SMALL.replace(mmu="ept", vpid=True, tlb="zen4"),
     "strict": SMALL.replace(mmu="ept", vpid=True, tlb="strict"),

@@ -21,12 +21,13 @@ from tests.support.random_scenes import MEMORY, Scene, random_scene
 from tests.support.random_tables import MODES, RandomTables
 
 ROWS = 300  # tables that point at themselves map more; the first are compared
-SKIPPED = {Fault.PAGE_FAULT, Fault.EPT_VIOLATION, Fault.EPT_MISCONFIG, Fault.BUS}
-CASES = [pytest.param(mode, ept, id=f"{mode.name}{'-ept' if ept else ''}") for mode in ref.Mode for ept in (0, 1)]
+SKIPPED = {Fault.PAGE_FAULT, Fault.EPT_VIOLATION, Fault.EPT_MISCONFIG, Fault.BUS, Fault.NESTED_PAGE_FAULT}
+OVER = {"": False, "-ept": True, "-npt": "npt"}
+CASES = [pytest.param(mode, OVER[ept], id=f"{mode.name}{ept}") for mode in ref.Mode for ept in OVER]
 
 
-def scene_of(seed: int, mode: ref.Mode, ept: int) -> tuple[Scene, Space]:
-    scene = random_scene(random.Random(seed), modes=(mode,), with_ept=(bool(ept),))
+def scene_of(seed: int, mode: ref.Mode, ept: bool | str) -> tuple[Scene, Space]:
+    scene = random_scene(random.Random(seed), modes=(mode,), with_ept=(ept,))
     return scene, space_of(scene)
 
 
@@ -51,14 +52,14 @@ def specified(scene: Scene) -> list[tuple[int, ...]]:
             int(bool(m.rw and (scene.ept is None or m.ept_rights & 2))),
             int(not m.xd and (scene.ept is None or bool(m.ept_rights & fetch_right(scene.ept, m.us)))),
             m.ept_rights,
-            m.ept_leaf >> 8 & 3,
+            m.ept_leaf >> (5 if isinstance(scene.ept, ref.Npt) else 8) & 3,
             m.memory_type,
         )
         for m in itertools.islice(found, ROWS)
     ]
 
 
-def fetch_right(ept: ref.Ept, us: int) -> int:
+def fetch_right(ept: ref.Ept | ref.Npt, us: int) -> int:
     return 8 if ept.mbec and us else 4
 
 
@@ -74,17 +75,17 @@ def listed(rows: np.recarray[Any, Any]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize(("mode", "ept"), CASES)
 @settings(max_examples=25)
 @given(seed=st.integers(0, 1 << 32))
-def test_equals_the_specification(mode: ref.Mode, ept: int, seed: int) -> None:
+def test_equals_the_specification(mode: ref.Mode, ept: bool | str, seed: int) -> None:
     scene, space = scene_of(seed, mode, ept)
     rows = fastmmu.mappings(*space, limit=ROWS)
     assert listed(rows) == specified(scene), scene.defects
 
 
-@pytest.mark.parametrize("ept", [False, True], ids=["native", "nested"])
+@pytest.mark.parametrize("ept", [False, True, "npt"], ids=["native", "nested", "npt"])
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=4)
 @given(seed=st.integers(0, 1 << 32))
-def test_decodes_the_leaf(mode: str, ept: bool, seed: int) -> None:
+def test_decodes_the_leaf(mode: str, ept: bool | str, seed: int) -> None:
     tables = RandomTables(seed, mode, ept)
     rows = fastmmu.mappings(tables.mem, tables.state, tables.eptp, limit=ROWS)
     for row in plain(rows[rows.guest_shift > 0]):
@@ -123,7 +124,7 @@ def allowed(space: Space, state: GuestState, va: int, access: str) -> int | None
     walk = fastmmu.walk(memory, state, va, access=access, eptp=eptp)
     if flag_update(walk):
         return None
-    assert walk.fault in (Fault.NONE, Fault.PAGE_FAULT, Fault.EPT_VIOLATION)
+    assert walk.fault in (Fault.NONE, Fault.PAGE_FAULT, Fault.EPT_VIOLATION, Fault.NESTED_PAGE_FAULT)
     return int(walk.fault == Fault.NONE)
 
 
@@ -150,7 +151,7 @@ def gaps(rows: np.recarray[Any, Any], others: Iterator[int]) -> list[int]:
 @pytest.mark.parametrize(("mode", "ept"), CASES)
 @settings(max_examples=12)
 @given(seed=st.integers(0, 1 << 32))
-def test_rows_translate_and_gaps_do_not(mode: ref.Mode, ept: int, seed: int) -> None:
+def test_rows_translate_and_gaps_do_not(mode: ref.Mode, ept: bool | str, seed: int) -> None:
     scene, space = scene_of(seed, mode, ept)
     memory, state, eptp = space
     rows = fastmmu.mappings(*space, limit=ROWS)
@@ -174,11 +175,11 @@ def test_rows_translate_and_gaps_do_not(mode: ref.Mode, ept: int, seed: int) -> 
 # ---- parts -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ept", [False, True], ids=["native", "nested"])
+@pytest.mark.parametrize("ept", [False, True, "npt"], ids=["native", "nested", "npt"])
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=6)
 @given(seed=st.integers(0, 1 << 32), data=st.data())
-def test_parts_are_those_of_the_whole(mode: str, ept: bool, seed: int, data: st.DataObject) -> None:
+def test_parts_are_those_of_the_whole(mode: str, ept: bool | str, seed: int, data: st.DataObject) -> None:
     tables = RandomTables(seed, mode, ept)
     space = (tables.mem, tables.state, tables.eptp)
     whole = fastmmu.mappings(*space, limit=20_000)
@@ -213,18 +214,26 @@ def ept_rows(scene: Scene) -> list[tuple[int, int, int, int]]:
     return [(gpa, 1 << shift, rights, leaf) for gpa, shift, rights, leaf in itertools.islice(pages, ROWS)]
 
 
+@pytest.mark.parametrize("ept", [True, "npt"], ids=["ept", "npt"])
 @settings(max_examples=40)
 @given(seed=st.integers(0, 1 << 32))
-def test_the_ept_alone(seed: int) -> None:
-    scene, (memory, _, eptp) = scene_of(seed, ref.Mode.LEVEL4, 1)
+def test_the_ept_alone(ept: bool | str, seed: int) -> None:
+    scene, (memory, _, eptp) = scene_of(seed, ref.Mode.LEVEL4, ept)
+    assert scene.ept is not None
+    assert eptp is not None
     rows = fastmmu.ept_mappings(memory, eptp, limit=ROWS)
     wanted = ept_rows(scene)
     assert [(row.gpa, row["size"], row.leaf) for row in rows] == [(gpa, size, leaf) for gpa, size, _, leaf in wanted]
     for row, (_, _, rights, leaf) in zip(plain(rows), wanted, strict=True):
         assert (row.readable, row.writable, row.executable) == (rights & 1, rights >> 1 & 1, rights >> 2 & 1)
         assert row.user_executable == (rights >> 10 & 1 if scene.ept.mbec else 0)
-        assert (row.accessed, row.dirty) == (leaf >> 8 & 1, leaf >> 9 & 1)
-        assert (row.memory_type, row.ipat) == (leaf >> 3 & 7, leaf >> 6 & 1)
+        if ept == "npt":
+            assert (row.accessed, row.dirty, row.ipat) == (leaf >> 5 & 1, leaf >> 6 & 1, 0)
+            index = leaf >> 3 & 3 | (leaf >> (7 if row.size == 4096 else 12) & 1) << 2
+            assert row.memory_type == eptp.options["pat"] >> 8 * index & 0xFF
+        else:
+            assert (row.accessed, row.dirty) == (leaf >> 8 & 1, leaf >> 9 & 1)
+            assert (row.memory_type, row.ipat) == (leaf >> 3 & 7, leaf >> 6 & 1)
     for row in plain(rows[:20]):
         for gpa in (row.gpa, row.gpa + row.size - 1):
             walk = fastmmu.walk_ept(memory, eptp, gpa)

@@ -21,7 +21,8 @@ from tests.support.random_tables import MODES, RandomTables
 from tests.support.recordings import all_of, sample_of
 
 GUESTS = [*sample_of("guests").glob("*/meta.json"), *all_of("guests", "FASTMMU_GUESTS").glob("*/meta.json")]
-CASES = [pytest.param(mode, ept, id=f"{mode.name}{'-ept' if ept else ''}") for mode in ref.Mode for ept in (0, 1)]
+OVER = {"": False, "-ept": True, "-npt": "npt"}
+CASES = [pytest.param(mode, OVER[ept], id=f"{mode.name}{ept}") for mode in ref.Mode for ept in OVER]
 
 
 def addresses(scene: Scene, rng: random.Random) -> list[int]:
@@ -33,9 +34,9 @@ def addresses(scene: Scene, rng: random.Random) -> list[int]:
 @pytest.mark.parametrize(("mode", "ept"), CASES)
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
-def test_equals_the_specification(mode: ref.Mode, ept: int, seed: int) -> None:
+def test_equals_the_specification(mode: ref.Mode, ept: bool | str, seed: int) -> None:
     rng = random.Random(seed)
-    scene = random_scene(rng, modes=(mode,), with_ept=(bool(ept),))
+    scene = random_scene(rng, modes=(mode,), with_ept=(ept,))
     memory, state, eptp = space_of(scene)
     asked = addresses(scene, rng)
     found = fastmmu.translate(memory, state, np.array(asked, np.uint64), access=None, eptp=eptp)
@@ -46,9 +47,9 @@ def test_equals_the_specification(mode: ref.Mode, ept: int, seed: int) -> None:
     ], scene.defects
 
 
-@pytest.mark.parametrize("ept", [False, True], ids=["native", "nested"])
+@pytest.mark.parametrize("ept", [False, True, "npt"], ids=["native", "nested", "npt"])
 @pytest.mark.parametrize("mode", MODES)
-def test_is_what_the_enumeration_lists(mode: str, ept: bool) -> None:
+def test_is_what_the_enumeration_lists(mode: str, ept: bool | str) -> None:
     """Every address of a row translates to its place; one that does not translate is in no row."""
     seen: Counter[Fault] = Counter()
     denied = 0

@@ -27,11 +27,11 @@ def check(scene: Scene, *, write: bool) -> None:
         )
 
 
-@pytest.mark.parametrize("ept", [False, True], ids=["guest", "nested"])
+@pytest.mark.parametrize("ept", [False, True, "npt"], ids=["guest", "nested", "npt"])
 @pytest.mark.parametrize("mode", list(ref.Mode), ids=lambda mode: mode.name)
 @given(data=st.data(), write=st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_walk_is_the_specified_walk(mode: ref.Mode, ept: bool, data: st.DataObject, write: bool) -> None:
+def test_walk_is_the_specified_walk(mode: ref.Mode, ept: bool | str, data: st.DataObject, write: bool) -> None:
     check(data.draw(scenes(modes=(mode,), with_ept=(ept,))), write=write)
 
 
@@ -47,14 +47,34 @@ def test_many_walks_and_every_outcome(write: bool) -> None:
     assert all(seen[k] > 3 for k in ("ok", "pf", "gp", "ev", "em", "bus", "pml", "spp")), seen
 
 
-@pytest.mark.parametrize("nested", [False, True], ids=["guest", "nested"])
+@pytest.mark.parametrize("write", [False, True], ids=["query", "access"])
+def test_many_walks_over_nested_paging_of_amd(write: bool) -> None:
+    """Every kind of its fault as well: of a table or of the data, not present, reserved, denied, of a fetch."""
+    rng = random.Random(5 + write)
+    seen: Counter[str] = Counter()
+    for _ in range(900):
+        scene = random_scene(rng, with_ept=("npt",))
+        check(scene, write=write)
+        for case in scene.cases():
+            want = SPEC.run(case)
+            assert isinstance(want, dict)
+            seen[want["k"]] += 1
+            if want["k"] == "npf":
+                code = want["q"]
+                seen[("table", "data")[code >> 32 & 1] + f" {code & 9}"] += 1
+                seen["fetch"] += code >> 4 & 1
+    kinds = [f"{place} {code}" for place in ("table", "data") for code in (0, 1, 9)]
+    assert all(seen[k] > 3 for k in ("ok", "pf", "gp", "npf", "bus", "fetch", *kinds)), seen
+
+
+@pytest.mark.parametrize("nested", [False, True, "npt"], ids=["guest", "nested", "npt"])
 @given(data=st.data(), access=st.sampled_from(ACCESSES))
 @settings(max_examples=40, deadline=None)
-def test_a_batch_goes_where_the_specified_walks_go(nested: bool, data: st.DataObject, access: str) -> None:
+def test_a_batch_goes_where_the_specified_walks_go(nested: bool | str, data: st.DataObject, access: str) -> None:
     scene = data.draw(scenes(with_ept=(nested,)))
     near = [la ^ bit for la, _ in scene.attempts for bit in (0, 0x1000, 0x20_0000, 8)]
     # a log that is full stops accesses, not translations
-    ept = scene.ept and dataclasses.replace(scene.ept, pml=None)
+    ept = dataclasses.replace(scene.ept, pml=None) if isinstance(scene.ept, ref.Ept) else scene.ept
     cases = [dataclasses.replace(scene.cases(write=False)[0], la=la, access=access, ept=ept) for la in near]
     array = np.zeros(cases[0].nbytes // 8, dtype="<u8")
     for hpa, value in scene.mem.items():

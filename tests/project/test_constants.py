@@ -49,7 +49,13 @@ SAME: list[tuple[str, str, str, type[enum.IntEnum], dict[str, str | None]]] = [
         "FaultCode",
         "FAULT_",
         Fault,
-        {"PF": "PAGE_FAULT", "GP": "GENERAL_PROTECTION", "SPP": "SPP_EVENT", "APIC": "APIC_ACCESS"},
+        {
+            "PF": "PAGE_FAULT",
+            "GP": "GENERAL_PROTECTION",
+            "SPP": "SPP_EVENT",
+            "APIC": "APIC_ACCESS",
+            "NPF": "NESTED_PAGE_FAULT",
+        },
     ),
     (
         "cpu/vcpu.pxd",

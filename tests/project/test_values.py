@@ -70,6 +70,8 @@ def samples() -> dict[type, list[Any]]:
         fastmmu.Eptp(0x101E),
         fastmmu.Eptp(0x105E, maxphyaddr=36, mbec=True, page1gb=False, spptp=0x2000, apic_access=0x5000),
         fastmmu.Eptp(0x105E, pml=PML),
+        fastmmu.Npt(0x1000),
+        fastmmu.Npt(0x1018, levels=5, maxphyaddr=46, nxe=False, page1gb=False, pat=0x0606_0606_0606_0600),
         fastmmu.walk(memory, STATE, 0x123),
         fastmmu.walk(memory, STATE, 0x1123, access="w"),
         fastmmu.walk(memory, STATE, 0x8000, eptp=0x101E),
@@ -158,7 +160,8 @@ def test_values_are_copied_and_pickled(how: str) -> None:
     assert tried > 150
 
 
-VALUES = (fastmmu.GuestState, fastmmu.Mtrrs, fastmmu.Pml, fastmmu.Eptp, fastmmu.WalkResult, fastmmu.Translation)
+VALUES = (fastmmu.GuestState, fastmmu.Mtrrs, fastmmu.Pml, fastmmu.Eptp, fastmmu.Npt, fastmmu.WalkResult,
+          fastmmu.Translation)  # fmt: skip
 
 
 def is_extension(cls: type) -> bool:
@@ -195,7 +198,8 @@ def test_every_extension_class_is_a_value_or_a_resource() -> None:
 
 # ---- immutable ---------------------------------------------------------------------------------------------------
 
-IMMUTABLE = (fastmmu.GuestState, fastmmu.Mtrrs, fastmmu.Eptp, fastmmu.WalkResult, fastmmu.Config, fastmmu.Geometry)
+IMMUTABLE = (fastmmu.GuestState, fastmmu.Mtrrs, fastmmu.Eptp, fastmmu.Npt, fastmmu.WalkResult, fastmmu.Config,
+             fastmmu.Geometry)  # fmt: skip
 
 
 def writes(value: Any) -> Iterator[tuple[str, Callable[[], Any]]]:

@@ -7,13 +7,14 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu import Eptp, GuestState, PhysicalMemory
+from fastmmu import Eptp, GuestState, Npt, PhysicalMemory
+from fastmmu import reference as ref
 from tests.conformance.kernel import kernel_eptp, kernel_state
 from tests.support.random_scenes import MEMORY, Scene
 
 __all__ = ["Space", "space_of", "tables"]
 
-Space = tuple[PhysicalMemory, GuestState, Eptp | None]
+Space = tuple[PhysicalMemory, GuestState, Eptp | Npt | None]
 
 
 def space_of(scene: Scene) -> Space:
@@ -22,8 +23,10 @@ def space_of(scene: Scene) -> Space:
     for hpa, value in scene.mem.items():
         if hpa < MEMORY:
             memory.u64[hpa >> 3] = value
-    eptp = kernel_eptp(dataclasses.replace(scene.ept, pml=None, spptp=None)) if scene.ept else None
-    return memory, kernel_state(scene.state), eptp
+    ept = scene.ept
+    if isinstance(ept, ref.Ept):
+        ept = dataclasses.replace(ept, pml=None, spptp=None)
+    return memory, kernel_state(scene.state), kernel_eptp(ept) if ept else None
 
 
 def tables(nbytes: int, *filled: tuple[int, npt.ArrayLike]) -> PhysicalMemory:

@@ -37,6 +37,8 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "value": lambda w: 1,
     "eptp_fault.value": lambda w: 0x101E,
     "Eptp.value": lambda w: 0x101E,
+    "Npt.value": lambda w: 0x1000,
+    "Npt.levels": lambda w: 5,
     "Pml.base": lambda w: 0x1000,
     "access": lambda w: "r",
     "pa": lambda w: PAGE,

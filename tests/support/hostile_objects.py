@@ -259,6 +259,8 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "GuestState": lambda w: w.state,
     "Pml": lambda w: w.pml,
     "Eptp": lambda w: w.eptp,
+    "Npt": lambda w: fastmmu.Npt(0x8000),
+    "SecondLevel": lambda w: w.eptp,
     "Mtrrs": lambda w: fastmmu.Mtrrs(),
     "WalkResult": lambda w: w.violation,
     "Translation": lambda w: w.translation,

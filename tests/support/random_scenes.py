@@ -20,14 +20,13 @@ from hypothesis import strategies as st
 from fastmmu import reference as ref
 from fastmmu.reference.paging import guest
 from tests.conformance.cases import WalkCase
+from tests.support.scene_defects import EPT_DEFECTS, FRAMES, GUEST_DEFECTS, HIGH_FRAME, NPT_DEFECTS
 
 __all__ = ["FRAMES", "Scene", "random_scene", "scenes"]
 
 T = TypeVar("T")
-FRAMES = 96  # 4 KiB frames of host memory
 MEMORY = FRAMES << 12
 SPP_FRAMES = (4, 5, 6, 7)
-HIGH_FRAME = 0xABCDE  # a frame outside memory and below every MAXPHYADDR used here
 ACCESSES = ("r", "w", "rw", "x")
 
 
@@ -41,7 +40,7 @@ class Scene:
 
     mem: dict[int, int] = field(repr=False)
     state: ref.State
-    ept: ref.Ept | None
+    ept: ref.Ept | ref.Npt | None
     attempts: tuple[tuple[int, str], ...]  # (linear address, access)
     defects: tuple[str, ...]
 
@@ -100,6 +99,18 @@ def _ept(pick: Pick, maxphyaddr: int) -> ref.Ept:
     )
 
 
+def _npt(pick: Pick, maxphyaddr: int) -> ref.Npt:
+    return ref.Npt(
+        ncr3=1 << 12 | pick((0, 0x18)),
+        levels=pick((4, 4, 5)),
+        maxphyaddr=maxphyaddr,
+        nxe=pick((1, 1, 0)),
+        gb_pages=pick((1, 1, 0)),
+        pat=pick((0x0007_0406_0007_0406, 0x0001_0504_0007_0406)),
+        guest_ad_before_final_ept=pick((True, True, False)),
+    )
+
+
 # ---- tables --------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +122,7 @@ class _World:
     mapped by a 4 KiB leaf or by a large leaf at host address 0.
     """
 
-    def __init__(self, pick: Pick, state: ref.State, ept: ref.Ept | None) -> None:
+    def __init__(self, pick: Pick, state: ref.State, ept: ref.Ept | ref.Npt | None) -> None:
         self.pick, self.state, self.ept = pick, state, ept
         self.mem: dict[int, int] = {}
         self.defects: list[str] = []
@@ -119,6 +130,7 @@ class _World:
         self.entries: list[tuple[str, int, int, int]] = []  # (guest|ept, level, host address, bytes) of each entry
         self.gpa_of: dict[int, int] = {}  # host address of a guest table -> its gpa
         self.tables: dict[int, int] = {}  # host address of a guest entry -> that of the table it points at
+        self.pdpt = (0, 0)  # (gpa, hpa) of the PDPTEs where they stay in memory
         self.roots: dict[int, tuple[int, int]] = {}  # (gpa, hpa) of the top tables; for PAE by PDPTE register
 
     def frame(self) -> int:
@@ -196,7 +208,7 @@ class _World:
         assert self.ept is not None
         table = self.ept.root
         wanted = self.pick((1, 1, 1, 2, 3)) if gpa & 0x1F_FFFF == hpa else 1
-        if wanted == 3 and (gpa & 0x3FFF_FFFF != hpa or not self.ept.caps & ref.EptCap.PAGE_1G):
+        if wanted == 3 and (gpa & 0x3FFF_FFFF != hpa or not self.huge()):
             wanted = 2
         for level in range(self.ept.levels, 0, -1):
             here = table + 8 * (gpa >> (12 + 9 * (level - 1)) & 0x1FF)
@@ -209,17 +221,36 @@ class _World:
             self.entries.append(("ept", level, here, 8))
             if level <= wanted:
                 self.mem[here] = self.ept_leaf(hpa if level == 1 else 0, level, writable)
-                if self.ept.spptp is not None and level == 1:
+                if isinstance(self.ept, ref.Ept) and self.ept.spptp is not None and level == 1:
                     self.sub_pages(gpa, here)
                 return
             table = self.frame() << 12
             self.mem[here] = table | self.ept_upper(writable)
 
+    def huge(self) -> bool:
+        """1 GB pages exist."""
+        return bool(self.ept.gb_pages if isinstance(self.ept, ref.Npt) else self.ept.caps & ref.EptCap.PAGE_1G)  # type: ignore[union-attr]
+
+    def npt_flags(self, writable: bool | None, *, leaf: bool) -> int:
+        flags = 7 if writable else 5
+        if writable is None:
+            flags = self.pick((7, 7, 7, 7, 5, 3))
+            flags |= self.pick((0, 0, 0, 1 << 63)) if self.ept.nxe else 0  # type: ignore[union-attr]
+        elif not leaf:
+            flags = 7
+        flags |= self.pick((0, 0x20)) | self.pick((0, 0, 8, 0x10)) | self.pick((0, 0x3FF << 52))
+        return flags | (self.pick((0, 0x40)) | self.pick((0, 0x100)) if leaf else 0)
+
     def ept_upper(self, writable: bool | None) -> int:
+        if isinstance(self.ept, ref.Npt):
+            return self.npt_flags(writable, leaf=False)
         rights = 7 if writable is not None else self.pick((7, 7, 7, 7, 5, 3, 1))
         return rights | self.pick((0x400, 0x400, 0)) | self.pick((0, 0x100)) | self.pick((0, 0x3FF << 52))
 
     def ept_leaf(self, hpa: int, level: int, writable: bool | None) -> int:
+        if isinstance(self.ept, ref.Npt):
+            large = 0x80 | self.pick((0, 0, 0x1000)) if level > 1 else self.pick((0, 0x80))
+            return hpa | large | self.npt_flags(writable, leaf=True)
         rights = self.pick((7, 7, 3, 5, 1, 4)) if writable is None else 7 if writable else 5
         flags = self.pick((0x400, 0)) | self.pick((0, 0x100, 0x300)) | self.pick((6, 0, 1, 4, 5)) << 3
         large = 0x80 if level > 1 else self.pick((0, 0x80))
@@ -241,65 +272,12 @@ class _World:
         """Break one entry in one named way."""
         stage, level, hpa, size = self.pick(self.entries)
         entry = self.get(hpa, size)
-        kinds = GUEST_DEFECTS if stage == "guest" else EPT_DEFECTS
+        kinds = NPT_DEFECTS if isinstance(self.ept, ref.Npt) else EPT_DEFECTS
+        kinds = GUEST_DEFECTS if stage == "guest" else kinds
         name = self.pick(tuple(kinds))
         changed = kinds[name](self, entry, level, hpa) & ((1 << 8 * size) - 1)
         self.put(hpa, size, changed)
         self.defects.append(f"{stage} L{level} @{hpa:x}: {name} ({entry:x} -> {changed:x})")
-
-
-FRAME = 0xF_FFFF_FFFF_F000
-
-
-def _reserved_address_bit(w: _World, entry: int) -> int:
-    m = w.state.maxphyaddr
-    return entry | 1 << w.pick((m, 51)) if m < 52 else entry | 1 << 63
-
-
-def _repoint(w: _World, entry: int, frame: int) -> int:
-    return entry & ~FRAME | frame << 12
-
-
-GUEST_DEFECTS: dict[str, Any] = {
-    "not present": lambda w, e, level, hpa: e & ~1,
-    "all zero": lambda w, e, level, hpa: 0,
-    "reserved address bit": lambda w, e, level, hpa: _reserved_address_bit(w, e),
-    "bit 63": lambda w, e, level, hpa: e ^ 1 << 63,
-    "bit 62": lambda w, e, level, hpa: e ^ 1 << 62,
-    "bit 7": lambda w, e, level, hpa: e ^ 1 << 7,
-    "bit 13": lambda w, e, level, hpa: e ^ 1 << 13,
-    "bit 20": lambda w, e, level, hpa: e ^ 1 << 20,
-    "bit 21": lambda w, e, level, hpa: e ^ 1 << 21,
-    "bit 12": lambda w, e, level, hpa: e ^ 1 << 12,
-    "points outside memory": lambda w, e, level, hpa: _repoint(w, e, HIGH_FRAME),
-    "points at the last frame": lambda w, e, level, hpa: _repoint(w, e, FRAMES - 1),
-    "points just behind memory": lambda w, e, level, hpa: _repoint(w, e, FRAMES),
-    "points at its own table": lambda w, e, level, hpa: _repoint(w, e, w.gpa_of.get(hpa & ~0xFFF, hpa) >> 12),
-    "points at another table": lambda w, e, level, hpa: _repoint(w, e, w.pick(range(w.next_frame))),
-}  # fmt: skip
-
-EPT_DEFECTS: dict[str, Any] = {
-    "not present": lambda w, e, level, hpa: e & ~0x407,
-    "not present, suppress #VE": lambda w, e, level, hpa: e & ~0x407 | 1 << 63,
-    "only XU": lambda w, e, level, hpa: e & ~7 | 0x400,
-    "write only": lambda w, e, level, hpa: e & ~7 | 2,
-    "write and execute": lambda w, e, level, hpa: e & ~7 | 6,
-    "execute only": lambda w, e, level, hpa: e & ~7 | 4,
-    "read only": lambda w, e, level, hpa: e & ~7 | 1,
-    "reserved address bit": lambda w, e, level, hpa: _reserved_address_bit(w, e),
-    "bit 3": lambda w, e, level, hpa: e ^ 1 << 3,
-    "bit 4": lambda w, e, level, hpa: e ^ 1 << 4,
-    "bit 6": lambda w, e, level, hpa: e ^ 1 << 6,
-    "bit 7": lambda w, e, level, hpa: e ^ 1 << 7,
-    "memory type 7": lambda w, e, level, hpa: e | 0x38,
-    "bit 12": lambda w, e, level, hpa: e ^ 1 << 12,
-    "bit 29": lambda w, e, level, hpa: e ^ 1 << 29,
-    "points outside memory": lambda w, e, level, hpa: _repoint(w, e, HIGH_FRAME),
-    "points at the last frame": lambda w, e, level, hpa: _repoint(w, e, FRAMES - 1),
-    "points just behind memory": lambda w, e, level, hpa: _repoint(w, e, FRAMES),
-    "points at its own table": lambda w, e, level, hpa: _repoint(w, e, hpa >> 12),
-    "points at another table": lambda w, e, level, hpa: _repoint(w, e, w.pick(range(w.next_frame))),
-}
 
 
 # ---- scenes --------------------------------------------------------------------------------------------------
@@ -318,11 +296,12 @@ def _linear_address(pick: Pick, state: ref.State) -> int:
 
 
 def build(
-    pick: Pick, *, modes: Sequence[ref.Mode] = tuple(ref.Mode), with_ept: Sequence[bool] = (False, True)
+    pick: Pick, *, modes: Sequence[ref.Mode] = tuple(ref.Mode), with_ept: Sequence[bool | str] = (False, True)
 ) -> Scene:
-    """One scene. `modes` and `with_ept` narrow the choice."""
+    """One scene. `modes` and `with_ept` narrow the choice; "npt" there is AMD's nested paging."""
     state = _state(pick, modes)
-    ept = _ept(pick, state.maxphyaddr) if pick(with_ept) else None
+    kind = pick(with_ept)
+    ept = _npt(pick, state.maxphyaddr) if kind == "npt" else _ept(pick, state.maxphyaddr) if kind else None
     world = _World(pick, state, ept)
     attempts = []
     for _ in range(pick((1, 1, 2, 3))):
@@ -336,6 +315,8 @@ def build(
             world.guest_path(la, 2 if level == 3 and not state.gb_pages else level)
         elif ept is not None:
             world.map_gpa(la & ~0xFFF, world.frame() << 12, writable=None)
+    if state.mode is ref.Mode.PAE and isinstance(ept, ref.Npt):
+        world.pdpt = world.guest_page()
     for _ in range(pick((0, 0, 1, 1, 1, 2, 3))):
         if world.entries:
             world.spoil()
@@ -359,6 +340,11 @@ def _with_roots(pick: Pick, state: ref.State, world: _World) -> ref.State:
     registers = [0, 0, 0, 0]
     for index, (gpa, _) in world.roots.items():
         registers[index] = gpa | pick((1, 1, 1, 1, 1, 1, 0)) | pick((0, 0x18))
+    if isinstance(world.ept, ref.Npt):  # they stay in memory
+        gpa, hpa = world.pdpt
+        for index, value in enumerate(registers):
+            world.mem[hpa + 8 * index] = value | pick((0,) * 7 + (2, 0x20, 0x100, 1 << 52))
+        return replace(state, cr3=gpa | pick((0, 0x18)))
     return replace(state, pdpte=(registers[0], registers[1], registers[2], registers[3]))
 
 

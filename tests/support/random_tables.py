@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu import Eptp, GuestState, PhysicalMemory
+from fastmmu import Eptp, GuestState, Npt, PhysicalMemory
 
 U64 = npt.NDArray[np.uint64]
 MODES = {
@@ -30,15 +30,16 @@ NBYTES = (FRAMES << 12) + 0x800  # the last frame lies in memory by half
 
 
 class RandomTables:
-    """`mem`, `state`, `eptp` (None without EPT) for a mode, all else by chance; `addresses(n)` to try."""
+    """`mem`, `state`, `eptp` (None without EPT) for a mode, all else by chance; `addresses(n)` to try. ept: "npt" is
+    AMD's nested paging."""
 
-    def __init__(self, seed: int, mode: str, ept: bool, clean: bool = False) -> None:
+    def __init__(self, seed: int, mode: str, ept: bool | str, clean: bool = False) -> None:
         self.rng = np.random.default_rng(seed)
         self.mode, self.odds = mode, 0.0 if clean else 0.02
         buffer = np.full(FRAMES + 2 << 9, 1 << 12 | 7, np.uint64)  # behind the end of memory: what looks like entries
         self.mem = PhysicalMemory.from_array(buffer[: NBYTES // 8])
         self.state = self._state()
-        self.eptp = self._eptp() if ept else None
+        self.eptp = self._npt() if ept == "npt" else self._eptp() if ept else None
         for level in range(1, 6):
             for table in range(TABLES):
                 self._guest_table(level, GUEST + (level - 1) * TABLES + table)
@@ -97,6 +98,20 @@ class RandomTables:
             ad_before_final=bool(chance(0.5)),
         )
 
+    def _npt(self) -> Npt:
+        chance = self.chance
+        levels = 4 + int(chance(0.4))
+        root = EPT + (levels - 1) * TABLES
+        return Npt(
+            root << 12,
+            levels=levels,
+            maxphyaddr=self.maxphyaddr,
+            nxe=bool(chance(0.8)),
+            page1gb=bool(chance(0.8)),
+            pat=0x0007_0406_0105_0406,
+            ad_before_final=bool(chance(0.5)),
+        )
+
     def _target(self, level: int, n: int) -> U64:
         """Addresses of guest tables of a level (0: of data), as entries hold them."""
         rng = self.rng
@@ -149,4 +164,16 @@ class RandomTables:
         entry |= kind.astype(np.uint64) << np.uint64(3) | large.astype(np.uint64) << np.uint64(7)
         entry |= np.where(leaf, some(6, 0.3, n), 0).astype(np.uint64)
         entry |= some(51, self.odds / 4, n) | some(12, self.odds / 4, n)
+        if isinstance(self.eptp, Npt):
+            entry = self._as_npt(entry)
         self.mem.u64[frame << 9 : (frame + 1) << 9] = entry
+
+    def _as_npt(self, entry: U64) -> U64:
+        """Entries of an EPT in the format of guest paging: R is P, XU is U/S, no X is NX; PWT and PCD by chance."""
+        n, one = len(entry), np.uint64(1)
+        nxe = self.eptp is not None and self.eptp.options["nxe"]
+        found = entry & np.uint64(0x000F_FFFF_FFFF_F083) | (entry >> np.uint64(10) & one) << np.uint64(2)
+        found |= (entry & np.uint64(0x300)) >> np.uint64(3) | self._some(3, 0.1, n) | self._some(4, 0.1, n)
+        if nxe:
+            found |= (~entry >> np.uint64(2) & one) << np.uint64(63)
+        return found | self._some(8, self.odds / 4, n) | self._some(63, self.odds / 4, n)

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from fastmmu.arch.types cimport Paging, Walk
+from fastmmu.arch.types cimport Ept, Paging, Walk
 
 cdef enum MemoryTypeCode:
     MT_UC = 0
@@ -23,4 +23,5 @@ cdef struct MtrrState:
 
 cdef int mtrr_type(const MtrrState *s, uint64_t pa) noexcept nogil
 cdef int combined_type(int below, int pat) noexcept nogil
-cdef int effective_type(const Paging *g, const MtrrState *s, const Walk *w, bint ept) noexcept nogil
+cdef int nested_type(int host, int pat) noexcept nogil
+cdef int effective_type(const Paging *g, const MtrrState *s, const Walk *w, const Ept *e) noexcept nogil

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.arch.types cimport MODE_NONE, Paging, Walk
+from fastmmu.arch.types cimport MODE_NONE, Ept, Paging, Walk
 
 
 cdef int combined_type(int below, int pat) noexcept nogil:
@@ -18,6 +18,21 @@ cdef int combined_type(int below, int pat) noexcept nogil:
     if below == MT_WC:
         return MT_WC if pat == MT_WB else MT_UC
     return below if pat == MT_WB else pat
+
+
+cdef int nested_type(int host, int pat) noexcept nogil:
+    # the table of npt.md §6: the guest's PAT over the host's; MTRRs of the host that say write-back
+    if pat == MT_UC or pat == MT_WC:
+        return pat
+    if host == MT_UC or host == MT_UC_MINUS:
+        return MT_UC
+    if host == MT_WC:
+        return MT_WC
+    if pat == MT_UC_MINUS:
+        return MT_UC
+    if host == MT_WB or host == pat:
+        return pat
+    return host if pat == MT_WB else MT_UC
 
 
 cdef int mtrr_type(const MtrrState *s, uint64_t pa) noexcept nogil:
@@ -43,12 +58,14 @@ cdef int mtrr_type(const MtrrState *s, uint64_t pa) noexcept nogil:
     return s.default_type if found == -1 else found
 
 
-cdef int effective_type(const Paging *g, const MtrrState *s, const Walk *w, bint ept) noexcept nogil:
-    # of the data access of a walk that translated
+cdef int effective_type(const Paging *g, const MtrrState *s, const Walk *w, const Ept *e) noexcept nogil:
+    # of the data access of a walk that translated; e: NULL without tables of a VMM
     cdef int pat
     if g.cd:
         return MT_UC
-    if ept and w.ept_ipat:
+    if e != NULL and w.ept_ipat:
         return w.ept_mt
     pat = MT_WB if g.mode == MODE_NONE else g.pat >> (8 * w.pat) & 0xFF
-    return combined_type(w.ept_mt if ept else mtrr_type(s, w.pa), pat)
+    if e != NULL and e.npt:
+        return nested_type(w.ept_mt, pat)
+    return combined_type(w.ept_mt if e != NULL else mtrr_type(s, w.pa), pat)

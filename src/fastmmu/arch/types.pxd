@@ -28,6 +28,7 @@ cdef enum FaultCode:            # fastmmu.dtypes.Fault; 0 = translated
     FAULT_PML_FULL = 6          # exit 62
     FAULT_SPP = 7               # exit 66, SPP-related event: qual
     FAULT_APIC = 8              # exit 44, a paging structure of the guest on the APIC-access page: qual, gpa
+    FAULT_NPF = 9               # AMD's #VMEXIT(NPF): qual is EXITINFO1, gpa EXITINFO2
 
 cdef enum PagingMode:
     MODE_NONE = 0
@@ -82,10 +83,15 @@ cdef struct PmlQuery:           # what the access that a query stands for would 
     uint64_t hpa[40]
     uint64_t flags[40]
 
-cdef struct Ept:                # derived once from EPTP and the VMX capabilities (ept.md §1)
+# Tables of the VMM: derived once from EPTP and the VMX capabilities (ept.md §1), or from AMD's nCR3 (npt.md §1).
+cdef struct Ept:
     uint64_t root
     uint64_t frame
     uint64_t rsvd[6][2]         # [level][leaf]
+    uint64_t present            # bits of which a present entry has one
+    uint64_t flip               # bits that allow where they are 0; rights are ANDed with these flipped
+    uint64_t accessed, dirty    # flags
+    uint64_t pat                # of an NPT: the host's IA32_PAT
     uint64_t pml_base
     uint16_t *pml_index         # NULL: PML off
     PmlQuery *pml_query         # of a query with PML; else NULL
@@ -93,7 +99,8 @@ cdef struct Ept:                # derived once from EPTP and the VMX capabilitie
     uint8_t levels              # 4 or 5
     uint64_t spptp              # sub-page permission table
     uint8_t spp                 # sub-page write permissions are on
-    uint8_t ad                  # EPTP[6]
+    uint8_t npt                 # entries have the format of guest paging, each access is by user mode (npt.md §2)
+    uint8_t ad                  # EPTP[6]; of an NPT 1
     uint8_t mbec
     uint8_t xo                  # execute-only allowed
     uint8_t adv_info            # CAP.22: qualification bits 9..11
@@ -131,7 +138,7 @@ cdef struct Steps:
 cdef struct Walk:
     uint64_t pa                 # all ones unless translated
     uint64_t gpa                # guest-physical address of the data, or of the failing reference
-    uint64_t qual               # exit qualification
+    uint64_t qual               # exit qualification; of FAULT_NPF EXITINFO1
     uint64_t leaf               # guest leaf entry
     uint64_t ept_entry          # EPT entry that decided: the leaf, or the one that was not present
     uint32_t error_code         # of FAULT_PF

@@ -153,9 +153,10 @@ cdef enum ExitReasonCode:       # basic exit reasons, fastmmu.exits.ExitReason (
     EXIT_SPP_EVENT = 66
     EXIT_BUS_LOCK = 74
     EXIT_NOTIFY = 75
+    EXIT_NPF = 80               # of AMD (VMEXIT_NPF, 400H there)
 
 cdef enum:
-    N_REASONS = 80              # tables by exit reason have so many rows
+    N_REASONS = 81              # tables by exit reason have so many rows
 
 cdef struct Vmcs:
     uint32_t pin_based, primary, secondary, vm_exit, vm_entry

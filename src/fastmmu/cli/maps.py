@@ -20,7 +20,7 @@ __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 USAGE = "[options] MEMORY"
 
 DESCRIPTION = """\
-Lists every mapping of an address space, in every paging mode and over EPT.
+Lists every mapping of an address space, in every paging mode, over EPT and over AMD's nested paging.
 """
 
 EPILOG = """\
@@ -32,6 +32,7 @@ examples:
   fastmmu maps ram.raw --machine q35 --cr3 1c0a000         the memory file of a virtual machine of more than 2 GB
   fastmmu maps vmcore --where 1a2b3000                     the addresses that map one physical page
   fastmmu maps host.raw --cr3 1000 --eptp 7f00005e --limit 1M --json -
+  fastmmu maps host.raw --cr3 1000 --npt 7f000000          the same of a machine on AMD
 
 columns:
   linear addresses   a range of pages side by side that agree in page size, rights and memory type

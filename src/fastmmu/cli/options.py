@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import terminal
-from fastmmu.cli.vmm import KVM_VERSIONS, add_kvm, add_vmm, vmm_of
+from fastmmu.cli.vmm import KVM_VERSIONS, add_kvm, add_vendor, add_vmm, vmm_of
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.sizes import page_size
 from fastmmu.trace.formats import FORMATS
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from fastmmu.trace import Trace
 
 __all__ = [
-    "KVM_VERSIONS", "RUNS", "add_config", "add_costs", "add_files", "add_jobs", "add_kvm", "add_memory",
-    "add_pages", "add_quiet", "add_tlb", "add_traces", "add_vmm", "add_watch", "check_files", "config_fields",
+    "KVM_VERSIONS", "RUNS", "add_config", "add_costs", "add_files", "add_jobs", "add_kvm", "add_memory", "add_pages",
+    "add_quiet", "add_tlb", "add_traces", "add_vendor", "add_vmm", "add_watch", "check_files", "config_fields",
     "cost_model", "count", "hexadecimal", "named_trace", "pages", "share", "to_stdout", "traces", "words",
     "write_files", "write_rows",
 ]  # fmt: skip
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _CONFIG = ("host_pages", "exit_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "pcid", "memory",
-           "exit_every", "thp_threshold", "tpr")  # fmt: skip
+           "exit_every", "thp_threshold", "tpr", "vendor")  # fmt: skip
 # Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
 HOST_PAGES = ("4k", "2m", "untouched")
 WAYS = ("trap", "patch", "flexpriority", "apicv")

@@ -30,6 +30,9 @@ columns:
   pages          that it maps; those that are in memory, that user mode may reach, code of the kernel alone
   why            what speaks for it, and against
 
+Nested page tables of AMD have the format of the host's own paging: their roots are among those of 4 and 5
+levels, all of their pages user mode's. --npt looks in the memory that they give.
+
 It is no proof: the table of a process that has ended looks as one in use. Addresses are hexadecimal.
 """
 
@@ -49,6 +52,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eptp", type=shared.hexadecimal, metavar="EPTP", help="look in the memory that this EPT gives its guest"
     )
+    space.add_npt(parser)
     shared.add_jobs(parser)
     space.add_image(parser)
     shared.add_files(parser, "a row a root", "an object a root")
@@ -61,8 +65,9 @@ def handle(options: argparse.Namespace) -> int:
 
     shared.check_files(options)
     memory, said = space.memory_of(options.memory, options)
-    if options.eptp is not None:
-        memory = guest_memory(memory, options.eptp)
+    eptp = space.eptp_of(options)
+    if eptp is not None:
+        memory = guest_memory(memory, eptp)
     kinds = None if options.kinds is None else [kind for kind in _KINDS if kind.lower() in options.kinds]
     found = find_roots(memory, kinds=kinds, threads=options.jobs or 1)
     shown = found[: options.limit] if options.limit else found

@@ -12,11 +12,12 @@ from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastmmu.paging.memory import PhysicalMemory
-    from fastmmu.paging.state import GuestState
+    from fastmmu.paging.state import GuestState, Npt
 
 __all__ = [
     "MEMORY",
     "add_image",
+    "add_npt",
     "add_registers",
     "eptp_of",
     "memory_and_state",
@@ -65,6 +66,7 @@ def add_registers(parser: argparse.ArgumentParser) -> Any:
     state.add_argument(
         "--eptp", type=_or_none, metavar="EPTP", help="EPT pointer, as in the VMCS: root | 1e; none: no EPT"
     )
+    add_npt(state)
     state.add_argument("--cr0", type=register, metavar="CR0", help="default: 80050033, paging and WP on")
     state.add_argument("--cr4", type=register, metavar="CR4", help="default: a0, PAE and PGE on")
     state.add_argument("--efer", type=register, metavar="EFER", help="default: d01, long mode and NX on")
@@ -80,6 +82,14 @@ def add_registers(parser: argparse.ArgumentParser) -> Any:
     return state
 
 
+def add_npt(group: Any) -> None:
+    """The root of AMD's nested page tables, in the place of an EPT pointer."""
+    group.add_argument(
+        "--npt", type=shared.hexadecimal, metavar="NCR3", help="root of AMD's nested page tables, as in the VMCB"
+    )
+    group.add_argument("--npt-levels", type=int, choices=(4, 5), help="their levels (4; 5: the host has CR4.LA57)")
+
+
 NONE = -1
 """What `--eptp none` says, where to say nothing may mean another thing."""
 
@@ -88,10 +98,18 @@ def _or_none(text: str) -> int:
     return NONE if text.strip().lower() == "none" else shared.hexadecimal(text)
 
 
-def eptp_of(options: argparse.Namespace, otherwise: int | None = None) -> int | None:
-    """The EPT pointer that was given; `otherwise`: where none was."""
+def eptp_of(options: argparse.Namespace, otherwise: int | None = None) -> int | Npt | None:
+    """The EPT pointer that was given, or AMD's nested page tables; `otherwise`: where none was."""
     given: int | None = options.eptp
-    return otherwise if given is None else None if given == NONE else given
+    if options.npt is None:
+        if options.npt_levels is not None:
+            raise ConfigError("--npt-levels needs --npt too: where the tables start")
+        return otherwise if given is None else None if given == NONE else given
+    if given is not None:
+        raise ConfigError("--npt is AMD's and --eptp Intel's; give one of them")
+    from fastmmu.paging.state import Npt
+
+    return Npt(options.npt, levels=options.npt_levels or 4, maxphyaddr=getattr(options, "maxphyaddr", None) or 52)
 
 
 def _four(text: str) -> list[int]:
@@ -157,7 +175,7 @@ def state_of(options: argparse.Namespace, own: dict[str, Any], **others: Any) ->
     return GuestState(**{**own, **{name: value for name, value in given.items() if value is not None}, **others})
 
 
-def say_if_empty(memory: PhysicalMemory, state: GuestState, eptp: int | None) -> None:
+def say_if_empty(memory: PhysicalMemory, state: GuestState, eptp: int | Npt | None) -> None:
     """Say on standard error that the root table has no present entry, and what that may mean."""
     from fastmmu.image.roots import empty_root
 

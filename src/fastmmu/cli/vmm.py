@@ -1,4 +1,4 @@
-"""`--kvm`, `--vmm`: which version of KVM, and who is KVM in a run: kernels, Python, or a class of one's own."""
+"""`--kvm`, `--vendor`, `--vmm`: which version of KVM, on whose processor; and who is KVM: kernels, Python, a class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from fastmmu.errors import ConfigError
 
-__all__ = ["KVM_VERSIONS", "add_kvm", "add_vmm", "vmm_of"]
+__all__ = ["KVM_VERSIONS", "add_kvm", "add_vendor", "add_vmm", "vmm_of"]
 
 KVM_VERSIONS = ("slides", "5.10", "6.1", "6.12")
 """Named here so that --help need not load what has them; tests/cli/test_kvm_option.py holds both together."""
@@ -17,6 +17,11 @@ KVM_VERSIONS = ("slides", "5.10", "6.1", "6.12")
 def add_kvm(group: Any, otherwise: str = "slides") -> None:
     """--kvm, one version; `otherwise`: what holds without it."""
     group.add_argument("--kvm", choices=KVM_VERSIONS, help=f"whose policy: a version of KVM; default: {otherwise}")
+
+
+def add_vendor(group: Any) -> None:
+    """--vendor."""
+    group.add_argument("--vendor", choices=("intel", "amd"), help="whose processor: EPT (the default), or AMD's NPT")
 
 
 def add_vmm(group: Any) -> None:

@@ -12,7 +12,7 @@ from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastmmu.paging.memory import PhysicalMemory
-    from fastmmu.paging.state import GuestState
+    from fastmmu.paging.state import GuestState, Npt
     from fastmmu.report.outcome import Walk
 
 __all__ = ["DESCRIPTION", "EPILOG", "EXAMPLE", "USAGE", "add", "example_memory", "handle"]
@@ -40,13 +40,14 @@ USAGE = "[options]"
 
 DESCRIPTION = """\
 Translates one linear address and draws each memory reference of the walk: rows are the guest's
-levels, columns those of the EPT. Without --memory it shows a worked example.
+levels, columns those of the EPT, or of AMD's NPT. Without --memory it shows a worked example.
 """
 
 EPILOG = """\
 examples:
   fastmmu walk                                        the demonstration: 4 x 4 levels, 24 references
   fastmmu walk --access w --eptp 20000005e --set-ad   the same as a write, with accessed and dirty flags in the EPT
+  fastmmu walk --npt 200000000                        the same over AMD's nested page tables
   fastmmu walk --va 8040202abc                        its next page: a page fault
   fastmmu walk --memory guests/l4_user --va ffffffff81000000         a recorded guest, with its own registers
   fastmmu walk --memory vmcore --cpu 1 --va ffffffff81000000         an image that holds registers
@@ -73,13 +74,15 @@ def add(parser: argparse.ArgumentParser) -> None:
     state.add_argument("--ac", action="store_true", help="RFLAGS.AC is set")
 
 
-def example_memory() -> PhysicalMemory:
-    """Memory of the demonstration: 4-level guest tables under a 4-level EPT. Only the pages written take memory."""
+def example_memory(*, npt: bool = False) -> PhysicalMemory:
+    """Memory of the demonstration: 4-level guest tables under a 4-level EPT, or nested page tables of AMD. Only the
+    pages written take memory."""
     from fastmmu.paging.memory import PhysicalMemory
 
     memory = PhysicalMemory(_EXAMPLE_BYTES)
     for address, entry in _EXAMPLE_TABLES.items():
-        memory.write64(address, entry)
+        leaf = address >> 32 == 2 and entry & 0x30
+        memory.write64(address, entry & ~0x30 if npt and leaf else entry)  # RWX of an EPT is user, write, present
     return memory
 
 
@@ -91,10 +94,11 @@ def handle(options: argparse.Namespace) -> int:
     if options.json not in (None, "-"):
         check_target(options.json, "json")
     eptp, va = space.eptp_of(options, EXAMPLE["eptp"] if options.memory is None else None), options.va
+    nested = eptp is not None and not isinstance(eptp, int)
     who: dict[str, Any] = {"cpl": 3 if options.user else 0, "ac": int(options.ac)}
     if options.memory is None:
         va = EXAMPLE["va"] if va is None else va
-        memory, state = example_memory(), space.state_of(options, {"cr3": EXAMPLE["cr3"]}, **who)
+        memory, state = example_memory(npt=nested), space.state_of(options, {"cr3": EXAMPLE["cr3"]}, **who)
     else:
         if va is None:
             raise ConfigError("--memory needs --va too: what to translate")
@@ -109,7 +113,7 @@ def handle(options: argparse.Namespace) -> int:
     return 0
 
 
-def _show(options: argparse.Namespace, state: GuestState, result: Walk, eptp: int | None) -> None:
+def _show(options: argparse.Namespace, state: GuestState, result: Walk, eptp: int | Npt | None) -> None:
     from fastmmu.report import walkview
 
     colour = terminal.colour()

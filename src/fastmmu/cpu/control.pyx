@@ -67,6 +67,8 @@ cdef int pdptes(Vcpu *v, Registers *r) noexcept nogil:
     cdef Ept behind
     cdef Paging g
     cdef int fault, action, _
+    if v.ept_on and v.ept.npt:                  # walks read the entries where they lie (npt.md §3)
+        return DONE_OK
     for _ in range(MAX_RETRIES):
         paging_of(r, &g)
         fault = load_pdptes(v.mem, &g, &v.ept if v.ept_on else NULL, &w, NULL)

@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport EPT_A, EPT_D, ONES, PS, A, D, level_shift
+from fastmmu.arch.bits cimport ONES, PS, A, D, level_shift
 from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.types cimport (
     ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, MODE_PAE, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, GuestPath, Step,
@@ -119,7 +119,7 @@ cdef bint blame(Detector *d, const Seen *s, uint64_t now, uint64_t ignored, Stal
     return True
 
 
-cdef bint blame_ept(Detector *d, Mem *m, const Tlb *t, uint64_t gpa, Stale *x) noexcept nogil:
+cdef bint blame_ept(Detector *d, Mem *m, const Tlb *t, const Ept *e, uint64_t gpa, Stale *x) noexcept nogil:
     # the EPT entries that a walk of gpa read, from the root down
     cdef const Seen *s
     cdef uint64_t now
@@ -129,7 +129,7 @@ cdef bint blame_ept(Detector *d, Mem *m, const Tlb *t, uint64_t gpa, Stale *x) n
         if s == NULL:
             continue
         now = mem_read64(m, s.at) if mem_holds(m, s.at, 8) else 0
-        if blame(d, s, now, EPT_A | (0 if x.kind == STALE_DIRTY else EPT_D), x):
+        if blame(d, s, now, e.accessed | (0 if x.kind == STALE_DIRTY else e.dirty), x):
             x.level = level
             x.ept = 1
             x.owed = OWED_INVEPT
@@ -139,7 +139,7 @@ cdef bint blame_ept(Detector *d, Mem *m, const Tlb *t, uint64_t gpa, Stale *x) n
     return False
 
 
-cdef uint64_t find_change(Detector *d, Mem *m, const Tlb *t, const Paging *g, uint64_t la, uint64_t pcid,
+cdef uint64_t find_change(Detector *d, Mem *m, const Tlb *t, const Paging *g, const Ept *e, uint64_t la, uint64_t pcid,
                           Stale *x) noexcept nogil:
     # what changed since the entries on the way were read; the root from which they were
     cdef const Seen *s
@@ -150,7 +150,7 @@ cdef uint64_t find_change(Detector *d, Mem *m, const Tlb *t, const Paging *g, ui
         s = <const Seen *> hash_find(&d.seen, guest_key(t, pcid, g, level, la))
         if s == NULL:
             continue
-        if nested and blame_ept(d, m, t, s.gpa, x):
+        if nested and blame_ept(d, m, t, e, s.gpa, x):
             return root
         leaf = level == 1 or (s.value & PS and g.large_ok[level])
         now = read_entry(m, g, s.at) if mem_holds(m, s.at, <uint64_t> 1 << g.entry_shift) else 0
@@ -161,19 +161,20 @@ cdef uint64_t find_change(Detector *d, Mem *m, const Tlb *t, const Paging *g, ui
         x.cached_by = s.event
         root = s.root
         if leaf:
-            if nested and blame_ept(d, m, t, leaf_address(g, s.value, la, guest_level_shift(g, level)), x):
+            if nested and blame_ept(d, m, t, e, leaf_address(g, s.value, la, guest_level_shift(g, level)), x):
                 return root
             break
-    if nested and not g.levels and blame_ept(d, m, t, la, x):
+    if nested and not g.levels and blame_ept(d, m, t, e, la, x):
         return root
     # no entry is other than a walk last read it: the translation is another root's, or an upper entry was read since
     x.owed = OWED_INVVPID if d.shadow else OWED_CR3 if root != g.root else OWED_INVLPG
     return root
 
 
-cdef bint clean(const GuestPath *path, const Walk *w, bint ept_ad) noexcept nogil:
+cdef bint clean(const GuestPath *path, const Walk *w, const Ept *e) noexcept nogil:
     # a write by this walk has a dirty flag to set
-    return (path.level <= path.top and not path.entry[path.level] & D) or (ept_ad and not w.ept_entry & EPT_D)
+    return ((path.level <= path.top and not path.entry[path.level] & D)
+            or (e != NULL and e.ad and not w.ept_entry & e.dirty))
 
 
 cdef void stale_use(Detector *d, Mem *m, const Tlb *t, const Paging *g, const Ept *e, uint64_t la, int acc,
@@ -192,7 +193,7 @@ cdef void stale_use(Detector *d, Mem *m, const Tlb *t, const Paging *g, const Ep
         ept.write_ad = 0
         ept.pml_index = NULL
     walk_path(m, &paging, &ept if e != NULL else NULL, la, acc, &walk, &path)
-    dirty = (acc == ACC_W or acc == ACC_RW) and clean(&path, &walk, e != NULL and e.ad)
+    dirty = (acc == ACC_W or acc == ACC_RW) and clean(&path, &walk, e)
     if walk.fault == FAULT_NONE and walk.pa == pa and not dirty:
         return
     memset(&x, 0, sizeof(x))
@@ -211,11 +212,11 @@ cdef void stale_use(Detector *d, Mem *m, const Tlb *t, const Paging *g, const Ep
     x.vpid = t.vpid
     x.pcid = t.pcid
     x.access = acc
-    root = find_change(d, m, t, g, la, GLOBAL if is_global else t.pcid, &x)
+    root = find_change(d, m, t, g, e, la, GLOBAL if is_global else t.pcid, &x)
     if is_global and x.entry == ONES and root != g.root:
         # a global page is the same from every root: this one's tables may lack it, or EPT may not map them yet
         paging.root = paging.cr3 = root
-        if paging.mode == MODE_PAE:
+        if paging.mode == MODE_PAE and not (e != NULL and e.npt):
             load_pdptes(m, &paging, &ept if e != NULL else NULL, &walk, NULL)
         walk_silent(m, &paging, &ept if e != NULL else NULL, la, acc, &walk)
         if walk.fault == FAULT_NONE and walk.pa == pa:

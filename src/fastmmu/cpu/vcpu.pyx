@@ -6,12 +6,12 @@ from libc.string cimport memcpy
 from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.registers cimport EFER_LMA, EFER_LME, RFLAGS_VM, RULE_INJECTED, paging_of
 from fastmmu.arch.types cimport (
-    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
-    FAULT_PML_FULL, MODE_PAE, Ept, Steps, Walk,
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_NPF,
+    FAULT_PF, FAULT_PML_FULL, MODE_PAE, Ept, Steps, Walk,
 )
 from fastmmu.arch.vmx cimport (
     ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_ENTRY_FAILURE_GUEST_STATE,
-    EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_EXTERNAL_INTERRUPT, EXIT_PML_FULL,
+    EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_EXTERNAL_INTERRUPT, EXIT_NPF, EXIT_PML_FULL,
     EXIT_TPR_BELOW_THRESHOLD, INTERRUPTION_PF, PIN_EXTERNAL_INTERRUPT, SECONDARY_EPT, SECONDARY_VPID,
     clear_exit_information, page_fault_exits, secondary_control,
 )
@@ -320,6 +320,12 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
             clear_exit_information(&v.vmcs)
             v.vmcs.guest_physical_address = w.gpa
             action = vcpu_exit(v, EXIT_EPT_MISCONFIG)
+        elif fault == FAULT_NPF:                # EXITINFO1 and EXITINFO2 (npt.md §4)
+            inv_ept_violation(v.tlb, vcpu_vpid(v), v.hw.pcid, vcpu_eptrta(v), w.gpa, w.qual >> 32 & 1, la)
+            clear_exit_information(&v.vmcs)
+            v.vmcs.exit_qualification = w.qual
+            v.vmcs.guest_physical_address = w.gpa
+            action = vcpu_exit(v, EXIT_NPF)
         elif fault == FAULT_PML_FULL:
             clear_exit_information(&v.vmcs)
             action = vcpu_exit(v, EXIT_PML_FULL)

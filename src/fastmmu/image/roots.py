@@ -9,7 +9,7 @@ from fastmmu._walk import walk_ept
 from fastmmu.dtypes import Fault
 from fastmmu.errors import BusError
 from fastmmu.paging.memory import PhysicalMemory
-from fastmmu.paging.state import Eptp, GuestState, Mode
+from fastmmu.paging.state import Eptp, GuestState, Mode, Npt, SecondLevel
 
 __all__ = ["empty_root"]
 
@@ -19,17 +19,19 @@ _ENTRIES = {Mode.BITS_32: (4096, 1), Mode.PAE: (32, 1), Mode.LEVEL_4: (4096, 1),
 
 
 @checked
-def empty_root(memory: PhysicalMemory, state: GuestState, eptp: int | Eptp | None = None) -> str:
+def empty_root(memory: PhysicalMemory, state: GuestState, eptp: int | SecondLevel | None = None) -> str:
     """Which root table has no present entry, in words; "" where each has one, or lies outside memory.
 
     The root of the EPT first, then the table that CR3 points to (SDM vol. 3, "CR3", "PDPTE Registers").
     """
     if eptp is not None:
-        pointer = eptp if isinstance(eptp, Eptp) else Eptp(eptp)
-        wanted = _PRESENT_EPT | (1 << 10 if pointer.options["mbec"] else 0)
+        pointer = eptp if isinstance(eptp, SecondLevel) else Eptp(eptp)
+        nested = isinstance(pointer, Npt)
+        wanted = 1 if nested else _PRESENT_EPT | (1 << 10 if pointer.options["mbec"] else 0)
         if not any(word & wanted for word in _words(memory, pointer.value & _FRAME, 4096)):
-            return f"the root of the EPT at {pointer.value & _FRAME:x}"
-    if state.mode not in _ENTRIES or (state.mode is Mode.PAE and state.pdptes is not None and any(state.pdptes)):
+            return f"the root of the {'NPT' if nested else 'EPT'} at {pointer.value & _FRAME:x}"
+    registers = state.pdptes is not None and any(state.pdptes) and not isinstance(eptp, Npt)
+    if state.mode not in _ENTRIES or (state.mode is Mode.PAE and registers):
         return ""
     nbytes, present = _ENTRIES[state.mode]
     root = state.cr3 & {Mode.PAE: 0xFFFF_FFE0, Mode.BITS_32: 0xFFFF_F000}.get(state.mode, _FRAME)

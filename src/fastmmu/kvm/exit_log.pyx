@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.arch.vmx cimport EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, N_REASONS
+from fastmmu.arch.vmx cimport EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_NPF, N_REASONS
 from fastmmu.cpu.exit_log cimport N_PRICED
 
 
@@ -22,7 +22,7 @@ cdef inline bint tells(int reason, int i) noexcept nogil:
     # whether the class is one of the exit reason's (machine/costs.py, CLASSES)
     if reason == EXIT_EXCEPTION_NMI:
         return i <= PRICED_PF_RETRY
-    if reason == EXIT_EPT_VIOLATION:
+    if reason == EXIT_EPT_VIOLATION or reason == EXIT_NPF:
         return i >= PRICED_PF_RETRY or i == PRICED_MMIO
     return reason == EXIT_EPT_MISCONFIG and i == PRICED_MMIO
 

@@ -9,11 +9,12 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu.arch.msr cimport MSR_EFER
 from fastmmu.arch.vmx cimport (
     EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_INVLPG, EXIT_INVPCID,
-    EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, N_REASONS, SECONDARY_PML, SECONDARY_VPID, secondary_control,
+    EXIT_NPF, EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, N_REASONS, SECONDARY_PML, SECONDARY_VPID,
+    secondary_control,
 )
 from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
 from fastmmu.kvm.exit_log cimport kvm_log_begin, kvm_log_end
-from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_page_fault
+from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_npf, kvm_page_fault
 from fastmmu.kvm.kvm cimport OMIT_INVLPG, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu, to_kvm_vcpu
 from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu.kvm.modes cimport modes_save
@@ -143,6 +144,7 @@ handles(EXIT_RDMSR, msr)
 handles(EXIT_WRMSR, msr)
 handles(EXIT_EPT_VIOLATION, kvm_ept_violation)
 handles(EXIT_EPT_MISCONFIG, kvm_ept_misconfig)
+handles(EXIT_NPF, kvm_npf)
 handles(EXIT_INVPCID, invpcid)
 handles(EXIT_PML_FULL, pml_full)
 

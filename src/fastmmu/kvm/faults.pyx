@@ -1,4 +1,4 @@
-"""What KVM does at #PF, EPT violation and EPT misconfiguration (kvm_policy.md §2.1, §3.2)."""
+"""What KVM does at #PF, EPT violation, misconfiguration, nested page fault (kvm_policy.md §2.1, §3.2; npt.md §7)."""
 
 from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
@@ -7,7 +7,7 @@ from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.pferr cimport PF_ID, PF_P, PF_RSVD, PF_U, PF_W
 from fastmmu.arch.registers cimport RULE_PDPTE
 from fastmmu.arch.types cimport (
-    ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, Paging, Walk,
+    ACC_R, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NPF, FAULT_PF, Paging, Walk,
     gfn_t, gpa_t, gva_t,
 )
 from fastmmu.cpu.apic cimport APIC_BASE
@@ -34,6 +34,7 @@ from fastmmu.mmu.table_iter cimport TableIter, iter_find
 from fastmmu.paging.ept cimport QUAL_TRANSLATED
 from fastmmu.paging.guest cimport page_fault
 from fastmmu.paging.memory cimport mem_holds
+from fastmmu.paging.npt cimport NPF_FINAL
 from fastmmu.paging.walk cimport walk_silent
 
 cdef inline int access_of(uint64_t error_code) noexcept nogil:
@@ -229,17 +230,17 @@ cdef int mmio(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     return ACT_EMULATED
 
 
-cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
+cdef int tdp_fault(KvmVcpu *vcpu, bint write, bint fetch, bint present, bint final) noexcept nogil:
+    # of the tables that the VMM owns; final: of the data, not of a table of the guest's
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Fault f
     cdef Before before = before_fault(&kvm.mmu)
-    cdef uint64_t code = v.vmcs.exit_qualification
     cdef int result
     f.la = f.gpa = v.vmcs.guest_physical_address
-    f.write = code >> 1 & 1
-    f.fetch = code >> 2 & 1
-    f.present = code >> 3 & 7 != 0
+    f.write = write
+    f.fetch = fetch
+    f.present = present
     kvm.stats.pf_taken += 1
     result = direct_page_fault(&kvm.mmu, &f)
     vcpu.c.pf_fast += f.fast
@@ -248,11 +249,11 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
     if result == RET_PF_NO_TABLES:
         return kvm_out_of_tables(vcpu)
     if result == RET_PF_EMULATE:
-        if not code & QUAL_TRANSLATED and f.slot == NULL:
+        if not final and f.slot == NULL:
             kvm.stats.pf_emulate += 1
             return no_table(vcpu)
-        if not code & QUAL_TRANSLATED:          # a write to A or D in a read-only slot
-            vcpu_abort(v, ABORT_BUS, v.vmcs.guest_linear_address)
+        if not final:                           # a write to A or D in a read-only slot
+            vcpu_abort(v, ABORT_BUS, f.gpa)
             return ACT_ABORT
         kvm.stats.pf_emulate += 1
         if load_again(vcpu, f.slot, f.gpa):
@@ -269,14 +270,17 @@ cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
     return retry(vcpu, f.gpa) if result == RET_PF_RETRY else ACT_RETRY
 
 
-cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil:
+cdef int tdp_mmio(KvmVcpu *vcpu, bint write, bint fetch) noexcept nogil:
+    # a malformed entry was met, as an MMIO SPTE is
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Before before = before_fault(&kvm.mmu)
     cdef Fault f
     cdef int result
     f.la = f.gpa = v.vmcs.guest_physical_address
-    f.write = f.fetch = f.present = False
+    f.write = write
+    f.fetch = fetch
+    f.present = False
     vcpu.fault_class = CLASS_MMIO
     if mmio_gfn(kvm, f.gpa) != ONES:
         return mmio(vcpu, f.gpa)
@@ -293,6 +297,23 @@ cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil:
     return retry(vcpu, f.gpa) if result == RET_PF_RETRY else ACT_RETRY  # memory by now
 
 
+cdef int kvm_ept_violation(KvmVcpu *vcpu) noexcept nogil:
+    cdef uint64_t q = vcpu.cpu.vmcs.exit_qualification
+    return tdp_fault(vcpu, q >> 1 & 1, q >> 2 & 1, q >> 3 & 7, q & QUAL_TRANSLATED)
+
+
+cdef int kvm_ept_misconfig(KvmVcpu *vcpu) noexcept nogil:
+    return tdp_mmio(vcpu, False, False)
+
+
+cdef int kvm_npf(KvmVcpu *vcpu) noexcept nogil:
+    # EXITINFO1 is the error code of a #PF of these tables (npf_interception; npt.md §7)
+    cdef uint64_t code = vcpu.cpu.vmcs.exit_qualification
+    if code & PF_RSVD:
+        return tdp_mmio(vcpu, code & PF_W, code & PF_ID)
+    return tdp_fault(vcpu, code & PF_W, code & PF_ID, code & PF_P, code & NPF_FINAL != 0)
+
+
 # ---- premapped runs -------------------------------------------------------------------------------------
 
 cdef int out_of_tables(KvmVcpu *vcpu) noexcept nogil:
@@ -307,18 +328,20 @@ cdef int kvm_premap(KvmVcpu *vcpu, gva_t la, const Walk *w) noexcept nogil:
     cdef Walk guest
     cdef Fault f
     cdef int result
-    if w.fault == FAULT_EPT_VIOLATION:
+    cdef bint final
+    if w.fault == FAULT_EPT_VIOLATION or (w.fault == FAULT_NPF and not w.qual & PF_RSVD):
         f.la = f.gpa = w.gpa
         f.write = f.fetch = f.present = False
         result = direct_page_fault(&kvm.mmu, &f)
         kvm.mmu.flush = False
         if result == RET_PF_NO_TABLES:
             return out_of_tables(vcpu)
-        if result == RET_PF_EMULATE and not w.qual & QUAL_TRANSLATED:
+        final = w.qual & (NPF_FINAL if w.fault == FAULT_NPF else <uint64_t> QUAL_TRANSLATED) != 0
+        if result == RET_PF_EMULATE and not final:
             vcpu_abort(v, ABORT_BUS, w.gpa)
             return RET_PF_BUS
         return result
-    if w.fault == FAULT_EPT_MISCONFIG:
+    if w.fault == FAULT_EPT_MISCONFIG or w.fault == FAULT_NPF:
         return RET_PF_EMULATE
     if w.fault != FAULT_PF:
         vcpu_abort(v, ABORT_BUS, w.gpa)

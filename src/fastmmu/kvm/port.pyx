@@ -3,7 +3,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport flag, shown, within
-from fastmmu.arch.vmx cimport EXIT_EPT_VIOLATION
+from fastmmu.arch.pferr cimport PF_RSVD
+from fastmmu.arch.vmx cimport EXIT_EPT_VIOLATION, EXIT_NPF
 from fastmmu.cpu.vcpu cimport ACT_ABORT, Vcpu
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters, KvmStats, KvmVcpu
 from fastmmu.kvm.faults_port cimport faults_of
@@ -221,13 +222,15 @@ cdef class VirtualCpu(VcpuPort):
 
     def classify(self, fault_class):
         """Say what the fault under way needed the VMM for, a ``fastmmu.exits.FaultClass``: for the log of exits, and
-        counted where it is an EPT violation (violations_build and so on).
+        counted where it is an EPT violation, or a nested page fault of AMD's by no reserved bit (violations_build and
+        so on).
 
         :raises StateError: no such class. :raises PolicyError: called outside of a handler.
         """
         self.vm.inside()
         self.vcpu.fault_class = FaultClass(within("fault_class", fault_class, 0, 0xFF))
-        if self.v.vmcs.exit_reason == EXIT_EPT_VIOLATION:
+        if self.v.vmcs.exit_reason == EXIT_EPT_VIOLATION or (
+                self.v.vmcs.exit_reason == EXIT_NPF and not self.v.vmcs.exit_qualification & PF_RSVD):
             self.vcpu.c.violations[self.vcpu.fault_class] += 1
 
     # ---- mapping beforehand ----------------------------------------------------------------------------------

@@ -46,10 +46,10 @@ from fastmmu.mmu.memslots cimport Memslot, slots_add, slots_order, slots_untouch
 from fastmmu.mmu.mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy
 from fastmmu.mmu.pages cimport mmu_free, mmu_init
 from fastmmu.mmu.roots cimport mmu_set_root, mmu_vcpu_create
-from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_PAGING
+from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_NPT, FORMAT_PAGING
 from fastmmu.paging.guest cimport root_address
 from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.paging.state cimport Eptp, GuestState
+from fastmmu.paging.state cimport Eptp, GuestState, Npt, SecondLevel
 from fastmmu.paging.walk cimport load_pdptes
 from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.tlb.tlb cimport TLB
@@ -306,15 +306,16 @@ cdef class Board:
             self.kvm.mmu.slots.limit = max(16, parse_bytes(config.host_memory) >> 12)
 
     cdef _build_vmm(self, state, placed, uint64_t end):
-        cdef bint shadow = self.config.mmu == "shadow"
-        cdef Eptp eptp
+        cdef bint shadow = self.config.mmu == "shadow", npt = self.config.vendor == "amd" and not shadow
+        cdef SecondLevel tables
+        cdef uint64_t root, pointer
         if shadow and self.v.hw.mode < MODE_4 and self.origin + PAE_ROOT >> 32:
             raise ConfigError(f"a shadowed machine at {self.origin:#x} of the host's memory: its PDPTEs must lie below "
                               "4 GB; give the machines before it less by Config(memory=)")
         self.v.vmcs.pml_address = self.origin + PML_LOG
         if mmu_init(&self.kvm.mmu, &self.memory.mem, self.loop.guest_base, end - self.loop.guest_base,
-                    FORMAT_PAGING if shadow else FORMAT_EPT, shadow or self.config.ept_ad, self.origin + VMM_TABLES,
-                    self.loop.guest_base):
+                    FORMAT_PAGING if shadow else FORMAT_NPT if npt else FORMAT_EPT,
+                    shadow or npt or self.config.ept_ad, self.origin + VMM_TABLES, self.loop.guest_base):
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
         mmu_vcpu_create(&self.kvm.mmu, &self.vcpu.mmu)
         self.kvm.mmu.guest = self.guest_mem
@@ -349,12 +350,17 @@ cdef class Board:
         else:
             if mmu_set_root(&self.kvm.mmu, 0, True):
                 raise OutOfMemoryError("no table page for the root of the EPT")
-            eptp = Eptp(self.kvm.mmu.sp[self.kvm.mmu.vcpu.root].hpa | (0x5E if self.config.ept_ad else 0x1E),
-                        maxphyaddr=46, guest_ad_checked=self.config.guest_ad_checked)
-            self.v.ept = eptp.ept
+            root = self.kvm.mmu.sp[self.kvm.mmu.vcpu.root].hpa
+            # the low bits are those that VM entry checks; nCR3 is the address
+            pointer = root | (0x5E if npt or self.config.ept_ad else 0x1E)
+            if npt:
+                tables = Npt(root, maxphyaddr=46)
+            else:
+                tables = Eptp(pointer, maxphyaddr=46, guest_ad_checked=self.config.guest_ad_checked)
+            self.v.ept = tables.ept
             self.v.ept.write_ad = 1
             self.v.vmcs.secondary |= SECONDARY_EPT
-            self.v.vmcs.eptp = eptp.value
+            self.v.vmcs.eptp = pointer
         if call_reset(self.vm, self.vcpu):
             self._raise(0)
 

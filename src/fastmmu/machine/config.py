@@ -142,8 +142,9 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         else; ``"6.1"``, of Linux 6.1: unsync page tables, prefetch, write flooding, fast page faults, MMIO marks.
         It is the column of tlb.md §7, too: the slides' KVM flushes single contexts, that of 6.1 all of them
         (vmx_flush_tlb_all).
-    :param vendor: ``"amd"``: nested paging as AMD's KVM drives it. The entries are modelled as EPT entries with A/D
-        flags, which act alike; CR4 is intercepted, its reads too; there is no PML. Its CR8 is V_TPR of the VMCB: writes
+    :param vendor: ``"amd"``: nested paging of AMD's processors, as KVM drives it, in the place of an EPT (npt.md; exits
+        are ``ExitReason.NPF``): entries always have A/D flags, whatever `ept_ad` says; CR4 is intercepted, its reads
+        too; there is no PML. Its CR8 is V_TPR of the VMCB: writes
         are intercepted while the TPR blocks what waits, in place of a threshold (kvm_policy.md §14).
     :param unsync: shadowed page tables may go out of sync until the guest flushes; None: as `kvm` says.
     :param ept_ad, pml: EPT A/D flags, page-modification log (used while a slot is logged; needs `ept_ad`).

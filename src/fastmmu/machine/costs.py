@@ -31,6 +31,7 @@ CLASSES = {
     "exception_nmi": ("pf_fixed", "pf_guest", "pf_emulate", "dirty", "mmio", "pf_spurious", "pf_retry"),
     "ept_violation": ("ept_build", "dirty", "pf_fast", "mmio", "pf_emulate", "ept_spurious", "pf_retry"),
     "ept_misconfig": ("mmio",),
+    "npf": ("ept_build", "dirty", "pf_fast", "mmio", "pf_emulate", "ept_spurious", "pf_retry"),
 }
 """Exit reasons that the VMM tells apart further: reason -> class counters (kvm_policy.md §2.1, §3.2)."""
 

@@ -90,6 +90,10 @@ class Bus(Policy):
         """An access to a page that is marked."""
         return self._finish(machine)
 
+    def on_npf(self, machine: Machine, exit: Exit) -> Action:
+        """Either, on AMD."""
+        return self._finish(machine)
+
     def on_exception_nmi(self, machine: Machine, exit: Exit) -> Action:
         """Either, under shadow paging."""
         return self._finish(machine)

@@ -82,6 +82,11 @@ class Policy:
         """An EPT entry that is malformed: guest_physical."""
         return _default(machine)
 
+    def on_npf(self, machine: Machine, exit: Exit) -> Action:
+        """A nested page fault, with ``vendor="amd"``, in the place of both: qualification = EXITINFO1, its error code,
+        guest_physical = EXITINFO2 (APM vol. 2, 15.25.6; npt.md §4)."""
+        return _default(machine)
+
     def on_pml_full(self, machine: Machine, exit: Exit) -> Action:
         """The processor has no room left in its log of pages written (``Config.pml``); it is read at every exit."""
         return _default(machine)

@@ -21,7 +21,8 @@ from fastmmu.mmu.mmu cimport (
 from fastmmu.mmu.pages cimport mmu_make_room, mmu_may_write, mmu_put, mmu_zap
 from fastmmu.mmu.rmap cimport spte_set, spte_update
 from fastmmu.mmu.spte cimport (
-    MAY_ALL, MAY_W, MAY_X, SpteFormat, make_spte, spte_is_mmio, spte_leaf, spte_mmio, spte_mmio_current, spte_present,
+    MAY_ALL, MAY_U, MAY_W, MAY_X, SpteFormat, make_spte, spte_is_mmio, spte_leaf, spte_mmio, spte_mmio_current,
+    spte_present,
 )
 from fastmmu.mmu.table_iter cimport TableIter, iter_find, iter_start
 
@@ -89,7 +90,7 @@ cdef inline bint descend(Mmu *mmu, TableIter *it, gfn_t gfn, int level) noexcept
 cdef int map_one(Mmu *mmu, gfn_t gfn, const uint64_t *pfn, const Mapping *m, uint8_t *out) noexcept nogil:
     cdef TableIter it
     cdef Fault f
-    cdef int result, access = (MAY_X if m.rights & RIGHT_X else 0) | (MAY_W if m.rights & RIGHT_W else 0)
+    cdef int result, access = MAY_U | (MAY_X if m.rights & RIGHT_X else 0) | (MAY_W if m.rights & RIGHT_W else 0)
     cdef uint64_t hpa, cache, new
     out[0] = False
     f.gpa = f.la = gfn << 12

@@ -58,7 +58,7 @@ cdef class Entries(Tables):
 
     cdef object pages(self, str name, given, bint looked_up=False):
         # (array of uint64, whether one int was given); of addresses that the tables translate
-        cdef uint64_t limit = 1ULL << 52 if looked_up and not self.mmu.format.memory_type else 1ULL << 36
+        cdef uint64_t limit = 1ULL << 52 if looked_up and not self.mmu.format.nested else 1ULL << 36
         cdef bint one = not isinstance(given, np.ndarray) and hasattr(type(given), "__index__")
         if one:
             return np.array([within(name, given, 0, limit - 1, PolicyError)], dtype=np.uint64), True
@@ -70,7 +70,7 @@ cdef class Entries(Tables):
 
     cdef int direct(self) except -1:
         # whether a gfn has one entry, of the EPT
-        return self.mmu.format.memory_type != 0
+        return self.mmu.format.nested
 
     cdef int ended(self, int end, str name, gfns, size_t done) except -1:
         if end == ENTRIES_DONE:
@@ -127,6 +127,9 @@ cdef class Entries(Tables):
         if m.rights & RIGHT_W and not m.rights & RIGHT_R:
             raise PolicyError(f"rights={m.rights}: an entry that can be written and not read is misconfigured; add 1")
         m.memory_type = OWN_TYPE
+        if not self.mmu.format.memory_type and (memory_type is not None or not m.rights & RIGHT_R):
+            raise PolicyError("entries of AMD's nested page tables have R, and the type that KVM gives them; leave out "
+                              "memory_type, and give rights with R=1")
         if memory_type is not None:
             given = whole("memory_type", memory_type)
             if given not in (0, 1, 4, 5, 6):

@@ -39,7 +39,7 @@ cdef extern from *:
     typedef struct {
         uint64_t read, write, execute, user, xd, accessed, dirty, host_write, may_write, key, memory_type, tracked;
         uint64_t table, mmio, mmio_mask;
-        int track_shift, key_shift, pml;
+        int track_shift, key_shift, pml, nested;
     } fm_spte_format;
     static inline const fm_spte_format *fm_spte_format_of(int format) {
         static const fm_spte_format formats[] = {
@@ -52,9 +52,15 @@ cdef extern from *:
             {   /* FORMAT_EPT */
                 .read = FM_EPT_R, .write = FM_EPT_W, .execute = FM_EPT_X, .accessed = FM_EPT_A, .dirty = FM_EPT_D,
                 .host_write = FM_EPT_HOST_WRITE, .may_write = FM_EPT_MAY_WRITE, .tracked = FM_EPT_R | FM_EPT_X,
-                .track_shift = 54, .memory_type = (7ULL << 3) | FM_EPT_IPAT, .pml = 1,
+                .track_shift = 54, .memory_type = (7ULL << 3) | FM_EPT_IPAT, .pml = 1, .nested = 1,
                 .table = FM_SPTE_PRESENT | FM_EPT_R | FM_EPT_W | FM_EPT_X,
                 .mmio = FM_MMIO_EPT, .mmio_mask = FM_EPT_R | FM_EPT_W | FM_EPT_X | FM_SPTE_PRESENT,
+            },
+            {   /* FORMAT_NPT: that of paging, without keys */
+                .read = FM_P, .write = FM_RW, .execute = 0, .user = FM_US, .xd = FM_XD, .accessed = FM_A, .dirty = FM_D,
+                .host_write = FM_PT_HOST_WRITE, .may_write = FM_PT_MAY_WRITE, .nested = 1,
+                .table = FM_SPTE_PRESENT | FM_P | FM_RW | FM_US | FM_A | FM_D,
+                .mmio = FM_MMIO_RESERVED | FM_P, .mmio_mask = FM_MMIO_RESERVED | FM_P | FM_SPTE_PRESENT,
             },
         };
         return &formats[format];
@@ -75,12 +81,14 @@ cdef extern from *:
         uint64_t mmio, mmio_mask                # an MMIO SPTE
         int track_shift, key_shift
         bint pml                                # the processor logs where it sets D
+        bint nested                             # guest-physical addresses are translated: a page has one entry
 
     const SpteFormat *spte_format "fm_spte_format_of"(int format) noexcept nogil  # MmuFormat
 
 cdef enum MmuFormat:
     FORMAT_PAGING = 0           # entries that the processor reads as ordinary 4-level paging
     FORMAT_EPT = 1
+    FORMAT_NPT = 2              # nested paging of AMD: the processor reads them as paging of user mode (npt.md §2)
 
 cdef enum RoleAccess:           # role.access, and the rights of a mapping
     MAY_X = 1

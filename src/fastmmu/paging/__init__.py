@@ -2,8 +2,9 @@
 
     memory       `PhysicalMemory`: one buffer, or segments of a file; the bounds check and the reads of the kernels
     segments     memory with holes: what of it there is, pages that are put in place
-    state        `GuestState`, `Eptp`: registers checked once, and what walks derive from them
+    state        `GuestState`, `Eptp`, `Npt`: registers checked once, and what walks derive from them
     guest, ept   the two walks, headers that callers specialize (no EPT, no caches, no record of steps)
+    npt          a header: AMD's nested paging, as far as it is no data of the EPT's walk
     walk_caches  what walks find in the paging-structure caches and leave there
     quick_walk   a header: the walk of a miss as most are, at once; else the one at length
     walk         one address: a query, an access, with or without caches, its path; the PDPTE registers

@@ -34,6 +34,7 @@ cdef struct Query:
     uint64_t frame              # address bits
     uint32_t key_deny           # bit 16 * US + key: the protection key forbids the access
     uint64_t ept_need           # bits that all EPT entries must have
+    uint64_t ept_forbid         # of an NPT: NX, which all must lack
     bint aside                  # rights are left aside (query_aside)
 
 cdef struct Batch:              # one call, which threads share

@@ -4,15 +4,17 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, P, PS, RW, US, XD, level_shift, pt_index
+from fastmmu.arch.pferr cimport PF_RSVD
 from fastmmu.arch.types cimport (
-    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_PF,
-    MODE_4, MODE_32, MODE_NONE, MODE_PAE, GuestPath, Walk,
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE,
+    FAULT_NPF, FAULT_PF, MODE_4, MODE_32, MODE_NONE, MODE_PAE, GuestPath, Walk,
 )
 from fastmmu.paging.ept cimport NEED_R, QUAL_TRANSLATED, EptLeaf, ept_bad_type, ept_walk
 from fastmmu.paging.guest cimport (
     canonical, entry_address, is_leaf, key_of, leaf_address, guest_level_shift, read_entry, table_address,
 )
 from fastmmu.paging.memory cimport mem_holds
+from fastmmu.paging.npt cimport NPF_FINAL
 from fastmmu.paging.walk cimport walk_path, walk_silent
 
 cdef enum:
@@ -21,6 +23,12 @@ cdef enum:
     LANES = 64                  # of a block
     EPT_REGION_SHIFT = 21
     CODE_SHIFT = 16             # of the fault code in a region without translations
+    RIGHTS = 0x407              # bits of an EPT entry that allow something; of those of an NPT too
+
+cdef enum Nested:               # the VMM's tables behind the guest's
+    ALONE = 0
+    BY_EPT = 1
+    BY_NPT = 2
 
 cdef extern from *:
     """
@@ -70,7 +78,10 @@ cdef void query_init(Query *q, Mem *m, const Paging *g, const Ept *e, int acc) n
         # more than the access needs: entries without R, and fetches that only one of X and XU allows, are left to
         # the exact walk
         q.ept_need = EPT_R | (EPT_W if write else 0)
-        if acc == ACC_X:
+        if e.npt:
+            q.ept_need |= US
+            q.ept_forbid = XD if acc == ACC_X else 0
+        elif acc == ACC_X:
             q.ept_need |= EPT_X | (EPT_XU if e.mbec else 0)
 
 
@@ -178,7 +189,8 @@ cdef uint64_t guest_region(Query *q, uint64_t la) noexcept nogil:
 
 
 cdef uint64_t ept_region(Query *q, uint64_t gpa) noexcept nogil:
-    # as above; a region without translations has no rights, and the exact walk then says why
+    # as above; a region without translations has no rights, and the exact walk then says why. Rights are those bits of
+    # an entry, of an NPT with NX as it is
     cdef const Ept *e = q.e
     cdef EptLeaf leaf
     cdef Walk w
@@ -193,12 +205,12 @@ cdef uint64_t ept_region(Query *q, uint64_t gpa) noexcept nogil:
     table = leaf.at[level] & FRAME
     every = leaf.every[level + 1] if level < leaf.top else ONES
     if level == 1 and mem_holds(q.m, table, 4096):
-        return table | (every & (EPT_R | EPT_W | EPT_X | EPT_XU))
-    if level > 1 and entry & PS and fault != FAULT_EPT_MISCONFIG:
-        every &= entry
+        return table | ((every ^ e.flip) & (RIGHTS | e.flip))
+    if level > 1 and entry & PS and fault != FAULT_EPT_MISCONFIG and not (fault == FAULT_NPF and w.qual & PF_RSVD):
+        every &= entry ^ e.flip
         offset = (<uint64_t> 1 << level_shift(level)) - 1
         return (((entry & e.frame & ~offset) | (gpa & offset)) >> EPT_REGION_SHIFT << EPT_REGION_SHIFT
-                | PS | (every & (EPT_R | EPT_W | EPT_X | EPT_XU)))
+                | PS | ((every ^ e.flip) & (RIGHTS | e.flip)))
     return PS
 
 
@@ -278,11 +290,12 @@ cdef inline uint64_t guest_stage(Query *q, const uint64_t *va, uint64_t *gpa, ui
     return amiss
 
 
-cdef inline uint64_t ept_stage(Query *q, const uint64_t *gpa, uint64_t *hpa, uint64_t *odd, int n) noexcept nogil:
-    # the same from guest-physical to host-physical
+cdef inline uint64_t ept_stage(Query *q, const uint64_t *gpa, uint64_t *hpa, uint64_t *odd, int n,
+                               bint npt) noexcept nogil:
+    # the same from guest-physical to host-physical; npt is a constant at each call
     cdef const uint8_t *place[LANES]
     cdef uint64_t held[LANES]
-    cdef uint64_t need = q.ept_need, rsvd = q.e.rsvd[1][1], frame = q.e.frame
+    cdef uint64_t need = q.ept_need, forbid = q.ept_forbid, rsvd = q.e.rsvd[1][1], frame = q.e.frame
     cdef uint64_t value, entry, large, amiss = 0
     cdef int bits = q.region_bits, j
     cdef Region *regions = q.ept
@@ -301,7 +314,8 @@ cdef inline uint64_t ept_stage(Query *q, const uint64_t *gpa, uint64_t *hpa, uin
         entry = (<const uint64_t *> place[j])[0]
         large = 0 - (value >> 7 & 1)
         hpa[j] = (entry & frame) | (gpa[j] & (0xFFF | (0x1FFFFF & large)))
-        odd[j] = (need & ~(value & entry)) | (rsvd & entry) | ept_bad_type(entry)
+        odd[j] = (need & ~(value & entry)) | (rsvd & entry)
+        odd[j] |= forbid & (value | entry) if npt else ept_bad_type(entry)
         amiss |= odd[j]
     return amiss
 
@@ -311,7 +325,8 @@ cdef inline uint64_t ept_stage(Query *q, const uint64_t *gpa, uint64_t *hpa, uin
 cdef inline void exact(Query *q, uint64_t la, uint64_t *pa, uint8_t *fault) noexcept nogil:
     cdef Walk w
     walk_silent(q.m, q.g, q.e, la, q.acc, &w)
-    if q.aside and w.fault == FAULT_EPT_VIOLATION and w.qual & QUAL_TRANSLATED:
+    if q.aside and ((w.fault == FAULT_EPT_VIOLATION and w.qual & QUAL_TRANSLATED)
+                    or (w.fault == FAULT_NPF and w.qual & NPF_FINAL)):
         any_rights(q, &w)
     pa[0] = w.pa
     fault[0] = w.fault
@@ -325,8 +340,8 @@ cdef void any_rights(Query *q, Walk *w) noexcept nogil:
 
 
 cdef inline void block(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *fault, int n, int entry_shift,
-                       bint nested) noexcept nogil:
-    # entry_shift 0: paging is off
+                       int nested) noexcept nogil:
+    # entry_shift 0: paging is off; nested: Nested
     cdef uint64_t gpa[LANES]
     cdef uint64_t held[LANES]
     cdef uint64_t odd[LANES]
@@ -336,7 +351,7 @@ cdef inline void block(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *faul
     for j in range(n):
         fault[j] = FAULT_NONE
     if entry_shift:
-        amiss = guest_stage(q, va, &gpa[0] if nested else pa, held, odd, n, entry_shift, nested)
+        amiss = guest_stage(q, va, &gpa[0] if nested else pa, held, odd, n, entry_shift, nested != ALONE)
         if nested and rare(amiss != 0):
             for j in range(n):
                 if odd[j]:
@@ -346,7 +361,7 @@ cdef inline void block(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *faul
             gpa[j] = va[j] & q.la_mask
             odd[j] = 0
     if nested:
-        ept_amiss = ept_stage(q, gpa, pa, ept_odd, n)
+        ept_amiss = ept_stage(q, gpa, pa, ept_odd, n, nested == BY_NPT)
     if rare((amiss | ept_amiss) != 0):
         for j in range(n):
             if odd[j]:
@@ -363,7 +378,7 @@ cdef inline void block(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *faul
 
 
 cdef inline void blocks(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *fault, uint64_t n, int entry_shift,
-                        bint nested) noexcept nogil:
+                        int nested) noexcept nogil:
     cdef uint64_t i = 0
     while i + LANES <= n:
         block(q, va + i, pa + i, fault + i, LANES, entry_shift, nested)
@@ -373,23 +388,29 @@ cdef inline void blocks(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *fau
 
 
 cdef void translate_batch(Query *q, const uint64_t *va, uint64_t *pa, uint8_t *fault, uint64_t n) noexcept nogil:
-    # one body for each size of entry, with and without EPT
+    # one body for each size of entry, alone, over an EPT and over an NPT
     cdef uint64_t i
-    if q.g.mode == MODE_NONE:
-        if q.e != NULL:
-            blocks(q, va, pa, fault, n, 0, True)
+    if q.g.mode == MODE_NONE and q.e == NULL:
+        for i in range(n):
+            exact(q, va[i], pa + i, fault + i)
+    elif q.e == NULL:
+        if q.g.entry_shift == 3:
+            blocks(q, va, pa, fault, n, 3, ALONE)
         else:
-            for i in range(n):
-                exact(q, va[i], pa + i, fault + i)
+            blocks(q, va, pa, fault, n, 2, ALONE)
+    elif not q.e.npt:
+        if q.g.mode == MODE_NONE:
+            blocks(q, va, pa, fault, n, 0, BY_EPT)
+        elif q.g.entry_shift == 3:
+            blocks(q, va, pa, fault, n, 3, BY_EPT)
+        else:
+            blocks(q, va, pa, fault, n, 2, BY_EPT)
+    elif q.g.mode == MODE_NONE:
+        blocks(q, va, pa, fault, n, 0, BY_NPT)
     elif q.g.entry_shift == 3:
-        if q.e != NULL:
-            blocks(q, va, pa, fault, n, 3, True)
-        else:
-            blocks(q, va, pa, fault, n, 3, False)
-    elif q.e != NULL:
-        blocks(q, va, pa, fault, n, 2, True)
+        blocks(q, va, pa, fault, n, 3, BY_NPT)
     else:
-        blocks(q, va, pa, fault, n, 2, False)
+        blocks(q, va, pa, fault, n, 2, BY_NPT)
 
 
 # ---- threads ----------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-# The EPT walk: guest-physical to host-physical (ept.md §2-§4, §7).
+# The EPT walk: guest-physical to host-physical (ept.md §2-§4, §7); and that of AMD's nested paging, whose entries are
+# other data of `Ept`, and what is none of paging/npt.pxd.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
@@ -9,9 +10,10 @@ from fastmmu.arch.bits cimport (
 )
 from fastmmu.arch.types cimport (
     ACC_R, ACC_W, ACC_X, FAULT_APIC, FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_PML_FULL,
-    FAULT_SPP, MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, PmlQuery, Steps, Walk,
+    FAULT_NPF, FAULT_SPP, MAX_STEPS, STEP_EPT, STEP_EPT_AD, STEP_SPP, Ept, Mem, PmlQuery, Steps, Walk,
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
+from fastmmu.paging.npt cimport npf_code, npt_entries, npt_rights, npt_type
 from fastmmu.paging.walk_caches cimport Cached, Mapping, find_ept_table, find_mapping, keep_mapping
 from fastmmu.tlb.lookup cimport tlb_epsc_again, tlb_epsc_drop, tlb_epsc_fill, tlb_epsc_renew, tlb_gpm_drop
 
@@ -24,6 +26,11 @@ cdef enum:
     QUAL_SPP_MISS = 1 << 11     # of exit 66: an invalid entry; 0: a reserved bit
     QUAL_APIC_PHYSICAL = 15 << 12   # of exit 44: a guest-physical access, not during event delivery
 
+cdef enum Stop:                 # what stopped a walk
+    ABSENT = 0
+    MALFORMED = 1
+    DENIED = 2
+
 cdef enum EptpDefect:
     EPTP_VALID = 0
     EPTP_TYPE = 1
@@ -34,15 +41,15 @@ cdef enum EptpDefect:
 
 cdef struct EptLeaf:            # where a walk led
     uint64_t hpa
-    uint64_t entries        # AND over the entries used
-    uint64_t leaf
+    uint64_t entries        # AND over the entries used; of an NPT the rights that they give, as bits of an EPT entry
+    uint64_t leaf           # of an NPT its memory type alone, where an EPT entry has it
     int shift
     int dirty               # leaf D after the walk; 1 where A/D flags are off
     int top                 # the entries that it read, also one that failed: from this level
     int level               # to this one; above `top`: none
     uint64_t at[6]          # [level]: host-physical address
     uint64_t entry[6]       # as it was read
-    uint64_t every[6]       # AND over the entries down to here
+    uint64_t every[6]       # AND over the entries, flipped, down to here
 
 
 cdef inline int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, bint five_levels) noexcept nogil:
@@ -60,7 +67,7 @@ cdef inline int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, b
     return EPTP_VALID
 
 
-cdef inline void ept_of(Ept *e, uint64_t eptp, int maxphyaddr, bint large_1g) noexcept nogil:
+cdef inline void ept_of(Ept *e, uint64_t eptp, int maxphyaddr, bint large_1g, bint mbec) noexcept nogil:
     # the walk that an EPTP stands for (ept.md §1, §3 rule 3); what it does not say is off
     cdef int level
     memset(e, 0, sizeof(Ept))
@@ -68,6 +75,10 @@ cdef inline void ept_of(Ept *e, uint64_t eptp, int maxphyaddr, bint large_1g) no
     e.root = eptp & e.frame
     e.levels = (eptp >> 3 & 7) + 1
     e.ad = eptp >> 6 & 1
+    e.accessed = EPT_A
+    e.dirty = EPT_D
+    e.mbec = mbec
+    e.present = EPT_R | EPT_W | EPT_X | (EPT_XU if mbec else 0)      # ept.md §2
     e.large_ok[2] = 1
     e.large_ok[3] = large_1g
     for level in range(1, 6):
@@ -102,23 +113,23 @@ cdef inline void step(Steps *steps, int kind, int level, int guest_level,
         steps.n += 1
 
 
-cdef inline uint64_t ept_present(const Ept *e) noexcept nogil:
-    # the bits of which a present entry has one (ept.md §2)
-    return EPT_R | EPT_W | EPT_X | (EPT_XU if e.mbec else 0)
-
-
 cdef inline uint64_t ept_bad_type(uint64_t leaf) noexcept nogil:
     # nonzero for the memory types 2, 3 and 7, which do not exist (ept.md §3); no branch, for loops over entries
     return leaf >> 4 & (~(leaf >> 5) | leaf >> 3) & 1
 
 
 cdef inline bint ept_misconfigured(const Ept *e, uint64_t entry, int level, bint leaf) noexcept nogil:
-    # of a present entry, each by its own bits (ept.md §3)
+    # of a present entry, each by its own bits (ept.md §3; of an NPT reserved ones alone, P being R)
     if entry & e.rsvd[level][leaf]:
         return True
     if not (entry & EPT_R) and (entry & EPT_W or not e.xo):
         return True
-    return leaf and ept_bad_type(entry)
+    return leaf and ept_bad_type(entry) and not e.npt
+
+
+cdef inline uint64_t ept_rights(const Ept *e, uint64_t entries) noexcept nogil:
+    # R, W, X and XU of entries that were flipped and ANDed, where an EPT entry has them
+    return npt_rights(entries) if e.npt else entries
 
 
 cdef inline int ept_violation(Walk *w, uint64_t need, uint64_t entries, bint mbec, uint64_t bits) noexcept nogil:
@@ -126,6 +137,24 @@ cdef inline int ept_violation(Walk *w, uint64_t need, uint64_t entries, bint mbe
     if mbec:
         w.qual |= (entries >> 10 & 1) << 6
     return FAULT_EPT_VIOLATION
+
+
+cdef inline uint64_t ept_kept(const Ept *e, uint64_t rights) noexcept nogil:
+    # those of them that caches keep
+    return rights & (EPT_R | EPT_W | EPT_X | (EPT_XU if e.mbec else 0))
+
+
+cdef inline int ept_stopped(const Ept *e, Walk *w, int why, uint64_t need, uint64_t entries,
+                            uint64_t bits) noexcept nogil:
+    # the fault of a walk; entries: the rights of those used
+    if e.npt:
+        w.qual = npf_code(e, need & NEED_W, need & NEED_X, bits & QUAL_TRANSLATED, why != ABSENT, why == MALFORMED)
+        return FAULT_NPF
+    if why == MALFORMED:
+        return FAULT_EPT_MISCONFIG
+    if why == ABSENT:
+        return ept_violation(w, need, 0, False, bits)
+    return ept_violation(w, need, entries, e.mbec, bits)
 
 
 cdef inline uint64_t ept_denied(const Ept *e, uint64_t need, bint user, uint64_t entries) noexcept nogil:
@@ -175,7 +204,7 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
     out.top = 0
     out.level = 1
     if e.levels == 4 and gpa >> 48:
-        return ept_violation(w, need, 0, False, bits)
+        return ept_stopped(e, w, ABSENT, need, 0, bits)
     fault = ept_walk_(m, e, c, gpa, need, user, bits, guest_level, out, w, steps)
     if fault and c != NULL and not c.look:
         tlb_gpm_drop(c.tlb, gpa)
@@ -188,14 +217,13 @@ cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_
     cdef Mapping found
     cdef uint64_t tables[6]
     cdef uint64_t table = e.root, entry, ptr, entries = ~(<uint64_t> 0), want, offset, cached = 0
-    cdef uint64_t present = ept_present(e)
-    cdef uint64_t denied
+    cdef uint64_t present = e.present, flip = e.flip, allowed, denied
     cdef int level = e.levels, top, shift, i
     cdef bint leaf, again
     cdef uint16_t index
     cdef int kept
 
-    want = (EPT_A | (EPT_D if need & NEED_W else 0)) if e.ad else 0
+    want = (e.accessed | (e.dirty if need & NEED_W else 0)) if e.ad else 0
     again = (c != NULL and steps == NULL and not c.look and c.region == (gpa >> 21) + 1 and c.writes == w.ad_writes
              and mem_holds(m, ept_entry_address(c.table, gpa, 1), 8)
              and mem_read64(m, ept_entry_address(c.table, gpa, 1)) & want == want)
@@ -210,7 +238,7 @@ cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_
         cached = find_ept_table(c, gpa, e.levels, &level)
         if cached:
             table = cached & e.frame
-            entries = cached | ~(<uint64_t> 7 | EPT_XU)
+            entries = npt_entries(cached) if e.npt else cached | ~(<uint64_t> 7 | EPT_XU)
     top = out.top = level
     out.level = top + 1
     while True:
@@ -223,32 +251,33 @@ cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_
         if steps != NULL:
             step(steps, STEP_EPT, level, guest_level, ptr, gpa, entry)
         w.ept_entry = entry
-        entries &= entry
+        entries &= entry ^ flip
         out.level = level
         out.at[level] = ptr
         out.entry[level] = entry
         out.every[level] = entries
         if not entry & present:
-            return ept_violation(w, need, 0, False, bits)
+            return ept_stopped(e, w, ABSENT, need, 0, bits)
         leaf = level == 1 or entry & PS
         if ept_misconfigured(e, entry, level, leaf):
-            return FAULT_EPT_MISCONFIG
+            return ept_stopped(e, w, MALFORMED, need, 0, bits)
         if leaf:
             break
         table = entry & e.frame
         level -= 1
 
-    denied = ept_denied(e, need, user, entries)
+    allowed = ept_rights(e, entries)
+    denied = ept_denied(e, need, user, allowed)
     if denied:
         if not (e.spp and denied == NEED_W and level == 1 and entry & EPT_SPP and entries & EPT_R
                 and bits & QUAL_TRANSLATED):
-            return ept_violation(w, need, entries, e.mbec, bits)
+            return ept_stopped(e, w, DENIED, need, entries, bits)
         i = spp_walk(m, e, gpa, w, steps)
         if i != SPP_WRITABLE:
             return ept_violation(w, need, entries, e.mbec, bits) if i == FAULT_NONE else i
 
     if e.ad:
-        if not entries & EPT_A or (entry & want) != want:
+        if not entries & e.accessed or (entry & want) != want:
             if e.pml_query != NULL:
                 if query_log(e, out, want):
                     return FAULT_PML_FULL
@@ -256,9 +285,9 @@ cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_
                 return FAULT_PML_FULL
             if e.write_ad:
                 for i in range(top, level, -1):
-                    if not out.entry[i] & EPT_A and not used_above(out, i, top):
-                        ept_set(m, w, steps, out.at[i], out.entry[i] | EPT_A, i, guest_level, gpa)
-                if (entry & want) != want and not (want == EPT_A and used_above(out, level, top)):
+                    if not out.entry[i] & e.accessed and not used_above(out, i, top):
+                        ept_set(m, w, steps, out.at[i], out.entry[i] | e.accessed, i, guest_level, gpa)
+                if (entry & want) != want and not (want == e.accessed and used_above(out, level, top)):
                     ept_set(m, w, steps, out.at[level], entry | want, level, guest_level, gpa)
                     if e.pml_index != NULL and want & ~entry & EPT_D:
                         index = e.pml_index[0]
@@ -272,29 +301,29 @@ cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_
     shift = level_shift(level)
     offset = (<uint64_t> 1 << shift) - 1
     out.hpa = (entry & e.frame & ~offset) | (gpa & offset)
-    out.entries = entries
-    out.leaf = entry
+    out.entries = allowed
+    out.leaf = npt_type(e, entry, level) << 3 if e.npt else entry
     out.shift = shift
-    out.dirty = not e.ad or entry & EPT_D != 0
+    out.dirty = not e.ad or entry & e.dirty != 0
     if c != NULL:
         if again:
             tlb_epsc_again(c.tlb, c.kept)
         else:
             for i in range(top, level, -1):
-                tables[i] = (out.entry[i] & FRAME) | (out.every[i] & present) | <uint64_t> 1 << 63
+                tables[i] = (out.entry[i] & FRAME) | ept_kept(e, ept_rights(e, out.every[i])) | <uint64_t> 1 << 63
                 if c.look:
                     tlb_epsc_fill(c.tlb, gpa, i, tables[i])
             if not c.look:      # in place of what lookups of this address would find
                 kept = tlb_epsc_renew(c.tlb, gpa, top, level, tables)
-                if level == 1 and kept >= 0 and (not e.ad or out.every[2] & EPT_A):
+                if level == 1 and kept >= 0 and (not e.ad or out.every[2] & e.accessed):
                     c.region = (gpa >> 21) + 1
                     c.table = table
                     c.every = out.every[2]
                     c.writes = w.ad_writes
                     c.kept = kept
         found.hpa = out.hpa
-        found.rights = entries & present
-        found.type = entry
+        found.rights = ept_kept(e, allowed)
+        found.type = out.leaf
         found.shift = shift
         found.dirty = out.dirty
         keep_mapping(c, gpa, &found)

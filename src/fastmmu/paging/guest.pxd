@@ -31,6 +31,11 @@ cdef inline bint reachable(uint64_t la, int bits) noexcept nogil:
     return la >> 32 == 0 if bits == 32 else canonical(la, bits)
 
 
+cdef inline uint64_t pdpte_reserved(const Paging *g) noexcept nogil:
+    # bits that must be 0 in a present PDPTE (paging.md §3.2)
+    return 0x1E6 | ~(g.frame | 0xFFF)
+
+
 cdef inline uint64_t root_address(const Paging *g, uint64_t cr3) noexcept nogil:
     # what CR3 points to (paging.md §2): the top table, with PAE paging the PDPTEs
     if g.mode >= MODE_4:
@@ -176,7 +181,7 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
         w.us = w.rw = w.dirty = 1
         return final(m, g, e, c, la, la, acc, True, w, steps)
     table = g.root
-    if g.mode == MODE_PAE:
+    if g.mode == MODE_PAE and (e == NULL or not e.npt):
         table = g.pdpte[la >> 30 & 3]
         if not table & P:
             return page_fault(g, w, acc, 0)
@@ -194,6 +199,10 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
     if caches:
         c.la = la
         c.top = top
+    if g.mode == MODE_PAE and not cached and e != NULL and e.npt:
+        fault = pdpte_in_memory(m, g, e, c, la, acc, &table, w, steps)
+        if fault:
+            return fault
 
     while True:
         shift = guest_level_shift(g, level)
@@ -283,6 +292,29 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             step(steps, STEP_DATA, 0, 0, w.pa, gpa, 0)
         return FAULT_NONE
     return final(m, g, e, c, la, gpa, acc, True, w, steps)
+
+
+cdef inline int pdpte_in_memory(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, uint64_t *table,
+                                Walk *w, Steps *steps) noexcept nogil:
+    # nested paging of AMD has no PDPTE registers: each walk reads the entry (npt.md §3)
+    cdef EptLeaf leaf
+    cdef uint64_t gpa = (g.cr3 & PDPT) + 8 * (la >> 30 & 3), entry
+    cdef int fault = ept_walk(m, e, c, gpa, NEED_R | NEED_W, True, QUAL_GLA, 3, &leaf, w, steps)
+    if fault:
+        return fault
+    w.gpa = gpa
+    if not mem_holds(m, leaf.hpa, 8):
+        return FAULT_BUS
+    entry = mem_read64(m, leaf.hpa)
+    w.guest_refs += 1
+    if steps != NULL:
+        step(steps, STEP_GUEST, 3, 3, leaf.hpa, gpa, entry)
+    if not entry & P:
+        return page_fault(g, w, acc, 0)
+    if entry & pdpte_reserved(g):
+        return page_fault(g, w, acc, PF_P | PF_RSVD)
+    table[0] = entry & g.frame
+    return FAULT_NONE
 
 
 cdef inline int final(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, uint64_t gpa, int acc, bint access,

@@ -19,7 +19,6 @@ cdef extern from *:
 
 cdef enum:
     LANES = 32                  # entries of a guest page table, whose EPT entries are fetched together
-    RIGHTS = 0xFFF              # of EptRegion.table
 
 
 cdef inline void count_pages(Leaves *s, int entry_shift) noexcept nogil:
@@ -125,7 +124,7 @@ cdef inline void scan_pages_nested(Leaves *s, int entry_shift) noexcept nogil:
             if place[j] != NULL:
                 f.entry = place[j][0]
                 if (entry[j] & ~frame == last and f.entry & ~host_frame == last_host
-                        and above[j] & RIGHTS == last_above):
+                        and above[j] & ~FRAME == last_above):
                     row = s.out + s.n
                     s.n += 1
                     row.va = base + (<uint64_t> index[j] << 12)
@@ -147,8 +146,8 @@ cdef inline void scan_pages_nested(Leaves *s, int entry_shift) noexcept nogil:
             page.kind = kind_word(s, entry[j], 1, 12)
             if place[j] != NULL:
                 f.level = 1
-                f.every = above[j] & f.entry
-            if place[j] == NULL or not f.entry & s.present_ept or ept_misconfigured(&s.e, f.entry, 1, True):
+                f.every = above[j] & (f.entry ^ s.e.flip)
+            if place[j] == NULL or not f.entry & s.e.present or ept_misconfigured(&s.e, f.entry, 1, True):
                 ept_find(s, page.gpa, &f)
                 if f.fault:
                     leaves_fault(s, page.la, 4096, f.hpa, f.entry, f.fault, f.level, True)
@@ -157,7 +156,7 @@ cdef inline void scan_pages_nested(Leaves *s, int entry_shift) noexcept nogil:
             if f.level == 1 and place[j] != NULL:
                 row = s.out + s.n - 1
                 rights, kind = row.rights, row.kind
-                last, last_host, last_above = entry[j] & ~frame, f.entry & ~host_frame, above[j] & RIGHTS
+                last, last_host, last_above = entry[j] & ~frame, f.entry & ~host_frame, above[j] & ~FRAME
     if i >= stop:
         outside(s, t, 12, entry_shift, 1, False)
         close_table(s, t, barren_key(t.hpa, 1, False))

@@ -5,14 +5,17 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport EPT_IPAT, EPT_R, EPT_W, EPT_X, EPT_XU, FRAME, ONES, A, D, G, PS, level_shift
 from fastmmu.arch.memtype cimport MT_UC, MtrrState, mtrr_type
-from fastmmu.arch.types cimport FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, Ept, Mem, Paging
-from fastmmu.paging.ept cimport ept_entry_address, ept_misconfigured
+from fastmmu.arch.types cimport (
+    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_NPF, Ept, Mem, Paging,
+)
+from fastmmu.paging.ept cimport ept_entry_address, ept_misconfigured, ept_rights
 from fastmmu.paging.guest cimport key_of, pat_index
 from fastmmu.paging.hash_table cimport HashTable, hash_find, hash_put
 from fastmmu.paging.memory cimport mem_holds, mem_read64
+from fastmmu.paging.npt cimport npt_type
 
 cdef enum:
-    CAUSES = 5                  # counts are indexed by FaultCode - 1; the last is FAULT_BUS
+    CAUSES = 6                  # counts: of FaultCode 1 to FAULT_BUS, then of FAULT_NPF
     KEPT_FAULTS = 4096          # faults that are described; all are counted
     REGIONS = 1 << 15           # page tables of the EPT that are held: 64 GB of guest-physical addresses
 
@@ -60,7 +63,7 @@ cdef struct Barren:             # a table without mappings
 
 cdef struct EptRegion:          # 2 MB of guest-physical addresses that have a page table of the EPT
     uint64_t tag                # ~(gpa >> 21); 0: free
-    uint64_t table              # its address, and in the low bits the rights above it
+    uint64_t table              # its address, and in the other bits the rights above it
 
 cdef struct Leaves:
     Mem *m
@@ -76,7 +79,8 @@ cdef struct Leaves:
     uint8_t one_type            # no MTRR tells ranges apart above 1 MB
     uint8_t below               # their type
     uint8_t type_of[8][8]       # [MTRR or EPT type][PAT index]: effective memory type
-    uint64_t present_ept
+    uint8_t absent              # FaultCode of an entry of the VMM's that is not present
+    uint8_t malformed           # and of one that is malformed
     uint64_t first              # linear addresses asked for (not sign-extended), both included
     uint64_t last
     uint64_t gpa_first          # part of `page` that is asked for
@@ -157,7 +161,7 @@ cdef inline uint64_t native_type(const Leaves *s, uint64_t pa, uint64_t pat) noe
 cdef inline void leaves_fault(Leaves *s, uint64_t la, uint64_t size, uint64_t hpa, uint64_t entry, int fault,
                               int level, bint ept) noexcept nogil:
     cdef LeafFault *f
-    s.count[fault - 1] += 1
+    s.count[fault - 1 if fault < CAUSES else CAUSES - 1] += 1
     if s.n_kept < KEPT_FAULTS:
         f = s.kept + s.n_kept
         s.n_kept += 1
@@ -236,7 +240,7 @@ cdef inline void ept_find(Leaves *s, uint64_t gpa, Found *f) noexcept nogil:
     f.hpa = f.every = ONES
     f.entry = 0
     if f.level == 4 and gpa >> 48:
-        f.fault = FAULT_EPT_VIOLATION
+        f.fault = s.absent
         return
     if r.tag == ~(gpa >> 21):
         table = r.table & FRAME
@@ -249,21 +253,21 @@ cdef inline void ept_find(Leaves *s, uint64_t gpa, Found *f) noexcept nogil:
             f.fault = FAULT_BUS
             return
         f.entry = mem_read64(s.m, f.hpa)
-        if not f.entry & s.present_ept:
-            f.fault = FAULT_EPT_VIOLATION
+        if not f.entry & s.e.present:
+            f.fault = s.absent
             return
         leaf = f.level == 1 or f.entry & PS
         if ept_misconfigured(&s.e, f.entry, f.level, leaf):
-            f.fault = FAULT_EPT_MISCONFIG
+            f.fault = s.malformed
             return
-        f.every &= f.entry
+        f.every &= f.entry ^ s.e.flip
         if leaf:
             return
         table = f.entry & s.e.frame
         f.level -= 1
         if f.level == 1 and mem_holds(s.m, table, 4096):
             r.tag = ~(gpa >> 21)
-            r.table = table | (f.every & (EPT_R | EPT_W | EPT_X | EPT_XU))
+            r.table = table | (f.every & (EPT_R | EPT_W | EPT_X | EPT_XU | s.e.flip))
 
 
 cdef inline uint64_t found_hpa(const Leaves *s, const Found *f, uint64_t gpa) noexcept nogil:
@@ -274,8 +278,10 @@ cdef inline uint64_t found_hpa(const Leaves *s, const Found *f, uint64_t gpa) no
 cdef inline void nested_row(Leaves *s, const Page *page, uint64_t gpa, uint64_t pa, uint64_t entry, uint64_t every,
                             int ept_shift) noexcept nogil:
     # the part of a page that one EPT leaf maps
+    # every: of all entries, flipped
     cdef LeafRow *row = s.out + s.n
-    cdef uint64_t rights = (every & 7) | (every >> 10 & 1 & s.e.mbec) << 3, mt = entry >> 3 & 7, kind = page.kind
+    cdef uint64_t allows = ept_rights(&s.e, every)
+    cdef uint64_t rights = (allows & 7) | (allows >> 10 & 1 & s.e.mbec) << 3, mt = entry >> 3 & 7, kind = page.kind
     cdef uint64_t fetch = rights >> 3 if s.e.mbec and page.rights & 1 else rights >> 2
     cdef uint64_t allowed = (rights & 1) << 8 | (rights >> 1 & 1) << 16 | (fetch & 1) << 24
     s.n += 1
@@ -287,13 +293,15 @@ cdef inline void nested_row(Leaves *s, const Page *page, uint64_t gpa, uint64_t 
     row.size = <uint64_t> 1 << min(ept_shift, page.shift)
     row.leaf = page.leaf
     row.rights = page.rights & (allowed | ~<uint64_t> 0x01010100)
+    if s.e.npt:
+        mt = npt_type(&s.e, entry, (ept_shift - 3) // 9)
     if s.bare:
         row.leaf = entry
         row.rights = (rights & 1) << 8 | (rights & 2) << 15 | (rights & 4) << 22 | rights >> 3
-        kind = entry >> 6 & 1
+        kind = 0 if s.e.npt else entry >> 6 & 1
     elif s.g.cd:
         mt = MT_UC
-    elif not entry & EPT_IPAT:
+    elif s.e.npt or not entry & EPT_IPAT:
         mt = s.type_of[mt][kind & 7]
     row.kind = (kind | mt << 16 | rights << 24 | <uint64_t> ept_shift << 40
-                | (entry >> 8 & 1) << 48 | (entry >> 9 & 1) << 56)
+                | <uint64_t> (entry & s.e.accessed != 0) << 48 | <uint64_t> (entry & s.e.dirty != 0) << 56)

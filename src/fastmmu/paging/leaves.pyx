@@ -5,17 +5,19 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from fastmmu.arch.bits cimport EPT_R, EPT_W, ONES, P, PS, level_shift
-from fastmmu.arch.memtype cimport MT_UC, MT_WB, combined_type
-from fastmmu.arch.types cimport FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_PF, MODE_NONE, MODE_PAE
-from fastmmu.paging.ept cimport ept_misconfigured
-from fastmmu.paging.guest cimport is_leaf, leaf_address, guest_level_shift, table_address
+from fastmmu.arch.memtype cimport MT_UC, MT_WB, combined_type, nested_type
+from fastmmu.arch.types cimport (
+    FAULT_BUS, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NPF, FAULT_PF, MODE_NONE, MODE_PAE,
+)
+from fastmmu.paging.ept cimport ept_misconfigured, ept_rights
+from fastmmu.paging.guest cimport PDPT, guest_level_shift, is_leaf, leaf_address, pdpte_reserved, table_address
 from fastmmu.paging.hash_table cimport hash_free
 from fastmmu.paging.leaf_pages cimport leaf_pages
 from fastmmu.paging.leaf_rows cimport (
     Found, absent, barren_key, barren_skip, close_table, entry_at, ept_find, extended, found_hpa, kind_word,
     native_type, nested_row, next_present, outside, rights_word,
 )
-from fastmmu.paging.memory cimport mem_holds
+from fastmmu.paging.memory cimport mem_holds, mem_read64
 
 
 # ---- opening tables ---------------------------------------------------------------------------------------
@@ -70,19 +72,46 @@ cdef void held_entries(Leaves *s, Table *t, uint32_t entries, int shift, int ent
     absent(s, t, since, t.stop, shift, entry_shift, level, ept)
 
 
-cdef void open_guest(Leaves *s, int level, uint64_t table, uint64_t base, uint64_t every, uint64_t any_) noexcept nogil:
-    # The page walker reads a guest table, and with EPT A/D flags that counts as a write (ept.md §4).
+cdef inline bint find_table(Leaves *s, uint64_t gpa, uint64_t la, int shift, uint64_t *hpa) noexcept nogil:
+    # Where a guest's table lies, of which 1 << shift addresses from la on depend. The page walker reads it, and with
+    # EPT A/D flags that counts as a write (ept.md §4), by AMD's as one by user mode.
     cdef Found f
-    cdef uint64_t hpa = table, need = EPT_R | (EPT_W if s.e.ad else 0)
+    cdef uint64_t need = EPT_R | (EPT_W if s.e.ad else 0)
+    hpa[0] = gpa
+    if not s.nested:
+        return True
+    ept_find(s, gpa, &f)
+    if not f.fault and need & ~ept_rights(&s.e, f.every):
+        f.fault = s.absent
+    if f.fault:
+        leaves_fault(s, la, <uint64_t> 1 << shift, f.hpa, f.entry, f.fault, f.level, True)
+        return False
+    hpa[0] = found_hpa(s, &f, gpa)
+    return True
+
+
+cdef uint64_t pdpte(Leaves *s, uint64_t i) noexcept nogil:
+    # of PAE paging: the register, or the entry itself, which AMD's nested paging leaves in memory; 0: not present
+    cdef uint64_t hpa = 0, entry
+    if not (s.nested and s.e.npt):
+        return s.g.pdpte[i]
+    if not find_table(s, (s.g.cr3 & PDPT) + 8 * i, i << 30, 30, &hpa):
+        return 0
+    if not mem_holds(s.m, hpa, 8):
+        leaves_fault(s, i << 30, 1 << 30, hpa, 0, FAULT_BUS, 3, False)
+        return 0
+    entry = mem_read64(s.m, hpa)
+    if entry & P and entry & pdpte_reserved(&s.g):
+        leaves_fault(s, i << 30, 1 << 30, hpa, entry, FAULT_PF, 3, False)
+        return 0
+    return entry
+
+
+cdef void open_guest(Leaves *s, int level, uint64_t table, uint64_t base, uint64_t every, uint64_t any_) noexcept nogil:
+    cdef uint64_t hpa = 0
     cdef int shift = guest_level_shift(&s.g, level)
-    if s.nested:
-        ept_find(s, table, &f)
-        if not f.fault and need & ~f.every:
-            f.fault = FAULT_EPT_VIOLATION
-        if f.fault:
-            leaves_fault(s, base, <uint64_t> 1 << (shift + s.g.index_bits), f.hpa, f.entry, f.fault, f.level, True)
-            return
-        hpa = found_hpa(s, &f, table)
+    if not find_table(s, table, base, shift + s.g.index_bits, &hpa):
+        return
     if open_table(s, &s.guest[level], barren_key(hpa, level, False), hpa, base, every, any_, shift, s.g.index_bits,
                   s.g.entry_shift, s.first, s.last, level, False):
         s.level = level
@@ -119,7 +148,7 @@ cdef void open_page(Leaves *s) noexcept nogil:
         else:
             nested_row(s, page, page.gpa, found_hpa(s, &f, page.gpa), f.entry, f.every, level_shift(f.level))
     elif s.e.levels == 4 and page.gpa >> 48:
-        leaves_fault(s, page.la, size, ONES, 0, FAULT_EPT_VIOLATION, 4, True)
+        leaves_fault(s, page.la, size, ONES, 0, s.absent, 4, True)
     else:
         s.gpa_first = page.gpa + (s.first - page.la if s.first > page.la else 0)
         s.gpa_last = page.gpa + min(size - 1, s.last - page.la)
@@ -128,7 +157,7 @@ cdef void open_page(Leaves *s) noexcept nogil:
 
 cdef void open_root(Leaves *s) noexcept nogil:
     # PAE has four roots, one for each PDPTE register
-    cdef uint64_t i = s.root
+    cdef uint64_t i = s.root, entry
     s.root += 1
     if s.bare or s.g.mode == MODE_NONE:
         s.done = i == 1
@@ -139,8 +168,10 @@ cdef void open_root(Leaves *s) noexcept nogil:
             open_page(s)
     elif s.g.mode == MODE_PAE:
         s.done = i == 4
-        if i < 4 and s.g.pdpte[i] & P and s.first >> 30 <= i <= s.last >> 30:
-            open_guest(s, 2, s.g.pdpte[i] & s.g.frame, i << 30, ONES, 0)
+        if i < 4 and s.first >> 30 <= i <= s.last >> 30:
+            entry = pdpte(s, i)
+            if entry & P:
+                open_guest(s, 2, entry & s.g.frame, i << 30, ONES, 0)
     else:
         s.done = i == 1
         if not s.done:
@@ -197,12 +228,12 @@ cdef void scan_ept(Leaves *s) noexcept nogil:
     cdef uint64_t entry, base, start, to_la = s.page.la - s.page.gpa, end = s.page.gpa + (<uint64_t> 1 << s.page.shift)
     cdef bint leaf
     while t.next < stop:
-        i = next_present(at, t.next, stop, s.present_ept, 3)
+        i = next_present(at, t.next, stop, s.e.present, 3)
         if i != t.next:
             base = t.base + (<uint64_t> t.next << shift)
             start = max(base, s.page.gpa)
             leaves_fault(s, start + to_la, min(t.base + (<uint64_t> i << shift), end) - start,
-                         t.hpa + (<uint64_t> t.next << 3), entry_at(at, t.next, 3), FAULT_EPT_VIOLATION, level, True)
+                         t.hpa + (<uint64_t> t.next << 3), entry_at(at, t.next, 3), s.absent, level, True)
             t.next = i
             continue
         t.next = i + 1
@@ -212,14 +243,14 @@ cdef void scan_ept(Leaves *s) noexcept nogil:
         leaf = level == 1 or entry & PS
         if ept_misconfigured(&s.e, entry, level, leaf):
             leaves_fault(s, start + to_la, min(base + (<uint64_t> 1 << shift), end) - start,
-                         t.hpa + (<uint64_t> i << 3), entry, FAULT_EPT_MISCONFIG, level, True)
+                         t.hpa + (<uint64_t> i << 3), entry, s.malformed, level, True)
         elif leaf:
             nested_row(s, &s.page, start, (entry & s.e.frame >> shift << shift) | (start - base), entry,
-                       t.every & entry, shift)
+                       t.every & (entry ^ s.e.flip), shift)
             if s.n >= s.room:
                 return
         else:
-            open_ept(s, level - 1, entry & s.e.frame, base, t.every & entry)
+            open_ept(s, level - 1, entry & s.e.frame, base, t.every & (entry ^ s.e.flip))
             if s.ept_level != level or not s.work:
                 return
     outside(s, t, shift, 3, level, True)
@@ -252,12 +283,18 @@ cdef void leaves_run(Leaves *s, LeafRow *out, uint64_t room, uint64_t work) noex
 # ---- before and after -------------------------------------------------------------------------------------
 
 cdef void leaves_types(Leaves *s) noexcept nogil:
-    # the effective memory type as a table (paging.md §8, ept.md §8)
-    cdef int below, pat
+    # the effective memory type as a table (paging.md §8, ept.md §8, npt.md §6); and what faults are called
+    cdef int below, pat, kind
     for below in range(8):
         for pat in range(8):
-            s.type_of[below][pat] = MT_UC if s.g.cd else combined_type(
-                below, MT_WB if s.g.mode == MODE_NONE else s.g.pat >> (8 * pat) & 0xFF)
+            kind = MT_WB if s.g.mode == MODE_NONE else s.g.pat >> (8 * pat) & 0xFF
+            if s.g.cd:
+                kind = MT_UC
+            else:
+                kind = nested_type(below, kind) if s.e.npt else combined_type(below, kind)
+            s.type_of[below][pat] = kind
+    s.absent = FAULT_NPF if s.e.npt else FAULT_EPT_VIOLATION
+    s.malformed = FAULT_NPF if s.e.npt else FAULT_EPT_MISCONFIG
     s.one_type = not s.mtrrs.enabled or s.mtrrs.n == 0
     s.below = MT_UC if not s.mtrrs.enabled else s.mtrrs.default_type
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from fastmmu.dtypes import Fault
 from fastmmu.paging.memory import PhysicalMemory
-from fastmmu.paging.state import Eptp, GuestState
+from fastmmu.paging.state import GuestState, SecondLevel
 
 MAX_ROWS: int
 
@@ -27,7 +27,7 @@ class MappingIterator(Iterator[np.recarray[tuple[int], np.dtype[np.void]]]):
 def mappings(
     mem: PhysicalMemory,
     state: GuestState,
-    eptp: int | Eptp | None = None,
+    eptp: int | SecondLevel | None = None,
     *,
     start: int | None = None,
     stop: int | None = None,
@@ -36,7 +36,7 @@ def mappings(
 def iter_mappings(
     mem: PhysicalMemory,
     state: GuestState,
-    eptp: int | Eptp | None = None,
+    eptp: int | SecondLevel | None = None,
     *,
     start: int | None = None,
     stop: int | None = None,
@@ -45,7 +45,7 @@ def iter_mappings(
 ) -> MappingIterator: ...
 def ept_mappings(
     mem: PhysicalMemory,
-    eptp: int | Eptp,
+    eptp: int | SecondLevel,
     *,
     start: int | None = None,
     stop: int | None = None,
@@ -53,7 +53,7 @@ def ept_mappings(
 ) -> MappingArray: ...
 def iter_ept_mappings(
     mem: PhysicalMemory,
-    eptp: int | Eptp,
+    eptp: int | SecondLevel,
     *,
     start: int | None = None,
     stop: int | None = None,

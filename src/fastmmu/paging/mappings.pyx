@@ -10,15 +10,14 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from fastmmu._arguments cimport counted, shown, whole
-from fastmmu.arch.types cimport MODE_4, Walk
-from fastmmu.paging.ept cimport ept_present
+from fastmmu.arch.types cimport FAULT_NPF, MODE_4, Walk
 from fastmmu.paging.guest cimport PDPT
 from fastmmu.paging.leaves cimport (
     CAUSES, KEPT_FAULTS, REGIONS, EptRegion, LeafFault, LeafRow, Leaves, leaves_fault, leaves_free, leaves_range,
     leaves_run, leaves_types,
 )
 from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.paging.state cimport Eptp, GuestState, as_eptp, prepare
+from fastmmu.paging.state cimport GuestState, SecondLevel, as_eptp, prepare
 from fastmmu.threads.turns cimport Turn, Turns
 from fastmmu.dtypes import EPT_MAPPING_DTYPE, MAPPING_DTYPE, MAPPING_FAULT_DTYPE, Fault
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, WrongTypeError
@@ -118,7 +117,8 @@ cdef class MappingIterator:
 
     @property
     def skipped(self):
-        return {Fault(i + 1): int(self.s.count[i]) for i in range(CAUSES) if self.s.count[i]}
+        return {Fault(i + 1 if i + 1 < CAUSES else FAULT_NPF): int(self.s.count[i]) for i in range(CAUSES)
+                if self.s.count[i]}
 
     @property
     def faults(self):
@@ -200,14 +200,14 @@ cdef MappingIterator _begin(PhysicalMemory mem, GuestState state, eptp, start, s
     s.bare = bare
     s.nested = eptp is not None
     if bare:
-        s.e = (<Eptp> eptp).ept
+        s.e = (<SecondLevel> eptp).ept
         if not mem.has_table(s.e.root):
             mem.settle()
-            raise BusError(f"eptp={(<Eptp> eptp).value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
+            raise BusError(f"{'ncr3' if s.e.npt else 'eptp'}={(<SecondLevel> eptp).value:#x}: its table lies outside "
+                           f"memory of {mem.nbytes:#x} bytes")
     else:
         fault = prepare(mem, state, eptp, False, NULL, &s.g, &s.e, &w)
         s.sign = s.g.la_bits - 1 if s.g.mode >= MODE_4 else 0
-    s.present_ept = ept_present(&s.e)
     s.kept = <LeafFault *> calloc(KEPT_FAULTS, sizeof(LeafFault))
     if s.nested:
         s.region = <EptRegion *> calloc(REGIONS, sizeof(EptRegion))
@@ -285,7 +285,7 @@ def mappings(PhysicalMemory mem not None, GuestState state not None, eptp=None, 
     is in proportion to the rows and to the tables in memory.
 
     :param mem: host physical memory; it is not written. :param state: registers; CPL, AC and keys play no part.
-    :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
+    :param eptp: EPT pointer (int or :class:`Eptp`), or :class:`Npt`, AMD's nested paging; None = neither.
     :param start, stop: only pages that meet the linear addresses start..stop-1, unsigned; None = the whole space.
     :param limit: most rows to return; the result's ``.truncated`` says whether there are more. None = 2**24 rows, and
         an error above that.
@@ -302,12 +302,15 @@ def iter_ept_mappings(PhysicalMemory mem not None, eptp, *, start=None, stop=Non
 
 
 def ept_mappings(PhysicalMemory mem not None, eptp, *, start=None, stop=None, limit=None):
-    """Every mapping of a guest-physical address space: the leaves of an EPT, in the order of their addresses.
+    """Every mapping of a guest-physical address space: the leaves of an EPT, or of AMD's nested page tables, in the
+    order of their addresses.
 
-    :param eptp: EPT pointer (int or :class:`Eptp`). Addresses go up to 2**48 with 4 levels, up to 2**52 with 5.
+    :param eptp: EPT pointer (int or :class:`Eptp`), or :class:`Npt`. Addresses go up to 2**48 with 4 levels, up to
+        2**52 with 5.
     :param start, stop: only pages that meet the guest-physical addresses start..stop-1.
     :returns: :class:`MappingArray` of dtype ``EPT_MAPPING_DTYPE``; for the rest see :func:`mappings`. Entries that are
-        not present are counted as ``Fault.EPT_VIOLATION``, side by side in one table as one.
+        not present are counted as ``Fault.EPT_VIOLATION``, side by side in one table as one; of an
+        NPT as ``Fault.NESTED_PAGE_FAULT``.
     """
     return _collect(_begin(mem, _ANY, as_eptp(eptp), start, stop, limit, 1, True), "iter_ept_mappings()")
 

@@ -9,7 +9,7 @@ from fastmmu._walk cimport WalkResult
 from fastmmu.arch.types cimport FAULT_NONE
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
 from fastmmu.paging.nonroot cimport SWITCH_BUS, SWITCH_EXIT, VE_AREA, eptp_switch, ve_due, ve_save
-from fastmmu.paging.state cimport Eptp, as_eptp
+from fastmmu.paging.state cimport Eptp
 from fastmmu.errors import BusError, StateError
 from fastmmu.exits import ExitReason
 
@@ -80,7 +80,7 @@ def vmfunc(PhysicalMemory mem not None, eptp, *, eax, ecx, eptp_list, functions=
     :returns: :class:`VmFunction`.
     :raises StateError: an EPTP, register or list that is none. :raises BusError: the list lies outside memory.
     """
-    cdef Eptp now = as_eptp(eptp)
+    cdef Eptp now = eptp if isinstance(eptp, Eptp) else Eptp(eptp)
     cdef uint64_t where = page_address("the EPTP list", eptp_list), entry = 0
     # registers, of which bits 31:0 count
     cdef uint32_t function = <uint32_t> word("eax", eax), index = <uint32_t> word("ecx", ecx)

@@ -8,12 +8,13 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.arch.bits cimport EPT_A, EPT_D, EPT_XU, FRAME, G, ONES, P, PS, RW, US, XD, A, D, level_shift
+from fastmmu.arch.bits cimport EPT_XU, FRAME, G, ONES, P, PS, RW, US, XD, A, D, level_shift
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, Ept, Mem, Paging
 from fastmmu.paging.ept cimport (
-    NEED_R, NEED_W, ept_denied, ept_entry_address, ept_misconfigured, ept_present, need_of, on_apic_page,
+    NEED_R, NEED_W, ept_denied, ept_entry_address, ept_kept, ept_misconfigured, ept_rights, need_of, on_apic_page,
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read64
+from fastmmu.paging.npt cimport npt_entries, npt_type
 from fastmmu.paging.walk_caches cimport TABLE_WRITABLE, Mapping, mapping_value, next_table, rights_of
 from fastmmu.tlb.entries cimport CLASSES, EPSC, GPM, K_EPSC, K_GPM, K_PSC, NO_CONTEXT, PSC, insert
 from fastmmu.tlb.lookup cimport (
@@ -53,7 +54,7 @@ cdef inline bint look_through(const Quick *q, uint64_t gpa, uint64_t need, Throu
     # False: it is a matter for ept_walk()
     cdef const Ept *e = q.e
     cdef Mapping found
-    cdef uint64_t value = 0, table, entry, entries, ptr, want
+    cdef uint64_t value = 0, table, entry, entries, allowed, ptr, want
     cdef int size, level
     if e.levels == 4 and gpa >> 48:
         return False
@@ -81,30 +82,31 @@ cdef inline bint look_through(const Quick *q, uint64_t gpa, uint64_t need, Throu
             return False
     s.top = level
     table = value & e.frame
-    entries = value | ~(<uint64_t> 7 | EPT_XU)
-    want = (EPT_A | (EPT_D if need & NEED_W else 0)) if e.ad else 0
+    entries = npt_entries(value) if e.npt else value | ~(<uint64_t> 7 | EPT_XU)
+    want = (e.accessed | (e.dirty if need & NEED_W else 0)) if e.ad else 0
     while True:
         ptr = ept_entry_address(table, gpa, level)
         if not mem_holds(q.m, ptr, 8):
             return False
         entry = mem_read64(q.m, ptr)
         s.refs += 1
-        entries &= entry
-        if not entry & ept_present(e) or ept_misconfigured(e, entry, level, level == 1 or entry & PS):
+        entries &= entry ^ e.flip
+        if not entry & e.present or ept_misconfigured(e, entry, level, level == 1 or entry & PS):
             return False
         if level == 1 or entry & PS:
             break
         table = entry & e.frame
-        s.tables[level] = (entry & FRAME) | (entries & ept_present(e)) | <uint64_t> 1 << 63
+        s.tables[level] = (entry & FRAME) | ept_kept(e, ept_rights(e, entries)) | <uint64_t> 1 << 63
         level -= 1
-    if ept_denied(e, need, True, entries) or (e.ad and (not entries & EPT_A or (entry & want) != want)):
+    allowed = ept_rights(e, entries)
+    if ept_denied(e, need, True, allowed) or (e.ad and (not entries & e.accessed or (entry & want) != want)):
         return False
     s.level = level
     found.shift = level_shift(level)
     found.hpa = entry & e.frame & ~((<uint64_t> 1 << found.shift) - 1)
-    found.rights = entries & ept_present(e)
-    found.type = entry
-    found.dirty = not e.ad or entry & EPT_D != 0
+    found.rights = ept_kept(e, allowed)
+    found.type = npt_type(e, entry, level) << 3 if e.npt else entry
+    found.dirty = not e.ad or entry & e.dirty != 0
     s.value = mapping_value(&found)
     return True
 

@@ -22,14 +22,22 @@ cdef class Pml:
     cdef Turns turns            # of accesses that log
 
 
-cdef class Eptp:
+cdef class SecondLevel:         # the tables of a VMM
     cdef Ept ept
     cdef readonly object value
     cdef readonly object options        # read-only mapping
     cdef readonly Pml pml
 
 
-cdef Eptp as_eptp(object eptp)
+cdef class Eptp(SecondLevel):
+    pass
+
+
+cdef class Npt(SecondLevel):
+    pass
+
+
+cdef SecondLevel as_eptp(object eptp)
 cpdef int access_code(object access) except -1
 cdef int pdpt_within(PhysicalMemory mem, GuestState state, object eptp) except -1
 cdef int prepare(PhysicalMemory mem, GuestState state, object eptp, object set_ad, PmlQuery *log, Paging *paging,

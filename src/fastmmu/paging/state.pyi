@@ -78,10 +78,25 @@ class Pml:
     index: int
     def __init__(self, base: int, index: int = 511) -> None: ...
 
-class Eptp:
+class SecondLevel:
     value: int
     pml: Pml | None
     options: Mapping[str, Any]
+
+class Npt(SecondLevel):
+    def __init__(
+        self,
+        value: int,
+        *,
+        levels: int = 4,
+        maxphyaddr: int = 52,
+        nxe: bool = True,
+        page1gb: bool = True,
+        pat: int = ...,
+        ad_before_final: bool = True,
+    ) -> None: ...
+
+class Eptp(SecondLevel):
     def __init__(
         self,
         value: int,

@@ -18,6 +18,7 @@ from fastmmu.paging.ept cimport (
 )
 from fastmmu.paging.guest cimport PDPT
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
+from fastmmu.paging.npt cimport npt_of
 from fastmmu.paging.walk cimport load_pdptes
 from fastmmu.threads.turns cimport Turns
 from fastmmu.arch.registers import RULES
@@ -98,10 +99,7 @@ cdef class GuestState:
             "maxphyaddr": maxphyaddr, "page1gb": flag("page1gb", page1gb), "pse36": pse36, "pdptes": pdptes,
             "upper_a": upper_a, "pat": _integer("pat", pat, 64), "mtrrs": mtrrs,
         })
-        pat = self.registers["pat"]
-        for index in range(8):
-            if pat >> 8 * index & 0xFF not in (0, 1, 4, 5, 6, 7):
-                raise StateError(f"pat={pat:#x}: entry {index} is no memory type; use 0, 1, 4, 5, 6 or 7")
+        _pat(self.registers["pat"])
         self.mtrrs = Mtrrs() if mtrrs is None else mtrrs
         self._derive()
 
@@ -187,6 +185,18 @@ def _eptp(value, pml, options):
     return Eptp(value, pml=pml, **options)
 
 
+def _npt(value, options):
+    return Npt(value, **options)
+
+
+cdef object _pat(object pat):
+    # IA32_PAT as WRMSR takes it
+    for index in range(8):
+        if pat >> 8 * index & 0xFF not in (0, 1, 4, 5, 6, 7):
+            raise StateError(f"pat={pat:#x}: entry {index} is no memory type; use 0, 1, 4, 5, 6 or 7")
+    return pat
+
+
 cdef class Pml:
     """The page-modification log of a virtual CPU: 512 entries, filled downwards (SDM vol. 3, "Page-Modification
     Logging"; ept.md §7).
@@ -218,7 +228,23 @@ cdef class Pml:
         return f"Pml({self.base:#x}, index={self.next})"
 
 
-cdef class Eptp:
+cdef class SecondLevel:
+    """What a guest's physical addresses are translated by, :class:`Eptp` or :class:`Npt`; immutable.
+
+    Threads: share it.
+    """
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.value:#x})"
+
+    def __eq__(self, other):
+        return type(other) is type(self) and (self.value, self.options) == (other.value, other.options)
+
+    def __hash__(self):
+        return hash((self.value, tuple(self.options.values())))
+
+
+cdef class Eptp(SecondLevel):
     """An EPT pointer with the capabilities that decide what it means (SDM vol. 3, "Extended-Page-Table Pointer (EPTP)";
     ept.md §1); immutable. ``.value``: the EPTP;
     ``.options``: the other arguments but `pml`, a read-only mapping; ``.pml``. A copy has the same log, a deep copy and
@@ -260,8 +286,7 @@ cdef class Eptp:
         self.pml = pml
         cdef Ept *e = &self.ept
         options = self.options
-        ept_of(e, value, maxphyaddr, options["page1gb"])
-        e.mbec = options["mbec"]
+        ept_of(e, value, maxphyaddr, options["page1gb"], options["mbec"])
         e.xo = options["execute_only"]
         e.adv_info = options["advanced_info"]
         e.ad_before_final = options["ad_before_final"]
@@ -272,17 +297,46 @@ cdef class Eptp:
         if apic_access is not None:
             e.apic_access = options["apic_access"] | 0xFFF
 
-    def __repr__(self):
-        return f"Eptp({self.value:#x})"
-
-    def __eq__(self, other):
-        return isinstance(other, Eptp) and (self.value, self.options) == (other.value, other.options)
-
-    def __hash__(self):
-        return hash((self.value, tuple(self.options.values())))
-
     def __reduce__(self):
         return _restore, (_eptp, {"value": self.value, "pml": self.pml, "options": dict(self.options)})
+
+
+cdef class Npt(SecondLevel):
+    """Nested page tables of AMD's processors, given where an EPT pointer goes: ``walk(memory, state, va,
+    eptp=Npt(ncr3))`` (APM vol. 2, 15.25; npt.md). ``.value``: nCR3; ``.options``: the other arguments.
+
+    Its entries have the format of the host's own paging, and each access to a page counts as one by user mode, so that
+    U/S must be set at every level; each to a paging structure of the guest counts as a write, too. What stops one is
+    ``Fault.NESTED_PAGE_FAULT``. The guest has no PDPTE registers: walks read those entries where they lie.
+
+    :param value: nCR3 as in the VMCB; bits 11:0, PWT and PCD among them, play no part.
+    :param levels: 4, or 5 for a host with CR4.LA57. :param maxphyaddr: physical-address width M, 32..52.
+    :param nxe: the host's EFER.NXE as of VMRUN; False: bit 63 is reserved. :param page1gb: 1 GB pages exist.
+    :param pat: the host's IA32_PAT, by which its entries say their memory type.
+    :param ad_before_final: guest A/D flags are set before the final address is translated.
+    :raises StateError: an argument that is none, or an nCR3 that VMRUN refuses.
+
+    Threads: immutable; share it.
+    """
+
+    def __cinit__(self, value, *, levels=4, maxphyaddr=52, nxe=True, page1gb=True, pat=PAT_RESET,
+                  ad_before_final=True):
+        value = within("ncr3", value, 0, ~<uint64_t> 0)
+        maxphyaddr = within("maxphyaddr", maxphyaddr, 32, 52)
+        if value >> maxphyaddr:
+            raise StateError(f"ncr3={value:#x} has bits at or above MAXPHYADDR={maxphyaddr}; clear them")
+        self.value = value
+        self.options = MappingProxyType({
+            "levels": within("levels", levels, 4, 5), "maxphyaddr": maxphyaddr, "nxe": flag("nxe", nxe),
+            "page1gb": flag("page1gb", page1gb), "pat": _pat(_integer("pat", pat, 64)),
+            "ad_before_final": flag("ad_before_final", ad_before_final),
+        })
+        options = self.options
+        npt_of(&self.ept, value, options["levels"], maxphyaddr, options["page1gb"], options["nxe"], options["pat"])
+        self.ept.ad_before_final = options["ad_before_final"]
+
+    def __reduce__(self):
+        return _restore, (_npt, {"value": self.value, "options": dict(self.options)})
 
 
 def eptp_fault(value, maxphyaddr=52, ad_supported=True, five_levels=True):
@@ -313,8 +367,8 @@ cdef uint64_t _page_below(str name, object value, int bits) except? 0xBAD:
     return found
 
 
-cdef Eptp as_eptp(object eptp):
-    if isinstance(eptp, Eptp):
+cdef SecondLevel as_eptp(object eptp):
+    if isinstance(eptp, SecondLevel):
         return eptp
     return Eptp(eptp)
 
@@ -333,7 +387,7 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, PmlQuery *l
     log: what a query keeps of the page-modification log; NULL: the log has no part in it. A translation alone neither
     fills it nor waits for it, and nothing exits from it, whatever page its tables are on.
     """
-    cdef Eptp pointer
+    cdef SecondLevel pointer
     cdef Ept *e = NULL
     cdef int fault = 0
     cdef bint sets = flag("set_ad", set_ad)
@@ -355,11 +409,12 @@ cdef int prepare(PhysicalMemory mem, GuestState state, eptp, set_ad, PmlQuery *l
         e = ept
         if not mem.has_table(ept.root):
             mem.settle()
-            raise BusError(f"eptp={pointer.value:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
+            raise BusError(f"{'ncr3' if ept.npt else 'eptp'}={pointer.value:#x}: its table lies outside memory of "
+                           f"{mem.nbytes:#x} bytes")
     elif paging.levels and paging.mode != MODE_PAE and not mem.has_table(paging.root):
         mem.settle()
         raise BusError(f"cr3={state.cr3:#x}: its table lies outside memory of {mem.nbytes:#x} bytes")
-    if paging.mode == MODE_PAE and state.pdptes is None:
+    if paging.mode == MODE_PAE and state.pdptes is None and (e == NULL or not e.npt):
         pdpt_within(mem, state, eptp)
         fault = load_pdptes(&mem.mem, paging, e, w, NULL)
         mem.settle()

@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from fastmmu.ops import AccessName
 from fastmmu.paging.memory import PhysicalMemory
-from fastmmu.paging.state import Eptp, GuestState
+from fastmmu.paging.state import GuestState, SecondLevel
 
 CHUNK: int
 
@@ -21,7 +21,7 @@ def translate(
     va: npt.ArrayLike,
     *,
     access: AccessName | None = "r",
-    eptp: int | Eptp | None = None,
+    eptp: int | SecondLevel | None = None,
     out: npt.NDArray[Any] | Translation | None = None,
     threads: int = 1,
 ) -> Translation: ...

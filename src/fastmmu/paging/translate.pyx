@@ -113,7 +113,7 @@ def translate(PhysicalMemory mem not None, GuestState state not None, va, *, acc
     :param access: "r", "w", "rw" (read-modify-write) or "x" (fetch), the same for all. None: rights are left aside, as
         :func:`mappings` does; an address has a fault only where an entry is not present, malformed or outside memory,
         in the guest's tables or in the EPT, and where the page walker may not read (with EPT A/D flags: write) a table.
-    :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
+    :param eptp: EPT pointer (int or :class:`Eptp`), or :class:`Npt`, AMD's nested paging; None = neither.
     :param out: where the result goes: a writable uint64 array of the shape of ``va`` for the physical addresses, or a
         previous :class:`Translation`, both of whose arrays are filled. It may overlap ``va``, which is then copied
         first; it may not overlap ``mem``.

@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 from fastmmu.arch.bits cimport P
 from fastmmu.arch.types cimport FAULT_BUS, FAULT_GP, FAULT_NONE, STEP_GUEST
 from fastmmu.paging.ept cimport NEED_R, EptLeaf, apic_access, ept_walk, on_apic_page, step
-from fastmmu.paging.guest cimport PDPT, guest_walk
+from fastmmu.paging.guest cimport PDPT, guest_walk, pdpte_reserved
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 from fastmmu.paging.walk_caches cimport Cached
 
@@ -66,7 +66,7 @@ cdef int load_pdptes(Mem *m, Paging *g, const Ept *e, Walk *w, Steps *steps) noe
     # as MOV to CR3 loads them (paging.md §3.2)
     cdef EptLeaf leaf
     cdef uint64_t gpa = g.cr3 & PDPT, hpa = gpa
-    cdef uint64_t reserved = 0x1E6 | ~(g.frame | 0xFFF)
+    cdef uint64_t reserved = pdpte_reserved(g)
     cdef uint64_t loaded[4]
     cdef int i, fault
     memset(w, 0, sizeof(Walk))

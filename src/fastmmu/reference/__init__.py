@@ -34,6 +34,7 @@ from .paging.nonroot import (
     deliver_ve,
     vmfunc,
 )
+from .paging.npt import Npt
 from .paging.outcome import (
     ApicAccess,
     Bus,
@@ -43,6 +44,7 @@ from .paging.outcome import (
     GeneralProtection,
     GpaMapped,
     Mapped,
+    NestedPageFault,
     Outcome,
     PageFault,
     PdptesLoaded,
@@ -76,6 +78,8 @@ __all__ = [
     "Memory",
     "Mode",
     "Mtrrs",
+    "NestedPageFault",
+    "Npt",
     "Outcome",
     "PageFault",
     "PdptesLoaded",

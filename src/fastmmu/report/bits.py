@@ -12,6 +12,7 @@ __all__ = [
     "error_code_words",
     "guest_flags",
     "guest_index",
+    "nested_fault_words",
     "qualification_words",
     "size_name",
 ]
@@ -85,6 +86,12 @@ def error_code_words(code: int) -> str:
     words = ["P=1 protection violation" if code & 1 else "P=0 not present"]
     words += [f"{name} {what}" for bit, name, what in _ERROR_CODE if code >> bit & 1]
     return ", ".join(words)
+
+
+def nested_fault_words(code: int) -> str:
+    """EXITINFO1 of AMD's nested page fault in words: as a #PF's, and of what."""
+    what = "the translated address" if code >> 32 & 1 else "a guest paging structure"
+    return f"{error_code_words(code & 0xFFFF_FFFF)}, of {what}"
 
 
 def qualification_words(qualification: int) -> str:

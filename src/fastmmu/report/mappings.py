@@ -148,14 +148,19 @@ _NOWHERE = {
     Fault.EPT_VIOLATION: "places that the EPT does not map",
     Fault.EPT_MISCONFIG: "malformed EPT entries",
     Fault.BUS: "tables outside the memory given",
+    Fault.NESTED_PAGE_FAULT: "places that the NPT does not map, and malformed entries of it",
 }
+
+
+def _second(row: Any) -> str:
+    return "NPT " if row["fault"] == Fault.NESTED_PAGE_FAULT else "EPT "
 
 
 def nowhere(skipped: dict[Fault, int], faults: Rows, *, listed: bool) -> list[str]:
     """Where tables lead nowhere: how often, and with `listed` those that were kept (``MAPPING_FAULT_DTYPE``)."""
     lines = [f"{count:,} {_NOWHERE[fault]}" for fault, count in skipped.items()]
     for row in faults if listed else ():
-        name = entry_name(int(row["level"]), of="EPT " if row["ept"] else "") if row["level"] else "PDPTE"
+        name = entry_name(int(row["level"]), of=_second(row) if row["ept"] else "") if row["level"] else "PDPTE"
         entry = f"{name} {int(row['entry']):x} at {address(int(row['hpa']))}" if row["hpa"] != ALL_ONES else "no entry"
         lines.append(f"  {address(int(row['va']))}, {size_name(int(row['size']))}: {Fault(row['fault']).name}, {entry}")
     return lines

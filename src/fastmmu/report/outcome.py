@@ -6,7 +6,14 @@ from typing import Any, Protocol
 
 from fastmmu.dtypes import Fault, StepKind
 from fastmmu.exits import Qualification
-from fastmmu.report.bits import address, entry_name, error_code_words, qualification_words, size_name
+from fastmmu.report.bits import (
+    address,
+    entry_name,
+    error_code_words,
+    nested_fault_words,
+    qualification_words,
+    size_name,
+)
 
 __all__ = ["Registers", "Walk", "misconfiguration", "outcome"]
 
@@ -45,6 +52,8 @@ class Walk(Protocol):
     def memory_type(self) -> Any: ...
     @property
     def rights(self) -> tuple[bool, bool, bool]: ...
+    @property
+    def npt(self) -> bool: ...
 
 
 class Registers(Protocol):
@@ -87,6 +96,8 @@ def outcome(walk: Walk, state: Registers, *, ept: bool) -> list[str]:
             return [*lines, "while CR3 was loaded, which reads the PDPTEs"]
         entry, level = int(walk.steps[-1]["entry"]), int(walk.steps[-1]["level"])
         return [*lines, f"{entry_name(level, of='EPT ')} {entry:x}: {misconfiguration(entry, level)}"]
+    if walk.fault == Fault.NESTED_PAGE_FAULT:
+        return _nested_fault(walk)
     if walk.fault == Fault.BUS:
         return ["an entry points to a table outside the memory given; nothing was read there"]
     if walk.fault == Fault.SPP_EVENT:
@@ -98,12 +109,25 @@ def outcome(walk: Walk, state: Registers, *, ept: bool) -> list[str]:
     return ["the page-modification log is full (VM exit 62)"]
 
 
+def _nested_fault(walk: Walk) -> list[str]:
+    code = walk.error_code or 0
+    lines = [
+        f"nested page fault (#VMEXIT 400h) at guest-physical address {address(walk.gpa)}",
+        f"EXITINFO1 {code:x}: {nested_fault_words(code)}",
+    ]
+    if (code & 1 and not code & 8) or not len(walk.steps):
+        return lines
+    entry, level = int(walk.steps[-1]["entry"]), int(walk.steps[-1]["level"])
+    why = "a reserved bit is set" if code & 8 else "not present"
+    return [*lines, f"{entry_name(level, of='NPT ')} {entry:x}: {why}"]
+
+
 def _translated(walk: Walk, ept: bool) -> list[str]:
     user, writable, execute_disable = walk.rights
     where = f"host-physical {address(walk.pa)}" + (f", guest-physical {address(walk.gpa)}" if ept else "")
     refs = f"{walk.guest_refs + walk.ept_refs} references"
     if ept:
-        refs += f": {walk.guest_refs} to guest tables, {walk.ept_refs} to the EPT"
+        refs += f": {walk.guest_refs} to guest tables, {walk.ept_refs} to the {'NPT' if walk.npt else 'EPT'}"
     pages = [f"{size_name(size)} page" + by for size, by in _pages(walk, ept) if size]
     rights = "user" if user else "supervisor", "writable" if writable else "read-only"
     kinds = [*rights, "not executable" if execute_disable else "executable"] if walk.page_size else ["paging is off"]
@@ -114,7 +138,7 @@ def _translated(walk: Walk, ept: bool) -> list[str]:
 def _pages(walk: Walk, ept: bool) -> list[tuple[int | None, str]]:
     if not ept:
         return [(walk.page_size, "")]
-    return [(walk.page_size, " in the guest"), (walk.ept_page_size, " in the EPT")]
+    return [(walk.page_size, " in the guest"), (walk.ept_page_size, " in the NPT" if walk.npt else " in the EPT")]
 
 
 def _page_fault(walk: Walk, state: Registers, code: int) -> list[str]:

@@ -24,6 +24,7 @@ _STOPPED = {
     Fault.EPT_MISCONFIG: "EPT misconfiguration",
     Fault.BUS: "table outside memory",
     Fault.PML_FULL: "PML full",
+    Fault.NESTED_PAGE_FAULT: "nested page fault",
 }
 
 
@@ -38,11 +39,12 @@ class _Reference:
     hpa: int
     gpa: int
     entry: int
+    second: str  # what the VMM's tables are called, "EPT " or "NPT "
     written: int | None = None
 
     @property
     def flags(self) -> str:
-        if self.kind == StepKind.EPT:
+        if self.kind == StepKind.EPT and self.second == "EPT ":
             return ept_flags(self.entry, leaf=self.level == 1 or bool(self.entry & 0x80))
         leaf = self.level == 1 or (self.level in (2, 3) and bool(self.entry & 0x80))
         return guest_flags(self.entry, leaf=leaf, level=self.level)
@@ -50,7 +52,7 @@ class _Reference:
     def name(self, guest: str) -> str:
         if self.kind == StepKind.DATA:
             return "data"
-        return entry_name(self.level, of="EPT " if self.kind == StepKind.EPT else guest)
+        return entry_name(self.level, of=self.second if self.kind == StepKind.EPT else guest)
 
     def lines(self) -> list[str]:
         """As a cell of the picture: number and address, entry, flags, entry after A or D was set."""
@@ -70,6 +72,10 @@ class _Row:
     last: _Reference | None = None
 
 
+def _second_name(walk: Walk) -> str:
+    return "NPT " if walk.npt else "EPT "
+
+
 def _references(walk: Walk) -> list[_Reference]:
     found: list[_Reference] = []
     number = 0
@@ -83,7 +89,8 @@ def _references(walk: Walk) -> list[_Reference]:
                     break
             continue
         number += kind != StepKind.DATA
-        found.append(_Reference(0 if kind == StepKind.DATA else number, kind, level, guest_level, hpa, gpa, entry))
+        at = 0 if kind == StepKind.DATA else number
+        found.append(_Reference(at, kind, level, guest_level, hpa, gpa, entry, _second_name(walk)))
     return found
 
 
@@ -104,7 +111,7 @@ def picture(walk: Walk, *, colour: bool = False) -> list[str]:
     levels = [reference.level for row in rows for reference in row.ept]
     if not levels:
         return steps(walk, colour=colour)
-    names = [entry_name(level, of="EPT ") for level in range(max(levels), min(levels) - 1, -1)]
+    names = [entry_name(level, of=_second_name(walk)) for level in range(max(levels), min(levels) - 1, -1)]
     widths = [max([len(name) + 3, *_lengths(rows, i)]) for i, name in enumerate(names)]
     labels = [entry_name(row.guest_level, of="g") if row.guest_level else "data" for row in rows]
     gpa_at = max(map(len, labels)) + 2

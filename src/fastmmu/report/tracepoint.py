@@ -40,6 +40,8 @@ def _of_intel(reason: int, q: int, gpa: int, intr_info: int, error_code: int) ->
 
 def _of_amd(reason: int, q: int, gpa: int, intr_info: int, error_code: int) -> tuple[str, int, int, int, int]:
     """Name, exit_info_1 and exit_info_2 as a processor of AMD has them for what the exit stands for (APM vol. 2)."""
+    if reason == ExitReason.NPF:
+        return "npf", q, gpa, 0, 0
     if reason == ExitReason.EPT_VIOLATION:
         code = bool(q & 0x38) | q & 2 | 4 | (q & Qualification.FETCH) << 2
         return "npf", code | (1 << 32 if q & Qualification.TRANSLATED else 1 << 33), gpa, 0, 0

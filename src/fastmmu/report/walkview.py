@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from fastmmu.dtypes import Fault, StepKind
@@ -9,13 +10,22 @@ from fastmmu.report.bits import address, entry_name
 from fastmmu.report.outcome import Registers, Walk, outcome
 from fastmmu.report.picture import picture, steps
 
-__all__ = ["MODES", "as_dict", "heading", "outcome", "picture", "registers", "steps"]
+__all__ = ["MODES", "Npt", "as_dict", "heading", "outcome", "picture", "registers", "steps"]
 
 _ACCESS = {"r": "read", "w": "write", "rw": "read-modify-write", "x": "instruction fetch"}
 
 
 class _Mode(Protocol):
     name: str
+
+
+class Npt(Protocol):
+    """AMD's nested page tables: :class:`fastmmu.Npt`."""
+
+    @property
+    def value(self) -> int: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
 
 
 class _State(Registers, Protocol):
@@ -28,7 +38,7 @@ MODES = {"NONE": "paging off", "BITS_32": "32-bit paging", "PAE": "PAE paging", 
           "LEVEL_5": "5-level paging"}  # fmt: skip
 
 
-def heading(walk: Walk, state: _State, eptp: int | None) -> list[str]:
+def heading(walk: Walk, state: _State, eptp: int | Npt | None) -> list[str]:
     """What is translated, how the address splits, and the registers."""
     mode = state.mode.name
     levels, bits = _LEVELS[mode]
@@ -40,15 +50,17 @@ def heading(walk: Walk, state: _State, eptp: int | None) -> list[str]:
             f"{entry_name(level)} {la >> (12 + bits * (level - 1)) & (1 << bits) - 1}" for level in range(levels, 0, -1)
         ]
         if mode == "PAE":
-            split.insert(0, f"PDPTE register {la >> 30 & 3}")
+            split.insert(0, f"PDPTE {'' if walk.npt else 'register '}{la >> 30 & 3}")
         lines.append(f"indices: {', '.join(split)}; offset {la & 0xFFF:x}")
     return [*lines, registers(state, eptp)]
 
 
-def registers(state: _State, eptp: int | None) -> str:
+def registers(state: _State, eptp: int | Npt | None) -> str:
     """The registers that the tables hang on, as one line."""
     text = f"CR0 {state.cr0:x}  CR3 {state.cr3:x}  CR4 {state.cr4:x}  EFER {state.efer:x}"
-    if eptp is not None:
+    if eptp is not None and not isinstance(eptp, int):
+        text += f"  nCR3 {eptp.value:x} ({eptp.options['levels']} levels)"
+    elif eptp is not None:
         flags = "with accessed and dirty flags" if eptp & 0x40 else "no accessed and dirty flags"
         text += f"  EPTP {eptp:x} ({(eptp >> 3 & 7) + 1} levels, {flags})"
     return text

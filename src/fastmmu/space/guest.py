@@ -1,4 +1,4 @@
-"""The memory of a guest: what an EPT makes of host memory."""
+"""The memory of a guest: what an EPT, or AMD's nested page tables, make of host memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.paging.mappings import ept_mappings
 from fastmmu.paging.memory import FETCHED, PhysicalMemory
-from fastmmu.paging.state import Eptp
+from fastmmu.paging.state import SecondLevel
 
 __all__ = ["guest_memory"]
 
@@ -17,8 +17,10 @@ _PAGE = 4096
 
 
 @checked
-def guest_memory(memory: PhysicalMemory, eptp: int | Eptp) -> PhysicalMemory:
+def guest_memory(memory: PhysicalMemory, eptp: int | SecondLevel) -> PhysicalMemory:
     """Guest-physical memory as a memory of its own, whose holes are what the EPT does not map to memory.
+
+    :param eptp: EPT pointer (int or :class:`Eptp`), or :class:`Npt`.
 
     Its pages are those of ``memory``, read when they are asked for: so what looks at memory can look at a guest's,
     :func:`find_roots` among it. Rights of the EPT are left aside. The EPT is that of now, and it is read-only.

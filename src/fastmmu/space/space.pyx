@@ -13,7 +13,7 @@ from fastmmu._arguments cimport bytes_out, flag, instance, shown, within
 from fastmmu.arch.types cimport MODE_4, MODE_PAE, Ept, Paging, Walk
 from fastmmu.paging.leaf_rows cimport LeafRow
 from fastmmu.paging.memory cimport PhysicalMemory
-from fastmmu.paging.state cimport Eptp, GuestState, as_eptp, prepare
+from fastmmu.paging.state cimport GuestState, Npt, SecondLevel, as_eptp, prepare
 from fastmmu.space.gather cimport Gather, Hole, gather, gather_init, gather_many
 from fastmmu.space.rows cimport Reverse, reverse_build, reverse_find, reverse_free, rows_compare
 from fastmmu.dtypes import HOLE_DTYPE, MAPPING_DTYPE, Fault
@@ -32,6 +32,7 @@ cdef enum:
 _WHY = {
     Fault.PAGE_FAULT: "no page", Fault.GENERAL_PROTECTION: "no address", Fault.EPT_VIOLATION: "no page in the EPT",
     Fault.EPT_MISCONFIG: "a misconfigured entry of the EPT", Fault.BUS: "outside memory",
+    Fault.NESTED_PAGE_FAULT: "no page in the nested page tables",
 }
 
 
@@ -42,7 +43,8 @@ cdef class AddressSpace:
     lead to memory, whoever may go there. What is not is a hole.
 
     :param memory: :class:`PhysicalMemory`, flat or with holes. :param state: :class:`GuestState`; PDPTE registers
-        that it does not have are loaded once, now. :param eptp: EPT pointer (int or :class:`Eptp`); None = no EPT.
+        that it does not have are loaded once, now. :param eptp: EPT pointer (int or :class:`Eptp`), or
+        :class:`Npt`; None = neither.
     :raises StateError: an EPTP that is none. :raises BusError: a root table outside memory.
 
     Threads: share it; where memory changes meanwhile, what it is read for is old or new, word by word.
@@ -50,7 +52,7 @@ cdef class AddressSpace:
 
     cdef readonly PhysicalMemory memory
     cdef readonly GuestState state
-    cdef readonly Eptp eptp
+    cdef readonly SecondLevel eptp
     cdef Paging paging
     cdef Ept ept
     cdef int load               # the fault of the load of the PDPTE registers
@@ -62,11 +64,12 @@ cdef class AddressSpace:
         cdef Walk w
         if self.memory is not None:
             raise StateError("an AddressSpace is made once; make another")
-        cdef Eptp pointer = None if eptp is None else as_eptp(eptp)
+        cdef SecondLevel pointer = None if eptp is None else as_eptp(eptp)
         self.load = prepare(memory, state, pointer, False, NULL, &self.paging, &self.ept, &w)
         self.end = ~<uint64_t> 0 if self.paging.mode >= MODE_4 else 0xFFFFFFFFU
         self.lock = threading.Lock()
-        if self.paging.mode == MODE_PAE and state.pdptes is None and not self.load:
+        if (self.paging.mode == MODE_PAE and state.pdptes is None and not self.load
+                and not isinstance(pointer, Npt)):
             state = state.replace(pdptes=[self.paging.pdpte[i] for i in range(4)])
         self.memory, self.state, self.eptp = memory, state, pointer
 
@@ -91,7 +94,8 @@ cdef class AddressSpace:
     def __repr__(self):
         if self.memory is None:
             return "<AddressSpace without memory>"
-        under = "" if self.eptp is None else f", eptp={self.eptp.value:#x}"
+        name = "ncr3" if isinstance(self.eptp, Npt) else "eptp"
+        under = "" if self.eptp is None else f", {name}={self.eptp.value:#x}"
         return f"<AddressSpace {self.state.mode.name}, cr3={self.state.cr3:#x}{under}, {self.memory!r}>"
 
     # ---- bytes ---------------------------------------------------------------------------------------------

@@ -261,8 +261,8 @@ cdef void load(Processor *p, const Registers *r) noexcept nogil:
     p.iopl = (rflags & RFLAGS_IOPL) >> 12
     p.interrupts_on = rflags & RFLAGS_IF != 0
     p.trap = v.vmcs.primary & PRIMARY_MONITOR_TRAP != 0
-    ept_of(&v.ept, v.vmcs.eptp, p.caps.maxphyaddr, p.caps.ept & <uint64_t> CAP_LARGE_1G != 0)
-    v.ept.mbec = secondary_control(&v.vmcs, SECONDARY_MBEC)
+    ept_of(&v.ept, v.vmcs.eptp, p.caps.maxphyaddr, p.caps.ept & <uint64_t> CAP_LARGE_1G != 0,
+           secondary_control(&v.vmcs, SECONDARY_MBEC))
     v.ept.xo = p.caps.ept & <uint64_t> CAP_EXECUTE_ONLY != 0
     v.ept.adv_info = p.caps.ept & <uint64_t> CAP_ADVANCED != 0
     v.ept.ad_before_final = 1

@@ -138,7 +138,7 @@ class DirectMmu(Base):
         slot, gfn = fault.slot, fault.gfn
         if slot is None or slot.logged or not slot.huge(gfn) or self.mmu.shadowed_near(gfn):
             return False
-        if self.vm.shadow or not self.mmu.noncoherent:
+        if self.vm.shadow or self.vm.modes.amd or not self.mmu.noncoherent:
             return True
         first = gfn & ~LARGE
         return len({self.memory_type(slot, page) for page in range(first, first + LARGE + 1)}) == 1
@@ -188,7 +188,7 @@ class DirectMmu(Base):
         denied = bool(access & MAY_W) and not allowed
         if denied:
             access &= ~MAY_W
-        memory_type = 0 if self.vm.shadow else self.memory_type(slot, gfn)
+        memory_type = 0 if self.vm.shadow or self.vm.modes.amd else self.memory_type(slot, gfn)
         ad = mmu.ad
         new = mmu.make_spte(hpa, walk.level, access, ad and not prefetch, ad and dirty, host, memory_type)
         if access & MAY_W and slot.logged:

@@ -1,4 +1,5 @@
-"""Exits of a fault: EPT violation, EPT misconfiguration, #PF under shadow paging (kvm_policy.md §2.1, §3.2, §4.4).
+"""Exits of a fault: EPT violation, EPT misconfiguration, AMD's nested page fault, #PF under shadow paging
+(kvm_policy.md §2.1, §3.2, §4.4; npt.md §7).
 
 The kernels' form of these rules: kvm/faults.pyx.
 """
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Faults"]
 
 RETRY, EMULATED = int(Action.RETRY), int(Action.EMULATED)
-PF_P, PF_W, PF_RSVD = 1 << 0, 1 << 1, 1 << 3
+PF_P, PF_W, PF_RSVD, PF_ID, NPF_FINAL = 1 << 0, 1 << 1, 1 << 3, 1 << 4, 1 << 32
 WRITE, FETCH, TRANSLATED = int(Qualification.WRITE), int(Qualification.FETCH), int(Qualification.TRANSLATED)
 PRESENT = int(Qualification.ENTRY_R | Qualification.ENTRY_W | Qualification.ENTRY_X)
 APIC_PAGE = 0xFEE00
@@ -45,6 +46,21 @@ class Faults(ShadowMmu, Registers):
         EPT."""
         code, gpa = exit.qualification, exit.guest_physical
         fault = Fault(gpa, gpa, write=bool(code & WRITE), fetch=bool(code & FETCH), present=bool(code & PRESENT))
+        return self.tdp_fault(vcpu, fault, final=bool(code & TRANSLATED))
+
+    def on_npf(self, vcpu: VirtualCpu, exit: Exit) -> int:
+        """AMD's nested page fault (npf_interception; npt.md §7): its error code is that of a #PF; with RSVD it met an
+        MMIO SPTE, else it is what an EPT violation is."""
+        code, gpa = exit.qualification, exit.guest_physical
+        present = bool(code & PF_P) and not code & PF_RSVD
+        fault = Fault(gpa, gpa, write=bool(code & PF_W), fetch=bool(code & PF_ID), present=present)
+        if code & PF_RSVD:
+            return self.tdp_mmio(vcpu, fault)
+        return self.tdp_fault(vcpu, fault, final=bool(code & NPF_FINAL))
+
+    def tdp_fault(self, vcpu: VirtualCpu, fault: Fault, *, final: bool) -> int:
+        """A fault of the VMM's own tables (kvm_tdp_page_fault). `final`: of the data, not of a table of the guest's."""
+        gpa = fault.address
         before = self.before_fault()
         self.vm.count_stat("pf_taken")
         result = self.direct_page_fault(fault)
@@ -52,7 +68,7 @@ class Faults(ShadowMmu, Registers):
         if result is RetPf.NO_TABLES:
             return self.out_of_tables(vcpu)
         if result is RetPf.EMULATE:
-            return self.emulate_violation(vcpu, exit, fault)
+            return self.emulate_violation(vcpu, fault, final)
         if result is RetPf.RETRY:
             return self.retry(vcpu, gpa)
         if result is RetPf.FIXED:
@@ -65,29 +81,33 @@ class Faults(ShadowMmu, Registers):
             vcpu.count("ept_spurious")
         return RETRY
 
-    def emulate_violation(self, vcpu: VirtualCpu, exit: Exit, fault: Fault) -> int:
+    def emulate_violation(self, vcpu: VirtualCpu, fault: Fault, final: bool) -> int:
         """No memory behind it, or a store to a read-only slot: user space's. Of a reference of the guest's own walk, a
         table of its own that lies there (kvm_policy.md §4.4)."""
-        if exit.qualification & TRANSLATED:
+        if final:
             self.vm.count_stat("pf_emulate")
-            if self.retry_instruction(vcpu, fault.slot, exit.guest_physical):
+            if self.retry_instruction(vcpu, fault.slot, fault.address):
                 return RETRY
-            return self.emulate_mmio(vcpu, exit.guest_physical)
+            return self.emulate_mmio(vcpu, fault.address)
         if fault.slot is None:
             self.vm.count_stat("pf_emulate")
             return self.no_table(vcpu)
-        return vcpu.stop("bus", exit.guest_linear)  # a write to A or D in a read-only slot
+        return vcpu.stop("bus", fault.address)  # a write to A or D in a read-only slot
 
     def on_ept_misconfig(self, vcpu: VirtualCpu, exit: Exit) -> int:
         """Exit 49: an MMIO SPTE, of which the page is known without a look at the slots (handle_ept_misconfig;
         kvm_policy.md §4.4); one of an older layout of the slots is made anew, or memory is there by now."""
         gpa = exit.guest_physical
+        return self.tdp_mmio(vcpu, Fault(gpa, gpa, write=False, fetch=False, present=False))
+
+    def tdp_mmio(self, vcpu: VirtualCpu, fault: Fault) -> int:
+        """A malformed entry of the VMM's own tables was met (handle_mmio_page_fault)."""
+        gpa = fault.address
         before = self.before_fault()
         vcpu.classify(FaultClass.MMIO)
         if self.mmio_gfn(gpa) is not None:
             return self.mmio(vcpu, gpa)
         self.vm.count_stat("pf_taken")
-        fault = Fault(gpa, gpa, write=False, fetch=False, present=False)
         result = self.direct_page_fault(fault) if self.mmu.mmio_caching else RetPf.INVALID
         vcpu.classify(self.class_of(result, fault, before, False))
         if result is RetPf.FIXED and not fault.fast:

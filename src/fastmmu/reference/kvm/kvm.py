@@ -17,11 +17,12 @@ from ...dtypes import StepKind
 from ...exits import ExitReason, Qualification
 from ..paging.ept import Ept
 from ..paging.memory import SparseMemory
-from ..paging.outcome import EptMisconfig, EptViolation, Mapped, Outcome, PageFault, PmlFull
+from ..paging.npt import Npt
+from ..paging.outcome import EptMisconfig, EptViolation, Mapped, NestedPageFault, Outcome, PageFault, PmlFull
 from ..paging.state import State
 from ..paging.walk import walk
 from . import log, view
-from .map import Done, Fault, class_of, load_again, map_direct
+from .map import Done, Fault, class_of, load_again, map_direct, nested_fault
 from .memory import LOG, HostMemory
 from .shadow import shadow_fault
 from .stats import CURRENT, GUEST
@@ -73,7 +74,7 @@ class Kvm:
         remember: bool = False,
     ) -> None:
         self.vm = Vm(policy, state, memory, slots)
-        self.host = HostMemory(memory, self.vm.tables, ept=not policy.shadow)
+        self.host = HostMemory(memory, self.vm.tables, ept=not policy.shadow and not amd)
         self.amd, self.guest_ad_checked = amd, guest_ad_checked
         self.pml_index = EMPTY_LOG
         self.remember = remember
@@ -91,19 +92,18 @@ class Kvm:
         return in_force(self.vm.state, user)
 
     def attempt(self, la: int, access: str, user: bool) -> Outcome:
-        """One walk: of the shadow tables as ordinary ones, or of the guest's over EPT."""
+        """One walk: of the shadow tables as ordinary ones, or of the guest's over EPT or AMD's nested paging."""
         vm, state = self.vm, self.registers(user)
         root = self.host.address(vm.root)
         if vm.policy.shadow:
             return walk(self.host, under_shadow(state, root), la, access)
         logged = any(slot and slot.log for slot in vm.slots)
-        ept = Ept(
-            eptp=root | 0x1E | vm.policy.ad << 6,
-            maxphyaddr=46,
+        second = Npt(ncr3=root, maxphyaddr=46) if self.amd else Ept(
+            eptp=root | 0x1E | vm.policy.ad << 6, maxphyaddr=46,
             guest_ad_checked=self.guest_ad_checked,
             pml=(LOG, self.pml_index) if vm.policy.pml and logged else None,
-        )
-        outcome = walk(self.host, state, la, access, ept=ept)
+        )  # fmt: skip
+        outcome = walk(self.host, state, la, access, ept=second)
         if outcome.pml_index is not None:
             self.pml_index = outcome.pml_index
         self.walked |= {step.gpa for step in outcome.steps if step.kind == StepKind.GUEST}
@@ -184,7 +184,12 @@ class Kvm:
             return self.on_ept_violation(fault, bool(q & Qualification.TRANSLATED), la, access, user)
         if isinstance(outcome, EptMisconfig):
             self.exit(ExitReason.EPT_MISCONFIG)
-            return self.on_ept_misconfig(outcome.gpa, la, access, user)
+            return self.on_ept_misconfig(Fault(outcome.gpa, outcome.gpa, False, False, False), la, access, user)
+        if isinstance(outcome, NestedPageFault):
+            self.exit(ExitReason.NPF, outcome.error_code)
+            fault, reserved, final = nested_fault(outcome)
+            where = la, access, user
+            return self.on_ept_misconfig(fault, *where) if reserved else self.on_ept_violation(fault, final, *where)
         assert isinstance(outcome, PmlFull), outcome
         self.exit(ExitReason.PML_FULL)
         return None
@@ -252,13 +257,13 @@ class Kvm:
         vm.count["ept_spurious"] += done is Done.SPURIOUS
         return None
 
-    def on_ept_misconfig(self, gpa: int, la: int, access: str, user: bool) -> Came | None:
+    def on_ept_misconfig(self, fault: Fault, la: int, access: str, user: bool) -> Came | None:
         self.vm.log[-1].fault_class = "mmio"
-        if not self.mark_at(gpa):
-            done = self.map_direct(Fault(gpa, gpa, False, False, False))
+        if not self.mark_at(fault.gpa):
+            done = self.map_direct(fault)
             if done is not Done.EMULATE:
                 return None  # memory by now
-        return self.no_memory(gpa, la, access, user)
+        return self.no_memory(fault.gpa, la, access, user)
 
     def map_direct(self, fault: Fault) -> Done:
         """A direct fault, in the statistics."""

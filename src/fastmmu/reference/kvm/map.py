@@ -5,13 +5,14 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
-from ..paging.outcome import PageFault
+from ..paging.npt import CODE_FINAL, CODE_ID, CODE_P, CODE_RSVD, CODE_W
+from ..paging.outcome import NestedPageFault, PageFault
 from .stats import loses
 from .tables import ALL, Entry, Leaf, Link, Mark, Role, TablePage, W, X, index_of
 from .vm import Slot, Vm
 
 __all__ = ["Done", "Fault", "class_of", "fault_in", "load_again", "make_leaf", "map_below", "map_direct",
-           "prefetch_direct", "set_leaf", "table"]  # fmt: skip
+           "nested_fault", "prefetch_direct", "set_leaf", "table"]  # fmt: skip
 
 
 class Done(enum.Enum):
@@ -40,6 +41,14 @@ class Fault:
     @property
     def gfn(self) -> int:
         return self.gpa >> 12
+
+
+def nested_fault(outcome: NestedPageFault) -> tuple[Fault, bool, bool]:
+    """What a nested page fault asks; whether it is by a reserved bit, as of a mark; whether of the data (npt.md §7)."""
+    code, gpa = outcome.error_code, outcome.gpa
+    reserved = bool(code & CODE_RSVD)
+    fault = Fault(gpa, gpa, bool(code & CODE_W), bool(code & CODE_ID), bool(code & CODE_P) and not reserved)
+    return fault, reserved, bool(code & CODE_FINAL)
 
 
 def class_of(vm: Vm, done: Done | PageFault, gfn: int, denied: bool, dirty: int, swapped: int) -> str:

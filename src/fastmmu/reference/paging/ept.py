@@ -9,7 +9,7 @@ is checked, nothing more), the paging-write and guest-paging-verification contro
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ...dtypes import StepKind
 from ...errors import StateError
@@ -20,6 +20,9 @@ from .outcome import ApicAccess, EptMisconfig, EptViolation, GpaMapped, Outcome,
 from .run import Ended, Run, conclude
 from .spp import sub_page_writable
 from .state import bits
+
+if TYPE_CHECKING:
+    from .npt import Npt
 
 __all__ = ["Ept", "EptCap", "GpaLeaf", "GpaReference", "eptp_valid", "translate_gpa"]
 
@@ -96,6 +99,11 @@ class Ept:
         """EPT accessed and dirty flags are in use."""
         return bool(self.eptp >> 6 & 1)
 
+    @property
+    def quiet(self) -> Ept:
+        """The same for a look at the tables that is no access: no log, no sub-page permissions, no APIC page."""
+        return Ept(eptp=self.eptp, caps=self.caps, maxphyaddr=self.maxphyaddr, mbec=self.mbec)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GpaReference:
@@ -126,12 +134,12 @@ class GpaReference:
         )
 
     @staticmethod
-    def of_structure(ept: Ept, la: int, level: int) -> GpaReference:
-        """Reading a guest entry: a write as well where EPT A/D flags are in use."""
+    def of_structure(ept: Ept | Npt, la: int, level: int) -> GpaReference:
+        """Reading a guest entry: a write as well where EPT A/D flags are in use, with AMD's nested paging always."""
         return GpaReference(rd=True, wr=ept.ad, gla=la, guest_level=level)
 
 
-def structure_access(ept: Ept, gpa: int, hpa: int) -> None:
+def structure_access(ept: Ept | Npt, gpa: int, hpa: int) -> None:
     """Ends the run where a paging structure of the guest lies on the APIC-access page (apic.md §4).
 
     That is a guest-physical access, never virtualized. The EPT's own structures have no guest-physical address and are
@@ -165,6 +173,11 @@ def reserved_bits(ept: Ept, entry: int, level: int) -> int:
     elif level > 1:
         mask |= bits(12 + 9 * (level - 1) - 1, 12)
     return mask
+
+
+def rights_of(ept: Ept, entry: int) -> int:
+    """What an entry allows by itself: R=1 W=2 X=4, and XU=400H under MBEC."""
+    return entry & (READ | WRITE | EXECUTE | (EXECUTE_USER if ept.mbec else 0))
 
 
 def misconfigured(ept: Ept, entry: int, level: int) -> bool:
@@ -232,7 +245,7 @@ def update_violation(ept: Ept, gpa: int, why: GpaReference, leaf: GpaLeaf) -> Ep
     return violation(ept, gpa, update, leaf.rights, leaf.entry)
 
 
-def allowed(ept: Ept, why: GpaReference, rights: int) -> bool:
+def allowed(ept: Ept | Npt, why: GpaReference, rights: int) -> bool:
     """May the reference be made with these rights (ept.md §4)?"""
     if why.fe and not rights & (EXECUTE_USER if ept.mbec and why.us else EXECUTE):
         return False
@@ -242,8 +255,8 @@ def allowed(ept: Ept, why: GpaReference, rights: int) -> bool:
 class GpaCaches(Protocol):
     """Caches of a walk, see :class:`fastmmu.reference.paging.walk_caches.Caching`."""
 
-    def find_mapping(self, ept: Ept, gpa: int, why: GpaReference) -> GpaLeaf | None: ...
-    def find_ept_table(self, ept: Ept, gpa: int) -> tuple[int, int, int] | None: ...
+    def find_mapping(self, ept: Ept | Npt, gpa: int, why: GpaReference) -> GpaLeaf | None: ...
+    def find_ept_table(self, ept: Ept | Npt, gpa: int) -> tuple[int, int, int] | None: ...
     def keep_ept_table(self, gpa: int, level: int, entry: int, rights: int) -> None: ...
     def keep_mapping(self, gpa: int, leaf: GpaLeaf) -> None: ...
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from . import ept as second
-from . import guest
+from . import guest, npt
 from .ept import Ept, GpaReference
 from .memory import Memory, holds
-from .memtype import ept_access_type, guest_access_type
+from .memtype import ept_access_type, guest_access_type, npt_access_type
+from .npt import Npt
 from .outcome import GpaMapped
 from .state import Mode, State, bits
 
@@ -51,14 +53,15 @@ class _Page:
     level: int
 
 
-def _table_hpa(mem: Memory, ept: Ept | None, gpa: int) -> int | None:
+def _table_hpa(mem: Memory, ept: Ept | Npt | None, gpa: int) -> int | None:
     """Where a guest table page lies in memory, if the page walker may read it there."""
     if ept is None:
         return gpa
-    quiet = second.Ept(
-        eptp=ept.eptp, caps=ept.caps, maxphyaddr=ept.maxphyaddr, mbec=ept.mbec
-    )  # no log: enumeration is not an access
-    found = second.translate_gpa(mem, quiet, gpa, GpaReference(rd=True, wr=ept.ad), write=False)
+    why = GpaReference(rd=True, wr=ept.ad)
+    if isinstance(ept, Npt):
+        found = npt.translate_gpa(mem, ept, gpa, why, write=False)
+    else:
+        found = second.translate_gpa(mem, ept.quiet, gpa, why, write=False)
     return found.hpa if isinstance(found, GpaMapped) else None
 
 
@@ -79,7 +82,7 @@ def _sign_extended(state: State, la: int) -> int:
 def _guest_pages(
     mem: Memory,
     state: State,
-    ept: Ept | None,
+    ept: Ept | Npt | None,
     table: int,
     level: int,
     la: int,
@@ -107,11 +110,22 @@ def _guest_pages(
             yield from _guest_pages(mem, state, ept, below, level - 1, la | index << shift, here, span)
 
 
-def _pages(mem: Memory, state: State, ept: Ept | None, span: range) -> Iterator[_Page]:
+def _pdptes(mem: Memory, state: State, ept: Ept | Npt | None) -> Iterator[int]:
+    """The registers; AMD's nested paging leaves the entries in memory, each for itself in order or not."""
+    if not isinstance(ept, Npt):
+        yield from state.pdpte
+        return
+    for index in range(4):
+        hpa = _table_hpa(mem, ept, (state.cr3 & bits(31, 5)) + 8 * index)
+        entry = None if hpa is None else _read(mem, hpa, 8)
+        yield 0 if entry is None or entry & state.pdpte_reserved else entry
+
+
+def _pages(mem: Memory, state: State, ept: Ept | Npt | None, span: range) -> Iterator[_Page]:
     if state.mode is Mode.NONE:
         yield _Page(0, 0, 32, (1, 1, 0), None, 0)
     elif state.mode is Mode.PAE:
-        for index, register in enumerate(state.pdpte):
+        for index, register in enumerate(_pdptes(mem, state, ept)):
             if register & guest.PRESENT:
                 yield from _guest_pages(mem, state, ept, register & state.frame, 2, index << 30, (1, 1, 0), span)
     else:
@@ -119,24 +133,26 @@ def _pages(mem: Memory, state: State, ept: Ept | None, span: range) -> Iterator[
 
 
 def _ept_pages(
-    mem: Memory, ept: Ept, table: int, level: int, base: int, rights: int, first: int, last: int
+    mem: Memory, ept: Ept | Npt, table: int, level: int, base: int, rights: int, first: int, last: int
 ) -> Iterator[tuple[int, int, int, int]]:
     """(gpa, shift, rights, leaf) of every EPT page that meets guest-physical first..last."""
     shift = 12 + 9 * (level - 1)
+    stage: Any = npt if isinstance(ept, Npt) else second
     for index in range(512):
         gpa = base | index << shift
         if gpa + (1 << shift) <= first or gpa > last:
             continue
         entry = _read(mem, table + 8 * index, 8)
-        if entry is None or not second.present(ept, entry) or second.misconfigured(ept, entry, level):
+        if entry is None or not stage.present(ept, entry) or stage.misconfigured(ept, entry, level):
             continue
-        if second.is_leaf(entry, level):
-            yield gpa, shift, rights & entry, entry
+        here = rights & stage.rights_of(ept, entry)
+        if stage.is_leaf(entry, level):
+            yield gpa, shift, here, entry
         else:
-            yield from _ept_pages(mem, ept, entry & ept.frame, level - 1, gpa, rights & entry, first, last)
+            yield from _ept_pages(mem, ept, entry & ept.frame, level - 1, gpa, here, first, last)
 
 
-def _fragments(mem: Memory, state: State, ept: Ept, page: _Page) -> Iterator[Mapping]:
+def _fragments(mem: Memory, state: State, ept: Ept | Npt, page: _Page) -> Iterator[Mapping]:
     """A guest page, cut where EPT cuts it."""
     last = page.gpa + (1 << page.shift) - 1
     if ept.levels == 4:
@@ -144,9 +160,15 @@ def _fragments(mem: Memory, state: State, ept: Ept, page: _Page) -> Iterator[Map
     everything = second.READ | second.WRITE | second.EXECUTE | (second.EXECUTE_USER if ept.mbec else 0)
     for gpa, shift, rights, entry in _ept_pages(mem, ept, ept.root, ept.levels, 0, everything, page.gpa, last):
         start = max(gpa, page.gpa)
-        leaf = second.GpaLeaf(entry & ept.frame & ~bits(shift - 1, 0) | start - gpa, 1, rights, entry, 0)
+        hpa = entry & ept.frame & ~bits(shift - 1, 0) | start - gpa
+        level = (shift - 3) // 9
         index = None if page.leaf is None else guest.pat_index(page.leaf, page.level)
-        kind = ept_access_type(state.pat, leaf.mt, leaf.ipat, index=index, cd=state.cd)
+        if isinstance(ept, Npt):
+            leaf: second.GpaLeaf = npt.NptLeaf(hpa, level, rights, entry, 0, ept.pat)
+            kind = npt_access_type(state.pat, leaf.mt, index=index, cd=state.cd)
+        else:
+            leaf = second.GpaLeaf(hpa, level, rights, entry, 0)
+            kind = ept_access_type(state.pat, leaf.mt, leaf.ipat, index=index, cd=state.cd)
         yield _mapping(
             page,
             page.va + start - page.gpa,
@@ -176,7 +198,7 @@ def _mapping(page: _Page, va: int, pa: int, size: int, ept_rights: int, ept_leaf
 
 
 def mappings(
-    mem: Memory, state: State, *, ept: Ept | None = None, start: int = 0, stop: int = 1 << 64
+    mem: Memory, state: State, *, ept: Ept | Npt | None = None, start: int = 0, stop: int = 1 << 64
 ) -> Iterator[Mapping]:
     """Mappings that meet [start, stop), in the order of their (sign-extended, unsigned) addresses.
 

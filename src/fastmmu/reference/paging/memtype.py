@@ -5,7 +5,16 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-__all__ = ["PAT_RESET", "MemType", "Mtrrs", "combine", "ept_access_type", "guest_access_type", "pat_type"]
+__all__ = [
+    "PAT_RESET",
+    "MemType",
+    "Mtrrs",
+    "combine",
+    "ept_access_type",
+    "guest_access_type",
+    "npt_access_type",
+    "pat_type",
+]
 
 PAT_RESET = 0x0007_0406_0007_0406
 
@@ -89,6 +98,29 @@ def guest_access_type(pat: int, mtrrs: Mtrrs, pa: int, *, index: int | None, cd:
     if cd:
         return MemType.UC
     return combine(mtrrs.type_at(pa), MemType.WB if index is None else pat_type(pat, index))
+
+
+# Rows: type of the guest's PAT; columns: that of the host's, in the order of _COLUMNS (npt.md §6).
+_NESTED = {
+    MemType.UC: "UC UC UC UC UC UC",
+    MemType.UC_MINUS: "UC UC_MINUS WC UC UC UC",
+    MemType.WC: "WC WC WC WC WC WC",
+    MemType.WT: "UC UC_MINUS WC WT WT UC",
+    MemType.WB: "UC UC_MINUS WC WT WB WP",
+    MemType.WP: "UC UC_MINUS WC UC WP WP",
+}
+
+
+def npt_access_type(pat: int, host: int, *, index: int | None, cd: bool) -> MemType:
+    """Type of an access through a nested page table whose leaf has type `host` in the host's PAT.
+
+    `index` None: the guest's PAT counts as WB. The host's MTRRs are taken as write-back, under which UC- is UC.
+    """
+    if cd:
+        return MemType.UC
+    row = MemType.WB if index is None else pat_type(pat, index)
+    kind = MemType[_NESTED[row].split()[_COLUMNS.index(MemType(host))]]
+    return MemType.UC if kind is MemType.UC_MINUS else kind
 
 
 def ept_access_type(pat: int, mt: int, ipat: int, *, index: int | None, cd: bool) -> MemType:

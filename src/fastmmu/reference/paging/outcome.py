@@ -1,9 +1,9 @@
 """What a walk ends in: one frozen class per outcome, each with its own data, and the trace of how it came about.
 
 An outcome is a sum, never a sentinel: :class:`Mapped` | :class:`PageFault` | :class:`GeneralProtection` |
-:class:`EptViolation` | :class:`EptMisconfig` | :class:`SppEvent` | :class:`PmlFull` | :class:`ApicAccess` |
-:class:`Bus` for an access, :class:`GpaMapped` for a bare guest-physical translation, :class:`PdptesLoaded` for a load
-of the PDPTE registers.
+:class:`EptViolation` | :class:`EptMisconfig` | :class:`NestedPageFault` | :class:`SppEvent` | :class:`PmlFull` |
+:class:`ApicAccess` | :class:`Bus` for an access, :class:`GpaMapped` for a bare guest-physical translation,
+:class:`PdptesLoaded` for a load of the PDPTE registers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "GeneralProtection",
     "GpaMapped",
     "Mapped",
+    "NestedPageFault",
     "Outcome",
     "PageFault",
     "PdptesLoaded",
@@ -153,6 +154,17 @@ class EptMisconfig(Outcome):
     fault = Fault.EPT_MISCONFIG
     exit_reason = ExitReason.EPT_MISCONFIG
 
+    gpa: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NestedPageFault(Outcome):
+    """#VMEXIT(NPF) of AMD (npt.md §4). `error_code` is EXITINFO1, `gpa` EXITINFO2."""
+
+    fault = Fault.NESTED_PAGE_FAULT
+    exit_reason = ExitReason.NPF
+
+    error_code: int
     gpa: int
 
 

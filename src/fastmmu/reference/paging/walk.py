@@ -1,11 +1,12 @@
-"""The walk of a linear address, with or without EPT, and the load of the PDPTE registers (paging.md §4, ept.md §5-§6).
+"""The walk of a linear address, alone, over EPT or over AMD's nested paging, and the load of the PDPTE registers
+(paging.md §4, ept.md §5-§6, npt.md §3).
 
 Order of a two-dimensional walk, and thereby who wins when several things are wrong:
 
     canonical -> for each level: EPT of the entry's gpa, read, P, reserved, [eager A]
               -> guest permissions -> guest A and D -> EPT of the final gpa -> the access
 
-`Ept.guest_ad_before_final_ept` exchanges the two last but one.
+`Ept.guest_ad_before_final_ept` exchanges the two last but one. For EPT read NPT: its part is `npt.translate`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from ..tlb.invalidations import Tlb
 from . import guest
 from .ept import READ, WRITE, Ept, GpaLeaf, GpaReference, structure_access, translate, update_violation
 from .memory import Memory
-from .memtype import ept_access_type, guest_access_type
+from .memtype import ept_access_type, guest_access_type, npt_access_type
+from .npt import Npt
+from .npt import translate as translate_npt
 from .outcome import GeneralProtection, Mapped, Outcome, PageFault, PdptesLoaded
 from .run import Ended, Run, conclude
 from .state import Mode, State, bits
@@ -54,7 +57,7 @@ class _Walk:
     """One walk; the methods are its phases, in order."""
 
     def __init__(
-        self, run: Run, state: State, la: int, access: Op, ept: Ept | None, caches: Caching | None = None
+        self, run: Run, state: State, la: int, access: Op, ept: Ept | Npt | None, caches: Caching | None = None
     ) -> None:
         self.run, self.state, self.access, self.ept, self.caches = run, state, access, ept, caches
         self.la = state.linear(la)
@@ -84,10 +87,30 @@ class _Walk:
         updated = self.update_guest_flags()
         return self.mapped(gpa, updated, *self.final(gpa))
 
+    def second(self, gpa: int, why: GpaReference) -> GpaLeaf:
+        """A guest-physical address by the tables of the VMM."""
+        assert self.ept is not None
+        if isinstance(self.ept, Npt):
+            return translate_npt(self.run, self.ept, gpa, why, self.caches)
+        return translate(self.run, self.ept, gpa, why, self.caches)
+
+    def pdpte_in_memory(self, npt: Npt) -> int:
+        """AMD has no PDPTE registers under nested paging: the walk reads the entry (APM vol. 2, 15.25.10)."""
+        gpa = (self.state.cr3 & bits(31, 5)) + 8 * (self.la >> 30)
+        hpa = self.second(gpa, GpaReference.of_structure(npt, self.la, 3)).hpa
+        value = self.run.read(hpa, 8, gpa=gpa, kind=StepKind.GUEST, level=3, guest_level=3)
+        if not value & guest.PRESENT:
+            raise self.fault(present=False)
+        if value & self.state.pdpte_reserved:
+            raise self.fault(present=True, reserved=True)
+        return value & self.state.frame
+
     def top_table(self) -> int:
         """Guest-physical address of the first table read from memory."""
         if self.state.mode is not Mode.PAE:
             return guest.root_table(self.state)
+        if isinstance(self.ept, Npt):
+            return self.pdpte_in_memory(self.ept)
         register = self.state.pdpte[self.la >> 30]
         if not register & guest.PRESENT:
             raise self.fault(present=False)
@@ -95,13 +118,16 @@ class _Walk:
 
     def descend(self) -> None:
         """From the root to the leaf: each entry present and well-formed, rights gathered."""
-        table = self.top_table()
         size = guest.entry_size(self.state)
         top, cached = self.state.levels, None
+        registers = self.state.mode is Mode.PAE and not isinstance(self.ept, Npt)
+        table = self.top_table() if registers else 0  # looked at first, whatever is cached
         if self.caches is not None and self.state.mode is not Mode.LEGACY32:
             cached = self.caches.find_table(self.la, self.state.levels)
         if cached:
             top, table, self.rights = cached.level, cached.table, cached.rights
+        elif not registers:
+            table = self.top_table()
         for level in range(top, 0, -1):
             gpa = table + size * guest.index_of(self.state, self.la, level)
             ept_leaf = None
@@ -109,7 +135,7 @@ class _Walk:
                 ept_leaf = GpaLeaf(gpa, 1, READ | WRITE * cached.writable, 0, 1)
             elif self.ept is not None:
                 why = GpaReference.of_structure(self.ept, self.la, level)
-                ept_leaf = translate(self.run, self.ept, gpa, why, self.caches)
+                ept_leaf = self.second(gpa, why)
             hpa = gpa if ept_leaf is None else ept_leaf.hpa
             if self.ept is not None:
                 structure_access(self.ept, gpa, hpa)
@@ -141,7 +167,8 @@ class _Walk:
     def set_flags(self, entry: _Entry, flags: int) -> int:
         """Set A (and D) of a guest entry; without EPT A/D flags that takes EPT write permission of its own."""
         size = guest.entry_size(self.state)
-        if self.run.lacks(entry.hpa, size, flags) and self.ept and entry.ept_leaf and not self.ept.ad:
+        lacks = self.run.lacks(entry.hpa, size, flags)
+        if lacks and isinstance(self.ept, Ept) and entry.ept_leaf and not self.ept.ad:
             why = GpaReference.of_structure(self.ept, self.la, entry.level)
             if self.ept.guest_ad_checked and not entry.ept_leaf.rights & WRITE:
                 raise Ended(update_violation(self.ept, entry.gpa, why, entry.ept_leaf))
@@ -169,7 +196,7 @@ class _Walk:
         if self.ept is None:
             return gpa, None
         why = GpaReference.of_access(self.access, self.la, us=self.rights.us, rw=self.rights.rw, xd=self.rights.xd)
-        ept_leaf = translate(self.run, self.ept, gpa, why, self.caches)
+        ept_leaf = self.second(gpa, why)
         return ept_leaf.hpa, ept_leaf
 
     def mapped(self, gpa: int, leaf: int | None, hpa: int, ept_leaf: GpaLeaf | None) -> Mapped:
@@ -179,6 +206,8 @@ class _Walk:
         self.run.data(hpa, gpa)
         if ept_leaf is None:
             kind = guest_access_type(state.pat, state.mtrrs, hpa, index=index, cd=state.cd)
+        elif isinstance(self.ept, Npt):
+            kind = npt_access_type(state.pat, ept_leaf.mt, index=index, cd=state.cd)
         else:
             kind = ept_access_type(state.pat, ept_leaf.mt, ept_leaf.ipat, index=index, cd=state.cd)
         return Mapped(
@@ -208,7 +237,7 @@ def walk(
     la: int,
     access: str | Op,
     *,
-    ept: Ept | None = None,
+    ept: Ept | Npt | None = None,
     write: bool = True,
     tlb: Tlb | None = None,
 ) -> Outcome:
@@ -217,6 +246,8 @@ def walk(
     With `write` the walk sets accessed and dirty flags (guest and EPT) and appends to the page-modification log, as
     the access would. Without, it is a query: the same outcome, with the same steps and changes listed, and memory
     untouched. Returns one of the classes of :mod:`fastmmu.reference.paging.outcome`.
+
+    `ept`: the VMM's tables, an :class:`Ept` or an :class:`Npt`.
 
     Where a guest A or D flag has to be set in a page that EPT maps read-only (EPT A/D off) the violation reports
     bits 0 and 1 of the qualification; bit 0 is a don't-care of the architecture (ept.md §4 [C]).

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..tlb.invalidations import Tlb
 from .ept import EXECUTE, EXECUTE_USER, IPAT, READ, WRITE, Ept, GpaLeaf, GpaReference, allowed
 from .guest import Rights
+from .npt import Npt
 from .state import bits
 
 __all__ = ["Caching", "TableFound"]
@@ -57,7 +58,7 @@ class Caching:
 
     # ---- EPT --------------------------------------------------------------------------------------------------
 
-    def find_mapping(self, ept: Ept, gpa: int, why: GpaReference) -> GpaLeaf | None:
+    def find_mapping(self, ept: Ept | Npt, gpa: int, why: GpaReference) -> GpaLeaf | None:
         """A guest-physical mapping that suffices; one that does not goes."""
         if not self.look:
             self.tlb.gpm_drop(gpa)
@@ -77,7 +78,7 @@ class Caching:
         entry = (value >> 56 & 7) << 3 | IPAT * (value >> 52 & 1)
         return GpaLeaf(value & FRAME & ~held | gpa & held, (value >> 10 & 3) + 1, rights, entry, dirty)
 
-    def find_ept_table(self, ept: Ept, gpa: int) -> tuple[int, int, int] | None:
+    def find_ept_table(self, ept: Ept | Npt, gpa: int) -> tuple[int, int, int] | None:
         """(level, next table, rights until there) of the longest prefix that is cached."""
         if not self.look:
             return None

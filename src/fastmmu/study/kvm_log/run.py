@@ -39,7 +39,7 @@ _LARGE = 0xE7
 _CHUNK = 1 << 12
 _RING = 4096
 _POINTS = 256  # of the course
-_FAULTS = (int(ExitReason.EPT_VIOLATION), int(ExitReason.EPT_MISCONFIG))
+_FAULTS = (int(ExitReason.EPT_VIOLATION), int(ExitReason.EPT_MISCONFIG), int(ExitReason.NPF))
 _NAMES: dict[int, AccessName] = {Op.READ: "r", Op.WRITE: "w", Op.FETCH: "x"}
 
 

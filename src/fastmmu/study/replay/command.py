@@ -63,6 +63,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_memory(scheme)
     shared.add_kvm(scheme, "slides; with --schemes 6.1")
+    shared.add_vendor(scheme)
     shared.add_vmm(scheme)
     shared.add_watch(scheme)
     shared.add_tlb(parser)

@@ -18,6 +18,7 @@ REASONS = {
     "invlpg": "INVLPG",
     "invpcid": "INVPCID",
     "ept_violation": "EPT",
+    "npf": "NPF",
     "pml_full": "PML",
     "external_interrupt": "INTR",
 }

@@ -16,7 +16,7 @@ __all__ = ["exits_by_cause", "tpr_plot", "tpr_rows", "tpr_table", "way_name"]
 
 BELOW = "TPR below threshold"
 EXITS = {
-    "emulated page accesses": ("ept_violation", "ept_misconfig", "exception_nmi"),
+    "emulated page accesses": ("ept_violation", "ept_misconfig", "npf", "exception_nmi"),
     "APIC access": ("apic_access",),
     "APIC write": ("apic_write",),
     "CR8, MSR": ("cr_access", "rdmsr", "wrmsr"),
