@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -90,3 +91,24 @@ def test_walk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     out = output("walk.py", capsys, monkeypatch)
     assert "0x8040201abc -> 0x9abc in 4 references" in out
     assert "w -> #PF, error code 0007" in out
+
+
+def test_spaces(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code and output of docs/address-spaces.md are those of the example."""
+    out = output("spaces.py", capsys, monkeypatch)
+    page = (EXAMPLES.parent / "docs" / "address-spaces.md").read_text()
+    assert len(out.splitlines()) == 8
+    assert "".join(f"    {line}\n" for line in out.splitlines()) in page, "put what the example prints into the page"
+    source = (EXAMPLES / "spaces.py").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    assert [block for block in blocks if block not in source] == []
+
+
+def test_spaces_of_an_image(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    words = np.zeros(2048, np.uint64)
+    words[[0x200, 0x400, 0x600]] = 0x2003, 0x3003, 0x83  # 2 MB from 0 on, executable
+    (tmp_path / "memory.raw").write_bytes(words.tobytes())
+    assert output("spaces.py", capsys, monkeypatch, str(tmp_path / "memory.raw")) == "raw, CR3 1000: 1 pages\n"

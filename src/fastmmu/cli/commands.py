@@ -50,7 +50,7 @@ OWN = (
     Command(11, "walk", "one address, its page walk drawn step by step", "fastmmu.cli.walk"),
     Command(12, "maps", "every mapping of an address space", "fastmmu.cli.maps"),
     Command(15, "roots", "where in memory page tables begin: candidates for CR3", "fastmmu.cli.roots"),
-    Command(14, "diff", "two files of results, figure by figure", "fastmmu.cli.diff"),
+    Command(14, "diff", "two files of results, or what two address spaces map", "fastmmu.cli.diff"),
     Command(13, "trace", "what a trace holds, and conversion", "fastmmu.cli.trace"),
 )
 
