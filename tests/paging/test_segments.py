@@ -219,6 +219,23 @@ def test_what_fetch_raises_ends_the_call() -> None:
     assert memory.read64(0) == 0x1007
 
 
+@pytest.mark.parametrize("pages", [1, 2, 5, 100])
+def test_fetch_may_give_more_than_a_page(pages: int) -> None:
+    data = np.random.default_rng(2).integers(0, 256, 64 * PAGE, np.uint8).tobytes()
+    asked: list[int] = []
+
+    def fetch(at: int) -> memoryview:
+        asked.append(at)
+        return memoryview(data)[at : at + pages * PAGE - 8 * (pages > 1)]  # the last of them in part
+
+    memory = PhysicalMemory.from_segments(words(0), words(64 * PAGE), [FETCHED], fetch=fetch)
+    assert memory.read(0, 64 * PAGE) == data
+    assert asked == list(range(0, 64 * PAGE, max(1, pages - 1) * PAGE))
+    for at in (0, 63 * PAGE, 5 * PAGE + 9):
+        assert memory.read(at, 100) == data[at : at + 100]
+        assert memory.read64(at & ~7) == int.from_bytes(data[at & ~7 : (at & ~7) + 8], "little")
+
+
 def test_pages_that_are_copied_are_bounded() -> None:
     itself = (7).to_bytes(8, "little") + b"".join((n << 12 | 7).to_bytes(8, "little") for n in range(1, 512))
     memory = PhysicalMemory.from_segments(words(0), words(1 << 21), [FETCHED], fetch=lambda at: itself, most=16 * PAGE)

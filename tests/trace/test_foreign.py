@@ -16,6 +16,11 @@ from tests.support.trace_files import COMPRESS, cloudsuite, events, record, samp
 MAPS = r"fastmmu maps"
 RECORD = r"--tool=lackey --trace-mem=yes"
 FILES = {
+    "v2p": (
+        b"# of a run\naddress_mapping_group {\n  page_size: 4096\n}\n",
+        "a page map of drmemtrace",
+        "--v2p takes this",
+    ),
     "core": (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\x04\0\x3e\0", "an ELF core", MAPS),
     "program": (b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + b"\x03\0\x3e\0", "an ELF program", RECORD),
     "lime": (struct.pack("<4sIQQQ", b"EMiL", 1, 0x1000, 0x1FFF, 0), "a LiME image", MAPS),

@@ -84,10 +84,12 @@ class Filled:
             number += 1
 
     def done_around(self, offset: int) -> tuple[int, int]:
-        """The bytes of the file that are there, of the block that holds a byte."""
+        """The bytes of the file that are there, of the block that holds a byte: all, or its begin."""
         number = bisect_right(self._blocks.at, offset) - 1
         start = self._blocks.at[number]
-        return (start, start + self._blocks[number].out) if self._done[number] else (0, 0)
+        if self._done[number]:
+            return start, start + self._blocks[number].out
+        return start, start + self._started.get(number, (None, 0))[1]
 
     def _fill(self, number: int, upto: int) -> None:
         if self._done[number]:

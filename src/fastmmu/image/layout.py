@@ -19,6 +19,7 @@ __all__ = ["FETCHED", "ZERO", "Layout", "resolved"]
 U64 = npt.NDArray[np.uint64]
 TOP = 1 << 46
 PAGE = 4096
+_MOST = 1 << 20  # bytes that are given together, of pages that are there
 
 
 @dataclass
@@ -88,12 +89,11 @@ class _Unpacked:
         if self.start[i] <= at and at + PAGE <= self.end[i] and self.offset[i] >= 0:
             place = self.offset[i] + at - self.start[i]
             low, high = self.there
-            if low <= place and place + PAGE <= high:
-                return self.source.data[place : place + PAGE]
-            page = self.source.bytes_at(place, PAGE)
-            if self.source.filled is not None:
-                self.there = self.source.filled.done_around(place)
-            return page
+            if not (low <= place and place + PAGE <= high):
+                self.source.need(place, PAGE)
+                if self.source.filled is not None:
+                    self.there = low, high = self.source.filled.done_around(place)
+            return self.source.data[place : place + max(PAGE, min(high - place, self.end[i] - at, _MOST))]
         made = bytearray(PAGE)
         while i < len(self.end) and self.start[i] < at + PAGE:
             first, behind = max(at, self.start[i]), min(at + PAGE, self.end[i])

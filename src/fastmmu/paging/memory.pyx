@@ -156,8 +156,8 @@ cdef class PhysicalMemory:
             a segment lies; :data:`ZERO`: nowhere, it is zero; :data:`FETCHED`: ``fetch`` makes its pages.
         :param data: a buffer; it is kept and must not change. :param file: the open file of which ``data`` is all, from
             byte 0; None: nothing is mapped at its place.
-        :param fetch: called with the physical address of a page, returns its 4096 bytes; any thread that walks may call
-            it. What it raises ends the call that walked, with that error.
+        :param fetch: called with the physical address of a page, returns its 4096 bytes, and perhaps more that follow
+            them; any thread that walks may call it. What it raises ends the call that walked, with that error.
         :param writable: writes are possible, and change neither data nor file. :param most: bytes of pages that may be
             copied; None: a quarter of the machine's memory. More are an OutOfMemoryError.
         :raises ConfigError: segments that are not so. :raises OutOfMemoryError: the system refuses the address space.
@@ -323,15 +323,35 @@ _TOP = 1 << 46
 _MOST_MAPPED = 1000             # segments: each is an entry in the host's list of mappings, which has room for 65,530
 
 
+cdef class _Run:
+    # bytes that were made, from a page on
+    cdef const uint8_t[::1] held
+    cdef uint64_t at, n
+
+
+cdef class _Fetched:
+    # what makes pages, and what it made last: pages that follow one another are often had together
+    cdef object make
+    cdef _Run last
+
+    cdef int page(self, uint64_t at, uint8_t *to) except -1:
+        cdef _Run run = self.last
+        if run is None or at - run.at >= run.n or run.n - (at - run.at) < 4096:
+            run = _Run.__new__(_Run)
+            run.held = self.make(int(at))
+            run.at, run.n = at, run.held.shape[0]
+            if run.n < 4096:
+                raise ConfigError(f"fetch made {run.n} bytes of the page at {at:#x}, not 4096 or more")
+            self.last = run
+        memcpy(to, &run.held[at - run.at], 4096)
+        return 0
+
+
 cdef int fetched(void *context, uint64_t at, uint8_t *to) noexcept with gil:
     # a page, for a walk that knows no Python; what is raised waits until the walk has ended
     cdef PhysicalMemory memory = <PhysicalMemory> context
-    cdef const uint8_t[::1] page
     try:
-        page = memory._fetch(int(at))
-        if page.shape[0] != 4096:
-            raise ConfigError(f"fetch made {page.shape[0]} bytes of the page at {at:#x}, not 4096")
-        memcpy(to, &page[0], 4096)
+        (<_Fetched> memory._fetch).page(at, to)
     except BaseException as error:
         if memory._failure is None:
             memory._failure = error
@@ -349,6 +369,7 @@ cdef PhysicalMemory _placed(cls, start, length, offset, data, file, fetch, writa
     cdef Piece *p
     cdef uint64_t i, n = starts.shape[0], end = 0, size = held.shape[0]
     cdef bint writes = flag("writable", writable)
+    cdef _Fetched made = None
     cdef uint64_t copies = (_quarter() if most is None else within("most", most, 0, 1 << 62, ConfigError)) >> 12
     offsets = _offsets(offset)
     if lengths.shape[0] != <Py_ssize_t> n or offsets.shape[0] != <Py_ssize_t> n:
@@ -356,6 +377,9 @@ cdef PhysicalMemory _placed(cls, start, length, offset, data, file, fetch, writa
                           "give as many of each")
     if fetch is not None and not callable(fetch):
         raise ConfigError(f"fetch must be callable, not {type(fetch).__name__}")
+    if fetch is not None:
+        made = _Fetched.__new__(_Fetched)
+        made.make = fetch
     s = self.placed = <Placed *> calloc(1, sizeof(Placed))
     if s == NULL:
         raise OutOfMemoryError("no memory for the segments")
@@ -382,7 +406,7 @@ cdef PhysicalMemory _placed(cls, start, length, offset, data, file, fetch, writa
         raise OutOfMemoryError(f"no memory for {n} segments")
     if not s.n_spans:
         raise ConfigError("no segment holds a whole word of 8 bytes: there is no memory")
-    self._data, self._fetch, self.writable = held, fetch, writes
+    self._data, self._fetch, self.writable = held, made, writes
     s.data = &held[0] if size else NULL
     s.fetch = fetched
     s.context = <void *> self

@@ -6,14 +6,15 @@
     base, events         what a trace is; a batch of its events
     formats              the table of formats
     read, names          which format a file has, by content and by name
-    source, codecs, archive   bytes of a file, decompressed on the way; out of a .zip
+    source, codecs, ahead, archive   bytes of a file, decompressed on the way, in a thread; out of a .zip
     filetrace            what readers of files share
     lackey, champsim, cloudsuite, drmemtrace, gem5, npy, npz, arrow, parquet   the formats
     table                columns of the last two
     text                 lines with columns; of it: dinero, pinatrace, csv, hexlines, perf
     v2p                  where the pages of a drmemtrace lay in physical memory
     lackey_parse, drmemtrace_parse, gem5_parse, text_parse   their kernels; for Python: lackey_parse_py,
-                         drmemtrace_parse_py, gem5_parse_py, text_parse_py; parse_columns, long_access: what they share
+                         drmemtrace_parse_py, gem5_parse_py, text_parse_py
+    parse_columns, long_access, swar   what kernels share
     magics               kinds of files by their first bytes, those of image/ as well
     foreign              files that are no traces, by name, with the remedy
     kvm_log              what a log of KVM's trace points says

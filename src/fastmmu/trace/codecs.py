@@ -25,7 +25,7 @@ __all__ = ["CorruptData", "Decompressor", "EndsEarly", "codec_of_bytes", "compre
 PIECE = 1 << 17
 """Bytes compressed in one call: xz takes some 50 ms for them."""
 
-_OUTPUT = 1 << 20  # bytes decompressed in one call
+_OUTPUT = 1 << 18  # bytes decompressed in one call: they stay in the second-level cache
 _MEMORY = 1 << 30  # bytes that lzma may take: more than any preset, and than most files need
 
 
@@ -70,6 +70,7 @@ def unpacked(read: Callable[[], bytes], codec: str, *, padded: bool = False) -> 
     :raises EndsEarly: the last stream is not whole. :raises CorruptData: it cannot be decompressed.
     """
     data, first = b"", True
+    most = _OUTPUT >> 2  # less at first: many look at the begin of a file alone
     while data := data or read():
         if padded or codec in ("gz", "xz"):
             data = data.lstrip(b"\0")
@@ -82,7 +83,7 @@ def unpacked(read: Callable[[], bytes], codec: str, *, padded: bool = False) -> 
                 data = read()
                 ended = not data
             try:
-                out = stream.decompress(data, _OUTPUT)
+                out = stream.decompress(data, most)
             except CorruptData as error:
                 if first or begun:
                     raise
@@ -91,6 +92,7 @@ def unpacked(read: Callable[[], bytes], codec: str, *, padded: bool = False) -> 
             if out:
                 begun = True
                 yield out
+                most = _OUTPUT
             elif ended and not stream.eof:
                 if getattr(stream, "whole", False):
                     return
@@ -249,38 +251,81 @@ class _Zlib:
 
 
 class _Zstandard:
-    """The package zstandard cannot limit its output, so it gets its input in small pieces.
+    """The package zstandard cannot limit its output, so it gets whole blocks, of which each makes 128 KiB at most.
 
-    A block makes at most 128 KiB of output and takes at least 4 bytes.
+    Where they end: RFC 8878 §3.1.1. What is no frame is handed over as it is, for the library to say so.
     """
 
-    _PIECE = 1 << 12
+    _BLOCK = 1 << 17
+    _HEAD, _BLOCKS, _CHECKSUM, _SKIPPED = range(4)
 
     def __init__(self, zstandard: Any) -> None:
-        self._inner = zstandard.ZstdDecompressor().decompressobj()
+        self._inner = zstandard.ZstdDecompressor().decompressobj(write_size=_OUTPUT)
         self._error = zstandard.ZstdError
         self._held = b""
         self._at = 0
+        self._part = self._HEAD
+        self._checksum = False
+        self._left = 0  # bytes to be skipped
+        self._short = True
 
     def decompress(self, data: bytes, limit: int) -> bytes:
         if data:
             self._held = self._held[self._at :] + data
             self._at = 0
-        out: list[bytes] = []
-        while limit > 0 and self._at < len(self._held) and not self._inner.eof:
-            piece = self._held[self._at : self._at + self._PIECE]
-            try:
-                made = self._inner.decompress(piece)
-            except self._error as error:
-                raise CorruptData(str(error)) from error
-            self._at += len(piece)
-            limit -= len(made)
-            out.append(made)
-        return b"".join(out)
+        end, room = self._at, limit
+        while room > 0 and not self._inner.eof:
+            n, most = self._next(end)
+            if not n:
+                break
+            end, room = end + n, room - most
+            if self._part == self._HEAD:  # the frame is whole
+                break
+        self._short = room > 0
+        piece, self._at = self._held[self._at : end], end
+        try:
+            return self._inner.decompress(piece) if piece else b""
+        except self._error as error:
+            raise CorruptData(str(error)) from error
+
+    def _next(self, at: int) -> tuple[int, int]:
+        """How many bytes the next part of the frame has, and how many it makes at most; 0: it is not whole yet."""
+        held, have = self._held, len(self._held) - at
+        if self._part == self._BLOCKS and have >= 3:
+            head = int.from_bytes(held[at : at + 3], "little")
+            kind, size = head >> 1 & 3, head >> 3
+            if not head:  # blocks of nothing, perhaps millions of them
+                return 3 * ((have - len(held[at:].lstrip(b"\0"))) // 3), 0
+            if kind == 3 or size > self._BLOCK:
+                return have, 0
+            n = 4 if kind == 1 else 3 + size
+            if have >= n and head & 1:
+                self._part = self._CHECKSUM if self._checksum else self._HEAD
+            return (n, size if kind < 2 else self._BLOCK) if have >= n else (0, 0)
+        if self._part == self._HEAD and have >= 8:
+            magic, flags = int.from_bytes(held[at : at + 4], "little"), held[at + 4]
+            if magic & 0xFFFFFFF0 == 0x184D2A50:
+                self._part, self._left = self._SKIPPED, int.from_bytes(held[at + 4 : at + 8], "little")
+                return 8, 0
+            if magic != 0xFD2FB528:
+                return have, 0
+            single = flags >> 5 & 1
+            n = 5 + (not single) + (0, 1, 2, 4)[flags & 3] + (single, 2, 4, 8)[flags >> 6]
+            if have >= n:
+                self._part, self._checksum = self._BLOCKS, bool(flags & 4)
+            return (n, 0) if have >= n else (0, 0)
+        if self._part == self._CHECKSUM and have >= 4:
+            self._part = self._HEAD
+            return 4, 0
+        if self._part == self._SKIPPED:
+            n = min(have, self._left)
+            self._left -= n
+            return n, 0
+        return 0, 0
 
     @property
     def needs_input(self) -> bool:
-        return self._at == len(self._held)
+        return self._short
 
     @property
     def eof(self) -> bool:

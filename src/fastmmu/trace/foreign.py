@@ -6,6 +6,7 @@ Magic numbers: :mod:`fastmmu.trace.magics`; lines: the public descriptions of ea
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,7 @@ _SCAN = 1 << 16
 
 _KVM = re.compile(rb"^[^\n]*\d\.\d+:\s+(kvm:)?kvm_[a-z_]+: ", re.MULTILINE)
 _KVM_STAT = re.compile(rb"^Analyze events for all VMs", re.MULTILINE)
+_V2P = re.compile(rb"(\s|#[^\n]*\n)*address_mapping(_group)?\s*\{")
 _HEX = rb"0[xX][0-9a-fA-F]+"
 _LINES: tuple[tuple[re.Pattern[bytes], str, str], ...] = (  # every line of the file is one
     (
@@ -74,11 +76,15 @@ def foreign(head: bytes) -> Foreign | None:
     kind = kind_of(head)
     if kind is not None and kind.of not in _OWN:
         return Foreign(kind.said, _REMEDIES.get(kind.name, _BY_KIND[kind.of]))
-    if _KVM_STAT.search(head[:_SCAN]):
+    if _V2P.match(head):
+        return Foreign(
+            "a page map of drmemtrace (v2p.textproto)", "Name its trace, or the folder of both; --v2p takes this", False
+        )
+    if b"all VMs" in head and _KVM_STAT.search(head[:_SCAN]):
         return Foreign(
             "a table of `perf kvm stat`", "It holds sums alone; record events: perf record -e 'kvm:*'", False
         )
-    if _KVM.search(head[:_SCAN]):
+    if b"kvm_" in head and _KVM.search(head[:_SCAN]):
         return Foreign("a log of KVM's trace points", _LOG, False)
     lines = whole_lines(head)
     if not lines:
@@ -86,8 +92,10 @@ def foreign(head: bytes) -> Foreign | None:
     for line, said, remedy in _LINES:
         if all(map(line.fullmatch, lines)):
             return Foreign(said, remedy, False)
-    found = [_RAMULATOR.fullmatch(line) for line in lines]
-    if all(found) and any(match[2] or match[1] not in _DINERO_OPS for match in found if match):
+    found = map(_RAMULATOR.fullmatch, lines)
+    if all(map(_RAMULATOR.fullmatch, lines)) and any(
+        match[2] or match[1] not in _DINERO_OPS for match in found if match
+    ):
         return Foreign("a CPU trace of Ramulator", _PHYSICAL, False)
     return None
 
@@ -105,12 +113,13 @@ def _plain_words(head: bytes) -> Foreign | None:
     )
 
 
-def whole_lines(head: bytes) -> list[bytes]:
-    """The lines of text at the begin of a file that are whole, without empty ones; [] where it is no text."""
+@lru_cache(maxsize=1)  # each format asks for them
+def whole_lines(head: bytes) -> tuple[bytes, ...]:
+    """The lines of text at the begin of a file that are whole, without empty ones; () where it is no text."""
     text = head[:_SCAN]
     if b"\0" in text:
-        return []
+        return ()
     found = text.split(b"\n")
     if len(found) > 1:  # what follows the last newline is nothing, or cut
         found.pop()
-    return [line.rstrip() for line in found if line.strip()]
+    return tuple(filter(None, map(bytes.rstrip, found)))

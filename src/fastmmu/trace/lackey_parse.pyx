@@ -18,51 +18,10 @@ same. With `Lackey.skip`, lines of the program itself are skipped, too, and coun
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcpy
 
+from fastmmu.trace.swar cimport LANES, ctz64, hex8, load64, not_hex, unlikely, zero_byte
+
 cdef extern from *:
     """
-    #include <stdint.h>
-    #include <string.h>
-    /* Little-endian loads, so that the first character is the lowest byte on every host. */
-    static inline uint64_t fm_load64(const uint8_t *p) {
-        uint64_t w; memcpy(&w, p, 8);
-    #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-        w = __builtin_bswap64(w);
-    #endif
-        return w;
-    }
-    #if defined(_MSC_VER) && !defined(__clang__)
-    #include <intrin.h>
-    static inline unsigned fm_ctz64(uint64_t w) { unsigned long i; _BitScanForward64(&i, w); return (unsigned)i; }
-    static inline uint64_t fm_bswap64(uint64_t w) { return _byteswap_uint64(w); }
-    #define fm_unlikely(x) (x)
-    #else
-    #define fm_ctz64(w) ((unsigned)__builtin_ctzll(w))
-    #define fm_bswap64(w) __builtin_bswap64(w)
-    #define fm_unlikely(x) __builtin_expect(!!(x), 0)
-    #endif
-
-    #define FM_LANES(c) (0x0101010101010101ULL * (uint8_t)(c))
-
-    /* 0x80 in the lowest zero byte of w, nothing below it (what lies above is not to be used). */
-    static inline uint64_t fm_zero_byte(uint64_t w) { return (w - FM_LANES(0x01)) & ~w & FM_LANES(0x80); }
-
-    /* 0x80 in every byte of w that is no hexadecimal digit. */
-    static inline uint64_t fm_not_hex(uint64_t w) {
-        uint64_t c = w & FM_LANES(0x7f), lower = c | FM_LANES(0x20);
-        uint64_t digit = (c + FM_LANES(0x80 - '0')) & ~(c + FM_LANES(0x7f - '9'));
-        uint64_t letter = (lower + FM_LANES(0x80 - 'a')) & ~(lower + FM_LANES(0x7f - 'f'));
-        return (w | ~(digit | letter)) & FM_LANES(0x80);
-    }
-
-    /* Eight hexadecimal digits, most significant first in memory, to their 32-bit value. */
-    static inline uint64_t fm_hex8(uint64_t w) {
-        uint64_t n = (w & FM_LANES(0x0f)) + ((w >> 6) & FM_LANES(0x01)) * 9;
-        n = fm_bswap64(n);
-        n = (n | (n >> 4)) & 0x00FF00FF00FF00FFULL;
-        n = (n | (n >> 8)) & 0x0000FFFF0000FFFFULL;
-        return (n | (n >> 16)) & 0xFFFFFFFFULL;
-    }
-
     /* The four legal beginnings, found by the low four bits of their letter: I=9 L=12 M=13 S=3. */
     #define FM_HEAD(a, b, c) ((uint32_t)(a) | (uint32_t)(b) << 8 | (uint32_t)(c) << 16)
     static const uint32_t fm_head[16] = {
@@ -72,13 +31,6 @@ cdef extern from *:
     static const char fm_hex[17] = "0123456789abcdef";
     static const char fm_head_text[4][4] = {" L ", " S ", " M ", "I  "};
     """
-    uint64_t load64 "fm_load64"(const uint8_t *p) noexcept nogil
-    unsigned ctz64 "fm_ctz64"(uint64_t w) noexcept nogil
-    bint unlikely "fm_unlikely"(bint x) noexcept nogil
-    uint64_t LANES "FM_LANES"(int c) noexcept nogil
-    uint64_t zero_byte "fm_zero_byte"(uint64_t w) noexcept nogil
-    uint64_t not_hex "fm_not_hex"(uint64_t w) noexcept nogil
-    uint64_t hex8 "fm_hex8"(uint64_t w) noexcept nogil
     const uint32_t *HEAD "fm_head"
     const uint8_t *HEAD_OP "fm_head_op"
     const char *HEX "fm_hex"

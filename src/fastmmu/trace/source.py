@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import TracebackType
 
 from fastmmu.errors import TraceError
+from fastmmu.trace.ahead import Ahead, OtherProcess
 from fastmmu.trace.archive import contents
 from fastmmu.trace.codecs import CorruptData, EndsEarly, codec_of_bytes, unpacked
 from fastmmu.trace.names import codec_of_name
@@ -44,12 +45,13 @@ class ByteSource:
         if self.codec is None:
             self.codec = found
         elif found != self.codec:
-            self.close()
+            self._file.close()
             raise TraceError(f"the name ends in .{self.codec}, the content is none", path=path, where="byte 0")
         self._unpacked: Iterator[bytes] | None = None
-        if self.codec is not None:
-            zipped = self.codec == "zip"
-            self._unpacked = contents(self._file, path, _OUTPUT) if zipped else unpacked(self._read_file, self.codec)
+        if self.codec == "zip":
+            self._unpacked = contents(self._file, path, _OUTPUT)
+        elif self.codec is not None:
+            self._unpacked = Ahead(unpacked(self._read_file, self.codec))
         self._output = b""
         self._output_at = 0
 
@@ -63,6 +65,8 @@ class ByteSource:
 
     def close(self) -> None:
         """Close the file; again is no error."""
+        if isinstance(self._unpacked, Ahead):
+            self._unpacked.close()
         self._file.close()
 
     @property
@@ -128,6 +132,8 @@ class ByteSource:
                 path=self.path,
                 where=f"byte {self.taken} of the compressed file",
             ) from error
+        except OtherProcess as error:
+            raise TraceError(str(error), path=self.path) from error
         except CorruptData as error:
             if self.codec == "zip":
                 raise TraceError(f"the .zip archive cannot be read: {error}", path=self.path) from error

@@ -75,8 +75,14 @@ def columns_of(description: str, path: str | None = None) -> Columns:
 
 def all_lines(head: bytes, line: re.Pattern[bytes]) -> bool:
     """Whether the first bytes of a file are lines of this form, comments aside."""
-    lines = [text for text in whole_lines(head) if not text.startswith(b"#")]
-    return bool(lines) and all(map(line.fullmatch, lines))
+    lines = whole_lines(head)
+    told = False
+    for text in lines:
+        if not text.startswith(b"#"):
+            told = line.fullmatch(text) is not None
+            if not told:
+                break
+    return told
 
 
 class TextTrace(FileTrace):

@@ -5,10 +5,26 @@ A line is words between blanks, or fields between one separator, blanks around t
 no part of it. Empty lines and those that begin with # are no events.
 """
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memchr
 
 from fastmmu.arch.ops cimport OP_FETCH, OP_MODIFY, OP_READ, OP_WRITE
+from fastmmu.trace.swar cimport hex_word, unlikely
+
+cdef extern from *:
+    """
+    /* The operation that one letter stands for, and 1; 0: none. */
+    static const uint8_t fm_letter[256] = {
+        ['R'] = 1, ['r'] = 1, ['L'] = 1, ['l'] = 1, ['W'] = 2, ['w'] = 2, ['S'] = 2, ['s'] = 2, ['M'] = 3, ['m'] = 3,
+        ['I'] = 4, ['i'] = 4, ['F'] = 4, ['f'] = 4, ['X'] = 4, ['x'] = 4};
+    static const uint8_t fm_dinero[3] = {0, 1, 3};      /* read, write, fetch; no branch, which none predicts */
+    """
+    const uint8_t *LETTER "fm_letter"
+    const uint8_t *DINERO_OP "fm_dinero"
+
+cdef enum:
+    FAST_BYTES = 96             # that fast_line wants to be there
+    FAST_WORD = 32              # of them behind the begin of a word
 
 cdef enum TextKind:             # errors are below 0; trace/text.py words them
     TEXT_EVENT = 0
@@ -206,6 +222,95 @@ cdef int parse_line(const uint8_t *p, const uint8_t *end, const Layout *layout, 
     return TEXT_EVENT if i == layout.columns else TEXT_SHORT
 
 
+cdef inline const uint8_t *fast_line(const uint8_t *p, const uint8_t *end, const Layout *layout, uint8_t *op,
+                                     uint8_t *size, uint64_t *addr) noexcept nogil:
+    """The line at p where it is written plainly: the next line, and the event. NULL: something else, see parse_line.
+
+    Plainly: an operation is a letter, a size decimal, words have one separator (or blanks) between them and neither
+    quotes nor blanks around. FAST_BYTES must be readable at p.
+    """
+    cdef const uint8_t *limit = end - FAST_WORD
+    cdef const uint8_t *word
+    cdef uint64_t ip = 0
+    cdef uint32_t value
+    cdef int i, last = layout.columns - 1
+    cdef bint has_ip = False
+    cdef uint8_t kind, c
+    op[0] = OP_READ
+    size[0] = 1
+    if p[0] == c'#' or blank(p[0]):
+        return NULL
+    for i in range(layout.columns):
+        if unlikely(p > limit):
+            return NULL
+        kind = layout.column[i]
+        if kind == ADDR_HEX or kind == ADDR or kind == IP:
+            if has_0x(p, end):
+                p += 2
+            elif kind == ADDR:
+                return NULL
+            p = hex_word(p, &ip if kind == IP else addr)
+            if unlikely(p == NULL):
+                return NULL
+            has_ip |= kind == IP
+        elif kind == OPERATION:
+            if unlikely(LETTER[p[0]] == 0):
+                return NULL
+            op[0] = LETTER[p[0]] - 1
+            p += 1
+        elif kind == DINERO_OPERATION:
+            value = <uint32_t>p[0] - 48
+            if unlikely(value > 2):
+                return NULL
+            op[0] = DINERO_OP[value]
+            p += 1
+        elif kind == SIZE:
+            word = p
+            value = 0
+            while p < word + 3 and 48 <= p[0] <= 57:
+                value = value * 10 + (p[0] - 48)
+                p += 1
+            if unlikely(value < 1 or value > 255):
+                return NULL
+            size[0] = <uint8_t>value
+        elif kind == SKIP:
+            word = p
+            while p < limit and p[0] > 32 and p[0] != layout.separator:
+                p += 1
+            if unlikely(p == word and layout.separator == 0):
+                return NULL
+        elif kind == REST:
+            p = <const uint8_t *>memchr(p, c'\n', end - p)
+            if p == NULL:
+                return NULL
+            break
+        else:
+            return NULL
+        p += p[0] == c':'
+        c = p[0]
+        if c == c'\n' or c == c'\r' and p[1] == c'\n':
+            if unlikely(i != last and not (i == last - 1 and layout.column[last] == REST)):
+                return NULL
+            p += c == c'\r'
+            break
+        if unlikely(i == last):
+            return NULL
+        p += 1
+        if layout.separator:
+            if c != layout.separator:
+                return NULL
+        else:
+            if not blank(c):
+                return NULL
+            while p < limit and blank(p[0]):
+                p += 1
+            if p[0] == c'\n' or p[0] == c'\r':
+                return NULL
+    if has_ip and ip == addr[0]:
+        op[0] = OP_FETCH
+    return p + 1
+
+
 cdef int parse_text(const uint8_t **at, const uint8_t *end, bint last, const Layout *layout, uint8_t *op, uint8_t *size,
                     uint64_t *addr, Py_ssize_t *n, Py_ssize_t room, Py_ssize_t *lines) noexcept nogil:
     """Lines from *at until `room` events, an error or the last complete line; *at, *n, *lines move along.
@@ -214,9 +319,16 @@ cdef int parse_text(const uint8_t **at, const uint8_t *end, bint last, const Lay
     """
     cdef const uint8_t *p = at[0]
     cdef const uint8_t *newline
+    cdef const uint8_t *after
     cdef Py_ssize_t i = n[0], seen = lines[0]
     cdef int kind = TEXT_EVENT
     while i < room and p < end:
+        after = fast_line(p, end, layout, op + i, size + i, addr + i) if end - p >= FAST_BYTES else NULL
+        if after != NULL:
+            p = after
+            i += 1
+            seen += 1
+            continue
         newline = <const uint8_t *>memchr(p, c'\n', end - p)
         if newline == NULL and not last:
             break
