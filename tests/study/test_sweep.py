@@ -250,6 +250,13 @@ except OSError as error:
     assert study.results().num_rows == 4
 
 
+def test_in_a_notebook(tmp_path: Path) -> None:
+    study = Study({"a": accesses(0)}, CONFIGS, results=tmp_path / "r")
+    assert study._repr_html_() == f"<p>&lt;Study &#x27;study&#x27;: 4 runs, results in {tmp_path / 'r'}&gt;</p>"
+    study.run("threads:1")
+    assert study._repr_html_().count("<tr>") == 5
+
+
 # ---- executors ---------------------------------------------------------------------------------------------------
 
 

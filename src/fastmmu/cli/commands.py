@@ -51,6 +51,7 @@ OWN = (
     Command(12, "maps", "every mapping of an address space", "fastmmu.cli.maps"),
     Command(15, "roots", "where in memory page tables begin: candidates for CR3", "fastmmu.cli.roots"),
     Command(14, "diff", "two files of results, or what two address spaces map", "fastmmu.cli.diff"),
+    Command(18, "report", "results as a page: tables, pictures, why", "fastmmu.cli.report"),
     Command(13, "trace", "what a trace holds, and conversion", "fastmmu.cli.trace"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,6 +103,16 @@ class Result:
         part = "" if self.complete else "interrupted; "
         head = f"{self.trace or 'trace'}, {self.config.name}: {part}{what}"
         return f"<Result {head}; {self.cycles_per_access:.2f} cycles/access>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: what :meth:`__repr__` says, as a table."""
+        figures = {said: f"{self.counters[name]:,}" for name, said in _SAID.items() if name in self.counters}
+        figures |= {"cycles/access": f"{self.cycles_per_access:.2f}"}
+        figures |= {f"exits: {name}": f"{n:,}" for name, n in self.counters.get("exits_by_reason", {}).items()}
+        lines = "".join(f"<tr><th>{html.escape(name)}</th><td>{value}</td></tr>" for name, value in figures.items())
+        part = "" if self.complete else ", interrupted"
+        head = html.escape(f"{self.trace or 'trace'}, {self.config.name}{part}")
+        return f"<table><caption>{head}</caption>{lines}</table>"
 
     @checked
     def to_json(self, indent: int | None = 2) -> str:

@@ -9,6 +9,8 @@
     exits, as they come ─ exits   (files; tracepoint: lines as tracers print them), exit_plot   (over time)
     pictures ─────────── figure
     two files ────────── differences
+    files, read back ─── stored ── Result
+    a page of results ── page   (page.html, charts: inline pictures)
 
 What one study alone shows is the study's own: study/<name>/table.py, made of `table`, `figure` and `files` here.
 
@@ -29,14 +31,18 @@ if TYPE_CHECKING:
     from fastmmu.report.exits import ExitFile, save_exits
     from fastmmu.report.explain import explain
     from fastmmu.report.files import save
+    from fastmmu.report.page import page
     from fastmmu.report.rows import rows, slowdowns
     from fastmmu.report.single import single
+    from fastmmu.report.stored import load
 
 __all__ = [
     "ExitFile",
     "ExitHistory",
     "comparison",
     "explain",
+    "load",
+    "page",
     "plot_exits",
     "rows",
     "save",
@@ -51,8 +57,10 @@ _HOMES = {
     "fastmmu.report.exits": ("ExitFile", "save_exits"),
     "fastmmu.report.explain": ("explain",),
     "fastmmu.report.files": ("save",),
+    "fastmmu.report.page": ("page",),
     "fastmmu.report.rows": ("rows", "slowdowns"),
     "fastmmu.report.single": ("single",),
+    "fastmmu.report.stored": ("load",),
 }
 
 if not TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.report.files import check_target, write_whole
 
-__all__ = ["PICTURES", "check_picture", "picture", "series", "styles"]
+__all__ = ["ON_DARK", "PALETTE", "PICTURES", "REST", "check_picture", "picture", "series", "steps", "styles"]
 
 PICTURES = ("png", "svg", "pdf")
 
@@ -21,6 +21,23 @@ _TEN = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (7, 2, 1, 2)))
 _MARKERS = "osD^vPX*<>"
 _IN_AXES = 10  # entries of a legend that may cover part of the curves
+
+
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a100", "#8c6bb1")
+"""Colours that people tell apart however they see colours (Okabe and Ito), the yellow darkened to be seen on white."""
+ON_DARK = ("#4aa8e0", "#f0b83c", "#2fc79c", "#e3a3c6", "#9fd6f7", "#ff8a4d", "#d6c94a", "#b8a0d8")
+"""The same hues where the ground is dark."""
+REST = "#9a9a9a"
+"""Of what has no colour of its own."""
+
+
+def steps(colour: str, n: int) -> list[str]:
+    """`n` steps of one hue, from light to the colour itself: for what belongs together, as the levels of a TLB."""
+    r, g, b = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    hue, light, saturation = colorsys.rgb_to_hls(r, g, b)
+    lights = [light + (0.8 - light) * (n - 1 - i) / max(1, n) for i in range(n)]
+    made = [colorsys.hls_to_rgb(hue, each, saturation) for each in lights]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in each) for each in made]
 
 
 def styles(n: int) -> list[dict[str, Any]]:

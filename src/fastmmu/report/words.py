@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from fastmmu.counters import CAUSES
+from fastmmu.exits import REASON_NAMES
+from fastmmu.machine.costs import CLASSES
 from fastmmu.machine.result import Result
 from fastmmu.tlb.geometry import REPLACEMENTS
 
-__all__ = ["cause_name", "reason_title", "settings"]
+__all__ = ["cause_name", "known_causes", "reason_title", "settings"]
 
 _REASONS = {
     "exception_nmi": "#PF",
@@ -50,6 +52,12 @@ _CAUSES = {
     "exit:tpr_below_threshold": "TPR-below-threshold exits",
     "exit:vmcall": "polls of patched code",
 }
+
+
+def known_causes() -> tuple[str, ...]:
+    """Every key that ``Result.cycles_by`` may have."""
+    kinds = [name for names in CLASSES.values() for name in names]
+    return (*CAUSES, *(f"exit:{kind}" for kind in dict.fromkeys([*kinds, *REASON_NAMES])))
 
 
 def reason_title(reason: str) -> str:

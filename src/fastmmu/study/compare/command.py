@@ -31,6 +31,7 @@ examples:
   fastmmu compare app.lackey.xz --schemes native,ept,ept+vpid --pages 4k,2m,thp
   fastmmu compare a.lackey b.lackey --switch-every 20000 --exit-every 5000
   fastmmu compare app.arrow --limit 10M --tlb haswell --stlb 1024/8 --csv results.csv
+  fastmmu compare app.arrow --report app.html            a page: tables that sort, pictures
   fastmmu compare app.arrow --explain                    what each TLB did, and what flushes cost
   fastmmu compare --schemes native,ept+vpid --kvm slides,5.10,6.1,6.12
   fastmmu compare app.arrow --generation prescott        what it would have cost in 2005
@@ -79,22 +80,37 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser, kvm=False)
     shared.add_files(parser)
+    parser.add_argument(
+        "--report", metavar="FILE", help="an HTML page with tables and pictures (needs fastmmu[report])"
+    )
     shared.add_jobs(parser)
     shared.add_quiet(parser)
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    import fastmmu
     from fastmmu.cli.simulation import run_all
     from fastmmu.machine.result import Result
-    from fastmmu.report import comparison, explain
+    from fastmmu.report import comparison, explain, page
+    from fastmmu.report.files import check_target, write_whole
     from fastmmu.study.compare.run import configurations
 
+    every: list[Result] = []
+    if options.report is not None:
+        check_target(options.report, "html")
+        page([])  # what it needs is there
+
     def show(results: list[Result], not_run: list[str]) -> None:
+        every.extend(results)
         text = comparison(results, width=terminal.width(), colour=terminal.colour(), not_run=not_run)
         terminal.say(text + "\n")
         if options.explain:
             terminal.say(explain(results, width=terminal.width(), colour=terminal.colour()) + "\n")
 
     configs = configurations(options.schemes, options.pages, options.kvm, **shared.config_fields(options))
-    return run_all(options, configs, show)
+    code = run_all(options, configs, show)
+    if options.report is not None and every:
+        made = {"fastmmu": [fastmmu.__version__], "command": [getattr(options, "command_line", "")]}
+        write_whole(options.report, page(every, title="fastmmu compare", made=made).encode())
+    return code

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from fastmmu.counters import APIC, CAUSES, COUNTERS
 from fastmmu.exits import ExitReason
-from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CLASSES
 from fastmmu.machine.result import Result
+from fastmmu.report.stored import SIZES, config_types
 from fastmmu.sizes import parse_bytes
 
 __all__ = ["columns", "row_of"]
 
 _REASONS = tuple(reason.name.lower() for reason in ExitReason)
 _KINDS = tuple(dict.fromkeys([name for names in CLASSES.values() for name in names] + list(_REASONS)))
-_SIZES = ("memory", "host_memory")
-_WORDS = {"tlb", "vmm"}
 _BEFORE = {
     "key": "string", "study": "string", "trace": "string", "path": "string", "content": "string", "scheme": "string",
 }  # fmt: skip
@@ -31,22 +28,7 @@ _AFTER = {
 }  # fmt: skip
 
 
-def _type(name: str, hint: Any) -> str:
-    if name in _SIZES:
-        return "int64"
-    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    kinds = {type(get_args(part)[0]) if get_origin(part) is Literal else part for part in parts} - {type(None)}
-    if name in _WORDS or str in kinds:
-        return "string"
-    return "bool" if bool in kinds else "int64" if int in kinds else "string"
-
-
-def _config_columns() -> dict[str, str]:
-    hints = get_type_hints(Config)
-    return {name: _type(name, hints[name]) for name in Config.__struct_fields__}
-
-
-_CONFIG = _config_columns()
+_CONFIG = config_types()
 
 
 def columns() -> dict[str, str]:
@@ -71,7 +53,7 @@ def row_of(result: Result, made: Mapping[str, Any]) -> dict[str, Any]:
     Counters of a local APIC are None without one, instructions where the trace does not count them.
     """
     config = result.config.fields()
-    config |= {name: None if config[name] is None else parse_bytes(config[name]) for name in _SIZES}
+    config |= {name: None if config[name] is None else parse_bytes(config[name]) for name in SIZES}
     config["tlb"] = result.config.tlb_name
     exits = dict(result.counters.get("exits_by_reason", {}))
     cycles = dict(result.cycles_by)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import os
 import time
@@ -106,6 +107,14 @@ class Study:
         """How much it is, and where its results lie."""
         runs = len(self.traces) * len(self.configs) * len(self.costs)
         return f"<Study {self.name!r}: {runs} runs, results in {self.store.folder}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the finished runs."""
+        from fastmmu.report.page import table_html
+        from fastmmu.report.stored import load
+
+        text = html.escape(repr(self))
+        return f"<p>{text}</p>" + (table_html(load(self.store.folder)) if self.store.finished() else "")
 
     # ---- what there is to do -------------------------------------------------------------------------------------
 

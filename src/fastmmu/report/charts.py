@@ -1,0 +1,279 @@
+"""Pictures of results for a page: inline SVG by matplotlib, in the colours of the page, light or dark.
+
+    Chart ── title, what it says in words, the numbers behind it, the SVG
+
+Every bar and point has an id that begins with `mark-`, so that what is drawn can be counted. Bars lie, so that names of
+schemes need not slant; values stand behind them; what belongs together is one hue in steps.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastmmu.errors import MissingExtraError
+from fastmmu.machine.result import Result
+from fastmmu.report.figure import PALETTE, REST, steps
+from fastmmu.report.rows import of_one_run
+from fastmmu.report.table import number
+from fastmmu.report.words import cause_name, reason_title
+
+__all__ = ["MOST", "Chart", "charts"]
+
+MOST = 40
+"""Runs of a trace that a chart shows."""
+_PARTS = 7  # causes that have a colour; the others share one
+_INK, _GRID, _FACE = "#010203", "#020304", "#030405"  # stand for what the page's style says
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture, and the numbers behind it: `head` names their columns."""
+
+    name: str
+    title: str
+    said: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    svg: str
+    marks: int
+
+
+def charts(group: Sequence[Result], names: Sequence[str], key: str) -> list[Chart]:
+    """The pictures of the runs of one trace. names: of the runs; key: begins the ids of all that is in them."""
+    runs, names = list(group)[:MOST], list(names)[:MOST]
+    made = [
+        _stacked(
+            f"{key}-cycles", "Cycles of an access, by cause", runs, names, _cycles(runs), "{:.2f}".format,
+            "cycles an access",
+        ),
+        _grouped(
+            f"{key}-misses", "TLB misses of a thousand accesses, by level", runs, names, ["first level", "both levels"],
+            [[_per(r, r.counters["l1d_misses"] + r.counters["l1i_misses"], 1000),
+              _per(r, r.counters["tlb_misses"], 1000)] for r in runs],
+            "misses of a thousand accesses",
+        ),
+        _stacked(
+            f"{key}-refs", "Memory references of the walks of an access", runs, names,
+            [("guest tables", [_per(r, r.counters["guest_walk_refs"]) for r in runs]),
+             ("EPT", [_per(r, r.counters["ept_walk_refs"]) for r in runs])],
+            "{:.3f}".format, "references an access",
+        ),
+        _stacked(f"{key}-exits", "VM exits, by reason", runs, names, _exits(runs), number, "VM exits"),
+        _by_size(f"{key}-size", group),
+    ]  # fmt: skip
+    return [chart for chart in made if chart is not None]
+
+
+def _per(result: Result, value: float, of: float = 1) -> float:
+    return of * value / (result.counters["accesses"] or 1)
+
+
+def _cycles(runs: Sequence[Result]) -> list[tuple[str, list[float]]]:
+    """Causes with their cycles an access of each run, the largest of all runs first, the small ones together."""
+    found: dict[str, list[float]] = {}
+    for i, result in enumerate(runs):
+        for cause, value in result.cycles_by.items():
+            name = cause_name(cause, mmu="ept" if cause == "guest_walk" else result.config.mmu)
+            found.setdefault(name, [0.0] * len(runs))[i] += _per(result, value)
+    return _largest(found, len(runs))
+
+
+def _exits(runs: Sequence[Result]) -> list[tuple[str, list[float]]]:
+    found: dict[str, list[float]] = {}
+    for i, result in enumerate(runs):
+        for reason, n in result.counters.get("exits_by_reason", {}).items():
+            found.setdefault(reason_title(reason), [0.0] * len(runs))[i] += n
+    return _largest(found, len(runs))
+
+
+def _largest(found: dict[str, list[float]], n: int) -> list[tuple[str, list[float]]]:
+    order = sorted(found, key=lambda name: -sum(found[name]))
+    shown, rest = order[:_PARTS], order[_PARTS:]
+    parts = [(name, found[name]) for name in shown]
+    if rest:
+        parts.append(("other", [sum(found[name][i] for name in rest) for i in range(n)]))
+    return parts
+
+
+# ---- kinds of charts ---------------------------------------------------------------------------------------------
+
+
+def _stacked(
+    key: str,
+    title: str,
+    runs: Sequence[Result],
+    names: Sequence[str],
+    parts: Sequence[tuple[str, Sequence[float]]],
+    shown: Callable[[float], str],
+    unit: str,
+) -> Chart | None:
+    """Lying bars, a run each, made of parts."""
+    totals = [sum(values[i] for _, values in parts) for i in range(len(runs))]
+    if not any(totals):
+        return None
+    figure, axes = _axes(len(runs), len(parts))
+    left, marks, legend = [0.0] * len(runs), 0, []
+    for j, (name, values) in enumerate(parts):
+        colour = REST if name == "other" else PALETTE[j]
+        marks += _bars(axes, range(len(runs)), values, left, colour, 0.7, f"mark-{key}-{j}")
+        legend.append((name, colour))
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    for i, total in enumerate(totals):
+        axes.annotate(shown(total), (total, i), xytext=(4, 0), textcoords="offset points", va="center", color=_INK)
+    _finish(figure, axes, names, unit, max(totals), legend)
+    most, least = max(range(len(runs)), key=totals.__getitem__), min(range(len(runs)), key=totals.__getitem__)
+    said = f"{title}: from {shown(totals[least])} ({names[least]}) to {shown(totals[most])} ({names[most]})."
+    rows = tuple((name, *(values[i] for _, values in parts), totals[i]) for i, name in enumerate(names))
+    return Chart(key, title, said, ("run", *(name for name, _ in parts), "sum"), rows, _svg(figure, key), marks)
+
+
+def _grouped(
+    key: str,
+    title: str,
+    runs: Sequence[Result],
+    names: Sequence[str],
+    parts: Sequence[str],
+    values: Sequence[Sequence[float]],
+    unit: str,
+) -> Chart | None:
+    """Lying bars side by side, of one hue in steps."""
+    if not any(any(each) for each in values):
+        return None
+    figure, axes = _axes(len(runs) * 1.6, len(parts))
+    height, marks, legend = 0.8 / len(parts), 0, []
+    for j, (name, colour) in enumerate(zip(parts, steps(PALETTE[0], len(parts)), strict=True)):
+        at = [i + (j - (len(parts) - 1) / 2) * height for i in range(len(runs))]
+        widths = [each[j] for each in values]
+        marks += _bars(axes, at, widths, [0.0] * len(at), colour, height * 0.92, f"mark-{key}-{j}")
+        for x, y in zip(widths, at, strict=True):
+            axes.annotate(f"{x:.2f}", (x, y), xytext=(4, 0), textcoords="offset points", va="center", color=_INK,
+                          fontsize=7)  # fmt: skip
+        legend.append((name, colour))
+    _finish(figure, axes, names, unit, max(max(each) for each in values), legend)
+    worst = max(range(len(runs)), key=lambda i: values[i][-1])
+    said = f"{title}: most in {names[worst]}, {values[worst][-1]:.2f} of both levels."
+    rows = tuple((name, *each) for name, each in zip(names, values, strict=True))
+    return Chart(key, title, said, ("run", *parts), rows, _svg(figure, key), marks)
+
+
+def _by_size(key: str, group: Sequence[Result]) -> Chart | None:
+    """Lines of misses by entries of the second level, of runs that differ in it alone."""
+    lines: dict[tuple[object, ...], dict[int, Result]] = {}
+    for result in group:
+        bare = (*of_one_run(result)[:-2], result.config.replace(stlb=None))
+        lines.setdefault(bare, {})[_entries(result)] = result
+    kept = [points for points in lines.values() if len(points) >= 3]
+    if not kept:
+        return None
+    figure, axes = _axes(6, 0)
+    rows, marks = [], 0
+    for j, points in enumerate(kept):
+        xs = sorted(points)
+        ys = [100 * _per(points[x], points[x].counters["tlb_misses"]) for x in xs]
+        colour, name = PALETTE[j % len(PALETTE)], points[xs[0]].config.name
+        axes.plot(xs, ys, color=colour, linewidth=1.6, label=name)
+        for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
+            (point,) = axes.plot([x], [y], "o", color=colour, markersize=4)
+            point.set_gid(f"mark-{key}-{j}-{i}")
+            marks += 1
+            rows.append((name, x, y))
+        axes.annotate(name, (xs[-1], ys[-1]), xytext=(6, 0), textcoords="offset points", va="center", color=colour)
+    axes.set_xscale("log", base=2)
+    sizes = sorted({x for points in kept for x in points})
+    axes.set_xticks(sizes, [str(x) for x in sizes])
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
+    _look(axes)
+    axes.set_xlabel("entries of the second level", color=_INK)
+    axes.set_ylabel("accesses that miss", color=_INK)
+    axes.margins(x=0.12)
+    title = "Misses of both levels, by entries of the second"
+    said = f"{title}: {len(kept)} lines of {len(sizes)} sizes."
+    return Chart(key, title, said, ("scheme", "entries", "misses, %"), tuple(rows), _svg(figure, key), marks)
+
+
+def _entries(result: Result) -> int:
+    said = re.search(r"L2 (\d+)/", result.geometry)
+    return int(said[1]) if said else 0
+
+
+# ---- matplotlib --------------------------------------------------------------------------------------------------
+
+
+def _axes(bars: float, parts: int) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("a report", "report") from error
+    rows = -(-parts // 4)
+    figure = Figure(figsize=(7.6, 1.0 + 0.26 * max(bars, 2) + 0.2 * rows), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _bars(
+    axes: Any, at: Sequence[float], values: Sequence[float], left: Sequence[float], colour: str, height: float, key: str
+) -> int:
+    """Those that are longer than nothing, each with an id."""
+    there = [i for i, value in enumerate(values) if value]
+    bars = axes.barh([at[i] for i in there], [values[i] for i in there], left=[left[i] for i in there], color=colour,
+                     height=height)  # fmt: skip
+    for i, bar in zip(there, bars, strict=True):
+        bar.set_gid(f"{key}-{i}")
+    return len(there)
+
+
+def _finish(
+    figure: Any, axes: Any, names: Sequence[str], unit: str, most: float, legend: Sequence[tuple[str, str]]
+) -> None:
+    from matplotlib.patches import Patch
+
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.set_yticks(range(len(names)), list(names))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * most)
+    axes.xaxis.set_major_formatter(lambda value, _: number(value) if value >= 10_000 else f"{value:g}")
+    axes.set_xlabel(unit, color=_INK)
+    _look(axes)
+    axes.grid(axis="y", visible=False)
+    if len(legend) > 1:
+        patches = [Patch(color=colour, label=name) for name, colour in legend]
+        made = figure.legend(handles=patches, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
+        for text in made.get_texts():
+            text.set_color(_INK)
+
+
+def _look(axes: Any) -> None:
+    axes.set_axisbelow(True)
+    axes.grid(True, color=_GRID, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color(_GRID)
+    axes.tick_params(colors=_INK, labelsize=8, length=0)
+
+
+def _svg(figure: Any, key: str) -> str:
+    """As it goes into a page: no size of its own, words as words, colours of the page, ids of its own."""
+    from matplotlib import rc_context
+
+    sink = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.family": "sans-serif"}):
+        figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = sink.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
+    text = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
+    for colour, said in ((_INK, "var(--ink)"), (_GRID, "var(--grid)"), (_FACE, "var(--face)")):
+        text = text.replace(colour, said)
+    for i, colour in enumerate(PALETTE):
+        text = text.replace(colour, f"var(--p{i})")
+    ids = set(re.findall(r'id="([^"]+)"', text))
+    for name in sorted(ids, key=len, reverse=True):
+        if not name.startswith("mark-"):
+            text = re.sub(rf'(id="|href="#|url\(#){re.escape(name)}(?=["\)])', rf"\1{key}-{name}", text)
+    return text

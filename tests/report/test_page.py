@@ -1,0 +1,168 @@
+"""The page of results: what stands in it, and how it looks and works in a browser."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html.parser
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastmmu import ConfigError, Result, compare
+from fastmmu.cli.main import main
+from fastmmu.report import load, save
+from fastmmu.report.page import page, run_names, table_html
+from fastmmu.trace import Trace
+from tests.support.chromium import CHROMIUM, Browser
+
+pytest.importorskip("jinja2", reason="skipped: pages need fastmmu[report]")
+pytest.importorskip("matplotlib", reason="skipped: pages need fastmmu[report]")
+
+
+def results() -> list[Result]:
+    addresses = np.random.default_rng(3).integers(0, 3_000, 20_000, np.uint64) << 12
+    named = Trace.from_arrays(addresses, name="first <b>&amp;</b>")
+    found = []
+    for stlb in ("64/4", "256/4", "1024/8"):
+        found += compare(named, schemes=("native", "shadow", "ept", "ept+vpid"), stlb=stlb, memory="1G")
+    return found + compare(Trace.from_arrays(addresses[:500], name="second"), memory="1G")
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Result]:
+    return results()
+
+
+@pytest.fixture(scope="module")
+def text(found: list[Result]) -> str:
+    return page(found, title="A <title>", made={"command": ["fastmmu compare <x>"]})
+
+
+class Tags(html.parser.HTMLParser):
+    """That tags are closed in order; ids; what is linked."""
+
+    EMPTY = ("meta", "link", "input", "br", "path", "use", "rect")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        if named.get("id"):
+            self.ids.append(str(named["id"]))
+        self.links += [str(value) for name, value in attrs if name in ("href", "src", "xlink:href")]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.EMPTY:
+            assert self.open.pop() == tag
+
+
+def test_a_page_is_whole_and_needs_no_network(text: str) -> None:
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert len(tags.ids) == len(set(tags.ids))
+    assert all(link.startswith(("#", "data:")) for link in tags.links)
+    assert {link[1:] for link in tags.links if link.startswith("#")} <= set(tags.ids)
+    assert "A &lt;title&gt;" in text
+    assert "first &lt;b&gt;&amp;amp;&lt;/b&gt;" in text
+    assert len(text) < 1_500_000
+
+
+def test_the_data_can_be_downloaded(text: str, found: list[Result]) -> None:
+    links = re.findall(r'download="([^"]+)" href="data:text/csv;charset=utf-8;base64,([^"]+)"', text)
+    files = {name: list(csv.DictReader(base64.b64decode(data).decode().splitlines())) for name, data in links}
+    assert [float(row["cycles"]) for row in files["results.csv"]] == [result.cycles for result in found]
+    cycles = [row for name, rows in files.items() if name.endswith("-cycles.csv") for row in rows]
+    assert [float(row["sum"]) for row in cycles] == pytest.approx([result.cycles_per_access for result in found])
+    sizes = files["t0-size.csv"]
+    assert {row["entries"] for row in sizes} == {"64", "256", "1024"}
+    assert len(sizes) == 12
+
+
+def test_names_tell_runs_apart(found: list[Result]) -> None:
+    names = run_names(found[:12])
+    assert names[:2] == ["native 64/4", "shadow 64/4"]
+    assert len(set(names)) == 12
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "parquet"])
+def test_results_are_read_back(tmp_path: Path, found: list[Result], suffix: str) -> None:
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow", reason="skipped: Parquet needs fastmmu[arrow]")
+    save(found, path := tmp_path / f"r.{suffix}")
+    again = load(path)
+    assert len(again) == len(found)
+    for ours, theirs in zip(again, found, strict=True):
+        assert ours.config.name == theirs.config.name
+        assert ours.config.geometry == theirs.config.geometry
+        assert ours.config.memory_bytes == theirs.config.memory_bytes
+        assert ours.counters["exits_by_reason"] == theirs.counters["exits_by_reason"]
+        assert {k: v for k, v in ours.counters.items() if v} == {k: v for k, v in theirs.counters.items() if v}
+        assert ours.cycles_by == pytest.approx(theirs.cycles_by)
+        assert (ours.cycles, ours.content, ours.trace) == (theirs.cycles, theirs.content, theirs.trace)
+
+
+def test_what_is_no_result_is_told(tmp_path: Path) -> None:
+    for name, text in {"a.json": "{}", "b.json": "[", "c.csv": "a,b\n1,2\n", "d.csv": ""}.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match=rf"{name}: .*(--json|no JSON)"):
+            load(tmp_path / name)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="there is no result in it"):
+        load(tmp_path / "folder")
+
+
+def test_the_command(tmp_path: Path, found: list[Result], capsys: pytest.CaptureFixture[str]) -> None:
+    save(found, tmp_path / "r.json", command="fastmmu compare x")
+    assert main(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "r.html")]) == 0
+    assert "17 results in" in capsys.readouterr().out
+    assert "fastmmu compare x" in (tmp_path / "r.html").read_text()
+    assert main(["report", str(tmp_path / "r.html")]) == 2
+
+
+def test_a_table_for_notebooks(found: list[Result]) -> None:
+    made = table_html(found)
+    assert made.count("<table>") == 2
+    assert made.count("<tr>") == len(found) + 2
+    assert "<b>" not in made
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="skipped: there is no Chromium; apt install chromium")
+@pytest.mark.parametrize("width", [360, 1600])
+def test_in_a_browser(tmp_path: Path, text: str, found: list[Result], width: int) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(text)
+    with Browser(path, width, tmp_path / "profile") as browser:
+        assert browser.run("document.documentElement.scrollWidth") <= width, "the page is wider than the window"
+        marks = browser.run(
+            "[...document.querySelectorAll('[data-marks]')].map("
+            "each => [+each.dataset.marks, each.querySelectorAll('[id^=mark-]').length])"
+        )
+        assert len(marks) == 9
+        assert all(said == drawn > 0 for said, drawn in marks), marks
+        rows = "[...document.querySelectorAll('#t0-table tbody tr')]"
+        names = browser.run(f"{rows}.map(row => row.cells[0].textContent)")
+        assert names == run_names(found[:12])
+        heads: list[str] = browser.run("[...document.querySelectorAll('#t0-table thead th')].map(h => h.textContent)")
+        at = heads.index("TLB misses")
+        misses = sorted(result.counters["tlb_misses"] for result in found[:12])
+        for click, order in ((1, misses), (2, misses[::-1])):
+            browser.run(f"document.querySelectorAll('#t0-table thead th button')[{at}].click()")
+            assert browser.run(f"{rows}.map(row => +row.cells[{at}].dataset.key)") == order, click
+        browser.run(
+            "{const i = document.querySelector('input'); i.value = 'ept 64'; i.dispatchEvent(new Event('input'))}"
+        )
+        shown: list[Any] = browser.run(f"{rows}.filter(row => !row.hidden).map(row => row.cells[0].textContent)")
+        assert sorted(shown) == ["EPT 64/4", "EPT+VPID 64/4"]
+        assert browser.run("document.querySelector('[role=status]').textContent") == "2 of 12"
+        assert browser.said == []
