@@ -8,7 +8,7 @@
     experiment              the same for those of studies: each trace in turn, table, files, picture
     terminal, progress, simulation   the standard streams; progress, and steps until a signal; runs in a row
     exit_log                where the VM exits of runs go: --exits, --plot
-    record, run, walk, maps, roots, trace, diff   the commands that are no study's
+    record, run, walk, maps, roots, trace, diff, report   the commands that are no study's
 
 Imports everything but `study`, which brings commands of its own. What is not needed to list the commands and their
 options, NumPy and the kernels above all, is imported where it is used.
