@@ -19,7 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from fastmmu import Config, simulate
 from fastmmu.cli.commands import commands
+from fastmmu.report import save
 from fastmmu.trace import read_trace
 from tests.support.signalled import Ended, run
 
@@ -67,6 +69,9 @@ COMMANDS = {
     "replay --schemes": Command("replay {system} --schemes --memory 2G"),
     "replay --omit": Command("replay {system} --omit cr3,stores,invlpg"),
     "diff": Command("diff {first} {second}"),
+    "sweep": Command("sweep {study} --executor threads:2 --results {out}/r.results"),
+    "sweep --executor": Command("sweep {study} --executor processes:2 --results {out}/r.results"),
+    "report": Command("report {results} -o {out}/r.html"),
     "walk": Command("walk --json {out}/r.json"),
     "maps": Command("maps {image} --cr3 1000"),
     "maps --csv": Command("maps {image} --cr3 1000 --csv {out}/r.csv"),
@@ -97,9 +102,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (place / f"{name}.csv").write_text("\n".join(["trace,n,accesses", *lines]))
     log = place / "log.txt"
     log.write_text("".join((DATA / "kvm_logs" / "perf.txt").read_text() for _ in range(EVENTS // 2000)))
+    (place / "study.toml").write_text('[traces]\na = "a.npy"\n[grid]\nmmu = ["native", "ept"]\nvpid = [false, true]\n')
+    made = {"study": place / "study.toml", "results": place / "results.json"}
+    save([simulate(np.arange(1000), Config())], made["results"])
     traces = {path.stem: path for path in place.glob("*.npy")}
     files = {name: place / f"{name}.csv" for name in ("first", "second")}
-    return {**traces, **files, "image": place / "image.raw", "system": DATA / "systems" / "mm.rec.xz", "log": log}
+    return {
+        **traces,
+        **files,
+        **made,
+        "image": place / "image.raw",
+        "system": DATA / "systems" / "mm.rec.xz",
+        "log": log,
+    }
 
 
 def test_every_command_stands_here() -> None:

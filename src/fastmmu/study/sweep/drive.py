@@ -8,7 +8,7 @@ from typing import Any
 
 from fastmmu.errors import StudyError
 from fastmmu.study.sweep.executors import Pool
-from fastmmu.study.sweep.work import GivenTrace, Task, TraceSpec, run_task
+from fastmmu.study.sweep.work import GivenTrace, Task, TraceSpec, given_up, run_task
 
 __all__ = ["Drive", "Progress"]
 
@@ -46,6 +46,7 @@ class Drive:
         :raises StudyError: runs failed; the others are kept.
         """
         tries = 0
+        given_up.clear()
         try:
             while self.waiting or self.flying:
                 made = self.made
@@ -62,9 +63,11 @@ class Drive:
                     self._again()
                 else:
                     tries = 0 if self.made > made else tries
-        finally:
+        except BaseException:
+            given_up.set()
             for future in self.flying:
                 future.cancel()
+            raise
         if self.failed:
             raise StudyError(
                 f"{len(self.failed)} of {self.runs} runs failed, the others are kept: {'; '.join(self.failed[:3])}"

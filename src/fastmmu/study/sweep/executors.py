@@ -54,9 +54,12 @@ class Pool:
         self.executor = self._make()
 
     def close(self) -> None:
-        """Give up what has not begun; what runs is not waited for."""
+        """Give up what has not begun; what runs is not waited for, and ends where it is a process of ours."""
+        running = list((getattr(self.executor, "_processes", None) or {}).values())  # shutdown() forgets them
         with contextlib.suppress(Exception):
             self.executor.shutdown(wait=False, cancel_futures=True)
+        for process in running:
+            process.kill()
 
 
 def _concurrent(future: Any) -> Future[Any]:

@@ -25,7 +25,17 @@ from fastmmu.machine.simulate import running
 from fastmmu.trace.base import Trace
 from fastmmu.trace.identity import Identified
 
-__all__ = ["GivenTrace", "Task", "TraceSpec", "code", "content_of", "open_trace", "policy_source", "run_task"]
+__all__ = [
+    "GivenTrace",
+    "Task",
+    "TraceSpec",
+    "code",
+    "content_of",
+    "given_up",
+    "open_trace",
+    "policy_source",
+    "run_task",
+]
 
 KEPT = 4
 """Traces that a worker keeps open."""
@@ -87,6 +97,10 @@ def _local(path: str) -> str:
     return found
 
 
+given_up = threading.Event()
+"""Runs in threads of this process are to end."""
+
+
 class _Opened(threading.local):
     """The last traces of each thread: the content of one is made anew in each pass."""
 
@@ -132,6 +146,8 @@ def run_task(task: Task, spec: TraceSpec | GivenTrace) -> tuple[str, list[tuple[
     first = next(iter(task.costs.values()))
     run = running(trace, task.config, costs=first)
     for block in trace.batches():
+        if given_up.is_set():
+            raise StudyError("given up")
         run.take(block)
     result = run.result(complete=True)
     if trace.content != task.content:
