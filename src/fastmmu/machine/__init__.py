@@ -8,7 +8,7 @@
     guest_kernel, events             the kernel under a trace of user addresses; the loop over events
     placed                           pages whose physical addresses a trace says
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
-    system_cpus                      its CPUs: machines on one memory, or the vCPUs of a host's machine
+    system_cpus, system_judged       its CPUs: machines on one memory, or the vCPUs of a host's machine; their loop
     simulate, side_by_side           a trace through a machine; through several, in threads
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
     wholly                           settings, schedules, results: files that are read as a whole, or pipes to their end

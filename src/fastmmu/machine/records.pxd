@@ -55,21 +55,25 @@ cdef struct Record:             # 24 bytes, little endian
     uint64_t val                # physical address; register: its value; EXCEPTION: RIP; TABLE: page; IPI: ICR
 
 
+cdef inline int access_fault(const Record *r) noexcept nogil:
+    # what can be said of an access by itself: op is at most REC_X
+    if r.cpl != 0 and r.cpl != 3:
+        return REC_BAD_CPL
+    if r.op == REC_X:
+        return REC_BAD_DATA if r.flags & REC_DATA else REC_GOOD
+    if r.size == 0 or r.size > 64:
+        return REC_BAD_SIZE
+    if (r.lin & 0xFFF) + r.size * (<uint64_t> r.aux + 1) > 4096:
+        return REC_BAD_PAGE
+    if r.flags & REC_DATA and (r.op == REC_R or r.size > 8 or r.aux):
+        return REC_BAD_DATA
+    return REC_GOOD
+
+
 cdef inline int record_fault(const Record *r) noexcept nogil:
-    # what can be said of a record by itself
     cdef uint32_t op = r.op
     if op <= REC_X:
-        if r.cpl != 0 and r.cpl != 3:
-            return REC_BAD_CPL
-        if op == REC_X:
-            return REC_BAD_DATA if r.flags & REC_DATA else REC_GOOD
-        if r.size == 0 or r.size > 64:
-            return REC_BAD_SIZE
-        if (r.lin & 0xFFF) + r.size * (<uint64_t> r.aux + 1) > 4096:
-            return REC_BAD_PAGE
-        if r.flags & REC_DATA and (op == REC_R or r.size > 8 or r.aux):
-            return REC_BAD_DATA
-        return REC_GOOD
+        return access_fault(r)
     if r.flags & REC_DATA:
         return REC_BAD_DATA
     if op == REC_TABLE:

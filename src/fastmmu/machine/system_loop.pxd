@@ -1,12 +1,15 @@
 # A system trace on a virtual CPU: each record is carried out, and what comes of it compared with what the trace says.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
-from fastmmu.arch.types cimport Mem
+from fastmmu.arch.pferr cimport PF_ID, PF_U, PF_W
+from fastmmu.arch.types cimport ACC_R, ACC_W, ACC_X, Mem
 from fastmmu.cpu.may_hold cimport MayHold, Tables
-from fastmmu.cpu.stale cimport Detector
-from fastmmu.cpu.vcpu cimport Vcpu
-from fastmmu.machine.records cimport Record
+from fastmmu.cpu.stale cimport Detector, stale_stored
+from fastmmu.cpu.vcpu cimport BY_SUPERVISOR, BY_SYSTEM, BY_USER, Vcpu, vcpu_set_ac
+from fastmmu.machine.records cimport REC_AC, REC_IMPLICIT, Record
+from fastmmu.paging.memory cimport mem_holds
 
 cdef enum Stop:                 # why replay_records returned before the last record
     STOP_NONE = 0
@@ -72,3 +75,43 @@ cdef struct Replay:
 cdef int replay_register(Vcpu *v, const Record *r) noexcept nogil      # of STOP_REGISTER: Outcome
 cdef uint64_t replay_records(Replay *p, uint64_t first, const Record *rows, uint64_t n, const uint64_t *data,
                              uint64_t n_data, const uint8_t *pages, uint64_t n_pages, int *stop) noexcept nogil
+# One record that is no access; a mismatch.
+cdef int other(Replay *p, uint64_t record, const Record *r, const uint8_t *pages, uint64_t n_pages) noexcept nogil
+cdef void differs(Replay *p, uint64_t record, int kind, uint64_t expected, uint64_t got) noexcept nogil
+
+
+cdef inline int who(Replay *p, const Record *r, bint user) noexcept nogil:
+    # by whose rights, after AC is what the record says
+    cdef bint ac = r.flags & REC_AC != 0
+    if user:
+        return BY_USER
+    if r.flags & REC_IMPLICIT:
+        return BY_SYSTEM
+    if ac != p.v.hw.ac:
+        vcpu_set_ac(p.v, ac)
+    return BY_SUPERVISOR
+
+
+# the access of a #PF, by its error code, and by whose rights
+
+cdef inline int fault_access(const Record *r) noexcept nogil:
+    return ACC_X if r.aux & PF_ID else ACC_W if r.aux & PF_W else ACC_R
+
+
+cdef inline int fault_user(Replay *p, const Record *r) noexcept nogil:
+    return BY_SYSTEM if r.cpl == 3 and not r.aux & PF_U else who(p, r, r.aux & PF_U)
+
+
+cdef inline int store(Replay *p, const Record *r, uint64_t value, uint64_t gpa) noexcept nogil:
+    # A store into a page table. One that went astray is put where the trace has it: what it breaks later would be
+    # counted twice.
+    cdef uint32_t i
+    p.stores += 1
+    if p.omit & OMIT_STORES:
+        return STOP_NONE
+    if not mem_holds(&p.guest, gpa, r.size):
+        return STOP_TABLE
+    memcpy(p.guest.base + gpa, &value, r.size)
+    for i in range(p.n_detectors):
+        stale_stored(p.detectors[i], p.guest_base + gpa, p.v.now)
+    return STOP_NONE

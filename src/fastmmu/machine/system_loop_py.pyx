@@ -15,6 +15,7 @@ from fastmmu.machine.board cimport Board
 from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.records cimport REC_CR0, REC_CR4, REC_EFER, REC_TABLE, Record
 from fastmmu.machine.system_cpus cimport SystemCpus
+from fastmmu.machine.system_judged cimport judged_records
 from fastmmu.machine.system_loop cimport (
     EXAMPLES, OMIT_CR3, OMIT_STORES, STOP_ABORT, STOP_ADDRESS, STOP_CPU, STOP_DATA, STOP_NONE, STOP_REGISTER,
     STOP_TABLE, Replay, replay_records, replay_register,
@@ -194,8 +195,12 @@ cdef class SystemReplay:
                 with nogil:
                     pace_begin(&pace)
                     while True:
-                        at += replay_records(&self.p, number + at, r + at, min(n - at, pace.chunk), values, n_data,
-                                             content, n_pages, &stop)
+                        if self.p.h == NULL:
+                            at += replay_records(&self.p, number + at, r + at, min(n - at, pace.chunk), values, n_data,
+                                                 content, n_pages, &stop)
+                        else:
+                            at += judged_records(&self.p, number + at, r + at, min(n - at, pace.chunk), values, n_data,
+                                                 content, n_pages, &stop)
                         if stop != STOP_NONE or at == n or self.board.turns.between(&pace):
                             break
                 if stop == STOP_CPU and r[at].aux < <uint64_t> len(self.cpu):
