@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from fastmmu.exits import Action, Exit, ExitReason, Qualification
     from fastmmu.headers import get_include
+    from fastmmu.kvm.asid_py import AsidAllocator
     from fastmmu.kvm.policy.kvm import Kvm
     from fastmmu.kvm.vmm import Vmm
     from fastmmu.kvm.vpid_py import VpidAllocator
@@ -69,6 +70,7 @@ __all__ = [
     "Access",
     "Action",
     "AddressSpace",
+    "AsidAllocator",
     "Batch",
     "Bus",
     "BusError",
@@ -174,6 +176,7 @@ _HOMES = {
     "fastmmu.headers": ("get_include",),
     "fastmmu.kvm.policy.kvm": ("Kvm",),
     "fastmmu.kvm.vmm": ("Vmm",),
+    "fastmmu.kvm.asid_py": ("AsidAllocator",),
     "fastmmu.kvm.vpid_py": ("VpidAllocator",),
     "fastmmu.machine.config": ("Config",),
     "fastmmu.machine.costs": ("CostModel",),

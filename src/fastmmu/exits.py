@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fastmmu.errors import Code, Flags
 
 __all__ = ["N_REASONS", "PRICED", "REASON_NAMES", "Action", "Completion", "Exit", "ExitReason", "FaultClass",
-           "Qualification"]  # fmt: skip
+           "Qualification", "SvmExit", "svm_exit", "svm_name"]  # fmt: skip
 
 N_REASONS = 81
 
@@ -66,6 +66,97 @@ class ExitReason(Code):
     BUS_LOCK = 74
     NOTIFY = 75
     NPF = 80  # of AMD, whose VMCB has 400H for it: a nested page fault
+
+
+class SvmExit(Code):
+    """Exit codes of AMD (VMEXIT_..., APM vol. 2, appendix C). Those of control registers and exceptions are of CR0 and
+    of vector 0: the number is added."""
+
+    CR0_READ = 0x00
+    CR0_WRITE = 0x10
+    EXCP = 0x40
+    INTR = 0x60
+    VINTR = 0x64
+    CR0_SEL_WRITE = 0x65
+    RDTSC = 0x6E
+    CPUID = 0x72
+    IRET = 0x74
+    INVD = 0x76
+    PAUSE = 0x77
+    HLT = 0x78
+    INVLPG = 0x79
+    IOIO = 0x7B
+    MSR = 0x7C
+    TASK_SWITCH = 0x7D
+    SHUTDOWN = 0x7F
+    VMMCALL = 0x81
+    RDTSCP = 0x87
+    WBINVD = 0x89
+    MONITOR = 0x8A
+    MWAIT = 0x8B
+    XSETBV = 0x8D
+    INVLPGB = 0xA0
+    INVPCID = 0xA2
+    NPF = 0x400
+    INVALID = -1  # VMRUN failed; or the reason is one of Intel's alone
+
+
+_SVM_EXITS: dict[int, SvmExit] = {
+    ExitReason.EXTERNAL_INTERRUPT: SvmExit.INTR,
+    ExitReason.TRIPLE_FAULT: SvmExit.SHUTDOWN,
+    ExitReason.INTERRUPT_WINDOW: SvmExit.VINTR,
+    ExitReason.NMI_WINDOW: SvmExit.IRET,
+    ExitReason.TASK_SWITCH: SvmExit.TASK_SWITCH,
+    ExitReason.CPUID: SvmExit.CPUID,
+    ExitReason.HLT: SvmExit.HLT,
+    ExitReason.INVD: SvmExit.INVD,
+    ExitReason.INVLPG: SvmExit.INVLPG,
+    ExitReason.RDTSC: SvmExit.RDTSC,
+    ExitReason.VMCALL: SvmExit.VMMCALL,
+    ExitReason.IO_INSTRUCTION: SvmExit.IOIO,
+    ExitReason.RDMSR: SvmExit.MSR,
+    ExitReason.WRMSR: SvmExit.MSR,
+    ExitReason.MWAIT: SvmExit.MWAIT,
+    ExitReason.MONITOR: SvmExit.MONITOR,
+    ExitReason.PAUSE: SvmExit.PAUSE,
+    ExitReason.EPT_VIOLATION: SvmExit.NPF,
+    ExitReason.EPT_MISCONFIG: SvmExit.NPF,
+    ExitReason.RDTSCP: SvmExit.RDTSCP,
+    ExitReason.WBINVD: SvmExit.WBINVD,
+    ExitReason.XSETBV: SvmExit.XSETBV,
+    ExitReason.INVPCID: SvmExit.INVPCID,
+}
+
+
+def svm_exit(reason: int, q: int, gpa: int, intr_info: int, error_code: int) -> tuple[int, int, int]:
+    """EXITCODE, EXITINFO1 and EXITINFO2 of a processor of AMD for what a VM exit stands for (APM vol. 2, 15.10 and
+    appendix C).
+
+    :param q: exit qualification. :param intr_info, error_code: interruption information, error code of an exception.
+    """
+    if reason == ExitReason.NPF:
+        return SvmExit.NPF, q, gpa
+    if reason == ExitReason.EPT_VIOLATION:
+        code = bool(q & 0x38) | q & 2 | 4 | (q & Qualification.FETCH) << 2
+        return SvmExit.NPF, code | (1 << 32 if q & Qualification.TRANSLATED else 1 << 33), gpa
+    if reason == ExitReason.EPT_MISCONFIG:
+        return SvmExit.NPF, 1 << 32 | 0xD, gpa  # a reserved bit; whether it was a write is not known
+    if reason == ExitReason.EXCEPTION_NMI:
+        return SvmExit.EXCP + (intr_info & 0x1F), error_code, q
+    if reason == ExitReason.CR_ACCESS:
+        read = q >> 4 & 3 == 1
+        return (SvmExit.CR0_READ if read else SvmExit.CR0_WRITE) + (0 if q >> 5 & 1 else q & 15), 0, 0
+    info1 = q if reason == ExitReason.INVLPG else int(reason == ExitReason.WRMSR)
+    return _SVM_EXITS.get(reason, SvmExit.INVALID), info1, 0
+
+
+def svm_name(code: int) -> str:
+    """Name of an exit code of AMD in lower case: npf, cpuid, cr4_write, excp_14."""
+    for first, many, name in ((SvmExit.CR0_READ, 16, "cr{}_read"), (SvmExit.CR0_WRITE, 16, "cr{}_write"),
+                              (SvmExit.EXCP, 32, "excp_{}")):  # fmt: skip
+        if first <= code < first + many:
+            return name.format(code - first)
+    return SvmExit(code).name.lower()
 
 
 REASON_NAMES = tuple({int(r): r.name.lower() for r in ExitReason}.get(i, f"reason_{i}") for i in range(N_REASONS))

@@ -117,6 +117,15 @@ class KvmRules(NamedTuple):
     flush_all_contexts: Annotated[bool, _since(
         "5.8", "a flush of all is INVEPT or INVVPID of all contexts; before, of its own",
         "vmx_flush_tlb_all; tlb.md §7")]
+    flush_by_asid: Annotated[bool, _since(
+        "2.6.38", "of AMD: a flush is TLB_CONTROL's, of one ASID, where the processor can; before, a new ASID",
+        "svm_flush_tlb; tlb.md §11")]
+    flush_by_address: Annotated[bool, _since(
+        "4.19", "of AMD: INVLPG of a shadowed guest is INVLPGA of its ASID; before, a flush of all",
+        "svm_flush_tlb_gva; tlb.md §11")]
+    asids_above_sev: Annotated[bool, _since(
+        "4.16", "of AMD: ASIDs of encrypted guests, the lowest, are not given to others",
+        "svm_hardware_enable; tlb.md §11")]
     unrestricted_guest: Annotated[bool, _since(
         "2.6.32", "a guest over EPT that does not page runs as it is, where the processor can",
         "enable_unrestricted_guest; kvm_policy.md §3.4")]

@@ -56,6 +56,15 @@ CONFIGS = {
     "shadow-2m-nx-6.12": LINUX.replace(kvm="6.12", mmu="shadow", host_pages="2m", nx_huge_pages=True),
     "ept-2m-nx-6.12": LINUX.replace(kvm="6.12", mmu="ept", tdp_mmu=False, host_pages="2m", nx_huge_pages=True),
     "tdp-2m-nx-6.12": LINUX.replace(kvm="6.12", mmu="ept", host_pages="2m", nx_huge_pages=True),
+    "amd-2m": LINUX.replace(mmu="ept", vendor="amd", host_pages="2m"),
+    "amd-older-2m": LINUX.replace(mmu="ept", vendor="amd", tdp_mmu=False, host_pages="2m", nx_huge_pages=True),
+    "amd-untouched": LINUX.replace(mmu="ept", vendor="amd", host_pages="untouched"),
+    "amd-no-flush-by-asid": LINUX.replace(mmu="ept", vendor="amd", flush_by_asid=False, asids=3),
+    "amd-shadow": LINUX.replace(mmu="shadow", vendor="amd"),
+    "amd-shadow-2m": LINUX.replace(mmu="shadow", vendor="amd", host_pages="2m", asids=3),
+    "amd-5.10": LINUX.replace(mmu="ept", vendor="amd", kvm="5.10", tdp_mmu=False),
+    "amd-6.12": LINUX.replace(mmu="ept", vendor="amd", kvm="6.12"),
+    "amd-6.12-shadow": LINUX.replace(mmu="shadow", vendor="amd", kvm="6.12"),
 }
 CLASSES = (
     *("pf_fixed", "pf_guest", "pf_emulate", "pf_spurious", "ept_build", "ept_spurious", "mmio"),

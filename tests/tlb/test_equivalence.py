@@ -143,6 +143,10 @@ class Program:
                 return (self.rng.random() < 0.5,)
             case "invvpid":
                 return self.rng.randint(0, 3), self.vpid(), self.address()
+            case "invlpga":
+                return self.address(), self.vpid()
+            case "tlb_control":
+                return self.one([0, 1, *[3] * 6, *[7] * 6]), self.vpid()
             case "invept":
                 return self.rng.randint(1, 2), self.one([0x1000, 0x12345_6000])
             case "ept_violation":
@@ -162,7 +166,8 @@ class Program:
 # name -> how often; an access fills where it misses, as a walk would
 OFTEN = {"access": 500, "switch": 20, "gpm_access": 60, "psc_access": 40, "epsc_access": 40, "refill": 15, "invlpg": 15}
 OFTEN |= dict.fromkeys(("page_fault", "ept_violation", "transition", "invpcid", "invvpid"), 8)
-OFTEN |= dict.fromkeys(("mov_cr3", "cr0_pg", "cr4_all", "cr4_pcid", "invept", "vmfunc"), 4) | {"reset": 1}
+OFTEN |= dict.fromkeys(("mov_cr3", "cr0_pg", "cr4_all", "cr4_pcid", "invept", "vmfunc", "invlpga"), 4)
+OFTEN |= {"reset": 1, "tlb_control": 1}
 
 
 def run(tlb: TLB | Tlb, name: str, *args: Any) -> Any:
@@ -246,7 +251,7 @@ def test_context_numbers_are_recycled(seed: int) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_programs_get_everywhere(name: str) -> None:
     """What the equality above is worth: every kind of hit, eviction and invalidation comes up."""
-    counted = check(SMALL[name], 1, 6000).counters()
+    counted = check(SMALL[name], 3, 9000).counters()
     shape = SMALL[name]
     for unit in ("l1i", "l1d", "l1s", "l2i", "l2", "psc", "epsc"):
         for array in getattr(shape, unit):
@@ -259,7 +264,7 @@ def test_programs_get_everywhere(name: str) -> None:
     for cause, operations in counted["flushes"].items():
         assert operations > 0
         assert sum(counted["invalidated"][cause].values()) > 0, cause
-    assert len(counted["flushes"]) == 20
+    assert len(counted["flushes"]) == 24
     assert len(counted["refill_misses"]) > 6
 
 

@@ -18,7 +18,7 @@ from tests.support.tlb_modes import KINDS, MODES, make_tlb
 A, B = 0x7F00_1234_5000, 0x7F00_1234_6000  # the same 2M region
 G = 0xFFFF_8000_0040_0000  # of a global page, and of a local one in PCID 1
 FAR = 0x1234_5678_9000
-R, S = 0x12_3456_7000, 0x8000  # EPT roots
+R, S, N = 0x12_3456_7000, 0x8000, 5 << 12  # EPT roots; the one that stands for ASID 5
 GEOMETRY = geometry("skylake", l1d="256/fa", stlb="2048/16")
 
 
@@ -32,6 +32,7 @@ class Entry(NamedTuple):
 
 # Linear mappings of the host and of a VPID that lingers, combined ones under two VPIDs and two roots.
 CONTEXTS = [(0, 0, None), (0, 1, None), (5, 0, None), (0, 0, R), (5, 0, R), (5, 1, R), (5, 0, S), (6, 0, R), (6, 1, S)]
+CONTEXTS += [(5, 0, N), (6, 0, N)]
 GLOBALS = sorted({(vpid, root) for vpid, _, root in CONTEXTS}, key=str)
 
 
@@ -43,7 +44,7 @@ def linear() -> Iterator[Entry]:
 
 
 EVERYTHING = set(linear()) | {
-    Entry(kind, 0, 0, r, at) for r in (R, S) for kind in ("gpm", "epsc") for at in (0, 1 << 30)
+    Entry(kind, 0, 0, r, at) for r in (R, S, N) for kind in ("gpm", "epsc") for at in (0, 1 << 30)
 }
 
 
@@ -111,6 +112,14 @@ ROWS: dict[str, str] = {
         "e.root == R and (e.at == 0 or e.vpid == 5 and e.pcid == 0 and used_for(A) and e.kind in ('local', 'psc'))"
     ),
     "ept_violation(1 << 30, S, vpid=5, pcid=0)": "e.root == S and e.at == 1 << 30",
+    # §11: ASID 5 with what is tagged by it alone under nested paging, N = 5 << 12
+    "invlpga(A, 5)": "e.vpid == 5 and used_for(A)",
+    "invlpga(G, 5)": "e.vpid == 5 and e.at == G",
+    "tlb_control(0, 5)": "False",
+    "tlb_control(1, 5)": "True",
+    "tlb_control(3, 5)": "e.vpid == 5 or e.root == N and e.kind in ('gpm', 'epsc')",
+    "tlb_control(7, 5)": "e.vpid == 5 and e.kind != 'global' or e.root == N and e.kind in ('gpm', 'epsc')",
+    "tlb_control(3, 4)": "False",
     "reset()": "True",
 }
 

@@ -2,6 +2,7 @@
 
     bits        entries of guest and EPT tables, control registers, as 64-bit C constants
     types       structs that the kernels share: memory, registers, steps, the outcome of a walk
+    vmcb        the fields of a VMCB of AMD
     vmx         the VMCS: controls and exit information; exit reasons
     pferr       bits of the error code of a #PF
     msr         numbers of model-specific registers

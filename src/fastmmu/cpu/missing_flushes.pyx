@@ -14,8 +14,9 @@ KINDS = ("address", "rights", "gone", "dirty")
 """What is stale of a use: it leads to another place; memory refuses the access; memory does not map the page; memory
 has a dirty flag to set."""
 
-OWED = ("unknown", "INVLPG", "MOV CR3", "INVVPID", "INVEPT")
-"""The invalidation that is missing. INVLPG stands for any that takes this address: INVPCID, a CR3 write."""
+OWED = ("unknown", "INVLPG", "MOV CR3", "INVVPID", "INVEPT", "TLB_CONTROL")
+"""The invalidation that is missing. INVLPG stands for any that takes this address: INVPCID, a CR3 write. TLB_CONTROL:
+of AMD, in the place of INVVPID and INVEPT."""
 
 _TABLES = {True: "EPT", False: "guest"}
 
@@ -67,13 +68,14 @@ cdef class MissingFlushes:
     Threads: all of it can be read while the machine runs in another one.
     """
 
-    def __cinit__(self, *, shadow=False):
-        cdef bint of_shadow = flag("shadow", shadow)
+    def __cinit__(self, *, shadow=False, amd=False):
+        cdef bint of_shadow = flag("shadow", shadow), of_amd = flag("amd", amd)
         self.turns = Turns()
         self.w = stale_new()
         if self.w == NULL:
             raise OutOfMemoryError("no memory for the detector of missing flushes")
         self.w.shadow = of_shadow
+        self.w.svm = of_amd
 
     def __dealloc__(self):
         stale_free(self.w)

@@ -22,6 +22,7 @@ cdef enum Owed:                 # the invalidation that was left out
     OWED_CR3 = 2                # MOV to CR3 without bit 63
     OWED_INVVPID = 3            # by the VMM, which changed a shadow entry or the shadow root
     OWED_INVEPT = 4             # by the VMM, which changed an EPT entry
+    OWED_TLB_CONTROL = 5        # of AMD, in the place of both
 
 cdef struct Seen:
     uint64_t key
@@ -52,10 +53,11 @@ cdef struct Detector:
     HashTable seen              # of Seen
     HashTable stored            # of Stored
     bint shadow                 # the tables walked are the VMM's
+    bint svm                    # of AMD
     uint64_t uses               # checked
     uint64_t found
     uint64_t by_kind[4]
-    uint64_t by_owed[5]
+    uint64_t by_owed[6]
     uint64_t examples
     Stale example[64]
     uint32_t last_kind, last_owed       # of the one found last, and whether it is an example

@@ -221,6 +221,8 @@ cdef void stale_use(Detector *d, Mem *m, const Tlb *t, const Paging *g, const Ep
         walk_silent(m, &paging, &ept if e != NULL else NULL, la, acc, &walk)
         if walk.fault == FAULT_NONE and walk.pa == pa:
             return
+    if d.svm and x.owed >= OWED_INVVPID:
+        x.owed = OWED_TLB_CONTROL
     d.found += 1
     d.by_kind[x.kind] += 1
     d.by_owed[x.owed] += 1

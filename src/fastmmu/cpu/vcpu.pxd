@@ -10,6 +10,7 @@ from fastmmu.arch.vmx cimport N_REASONS, Vmcs
 from fastmmu.cpu.exit_log cimport ExitLog
 from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vapic cimport Vapic
+from fastmmu.tlb.entries cimport asid_root
 from fastmmu.tlb.lookup cimport NO_EPT, Tlb
 
 cdef enum Outcome:              # of an access
@@ -105,6 +106,8 @@ cdef struct Vcpu:
     bint outside                # a VM exit, and no VM entry since
     bint ept_on                 # EPT is in use: entered, and the control is 1
     bint vpid_on                # the control as of the last VM entry
+    bint svm                    # of AMD: always on, and the VPID is an ASID
+    uint32_t tlb_control        # of AMD: what VM entry flushes (TlbControl)
     Vapic *apic                 # what virtualizes the guest's APIC; NULL: nothing does
     bint below_threshold        # VM entry found the TPR below the threshold: exit 43 comes next
     uint64_t need[3][4]         # [Who][Access]: rights that an access needs of a TLB entry
@@ -147,7 +150,9 @@ cdef inline uint32_t vcpu_vpid(const Vcpu *v) noexcept nogil:
 
 
 cdef inline uint64_t vcpu_eptrta(const Vcpu *v) noexcept nogil:
-    return v.vmcs.eptp & FRAME if v.ept_on else NO_EPT
+    if not v.ept_on:
+        return NO_EPT
+    return asid_root(v.vmcs.vpid) if v.svm else v.vmcs.eptp & FRAME
 
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil

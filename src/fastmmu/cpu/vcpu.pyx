@@ -23,7 +23,7 @@ from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, inval
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
 from fastmmu.paging.walk cimport walk_cached
 from fastmmu.tlb.held cimport MISSED
-from fastmmu.tlb.invalidate cimport inv_ept_violation, inv_page_fault, inv_transition
+from fastmmu.tlb.invalidate cimport inv_ept_violation, inv_page_fault, inv_tlb_control, inv_transition
 from fastmmu.tlb.lookup cimport (
     F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
     tlb_switch, tlb_value, tlb_value_of_walk,
@@ -146,6 +146,8 @@ cdef void vcpu_entered(Vcpu *v) noexcept nogil:
     v.ept_on = secondary_control(&v.vmcs, SECONDARY_EPT)
     v.vpid_on = secondary_control(&v.vmcs, SECONDARY_VPID)
     inv_transition(v.tlb, v.vpid_on)
+    if v.tlb_control:
+        inv_tlb_control(v.tlb, v.tlb_control, v.vmcs.vpid)
     vcpu_derive(v)
 
 

@@ -12,13 +12,15 @@
     ipi         interprocessor interrupts, and what a vCPU finds when it runs again
     exit_log    what the VMM made of an exit, in the log of exits
     vpid        the VPIDs of a host; vpid_py: that for Python
+    asid        the ASIDs of a physical CPU of AMD; asid_py: that for Python
+    svm         of a vCPU of AMD: the ASID that it runs under, its flushes
     vmm         `Vmm`: what user space does to slots and dirty logs, for Python
     host_calls  what the host and user space ask of the VMM, kernels or Python
     policy      the same rules in Python, to be read and overridden
-    port        what they work on, of vm_port and vcpu_port; vmcs: VMREAD and VMWRITE of it; registers_port,
-                roots_port: control registers as a value, the roots of a vCPU; faults_port: a fault, and the guest's
-                tables under shadow paging; vpid_port: the VPIDs of a host; lapic_port, of apic_entry_port: its local
-                APIC; log_port: a dirty log
+    port        what they work on, of vm_port and vcpu_port; vmcs, vmcb: fields of its VMCS or VMCB;
+                registers_port, roots_port: control registers as a value, the roots of a vCPU; faults_port: a fault, and
+                the guest's tables under shadow paging; vpid_port, asid_port: the VPIDs of a host, the ASIDs of a CPU;
+                lapic_port, of apic_entry_port: its local APIC; log_port: a dirty log
 
 Imports `arch` to `vmx`, of which `policy` and `vmcs` take the fields of the VMCS. Rules are those of
 kvm_policy.md; each names its section.

@@ -9,8 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu.arch.msr cimport MSR_EFER
 from fastmmu.arch.vmx cimport (
     EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_INVLPG, EXIT_INVPCID,
-    EXIT_NPF, EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, N_REASONS, SECONDARY_PML, SECONDARY_VPID,
-    secondary_control,
+    EXIT_NPF, EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, N_REASONS, SECONDARY_PML,
 )
 from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
 from fastmmu.kvm.exit_log cimport kvm_log_begin, kvm_log_end
@@ -19,12 +18,14 @@ from fastmmu.kvm.kvm cimport OMIT_INVLPG, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_G
 from fastmmu.kvm.lapic cimport NOT_OF_APIC, kvm_apic_begin, kvm_apic_end, kvm_apic_exit
 from fastmmu.kvm.modes cimport modes_save
 from fastmmu.kvm.registers cimport kvm_cr_access, kvm_emulate
-from fastmmu.kvm.requests cimport kvm_count_flushes, kvm_entered, kvm_flush_remote_tlbs, kvm_serve_requests
+from fastmmu.kvm.requests cimport (
+    kvm_count_flushes, kvm_entered, kvm_flush_gva, kvm_flush_remote_tlbs, kvm_serve_requests,
+)
+from fastmmu.kvm.svm cimport svm_pre_run
 from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_drain
 from fastmmu.mmu.roots cimport mmu_forget_previous
 from fastmmu.mmu.sync cimport shadow_invlpg, sync_roots
 from fastmmu.paging.guest cimport reachable
-from fastmmu.tlb.invalidate cimport inv_invvpid
 
 
 ctypedef int (*KvmExit)(KvmVcpu *vcpu) noexcept nogil
@@ -35,6 +36,7 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef int action
     kvm_log_begin(vcpu)
+    v.tlb_control = 0
     if v.ept.pml_index != NULL:
         kvm_drain(vcpu)
     kvm_entered(kvm)
@@ -50,6 +52,8 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     read_full_ring(vcpu)
     if vcpu.irq != NULL:
         kvm_apic_end(vcpu.irq, action)
+    if kvm.modes.amd:
+        svm_pre_run(vcpu)
     return action
 
 
@@ -101,10 +105,8 @@ cdef int invalidate_page(KvmVcpu *vcpu, uint64_t la) noexcept nogil:
     cdef Vcpu *v = &vcpu.cpu
     shadow_invlpg(&kvm.mmu, &vcpu.guest, la)
     kvm_flush_remote_tlbs(vcpu)
-    if (not kvm.omit & OMIT_INVLPG and secondary_control(&v.vmcs, SECONDARY_VPID)
-            and reachable(la, v.hw.la_bits)):
-        vcpu.c.invvpid += 1
-        inv_invvpid(v.tlb, 0, v.vmcs.vpid, la)
+    if not kvm.omit & OMIT_INVLPG and reachable(la, v.hw.la_bits):
+        kvm_flush_gva(vcpu, la)
     return ACT_EMULATED
 
 

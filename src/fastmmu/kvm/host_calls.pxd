@@ -11,6 +11,7 @@ cdef uint32_t call_allocate_vpid(VirtualMachine vm, KvmVcpu *vcpu, VpidAllocator
 cdef int call_create_lapic(VirtualMachine vm, KvmVcpu *vcpu) except -1     # or the VMM of the kernels
 cdef int call_free_vpid(VirtualMachine vm, KvmVcpu *vcpu, VpidAllocator host) except -1    # vcpu.vpid is 0 after it
 cdef int call_reset(VirtualMachine vm, KvmVcpu *vcpu) except? -2           # -1: Vcpu.abort says why
+cdef int call_pre_run(VirtualMachine vm, KvmVcpu *vcpu) except -1   # before the first VM entry
 cdef int call_load_root(VirtualMachine vm, KvmVcpu *vcpu) except? -2       # -1: as before
 cdef int call_put(VirtualMachine vm, KvmVcpu *vcpu) except -1
 cdef int call_load(VirtualMachine vm, KvmVcpu *vcpu) except -1

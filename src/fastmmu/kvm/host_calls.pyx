@@ -15,6 +15,7 @@ from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.kvm.registers cimport kvm_registers
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs, kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_load_root, kvm_zap_all
+from fastmmu.kvm.svm cimport svm_pre_run
 from fastmmu.kvm.vcpu cimport kvm_vcpu_current, kvm_vcpu_enter, kvm_vcpu_exit, kvm_vcpu_load, kvm_vcpu_put
 from fastmmu.kvm.vpid cimport vpid_alloc, vpid_free
 from fastmmu.kvm.vpid_port cimport VpidBitmap
@@ -26,7 +27,9 @@ from fastmmu.errors import PolicyError
 # ---- a vCPU comes, and ends -------------------------------------------------------------------------------------
 
 cdef uint32_t call_allocate_vpid(VirtualMachine vm, KvmVcpu *vcpu, VpidAllocator host, bint enabled) except? 0xBAD:
+    # of AMD there are ASIDs instead
     cdef VpidBitmap vpids
+    enabled = enabled and not vcpu.cpu.svm
     if vm is None:
         return vpid_alloc(&host.map) if enabled else 0
     vpids = vm.vpids
@@ -77,6 +80,16 @@ cdef int call_reset(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
         return -1
     if vcpu.kvm.shadow:
         kvm_serve_requests(vcpu)
+    return 0
+
+
+cdef int call_pre_run(VirtualMachine vm, KvmVcpu *vcpu) except -1:
+    if not vcpu.cpu.svm:
+        return 0
+    if vm is not None:
+        vm.call("pre_run", vcpu, NOWHERE)
+    else:
+        svm_pre_run(vcpu)
     return 0
 
 

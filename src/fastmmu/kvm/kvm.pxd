@@ -13,6 +13,7 @@ from fastmmu.arch.types cimport Paging
 from fastmmu.arch.vmx cimport N_REASONS
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.asid cimport SvmCpu
 from fastmmu.mmu.mmu cimport Mmu, MmuContext
 
 ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
@@ -20,9 +21,10 @@ ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
 cdef enum Omission:             # flushes that a VMM leaves out, to see that they are missed
     OMIT_TABLES = 1             # after changes of shadow tables or the EPT
     OMIT_REGISTERS = 2          # after guest CR0, CR3, CR4 under shadow paging
-    OMIT_INVLPG = 4             # INVVPID at guest INVLPG
+    OMIT_INVLPG = 4             # INVVPID, INVLPGA at guest INVLPG
     OMIT_MOVED = 8              # on a physical CPU that the vCPU is new on
     OMIT_REMOTE = 16            # of other vCPUs, whose rights went
+    OMIT_ASIDS = 32             # of all ASIDs where they begin anew
 
 cdef enum Request:              # what a vCPU does before its next VM entry (KVM_REQ_...)
     REQ_TLB_FLUSH = 1           # all that it may have cached: another vCPU took rights away
@@ -52,6 +54,10 @@ cdef struct KvmCounters:        # of a vCPU, what the VMM did at its exits; name
     uint64_t violations[7]      # EPT violations by FaultClass
     uint64_t invvpid
     uint64_t invept
+    uint64_t asid_flushes
+    uint64_t invlpga
+    uint64_t asids
+    uint64_t asid_generations
 
 cdef struct KvmStats:           # of KVM's statistics those that are no counters of the processor or the MMU (§12)
     uint64_t pf_taken, pf_fixed, pf_emulate
@@ -85,6 +91,8 @@ cdef struct KvmVcpu:
     Vcpu cpu                    # first: see to_kvm_vcpu
     Kvm *kvm
     uint32_t vpid               # that the host gave it (vmx->vpid); 0: none
+    uint32_t asid               # of AMD: that it has of its physical CPU, while the generation lasts (svm->asid)
+    uint64_t asid_generation    # 0: it has none there
     uint32_t index              # number within the VM (vcpu_idx), of one that ended given out again
     Registers arch              # the guest's registers as the guest has them, as of the last VM exit
     Paging guest                # under shadow paging: what they make of the guest's tables
@@ -101,6 +109,9 @@ cdef struct Kvm:
     Mmu mmu
     bint shadow                 # shadow paging; else EPT
     Modes modes
+    SvmCpu *svm_cpu             # of AMD: [physical CPU], its host's
+    bint flush_by_asid          # by TLB_CONTROL; else by a new ASID
+    bint flush_by_address       # by INVLPGA; else the whole ASID
     uint64_t accesses_ended     # of the trace, of vCPUs that have ended
     bint ended                  # its machine is gone from its host: no call is taken any more
     KvmVcpu **vcpu              # [n_vcpus], by index

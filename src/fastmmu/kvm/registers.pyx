@@ -10,7 +10,6 @@ from fastmmu.arch.registers cimport (
     registers_load_pdptes, registers_pdptes,
 )
 from fastmmu.arch.types cimport Paging
-from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
 from fastmmu.cpu.vcpu cimport (
     ABORT_IDENTITY, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, INS_CLTS, INS_INVLPG, INS_LMSW, INS_MOV_FROM_CR,
     INS_MOV_TO_CR, INS_RDMSR, INS_WRMSR, Vcpu, vcpu_abort,
@@ -19,14 +18,15 @@ from fastmmu.kvm.kvm cimport (
     OMIT_REGISTERS, OMIT_TABLES, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu,
 )
 from fastmmu.kvm.modes cimport modes_cr4, modes_load, modes_shadow
-from fastmmu.kvm.requests cimport kvm_count_flushes, kvm_flush_remote_tlbs, kvm_make_request
+from fastmmu.kvm.requests cimport kvm_count_flushes, kvm_flush_gva, kvm_flush_remote_tlbs, kvm_make_request
 from fastmmu.kvm.roots cimport kvm_new_role, kvm_reload, kvm_set_root
+from fastmmu.kvm.svm cimport svm_flush_tlb
 from fastmmu.mmu.pages cimport mmu_hpa
 from fastmmu.mmu.roots cimport mmu_forget_previous, mmu_root_found, mmu_root_kept
 from fastmmu.mmu.sync cimport sync_every_root, sync_roots
 from fastmmu.paging.guest cimport root_address
 from fastmmu.paging.memory cimport mem_holds, mem_read64
-from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid
+from fastmmu.tlb.invalidate cimport inv_invept
 
 
 cdef int kvm_registers(KvmVcpu *vcpu) noexcept nogil:
@@ -99,8 +99,11 @@ cdef int adopt(KvmVcpu *vcpu, const Registers *new) noexcept nogil:
     if kvm.shadow:
         return ACT_EMULATED
     if (old.cr0 ^ new.cr0) & CR0_PG or cr4 & CR4_PAE or cr4 & new.cr4 & CR4_SMEP:
-        vcpu.c.invept += 1
-        inv_invept(v.tlb, 1, v.vmcs.eptp & FRAME)
+        if kvm.modes.amd:
+            svm_flush_tlb(vcpu)
+        else:
+            vcpu.c.invept += 1
+            inv_invept(v.tlb, 1, v.vmcs.eptp & FRAME)
     elif cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE:
         kvm_make_request(vcpu, REQ_TLB_FLUSH_CURRENT)
     return ACT_EMULATED
@@ -134,9 +137,7 @@ cdef int kvm_emulate(KvmVcpu *vcpu, uint32_t instruction, uint32_t cr, uint64_t 
         v.result = a.efer
         return ACT_EMULATED
     if instruction == INS_INVLPG:
-        if secondary_control(&v.vmcs, SECONDARY_VPID):
-            vcpu.c.invvpid += 1
-            inv_invvpid(v.tlb, 0, v.vmcs.vpid, source)
+        kvm_flush_gva(vcpu, source)
         return ACT_EMULATED
     if instruction == INS_WRMSR:
         rule = registers_efer(a, source, &new)

@@ -4,7 +4,7 @@ Flushes are for entries and roots that changed, on a new CPU, by other vCPUs (tl
 matter of `kvm_entered`: the kinds of flushes that it would ask for are not those that are needed.
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
@@ -13,6 +13,7 @@ from fastmmu.kvm.kvm cimport (
     EXITING_GUEST_MODE, OMIT_TABLES, IN_GUEST_MODE, OMIT_MOVED, OMIT_REMOTE, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT,
     REQ_TLB_FLUSH_GUEST, Kvm, KvmStats, KvmVcpu,
 )
+from fastmmu.kvm.svm cimport svm_flush_gva, svm_flush_tlb, svm_moved
 from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
 
 
@@ -22,7 +23,9 @@ cdef void kvm_flush(KvmVcpu *vcpu) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef int every = kvm.mmu.policy.flush_all_contexts
-    if not kvm.shadow:
+    if kvm.modes.amd:
+        svm_flush_tlb(vcpu)
+    elif not kvm.shadow:
         vcpu.c.invept += 1
         inv_invept(v.tlb, 1 + every, v.vmcs.eptp & FRAME)
     elif secondary_control(&v.vmcs, SECONDARY_VPID):
@@ -35,6 +38,9 @@ cdef void kvm_flush(KvmVcpu *vcpu) noexcept nogil:
 cdef void kvm_moved(KvmVcpu *vcpu) noexcept nogil:
     # What it cached there before may be stale, and its VPID may have been another's (vmx_vcpu_load_vmcs).
     cdef Kvm *kvm = vcpu.kvm
+    if kvm.modes.amd:
+        svm_moved(vcpu)
+        return
     vcpu.requests &= ~<uint32_t> REQ_TLB_FLUSH
     if kvm.omit & OMIT_MOVED:
         return
@@ -46,9 +52,21 @@ cdef void kvm_moved(KvmVcpu *vcpu) noexcept nogil:
 cdef void flush_current(KvmVcpu *vcpu) noexcept nogil:
     # Linear mappings are tagged by VPID alone, the hardware's PCID is 0 whatever the guest's: the old root's must go.
     cdef Vcpu *v = &vcpu.cpu
-    if secondary_control(&v.vmcs, SECONDARY_VPID):
+    if vcpu.kvm.modes.amd:
+        svm_flush_tlb(vcpu)
+    elif secondary_control(&v.vmcs, SECONDARY_VPID):
         vcpu.c.invvpid += 1
         inv_invvpid(v.tlb, 1, v.vmcs.vpid, 0)
+
+
+cdef void kvm_flush_gva(KvmVcpu *vcpu, uint64_t la) noexcept nogil:
+    # without VPID the exit has flushed it
+    cdef Vcpu *v = &vcpu.cpu
+    if vcpu.kvm.modes.amd:
+        svm_flush_gva(vcpu, la)
+    elif secondary_control(&v.vmcs, SECONDARY_VPID):
+        vcpu.c.invvpid += 1
+        inv_invvpid(v.tlb, 0, v.vmcs.vpid, la)
 
 
 cdef void request_remote(KvmVcpu *vcpu) noexcept nogil:

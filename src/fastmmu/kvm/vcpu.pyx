@@ -18,6 +18,7 @@ from fastmmu.kvm.kvm cimport (
 from fastmmu.kvm.lapic cimport kvm_apic_begin, kvm_apic_entry
 from fastmmu.kvm.requests cimport kvm_flush, kvm_moved, kvm_serve_requests
 from fastmmu.kvm.roots cimport kvm_resume_root
+from fastmmu.kvm.svm cimport svm_pre_run
 from fastmmu.mmu.roots cimport mmu_common_root, mmu_vcpu_destroy, mmu_vcpu_load
 
 
@@ -79,7 +80,7 @@ cdef void load_ept_root(KvmVcpu *vcpu) noexcept nogil:
     cdef uint64_t root = mmu_common_root(&vcpu.kvm.mmu)
     if not root or root == v.ept.root:
         return
-    if not vcpu.kvm.mmu.policy.flush_all_contexts:
+    if not vcpu.kvm.mmu.policy.flush_all_contexts or vcpu.kvm.modes.amd:
         kvm_flush(vcpu)
     v.ept.root = root
     v.vmcs.eptp = (v.vmcs.eptp & 0xFFF) | root
@@ -97,6 +98,7 @@ cdef int kvm_vcpu_enter(KvmVcpu *vcpu, uint32_t pcpu) noexcept nogil:
     if vcpu.mode != OUTSIDE_GUEST_MODE and reason != NO_EXIT:
         clear_exit_information(&v.vmcs)
         vcpu_leave(v, reason)
+        v.tlb_control = 0
         kvm_drain(vcpu)
         vcpu.mode = OUTSIDE_GUEST_MODE
     kvm_arm(vcpu)
@@ -104,16 +106,18 @@ cdef int kvm_vcpu_enter(KvmVcpu *vcpu, uint32_t pcpu) noexcept nogil:
         return -1
     if vcpu.pcpu != pcpu:
         kvm_moved(vcpu)
+    vcpu.pcpu = pcpu
     kvm_serve_requests(vcpu)
     if vcpu.mode == IN_GUEST_MODE:
         vcpu_derive(v)                          # another machine may have been made meanwhile
         return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
     vcpu.mode = IN_GUEST_MODE
-    vcpu.pcpu = pcpu
     if vcpu.irq != NULL:
         ipi_routed(vcpu.irq, pcpu)
         kvm_apic_begin(vcpu.irq)
         kvm_apic_entry(vcpu.irq)
+    if vcpu.kvm.modes.amd:
+        svm_pre_run(vcpu)
     if vcpu_enter(v):
         return -1
     return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
@@ -123,5 +127,6 @@ cdef void kvm_vcpu_exit(KvmVcpu *vcpu) noexcept nogil:
     # the host's timer takes the physical CPU from it
     clear_exit_information(&vcpu.cpu.vmcs)
     vcpu_leave(&vcpu.cpu, EXIT_EXTERNAL_INTERRUPT)
+    vcpu.cpu.tlb_control = 0
     kvm_drain(vcpu)
     vcpu.mode = OUTSIDE_GUEST_MODE

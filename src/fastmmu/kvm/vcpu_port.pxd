@@ -12,3 +12,4 @@ cdef class VcpuPort:
     cdef Vcpu *v
     cdef Mmu *loaded(self, str what) except NULL
     cdef int placed(self) except -1
+    cdef int amd(self) except -1

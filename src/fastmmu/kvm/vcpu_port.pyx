@@ -9,15 +9,17 @@ from fastmmu.arch.registers cimport long_mode, pae_paging, pages, paging_of
 from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, SECONDARY_VPID, clear_exit_information, secondary_control
 from fastmmu.cpu.vcpu cimport (
     ABORT_AWAY, ABORT_BUS, ABORT_IDENTITY, ABORT_MISCONFIG, ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_INJECT_GP,
-    vcpu_abort, vcpu_enter, vcpu_leave,
+    vcpu_abort, vcpu_derive, vcpu_enter, vcpu_leave,
 )
+from fastmmu.kvm.asid_port cimport svm_cpu_of
 from fastmmu.kvm.ipi cimport NO_EXIT, ipi_arrived, ipi_routed
 from fastmmu.kvm.kvm cimport EXITING_GUEST_MODE, NOWHERE
 from fastmmu.kvm.registers_port cimport Registers, registers_of
 from fastmmu.kvm.vm_port cimport made_of
+from fastmmu.kvm.vmcb cimport vmcb_read, vmcb_write
 from fastmmu.kvm.vmcs cimport vmcs_read, vmcs_write
 from fastmmu.paging.guest cimport root_address
-from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
+from fastmmu.tlb.invalidate cimport inv_invept, inv_invlpga, inv_invvpid, inv_tlb_control, inv_transition
 
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import PolicyError, VmFailValid
@@ -107,6 +109,91 @@ cdef class VcpuPort:
         """What a VM exit or entry flushes of a vCPU without a VPID: linear mappings (tlb.md §5), at once."""
         self.vm.inside()
         inv_transition(self.v.tlb, False)
+
+    # ---- its VMCB, and instructions of SVM -------------------------------------------------------------------
+
+    cdef int amd(self) except -1:
+        self.vm.inside()
+        if not self.v.svm:
+            raise PolicyError('the vCPU has a VMCS, by vmread() and vmwrite(): a VMCB is of Config(vendor="amd")')
+        return 0
+
+    def vmcb_read(self, field):
+        """A field of its VMCB, by offset (:class:`fastmmu.arch.vmcb.VmcbField`): the state of :meth:`vmread` in AMD's
+        layout.
+
+        :raises StateError: there is no such field. :raises PolicyError: the machine is of Intel.
+        """
+        self.amd()
+        return vmcb_read(self.vcpu, word("field", field))
+
+    def vmcb_write(self, field, value):
+        """Write a field of its VMCB. What follows from it is as of :meth:`vmwrite`.
+
+        :raises StateError: as of :meth:`vmcb_read`; a value wider than the field, or one that a machine does not carry
+            out. :raises PolicyError: the machine is of Intel.
+        """
+        self.amd()
+        vmcb_write(self.vcpu, word("field", field), word("value", value))
+
+    @property
+    def asid(self):
+        """The ASID that KVM gave it on its physical CPU (svm->asid); it runs under that of its VMCB."""
+        self.amd()
+        return self.vcpu.asid
+
+    @asid.setter
+    def asid(self, value):
+        self.amd()
+        self.vcpu.asid = within("asid", value, 1, 0xFFFF, PolicyError)
+
+    @property
+    def asid_generation(self):
+        """The generation of :attr:`asid`; 0: it has none on this physical CPU. 64 bits."""
+        self.amd()
+        return self.vcpu.asid_generation
+
+    @asid_generation.setter
+    def asid_generation(self, value):
+        self.amd()
+        self.vcpu.asid_generation = word("asid_generation", value)
+
+    @property
+    def svm_cpu(self):
+        """What KVM keeps of the physical CPU that it is on, or is put on, a :class:`fastmmu.kvm.asid_port.SvmCpuData`
+        (svm_cpu_data)."""
+        cdef uint32_t at = self.vm.placing if self.vm.placing != NOWHERE else self.vcpu.pcpu
+        self.amd()
+        return svm_cpu_of(self.vm, &self.vm.kvm.svm_cpu[0 if at == NOWHERE else at])
+
+    def invlpga(self, la, asid):
+        """INVLPGA on the physical CPU that it runs on: what an ASID has cached of one address; counted as ``invlpga``.
+
+        :raises StateError: `la` is not canonical.
+        """
+        cdef uint64_t address = linear_address("la", la)
+        cdef uint32_t of = within("asid", asid, 0, 0xFFFF, PolicyError)
+        self.amd()
+        self.vcpu.c.invlpga += 1
+        inv_invlpga(self.v.tlb, of, address)
+
+    @property
+    def in_guest(self):
+        """The processor is in the guest, and not behind a VM exit: what its VMCB says counts at the next VM entry."""
+        self.amd()
+        return self.v.vpid_on
+
+    def run_again(self):
+        """A VM exit and VM entry at once, of a vCPU in the guest, which nobody counts: its ASID and TLB_CONTROL count.
+
+        :raises PolicyError: it is not in the guest.
+        """
+        self.amd()
+        if not self.v.vpid_on:
+            raise PolicyError("the vCPU is behind a VM exit: the VM entry to come does it")
+        inv_tlb_control(self.v.tlb, self.v.tlb_control, self.v.vmcs.vpid)
+        self.v.tlb_control = 0
+        vcpu_derive(self.v)
 
     @property
     def last_retry(self):

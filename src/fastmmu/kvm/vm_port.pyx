@@ -72,9 +72,15 @@ cdef class VmPort:
 
     @property
     def enable_vpid(self):
-        """Its vCPUs get VPIDs (``Config.vpid``)."""
+        """Its vCPUs get VPIDs (``Config.vpid``); of AMD they have ASIDs instead."""
         self.inside()
-        return self.board.config.vpid
+        return self.board.config.vpid and not self.kvm.modes.amd
+
+    @property
+    def flush_by_asid(self):
+        """Of AMD: a flush is asked of TLB_CONTROL; else a vCPU gets a new ASID (``Config.flush_by_asid``)."""
+        self.inside()
+        return self.kvm.flush_by_asid != 0
 
     @property
     def noncoherent(self):

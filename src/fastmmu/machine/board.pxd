@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.kvm cimport Kvm, KvmVcpu
 from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.kvm.vpid_py cimport VpidAllocator
@@ -29,6 +30,7 @@ cdef class Board:
     cdef Mem guest_mem          # guest-physical memory as a window of host memory
     cdef Kvm kvm                # and the vCPUs: each a Run, made and freed here
     cdef VpidAllocator vpids    # of its host
+    cdef AsidAllocator asids
     cdef VirtualMachine vm      # and the VMM in Python that works on it; None: the kernels are the VMM
     cdef object python
     cdef Run *loop              # the vCPU that is loaded, as the rooms see it; never NULL

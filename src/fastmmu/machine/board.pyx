@@ -19,6 +19,7 @@ from fastmmu.cpu.interrupts cimport (
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.tpr_patch cimport patch_use_rom
 from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu
+from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.exits cimport kvm_handle
 from fastmmu.kvm.host_calls cimport (
     call_allocate_vpid, call_create_lapic, call_enter_again, call_free_vpid, call_load, call_load_root, call_put,
@@ -62,20 +63,21 @@ from fastmmu.tlb.geometry import geometry
 
 
 cdef void vcpu_vpid(KvmVcpu *vcpu, uint32_t vpid) noexcept:
-    # 0: it runs without
+    # 0: it runs without; of AMD: under the ASID that it gets before VM entry
     cdef Vmcs *vmcs = &vcpu.cpu.vmcs
     vcpu.vpid = vmcs.vpid = vpid
+    vcpu.asid_generation = 0
     vmcs.secondary &= ~SECONDARY_VPID
-    if vpid:
+    if vpid or vcpu.cpu.svm:
         vmcs.secondary |= SECONDARY_VPID
 
 
 cdef object _checked_place(place):
-    # (memory, origin, TLB, VPIDs)
+    # (memory, origin, TLB, VPIDs, ASIDs)
     parts = many("place", place)
-    if len(parts) != 4:
-        raise ConfigError(f"place has 4 parts, not {len(parts)}: the host's memory, where in it, a TLB, its VPIDs")
-    memory, origin, tlb, vpids = parts
+    if len(parts) != 5:
+        raise ConfigError(f"place has 5 parts, not {len(parts)}: a host's memory, where in it, a TLB, VPIDs, ASIDs")
+    memory, origin, tlb, vpids, asids = parts
     if not instance("the memory of place", memory, PhysicalMemory).writable:
         raise ConfigError("the memory of place is read-only; a machine writes its own")
     if (<PhysicalMemory> memory).mem.segments != NULL:
@@ -83,7 +85,9 @@ cdef object _checked_place(place):
     origin = within("the origin of place", origin, 0, (<PhysicalMemory> memory).mem.nbytes, ConfigError)
     if origin & 0xFFF:
         raise ConfigError(f"place={origin:#x} is not aligned to 4 KB")
-    return memory, origin, instance("the TLB of place", tlb, TLB), instance("the VPIDs of place", vpids, VpidAllocator)
+    return (memory, origin, instance("the TLB of place", tlb, TLB),
+            instance("the VPIDs of place", vpids, VpidAllocator),
+            instance("the ASIDs of place", asids, AsidAllocator))
 
 
 cdef TLB tlb_of(config):
@@ -118,30 +122,33 @@ cdef class Board:
         self.kvm.modes.ept = config.mmu == "ept"
         self.kvm.modes.amd = config.vendor == "amd"
         self.kvm.modes.unrestricted = config.unrestricted
+        self.v.svm = config.vendor == "amd" and config.mmu != "native"
         self.kvm.modes.keys = config.mmu == "shadow" and config.shadow_keys
         self.kvm.modes.pcid = config.mmu == "shadow" and config.rules.shadow_pcid
         if has_identity(config, guest_kernel):
             self.kvm.modes.identity = config.identity_map
         if place is None:
             self.vpids = VpidAllocator()
+            self.asids = AsidAllocator(asids=config.asids, min_asid=config.min_asid)
             self.tlb = tlb_of(config)
             placed, more = placed_slots(slots, host_bytes(config))
             self.memory = PhysicalMemory(more)
         else:
-            self.memory, self.origin, self.tlb, self.vpids = _checked_place(place)
+            self.memory, self.origin, self.tlb, self.vpids, self.asids = _checked_place(place)
             placed, more = placed_slots(slots, self.origin + host_bytes(config))
             if more > self.memory.mem.nbytes:
                 raise ConfigError(f"place={self.origin:#x}: the machine ends at {more:#x}, outside the host's memory "
                                   f"of {self.memory.mem.nbytes:#x} bytes")
         self.behind = more
         self.loop.guest_base = self.origin + host_bytes(config) - guest_bytes
+        self.kvm.svm_cpu = self.asids.cpu
         self.guest_mem.base = self.memory.mem.base + self.loop.guest_base
         self.guest_mem.nbytes = guest_bytes
         self.turns = self.tlb.turns
         self.v.mem = &self.memory.mem
         self.v.tlb = self.tlb.t
         if config.find_missing_flushes:
-            self.missing_flushes = MissingFlushes(shadow=config.mmu == "shadow")
+            self.missing_flushes = MissingFlushes(shadow=config.mmu == "shadow", amd=config.vendor == "amd")
             self.missing_flushes.turns = self.turns
             self.v.detector = self.missing_flushes.w
         self.v.handler = kvm_handle
@@ -293,6 +300,8 @@ cdef class Board:
         p.apic_load_retried = rules.apic_load_retried
         p.manual_log_for_good, p.collapse_by_size = rules.manual_log_for_good, rules.collapse_by_size
         p.flush_all_contexts = rules.flush_all_contexts
+        self.kvm.flush_by_asid = rules.flush_by_asid and config.flush_by_asid
+        self.kvm.flush_by_address = rules.flush_by_address
         p.eager_split = rules.eager_page_split and config.eager_page_split
         p.tdp = config.mmu == "ept" and config.tdp_mmu
         p.nx_huge = config.nx_huge_pages

@@ -46,6 +46,9 @@ class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     host_pages: Literal["4k", "2m", "untouched"] | None = None
     kvm: Literal["slides", "5.10", "6.1", "6.12"] = "slides"
     vendor: Literal["intel", "amd"] = "intel"
+    asids: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)] = 32768
+    sev_asids: Annotated[int, msgspec.Meta(ge=0, le=(1 << 16) - 2)] = 0
+    flush_by_asid: bool = True
     unsync: bool | None = None
     ept_ad: bool = True
     pml: bool = False
@@ -144,8 +147,13 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         (vmx_flush_tlb_all).
     :param vendor: ``"amd"``: nested paging of AMD's processors, as KVM drives it, in the place of an EPT (npt.md; exits
         are ``ExitReason.NPF``): entries always have A/D flags, whatever `ept_ad` says; CR4 is intercepted, its reads
-        too; there is no PML. Its CR8 is V_TPR of the VMCB: writes
-        are intercepted while the TPR blocks what waits, in place of a threshold (kvm_policy.md §14).
+        too; there is no PML. Its CR8 is V_TPR of the VMCB: writes are intercepted while the TPR blocks what waits, in
+        place of a threshold (kvm_policy.md §14). Each vCPU runs under an ASID of its physical CPU, always: `vpid` says
+        nothing then (tlb.md §11).
+    :param asids: ASIDs of a processor of AMD, the host's 0 included (CPUID 8000000AH EBX): KVM's max_asid + 1.
+        :param sev_asids: of them, the lowest, set aside for encrypted guests (CPUID 8000001FH ECX).
+        :param flush_by_asid: it flushes one ASID by TLB_CONTROL (CPUID 8000000AH EDX bit 6); else a vCPU whose
+        translations must go gets a new one. Of a :class:`Host`: those of its first machine.
     :param unsync: shadowed page tables may go out of sync until the guest flushes; None: as `kvm` says.
     :param ept_ad, pml: EPT A/D flags, page-modification log (used while a slot is logged; needs `ept_ad`).
     :param tdp_mmu: EPT by the TDP MMU, else by the older one, which prefetches (with ``kvm="6.1"``).
@@ -257,6 +265,11 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(
                 f"Config: table_pages={self.table_pages} is too few for the tables of one access; at least 16"
             )
+        if self.sev_asids + 2 > self.asids:
+            raise ConfigError(
+                f"Config: asids={self.asids} and sev_asids={self.sev_asids} leave none to give out; asids is greater "
+                "by 2 at least"
+            )
         if self.pml and not (self.mmu == "ept" and self.ept_ad and self.vendor == "intel"):
             raise ConfigError('Config: pml=True needs mmu="ept", ept_ad=True and vendor="intel": it logs EPT D flags')
         known = self.vmm in ("kernel", "python") if isinstance(self.vmm, str) else hasattr(self.vmm, "handle")
@@ -342,6 +355,11 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return kvm_rules(self.kvm)
 
     @property
+    def min_asid(self) -> int:
+        """The first ASID that a guest may have."""
+        return 1 + (self.sev_asids if self.rules.asids_above_sev else 0)
+
+    @property
     def unrestricted(self) -> bool:
         """Whether a guest over EPT runs without paging as it is."""
         if self.vendor == "amd":
@@ -362,8 +380,9 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 VMM_FIELDS = (
-    "mmu", "vpid", "host_pages", "kvm", "vendor", "unsync", "ept_ad", "pml", "tdp_mmu", "eager_page_split",
-    "nx_huge_pages", "mmio_caching", "shadow_keys", "guest_ad_checked", "unrestricted_guest", "identity_map",
+    "mmu", "vpid", "host_pages", "kvm", "vendor", "asids", "sev_asids", "flush_by_asid", "unsync", "ept_ad", "pml",
+    "tdp_mmu", "eager_page_split", "nx_huge_pages", "mmio_caching", "shadow_keys", "guest_ad_checked",
+    "unrestricted_guest", "identity_map",
     "host_memory", "host_reclaim", "ageing", "noncoherent_dma", "cd_quirk", "table_pages", "exit_pages", "exit_log",
     "tpr_shadow", "apic_access_page", "tpr_threshold", "tpr_patch", "vmm",
 )  # fmt: skip

@@ -90,6 +90,8 @@ class Exit(_Part, frozen=True, kw_only=True):
 class Flush(_Part, frozen=True, kw_only=True):
     invvpid: Cycles
     invept: Cycles
+    asid: Cycles
+    invlpga: Cycles
 
 
 class HostWork(_Part, frozen=True, kw_only=True):

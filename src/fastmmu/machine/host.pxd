@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.events cimport Run
@@ -53,6 +54,8 @@ cdef class Host:
     cdef uint64_t n_vcpus       # numbers given out
     cdef list occupant          # [physical CPU] _HostVcpu in guest mode there, or None
     cdef VpidAllocator vpids
+    cdef readonly AsidAllocator asids   # of its CPUs, where these are AMD's
+    cdef object vendor          # of them
     cdef uint64_t migrations, switches
     cdef Past past
     cdef int _reserve(self, uint64_t needed, memory) except -1

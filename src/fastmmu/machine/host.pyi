@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu.kvm.asid_py import AsidAllocator
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
@@ -18,6 +19,7 @@ from fastmmu.tlb.tlb import TLB
 class Host:
     memory: PhysicalMemory
     cpus: tuple[TLB, ...]
+    asids: AsidAllocator
     def __init__(
         self,
         vms: Sequence[Config | tuple[Config, int]],
@@ -53,6 +55,7 @@ class Host:
         first: int = 0,
     ) -> int: ...
     def vpid(self, vcpu: int) -> int: ...
+    def asid(self, vcpu: int) -> int: ...
     def counters(self, vcpu: int) -> dict[str, Any]: ...
     def exit_log(self, vcpu: int, costs: CostModel | None = None) -> ExitLog: ...
     def deliveries(self, vcpu: int) -> list[Delivered]: ...

@@ -6,6 +6,7 @@ from fastmmu._arguments cimport counted, flag, instance, many, shown, whole, wor
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.kvm.host_calls cimport call_enter, call_exit
 from fastmmu.kvm.kvm cimport NOWHERE, OUTSIDE_GUEST_MODE
+from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.board cimport Board, tlb_of
 from fastmmu.machine.events cimport Run
@@ -23,7 +24,7 @@ from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
 from fastmmu.machine.exit_log import ExitLog
-from fastmmu.machine.hosted import check_fits, count_of, with_count
+from fastmmu.machine.hosted import check_fits, check_vendor, count_of, with_count
 from fastmmu.machine.ranges import Ranges
 from fastmmu.sizes import parse_bytes
 
@@ -103,6 +104,8 @@ cdef class Host:
         self._reserve(total, memory)
         self.cpus = tuple([tlb_of(chosen[0][0]) for _ in range(n_cpus)])
         self.spare = tlb_of(chosen[0][0])
+        self.asids, self.vendor = AsidAllocator(n_cpus, asids=chosen[0][0].asids, min_asid=chosen[0][0].min_asid), \
+            chosen[0][0].vendor
         for tlb in (*self.cpus, self.spare):
             (<TLB> tlb).turns = self.turns
         self.occupant = [None] * n_cpus
@@ -153,6 +156,7 @@ cdef class Host:
     cdef Machine _add(self, config, uint32_t count, policy, bint kernel, state, list slots):
         cdef _Hosted vm = _Hosted()
         cdef Machine m
+        check_vendor(config, self.vendor)
         vm.nbytes = machine_bytes(config, all_slots(config, kernel, slots))
         origin = self.ranges.take(vm.nbytes)
         if origin is None:
@@ -162,7 +166,7 @@ cdef class Host:
                 "machine, give it less by Config(memory=), or make the Host with more memory=")
         vm.origin = origin
         try:
-            place = self.memory, origin, self.spare, self.vpids
+            place = self.memory, origin, self.spare, self.vpids, self.asids
             m = Machine(config, policy=policy, guest_kernel=kernel, state=state, slots=slots, place=place)
             vm.machine, vm.board, vm.vcpus = m, m.board, {}
             if count > 1:
@@ -414,6 +418,16 @@ cdef class Host:
         if number not in self.vcpu and 0 <= number < self.n_vcpus:
             return 0
         return self._alive(number).run.vcpu.vpid
+
+    def asid(self, vcpu):
+        """ASID of a vCPU of AMD, of the CPU that it ran on last; 0: it has none there, or has ended."""
+        cdef Turn _turn = self.turns.take()
+        cdef _HostVcpu s
+        number = whole("vcpu", vcpu)
+        if number not in self.vcpu and 0 <= number < self.n_vcpus:
+            return 0
+        s = self._alive(number)
+        return s.run.vcpu.asid if s.run.vcpu.asid_generation else 0
 
     def counters(self, vcpu):
         """Counters of a vCPU, as of :meth:`Machine.counters`; those of the VMM are its machine's. Of the 256 vCPUs that

@@ -39,3 +39,11 @@ def check_fits(config: Config, count: int) -> None:
             f"tpr={config.tpr!r}: vCPUs up to number {config.apic_id + count - 1}; the guest's APICs, or its records "
             f"of the TPR, have room for 0..{most - 1}"
         )
+
+
+def check_vendor(config: Config, vendor: str) -> None:
+    """May a machine be of a host whose processors are of this vendor?"""
+    if config.vendor != vendor:
+        raise ConfigError(
+            f"vendor={config.vendor!r}: the processors of this host are those of its first machine, vendor={vendor!r}"
+        )

@@ -15,8 +15,10 @@ from fastmmu.cpu.vcpu cimport (
 )
 from fastmmu.kvm.exit_log cimport kvm_log_begin, kvm_log_end
 from fastmmu.kvm.exits cimport kvm_default
+from fastmmu.kvm.host_calls cimport call_pre_run
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
 from fastmmu.kvm.requests cimport kvm_serve_requests
+from fastmmu.kvm.vmcb cimport vmcb_of
 from fastmmu.kvm.vmm cimport vmm_of
 from fastmmu.machine.apic_port cimport GuestApic
 from fastmmu.machine.board cimport Board
@@ -164,8 +166,10 @@ cdef class Machine:
         except BaseException:
             board.free_vpid(board.vcpu)
             raise
-        if board.v.guest and place is None and vcpu_enter(board.v):
-            board._raise(0)
+        if board.v.guest and place is None:
+            call_pre_run(board.vm, board.vcpu)
+            if vcpu_enter(board.v):
+                board._raise(0)
 
     cdef _ready_for(self, policy, bint kernel):
         cdef Board board = self.board
@@ -291,6 +295,13 @@ cdef class Machine:
         "Field Encoding in VMCS"; vmx.md §1); empty without a VMM."""
         cdef Turn _turn = self.board.take()
         return dict(self.board.v.vmcs) if self.board.v.guest else {}
+
+    @property
+    def vmcb(self):
+        """The VMCB of a vCPU of AMD as a dict: fields by the names of :class:`fastmmu.arch.vmcb.VmcbField`, in lower
+        case (APM vol. 2, appendix B); empty with another vendor, or without a VMM. Guest state is of the last exit."""
+        cdef Turn _turn = self.board.take()
+        return vmcb_of(self.board.vcpu) if self.board.v.svm else {}
 
     @property
     def hw_cr3(self):

@@ -12,23 +12,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu.exits import N_REASONS, ExitReason, Qualification
-from fastmmu.trace.kvm_names import intel_name
+from fastmmu.exits import N_REASONS, svm_exit
+from fastmmu.trace.kvm_names import ISA_SVM, intel_name, reason_name
 
 __all__ = ["exit_lines"]
-
-_AMD: dict[int, str] = {
-    ExitReason.EXTERNAL_INTERRUPT: "interrupt", ExitReason.TRIPLE_FAULT: "shutdown",
-    ExitReason.INTERRUPT_WINDOW: "vintr", ExitReason.NMI_WINDOW: "iret", ExitReason.TASK_SWITCH: "task_switch",
-    ExitReason.CPUID: "cpuid", ExitReason.HLT: "hlt", ExitReason.INVD: "invd", ExitReason.INVLPG: "invlpg",
-    ExitReason.RDTSC: "rdtsc", ExitReason.VMCALL: "hypercall", ExitReason.IO_INSTRUCTION: "io",
-    ExitReason.RDMSR: "msr", ExitReason.WRMSR: "msr", ExitReason.MWAIT: "mwait", ExitReason.MONITOR: "monitor",
-    ExitReason.PAUSE: "pause", ExitReason.EPT_VIOLATION: "npf", ExitReason.EPT_MISCONFIG: "npf",
-    ExitReason.RDTSCP: "rdtscp", ExitReason.WBINVD: "wbinvd", ExitReason.XSETBV: "xsetbv",
-    ExitReason.INVPCID: "invpcid",
-}  # fmt: skip
-_EXCEPTIONS = {1: "DB", 3: "BP", 6: "UD", 8: "DF", 13: "GP", 14: "PF", 17: "AC", 18: "MC"}
-
 
 _INTEL = [intel_name(reason) for reason in range(N_REASONS)]
 
@@ -39,22 +26,9 @@ def _of_intel(reason: int, q: int, gpa: int, intr_info: int, error_code: int) ->
 
 
 def _of_amd(reason: int, q: int, gpa: int, intr_info: int, error_code: int) -> tuple[str, int, int, int, int]:
-    """Name, exit_info_1 and exit_info_2 as a processor of AMD has them for what the exit stands for (APM vol. 2)."""
-    if reason == ExitReason.NPF:
-        return "npf", q, gpa, 0, 0
-    if reason == ExitReason.EPT_VIOLATION:
-        code = bool(q & 0x38) | q & 2 | 4 | (q & Qualification.FETCH) << 2
-        return "npf", code | (1 << 32 if q & Qualification.TRANSLATED else 1 << 33), gpa, 0, 0
-    if reason == ExitReason.EPT_MISCONFIG:
-        return "npf", 1 << 32 | 0xD, gpa, 0, 0  # a reserved bit; whether it was a write is not known
-    if reason == ExitReason.EXCEPTION_NMI:
-        vector = intr_info & 0xFF
-        return f"{_EXCEPTIONS.get(vector, vector)} excp", error_code, q, 0, 0
-    if reason == ExitReason.CR_ACCESS:
-        kind = "read" if q >> 4 & 3 == 1 else "write"
-        return f"{kind}_cr{0 if q >> 5 & 1 else q & 15}", 0, 0, 0, 0
-    info1 = q if reason == ExitReason.INVLPG else int(reason == ExitReason.WRMSR)
-    return _AMD.get(reason, _INTEL[reason]), info1, 0, 0, 0
+    """Name, exit_info_1 and exit_info_2 of a processor of AMD."""
+    code, info1, info2 = svm_exit(reason, q, gpa, intr_info, error_code)
+    return reason_name(code, ISA_SVM) if code >= 0 else _INTEL[reason], info1, info2, 0, 0
 
 
 def exit_lines(records: npt.NDArray[np.void], trace: str, *, form: str, vendor: str) -> list[str]:

@@ -140,7 +140,9 @@ cdef enum:                      # why entries were invalidated
     BY_REWALK = 18              # rights or D did not suffice
     BY_CONTEXTS = 19            # context numbers ran out
     BY_RESET = 20
-    CAUSES = 21
+    BY_INVLPGA = 21
+    BY_TLB_CONTROL = 22         # of VMRUN: all, of one ASID, of it but global mappings
+    CAUSES = 25
 
 cdef enum:
     CLASSES = 4
@@ -181,9 +183,9 @@ cdef struct TlbCounters:
     uint64_t misses[8]
     uint64_t fills[8]
     uint64_t evictions[8]
-    uint64_t flushes[21]        # [cause]: operations
-    uint64_t invalidated[21][8]  # [cause][unit]: entries
-    uint64_t refill_misses[21]  # [cause]: walks for a translation that this flush took and nothing had overwritten
+    uint64_t flushes[25]        # [cause]: operations
+    uint64_t invalidated[25][8]  # [cause][unit]: entries
+    uint64_t refill_misses[25]  # [cause]: walks for a translation that this flush took and nothing had overwritten
     uint64_t survivals          # entries of the first and second level that lived through a VM entry or exit
 
 cdef struct Tlb:
@@ -382,6 +384,12 @@ cdef inline void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int ca
     x.way[a.pad + way] = 0
 
 # ---- contexts ---------------------------------------------------------------------------------------------------
+# A processor of AMD tags by ASID alone (APM vol. 2, 15.16): it stands in the place of the VPID, and under nested paging
+# in that of the EPT root, too, so that guest-physical entries have it.
+
+cdef inline uint64_t asid_root(uint32_t asid) noexcept nogil:
+    return <uint64_t> asid << 12
+
 
 cdef void tlb_switch(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noexcept nogil  # in force from now on
 cdef uint64_t tlb_kill(Tlb *t, uint32_t id, int cause) noexcept nogil  # flushes a live one; number of entries

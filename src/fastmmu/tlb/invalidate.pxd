@@ -1,4 +1,4 @@
-# Every event that invalidates cached translations: one function a row of tlb.md §3-§5. Each takes the tags of the
+# Every event that invalidates cached translations: one function a row of tlb.md §3-§5, §11. Each takes the tags of the
 # context that the instruction runs in, or that its operand names, counts by cause, and returns the number of entries
 # invalidated. Operand checks (#GP, VMfail) are the machine's. No function forgets more than its row says.
 
@@ -26,3 +26,14 @@ cdef uint64_t inv_vmfunc(Tlb *t, bint vpid_enabled) noexcept nogil              
 cdef uint64_t inv_ept_violation(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta, uint64_t gpa, bint has_la,
                                 uint64_t la) noexcept nogil
 cdef uint64_t inv_reset(Tlb *t) noexcept nogil                                      # everything
+
+# ---- AMD: tlb.md §11 ----------------------------------------------------------------------------------------
+
+cdef enum TlbControl:           # of the VMCB, what VMRUN flushes (APM vol. 2, 15.16.2)
+    TLB_CONTROL_NONE = 0
+    TLB_CONTROL_ALL = 1         # every ASID's, the host's too
+    TLB_CONTROL_ASID = 3        # the guest's
+    TLB_CONTROL_ASID_LOCAL = 7  # but global mappings
+
+cdef uint64_t inv_invlpga(Tlb *t, uint32_t asid, uint64_t la) noexcept nogil
+cdef uint64_t inv_tlb_control(Tlb *t, int control, uint32_t asid) noexcept nogil

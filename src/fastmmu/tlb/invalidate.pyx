@@ -1,13 +1,14 @@
-"""Kernel of the invalidations (tlb.md §3-§5) over the TLB of tlb/lookup.pxd."""
+"""Kernel of the invalidations (tlb.md §3-§5, §11) over the TLB of tlb/lookup.pxd."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
-    BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID, BY_PAGE_FAULT, BY_RESET,
-    BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S,
-    L2, L2I, NO_EPT, NO_WAY, PSC, TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, TlbUnit, alike, fractured_of,
-    id_array, id_links, id_slot, page_of, set_at, set_of, tlb_kill, tlb_remove,
+    BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVLPGA, BY_INVPCID, BY_INVVPID,
+    BY_PAGE_FAULT, BY_RESET, BY_TLB_CONTROL, BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC,
+    K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S, L2, L2I, NO_EPT, NO_WAY, PSC, TLB_LA, TLB_PAGE, Tlb,
+    TlbArray, TlbContext, TlbSet, TlbUnit, alike, asid_root, fractured_of, id_array, id_links, id_slot, page_of, set_at,
+    set_of, tlb_kill, tlb_remove,
 )
 from fastmmu.tlb.replacement cimport LRU_LONG, long_way
 
@@ -23,6 +24,7 @@ cdef enum:
     THIS_ROOT = 4
     NOT_VPID_0 = 8              # guest-physical ones, which have no VPID, are not selected by kind
     ANY_ROOT = 16               # made while EPT was in use
+    THIS_ASID = 32              # of guest-physical ones too, which have it in the place of a root
 
 cdef struct Which:
     uint32_t kinds
@@ -42,6 +44,8 @@ cdef bint selects(const Which *q, const TlbContext *x) noexcept nogil:
     if c & THIS_ROOT and x.eptrta != q.eptrta:
         return False
     if c & NOT_VPID_0 and x.vpid == 0:
+        return False
+    if c & THIS_ASID and (x.eptrta != q.eptrta if GUEST >> x.kind & 1 else x.vpid != q.vpid):
         return False
     return not (c & ANY_ROOT and x.eptrta == NO_EPT)
 
@@ -232,12 +236,16 @@ cdef uint64_t inv_transition(Tlb *t, bint vpid_enabled) noexcept nogil:
     return 0
 
 
+cdef uint64_t every_pcid(Tlb *t, uint32_t vpid, uint64_t la, int cause) noexcept nogil:
+    cdef Which q = which(LOCAL | GLOBAL | CACHES, THIS_VPID, vpid, 0, 0)
+    t.c.flushes[cause] += 1
+    return drop(t, LINEAR, la, &q, cause, True)
+
+
 cdef uint64_t inv_invvpid(Tlb *t, int type, uint32_t vpid, uint64_t la) noexcept nogil:
     cdef Which q
     if type == 0:
-        q = which(LOCAL | GLOBAL | CACHES, THIS_VPID, vpid, 0, 0)
-        t.c.flushes[BY_INVVPID] += 1
-        return drop(t, LINEAR, la, &q, BY_INVVPID, True)
+        return every_pcid(t, vpid, la, BY_INVVPID)
     if type == 1:
         return this_vpid(t, vpid, BY_INVVPID + 1)
     if type == 2:
@@ -271,3 +279,24 @@ cdef uint64_t inv_ept_violation(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t e
 cdef uint64_t inv_reset(Tlb *t) noexcept nogil:
     cdef Which q = which(LOCAL | GLOBAL | CACHES | GUEST, 0, 0, 0, 0)
     return flush(t, &q, BY_RESET)
+
+
+# ---- AMD ----------------------------------------------------------------------------------------------------
+
+cdef uint64_t inv_invlpga(Tlb *t, uint32_t asid, uint64_t la) noexcept nogil:
+    # INVLPGA: the page in every PCID of an ASID, global mappings too; guest-physical ones stay (APM vol. 3)
+    return every_pcid(t, asid, la, BY_INVLPGA)
+
+
+cdef uint64_t inv_tlb_control(Tlb *t, int control, uint32_t asid) noexcept nogil:
+    # What an ASID has, guest-physical mappings too: there is no other way to flush them.
+    cdef Which q = which(LOCAL | GLOBAL | CACHES | GUEST, THIS_ASID, asid, 0, asid_root(asid))
+    if control == TLB_CONTROL_NONE:
+        return 0
+    if control == TLB_CONTROL_ALL:
+        q.condition = 0
+        return flush(t, &q, BY_TLB_CONTROL)
+    if control == TLB_CONTROL_ASID:
+        return flush(t, &q, BY_TLB_CONTROL + 1)
+    q.kinds &= ~<uint32_t> GLOBAL
+    return flush(t, &q, BY_TLB_CONTROL + 2)

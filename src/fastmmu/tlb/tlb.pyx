@@ -14,8 +14,8 @@ from fastmmu.tlb.entries cimport (
 )
 from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_fill, held_first, held_second
 from fastmmu.tlb.invalidate cimport (
-    inv_cr0_pg, inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invept, inv_invlpg, inv_invpcid, inv_invvpid,
-    inv_mov_cr3, inv_page_fault, inv_reset, inv_transition, inv_vmfunc
+    inv_cr0_pg, inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invept, inv_invlpg, inv_invlpga, inv_invpcid,
+    inv_invvpid, inv_mov_cr3, inv_page_fault, inv_reset, inv_tlb_control, inv_transition, inv_vmfunc
 )
 from fastmmu.tlb.lookup cimport (
     tlb_add, tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_free, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_new, tlb_psc,
@@ -34,7 +34,7 @@ KIND_NAMES = ("local", "global", "psc", "gpm", "epsc")
 CAUSE_NAMES = (
     "cr3", "cr0", "cr4", "invlpg", "invpcid_0", "invpcid_1", "invpcid_2", "invpcid_3", "invvpid_0", "invvpid_1",
     "invvpid_2", "invvpid_3", "invept_1", "invept_2", "transition", "vmfunc", "page_fault", "ept_violation", "rewalk",
-    "contexts", "reset",
+    "contexts", "reset", "invlpga", "tlb_control_1", "tlb_control_3", "tlb_control_7",
 )
 assert len(UNIT_NAMES) == UNITS and len(KIND_NAMES) == KINDS and len(CAUSE_NAMES) == CAUSES
 
@@ -313,6 +313,19 @@ cdef class TLB:
         cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = guest_physical_address("gpa", gpa), of = 0 if la is None else linear_address("la", la)
         return inv_ept_violation(self.t, _vpid(vpid), _pcid(pcid), _root(eptrta), at, la is not None, of)
+
+    def invlpga(self, la, asid=0):
+        """INVLPGA: the page of `la` in every PCID of an ASID, global mappings too."""
+        cdef Turn _turn = self.turns.apart()
+        return inv_invlpga(self.t, within("asid", asid, 0, 0xFFFF), linear_address("la", la))
+
+    def tlb_control(self, control, asid=0):
+        """VMRUN with this TLB_CONTROL: 0 nothing, 1 all, 3 an ASID, 7 it but global mappings."""
+        cdef Turn _turn = self.turns.apart()
+        cdef int of = within("control", control, 0, 7)
+        if of not in (0, 1, 3, 7):
+            raise StateError(f"control={of}: TLB_CONTROL is 0, 1, 3 or 7")
+        return inv_tlb_control(self.t, of, within("asid", asid, 0, 0xFFFF))
 
     def reset(self):
         """Everything."""

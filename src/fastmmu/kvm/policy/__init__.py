@@ -10,6 +10,7 @@
     shadow      the shadow entry that answers a #PF
     faults      EPT violation, EPT misconfiguration, #PF: what each is, and what is done about it
     invalidate  INVLPG and INVPCID of a shadowed guest
+    asid        the ASIDs of AMD: given out, flushed
     requests    flushes: asked for, and served before VM entry
     vcpu        a vCPU on its way out of and into the guest; the page-modification log
     vpid        the VPIDs of a host: a vCPU comes, and ends

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from fastmmu.exits import Action, Exit
 from fastmmu.kvm.policy.requests import Omit, Request, Requests
-from fastmmu.vmx.fields import Field
 
 if TYPE_CHECKING:
     from fastmmu.kvm.port import VirtualCpu
@@ -31,11 +30,11 @@ class Invalidations(Requests):
 
     def invalidate_page(self, vcpu: VirtualCpu, address: int) -> int:
         """Below every root that is kept, whichever PCID the guest has for it, the unsync entry goes; and what is cached
-        of the address (kvm_mmu_invlpg). Without VPID the exit has flushed it."""
+        of the address (kvm_mmu_invlpg)."""
         vcpu.faults.invlpg(address)
         self.flush_remote_tlbs(vcpu)
-        if not self.vm.omit & OMIT_INVLPG and vcpu.vpid_enabled and vcpu.faults.reachable(address):
-            vcpu.invvpid(0, vcpu.vmread(Field.VPID), address)
+        if not self.vm.omit & OMIT_INVLPG and vcpu.faults.reachable(address):
+            self.flush_gva(vcpu, address)
         return EMULATED
 
     def on_invpcid(self, vcpu: VirtualCpu, exit: Exit) -> int:

@@ -36,6 +36,7 @@ class Kvm(Faults, Invalidations, DirtyLogs, Vcpus, Vpids):
 
     def handle(self, vcpu: VirtualCpu) -> int:
         """From a VM exit to the next VM entry; returns the :class:`fastmmu.Action` (vcpu_enter_guest)."""
+        self.behind_exit(vcpu)
         self.flush_pml_buffer(vcpu)
         self.entered()
         self.save_registers(vcpu)
@@ -49,6 +50,8 @@ class Kvm(Faults, Invalidations, DirtyLogs, Vcpus, Vpids):
         self.read_full_ring(vcpu)
         if vcpu.apic is not None:
             self.apic_end(vcpu, action, exit)
+        if self.vm.modes.amd:
+            self.pre_run(vcpu)
         return action
 
     def default(self, vcpu: VirtualCpu, exit: Exit) -> int:

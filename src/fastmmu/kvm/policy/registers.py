@@ -91,8 +91,8 @@ class Registers(Modes, Roots):
             vcpu.give(vcpu.arch.efer)
         elif number == Instruction.WRMSR:
             return self.set_efer(vcpu, source)
-        elif number == Instruction.INVLPG and vcpu.vpid_enabled:
-            vcpu.invvpid(0, vcpu.vmread(Field.VPID), source)
+        elif number == Instruction.INVLPG:
+            self.flush_gva(vcpu, source)
         return EMULATED
 
     # ---- the guest's registers ---------------------------------------------------------------------------------
@@ -184,7 +184,10 @@ class Registers(Modes, Roots):
         if vm.shadow:
             return EMULATED
         if (old.cr0 ^ new.cr0) & CR0_PG or cr4 & CR4_PAE or cr4 & new.cr4 & CR4_SMEP:
-            vcpu.invept(1, vcpu.vmread(Field.EPTP))
+            if vm.modes.amd:
+                self.flush_asid(vcpu)
+            else:
+                vcpu.invept(1, vcpu.vmread(Field.EPTP))
         elif cr4 & CR4_PGE or cr4 & old.cr4 & CR4_PCIDE:
             vcpu.requests |= TLB_FLUSH_CURRENT
         return EMULATED

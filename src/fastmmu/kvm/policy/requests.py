@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastmmu.errors import Code, Flags
-from fastmmu.kvm.policy.base import Base
+from fastmmu.kvm.policy.asid import Asids
 from fastmmu.vmx.fields import Field
 
 if TYPE_CHECKING:
@@ -41,12 +41,13 @@ class Omit(Flags):
     INVLPG = 4
     MOVED = 8
     REMOTE = 16
+    ASIDS = 32  # where those of AMD begin anew
 
 
 TLB_FLUSH, TLB_FLUSH_CURRENT = int(Request.TLB_FLUSH), int(Request.TLB_FLUSH_CURRENT)
 
 
-class Requests(Base):
+class Requests(Asids):
     """Flushes: asked for, and carried out (tlb.md §7)."""
 
     def serve_requests(self, vcpu: VirtualCpu) -> None:
@@ -68,7 +69,9 @@ class Requests(Base):
         mappings: that after which user space was reached, and the VM entry to come.
         """
         every = self.vm.rules.flush_all_contexts
-        if not self.vm.shadow:
+        if self.vm.modes.amd:
+            self.flush_asid(vcpu)
+        elif not self.vm.shadow:
             vcpu.invept(1 + every, vcpu.vmread(Field.EPTP))
         elif vcpu.vpid_enabled:
             vcpu.invvpid(1 + every, vcpu.vmread(Field.VPID))
@@ -78,8 +81,17 @@ class Requests(Base):
     def flush_current(self, vcpu: VirtualCpu) -> None:
         """Linear mappings of the root before (kvm_vcpu_flush_tlb_current): they are tagged by VPID alone, so that those
         of the old root must go."""
-        if vcpu.vpid_enabled:
+        if self.vm.modes.amd:
+            self.flush_asid(vcpu)
+        elif vcpu.vpid_enabled:
             vcpu.invvpid(1, vcpu.vmread(Field.VPID))
+
+    def flush_gva(self, vcpu: VirtualCpu, address: int) -> None:
+        """Linear mappings of one address (kvm_x86_flush_tlb_gva). Without VPID the exit has flushed them."""
+        if self.vm.modes.amd:
+            self.flush_asid_address(vcpu, address)
+        elif vcpu.vpid_enabled:
+            vcpu.invvpid(0, vcpu.vmread(Field.VPID), address)
 
     def flush_remote_tlbs(self, vcpu: VirtualCpu) -> None:
         """Where rights were taken away, every vCPU flushes (kvm_flush_remote_tlbs): the one that runs at once, and

@@ -63,7 +63,7 @@ class Vcpus(Registers, LocalApics):
         before = vcpu.vmread(Field.EPTP)
         if not vcpu.roots.load_common() or vcpu.roots.address == before & ~0xFFF:
             return
-        if not self.vm.rules.flush_all_contexts:
+        if not self.vm.rules.flush_all_contexts or self.vm.modes.amd:
             self.flush_all(vcpu)
         self.load_eptp(vcpu)
 
@@ -88,6 +88,8 @@ class Vcpus(Registers, LocalApics):
         if vcpu.apic is not None:
             self.apic_begin(vcpu)
             self.apic_entry(vcpu)
+        if self.vm.modes.amd:
+            self.pre_run(vcpu)
         vcpu.enter()
 
     def vcpu_exit(self, vcpu: VirtualCpu) -> None:
@@ -97,12 +99,17 @@ class Vcpus(Registers, LocalApics):
     def leave_guest(self, vcpu: VirtualCpu, reason: int) -> None:
         """A VM exit that is the host's own matter."""
         vcpu.leave(reason)
+        self.behind_exit(vcpu)
         self.flush_pml_buffer(vcpu)
         vcpu.mode = Mode.OUTSIDE_GUEST_MODE
 
     def moved(self, vcpu: VirtualCpu) -> None:
         """It runs on a physical CPU for the first time, or again: what it cached there before may be stale, and its
-        VPID may have been another's (vmx_vcpu_load_vmcs; tlb.md §7)."""
+        VPID may have been another's (vmx_vcpu_load_vmcs; tlb.md §7). Of AMD: its ASID is of the other CPU."""
+        if self.vm.modes.amd:
+            if not self.vm.omit & Omit.MOVED:
+                vcpu.asid_generation = 0
+            return
         requests = vcpu.requests & ~TLB_FLUSH
         if not self.vm.omit & Omit.MOVED:
             if not self.vm.rules.flush_all_contexts and not self.vm.shadow:

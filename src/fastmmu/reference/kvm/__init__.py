@@ -12,6 +12,7 @@ stats     flushes owed, and KVM's statistics
 view      the tables, to look at
 modes     a guest that changes its paging mode
 vpid      the allocator of VPIDs
+asid      ASIDs of AMD, and what is cached under them
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Executable specification of what invalidates cached translations (tlb.md §3-§5), each row of the tables as it reads.
+"""Executable specification of what invalidates cached translations (tlb.md §3-§5, §11), each row as it reads.
 
 Nothing is forgotten that a row does not name.
 """
@@ -134,6 +134,26 @@ class Tlb(Caches):
             return n
         mine = _of(vpid, pcid, globals_too=False)
         return n + self._drop("ept_violation", _used_for(la, lambda entry: mine(entry) and entry.eptrta == eptrta))
+
+    # ---- tlb.md §11: AMD, with the ASID for a VPID and asid << 12 for an EPT root -------------------------------
+
+    def invlpga(self, la: int, asid: int = 0) -> int:
+        return self._address("invlpga", _for(la, _of(asid)))
+
+    def tlb_control(self, control: int, asid: int = 0) -> int:
+        """VMRUN; of guest-physical entries the ASID is their only tag."""
+        linear, kept = _of(asid), () if control == 3 else ("global",)
+        if control == 0:
+            return 0
+        if control == 1:
+            return self._context("tlb_control_1", lambda entry: True)
+        return self._context(
+            f"tlb_control_{control}",
+            lambda entry: (
+                (linear(entry) and entry.kind not in kept)
+                or (entry.kind in ("gpm", "epsc") and entry.eptrta == asid << 12)
+            ),
+        )
 
     def reset(self) -> int:
         return self._context("reset", lambda entry: True)
