@@ -52,7 +52,7 @@ def test_the_schemes_of_a_study_follow_but_those_of_the_slides() -> None:
 
 
 def test_another_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["compare"], ["run"], ["host"], ["vpid"], ["tpr"], ["migrate", "sqlite"], ["overcommit"]):
+    for command in (["compare"], ["run"], ["host"], ["vpid"], ["tpr"], ["boot"], ["migrate", "sqlite"], ["overcommit"]):
         with pytest.raises(SystemExit):
             main([*command, "--kvm", "2.6"])
         assert "6.12" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from fastmmu import Config, GuestState, Kvm, Machine, PolicyError, StateError
 from fastmmu.arch.vmcb import Intercept1, TlbControl, VmcbField
 from fastmmu.exits import ExitReason, SvmExit, svm_exit, svm_name
 from fastmmu.kvm.port import VirtualCpu
+from fastmmu.report.words import reason_title
 from fastmmu.vmx.fields import Field
 
 AMD = Config(vendor="amd", kvm="6.1", memory="64M")
@@ -133,3 +134,20 @@ def test_of_intel_it_is_refused() -> None:
     machine = bare(Config(mmu="ept", memory="64M", vmm=Mine))
     machine.access(0)
     assert machine.counters()["vm_exits"]
+
+
+def test_the_log_of_exits_names_its_codes() -> None:
+    """Counters keep their names; the log, and tables for people, have AMD's."""
+    machine = bare(AMD.replace(mmu="ept", exit_log=100))
+    machine.access(0, "w")
+    machine.mov_cr4(machine.state.cr4 ^ 1 << 20)
+    log = machine.exit_log()
+    exits = machine.counters()["exits_by_reason"]
+    assert log.by_reason() == {name: n for name, n in exits.items() if n}
+    assert log.by_code() == {"cr4_write": 1, "npf": exits["ept_violation"]}
+    assert repr(log).endswith(f"1 cr4_write, {exits['ept_violation']} npf>")
+    assert (reason_title("npf", "amd"), reason_title("cr_access", "amd"), reason_title("cr_access")) == (
+        "NPF",
+        "CR",
+        "CR3",
+    )

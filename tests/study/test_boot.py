@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastmmu import GuestState, Machine, reference
+from fastmmu import ConfigError, GuestState, Machine, reference
 from fastmmu.cli.main import main
 from fastmmu.reference.kvm import modes
 from fastmmu.reference.kvm.modes import Refused, Registers, Scheme
@@ -130,6 +130,20 @@ def test_every_step_is_what_the_specification_says(scheme: str, vpid: bool) -> N
             assert others == dict(spec.exits), step.name
 
 
+@pytest.mark.parametrize("kvm", ["5.10", "6.12"])
+@pytest.mark.parametrize("scheme", ["native", "shadow", "ept", "unrestricted"])
+def test_a_guest_boots_alike_on_every_version(scheme: str, kvm: str) -> None:
+    """Unrestricted guest is the scheme's, whatever the version would choose."""
+    run, native = boot(scheme, kvm=kvm), boot()
+    assert run.config.kvm == kvm
+    assert [step.outcomes for step in run.steps] == [step.outcomes for step in native.steps]
+    assert not any(step.broken for step in run.steps)
+    if scheme == "ept":
+        assert any(step.hardware["vm86"] for step in run.steps)
+        with pytest.raises(ConfigError, match=r"its name says 6\.1; use ept"):
+            boot("ept-6.1", kvm=kvm)
+
+
 def test_memory_at_the_end_is_the_same() -> None:
     """Tables with their A and D flags, and data."""
     spec = Specification(Scheme.NATIVE)
@@ -192,6 +206,10 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows == boot_rows([boot("ept")])
     assert main(["boot", "--schemes", "native,unrestricted"]) == 0
     text = capsys.readouterr().out
+    assert main(["boot", "--schemes", "shadow", "--kvm", "6.12", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == boot_rows([boot("shadow", kvm="6.12")])
+    assert main(["boot", "--schemes", "shadow-6.1", "--kvm", "6.12"]) == 2
+    assert "its name says 6.1" in capsys.readouterr().err
     assert "unrestricted: a guest from real mode" in text
     assert text.count("5-level paging  ") >= 2
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastmmu._checked import check_fields, checked
 from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.errors import StateError
-from fastmmu.exits import PRICED, REASON_NAMES, ExitReason, FaultClass
+from fastmmu.exits import PRICED, REASON_NAMES, ExitReason, FaultClass, svm_exit, svm_name
 from fastmmu.machine.costs import CostModel
 
 __all__ = ["KINDS", "ExitLog", "priced"]
@@ -26,13 +26,14 @@ class ExitLog:
     """VM exits, the oldest first.
 
     ``records``: structured array of ``fastmmu.dtypes.EXIT_DTYPE``, a record an exit. ``lost``: exits before these that
-    the log had no room for.
+    the log had no room for. ``vendor``: of the processor; the reasons of one of AMD are told by its exit codes.
 
     Threads: a copy of the log, which nothing changes; share it.
     """
 
     records: npt.NDArray[np.void]
     lost: int = 0
+    vendor: str = "intel"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -44,7 +45,8 @@ class ExitLog:
 
     def __repr__(self) -> str:
         """One line: how many, and how many of each reason."""
-        reasons = ", ".join(f"{n:,} {name}" for name, n in self.by_reason().items())
+        amd = self.vendor == "amd"
+        reasons = ", ".join(f"{n:,} {name}" for name, n in (self.by_code() if amd else self.by_reason()).items())
         before = f", {self.lost:,} before them lost" if self.lost else ""
         return f"<ExitLog of {len(self):,} exits{before}{': ' if reasons else ''}{reasons}>"
 
@@ -56,6 +58,17 @@ class ExitLog:
     def by_reason(self) -> dict[str, int]:
         """How many exits by reason, as ``exits_by_reason`` of the counters."""
         return _counted(self.records["reason"], REASON_NAMES)
+
+    def by_code(self) -> dict[str, int]:
+        """How many exits by the exit code that a processor of AMD has for what they stand for, by its name:
+        ``fastmmu.exits.svm_name``, as npf, cr4_write, excp_14."""
+        columns = ("reason", "qualification", "gpa", "intr_info", "error_code")
+        each, many = np.unique(self.records[list(columns)], return_counts=True)
+        found: dict[str, int] = {}
+        for record, n in zip(each.tolist(), many.tolist(), strict=True):
+            name = svm_name(svm_exit(*record)[0])
+            found[name] = found.get(name, 0) + n
+        return dict(sorted(found.items()))
 
     @checked
     def by_class(self, reason: int = ExitReason.EPT_VIOLATION) -> dict[str, int]:
@@ -70,7 +83,7 @@ class ExitLog:
     @checked
     def of(self, vcpu: int) -> ExitLog:
         """Those of one vCPU, by its number within the machine."""
-        return ExitLog(self.records[self.records["vcpu"] == vcpu], self.lost)
+        return ExitLog(self.records[self.records["vcpu"] == vcpu], self.lost, self.vendor)
 
 
 def _counted(numbers: npt.NDArray[Any], names: tuple[str, ...] | list[str]) -> dict[str, int]:

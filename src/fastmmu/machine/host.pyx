@@ -445,7 +445,8 @@ cdef class Host:
         cdef Turn _turn = self.turns.take()
         cdef _HostVcpu s = self._alive(vcpu)
         log = s.vm.machine.exit_log(costs)      # another one may have had its number before it
-        return ExitLog(log.records[max(0, <object> s.logged - log.lost):], log.lost).of(int(s.run.vcpu.index))
+        records = log.records[max(0, <object> s.logged - log.lost):]
+        return ExitLog(records, log.lost, log.vendor).of(int(s.run.vcpu.index))
 
     def deliveries(self, vcpu):
         """Every interrupt that the guest's handlers got on a vCPU, in order, as :class:`Delivered`; `at`: accesses of

@@ -376,9 +376,9 @@ cdef class Machine:
         cdef Turn _turn = self.board.turns.take()
         self.board.made()
         if self.board.exits is None:
-            return ExitLog(priced(np.empty(0, EXIT_DTYPE), model))
+            return ExitLog(priced(np.empty(0, EXIT_DTYPE), model), vendor=self.board.config.vendor)
         records = self.board.exits.kept()
-        return ExitLog(priced(records, model), self.board.exits.log.total - len(records))
+        return ExitLog(priced(records, model), self.board.exits.log.total - len(records), self.board.config.vendor)
 
     def take_exits(self, costs=None, *, first=None):
         """The VM exits since the last call, the oldest first: array of ``fastmmu.dtypes.EXIT_DTYPE``. From the first

@@ -139,9 +139,11 @@ def _exit_columns(results: Sequence[Result]) -> _Columns:
         for reason, n in result.counters["exits_by_reason"].items():
             total[reason] = total.get(reason, 0) + n
     reasons = [reason for reason in sorted(total, key=lambda reason: -total[reason]) if total[reason]]
+    of_amd = all(result.config.vendor == "amd" for result in results if result.config.mmu != "native")
+    vendor = "amd" if of_amd else "intel"
     return [
         (
-            Column(reason_title(reason), "by reason"),
+            Column(reason_title(reason, vendor), "by reason"),
             [_count(result.counters["exits_by_reason"].get(reason, 0)) for result in results],
         )
         for reason in reasons

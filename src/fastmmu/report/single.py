@@ -27,7 +27,7 @@ def single(result: Result, *, width: int = 120, colour: bool = False) -> str:
     lines += ["", *_block("counters", {k: v for k, v in counters.items() if not isinstance(v, dict)}, width, colour)]
     if result.mpki is not None:
         lines.append(f"  TLB misses per thousand instructions (MPKI): {result.mpki:.3f}")
-    reasons = {f"{k} ({reason_title(k)})": n for k, n in counters["exits_by_reason"].items() if n}
+    reasons = {f"{k} ({reason_title(k, result.config.vendor)})": n for k, n in counters["exits_by_reason"].items() if n}
     if reasons:
         lines += ["", *_block("VM exits by reason", reasons, width, colour)]
     kinds = {cause_name(f"exit:{kind}", mmu=result.config.mmu): n for kind, n in exits_by_class(counters).items()}

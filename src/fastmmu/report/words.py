@@ -28,6 +28,14 @@ _REASONS = {
     "virtualized_eoi": "EOI",
     "vmcall": "VMCALL",
 }
+_SVM = {
+    "exception_nmi": "EXCP14",
+    "cr_access": "CR",
+    "external_interrupt": "INTR",
+    "interrupt_window": "VINTR",
+    "io_instruction": "IOIO",
+    "vmcall": "VMMCALL",
+}  # exit codes of AMD, where they are others
 _CAUSES = {
     **CAUSES,
     "exit:pf_fast": "rights given back",
@@ -60,8 +68,10 @@ def known_causes() -> tuple[str, ...]:
     return (*CAUSES, *(f"exit:{kind}" for kind in dict.fromkeys([*kinds, *REASON_NAMES])))
 
 
-def reason_title(reason: str) -> str:
-    """Heading of an exit reason: short, as the field calls it."""
+def reason_title(reason: str, vendor: str = "intel") -> str:
+    """Heading of an exit reason: short, as the field calls it; of AMD its exit code."""
+    if vendor == "amd" and reason in _SVM:
+        return _SVM[reason]
     return _REASONS.get(reason, reason.replace("_", " "))
 
 

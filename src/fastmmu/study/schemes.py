@@ -50,11 +50,12 @@ BOOT: Schemes = {
     "native": NATIVE,
     "shadow": SHADOW,
     "shadow-6.1": {**SHADOW, **LINUX},
-    "ept": EPT,
+    "ept": {**EPT, "unrestricted_guest": False},
     "ept-6.1": {**EPT, **LINUX, "unrestricted_guest": False},
-    "unrestricted": {**EPT, **LINUX},
+    "unrestricted": {**EPT, **LINUX, "unrestricted_guest": True},
 }
-"""ept, ept-6.1: without unrestricted guest, by the KVM of the slides and 6.1."""
+"""ept, ept-6.1: without unrestricted guest, by the KVM of the slides and 6.1; another version makes another scheme of
+those whose name has none."""
 
 MIGRATE: Schemes = {
     "write-protect": EPT_NOW,

@@ -24,6 +24,7 @@ EPILOG = """\
 examples:
   fastmmu boot
   fastmmu boot --schemes ept,unrestricted --vpid --csv steps.csv
+  fastmmu boot --schemes shadow,ept --kvm 6.12
 """
 
 
@@ -37,6 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(BOOT)}; default: native,ept,unrestricted",
     )
     parser.add_argument("--vpid", action="store_true", help="the guest's translations are tagged with a VPID")
+    shared.add_kvm(parser, "slides; of unrestricted 6.1")
     shared.add_vmm(parser)
     shared.add_files(parser, "a row a step")
 

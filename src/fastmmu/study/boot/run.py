@@ -262,10 +262,14 @@ def boot(
 ) -> Boot:
     """Run a program of a guest that changes its paging mode.
 
-    :param scheme: of ``study.schemes.BOOT``. :param fields: more fields of :class:`Config`.
-    :raises ConfigError: an unknown scheme, or a configuration that cannot be.
+    :param scheme: of ``study.schemes.BOOT``. :param fields: more fields of :class:`Config`, such as ``kvm``.
+    :raises ConfigError: an unknown scheme, or a configuration that cannot be; a version of KVM for a scheme that has
+        one in its name.
     """
-    chosen = {"memory": memory, "vpid": vpid, **fields_of(scheme, SCHEMES), **fields}
+    named = fields_of(scheme, SCHEMES)
+    if scheme.endswith("-6.1") and fields.get("kvm", "6.1") != "6.1":
+        raise ConfigError(f"scheme {scheme} with kvm={fields['kvm']!r}: its name says 6.1; use {scheme[:-4]}")
+    chosen = {"memory": memory, "vpid": vpid, **named, **fields}
     if chosen["mmu"] == "native":
         chosen["vpid"] = False
     config = Config(**chosen)
