@@ -7,7 +7,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport realloc
 from libc.string cimport memmove
 
-from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, clear_exit_information
+from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, SECONDARY_VPID, Vmcs, clear_exit_information
 from fastmmu.cpu.apic_access cimport irq_boundary
 from fastmmu.cpu.vcpu cimport Vcpu, vcpu_derive, vcpu_enter, vcpu_leave
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
@@ -41,6 +41,16 @@ cdef int kvm_vcpu_create(Kvm *kvm, KvmVcpu *vcpu) noexcept nogil:
     if kvm.running == NULL:
         kvm.running = vcpu
     return 0
+
+
+cdef void kvm_vcpu_vpid(KvmVcpu *vcpu, uint32_t vpid) noexcept nogil:
+    # 0: it runs without; of AMD: under the ASID that it gets before VM entry
+    cdef Vmcs *vmcs = &vcpu.cpu.vmcs
+    vcpu.vpid = vmcs.vpid = vpid
+    vcpu.asid_generation = 0
+    vmcs.secondary &= ~SECONDARY_VPID
+    if vpid or vcpu.cpu.svm:
+        vmcs.secondary |= SECONDARY_VPID
 
 
 cdef void kvm_vcpu_destroy(KvmVcpu *vcpu) noexcept nogil:

@@ -75,4 +75,3 @@ cdef class Board:
 
 
 cdef TLB tlb_of(config)
-cdef void vcpu_vpid(KvmVcpu *vcpu, uint32_t vpid) noexcept

@@ -9,7 +9,7 @@ from fastmmu.arch.registers cimport RULE_CR4_NOT_OFFERED
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, EXIT_PREEMPTION_TIMER, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE,
-    PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT, SECONDARY_VPID, Vmcs,
+    PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT,
 )
 from fastmmu.cpu.apic cimport APIC_BASE, apic_reset
 from fastmmu.cpu.interrupts cimport (
@@ -28,7 +28,7 @@ from fastmmu.kvm.host_calls cimport (
 from fastmmu.kvm.modes cimport modes_cr4, modes_tables
 from fastmmu.kvm.port cimport vm_of
 from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE
-from fastmmu.kvm.vcpu cimport kvm_vcpu_create
+from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_vpid
 from fastmmu.kvm.vmm cimport has_ended
 from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.counters cimport counters_of
@@ -60,16 +60,6 @@ from fastmmu.arch.registers import RULES
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, TraceError
 from fastmmu.machine.config import parse_bytes
 from fastmmu.tlb.geometry import geometry
-
-
-cdef void vcpu_vpid(KvmVcpu *vcpu, uint32_t vpid) noexcept:
-    # 0: it runs without; of AMD: under the ASID that it gets before VM entry
-    cdef Vmcs *vmcs = &vcpu.cpu.vmcs
-    vcpu.vpid = vmcs.vpid = vpid
-    vcpu.asid_generation = 0
-    vmcs.secondary &= ~SECONDARY_VPID
-    if vpid or vcpu.cpu.svm:
-        vmcs.secondary |= SECONDARY_VPID
 
 
 cdef object _checked_place(place):
@@ -264,7 +254,7 @@ cdef class Board:
             if vcpu.vpid:
                 call_free_vpid(self.vm, vcpu, self.vpids)
         finally:
-            vcpu_vpid(vcpu, 0)
+            kvm_vcpu_vpid(vcpu, 0)
         return 0
 
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
@@ -353,7 +343,7 @@ cdef class Board:
         if self.config.vmm != "kernel":
             self.vm = vm_of(self, self.turns, &self.kvm, self.vpids, self.config.rules)
             self.python = self.vm.made(self.config.vmm_class)
-        vcpu_vpid(self.vcpu, call_allocate_vpid(self.vm, self.vcpu, self.vpids, self.config.vpid))
+        kvm_vcpu_vpid(self.vcpu, call_allocate_vpid(self.vm, self.vcpu, self.vpids, self.config.vpid))
         if shadow:                              # vmx.md §2: with EPT the guest that pages owns all three
             self.v.vmcs.primary |= PRIMARY_CR3_LOAD | PRIMARY_CR3_STORE | PRIMARY_INVLPG
         else:

@@ -148,12 +148,10 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param vendor: ``"amd"``: nested paging of AMD's processors, as KVM drives it, in the place of an EPT (npt.md; exits
         are ``ExitReason.NPF``): entries always have A/D flags, whatever `ept_ad` says; CR4 is intercepted, its reads
         too; there is no PML. Its CR8 is V_TPR of the VMCB: writes are intercepted while the TPR blocks what waits, in
-        place of a threshold (kvm_policy.md §14). Each vCPU runs under an ASID of its physical CPU, always: `vpid` says
-        nothing then (tlb.md §11).
-    :param asids: ASIDs of a processor of AMD, the host's 0 included (CPUID 8000000AH EBX): KVM's max_asid + 1.
-        :param sev_asids: of them, the lowest, set aside for encrypted guests (CPUID 8000001FH ECX).
-        :param flush_by_asid: it flushes one ASID by TLB_CONTROL (CPUID 8000000AH EDX bit 6); else a vCPU whose
-        translations must go gets a new one. Of a :class:`Host`: those of its first machine.
+        place of a threshold (kvm_policy.md §14). Each vCPU runs under an ASID, whatever `vpid` says (tlb.md §11).
+    :param asids: ASIDs of a processor of AMD, the host's 0 included (CPUID 8000000AH EBX); sev_asids: of them, the
+        lowest, those of encrypted guests (8000001FH ECX); flush_by_asid: it flushes one (8000000AH EDX bit 6), else a
+        vCPU that must flush gets a new one. Of a :class:`Host`: those of its first machine.
     :param unsync: shadowed page tables may go out of sync until the guest flushes; None: as `kvm` says.
     :param ept_ad, pml: EPT A/D flags, page-modification log (used while a slot is logged; needs `ept_ad`).
     :param tdp_mmu: EPT by the TDP MMU, else by the older one, which prefetches (with ``kvm="6.1"``).
@@ -267,8 +265,7 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if self.sev_asids + 2 > self.asids:
             raise ConfigError(
-                f"Config: asids={self.asids} and sev_asids={self.sev_asids} leave none to give out; asids is greater "
-                "by 2 at least"
+                f"Config: asids={self.asids}, sev_asids={self.sev_asids} leave none; give 2 more at least"
             )
         if self.pml and not (self.mmu == "ept" and self.ept_ad and self.vendor == "intel"):
             raise ConfigError('Config: pml=True needs mmu="ept", ept_ad=True and vendor="intel": it logs EPT D flags')

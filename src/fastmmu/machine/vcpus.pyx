@@ -11,8 +11,8 @@ from fastmmu.arch.types cimport MODE_PAE
 from fastmmu.cpu.interrupts cimport Interrupts, irq_free
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.host_calls cimport call_allocate_vpid, call_drain, call_flush, call_load, call_reset
-from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_current, kvm_vcpu_destroy
-from fastmmu.machine.board cimport Board, vcpu_vpid
+from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_current, kvm_vcpu_destroy, kvm_vcpu_vpid
+from fastmmu.machine.board cimport Board
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.exit_ring cimport log_runs
 from fastmmu.machine.guest_kernel cimport kernel_free
@@ -35,7 +35,7 @@ cdef int vcpus_begin(Board b) except -1:
     b.first.vcpu.irq = NULL
     b.first.vcpu.cpu.apic = NULL
     b.first.process = 0
-    vcpu_vpid(&b.first.vcpu, 0)
+    kvm_vcpu_vpid(&b.first.vcpu, 0)
     return 0
 
 
@@ -65,7 +65,7 @@ cdef Run *vcpu_add(Board b) except NULL:
             finally:
                 if run.vcpu.irq != ended:
                     drop_apic(ended)
-        vcpu_vpid(&run.vcpu, call_allocate_vpid(b.vm, &run.vcpu, b.vpids, b.config.vpid))
+        kvm_vcpu_vpid(&run.vcpu, call_allocate_vpid(b.vm, &run.vcpu, b.vpids, b.config.vpid))
         if loads:
             call_load(b.vm, &run.vcpu)
             if b.exits is not None:
@@ -136,7 +136,7 @@ cdef int vcpu_remove(Board b, Run *run) except -1:
             forgotten(b, run)
             if b.kvm.shadow:
                 mmu_forget_roots(&run.vcpu.mmu)
-            vcpu_vpid(&run.vcpu, 0)
+            kvm_vcpu_vpid(&run.vcpu, 0)
             b.vacant = True
         return 0
     try:
