@@ -57,6 +57,9 @@ def walk(
     set_ad: bool = False,
     tlb: TLB | None = None,
 ) -> WalkResult: ...
+def _walk_unrecorded(
+    mem: PhysicalMemory, state: GuestState, va: int, access: AccessName, eptp: int | SecondLevel | None, tlb: TLB
+) -> tuple[int, int, int, int | None, int | None, int, int]: ...
 def walk_ept(
     mem: PhysicalMemory,
     eptp: int | SecondLevel,

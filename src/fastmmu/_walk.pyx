@@ -206,6 +206,23 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     return finish(result, la, access, &steps)
 
 
+def _walk_unrecorded(PhysicalMemory mem not None, GuestState state not None, va, access, eptp, TLB tlb not None):
+    # walk() with set_ad and caches, as machines walk: without a record of its steps. For tests: (fault, pa, gpa, error
+    # code or None, exit qualification or None, references to guest and EPT entries)
+    cdef WalkResult result = WalkResult.__new__(WalkResult)
+    cdef Paging paging
+    cdef Ept ept
+    cdef PmlQuery log
+    cdef uint64_t la = linear_address(va)
+    cdef int acc = access_code(access)
+    if not prepare(mem, state, eptp, True, &log, &paging, &ept, &result.walk):
+        la &= 0xFFFFFFFFU if paging.mode < MODE_4 else ONES
+        walk_cached(&mem.mem, &paging, &ept if eptp is not None else NULL, tlb.t, la, acc, &result.walk, NULL)
+        mem.settle()
+    refs = result.guest_refs, result.ept_refs
+    return int(result.fault), result.pa, result.gpa, result.error_code, result.exit_qualification, *refs
+
+
 cdef finish(WalkResult result, uint64_t la, access, const Steps *steps):
     result.la = int(la)
     result.access = access

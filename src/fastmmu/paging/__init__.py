@@ -7,10 +7,11 @@
     npt          a header: AMD's nested paging, as far as it is no data of the EPT's walk
     walk_caches  what walks find in the paging-structure caches and leave there
     quick_walk   a header: the walk of a miss as most are, at once; else the one at length
+    denied       a header: most walks from memory that are denied like the one with caches before, at once
     walk         one address: a query, an access, with or without caches, its path; the PDPTE registers
     batch        many addresses of one space; `translate` is that for arrays and threads
     leaves       every mapping of a space; `leaf_rows` is its state and its rows, `leaf_pages` the hot loops;
-                 `mappings` is that as record arrays
+                 `mappings` is that as record arrays, `mapping_parts` in several threads
     huge_pages   a header: where the host is asked for huge pages; `walked_tables` finds tables that are worth one
     hash_table   a header: open addressing over structs
     nonroot      what needs no exit: #VE and EPTP switching by VMFUNC; `nonroot_py` is that for Python

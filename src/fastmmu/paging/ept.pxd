@@ -14,8 +14,8 @@ from fastmmu.arch.types cimport (
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write64
 from fastmmu.paging.npt cimport npf_code, npt_entries, npt_rights, npt_type
-from fastmmu.paging.walk_caches cimport Cached, Mapping, find_ept_table, find_mapping, keep_mapping
-from fastmmu.tlb.lookup cimport tlb_epsc_again, tlb_epsc_drop, tlb_epsc_fill, tlb_epsc_renew, tlb_gpm_drop
+from fastmmu.paging.walk_caches cimport Cached, EptLeaf, Mapping, find_ept_table, find_mapping, mapping_value
+from fastmmu.tlb.lookup cimport tlb_epsc_drop, tlb_epsc_fill, tlb_gpm_drop, tlb_gpm_fill
 
 cdef enum:
     NEED_R = 1              # the order of the entry's bits and of the qualification's
@@ -38,18 +38,6 @@ cdef enum EptpDefect:
     EPTP_AD = 3
     EPTP_RESERVED = 4
     EPTP_ADDRESS = 5
-
-cdef struct EptLeaf:            # where a walk led
-    uint64_t hpa
-    uint64_t entries        # AND over the entries used; of an NPT the rights that they give, as bits of an EPT entry
-    uint64_t leaf           # of an NPT its memory type alone, where an EPT entry has it
-    int shift
-    int dirty               # leaf D after the walk; 1 where A/D flags are off
-    int top                 # the entries that it read, also one that failed: from this level
-    int level               # to this one; above `top`: none
-    uint64_t at[6]          # [level]: host-physical address
-    uint64_t entry[6]       # as it was read
-    uint64_t every[6]       # AND over the entries, flipped, down to here
 
 
 cdef inline int eptp_defect(uint64_t value, int maxphyaddr, bint ad_supported, bint five_levels) noexcept nogil:
@@ -198,41 +186,50 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
     # need: NEED_* of the access; user: user-mode linear address (MBEC); bits: qualification bits 7..11 of a violation.
     # Top-down; the first not-present or malformed entry decides, rights are judged at the leaf (ept.md §4).
     # c: caches, or NULL.
-    cdef int fault
     w.gpa = gpa
     w.ept_entry = SUPPRESS_VE
     out.top = 0
     out.level = 1
     if e.levels == 4 and gpa >> 48:
         return ept_stopped(e, w, ABSENT, need, 0, bits)
-    fault = ept_walk_(m, e, c, gpa, need, user, bits, guest_level, out, w, steps)
-    if fault and c != NULL and not c.look:
-        tlb_gpm_drop(c.tlb, gpa)
-        tlb_epsc_drop(c.tlb, gpa)
-    return fault
+    return ept_walk_(m, e, c, gpa, need, user, bits, guest_level, out, w, steps)
+
+
+cdef inline void ept_keep(Cached *c, const Ept *e, uint64_t gpa, const EptLeaf *found) noexcept nogil:
+    # in the caches, that a walk of gpa led there
+    cdef Mapping mapping
+    cdef uint64_t rights
+    cdef int i
+    for i in range(found.top, found.level, -1):
+        rights = ept_kept(e, ept_rights(e, found.every[i]))
+        tlb_epsc_fill(c.tlb, gpa, i, (found.entry[i] & FRAME) | rights | <uint64_t> 1 << 63)
+    mapping.hpa = found.hpa
+    mapping.rights = ept_kept(e, found.entries)
+    mapping.type = found.leaf
+    mapping.shift = found.shift
+    mapping.dirty = found.dirty
+    tlb_gpm_fill(c.tlb, gpa, mapping_value(&mapping))
+
+
+cdef inline void ept_replace(Cached *c, const Ept *e) noexcept nogil:
+    # the same of all walks that one from memory made
+    cdef int i
+    for i in range(c.n):
+        tlb_gpm_drop(c.tlb, c.gpa[i])
+        tlb_epsc_drop(c.tlb, c.gpa[i])
+        ept_keep(c, e, c.gpa[i], &c.walked[i])
 
 
 cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t need, bint user, uint64_t bits,
                           int guest_level, EptLeaf *out, Walk *w, Steps *steps) noexcept nogil:
-    cdef Mapping found
-    cdef uint64_t tables[6]
     cdef uint64_t table = e.root, entry, ptr, entries = ~(<uint64_t> 0), want, offset, cached = 0
     cdef uint64_t present = e.present, flip = e.flip, allowed, denied
     cdef int level = e.levels, top, shift, i
-    cdef bint leaf, again
+    cdef bint leaf
     cdef uint16_t index
-    cdef int kept
 
     want = (e.accessed | (e.dirty if need & NEED_W else 0)) if e.ad else 0
-    again = (c != NULL and steps == NULL and not c.look and c.region == (gpa >> 21) + 1 and c.writes == w.ad_writes
-             and mem_holds(m, ept_entry_address(c.table, gpa, 1), 8)
-             and mem_read64(m, ept_entry_address(c.table, gpa, 1)) & want == want)
-    if again:                   # else there are flags to set
-        table = c.table
-        entries = c.every
-        level = 1
-        w.ept_refs += e.levels - 1
-    elif c != NULL and c.look:
+    if c != NULL and c.look:
         if from_mapping(e, c, gpa, need, user, out):
             return FAULT_NONE
         cached = find_ept_table(c, gpa, e.levels, &level)
@@ -305,28 +302,8 @@ cdef inline int ept_walk_(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_
     out.leaf = npt_type(e, entry, level) << 3 if e.npt else entry
     out.shift = shift
     out.dirty = not e.ad or entry & e.dirty != 0
-    if c != NULL:
-        if again:
-            tlb_epsc_again(c.tlb, c.kept)
-        else:
-            for i in range(top, level, -1):
-                tables[i] = (out.entry[i] & FRAME) | ept_kept(e, ept_rights(e, out.every[i])) | <uint64_t> 1 << 63
-                if c.look:
-                    tlb_epsc_fill(c.tlb, gpa, i, tables[i])
-            if not c.look:      # in place of what lookups of this address would find
-                kept = tlb_epsc_renew(c.tlb, gpa, top, level, tables)
-                if level == 1 and kept >= 0 and (not e.ad or out.every[2] & e.accessed):
-                    c.region = (gpa >> 21) + 1
-                    c.table = table
-                    c.every = out.every[2]
-                    c.writes = w.ad_writes
-                    c.kept = kept
-        found.hpa = out.hpa
-        found.rights = ept_kept(e, allowed)
-        found.type = out.leaf
-        found.shift = shift
-        found.dirty = out.dirty
-        keep_mapping(c, gpa, &found)
+    if c != NULL and c.look:
+        ept_keep(c, e, gpa, out)
     return FAULT_NONE
 
 

@@ -10,8 +10,8 @@ from fastmmu.arch.types cimport (
     STEP_DATA, STEP_GUEST, STEP_GUEST_AD, Ept, GuestPath, Mem, Paging, Steps, Walk,
 )
 from fastmmu.paging.ept cimport (
-    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, apic_access, ept_facts, ept_violation, ept_walk, need_of,
-    on_apic_page, step,
+    NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, apic_access, ept_facts, ept_replace, ept_violation, ept_walk,
+    need_of, on_apic_page, step,
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read32, mem_read64, mem_write32, mem_write64
 from fastmmu.paging.walk_caches cimport TABLE_WRITABLE, Cached, find_table, next_table
@@ -148,19 +148,33 @@ cdef inline int guest_walk(Mem *m, const Paging *g, const Ept *e, Cached *c, uin
     # Returns and stores a FaultCode. The order of references and of faults is ept.md §5-§6. c: caches, or NULL; steps:
     # where each reference is recorded, or NULL.
     if c != NULL:
-        c.top = 0
+        c.top = c.n = 0
         c.lowest = 6
     w.fault = guest_walk_(m, g, e, c, la, acc, w, path, steps)
-    if c != NULL and c.lowest <= c.top:
+    if c != NULL and not c.look and w.fault == FAULT_NONE:
+        if c.top:
+            tlb_psc_drop(c.tlb, c.la)
+        ept_replace(c, e)
+    if c != NULL and c.lowest <= c.top and (c.look or w.fault == FAULT_NONE):
         tlb_psc_fills(c.tlb, c.la, c.top, c.lowest, c.link)
     if w.fault != FAULT_NONE:
         w.pa = ONES
     return w.fault
 
 
+cdef inline EptLeaf *ept_leaf_for(Cached *c, uint64_t gpa, EptLeaf *own) noexcept nogil:
+    # where a walk of EPT puts what it found
+    if c == NULL or c.look:
+        return own
+    c.gpa[c.n] = gpa
+    c.n += 1
+    return &c.walked[c.n - 1]
+
+
 cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
                             GuestPath *path, Steps *steps) noexcept nogil:
-    cdef EptLeaf table_leaf
+    cdef EptLeaf own
+    cdef EptLeaf *found
     cdef uint64_t ept_leaf[6]   # the last of the EPT entries behind path.ept
     cdef uint64_t table, cached = 0, gpa, hpa, entry = 0, every = ONES, any_ = 0, want, now
     cdef uint64_t size = <uint64_t> 1 << g.entry_shift
@@ -187,8 +201,6 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             return page_fault(g, w, acc, 0)
         table &= g.frame
     if caches:
-        if not c.look:
-            tlb_psc_drop(c.tlb, la)
         cached = find_table(c, la, g.levels, &level)
         if cached:
             table = cached & FRAME
@@ -214,13 +226,13 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
             path.ept[level] = EPT_W if cached & TABLE_WRITABLE else 0
             cached = 0
         elif e != NULL:
-            fault = ept_walk(m, e, c, gpa, NEED_R | NEED_W if e.ad else NEED_R, True, QUAL_GLA, level, &table_leaf, w,
-                             steps)
+            found = ept_leaf_for(c, gpa, &own)
+            fault = ept_walk(m, e, c, gpa, NEED_R | NEED_W if e.ad else NEED_R, True, QUAL_GLA, level, found, w, steps)
             if fault:
                 return fault
-            hpa = table_leaf.hpa
-            path.ept[level] = table_leaf.entries
-            ept_leaf[level] = table_leaf.leaf
+            hpa = found.hpa
+            path.ept[level] = found.entries
+            ept_leaf[level] = found.leaf
         if e != NULL and on_apic_page(e, hpa):
             return apic_access(w, gpa, hpa)
         if caches and level < top:
@@ -297,9 +309,10 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
 cdef inline int pdpte_in_memory(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, uint64_t *table,
                                 Walk *w, Steps *steps) noexcept nogil:
     # nested paging of AMD has no PDPTE registers: each walk reads the entry (npt.md §3)
-    cdef EptLeaf leaf
+    cdef EptLeaf own
     cdef uint64_t gpa = (g.cr3 & PDPT) + 8 * (la >> 30 & 3), entry
-    cdef int fault = ept_walk(m, e, c, gpa, NEED_R | NEED_W, True, QUAL_GLA, 3, &leaf, w, steps)
+    cdef EptLeaf *leaf = ept_leaf_for(c, gpa, &own)
+    cdef int fault = ept_walk(m, e, c, gpa, NEED_R | NEED_W, True, QUAL_GLA, 3, leaf, w, steps)
     if fault:
         return fault
     w.gpa = gpa
@@ -320,19 +333,21 @@ cdef inline int pdpte_in_memory(Mem *m, const Paging *g, const Ept *e, Cached *c
 cdef inline int final(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, uint64_t gpa, int acc, bint access,
                       Walk *w, Steps *steps) noexcept nogil:
     # from the guest-physical address of the data to its host-physical address; access: it follows at once
-    cdef EptLeaf leaf
+    cdef EptLeaf own
+    cdef EptLeaf *leaf
     cdef int fault
     w.gpa = w.pa = gpa
     w.ept_rights = 15
     w.ept_dirty = 1
     if e != NULL:
+        leaf = ept_leaf_for(c, gpa, &own)
         fault = ept_walk(m, e, c, gpa, need_of(acc), w.us,
                          QUAL_GLA | QUAL_TRANSLATED | (w.us << 9 | w.rw << 10 | w.xd << 11 if e.adv_info else 0),
-                         0, &leaf, w, steps)
+                         0, leaf, w, steps)
         if fault:
             return fault
         w.pa = leaf.hpa
-        ept_facts(w, &leaf)
+        ept_facts(w, leaf)
     if access and steps != NULL:
         step(steps, STEP_DATA, 0, 0, w.pa, gpa, 0)
     return FAULT_NONE

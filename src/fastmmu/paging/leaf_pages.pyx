@@ -164,7 +164,10 @@ cdef inline void scan_pages_nested(Leaves *s, int entry_shift) noexcept nogil:
 
 
 cdef void leaf_pages(Leaves *s) noexcept nogil:
-    if s.out == NULL:
+    if s.survey:
+        s.n += 512 if s.g.entry_shift == 3 else 1024
+        s.level = 2
+    elif s.out == NULL:
         if s.g.entry_shift == 3:
             count_pages(s, 3)
         else:

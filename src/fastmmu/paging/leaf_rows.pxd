@@ -73,6 +73,7 @@ cdef struct Leaves:
     uint8_t nested
     uint8_t bare                # the EPT alone: addresses are guest-physical, leaves are those of the EPT
     uint8_t loose
+    uint8_t survey              # a page table counts as full, and is not read
     uint8_t done
     uint8_t root                # PDPTE registers, or roots, opened
     uint8_t sign                # bit that is copied upwards; 0: none

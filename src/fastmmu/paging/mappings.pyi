@@ -32,6 +32,7 @@ def mappings(
     start: int | None = None,
     stop: int | None = None,
     limit: int | None = None,
+    threads: int = 1,
 ) -> MappingArray: ...
 def iter_mappings(
     mem: PhysicalMemory,

@@ -9,13 +9,14 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from fastmmu._arguments cimport counted, shown, whole
+from fastmmu._arguments cimport counted, shown, whole, within
 from fastmmu.arch.types cimport FAULT_NPF, MODE_4, Walk
 from fastmmu.paging.guest cimport PDPT
 from fastmmu.paging.leaves cimport (
     CAUSES, KEPT_FAULTS, REGIONS, EptRegion, LeafFault, LeafRow, Leaves, leaves_fault, leaves_free, leaves_range,
     leaves_run, leaves_types,
 )
+from fastmmu.paging.mapping_parts cimport Parts, parts_of
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState, SecondLevel, as_eptp, prepare
 from fastmmu.threads.turns cimport Turn, Turns
@@ -261,6 +262,25 @@ cdef _collect(MappingIterator it, remedy):
     return rows
 
 
+cdef _collect_shared(MappingIterator it, uint64_t threads):
+    # None: it is left to one thread. Rows are counted first; over EPT that may be too many.
+    cdef Parts parts = parts_of(&it.s, threads, it)
+    cdef uint64_t total, n
+    if parts is None:
+        return None
+    total = parts.count()
+    if total > <uint64_t> MAX_ROWS or (it.left is not None and total > it.left):
+        return None
+    rows = np.empty(total, it.dtype)
+    n = parts.fill(rows)
+    rows = (rows[:n] if 2 * n > total else rows[:n].copy()).view(MappingArray)
+    rows.truncated = False
+    rows.skipped, rows.faults = parts.faults()
+    return rows
+
+
+# ---- for Python -------------------------------------------------------------------------------------------
+
 def iter_mappings(PhysicalMemory mem not None, GuestState state not None, eptp=None, *, start=None, stop=None,
                   limit=None, chunk=1 << 16):
     """:func:`mappings` in arrays of up to ``chunk`` rows, one after the other: memory is bounded, whatever the tables.
@@ -272,7 +292,8 @@ def iter_mappings(PhysicalMemory mem not None, GuestState state not None, eptp=N
     return _begin(mem, state, eptp, start, stop, limit, chunk, False)
 
 
-def mappings(PhysicalMemory mem not None, GuestState state not None, eptp=None, *, start=None, stop=None, limit=None):
+def mappings(PhysicalMemory mem not None, GuestState state not None, eptp=None, *, start=None, stop=None, limit=None,
+             threads=1):
     """Every mapping of an address space.
 
     A row for each page, never merged with its neighbour, so huge pages stay visible; under EPT for each part of a page
@@ -289,11 +310,16 @@ def mappings(PhysicalMemory mem not None, GuestState state not None, eptp=None, 
     :param start, stop: only pages that meet the linear addresses start..stop-1, unsigned; None = the whole space.
     :param limit: most rows to return; the result's ``.truncated`` says whether there are more. None = 2**24 rows, and
         an error above that.
+    :param threads: how many threads share the work; the result does not depend on it. One reads memory with holes.
     :returns: :class:`MappingArray`, a NumPy record array of dtype ``MAPPING_DTYPE``, 56 bytes a row.
     :raises StateError: an EPTP, start or stop that is none. :raises BusError: a root table outside memory.
-    :raises OutOfMemoryError: more rows than 2**24, where no limit was given.
+    :raises OutOfMemoryError: more rows than 2**24, where no limit was given. :raises ConfigError: a limit, or a number
+        of threads, that is none.
     """
-    return _collect(_begin(mem, state, eptp, start, stop, limit, 1, False), "iter_mappings()")
+    cdef MappingIterator it = _begin(mem, state, eptp, start, stop, limit, 1, False)
+    cdef uint64_t most = within("threads", threads, 1, 1 << 62, ConfigError)
+    rows = _collect_shared(it, most) if most > 1 else None
+    return _collect(it, "iter_mappings()") if rows is None else rows
 
 
 def iter_ept_mappings(PhysicalMemory mem not None, eptp, *, start=None, stop=None, limit=None, chunk=1 << 16):

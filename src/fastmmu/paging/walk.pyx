@@ -5,6 +5,7 @@ from libc.string cimport memcpy, memset
 
 from fastmmu.arch.bits cimport P
 from fastmmu.arch.types cimport FAULT_BUS, FAULT_GP, FAULT_NONE, STEP_GUEST
+from fastmmu.paging.denied cimport UNKNOWN, memory_denies
 from fastmmu.paging.ept cimport NEED_R, EptLeaf, apic_access, ept_walk, on_apic_page, step
 from fastmmu.paging.guest cimport PDPT, guest_walk, pdpte_reserved
 from fastmmu.paging.memory cimport mem_holds, mem_read64
@@ -41,7 +42,7 @@ cdef int with_caches(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t 
 cdef int walk_cached(Mem *m, const Paging *g, const Ept *e, Tlb *t, uint64_t la, int acc, Walk *w,
                      Steps *steps) noexcept nogil:
     # A walk that fails after it used what was cached is made again from memory (tlb.md §1.1). Its references count
-    # where it succeeds; a processor that fails at once has made those of the first walk alone.
+    # where it succeeds; a processor that fails at once has made those of the first walk alone. steps: all are recorded.
     cdef Cached c
     cdef uint32_t guest_refs, ept_refs, ad_writes
     c.tlb = t
@@ -52,8 +53,12 @@ cdef int walk_cached(Mem *m, const Paging *g, const Ept *e, Tlb *t, uint64_t la,
     guest_refs = w.guest_refs
     ept_refs = w.ept_refs
     ad_writes = w.ad_writes
+    if steps == NULL and memory_denies(m, g, e, la, acc, w) != UNKNOWN:
+        w.guest_refs = guest_refs
+        w.ept_refs = ept_refs
+        w.ad_writes = ad_writes
+        return w.fault
     c.look = False
-    c.region = 0
     if with_caches(m, g, e, &c, la, acc, w, steps):
         w.guest_refs = w.ept_refs = 0
     w.guest_refs += guest_refs

@@ -2,7 +2,8 @@
 # (tlb.md §1.1, R1-R6).
 #
 # A cached entry may deny what memory allows. So a walk that used one and fails is made again, from the root and from
-# memory, and replaces what it had used: `look`, `used`.
+# memory: `look`, `used`. It changes nothing here unless it succeeds; then what it found takes the place of what lookups
+# of the same addresses would find.
 #
 #   paging-structure cache   63 XD | 51:12 host-physical address of the next table | 6 EPT lets the table be written |
 #                            2 U/S | 1 R/W | 0 P: ANDed over the entries until here, XD ORed
@@ -13,12 +14,24 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport EPT_IPAT, EPT_W, EPT_XU, FRAME, P, RW, US, XD
 from fastmmu.tlb.lookup cimport (
-    F_D, F_EW, F_R, F_U, F_X, Tlb, tlb_epsc, tlb_gpm, tlb_gpm_fill, tlb_gpm_refill, tlb_pa, tlb_psc, tlb_value,
+    F_D, F_EW, F_R, F_U, F_X, Tlb, tlb_epsc, tlb_gpm, tlb_pa, tlb_psc, tlb_value,
 )
 
 cdef enum:
     TABLE_WRITABLE = 1 << 6
     GPM_IPAT_BIT = 52
+
+cdef struct EptLeaf:            # where a walk led
+    uint64_t hpa
+    uint64_t entries        # AND over the entries used; of an NPT the rights that they give, as bits of an EPT entry
+    uint64_t leaf           # of an NPT its memory type alone, where an EPT entry has it
+    int shift
+    int dirty               # leaf D after the walk; 1 where A/D flags are off
+    int top                 # the entries that it read, also one that failed: from this level
+    int level               # to this one; above `top`: none
+    uint64_t at[6]          # [level]: host-physical address
+    uint64_t entry[6]       # as it was read
+    uint64_t every[6]       # AND over the entries, flipped, down to here
 
 cdef struct Cached:
     Tlb *tlb                    # its context in force is the walk's
@@ -28,13 +41,10 @@ cdef struct Cached:
     uint64_t la
     int top, lowest             # levels of the table entries, from - to; lowest > top: none
     uint64_t link[6]            # [level]: what is cached of the way down to its table
-    # of a walk from memory: the EPT tables that it went through last, and goes through again for the guest's tables
-    # beside that one
-    uint64_t region             # gpa >> 21, + 1; 0: none
-    uint64_t table              # host-physical address of the one of the lowest level
-    uint64_t every              # AND over the entries above it
-    uint32_t writes             # Walk.ad_writes then
-    uint32_t kept               # entries that the refill of the caches took
+    # of a walk from memory: its walks of EPT
+    int n
+    uint64_t gpa[6]
+    EptLeaf walked[6]
 
 cdef struct Mapping:            # a guest-physical mapping
     uint64_t hpa
@@ -105,10 +115,3 @@ cdef inline uint64_t mapping_value(const Mapping *m) noexcept nogil:
     if m.type & EPT_IPAT:
         flags |= <uint64_t> 1 << GPM_IPAT_BIT
     return tlb_value(m.hpa, size, size, flags)
-
-
-cdef inline void keep_mapping(Cached *c, uint64_t gpa, const Mapping *m) noexcept nogil:
-    if c.look:
-        tlb_gpm_fill(c.tlb, gpa, mapping_value(m))
-    else:
-        tlb_gpm_refill(c.tlb, gpa, mapping_value(m))

@@ -2,7 +2,8 @@
 (docs/threads.md).
 
     turns   `Turns`, a fair and recursive lock that a long call gives up between the chunks of its work; `Turn`; `Pace`
-    lanes   `in_lanes`: several pieces of work over one pass of a source, in several threads
+    lanes   `in_lanes`: several pieces of work over one pass of a source, in several threads; `blocks`: the memory of
+            what waits for them
 
 Imports nothing but the vocabulary.
 

@@ -20,6 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from fastmmu.errors import ConfigError
+from fastmmu.threads.blocks import apart
 
 __all__ = ["WINDOW", "Lane", "finished", "in_lanes", "workers"]
 
@@ -69,7 +70,7 @@ def in_lanes(
     there are follow, then the exception.
 
     :param lanes: each makes its lane, when that is begun. :param source: of the blocks. :param jobs: threads.
-    :param size: bytes of a block, 0 where it takes no memory of its own.
+    :param size: bytes of a block, 0 where it takes no memory of its own; else it waits as a copy (`threads/blocks.py`).
     :param progress: called in this thread, now and then and before each result: number of the lane that is waited for,
         and the sum of the lengths of the blocks that it is done with.
     :param partial: what lanes that had begun return for KeyboardInterrupt is a result, too, and where there is one
@@ -260,15 +261,18 @@ class _Work(Generic[T]):
 
     def _read(self) -> None:
         block = failure = None
+        nbytes = 0
         try:
             block = next(self.source, None)
+            if block is not None and (nbytes := self.size(block)):
+                block = apart(block)
         except BaseException as error:
-            failure = error
+            block, failure = None, error
         with self.changed:
             self.reading = False
             if block is None:
                 self.read, self.failure = True, failure
             else:
-                self.blocks.append((block, self.size(block)))
-                self.held += self.blocks[-1][1]
+                self.blocks.append((block, nbytes))
+                self.held += nbytes
             self.changed.notify_all()

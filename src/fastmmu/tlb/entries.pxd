@@ -195,10 +195,10 @@ cdef struct Tlb:
     TlbArray array[24]
     uint32_t arrays
     uint32_t omit               # causes, as bits, whose invalidations do nothing: what goes wrong without them?
+    uint64_t probes             # sets, entries and contexts that invalidations looked at: what they cost
     void (*grow)(Tlb *t, TlbArray *a) noexcept nogil    # of the module above
     uint32_t l2_fractures       # pages too large for the second level are cached there, fractured
     uint32_t fractured[1 << 16]     # [hash of the guest's page] first of its fractured entries, 0: there is none
-    bint mixed                  # an array of the paging-structure caches of EPT holds several classes
     bint quick_on               # the arrays that walks use are plain, of several ways, and for nothing else: a walk may
     uint64_t quick_done         # be quick (paging/quick_walk.pxd); so many were
     uint32_t vpid, pcid         # in force
@@ -389,6 +389,14 @@ cdef inline void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int ca
 
 cdef inline uint64_t asid_root(uint32_t asid) noexcept nogil:
     return <uint64_t> asid << 12
+
+
+cdef inline uint32_t bucket_of(int kind, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noexcept nogil:
+    # Without the EPT root for the kinds that have a VPID: MOV CR3 finds the contexts of all roots in one chain.
+    cdef uint64_t h = <uint64_t> vpid << 12 | pcid
+    if kind == K_GPM or kind == K_EPSC:
+        h = eptrta >> 12
+    return ((h * 8 + kind) * <uint64_t> 0x9E3779B97F4A7C15) >> 52
 
 
 cdef void tlb_switch(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noexcept nogil  # in force from now on

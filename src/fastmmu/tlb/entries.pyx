@@ -16,14 +16,6 @@ cdef inline bint is_dead(const Tlb *t, uint64_t key) noexcept nogil:
 
 # ---- contexts ---------------------------------------------------------------------------------------------
 
-cdef inline uint32_t bucket_of(int kind, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noexcept nogil:
-    # Without the EPT root for the kinds that have a VPID: MOV CR3 finds the contexts of all roots in one chain.
-    cdef uint64_t h = <uint64_t> vpid << 12 | pcid
-    if kind == K_GPM or kind == K_EPSC:
-        h = eptrta >> 12
-    return ((h * 8 + kind) * <uint64_t> 0x9E3779B97F4A7C15) >> 52
-
-
 cdef uint32_t find_context(Tlb *t, int kind) noexcept nogil:
     # The context of this kind in force; NO_CONTEXT if it has no entries.
     cdef bint tagged = kind != K_GPM and kind != K_EPSC

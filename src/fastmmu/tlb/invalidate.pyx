@@ -6,11 +6,11 @@ from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
     BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVLPGA, BY_INVPCID, BY_INVVPID,
     BY_PAGE_FAULT, BY_RESET, BY_TLB_CONTROL, BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC,
-    K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L1D, L1I, L1S, L2, L2I, NO_EPT, NO_WAY, PSC, TLB_LA, TLB_PAGE, Tlb,
-    TlbArray, TlbContext, TlbSet, TlbUnit, alike, asid_root, fractured_of, id_array, id_links, id_slot, page_of, set_at,
-    set_of, tlb_kill, tlb_remove,
+    K_GLOBAL, K_GPM, K_LOCAL, K_PSC, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, NO_WAY, PSC, TLB_LA, TLB_PAGE, Tlb,
+    TlbArray, TlbContext, TlbSet, TlbUnit, alike, asid_root, bucket_of, fractured_of, id_array, id_links, id_slot,
+    page_of, set_at, set_of, tlb_kill, tlb_remove,
 )
-from fastmmu.tlb.replacement cimport LRU_LONG, long_way
+from fastmmu.tlb.replacement cimport LRU_LONG, chain_of, chained, long_way
 
 cdef enum:
     # kinds, as bits
@@ -53,10 +53,23 @@ cdef bint selects(const Which *q, const TlbContext *x) noexcept nogil:
 cdef uint64_t flush(Tlb *t, const Which *q, int cause) noexcept nogil:
     # Whole contexts.
     cdef uint64_t n = 0
-    cdef uint32_t i = t.n_live
+    cdef uint32_t i = t.n_live, next
+    cdef int kind
     t.c.flushes[cause] += 1
     if t.omit >> cause & 1:
         return 0
+    if q.condition == THIS_VPID | THIS_PCID and not q.kinds & GUEST:
+        for kind in range(KINDS):
+            if q.kinds >> kind & 1:
+                i = t.bucket[bucket_of(kind, q.vpid, 0 if kind == K_GLOBAL else q.pcid, 0)]
+                while i:
+                    next = t.ctx[i].next
+                    t.probes += 1
+                    if selects(q, &t.ctx[i]):
+                        n += tlb_kill(t, i, cause)
+                    i = next
+        return n
+    t.probes += i
     while i > 0:                # a killed one is replaced by the last, which has been looked at
         i -= 1
         if selects(q, &t.ctx[t.live_ids[i]]):
@@ -86,9 +99,19 @@ cdef uint64_t drop_page(Tlb *t, TlbArray *a, int size, uint64_t la, const Which 
     # The entries of one size for the page of la, which lie in one set.
     cdef TlbSet *x = set_of(a, size, la)
     cdef uint64_t page = page_of(a, size, la), n = 0
-    cdef uint32_t first = 0, hits, w
+    cdef uint32_t first = 0, hits, w, next
+    t.probes += 1
     if a.pad == 4:
         for w in range(4):
+            if x.way[w] & (TLB_PAGE | 3) == page:
+                n += drop_way(t, a, x, w, q, cause)
+        return n
+    if a.replacement == LRU_LONG and not a.tags:
+        next = chain_of(a, x, page)[0]
+        while next:
+            w = next - 1
+            next = chained(a, x)[w]
+            t.probes += 1
             if x.way[w] & (TLB_PAGE | 3) == page:
                 n += drop_way(t, a, x, w, q, cause)
         return n
@@ -112,6 +135,7 @@ cdef uint64_t drop_fractured(Tlb *t, uint32_t units, uint32_t id, uint64_t la, c
     cdef uint32_t next, way
     while id:
         next = id_links(t, id)[0]
+        t.probes += 1
         a = id_array(t, id)
         x = set_at(a, id_slot(id) // a.pad)
         way = id_slot(id) % a.pad

@@ -100,14 +100,6 @@ cdef void tlb_gpm_fill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil
 cdef void tlb_psc_fill(Tlb *t, uint64_t la, int level, uint64_t value) noexcept nogil
 cdef void tlb_psc_fills(Tlb *t, uint64_t la, int top, int lowest, const uint64_t *values) noexcept nogil  # [level]
 cdef void tlb_epsc_fill(Tlb *t, uint64_t gpa, int level, uint64_t value) noexcept nogil
-# The same where a walk from memory fetches anew what lookups of this address would find, which goes. tables: [level].
-# tlb_epsc_renew returns how many entries it made, by which tlb_epsc_again accounts for the same once more with nothing
-# between; -1: it cannot.
-cdef void tlb_gpm_refill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil
-cdef int tlb_epsc_renew(Tlb *t, uint64_t gpa, int top, int level, const uint64_t *tables) noexcept nogil
-cdef inline void tlb_epsc_again(Tlb *t, uint32_t n) noexcept nogil:
-    t.c.invalidated[<int> BY_REWALK][<int> EPSC] += n
-    t.c.fills[<int> EPSC] += n
 
 # What lookups of this address would find, in the context in force: a walk is about to fetch it anew.
 cdef void tlb_gpm_drop(Tlb *t, uint64_t gpa) noexcept nogil

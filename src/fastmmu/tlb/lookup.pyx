@@ -9,10 +9,10 @@ from fastmmu.arch.bits cimport ctz
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
     BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, NO_WAY, SLOTS, TLB_PAGE, TlbContext, equal,
-    fractured_in, insert, is_fractured, set_at, tlb_fracture, tlb_remove, tlb_unfracture, way_of,
+    fractured_in, insert, set_at, tlb_fracture, tlb_remove, tlb_unfracture, way_of,
 )
 from fastmmu.tlb.replacement cimport (
-    IDENTITY, LRU, LRU_LONG, TAGGED, TREE_PLRU, key_came, long_order, on_fill, on_hit, plru_paths, way_at, way_back,
+    IDENTITY, LRU, LRU_LONG, TAGGED, key_came, long_order, on_fill, on_hit, plru_paths, way_at, way_back,
 )
 
 cdef enum:
@@ -216,79 +216,6 @@ cdef inline void drop_class(Tlb *t, TlbUnit *u, int size, uint64_t la, uint64_t 
             tlb_remove(t, u.by[size], x, way, BY_REWALK)
 
 
-cdef inline bint renewed(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
-    # replace() of the entry used last, but for the accounts: its value is all that can change
-    cdef TlbSet *x = set_of(a, size, la)
-    if x.key != (page_of(a, size, la) | t.key[kind]) or a.replacement == TREE_PLRU or a.quota[size] < a.ways:
-        return False
-    if x.value != value:
-        x.value = x.way[a.pad + way_at(a, x, 0, 0)] = value
-    return True
-
-
-cdef void replace(Tlb *t, TlbUnit *u, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
-    # drop_class and insert. Where the ways are ordered and the set is shared with nobody by quotas, the entry that goes
-    # leaves the last way, which the new one takes: so it is overwritten.
-    cdef TlbArray *a = u.by[size]
-    cdef TlbSet *x
-    cdef uint64_t key = page_of(a, size, la) | t.key[kind]
-    cdef uint32_t way
-    if a.replacement == TREE_PLRU or a.quota[size] < a.ways or not u.live[size]:
-        drop_class(t, u, size, la, t.key[kind])
-        insert(t, a, kind, size, la, value)
-        return
-    x = set_of(a, size, la)
-    way = way_of(a, x, key)
-    if way == NO_WAY:
-        insert(t, a, kind, size, la, value)
-    elif a.unit <= GPM and (is_fractured(value) or is_fractured(x.way[a.pad + way])):
-        tlb_remove(t, a, x, way, BY_REWALK)
-        insert(t, a, kind, size, la, value)
-    else:
-        t.c.invalidated[<int> BY_REWALK][u.id] += 1
-        t.c.fills[u.id] += 1
-        x.way[a.pad + way] = value
-        on_hit(a, x, way)
-
-
-cdef void tlb_gpm_refill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil:
-    cdef TlbUnit *u = &t.unit[GPM]
-    cdef int i, size = value >> 8 & 3
-    while size and u.by[size] == NULL:
-        size -= 1
-    for i in range(CLASSES):
-        if i != size or u.by[size] == NULL:
-            drop_class(t, u, i, gpa, t.key[K_GPM])
-    if u.by[size] == NULL:
-        return
-    if size < <int> (value >> 8 & 3):
-        value = fracture(value, gpa, size)
-    replace(t, u, K_GPM, size, gpa, value)
-
-
-cdef int tlb_epsc_renew(Tlb *t, uint64_t gpa, int top, int level, const uint64_t *tables) noexcept nogil:
-    cdef TlbUnit *u = &t.unit[EPSC]
-    cdef int i, n = 0, same = 0
-    if t.mixed:                 # all that goes makes room first
-        tlb_epsc_drop(t, gpa)
-        for i in range(top, level, -1):
-            tlb_epsc_fill(t, gpa, i, tables[i])
-        return -1
-    for i in range(5, 1, -1):
-        if u.by[i - 2] == NULL:
-            pass
-        elif level < i <= top:
-            n += 1
-            if renewed(t, u.by[i - 2], K_EPSC, i - 2, gpa, tables[i]):
-                same += 1
-            else:
-                replace(t, u, K_EPSC, i - 2, gpa, tables[i])
-        else:
-            drop_class(t, u, i - 2, gpa, t.key[K_EPSC])
-    tlb_epsc_again(t, same)
-    return n
-
-
 cdef void drop_classes(Tlb *t, int unit, int kind, uint64_t la) noexcept nogil:
     cdef int size
     for size in range(CLASSES):
@@ -484,9 +411,6 @@ cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil:
         p.l1 = &t.unit[L1I] if acc == ACC_X else &t.unit[L1D] if acc == ACC_R else store
         p.l2 = l2i if acc == ACC_X else l2
         aim(p)
-    for size in range(CLASSES):
-        t.mixed = t.mixed or (t.unit[EPSC].by[size] != NULL
-                              and t.unit[EPSC].by[size].classes & (t.unit[EPSC].by[size].classes - 1))
     if gpm_in_l2:
         for size in range(CLASSES):
             t.unit[GPM].by[size] = t.unit[L2].by[size]

@@ -418,6 +418,10 @@ cdef class TLB:
     def _quick_walks(self):
         return self.t.quick_done
 
+    def _probes(self):
+        # sets, entries and contexts that invalidations have looked at: what they cost, for tests
+        return self.t.probes
+
     def reset_counters(self):
         """All counters to 0; the entries stay."""
         cdef Turn _turn = self.turns.apart()

@@ -265,7 +265,9 @@ def walk(
             if caches is None or not caches.used:
                 raise
         caches.look = False
-        return _Walk(run, state, la, access_of(access), ept, caches).outcome()
+        found = _Walk(run, state, la, access_of(access), ept, caches).outcome()
+        caches.replace()
+        return found
 
     return conclude(run, body, write=write)
 
