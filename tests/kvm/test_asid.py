@@ -11,12 +11,14 @@ from pathlib import Path
 from random import Random
 from time import process_time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastmmu import AsidAllocator, Config, ConfigError, GuestState, Host, Machine, StateError
 from fastmmu.reference.kvm import asid as spec
+from tests.support.host_events import alone, program
 
 CREATIONS = int(os.environ.get("FASTMMU_CREATIONS", "400"))
 AMD = Config(vendor="amd", mmu="ept", kvm="6.1", memory="64M", tlb="strict", find_missing_flushes=True)
@@ -252,3 +254,23 @@ def test_a_host_is_of_one_vendor() -> None:
     assert host.vpid(0) == 0
     with pytest.raises(ConfigError, match="vendor='amd'"):
         host.add(Config(mmu="ept", memory="64M"))
+
+
+@every_mmu
+@every_vmm
+@pytest.mark.parametrize("kvm", ["slides", "6.12"])
+def test_whatever_the_schedule_every_guest_sees_what_it_would_alone(vmm: str, mmu: str, kvm: str) -> None:
+    """Four machines with the same addresses on two CPUs of two ASIDs each."""
+    config = Config(vendor="amd", mmu=mmu, kvm=kvm, vmm=vmm, memory="64M", tlb="nehalem", asids=3)
+    programs = [program(seed, 1200, pages=60) for seed in range(4)]
+    host, outs, done = Host([config] * 4, cpus=2), [np.zeros(1200, np.uint64) for _ in range(4)], [0] * 4
+    random = Random(mmu + kvm)
+    while any(at < 1200 for at in done):
+        vcpu = random.choice([i for i in range(4) if done[i] < 1200])
+        stop = min(done[vcpu] + random.randrange(1, 200), 1200)
+        at = slice(done[vcpu], stop)
+        host.run(vcpu, random.randrange(2), *(column[at] for column in programs[vcpu]), outs[vcpu][at], at.start)
+        done[vcpu] = stop
+    for columns, out in zip(programs, outs, strict=True):
+        assert np.array_equal(out, alone(config.replace(vmm="kernel"), columns)[0])
+    assert min(host.asids[cpu].asid_generation for cpu in range(2)) > 5

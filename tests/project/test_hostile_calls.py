@@ -37,6 +37,7 @@ REFUSE = {
     "kvm.lapic_port.Lapic()": "not made by hand",
     "kvm.log_port.DirtyLog()": "not made by hand",
     "kvm.vpid_port.VpidBitmap()": "not made by hand",
+    "kvm.asid_port.SvmCpuData()": "not made by hand",
     "kvm.vcpu_port.VcpuPort()": "not made by hand",
     "kvm.vm_port.VmPort()": "not made by hand",
     "kvm.vmm.Vmm()": "not made by hand",

@@ -51,6 +51,8 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "TLB.fill.value": lambda w: fastmmu.TLB.value(PAGE),
     "TLB.refill.value": lambda w: fastmmu.TLB.value(PAGE),
     "TLB.gpm_fill.value": lambda w: fastmmu.TLB.value(PAGE),
+    "asid": lambda w: 1,
+    "control": lambda w: 3,
     "level": lambda w: 2,
     "StackDistances.level": lambda w: 0,
     "type": lambda w: 1,

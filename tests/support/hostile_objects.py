@@ -292,6 +292,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "LocalApic": lambda w: w.local_apic,
     "VirtualApic": lambda w: w.virtual_apic,
     "VpidAllocator": lambda w: w.vpids,
+    "AsidAllocator": lambda w: fastmmu.AsidAllocator(2),
     "MissingFlushes": lambda w: MissingFlushes(),
     "StackDistances": lambda w: w.distances,
     "Records": lambda w: Records(12, False),

@@ -118,7 +118,8 @@ def mapped(machine: Machine, slots: tuple[MemorySlot, ...] = ()) -> set[Mapped]:
 
     A mark of MMIO has size 0 and the gpa that it stands for. Rights are those of the leaf; upper entries allow all.
     """
-    ept = machine.config.mmu == "ept"
+    ept = machine.config.mmu == "ept"  # an NPT has entries of guest paging
+    npt = ept and machine.config.vendor == "amd"
     nbytes = machine.config.memory_bytes
     end = nbytes + (((nbytes >> 5) + (1 << 26)) & ~0x1FFFFF)
     places = [(end - nbytes, nbytes, 0)]  # hpa, bytes, gpa
@@ -136,10 +137,10 @@ def mapped(machine: Machine, slots: tuple[MemorySlot, ...] = ()) -> set[Mapped]:
             at = address | index << 9 * level + 3
             if not ept and at >> 47:
                 at |= 0xFFFF << 48
-            if entry & 0x807 == 6 if ept else entry & (1 << 51 | 1 << 11) == 1 << 51:
+            if entry & 0x807 == 6 if ept and not npt else entry & (1 << 51 | 1 << 11) == 1 << 51:
                 found.add((at, 0, entry & FRAME & ~(1 << 51), 0))
             elif level == 1 or entry & 1 << 7:
-                rights = (entry >> 2 & 1 | entry & 2 | 4) if ept else (1 - (entry >> 63) | entry & 6)
+                rights = (entry >> 2 & 1 | entry & 2 | 4) if ept and not npt else (1 - (entry >> 63) | entry & 6)
                 hpa = entry & FRAME
                 gpa = next((gpa + hpa - start for start, size, gpa in places if start <= hpa < start + size), None)
                 found.add((at, 1 << 9 * level + 3, gpa, rights))
