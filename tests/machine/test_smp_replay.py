@@ -136,6 +136,26 @@ def test_flushes_of_one_cpu_left_out(path: Path) -> None:
         assert replay.result(tables=False).neither > 5, what
 
 
+@pytest.mark.parametrize("pml", [False, True])
+def test_dirty_logs_need_the_flush_of_the_other_vcpus(pml: bool) -> None:
+    """Read often, a log lacks nothing; without the remote flush the other vCPU goes on writing by what it holds."""
+    (path,) = SAMPLES
+    missed = []
+    for omit in ([], ["remote"]):
+        replay = Replay(opened(path), Config(mmu="ept", vpid=True, kvm="6.1", pml=pml, memory="1G", tlb="strict"))
+        replay.machine.vmm.omit = omit
+        replay.machine.vmm.start_dirty_log(0)
+        stored, found = replay.note_stores(), 0
+        for chunk in opened(path).records(20_000):
+            replay.feed(chunk)
+            found += int((stored.view(bool) & ~replay.machine.vmm.dirty_log(0)).sum())
+            stored[:] = 0
+        assert replay.result(tables=False).neither == 0
+        missed.append(found)
+    assert missed[0] == 0
+    assert missed[1] > 10
+
+
 # ---- one thing at a time --------------------------------------------------------------------------------------------
 
 ROOT, PDPT, PD, PT = 0x1000, 0x2000, 0x3000, 0x4000
@@ -316,6 +336,7 @@ STARTS: dict[str, tuple[list[Row], str]] = {
     "twice": ([on(1), *START, on(1), *START], "CPU 1 has its registers already"),
     "left out": ([on(2), *START], "CPU 1 of 3 has no registers at the start"),
     "cut": ([on(1), *START[:3]], "CPU 1 needs cr0, cr3, cr4, efer, pkru"),
+    "nobody runs": ([on(1), *START, *TABLES], "a CPU record for the one that runs"),
     "no numbers": ([on(0), *START], "CPU 0 has its registers already"),
 }
 

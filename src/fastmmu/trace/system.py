@@ -127,6 +127,10 @@ class SystemTrace(FileTrace):
                     )
                 found[cpu] = registers_of(rows[1:])
                 at += 1 + REGISTERS
+        if len(found) > 1 and len(rows) and rows["op"][0] != RecordOp.CPU:
+            raise self.bad(
+                at, "behind the registers of all CPUs stands a CPU record for the one that runs; record the trace again"
+            )
         if max(found) != len(found) - 1:
             left = next(cpu for cpu in range(max(found)) if cpu not in found)
             raise self.bad(at, f"CPU {left} of {max(found) + 1} has no registers at the start; CPUs count from 0")
@@ -187,7 +191,7 @@ class SystemTrace(FileTrace):
             got = source.fill(rows.view(np.uint8).data)
             whole, rest = divmod(got, RECORD_DTYPE.itemsize)
             if rest:
-                raise self.bad(first + whole, "the file ends within the record")
+                raise self.bad(first + whole, "the file ends within the record: it is cut short; copy it again")
             if whole:
                 yield rows[:whole]
             first += whole
@@ -311,7 +315,8 @@ class _Companion:
         """Nothing may be left over."""
         if self._source is not None and self._source.read(1):
             raise TraceError(
-                f"there is data beyond the {self.done} pieces that the records use",
+                f"there is data beyond the {self.done} pieces that the records use: these are cut short, or it is "
+                "another trace's; copy both again",
                 path=self._path,
                 where=f"byte {self._source.offset - 1}",
             )
