@@ -36,7 +36,7 @@ def schemes_table(found: Sequence[Ran], *, name: str = "", width: int = 120, col
     several = any(r.found is not None and r.found.cpus > 1 for r in found)
     columns = [Column("scheme", align="<"), Column("TLB misses"), Column("walk refs"), Column("exits", "VM")]
     columns += [Column(REASONS[reason], "by reason") for reason in taken]
-    columns += [Column("VMM tables"), *([Column("pages logged")] if logs else [])]
+    columns += [Column("VMM tables"), *([Column("logged")] if logs else [])]
     columns += [Column("missed")] * (several and logs)
     columns += [Column("held", "uses by"), Column("neither", "uses by")] * several
     columns += [Column("mismatches")]
