@@ -17,7 +17,7 @@ OTHER_NAMES: dict[int, str] = {
     ExitReason.PAUSE: "PAUSE_INSTRUCTION",
     ExitReason.VIRTUALIZED_EOI: "EOI_INDUCED",
 }
-_UNNAMED = {ExitReason.SPP_EVENT}  # of which Linux prints the number
+_UNNAMED = {ExitReason.SPP_EVENT, ExitReason.NPF}  # of which Linux prints the number; NPF is none of Intel
 _MORE = {3: "INIT_SIGNAL", 4: "SIPI_SIGNAL", 15: "RDPMC", 19: "VMCLEAR", 21: "VMPTRLD", 22: "VMPTRST", 23: "VMREAD",
          25: "VMWRITE", 26: "VMOFF", 27: "VMON", 41: "MCE_DURING_VMENTRY", 67: "UMWAIT", 68: "TPAUSE"}  # fmt: skip
 _NAMED = {int(each) for each in ExitReason} - _UNNAMED
