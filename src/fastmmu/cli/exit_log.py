@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from fastmmu.cli.experiment import add_size
 from fastmmu.cli.progress import undisturbed
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def add_exits(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--plot", metavar="FILE", help="exits over time, by reason, as .png, .svg or .pdf (needs fastmmu[plot])"
     )
+    add_size(group)
 
 
 def check_exits(options: argparse.Namespace) -> None:
@@ -45,8 +47,9 @@ def check_exits(options: argparse.Namespace) -> None:
 
         exits.check_exits(options.exits)
     if options.plot is not None:
-        from fastmmu.report.figure import check_picture
+        from fastmmu.report.figure import check_picture, sized
 
+        sized(options.size)
         check_picture(options.plot)
 
 

@@ -14,7 +14,7 @@ from fastmmu.errors import FastmmuError
 if TYPE_CHECKING:
     from fastmmu.trace import Trace
 
-__all__ = ["add_results", "check", "run"]
+__all__ = ["add_results", "add_size", "check", "run"]
 
 T = TypeVar("T")
 T_in = TypeVar("T_in", contravariant=True)
@@ -31,14 +31,23 @@ def add_results(parser: argparse.ArgumentParser, drawn: str, row: str = "a row a
     shared.add_files(parser, row)
     shared.add_quiet(parser)
     parser.add_argument("--plot", metavar="FILE", help=f"{drawn} as .png, .svg or .pdf (needs fastmmu[plot])")
+    add_size(parser)
+
+
+def add_size(parser: Any) -> None:
+    """--size, of pictures."""
+    parser.add_argument(
+        "--size", choices=("column", "page", "slide"), default="page", help="where a picture goes; default: page"
+    )
 
 
 def check(options: argparse.Namespace) -> None:
     """Refuse before the run what could not be written after it."""
-    from fastmmu.report.figure import check_picture
+    from fastmmu.report.figure import check_picture, sized
 
     shared.check_files(options)
     if options.plot is not None:
+        sized(options.size)
         check_picture(options.plot)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from fastmmu.errors import MissingExtraError
 from fastmmu.machine.result import Result
-from fastmmu.report.figure import PALETTE, REST, steps
+from fastmmu.report.figure import PALETTE, REST, bars, lie, look, pieces_of, plain, steps
 from fastmmu.report.rows import of_one_run
 from fastmmu.report.table import number
 from fastmmu.report.words import cause_name, reason_title
@@ -116,15 +116,8 @@ def _stacked(
     if not any(totals):
         return None
     figure, axes = _axes(len(runs), len(parts))
-    left, marks, legend = [0.0] * len(runs), 0, []
-    for j, (name, values) in enumerate(parts):
-        colour = REST if name == "other" else PALETTE[j]
-        marks += _bars(axes, range(len(runs)), values, left, colour, 0.7, f"mark-{key}-{j}")
-        legend.append((name, colour))
-        left = [a + b for a, b in zip(left, values, strict=True)]
-    for i, total in enumerate(totals):
-        axes.annotate(shown(total), (total, i), xytext=(4, 0), textcoords="offset points", va="center", color=_INK)
-    _finish(figure, axes, names, unit, max(totals), legend)
+    marks = bars(axes, names, parts, unit=unit, shown=shown, ink=_INK, grid=_GRID, key=f"mark-{key}")
+    _legend(figure, [(name, REST if name == "other" else PALETTE[j]) for j, (name, _) in enumerate(parts)])
     most, least = max(range(len(runs)), key=totals.__getitem__), min(range(len(runs)), key=totals.__getitem__)
     said = f"{title}: from {shown(totals[least])} ({names[least]}) to {shown(totals[most])} ({names[most]})."
     rows = tuple((name, *(values[i] for _, values in parts), totals[i]) for i, name in enumerate(names))
@@ -148,12 +141,14 @@ def _grouped(
     for j, (name, colour) in enumerate(zip(parts, steps(PALETTE[0], len(parts)), strict=True)):
         at = [i + (j - (len(parts) - 1) / 2) * height for i in range(len(runs))]
         widths = [each[j] for each in values]
-        marks += _bars(axes, at, widths, [0.0] * len(at), colour, height * 0.92, f"mark-{key}-{j}")
+        none = [0.0] * len(at)
+        marks += pieces_of(axes, name, at, widths, none, colour, height=0.92 * height, key=f"mark-{key}-{j}")
         for x, y in zip(widths, at, strict=True):
             axes.annotate(f"{x:.2f}", (x, y), xytext=(4, 0), textcoords="offset points", va="center", color=_INK,
                           fontsize=7)  # fmt: skip
         legend.append((name, colour))
-    _finish(figure, axes, names, unit, max(max(each) for each in values), legend)
+    lie(axes, names, unit, max(max(each) for each in values), ink=_INK, grid=_GRID)
+    _legend(figure, legend)
     worst = max(range(len(runs)), key=lambda i: values[i][-1])
     said = f"{title}: most in {names[worst]}, {values[worst][-1]:.2f} of both levels."
     rows = tuple((name, *each) for name, each in zip(names, values, strict=True))
@@ -173,23 +168,22 @@ def _by_size(key: str, group: Sequence[Result]) -> Chart | None:
     rows, marks = [], 0
     for j, points in enumerate(kept):
         xs = sorted(points)
-        ys = [100 * _per(points[x], points[x].counters["tlb_misses"]) for x in xs]
+        ys = [_per(points[x], points[x].counters["tlb_misses"]) for x in xs]
         colour, name = PALETTE[j % len(PALETTE)], points[xs[0]].config.name
         axes.plot(xs, ys, color=colour, linewidth=1.6, label=name)
         for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
             (point,) = axes.plot([x], [y], "o", color=colour, markersize=4)
             point.set_gid(f"mark-{key}-{j}-{i}")
             marks += 1
-            rows.append((name, x, y))
+            rows.append((name, x, 100 * y))
         axes.annotate(name, (xs[-1], ys[-1]), xytext=(6, 0), textcoords="offset points", va="center", color=colour)
     axes.set_xscale("log", base=2)
     sizes = sorted({x for points in kept for x in points})
     axes.set_xticks(sizes, [str(x) for x in sizes])
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    _look(axes)
-    axes.set_xlabel("entries of the second level", color=_INK)
-    axes.set_ylabel("accesses that miss", color=_INK)
+    plain(axes.yaxis, percent=True)
+    axes.set(xlabel="entries of the second level", ylabel="accesses that miss")
+    look(axes, ink=_INK, grid=_GRID)
     axes.margins(x=0.12)
     title = "Misses of both levels, by entries of the second"
     said = f"{title}: {len(kept)} lines of {len(sizes)} sizes."
@@ -214,46 +208,14 @@ def _axes(bars: float, parts: int) -> tuple[Any, Any]:
     return figure, figure.subplots()
 
 
-def _bars(
-    axes: Any, at: Sequence[float], values: Sequence[float], left: Sequence[float], colour: str, height: float, key: str
-) -> int:
-    """Those that are longer than nothing, each with an id."""
-    there = [i for i, value in enumerate(values) if value]
-    bars = axes.barh([at[i] for i in there], [values[i] for i in there], left=[left[i] for i in there], color=colour,
-                     height=height)  # fmt: skip
-    for i, bar in zip(there, bars, strict=True):
-        bar.set_gid(f"{key}-{i}")
-    return len(there)
-
-
-def _finish(
-    figure: Any, axes: Any, names: Sequence[str], unit: str, most: float, legend: Sequence[tuple[str, str]]
-) -> None:
+def _legend(figure: Any, legend: Sequence[tuple[str, str]]) -> None:
     from matplotlib.patches import Patch
 
-    axes.set_ylim(-0.6, len(names) - 0.4)
-    axes.set_yticks(range(len(names)), list(names))
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * most)
-    axes.xaxis.set_major_formatter(lambda value, _: number(value) if value >= 10_000 else f"{value:g}")
-    axes.set_xlabel(unit, color=_INK)
-    _look(axes)
-    axes.grid(axis="y", visible=False)
     if len(legend) > 1:
         patches = [Patch(color=colour, label=name) for name, colour in legend]
         made = figure.legend(handles=patches, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
         for text in made.get_texts():
             text.set_color(_INK)
-
-
-def _look(axes: Any) -> None:
-    axes.set_axisbelow(True)
-    axes.grid(True, color=_GRID, linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color(_GRID)
-    axes.tick_params(colors=_INK, labelsize=8, length=0)
 
 
 def _svg(figure: Any, key: str) -> str:

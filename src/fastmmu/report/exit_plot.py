@@ -13,7 +13,7 @@ from fastmmu._checked import checked
 from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.errors import StateError
 from fastmmu.exits import N_REASONS, REASON_NAMES
-from fastmmu.report.figure import picture, styles
+from fastmmu.report.figure import look, picture, plain, styles
 from fastmmu.report.table import number
 
 __all__ = ["ExitHistory", "plot_exits"]
@@ -136,8 +136,9 @@ def _draw(
     for axes in (rate, total):
         axes.set_xlim(0, end)
         axes.set_ylim(bottom=0)
-        axes.grid(True, alpha=0.25)
-        axes.yaxis.set_major_formatter(lambda value, _: number(value) if value >= 10_000 else f"{value:g}")
+        plain(axes.xaxis)
+        plain(axes.yaxis)
+        look(axes)
         axes.xaxis.set_major_formatter(lambda value, _: number(value) if value >= 10_000 else f"{value:g}")
     total.set_xlabel("accesses of the trace")
     if left:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.report.figure import picture, series, styles
+from fastmmu.report.figure import PALETTE, look, narrow, picture, plain, series, steps, styles
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
@@ -100,17 +100,30 @@ def curve_plot(found: Sequence[Curves], path: str | os.PathLike[str]) -> None:
 
     :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
     """
-    with picture(path, (12, 4.5 * len(found))) as figure:
-        for row, curves in enumerate(found):
-            for column, (title, units) in enumerate((("first level", "l1"), ("second level", "l2"))):
-                axes = figure.add_subplot(len(found), 2, 2 * row + column + 1)
-                chosen = [curve for curve in curves.curves if curve.unit.startswith(units)]
-                for curve, style in zip(chosen, styles(len(chosen)), strict=True):
-                    _draw(axes, curve, style)
-                axes.set(xscale="log", yscale="log", xlabel="entries", ylabel="misses per lookup")
+    columns = 1 if narrow() else 2
+    rows = 2 * len(found) // columns
+    with picture(path, (6 * columns, 4.2 * rows)) as figure:
+        places = iter(figure.subplots(rows, columns, squeeze=False).flat)
+        for curves in found:
+            for title, units in (("first level", "l1"), ("second level", "l2")):
+                axes = next(places)
                 axes.set_title(f"{curves.trace}, {curves.pages} pages: {title}")
-                axes.grid(True, which="both", alpha=0.2)
-                series(axes)
+                _level(axes, [curve for curve in curves.curves if curve.unit.startswith(units)])
+
+
+def _level(axes: Any, curves: Sequence[Curve]) -> None:
+    """The arrays of a level: a unit is one hue, its numbers of sets steps of it."""
+    units = list(dict.fromkeys(curve.unit for curve in curves))
+    for unit, colour in zip(units, PALETTE, strict=False):
+        family = [curve for curve in curves if curve.unit == unit]
+        marks = [style["marker"] for style in styles(len(family))]
+        for curve, tone, marker in zip(family, steps(colour, len(family))[::-1], marks, strict=True):
+            _draw(axes, curve, {"color": tone, "marker": marker})
+    axes.set(xscale="log", yscale="log", xlabel="entries", ylabel="lookups that miss")
+    plain(axes.xaxis)
+    plain(axes.yaxis, percent=True)
+    look(axes)
+    series(axes)
 
 
 def _draw(axes: Any, curve: Curve, style: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastmmu.report.figure import picture, series, styles
+from fastmmu.report.figure import look, picture, plain, series, styles
 from fastmmu.report.table import Cell, Column, number, render
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ def _draw_rates(axes: Any, log: KvmLog) -> None:
         axes.stairs(top, edges, baseline=base, fill=True, color=style["color"], label=label, linewidth=0)
         base = top
     axes.set(xlabel="seconds", ylabel="VM exits a second", xlim=(0, edges[-1]), ylim=(0, None))
-    axes.grid(True, alpha=0.25)
+    plain(axes.yaxis)
+    look(axes)
     series(axes)
 
 
@@ -163,5 +164,7 @@ def _draw_policies(axes: Any, read: Read) -> None:
         label = f"{run.policy}  {number(run.exits)}"
         axes.plot(run.course[:, 0], run.course[:, 1], label=label, markevery=marks, markersize=4, **style)
     axes.set(xlabel="page faults of the log", ylabel="VM exits until then", xlim=(0, n), ylim=(0, None))
-    axes.grid(True, alpha=0.25)
+    plain(axes.xaxis)
+    plain(axes.yaxis)
+    look(axes)
     axes.legend(fontsize="x-small", loc="upper left", ncols=2)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.report.figure import picture, series, styles
+from fastmmu.report.figure import look, picture, plain, series, styles
 from fastmmu.report.rows import by_trace
 from fastmmu.report.table import Cell, Column, number, render
 
@@ -99,5 +99,7 @@ def migration_plot(found: Sequence[Migration], path: str | os.PathLike[str]) -> 
             label = f"{m.trace}, {m.method}: {m.slowdown:.2f}× slower"
             axes.plot(range(1, len(pages) + 1), pages, label=label, **style)
         axes.set(xlabel="round, the last while the guest stands still", ylabel="pages sent", yscale="log")
-        axes.grid(True, which="both", alpha=0.2)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        plain(axes.yaxis)
+        look(axes)
         series(axes)

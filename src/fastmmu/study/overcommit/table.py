@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.report.figure import picture, series, styles
+from fastmmu.report.figure import look, picture, plain, series, styles
 from fastmmu.report.rows import by_trace
 from fastmmu.report.table import Cell, Column, number, render
 
@@ -96,7 +96,9 @@ def overcommit_plot(found: Sequence[Overcommit], path: str | os.PathLike[str]) -
         for ((trace, scheme, reclaim, _), runs), style in zip(lines.items(), styles(len(lines)), strict=True):
             runs.sort(key=lambda r: r.share)
             label = f"{trace}, {scheme}, {reclaim}"
-            axes.plot([100 * r.share for r in runs], [r.counters["swap_ins"] for r in runs], label=label, **style)
-        axes.set(xlabel="host memory, % of what the guest takes", ylabel="pages read back from disk", yscale="symlog")
-        axes.grid(True, which="both", alpha=0.2)
+            axes.plot([r.share for r in runs], [r.counters["swap_ins"] for r in runs], label=label, **style)
+        axes.set(xlabel="host memory, of what the guest takes", ylabel="pages read back from disk", ylim=(0, None))
+        plain(axes.xaxis, percent=True)
+        plain(axes.yaxis)
+        look(axes)
         series(axes)

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastmmu.machine.config import Config
 from fastmmu.machine.result import Result
-from fastmmu.report.figure import picture
+from fastmmu.report.figure import bars, narrow, picture
 from fastmmu.report.rows import baseline, by_trace, of_one_run
 from fastmmu.report.table import Cell, Column, number, render
 
@@ -149,25 +149,20 @@ def tpr_plot(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
         if not last or last[0].trace != result.trace or way_name(result.config) in {way_name(r.config) for r in last}:
             traces.append([])
         traces[-1].append(result)
-    with picture(path, (11, 4.5 * len(traces))) as figure:
-        for row, found in enumerate(traces):
-            _draw(figure, len(traces), row, found)
+    columns = 1 if narrow() else 2
+    with picture(path, (6 * columns, 2.9 * len(traces) * 2 / columns)) as figure:
+        places = iter(figure.subplots(2 * len(traces) // columns, columns, squeeze=False).flat)
+        for found in traces:
+            _draw(next(places), next(places), found)
 
 
-def _draw(figure: Any, rows_of: int, row: int, results: Sequence[Result]) -> None:
+def _draw(exits: Any, cycles: Any, results: Sequence[Result]) -> None:
     rows = tpr_rows(results)
     names = [each["way"] for each in rows]
-    exits, cycles = (figure.add_subplot(rows_of, 2, 2 * row + column) for column in (1, 2))
-    below = [0] * len(rows)
-    for cause in EXITS:
-        heights = [_causes(result)[cause] for result in results]
-        if any(heights):
-            exits.bar(names, heights, bottom=below, label=cause)
-            below = [a + b for a, b in zip(below, heights, strict=True)]
-    exits.set(title=f"{rows[0]['trace']}: exits of the APIC", ylabel="exits")
-    if any(below):
-        exits.legend(fontsize="small")
-    cycles.bar(names, [each["cycles_per_access"] for each in rows], color="tab:gray")
-    cycles.set(title="modelled cycles of an access", ylabel="cycles")
-    for axes in (exits, cycles):
-        axes.tick_params(axis="x", rotation=20)
+    causes = [(cause, [_causes(result)[cause] for result in results]) for cause in EXITS]
+    bars(exits, names, [(cause, values) for cause, values in causes if any(values)], unit="VM exits")
+    exits.set_title(f"{rows[0]['trace']}: exits of the APIC")
+    exits.legend(fontsize="small", loc="lower right", framealpha=0.8, edgecolor="none")
+    values = [each["cycles_per_access"] for each in rows]
+    bars(cycles, names, [("cycles", values)], unit="modelled cycles of an access", shown="{:.2f}".format)
+    cycles.set_title("what an access costs")

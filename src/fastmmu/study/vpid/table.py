@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.report.figure import picture, series
+from fastmmu.report.figure import PALETTE, look, narrow, picture, plain, series
 from fastmmu.report.rows import by_trace
 from fastmmu.report.table import Cell, Column, render
 
@@ -76,15 +76,21 @@ def vpid_plot(points: Sequence[VpidPoint], path: str | os.PathLike[str]) -> None
     :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
     """
     traces = list(dict.fromkeys((point.trace, point.origin) for point in points))
-    with picture(path, (6 * len(traces), 4.5)) as figure:
+    columns = 1 if narrow() else len(traces)
+    with picture(path, (6 * columns, 4.2 * -(-len(traces) // columns))) as figure:
+        places = figure.subplots(-(-len(traces) // columns), columns, squeeze=False).flat
         for i, trace in enumerate(traces):
             mine = [point for point in points if (point.trace, point.origin) == trace]
             rates = [point.exits / point.accesses * 1000 for point in mine]
-            axes = figure.add_subplot(1, len(traces), i + 1)
-            axes.plot(rates, [point.off for point in mine], "o-", label="without VPID")
-            axes.plot(rates, [point.predicted for point in mine], "x--", label="with VPID + exits × resident set")
-            axes.plot(rates, [point.on for point in mine], "s-", label="with VPID")
-            axes.set(xscale="log", yscale="log", xlabel="VM exits per 1000 accesses", ylabel="TLB misses")
-            axes.set_title(trace[0])
-            axes.grid(True, which="both", alpha=0.2)
+            axes = places[i]
+            axes.plot(rates, [point.off for point in mine], "o-", color=PALETTE[5], label="without VPID")
+            axes.plot(rates, [point.predicted for point in mine], "x--", color=PALETTE[1],
+                      label="with VPID + exits × resident set")  # fmt: skip
+            axes.plot(rates, [point.on for point in mine], "s-", color=PALETTE[0], label="with VPID")
+            axes.set(
+                xscale="log", yscale="log", xlabel="VM exits of 1000 accesses", ylabel="TLB misses", title=trace[0]
+            )
+            plain(axes.xaxis)
+            plain(axes.yaxis)
+            look(axes)
             series(axes)
