@@ -56,7 +56,8 @@ def _below(
     machine: Machine, slot: int, table: int, level: int, address: int, rights: tuple[int, int, int, int]
 ) -> Iterator[Leaf]:
     assert 0 < table < slot, f"table {table:#x} of level {level} lies outside the VMM's memory"
-    ept = machine.config.mmu == "ept"
+    nested = machine.config.mmu == "ept"
+    ept = nested and machine.config.vendor == "intel"  # AMD's entries are those of paging (npt.md §2)
     shift = 9 * level + 3
     for index in machine.memory.u64[table >> 3 : (table >> 3) + 512].nonzero()[0].tolist():
         entry = int(machine.memory.u64[(table >> 3) + index])
@@ -74,7 +75,7 @@ def _below(
             assert slot <= hpa <= hpa + size <= machine.memory.nbytes, f"{at:#x} leads to {hpa:#x}, outside the slot"
             assert size == 4096 or (level == 2 and machine.config.backing == "2m")
             bits = {3: 48, 4: 57}.get(machine.state.mode, 64)
-            canonical = at | -1 << bits & (1 << 64) - 1 if at >> (bits - 1) and not ept else at
+            canonical = at | -1 << bits & (1 << 64) - 1 if at >> (bits - 1) and not nested else at
             yield Leaf(canonical, size, hpa - slot, *below)
         else:
             yield from _below(machine, slot, entry & FRAME, level - 1, at, below)

@@ -91,16 +91,18 @@ def write(
     memory: Memory,
     scheme: Scheme = Scheme.NATIVE,
     shadow_keys: bool = False,
+    npt: bool = False,
 ) -> Registers:
     """The registers after a write to "cr0", "cr3", "cr4" or "efer". :raises Refused: it is #GP(0).
 
-    `shadow_keys`: shadow tables carry the guest's protection keys, which KVM's do not.
+    `shadow_keys`: shadow tables carry the guest's protection keys, which KVM's do not. `npt`: over nested page tables
+    of AMD's, with which MOV to CR3 loads no PDPTEs (npt.md §3).
     """
     new = {"cr0": _cr0, "cr3": _cr3, "cr4": _cr4, "efer": _efer}[register](r, value)
     if new.cr4 & not_virtualized(scheme, shadow_keys):
         raise Refused("bits of CR4 that KVM reserves")
     changed = (r.cr0 ^ new.cr0) & CR0_LOADING or (r.cr4 ^ new.cr4) & CR4_LOADING
-    if new.pae_paging and (register == "cr3" or (register != "efer" and changed)):
+    if new.pae_paging and ((register == "cr3" and not npt) or (register in ("cr0", "cr4") and changed)):
         table = new.cr3 & bits(31, 5)
         loaded = tuple(memory.read64(table + 8 * i) for i in range(4))
         reserved = bits(2, 1) | bits(8, 5) | bits(63, r.maxphyaddr)
