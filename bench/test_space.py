@@ -32,16 +32,16 @@ def test_find_roots(race: Race, space: Callable[[int, bool], Space], scale: Scal
 
 
 @pytest.mark.benchmark(group="reverse index, a row")
-@pytest.mark.parametrize("pages", [65_536, 2_000_000])
-def test_index(race: Race, space: Callable[[int, bool], Space], scale: Scale, pages: int) -> None:
-    """The rival: the same rows sorted by NumPy."""
+@pytest.mark.parametrize(("pages", "threads"), [(65_536, 1), (2_000_000, 1), (2_000_000, 2)])
+def test_index(race: Race, space: Callable[[int, bool], Space], scale: Scale, pages: int, threads: int) -> None:
+    """The rival: the same rows sorted by NumPy. Threads share the enumeration, one sorts."""
     at = space(min(pages, scale.of(20_000, pages, pages)), False)
     address_space = fastmmu.AddressSpace(at.memory, at.state)
     rows = fastmmu.mappings(at.memory, at.state)
     numpy = Rival(
         "mappings, numpy.argsort", timed(lambda: np.argsort(fastmmu.mappings(at.memory, at.state).pa)), at.pages
     )
-    race(address_space.index, at.pages, [numpy], fresh=address_space.forget)
+    race(lambda: address_space.index(threads=threads), at.pages, [numpy], fresh=address_space.forget)
     assert address_space.where(int(rows.pa[5])).va.tolist() == [int(rows.va[5])]
 
 

@@ -149,8 +149,9 @@ def test_guests(place: Path) -> None:
     """Each mapping of a recorded guest is found again by its physical address; its bytes are those of that address."""
     guest = read_guest(place)
     space = AddressSpace(guest.memory, guest.state)
-    rows = space.index()
+    rows = space.index(threads=3)
     assert np.array_equal(rows, space.mappings())
+    assert np.array_equal(rows, space.mappings(threads=2))
     rng = np.random.default_rng(1)
     plain, starts, sizes = rows.view(np.recarray), rows.pa.copy(), rows["size"].copy()
     for i in rng.integers(0, len(rows), 40).tolist():

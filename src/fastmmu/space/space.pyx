@@ -241,10 +241,10 @@ cdef class AddressSpace:
         self.made()
         return translate(self.memory, self.state, va, access=access, eptp=self.eptp, out=out, threads=threads)
 
-    def mappings(self, *, start=None, stop=None, limit=None):
+    def mappings(self, *, start=None, stop=None, limit=None, threads=1):
         """:func:`fastmmu.mappings` of this space: a row a page, as memory is now."""
         self.made()
-        return mappings(self.memory, self.state, self.eptp, start=start, stop=stop, limit=limit)
+        return mappings(self.memory, self.state, self.eptp, start=start, stop=stop, limit=limit, threads=threads)
 
     def iter_mappings(self, *, start=None, stop=None, limit=None, chunk=1 << 16):
         """:func:`fastmmu.iter_mappings` of this space."""
@@ -281,11 +281,14 @@ cdef class AddressSpace:
                     found = reverse_find(&self.reverse, first, last, &out[0], room)
         return rows[np.sort(np.asarray(out)[:found])].view(np.recarray)
 
-    def index(self):
-        """Make the index that :meth:`where` uses, unless it is there; returns its rows, all mappings of the space."""
+    def index(self, *, threads=1):
+        """Make the index that :meth:`where` uses, unless it is there; returns its rows, all mappings of the space.
+
+        :param threads: how many enumerate them; one sorts.
+        """
         self.made()
         with self.lock:
-            return self.indexed()
+            return self.indexed(threads)
 
     def forget(self):
         """Drop the index that :meth:`where` uses: memory has changed, or takes too much."""
@@ -294,12 +297,12 @@ cdef class AddressSpace:
             self.rows = None
             reverse_free(&self.reverse)
 
-    cdef object indexed(self):
+    cdef object indexed(self, threads=1):
         cdef const LeafRow *at
         cdef uint64_t n
         cdef int failed
         if self.rows is None:
-            rows = mappings(self.memory, self.state, self.eptp)
+            rows = mappings(self.memory, self.state, self.eptp, threads=threads)
             rows.flags.writeable = False
             at = <const LeafRow *> <uintptr_t> rows.ctypes.data
             n = len(rows)
