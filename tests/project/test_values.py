@@ -175,6 +175,7 @@ def resources() -> dict[type, Any]:
     memory = tables()
     found = [machine, machine.guest, machine.apic, machine.vmm, machine.tlb, memory, fastmmu.Host([(config, 1)])]
     found += [fastmmu.iter_mappings(memory, STATE), fastmmu.AddressSpace(memory, STATE), fastmmu.VpidAllocator()]
+    found.append(fastmmu.AsidAllocator())
     return {type(each): each for each in found}
 
 
