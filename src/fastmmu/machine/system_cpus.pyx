@@ -8,6 +8,7 @@ from fastmmu.machine.host cimport Host, _HostVcpu
 from fastmmu.machine.layout cimport host_bytes
 from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.vcpus cimport vcpu_set_registers
+from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
@@ -48,7 +49,7 @@ cdef class SystemCpus:
         cdef TLB tlb
         cdef Turns turns = None
         memory = PhysicalMemory(nbytes + 0x1FFFFF & ~<uint64_t> 0x1FFFFF)
-        vpids = VpidAllocator()
+        vpids, asids = VpidAllocator(), AsidAllocator()     # natively nobody asks for any
         machines = []
         for state in self.states:
             tlb = tlb_of(config)
@@ -56,7 +57,7 @@ cdef class SystemCpus:
                 turns = tlb.turns
             tlb.turns = turns
             machines.append(Machine(config, policy=policy, guest_kernel=False, state=state,
-                                    place=(memory, 0, tlb, vpids)))
+                                    place=(memory, 0, tlb, vpids, asids)))
         self.machines = tuple(machines)
 
     def _hosted(self, config, policy):
