@@ -22,7 +22,7 @@ cdef extern from *:
     uint64_t take "FM_TAKE"(uint64_t *next, uint64_t n) noexcept nogil
 
 cdef enum:
-    WORK = 1 << 14              # tables read between two looks for a stop
+    TABLES = 1 << 14            # read between two looks for a stop
     GRAIN = 1 << 15             # rows of a part, at least
     SHARES = 8                  # parts a thread
     MAX_THREADS = 256           # more share no better
@@ -32,6 +32,11 @@ cdef uint64_t ALL = <uint64_t> 1 << 62
 
 
 cdef class Parts:
+    """An enumeration in parts.
+
+    Threads: one call makes it, and starts the others that use it.
+    """
+
     def __dealloc__(self):
         cdef uint64_t i
         for i in range(self.n):
@@ -70,13 +75,13 @@ cdef class Parts:
         part.n = 0
         while not (s.done or self.stop):
             if self.out == NULL:
-                leaves_run(&s, NULL, ALL, WORK)
+                leaves_run(&s, NULL, ALL, TABLES)
                 part.n += s.n
             elif part.n < part.room:
-                leaves_run(&s, self.out + part.at + part.n, part.room - part.n, WORK)
+                leaves_run(&s, self.out + part.at + part.n, part.room - part.n, TABLES)
                 part.n += s.n
             else:
-                leaves_run(&s, &one, 1, WORK)           # faults behind the last row
+                leaves_run(&s, &one, 1, TABLES)           # faults behind the last row
         if self.out == NULL:
             hash_free(&s.barren)
         else:
@@ -167,7 +172,7 @@ cdef list cuts_of(const Leaves *s):
     try:
         while not other.done and total <= MOST:
             with nogil:
-                leaves_run(other, NULL, GRAIN, WORK)
+                leaves_run(other, NULL, GRAIN, TABLES)
             total += other.n
             if other.level and not other.ept_level:
                 at = other.guest[other.level].base
