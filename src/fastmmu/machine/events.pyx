@@ -177,7 +177,7 @@ cdef uint64_t run_held(Vcpu *v, const uint8_t *op, const uint8_t *size, const ui
     cdef int o
     found[0] = 0
     for o in range(LAST_ACCESS + 1):
-        held_begin(&h[o], v.tlb, o)
+        held_begin(&h[o], v.tlb, o, True)
         need[o] = v.need[<int> BY_USER][o]
     quick_begin(&q, v.mem, &v.hw, &v.ept if v.ept_on else NULL, v.tlb)
     while i < end:

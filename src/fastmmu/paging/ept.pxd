@@ -197,18 +197,13 @@ cdef inline int ept_walk(Mem *m, const Ept *e, Cached *c, uint64_t gpa, uint64_t
 
 cdef inline void ept_keep(Cached *c, const Ept *e, uint64_t gpa, const EptLeaf *found) noexcept nogil:
     # in the caches, that a walk of gpa led there
-    cdef Mapping mapping
     cdef uint64_t rights
     cdef int i
     for i in range(found.top, found.level, -1):
         rights = ept_kept(e, ept_rights(e, found.every[i]))
         tlb_epsc_fill(c.tlb, gpa, i, (found.entry[i] & FRAME) | rights | <uint64_t> 1 << 63)
-    mapping.hpa = found.hpa
-    mapping.rights = ept_kept(e, found.entries)
-    mapping.type = found.leaf
-    mapping.shift = found.shift
-    mapping.dirty = found.dirty
-    tlb_gpm_fill(c.tlb, gpa, mapping_value(&mapping))
+    rights = ept_kept(e, found.entries)
+    tlb_gpm_fill(c.tlb, gpa, mapping_value(found.hpa, (found.shift - 12) // 9, rights, found.leaf, found.dirty))
 
 
 cdef inline void ept_replace(Cached *c, const Ept *e) noexcept nogil:

@@ -15,7 +15,7 @@ from fastmmu.paging.ept cimport (
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 from fastmmu.paging.npt cimport npt_entries, npt_type
-from fastmmu.paging.walk_caches cimport TABLE_WRITABLE, Mapping, mapping_value, next_table, rights_of
+from fastmmu.paging.walk_caches cimport TABLE_WRITABLE, mapping_value, next_table, rights_of
 from fastmmu.tlb.entries cimport CLASSES, EPSC, GPM, K_EPSC, K_GPM, K_PSC, NO_CONTEXT, PSC, insert
 from fastmmu.tlb.lookup cimport (
     F_D, F_EW, F_G, F_K, F_R, F_U, F_W, F_X, K_GLOBAL, K_LOCAL, TLB_FRAME, Tlb, TlbArray, tlb_fill, tlb_gpm_fill,
@@ -53,7 +53,6 @@ cdef inline void quick_begin(Quick *q, Mem *m, const Paging *g, const Ept *e, Tl
 cdef inline bint look_through(const Quick *q, uint64_t gpa, uint64_t need, Through *s) noexcept nogil:
     # False: it is a matter for ept_walk()
     cdef const Ept *e = q.e
-    cdef Mapping found
     cdef uint64_t value = 0, table, entry, entries, allowed, ptr, want
     cdef int size, level
     if e.levels == 4 and gpa >> 48:
@@ -102,12 +101,8 @@ cdef inline bint look_through(const Quick *q, uint64_t gpa, uint64_t need, Throu
     if ept_denied(e, need, True, allowed) or (e.ad and (not entries & e.accessed or (entry & want) != want)):
         return False
     s.level = level
-    found.shift = level_shift(level)
-    found.hpa = entry & e.frame & ~((<uint64_t> 1 << found.shift) - 1)
-    found.rights = ept_kept(e, allowed)
-    found.type = npt_type(e, entry, level) << 3 if e.npt else entry
-    found.dirty = not e.ad or entry & e.dirty != 0
-    s.value = mapping_value(&found)
+    s.value = mapping_value(entry & e.frame, level - 1, ept_kept(e, allowed),
+                            npt_type(e, entry, level) << 3 if e.npt else entry, not e.ad or entry & e.dirty != 0)
     return True
 
 

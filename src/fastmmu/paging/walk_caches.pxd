@@ -21,6 +21,12 @@ cdef enum:
     TABLE_WRITABLE = 1 << 6
     GPM_IPAT_BIT = 52
 
+cdef extern from *:
+    """
+    _Static_assert(FM_TLB_R == 1 << 2 && (FM_TLB_EW | FM_TLB_X) == 6 << 3 && FM_TLB_U << 10 == FM_EPT_XU
+                   && FM_EPT_IPAT == 1 << 6, "rights_of() and mapping_value() shift these bits");
+    """
+
 cdef struct EptLeaf:            # where a walk led
     uint64_t hpa
     uint64_t entries        # AND over the entries used; of an NPT the rights that they give, as bits of an EPT entry
@@ -85,8 +91,7 @@ cdef inline uint64_t find_ept_table(Cached *c, uint64_t gpa, int levels, int *le
 
 cdef inline uint64_t rights_of(uint64_t mapping) noexcept nogil:
     # R W X, XU of the value of a guest-physical mapping, in the bits of an EPT entry
-    return ((1 if mapping & F_R else 0) | (2 if mapping & F_EW else 0) | (4 if mapping & F_X else 0)
-            | (EPT_XU if mapping & F_U else 0))
+    return (mapping & F_R) >> 2 | (mapping & (F_EW | F_X)) >> 3 | (mapping & F_U) << 10
 
 
 cdef inline bint find_mapping(Cached *c, uint64_t gpa, Mapping *out) noexcept nogil:
@@ -104,14 +109,7 @@ cdef inline bint find_mapping(Cached *c, uint64_t gpa, Mapping *out) noexcept no
     return True
 
 
-cdef inline uint64_t mapping_value(const Mapping *m) noexcept nogil:
-    cdef uint64_t flags = (F_R if m.rights & 1 else 0) | (F_EW if m.rights & 2 else 0) | (F_X if m.rights & 4 else 0)
-    cdef int size = (m.shift - 12) // 9
-    if m.rights & EPT_XU:
-        flags |= F_U
-    if m.dirty:
-        flags |= F_D
-    flags |= (m.type >> 3 & 7) << 56
-    if m.type & EPT_IPAT:
-        flags |= <uint64_t> 1 << GPM_IPAT_BIT
-    return tlb_value(m.hpa, size, size, flags)
+cdef inline uint64_t mapping_value(uint64_t hpa, int size, uint64_t rights, uint64_t type, bint dirty) noexcept nogil:
+    # of a guest-physical mapping; size: 0 4K, 1 2M, 2 1G
+    return tlb_value(hpa, size, size, (rights & 1) << 2 | (rights & 6) << 3 | (rights & EPT_XU) >> 10
+                     | (F_D if dirty else 0) | (type & 0x38) << 53 | (type & EPT_IPAT) << (GPM_IPAT_BIT - 6))

@@ -199,6 +199,7 @@ cdef struct Tlb:
     void (*grow)(Tlb *t, TlbArray *a) noexcept nogil    # of the module above
     uint32_t l2_fractures       # pages too large for the second level are cached there, fractured
     uint32_t fractured[1 << 16]     # [hash of the guest's page] first of its fractured entries, 0: there is none
+    bint lower                  # a global or large page of the lower half of addresses was cached, ever
     bint quick_on               # the arrays that walks use are plain, of several ways, and for nothing else: a walk may
     uint64_t quick_done         # be quick (paging/quick_walk.pxd); so many were
     uint32_t vpid, pcid         # in force
@@ -292,6 +293,8 @@ cdef inline void insert(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, ui
     cdef TlbSet *x = set_of(a, size, la)
     cdef uint64_t key = page_of(a, size, la) | t.key[kind]
     cdef uint32_t way = x.order >> a.last & 15
+    if (kind == K_GLOBAL or (size and kind == K_LOCAL)) and not la >> 56 & 1:
+        t.lower = True
     if (a.plain and a.dead == 0 and ((x.way[way] ^ key) & CONTEXT) == 0 and not is_fractured(value)
             and (a.fractured == 0 or not is_fractured(x.way[a.pad + way]))):
         x.order = x.order & ~a.nibbles | (x.order << 4 & a.nibbles) | way

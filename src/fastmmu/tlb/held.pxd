@@ -1,7 +1,8 @@
 # The first two levels as a loop asks them that runs as long as they hold: what no lookup changes is loaded once, and
 # again after whatever is no lookup.
 #
-#   held_begin(&h, t, acc)                after each fill, invalidation or context switch
+#   held_begin(&h, t, acc, half)          after each fill, invalidation or context switch; half: all addresses are of
+#                                         the lower half, where no kernel has its global and large pages
 #   value = held_first(&h, la)            what tlb_l1 finds among entries of 4K pages, ordered as that does
 #   or:  value = held_second(t, &h, la)   what tlb_l2 finds, or MISSED: neither level holds it. The misses are counted
 #   or:  tlb_l1, tlb_l2, as ever          where that is 0: nothing has changed
@@ -51,7 +52,7 @@ cdef struct Held:               # of one kind of access
     bint large                  # larger pages are cached, too
 
 
-cdef inline void held_begin(Held *h, Tlb *t, int acc) noexcept nogil:
+cdef inline void held_begin(Held *h, Tlb *t, int acc, bint half) noexcept nogil:
     cdef TlbPort *p = &t.port[acc]
     cdef TlbArray *first = p.l1.by[0]
     h.port = p
@@ -61,13 +62,14 @@ cdef inline void held_begin(Held *h, Tlb *t, int acc) noexcept nogil:
     h.ways = first.pad if first.replacement == LRU else 0
     h.k = t.key[K_LOCAL]
     h.g = t.key[K_GLOBAL]
-    h.both = h.g != NO_CONTEXT << 2
+    h.both = h.g != NO_CONTEXT << 2 and (t.lower or not half)
     h.second = NULL
+    h.large = False
     if p.l2 != NULL and first.plain:
         h.second = p.l2.by[0]
         if h.second != NULL and h.second.replacement != LRU:
             h.second = NULL
-        h.large = p.l1.large or p.l2.large
+        h.large = (p.l1.large or p.l2.large) and (t.lower or not half)
 
 
 cdef inline bint hit(TlbSet *x, uint32_t pad, uint32_t ways, uint64_t k, uint64_t g, bint both) noexcept nogil:

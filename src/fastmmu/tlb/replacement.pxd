@@ -17,6 +17,7 @@ cdef extern from *:
     #define FM_NIBBLES   0x1111111111111111ULL
     #define FM_IDENTITY  0xFEDCBA9876543210ULL
     #define FM_HASH      0x9E3779B97F4A7C15ULL
+    #define FM_MOSTLY(x) __builtin_expect(!!(x), 1)
     /* Bit per tag that equals t; n: a multiple of 16, at most 64. */
     #if defined(__SSE2__)
     #include <emmintrin.h>
@@ -41,6 +42,7 @@ cdef extern from *:
     const uint64_t NIBBLES "FM_NIBBLES"
     const uint64_t IDENTITY "FM_IDENTITY"
     const uint64_t HASH "FM_HASH"
+    bint mostly "FM_MOSTLY"(bint) noexcept nogil
     uint64_t same_tag "fm_same_tag"(const uint16_t *tag, uint32_t n, uint16_t t) noexcept nogil
 
 cdef enum Replacement:
@@ -189,18 +191,31 @@ cdef inline uint16_t *chain_of(const TlbArray *a, const TlbSet *x, uint64_t key)
     return <uint16_t *> (x.way + 2 * a.pad) + 3 * a.pad + ((key >> 18) * HASH >> 40 & a.chains)
 
 
+cdef inline uint32_t tagged_way(const TlbSet *x, const uint16_t *tag, uint32_t n, uint32_t first, uint64_t key,
+                                uint64_t mask) noexcept nogil:
+    # long_way() among the n ways from `first` on
+    cdef uint64_t hits = same_tag(tag, n, tag_of(key))
+    cdef uint32_t way
+    while hits:
+        way = first + ctzll(hits)
+        if x.way[way] & mask == key:
+            return way
+        hits &= hits - 1
+    return ~<uint32_t> 0
+
+
 cdef inline uint32_t long_way(const TlbArray *a, const TlbSet *x, uint64_t key, uint64_t mask) noexcept nogil:
     # a way whose key is this one in the bits of a mask, which has the page's; all ones: there is none
-    cdef uint32_t first, next, way
-    cdef uint64_t hits
+    cdef uint32_t first, next
+    if mostly(a.tags == 32):    # caches of tables, guest-physical mappings: no loop
+        return tagged_way(x, tags(a, x), 32, 0, key, mask)
+    if mostly(a.tags == 64):
+        return tagged_way(x, tags(a, x), 64, 0, key, mask)
     if a.tags:
         for first in range(0, a.tags, 64):
-            hits = same_tag(tags(a, x) + first, min(a.tags - first, 64), tag_of(key))
-            while hits:
-                way = first + ctzll(hits)
-                if x.way[way] & mask == key:
-                    return way
-                hits &= hits - 1
+            next = tagged_way(x, tags(a, x) + first, min(a.tags - first, 64), first, key, mask)
+            if next != ~<uint32_t> 0:
+                return next
         return ~<uint32_t> 0
     next = chain_of(a, x, key)[0]
     while next and x.way[next - 1] & mask != key:
@@ -210,7 +225,7 @@ cdef inline uint32_t long_way(const TlbArray *a, const TlbSet *x, uint64_t key, 
 
 cdef inline void key_came(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
     cdef uint16_t *first
-    if a.tags:
+    if mostly(a.tags):
         tags(a, x)[way] = tag_of(x.way[way])
         return
     first = chain_of(a, x, x.way[way])
@@ -221,7 +236,7 @@ cdef inline void key_came(const TlbArray *a, TlbSet *x, uint32_t way) noexcept n
 cdef inline void key_goes(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
     cdef uint16_t *link
     cdef uint16_t *next
-    if a.tags:
+    if mostly(a.tags):
         return
     link = chain_of(a, x, x.way[way])
     next = chained(a, x)

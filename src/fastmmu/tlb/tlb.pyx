@@ -460,7 +460,7 @@ cdef class TLB:
                 pace_begin(&pace)
                 while done < <uint64_t> n:
                     end = min(done + pace.chunk, <uint64_t> n)
-                    held_begin(&first, self.t, acc)
+                    held_begin(&first, self.t, acc, False)
                     for j in range(done, end):
                         la = at[j]
                         if held_first(&first, la):
@@ -471,13 +471,13 @@ cdef class TLB:
                         l1_misses += 1
                         if not found:
                             found = tlb_l2(self.t, acc, la)
-                            held_begin(&first, self.t, acc)
+                            held_begin(&first, self.t, acc, False)
                         if not found or found == MISSED:
                             misses += 1
                             value = tlb_value(la, 0, 0, F_U | F_R | F_W | F_EW | F_X | F_D | F_K)
                             if not found or not held_fill(self.t, &first, la, value):
                                 tlb_fill(self.t, acc, la, value)
-                                held_begin(&first, self.t, acc)
+                                held_begin(&first, self.t, acc, False)
                     self.t.c.lookups[p.l1.id] += end - done
                     done = end
                     if done < <uint64_t> n and self.turns.between(&pace):
