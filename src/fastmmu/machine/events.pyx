@@ -20,6 +20,7 @@ from fastmmu.cpu.apic_access cimport irq_boundary, irq_due, irq_event
 from fastmmu.cpu.control cimport vcpu_invlpg
 from fastmmu.cpu.exit_log cimport exit_log_done, exit_log_events
 from fastmmu.cpu.interrupts cimport irq_left, irq_pass, irq_waits
+from fastmmu.cpu.quick cimport vcpu_quick
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_APIC, ABORT_APIC_ADDR, ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_GUEST_FAULT,
     ABORT_INJECTED, ABORT_NO_PROGRESS, ABORT_OP, ABORT_VECTOR, ACT_ABORT, ACT_EMULATED, ACT_RETRY, BY_USER,
@@ -29,7 +30,7 @@ from fastmmu.cpu.vcpu cimport (
 from fastmmu.kvm.faults cimport kvm_premap
 from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_place, kernel_switch, kernel_unmap
 from fastmmu.mmu.direct cimport RET_PF_EMULATE, RET_PF_INJECT
-from fastmmu.paging.quick_walk cimport Quick, quick_begin, quick_walk
+from fastmmu.paging.quick_walk cimport Quick, quick_begin
 from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_first, held_second
 from fastmmu.tlb.lookup cimport tlb_l1, tlb_pa
 
@@ -151,21 +152,6 @@ cdef int due(Run *m) noexcept nogil:
     return irq_due(m.vcpu.irq) if m.vcpu.irq != NULL else <int> DONE_OK
 
 
-cdef uint64_t quickly(Vcpu *v, const Quick *q, uint64_t la, int acc) noexcept nogil:
-    # what vcpu_slow() does after MISSED, if it is a quick walk; else MISSED
-    cdef int refs = 0, ept_refs = 0
-    cdef uint64_t value = quick_walk(q, la, acc, &refs, &ept_refs)
-    if not value:
-        return MISSED
-    v.hw.user = 1
-    v.hw.implicit = 0
-    v.c.tlb_misses += 1
-    v.c.walks += 1
-    v.c.guest_walk_refs += refs
-    v.c.ept_walk_refs += ept_refs
-    return value
-
-
 cdef uint64_t run_held(Vcpu *v, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t i, uint64_t end,
                        uint64_t *out, uint64_t guest_base, uint64_t *found) noexcept nogil:
     # the accesses from event i on that the TLB holds and allows; the first event that is none of these, or the end.
@@ -190,7 +176,7 @@ cdef uint64_t run_held(Vcpu *v, const uint8_t *op, const uint8_t *size, const ui
             value = held_second(v.tlb, &h[o], la)
         if need[o] & ~value:            # some of it where the value is 0 or MISSED
             if value == MISSED and q.on:
-                value = quickly(v, &q, la, o)
+                value = vcpu_quick(v, &q, la, o)
             if value == MISSED or need[o] & ~value:
                 found[0] = value & MISSED
                 break
