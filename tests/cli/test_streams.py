@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastmmu import Config, simulate
 from fastmmu.cli import main
 from fastmmu.cli.commands import commands
+from fastmmu.report import save
 from tests.support.signalled import caught, run, signals_as_usual
 
 DATA = Path(__file__).parents[1] / "data"
@@ -37,6 +39,8 @@ LINES = {
     "maps": f"maps {DATA / 'guests/pae_user'} --csv -",
     "kvm-log": f"kvm-log {DATA / 'kvm_logs/perf.txt'} --policies 2m",
     "diff": "diff {csv} {csv}",
+    "report": "report {results} -o {results}.html",
+    "sweep": "sweep {study} --executor threads:1",
     "trace": f"trace info {TRUE}",
     "--help": "--help",
     "--version": "--version",
@@ -59,7 +63,9 @@ def test_every_command_stands_here() -> None:
 @pytest.mark.parametrize("name", LINES)
 def test_standard_output_that_cannot_be_written_to(name: str, tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("trace,accesses\nt,1\n")
-    line = LINES[name].format(csv=tmp_path / "r.csv")
+    save([simulate(np.arange(9), Config())], tmp_path / "r.json")
+    (tmp_path / "s.toml").write_text(f'[traces]\na = "{TRUE}"\n')
+    line = LINES[name].format(csv=tmp_path / "r.csv", results=tmp_path / "r.json", study=tmp_path / "s.toml")
     full = "fastmmu: error: standard output: No space left on device\n"
     closed = "fastmmu: error: standard output is closed; for no output at all write >/dev/null\n"
     for unbuffered in ("", "1"):

@@ -13,7 +13,19 @@ import fastmmu
 
 ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src"
-KERNEL_PARTS = {"Board", "ExitRing", "Turns", "Turn", "_Batch", "_HostVcpu", "_Hosted", "_Search"}  # users hold none
+KERNEL_PARTS = {
+    "Board",
+    "ExitRing",
+    "Turns",
+    "Turn",
+    "_Batch",
+    "_Cpu",
+    "_Fetched",
+    "_HostVcpu",
+    "_Hosted",
+    "_Run",
+    "_Search",
+}  # users hold none
 
 
 def public() -> dict[str, type]:

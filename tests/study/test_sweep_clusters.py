@@ -57,14 +57,16 @@ def dask(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard",
               "--host", "127.0.0.1", *here]  # fmt: skip
     started += [subprocess.Popen(worker, **quiet) for _ in range(2)]  # type: ignore[call-overload]
-    deadline = time.monotonic() + 60
-    while not (told.exists() and told.read_text().rstrip().endswith("}")):
-        assert time.monotonic() < deadline, "no scheduler"
-        time.sleep(0.1)
-    yield json.loads(told.read_text())["address"], started[1:]
-    for process in started:
-        process.kill()
-        process.wait()
+    try:
+        deadline = time.monotonic() + 60
+        while not (told.exists() and told.read_text().rstrip().endswith("}")):
+            assert time.monotonic() < deadline, "no scheduler"
+            time.sleep(0.1)
+        yield json.loads(told.read_text())["address"], started[1:]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def test_dask(tmp_path: Path, dask: tuple[str, list[Any]]) -> None:

@@ -361,10 +361,9 @@ class _Replaying:
             self.exits.give()
 
     def result(self, *, complete: bool) -> Result:
-        note = self.replay.result(tables=complete).line()
-        replay, origin = self.replay, Origin(*_named(self.replay.source), self.content.digest())
-        how = (note,), self.policy, replay.counters()
-        return result_of(replay.machine, self.costs, replay.seconds, origin, complete, *how)
+        run, origin = self.replay, Origin(*_named(self.replay.source), self.content.digest())
+        how = (run.result(tables=complete).line(),), self.policy, run.counters()
+        return result_of(run.machine, self.costs, run.seconds, origin, complete, *how)
 
 
 _CHUNK = 1 << 18

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import mmap
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,4 +34,4 @@ def apart(block: Any) -> Any:
         copy.flags.writeable = False
         arrays[name] = copy
         at += -(-array.nbytes // _LINE) * _LINE
-    return dataclasses.replace(block, **arrays)
+    return dataclasses.replace(cast(Any, block), **arrays)

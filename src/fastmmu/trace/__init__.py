@@ -6,7 +6,7 @@
     base, events         what a trace is; a batch of its events
     formats              the table of formats
     read, names          which format a file has, by content and by name
-    source, codecs, ahead, archive   bytes of a file, decompressed on the way, in a thread; out of a .zip
+    source, codecs, zstd_blocks, ahead, archive   bytes of a file, decompressed on the way, in a thread; out of a .zip
     filetrace            what readers of files share
     lackey, champsim, cloudsuite, drmemtrace, gem5, npy, npz, arrow, parquet   the formats
     table                columns of the last two
