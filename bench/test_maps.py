@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastmmu
-from bench.race import Race, Scale
+from bench.race import Race, Rival, Scale, timed
 from bench.spaces import Space
 from bench.yardstick import Yardstick
 from fastmmu.image import Guest, read_guest
@@ -43,6 +43,21 @@ def test_mappings(
     assert np.array_equal(rows.va, va)
     assert np.array_equal(rows.pa, at.physical(va))
     assert not rivals or np.array_equal(rows.pa, theirs)
+
+
+@pytest.mark.benchmark(group="mappings, two threads")
+@pytest.mark.parametrize("nested", [False, True], ids=["native", "nested"])
+def test_mappings_in_two_threads(race: Race, space: Callable[[int, bool], Space], scale: Scale, nested: bool) -> None:
+    """At best half the time of one thread, on an idle machine."""
+    at = space(scale.of(100_000, 2_000_000, 2_000_000), nested)
+    one: list[fastmmu.MappingArray] = []
+
+    def alone() -> None:
+        one[:] = [fastmmu.mappings(at.memory, at.state, at.eptp)]
+
+    rivals = [Rival("one thread", timed(alone), at.pages)]
+    rows = race(lambda: fastmmu.mappings(at.memory, at.state, at.eptp, threads=2), at.pages, rivals, target=0.55)
+    assert np.array_equal(rows, one[0])
 
 
 @pytest.fixture(scope="session", params=sorted(meta.parent.name for meta in GUESTS.glob("*/meta.json")))

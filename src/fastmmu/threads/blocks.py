@@ -19,7 +19,7 @@ _LINE = 64
 
 def apart(block: Any) -> Any:
     """The same block, with copies of a dataclass's arrays in pages of their own."""
-    if not dataclasses.is_dataclass(block):
+    if not dataclasses.is_dataclass(block) or isinstance(block, type):
         return block
     arrays = {
         field.name: array
