@@ -140,7 +140,7 @@ COUNTERS = (
     Counter("asid_flushes", "kvm.asid_flushes", cost=Cost("flushes", "flush.asid", "vmm")),
     Counter("invlpga", "kvm.invlpga", cost=Cost("flushes", "flush.invlpga", "vmm")),
     Counter(
-        "asids",
+        "asids_given",
         "kvm.asids",
         "ASIDs that vCPUs of AMD got; of these: the first of a generation, for which all were flushed",
     ),

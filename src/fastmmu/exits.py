@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 from fastmmu.errors import Code, Flags
 
-__all__ = ["N_REASONS", "PRICED", "REASON_NAMES", "Action", "Completion", "Exit", "ExitReason", "FaultClass",
-           "Qualification", "SvmExit", "svm_exit", "svm_name"]  # fmt: skip
+__all__ = ["N_REASONS", "PRICED", "REASON_NAMES", "VMX_REASONS", "Action", "Completion", "Exit", "ExitReason",
+           "FaultClass", "Qualification", "SvmExit", "svm_exit", "svm_name"]  # fmt: skip
 
 N_REASONS = 81
+VMX_REASONS = 80
+"""Basic exit reasons that an instruction of a guest may have: those of VMX."""
 
 
 class ExitReason(Code):

@@ -28,7 +28,7 @@ def test_system_traces(path: Path) -> None:
     trace = read_trace(path)
     assert isinstance(trace, SystemTrace)
     runs = [*vmms.system(trace.head(60_000))]
-    assert len(runs) == 9
+    assert len(runs) == 11
     assert [each for each in runs if each.different] == []
     assert min(each.exits for each in runs) > 20
 

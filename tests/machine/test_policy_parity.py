@@ -87,6 +87,7 @@ SCENARIOS: dict[str, tuple[Config, Drive]] = {
         for way, shadow in (("trap", False), ("patch", False), ("flexpriority", True), ("apicv", True))
     },
     "devices, EPT": (EPT.replace(**SMALL), of_devices),
+    "devices, AMD": (EPT.replace(**SMALL, vendor="amd"), of_devices),
     "devices, EPT, slides": (EPT.replace(**SMALL, kvm="slides"), of_devices),
     "devices, shadow": (SHADOW.replace(**SMALL), of_devices),
     "log, PML": (EPT.replace(**SMALL, pml=True), of_a_log),

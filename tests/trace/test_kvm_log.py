@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastmmu import Config, FastmmuError, KvmLog, StateError, TraceError, read_kvm_log, simulate
+from fastmmu.exits import ExitReason
 from fastmmu.machine.exit_log import ExitLog
 from fastmmu.ops import Op
 from fastmmu.report import save_exits
@@ -93,7 +94,7 @@ def test_what_we_write_is_read(tmp_path: Path) -> None:
             assert (log.exits["time"] == records["time"] * 1000).all()
             assert (log.exits["rip"] == records["rip"]).all()
             if vendor == "amd":
-                violations = records[records["reason"] == 48]
+                violations = records[records["reason"] == ExitReason.NPF]
                 assert (log.faults["address"] == violations["gpa"]).all()
                 assert ((log.faults["op"] == Op.WRITE) == (violations["qualification"] & 2 > 0)).all()
 

@@ -157,6 +157,7 @@ cdef enum ExitReasonCode:       # basic exit reasons, fastmmu.exits.ExitReason (
 
 cdef enum:
     N_REASONS = 81              # tables by exit reason have so many rows
+    VMX_REASONS = 80            # of them, those of VMX
 
 cdef struct Vmcs:
     uint32_t pin_based, primary, secondary, vm_exit, vm_entry

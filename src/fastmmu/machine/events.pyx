@@ -15,7 +15,7 @@ from fastmmu.arch.ops cimport (
 from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.registers cimport RULE_INJECTED, RULE_NONE
 from fastmmu.arch.types cimport FAULT_PF, Walk
-from fastmmu.arch.vmx cimport EXIT_CPUID, N_REASONS, clear_exit_information
+from fastmmu.arch.vmx cimport EXIT_CPUID, VMX_REASONS, clear_exit_information
 from fastmmu.cpu.apic_access cimport irq_boundary, irq_due, irq_event
 from fastmmu.cpu.control cimport vcpu_invlpg
 from fastmmu.cpu.exit_log cimport exit_log_done, exit_log_events
@@ -111,7 +111,7 @@ cdef int system_event(Run *m, int op, int size, uint64_t addr) noexcept nogil:
 cdef int exit_instruction(Run *m, uint64_t reason) noexcept nogil:
     # an instruction that exits unconditionally; without a VMM it is just executed
     cdef int action
-    if reason >= N_REASONS:
+    if reason >= VMX_REASONS:
         return vcpu_abort(&m.vcpu.cpu, ABORT_OP, reason)
     m.c.exit_instructions += 1
     if m.vcpu.cpu.guest:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastmmu._checked import checked
 from fastmmu.errors import TraceError
-from fastmmu.exits import N_REASONS, ExitReason
+from fastmmu.exits import VMX_REASONS, ExitReason
 from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.trace.base import Derived, Trace, check_chunk
 from fastmmu.trace.events import CHUNK, Batch, empty_batch, inserted
@@ -59,8 +59,8 @@ class WithExits(Derived):
     def __init__(self, inner: Trace, n: int, reason: int) -> None:
         if n < 1:
             raise TraceError(f"an exit after each {n} accesses: give 1 or more")
-        if not 0 <= reason < N_REASONS:
-            raise TraceError(f"exit reason {reason} is not between 0 and {N_REASONS - 1}")
+        if not 0 <= reason < VMX_REASONS:
+            raise TraceError(f"exit reason {reason} is not between 0 and {VMX_REASONS - 1}")
         super().__init__(inner)
         self._n = n
         self._reason = reason

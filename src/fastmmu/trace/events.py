@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.errors import TraceError, WrongTypeError
-from fastmmu.exits import N_REASONS
+from fastmmu.exits import VMX_REASONS
 from fastmmu.ops import LAST_ACCESS, Op
 
 __all__ = [
@@ -41,7 +41,7 @@ EVENT_DTYPE = np.dtype([("op", "u1"), ("size", "u1"), ("addr", "<u8")])
 _IS_OP = np.zeros(256, dtype=np.bool_)
 _IS_OP[[int(op) for op in Op]] = True
 _LIMITS = (
-    (Op.EXIT, N_REASONS, "exit reason"),
+    (Op.EXIT, VMX_REASONS, "exit reason"),
     (Op.INTERRUPT, 256, "interrupt vector"),
     (Op.DEVICE_INTERRUPT, 512, "device interrupt"),
     (Op.INTERRUPT_FLAG, 2, "interrupt flag"),
