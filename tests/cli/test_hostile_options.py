@@ -7,11 +7,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fastmmu import Config, simulate
 from fastmmu.cli import main
 from fastmmu.cli.commands import commands
 from fastmmu.cli.main import parser
+from fastmmu.report import save
 
 DATA = Path(__file__).parents[1] / "data"
 TRUE = DATA / "true.lackey"
@@ -34,6 +37,8 @@ LINES = {
     "trace convert": f"trace convert {TRUE} {{out}}/t.npy",
     "kvm-log": f"kvm-log {DATA / 'kvm_logs/perf.txt'} --policies 4k,2m-log",
     "diff": "diff {out}/a.csv {out}/a.csv",
+    "sweep": "sweep {out}/study.toml --executor threads:1",
+    "report": "report {out}/a.json -o {out}/r.html",
 }
 VALUES = ["", " ", "0", "1", "-1", "2", "3", "64", "4095", "65536", "1e9", "nan", "inf", "-inf", "1e-300", "1e308",
           "0.5", "50%", "9" * 30, "9" * 5000, "0x10", "fffffffffffffff8", "none", "None", "4K", "2M", "1g", "1T",
@@ -67,6 +72,8 @@ def test_hostile_values(
     (tmp_path / "empty").touch()
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 16)
     (tmp_path / "a.csv").write_text("trace,accesses\nt,1\n")
+    save([simulate(np.arange(9), Config())], tmp_path / "a.json")
+    (tmp_path / "study.toml").write_text(f'[traces]\na = "{TRUE}"\n')
     places = {"out": str(tmp_path), "empty": str(tmp_path / "empty"), "binary": str(tmp_path / "binary")}
     done = 0
     every = int(os.environ.get("FASTMMU_EXHAUSTIVE", "0")) or 3

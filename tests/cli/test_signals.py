@@ -190,7 +190,8 @@ def test_signals_at_any_moment(name: str, inputs: dict[str, Path], tmp_path: Pat
         assert ended.seconds < LATEST
         finished = [row for row in (data(out) or []) if command.steps_in and row.get("complete", "True") == "True"]
         if name not in ("tpr", "compare", "run", "run --exits", "boot"):  # a cell says what the other rows make of it
-            assert scrubbed(finished) == wanted[: len(finished)]
+            rest = iter(wanted)  # of those side by side a later one may have ended before an earlier one
+            assert all(row in rest for row in scrubbed(finished))
         if ended.code > 128:
             times.append(ended.seconds)
         else:  # it came too late

@@ -46,6 +46,7 @@ REFUSE = {
     "vmx.exit.Exit()": "not made by hand",
     "vmx.cpu.Cpu.invvpid": "VM-instruction error 28",  # type 1 of VPID 0
     "machine.board.Board.counters": "not made",
+    "machine.system_loop_py.SystemReplay()": "state must be a GuestState",  # which SystemCpus have
     "machine.machine.Machine.run": "no kernel",  # of a bare one, as every other world has it
     "kvm.vmm.Vmm.invalidate_range_end": "no change",
     "kvm.vmm.Vmm.use_dirty_ring": "chosen once",

@@ -13,6 +13,7 @@ from fastmmu import Config, GuestState, Machine
 from fastmmu.counters import COUNTERS
 from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.machine.board import Board
+from fastmmu.study.replay.ipis import ipis_of
 from fastmmu.trace import bundled, read_kvm_log, read_trace
 from tests.support.hostile_objects import BY_CLASS, GUEST, KVM_LOG, PAGE, SMALL, SYSTEM, VA, World, image
 
@@ -273,6 +274,18 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "VirtualApic.threshold": lambda w: 0,
     "exit_cost.kind": lambda w: "io",
     "price.key": lambda w: "memory.l2",
+    "update_flushes.old": lambda w: 0,
+    "MayHold.fault.code": lambda w: 4,
+    "Study.events.trace": lambda w: "a",
+    "Study.read.path": lambda w: w.study_file,
+    "load.path": lambda w: w.results_file,
+    "ipi_costs.ipis": lambda w: ipis_of(read_trace(SYSTEM)),
+    "ipis_of.trace": lambda w: read_trace(SYSTEM),
+    "MayHold.tables": lambda w: w.shared_tables,
+    "states": lambda w: [w.state],
+    "Study.traces": lambda w: {"a": w.trace},
+    "Study.configs": lambda w: [w.config],
+    "Study.results": lambda w: "study.results",
     "Batch.take.rows": lambda w: np.ones(8, np.bool_),
     "counters": lambda w: {row.name: 0 for row in COUNTERS},
 }

@@ -5,6 +5,7 @@ A class is found by walking the package; what stands here is only how one is mad
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ import numpy as np
 import fastmmu
 from fastmmu import Config, GuestState, Machine, MemorySlot, PhysicalMemory
 from fastmmu.cpu.apic_py import InterprocessorInterrupt, LocalApic
+from fastmmu.cpu.may_hold_py import MayHold, SharedTables
 from fastmmu.cpu.missing_flushes import MissingFlushes
 from fastmmu.cpu.vapic_py import VirtualApic
 from fastmmu.image import read_guest
 from fastmmu.kvm.lapic_port import RegisterAccess
 from fastmmu.machine.board import Board
 from fastmmu.machine.exit_ring import ExitRing
+from fastmmu.machine.system_cpus import SystemCpus
 from fastmmu.machine.system_loop_py import SystemReplay
 from fastmmu.mmu import Mmu
+from fastmmu.paging.mapping_parts import Parts
 from fastmmu.paging.mappings import MappingIterator
-from fastmmu.report import ExitFile, ExitHistory
+from fastmmu.report import ExitFile, ExitHistory, save
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.study.curve.run import tlb_curve
 from fastmmu.study.kvm_log import replay_faults
@@ -74,12 +78,15 @@ class Held(fastmmu.Kvm):
     registers: Any
     walk: Any = None
     slot: Any
+    svm_cpu: Any
 
     def handle(self, vcpu: Any) -> int:
         self.vcpu = vcpu
         self.registers = vcpu.arch
         self.walk = self.mmu.walk(0) or self.walk
         self.slot = self.mmu.slot(0)
+        with contextlib.suppress(fastmmu.FastmmuError):  # of AMD alone
+            self.svm_cpu = vcpu.svm_cpu
         Held.made = self
         return super().handle(vcpu)
 
@@ -187,6 +194,10 @@ class World:
         Machine(config.replace(vmm=Held)).run(*self.events, self.addresses)
         return Held.made
 
+    def make_amd_vmm(self) -> Held:
+        Machine(Config(**SMALL, mmu="ept", vendor="amd", vmm=Held)).run(*self.events, self.addresses)
+        return Held.made
+
     def make_python_log(self) -> Any:
         machine = Machine(Config(**SMALL, mmu="ept", vmm=Logged))
         machine.vmm.start_dirty_log(0)
@@ -201,6 +212,9 @@ class World:
         host = fastmmu.Host([(config, 2), config.replace(tpr=None)], cpus=2)
         host.run(0, 0, *self.events, self.addresses)
         return host
+
+    def make_shared_tables(self) -> SharedTables:
+        return SharedTables(self.memory)
 
     def make_replay(self) -> SystemReplay:
         machine = Machine(Config(**SMALL), guest_kernel=False, state=self.state)
@@ -246,6 +260,20 @@ class World:
 
     def make_result(self) -> fastmmu.Result:
         return fastmmu.simulate(self.trace, Config(**SMALL))
+
+    def make_study(self) -> fastmmu.Study:
+        study = fastmmu.Study({"a": self.trace}, [Config(**SMALL)], results="study.results")
+        study.run("threads:1")
+        return study
+
+    def make_study_file(self) -> Path:
+        path = Path("study.toml")
+        path.write_text('[traces]\na = "sqlite"\n')
+        return path
+
+    def make_results_file(self) -> Path:
+        save([self.result], path := Path("results.json"))
+        return path
 
     def make_curves(self) -> Any:
         return tlb_curve(self.trace, "core2", limit=64, ways=4, l1_sets=(1, 2), l2_sets=(1, 2))
@@ -294,6 +322,12 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "VpidAllocator": lambda w: w.vpids,
     "AsidAllocator": lambda w: fastmmu.AsidAllocator(2),
     "MissingFlushes": lambda w: MissingFlushes(),
+    "SharedTables": lambda w: w.shared_tables,
+    "MayHold": lambda w: MayHold(w.shared_tables, w.state),
+    "SystemCpus": lambda w: SystemCpus(Config(**SMALL), [w.state]),
+    "Parts": lambda w: Parts(),
+    "SvmCpuData": lambda w: w.amd_vmm.svm_cpu,
+    "Study": lambda w: w.study,
     "StackDistances": lambda w: w.distances,
     "Records": lambda w: Records(12, False),
     "PacketStream": lambda w: PacketStream(),

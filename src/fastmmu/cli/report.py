@@ -43,7 +43,7 @@ def handle(options: argparse.Namespace) -> int:
         for name, texts in made_with(path).items():
             made.setdefault(name, []).extend(text for text in texts if text not in made.get(name, []))
     title = options.title or ", ".join(Path(path).stem for path in options.results)
-    text = page(results, title=title, made=made).encode()
+    text = page(results, title=title, made=made).encode("utf-8", "backslashreplace")  # names may be no text
     write_whole(options.output, text)
     terminal.say(f"{len(results)} results in {options.output}, {len(text) / 1024:,.0f} KB")
     return 0

@@ -62,6 +62,7 @@ cdef struct MayHold:            # of a CPU
     Walk w                      # of the access judged last, if it was walked
     Known known[1024]
 
+cdef void tables_new(Tables *t, Mem *memory) noexcept nogil
 cdef void tables_free(Tables *t) noexcept nogil
 # Before a store of `nbytes` to guest-physical memory: whether it changes anything, and then Tables.changes is one more
 # after it.

@@ -23,6 +23,11 @@ cdef enum:
 
 # ---- what the tables were -----------------------------------------------------------------------------------------
 
+cdef void tables_new(Tables *t, Mem *memory) noexcept nogil:
+    t.memory = memory
+    t.past.size = sizeof(Past)
+
+
 cdef void tables_free(Tables *t) noexcept nogil:
     hash_free(&t.past)
 
@@ -55,7 +60,6 @@ cdef MayHold *may_hold_new(Tables *t) noexcept nogil:
     cdef MayHold *h = <MayHold *> calloc(1, sizeof(MayHold))
     if h != NULL:
         h.t = t
-        t.past.size = sizeof(Past)
         h.pages.size = sizeof(HeldPage)
         h.own = h.n = 1
     return h

@@ -7,7 +7,7 @@ from fastmmu._arguments cimport flag, instance, linear_address, within, word
 from fastmmu.cpu.may_hold cimport (
     MayHold as Kernel, Tables, may_hold_allows, may_hold_could, may_hold_cr3, may_hold_cr4, may_hold_fault,
     may_hold_flags, may_hold_free, may_hold_invlpg, may_hold_invpcid, may_hold_new, may_hold_page_fault, may_hold_pkru,
-    may_hold_registers, may_hold_used, tables_free, tables_store,
+    may_hold_registers, may_hold_used, tables_free, tables_new, tables_store,
 )
 from fastmmu.cpu.vcpu cimport BY_SUPERVISOR, BY_SYSTEM, BY_USER
 from fastmmu.paging.memory cimport PhysicalMemory, mem_holds
@@ -33,7 +33,7 @@ cdef class SharedTables:
         self.memory = instance("memory", memory, PhysicalMemory)
         if not self.memory.writable or self.memory.mem.segments != NULL:
             raise StateError("memory is read-only or has holes; give a PhysicalMemory(nbytes)")
-        self.t.memory = &self.memory.mem
+        tables_new(&self.t, &self.memory.mem)
 
     def __dealloc__(self):
         tables_free(&self.t)

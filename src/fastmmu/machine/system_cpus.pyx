@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._arguments cimport instance, many
+from fastmmu._arguments cimport instance, many, within
 from fastmmu.machine.board cimport Board, tlb_of
 from fastmmu.machine.host cimport Host, _HostVcpu
 from fastmmu.machine.layout cimport host_bytes
@@ -85,6 +85,7 @@ cdef class SystemCpus:
         """Counters of a CPU, as of :meth:`Machine.counters`; those of the VMM are of its machine."""
         cdef _HostVcpu vcpu
         cdef Turn _turn
+        cpu = within("cpu", cpu, 0, len(self.states) - 1, ConfigError)
         if self.host is None:
             return self.machines[cpu].counters()
         _turn = self.host.turns.take()

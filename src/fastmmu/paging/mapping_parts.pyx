@@ -89,7 +89,7 @@ cdef class Parts:
             part.s = s
         return True
 
-    def run(self, int worker):
+    def _run(self, int worker):
         # of a thread that `go` started
         cdef bint more = True
         with nogil:
@@ -103,7 +103,7 @@ cdef class Parts:
         self.next = 0
         try:
             for i in range(1, self.threads):
-                thread = threading.Thread(target=self.run, args=(i,), name="fastmmu.mappings")
+                thread = threading.Thread(target=self._run, args=(i,), name="fastmmu.mappings")
                 thread.start()
                 started.append(thread)
         except RuntimeError:

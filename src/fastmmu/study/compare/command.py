@@ -112,5 +112,5 @@ def handle(options: argparse.Namespace) -> int:
     code = run_all(options, configs, show)
     if options.report is not None and every:
         made = {"fastmmu": [fastmmu.__version__], "command": [getattr(options, "command_line", "")]}
-        write_whole(options.report, page(every, title="fastmmu compare", made=made).encode())
+        write_whole(options.report, page(every, title="fastmmu compare", made=made).encode("utf-8", "backslashreplace"))
     return code

@@ -198,10 +198,13 @@ def _mpi(rest: str) -> Pool:
 
 def _named(text: str) -> Pool:
     module, _, name = text.partition(":")
+    there = f"choose from {', '.join(EXECUTORS)}, or MODULE:NAME"
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise ConfigError(f"executor {text!r}: there is none; {there}")
     try:
         make = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"executor {text!r}: {error}; choose from {', '.join(EXECUTORS)}, or MODULE:NAME") from error
+    except Exception as error:  # whatever an import may raise
+        raise ConfigError(f"executor {text!r}: {type(error).__name__}: {error}; {there}") from error
     return Pool(make, 64)
 
 

@@ -12,10 +12,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fastmmu._arguments import shown
 from fastmmu._checked import checked, checked_but
-from fastmmu.errors import ConfigError
+from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.simulate import simulate
@@ -33,6 +34,7 @@ __all__ = ["PlannedRun", "Study"]
 Reading = Callable[[str, float | None, int], None]
 """Told, while traces are read: which one, the fraction done (None: unknown), events until now."""
 
+T = TypeVar("T")
 PROBE = 100_000
 """Events of a trace by which the time of a run is estimated."""
 
@@ -78,9 +80,10 @@ class Study:
         seed: int = 0,
     ) -> None:
         self.name, self.seed = name, seed
-        self.traces = {called: _spec(trace) for called, trace in dict(traces).items()}
-        self.configs = tuple(dict.fromkeys(configs))
-        self.costs = dict(costs) if costs is not None else {"default": CostModel.load()}
+        self.traces = {called: _spec(trace) for called, trace in _named("traces", traces).items()}
+        self.configs = tuple(dict.fromkeys(_all_of("configs", configs, Config)))
+        priced = _named("costs", {"default": CostModel.load()} if costs is None else costs)
+        self.costs = dict(zip(priced, _all_of("costs", priced.values(), CostModel), strict=True))
         for what, things in (("trace", self.traces), ("configuration", self.configs), ("cost model", self.costs)):
             if not things:
                 raise ConfigError(f"a study without a {what} runs nothing; give at least one")
@@ -143,9 +146,12 @@ class Study:
         there = self.store.finished()
         return [run for run in self.plan() if run.key not in there]
 
+    @checked
     def events(self, trace: str) -> int:
         """Events of a trace, by its name."""
         self.plan()
+        if trace not in self._contents:
+            raise ConfigError(f"trace {trace!r} is none of this study; there are {', '.join(self.traces)}")
         return self._contents[trace][1]
 
     def _key(self, trace: str, config: Config, costs: CostModel) -> str:
@@ -178,7 +184,8 @@ class Study:
     def estimate(self, runs: Iterable[PlannedRun] | None = None) -> float:
         """Seconds that runs take one after the other, by the first events of each trace under one configuration of each
         kind; None: those that are missing. A guess: the first events fault more than later ones."""
-        wanted = {(run.trace, run.config) for run in (self.missing() if runs is None else runs)}
+        chosen = self.missing() if runs is None else _all_of("runs", runs, PlannedRun)
+        wanted = {(run.trace, run.config) for run in chosen}
         rates: dict[tuple[str, str, bool, str], float] = {}
         total = 0.0
         for trace, config in sorted(wanted, key=lambda one: one[0]):
@@ -250,6 +257,24 @@ class Study:
         :raises MissingExtraError: pyarrow is not installed.
         """
         return self.store.table(run.key for run in self.plan())
+
+
+def _all_of(name: str, things: Any, kind: type[T]) -> list[T]:
+    """Things of a kind, in a list."""
+    if isinstance(things, (str, bytes)) or not isinstance(things, Iterable):
+        raise WrongTypeError(f"{name} must be a sequence of {kind.__name__}, not {shown(things)}")
+    found = list(things)
+    for thing in found:
+        if not isinstance(thing, kind):
+            raise WrongTypeError(f"{name} must be a sequence of {kind.__name__}; there is {shown(thing)} in it")
+    return found
+
+
+def _named(name: str, things: Any) -> dict[str, Any]:
+    """Things by their names."""
+    if not isinstance(things, Mapping) or not all(isinstance(each, str) for each in things):
+        raise WrongTypeError(f"{name} must be a mapping of names, not {shown(things)}")
+    return dict(things)
 
 
 def _silent(name: str, part: float | None, events: int) -> None:

@@ -97,6 +97,8 @@ class Store:
                 raise StudyError(
                     f"{self.folder}: another process writes its results here; wait for it, or name another folder"
                 ) from error
+            for part in self.runs.glob(".*.part"):  # of one that was killed before it had its name
+                part.unlink(missing_ok=True)
             yield
 
     # ---- beside the runs -----------------------------------------------------------------------------------------
