@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu._arguments cimport aligned, bytes_in, choice, instance, many, word, words_in
 from fastmmu.cpu.may_hold cimport (
-    MayHold, may_hold_cr0, may_hold_cr4, may_hold_free, may_hold_new, may_hold_registers, tables_free,
+    MayHold, may_hold_cr0, may_hold_cr4, may_hold_free, may_hold_new, may_hold_registers, tables_free, tables_new,
 )
 from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, Vcpu, vcpu_set_pkru
@@ -91,7 +91,7 @@ cdef class SystemReplay:
             self._omit(name)
         first = machines[0]
         self.p.guest = first.board.guest_mem
-        self.p.t.memory = &self.p.guest
+        tables_new(&self.p.t, &self.p.guest)
         self.p.guest_base = first.board.loop.guest_base
         self._detectors(machines)
         self._run_on(0)
