@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 MADE = (".git", ".venv", "build", "dist", "results", "*.so", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
-CARRIED = ("*.py", "*.pxd", "*.pyi", "py.typed", "*.toml", "*.xz")
+CARRIED = ("*.py", "*.pxd", "*.pyi", "py.typed", "*.toml", "*.html", "*.xz")
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
