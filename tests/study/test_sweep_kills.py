@@ -1,6 +1,6 @@
 """A study that is killed: the next start makes what is missing; nothing is lost, nothing is there twice.
 
-FASTMMU_KILLS=N: so many SIGKILLs of the process that drives the study; a tenth as many of its workers.
+FASTMMU_KILLS=N: so many SIGKILLs of the process that drives the study; a hundredth as many of its workers.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ __all__ = ["MOST", "Chart", "charts"]
 MOST = 40
 """Runs of a trace that a chart shows."""
 _PARTS = 7  # causes that have a colour; the others share one
-_INK, _GRID, _FACE = "#010203", "#020304", "#030405"  # stand for what the page's style says
+_INK, _GRID = "#010203", "#020304"  # stand for what the page's style says
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ def _svg(figure: Any, key: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
     text = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
-    for colour, said in ((_INK, "var(--ink)"), (_GRID, "var(--grid)"), (_FACE, "var(--face)")):
+    for colour, said in ((_INK, "var(--ink)"), (_GRID, "var(--grid)")):
         text = text.replace(colour, said)
     for i, colour in enumerate(PALETTE):
         text = text.replace(colour, f"var(--p{i})")

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -192,10 +192,3 @@ def _config(fields: Mapping[str, Any]) -> Config:
 
 
 _ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement")
-
-
-def several(results: Sequence[Result]) -> list[str]:
-    """Fields in which the configurations of results differ, but for those that a scheme's name says."""
-    fields = [result.config.fields() for result in results]
-    names = [name for name in Config.__struct_fields__ if len({repr(each[name]) for each in fields}) > 1]
-    return [name for name in names if name not in ("mmu", "vpid")]
