@@ -184,6 +184,17 @@ def test_a_file_that_changed_is_another_trace(folder: Path) -> None:
         other.run("threads:1")
 
 
+def test_workers_may_be_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory,
+                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    study_file(folder)
+    monkeypatch.chdir(folder)
+    studies = [Study.read("study.toml"), Study({"a": "t0.npy", "b": "sqlite"}, CONFIGS[:1], results="r")]
+    assert studies[1].traces["b"].path == "sqlite"  # type: ignore[union-attr]
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    for study in studies:
+        assert study.traces["a"].open().total == 3000
+
+
 def test_contents_are_noted_with_the_file(folder: Path) -> None:
     path = study_file(folder)
     Study.read(path).run("threads:1")

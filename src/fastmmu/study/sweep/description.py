@@ -36,7 +36,7 @@ from fastmmu.cli.vmm import vmm_of
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config, refused_alone
 from fastmmu.machine.costs import CostModel
-from fastmmu.study.sweep.work import TraceSpec
+from fastmmu.study.sweep.work import TraceSpec, placed
 
 __all__ = ["Description", "read_description"]
 
@@ -189,8 +189,8 @@ def _trace(value: Any, key: str, folder: Path) -> TraceSpec:
             limit = count(1)(str(limit))
         except Exception as error:
             raise _Refused(f"{key}.limit = {_toml(table.limit)}: {error}") from error
-    here = folder / table.path
-    path = table.path if "://" in table.path or not here.exists() else str(here)
+    here = str(folder / table.path)
+    path = placed(here) if "://" not in table.path and os.path.exists(here) else table.path
     return TraceSpec(path, table.format, table.columns, limit, table.data_only)
 
 

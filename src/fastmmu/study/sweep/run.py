@@ -24,7 +24,7 @@ from fastmmu.study.sweep.description import read_description
 from fastmmu.study.sweep.drive import Drive, Progress
 from fastmmu.study.sweep.executors import opened
 from fastmmu.study.sweep.store import Store
-from fastmmu.study.sweep.work import GivenTrace, Task, TraceSpec, code, content_of, policy_source
+from fastmmu.study.sweep.work import GivenTrace, Task, TraceSpec, code, content_of, placed, policy_source
 from fastmmu.trace import Trace, bundled
 from fastmmu.trace.identity import AnyTrace
 from fastmmu.trace.identity import opened as trace_of
@@ -285,7 +285,7 @@ def _spec(trace: AnyTrace | TraceSpec) -> TraceSpec | GivenTrace:
     if isinstance(trace, TraceSpec):
         return trace
     if isinstance(trace, (str, os.PathLike)):
-        return TraceSpec(os.fspath(trace))
+        return TraceSpec(placed(os.fspath(trace)))
     return GivenTrace(trace if isinstance(trace, Trace) else trace_of(trace))
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "content_of",
     "given_up",
     "open_trace",
+    "placed",
     "policy_source",
     "run_task",
 ]
@@ -80,6 +81,11 @@ class Task:
     config: Config
     costs: dict[str, CostModel]
     code: str
+
+
+def placed(path: str) -> str:
+    """A file by its whole path, for workers that are elsewhere; a URL, or the name of a bundled trace, as it is."""
+    return os.path.abspath(path) if "://" not in path and os.path.exists(path) else path
 
 
 def _local(path: str) -> str:
