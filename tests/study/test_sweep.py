@@ -214,6 +214,16 @@ def test_a_damaged_file_is_made_again(tmp_path: Path) -> None:
     assert study.results().drop(["seconds"]) == before.drop(["seconds"])
 
 
+@pytest.mark.parametrize("name", ["r:1", "http:r", "a b", "r%20", "$r"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """No name is taken for a URL of something else."""
+    study = Study({"a": accesses(0)}, CONFIGS[:2], results=tmp_path / name)
+    assert study.run("threads:1") == 2
+    assert study.missing() == []
+    assert study.results().num_rows == 2
+    assert study._repr_html_().count("<tr>") == 3
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     study = Study({"a": accesses(0)}, CONFIGS, results=tmp_path / "r")
     with study.store.locked(), pytest.raises(StudyError, match="another process writes its results here"):

@@ -33,6 +33,14 @@ def table_file(path: Path, table: object) -> None:
 FILES = ["t.parquet", "t.arrow", "t.arrows"]
 
 
+@pytest.mark.parametrize("name", ["http:t.parquet", "a b:c.parquet", "\udcff.parquet", "s3:t.arrow", "file:t.arrows"])
+def test_a_name_is_never_a_url(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_trace(Trace.from_arrays(np.arange(20) << 12), "t.parquet" if name.endswith("parquet") else "t.arrow")
+    Path("t.parquet" if name.endswith("parquet") else "t.arrow").rename(name)
+    assert sum(len(batch) for batch in read_trace(name).batches()) == 20
+
+
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 @pytest.mark.parametrize("name", FILES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -56,7 +57,8 @@ class ParquetTrace(FileTrace):
         if (codec := codec_of_bytes(head)) is not None:
             raise TraceError(f"a Parquet file is read by its end: decompress it first (.{codec})", path=self.path)
         try:
-            return parquet.ParquetFile(self.path, pre_buffer=False)
+            # a name of a file, never a URL
+            return parquet.ParquetFile(pyarrow("a Parquet trace").OSFile(os.fsencode(self.path)), pre_buffer=False)
         except Exception as error:
             raise self._broken(error) from error
 

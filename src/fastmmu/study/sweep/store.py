@@ -38,19 +38,14 @@ class Store:
         self.runs = self.folder / "runs"
 
     def finished(self) -> set[str]:
-        """Keys of the runs that are there. A file that no reader takes, as a full disk or a power cut may leave it, is
-        removed: its run is made again."""
+        """Keys of the runs that are there. A file that is not whole, as a power cut may leave it, is none: its run is
+        made again, and takes its place."""
         parquet = arrow().parquet
         found = set()
-        for path in sorted(self.runs.glob("*.parquet")):
-            try:
-                whole = parquet.ParquetFile(path).metadata.num_rows == 1
-            except (OSError, arrow().ArrowInvalid):
-                whole = False
-            if whole:
-                found.add(path.stem)
-            else:
-                path.unlink(missing_ok=True)
+        for path in self.runs.glob("*.parquet"):
+            with open(path, "rb") as file, contextlib.suppress(arrow().ArrowInvalid):
+                if parquet.ParquetFile(file).metadata.num_rows == 1:
+                    found.add(path.stem)
         return found
 
     def put(self, row: dict[str, Any]) -> None:
@@ -67,13 +62,12 @@ class Store:
 
     def table(self, keys: Iterable[str]) -> Any:
         """A pyarrow.Table of the runs with these keys that are there, in this order."""
-        pyarrow = arrow()
-        there = [path for key in keys if (path := self.runs / f"{key}.parquet").exists()]
+        pyarrow, finished = arrow(), self.finished()
+        there = [self.runs / f"{key}.parquet" for key in keys if key in finished]
         if not there:
             return self._table([])
-        return pyarrow.concat_tables(
-            [pyarrow.parquet.read_table(path, partitioning=None) for path in there], promote_options="default"
-        )
+        tables = [pyarrow.parquet.read_table(pyarrow.BufferReader(path.read_bytes())) for path in there]
+        return pyarrow.concat_tables(tables, promote_options="default")
 
     def _table(self, rows: list[dict[str, Any]]) -> Any:
         pyarrow = arrow()
