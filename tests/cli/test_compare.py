@@ -214,7 +214,8 @@ def test_ctrl_c_between_two_schemes(run: Run, tmp_path: Path, monkeypatch: pytes
     assert jobs > 1 or [row["complete"] for row in rows] == ["True", "False"]
     for row in rows:
         assert 0 < int(row["accesses"]) <= 1_000_000
-        assert (row["complete"] == "True") == (row["accesses"] == "1000000")
+        # Ctrl-C may come after the last block and before the end of the trace is known
+        assert row["complete"] == "False" or row["accesses"] == "1000000"
     assert f"{len(rows)} runs in" in out
     assert len(rows) == 5 or "Not run: " in out
 
