@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from fastmmu.machine.machine import Machine
     from fastmmu.machine.policy import Mmio, Policy
     from fastmmu.machine.result import Result
-    from fastmmu.machine.simulate import Simulation, simulate
+    from fastmmu.machine.simulate import simulate
+    from fastmmu.machine.simulation import Simulation
     from fastmmu.machine.slots import MemorySlot
     from fastmmu.ops import GuestOp, Op
     from fastmmu.paging.mappings import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
@@ -187,7 +188,8 @@ _HOMES = {
     "fastmmu.machine.machine": ("Machine",),
     "fastmmu.machine.policy": ("Mmio", "Policy"),
     "fastmmu.machine.result": ("Result",),
-    "fastmmu.machine.simulate": ("Simulation", "simulate"),
+    "fastmmu.machine.simulate": ("simulate",),
+    "fastmmu.machine.simulation": ("Simulation",),
     "fastmmu.machine.slots": ("MemorySlot",),
     "fastmmu.ops": ("GuestOp", "Op"),
     "fastmmu.paging.mappings": ("MappingArray", "ept_mappings", "iter_ept_mappings", "iter_mappings", "mappings"),

@@ -7,7 +7,7 @@ import pytest
 from fastmmu import Config, Machine, MemorySlot, Policy, StateError, read_trace, simulate
 from fastmmu.exits import FaultClass
 from fastmmu.machine.policy import Action
-from fastmmu.machine.simulate import Simulation
+from fastmmu.machine.simulation import Simulation
 from fastmmu.trace.bundle import bundled
 from tests.support.flat_guest import PAGE, flat
 

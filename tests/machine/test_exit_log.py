@@ -16,7 +16,7 @@ from fastmmu.kvm.port import VirtualCpu
 from fastmmu.machine.costs import exits_by_class
 from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import Simulation
+from fastmmu.machine.simulation import Simulation
 from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.trace import Trace
 from fastmmu.trace.bundle import bundled

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmu import Config, ConfigError, Machine, Op, TraceError, simulate
-from fastmmu.machine.simulate import Simulation
+from fastmmu.machine.simulation import Simulation
 from fastmmu.trace import Trace, interleave
 
 SCHEMES = [

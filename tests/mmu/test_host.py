@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastmmu import Config, ConfigError, Machine, StateError, interleave, read_trace, simulate
-from fastmmu.machine.simulate import Simulation
+from fastmmu.machine.simulation import Simulation
 from fastmmu.trace import Trace
 from fastmmu.trace.bundle import bundled
 

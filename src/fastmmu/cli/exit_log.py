@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastmmu.machine.result import Result
-    from fastmmu.machine.simulate import Exits
+    from fastmmu.machine.simulation import Exits
     from fastmmu.report.exit_plot import ExitHistory
     from fastmmu.report.exits import ExitFile
     from fastmmu.trace import Trace

@@ -18,7 +18,7 @@ from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
 from fastmmu.machine.side_by_side import each
-from fastmmu.machine.simulate import Exits
+from fastmmu.machine.simulation import Exits
 from fastmmu.trace import Trace
 from fastmmu.trace.identity import identified
 

@@ -1,6 +1,7 @@
 """A run: memory, processor, VMM and guest put together from a `Config`, driven, counted and priced.
 
     config, slots, devices, policy   what users say: the scheme, memory slots, MMIO devices, exits taken over
+    config_fields                    what each field of a `Config` may be
     board                            what one machine is made of, put together; layout: where it lies in host memory
     instructions, apic_port          its parts `machine.guest` and `machine.apic`: what a bare guest does
     machine, host                    `Machine`, which has the parts, and `Host`: several CPUs, several machines
@@ -9,7 +10,8 @@
     placed                           pages whose physical addresses a trace says
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     system_cpus, system_judged       its CPUs: machines on one memory, or the vCPUs of a host's machine; their loop
-    simulate, side_by_side           a trace through a machine; through several, in threads
+    simulation, simulate             one run, fed batch by batch; a whole trace through a machine
+    side_by_side                     a trace through several machines, in threads
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
     wholly                           settings, schedules, results: files that are read as a whole, or pipes to their end
     exit_ring, exit_log              the log of exits as arrays; `ExitLog`, with their cycles
@@ -24,9 +26,9 @@ compares.
 
 Imports `arch` to `kvm`. `config`, `slots`, `devices` and `policy` import no kernel of this folder.
 
-To add an option: a field of `Config`, with its check and a sentence, and its use in `board`. To add an instruction of
-the guest: a method of `Guest`, and one of `Machine` that calls it. To add a counter: a member of the struct that counts
-it, and its row in `fastmmu/counters.py`, with its price in costs.toml.
+To add an option: a field in `config_fields`, its check and a sentence in `config`, and its use in `board`. To add an
+instruction of the guest: a method of `Guest`, and one of `Machine` that calls it. To add a counter: a member of the
+struct that counts it, and its row in `fastmmu/counters.py`, with its price in costs.toml.
 """
 
 from __future__ import annotations

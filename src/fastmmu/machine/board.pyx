@@ -58,7 +58,7 @@ from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, TraceError
-from fastmmu.machine.config import parse_bytes
+from fastmmu.sizes import parse_bytes
 from fastmmu.tlb.geometry import geometry
 
 

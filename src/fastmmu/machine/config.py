@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Concatenate,
-    Literal,
-    ParamSpec,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)  # fmt: skip
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,13 +12,14 @@ import numpy as np
 from fastmmu._arguments import shown
 from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.kvm_versions import KvmRules, kvm_rules
+from fastmmu.machine.config_fields import Fields, refused_of
 from fastmmu.sizes import page_size, parse_bytes
-from fastmmu.tlb.geometry import Geometry, Replacement, geometry
+from fastmmu.tlb.geometry import Geometry, geometry
 
 if TYPE_CHECKING:
     from fastmmu.kvm.policy.kvm import Kvm
 
-__all__ = ["Config", "as_config", "parse_bytes", "refused_alone"]
+__all__ = ["Config", "as_config"]
 
 P = ParamSpec("P")
 C = TypeVar("C")
@@ -39,100 +28,12 @@ R = TypeVar("R")
 APIC_BASE = 0xFEE0_0000
 
 
-class _Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    mmu: Literal["native", "shadow", "ept"] = "native"
-    vpid: bool = False
-    pages: Literal["4k", "2m", "thp"] = "4k"
-    host_pages: Literal["4k", "2m", "untouched"] | None = None
-    kvm: Literal["slides", "5.10", "6.1", "6.12"] = "slides"
-    vendor: Literal["intel", "amd"] = "intel"
-    asids: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)] = 32768
-    sev_asids: Annotated[int, msgspec.Meta(ge=0, le=(1 << 16) - 2)] = 0
-    flush_by_asid: bool = True
-    unsync: bool | None = None
-    ept_ad: bool = True
-    pml: bool = False
-    tdp_mmu: bool = True
-    eager_page_split: bool = True
-    nx_huge_pages: bool = False
-    mmio_caching: bool = True
-    shadow_keys: bool = False
-    guest_ad_checked: bool = True
-    unrestricted_guest: bool | None = None
-    identity_map: int = 0xFFFB_C000
-    host_memory: int | str | None = None
-    host_reclaim: Literal["clock", "lru"] = "clock"
-    ageing: Literal["track", "zap", "old"] | None = None
-    noncoherent_dma: bool = False
-    cd_quirk: bool = True
-    table_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
-    premapped: bool = False
-    vmm: Any = "kernel"
-    tlb: str | Geometry = "skylake"
-    l1d: str | None = None
-    l1i: str | None = None
-    stlb: str | None = None
-    replacement: Replacement | None = None
-    walk_caches: bool = True
-    find_missing_flushes: bool = False
-    pcid: bool = False
-    memory: int | str = "64G"
-    kernel_memory: Literal["low", "high"] = "low"
-    exit_every: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
-    exit_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
-    exit_log: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
-    tpr: Literal["trap", "patch", "flexpriority", "apicv"] | None = None
-    tpr_shadow: bool = True
-    apic_access_page: bool | None = None
-    tpr_threshold: Literal["kvm", "slides"] = "kvm"
-    tpr_patch: Literal["per-vcpu", "one-vcpu"] = "per-vcpu"
-    guest_handler: Literal["eoi", "irql"] = "eoi"
-    handler_length: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
-    apic_id: Annotated[int, msgspec.Meta(ge=0, le=15)] = 0
-    thp_threshold: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
-
-
-_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "walk_caches")
-
-
-def refused_alone(name: str, value: Any) -> str | None:
-    """Why no configuration takes this value of a field, whatever its others are: what it may be; None: some may."""
-    if name in ("pages", "host_pages") and isinstance(value, str):
-        value = page_size(value)
-    try:
-        found = msgspec.convert({name: value}, _Fields)
-        if name in _ARRAYS:
-            geometry(found.tlb, **{} if name == "tlb" else {name: value})
-        elif name in ("memory", "host_memory") and value is not None:
-            parse_bytes(value)
-    except msgspec.ValidationError as error:
-        return _refused(name, value, error)
-    except ConfigError as error:
-        return str(error)
-    return None
-
-
-def _refused_of(fields: _Fields, error: msgspec.ValidationError) -> str:
-    """Name and value of the field of which an error of msgspec tells, and what it may be."""
-    name = re.search(r"`\$\.(\w+)`", str(error))
-    if name is None:
-        return str(error)
-    return f"{name[1]}={getattr(fields, name[1])!r}: {_refused(name[1], getattr(fields, name[1]), error)}"
-
-
-def _refused(name: str, value: Any, error: msgspec.ValidationError) -> str:
-    hint = get_type_hints(_Fields)[name]
-    choices = [repr(word) for part in (hint, *get_args(hint)) if get_origin(part) is Literal for word in get_args(part)]
-    said = f"choose from {', '.join(choices)}" if choices else str(error).partition(" - at")[0]
-    return "give the name of a preset, or a fastmmu.Geometry" if name == "tlb" else said
-
-
 def _takes_fields_of(maker: Callable[P, object]) -> Callable[[Callable[..., R]], Callable[Concatenate[C, P], R]]:
     """For type checkers: a method with the parameters of a constructor."""
     return lambda method: method
 
 
-class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One configuration of the simulator; immutable, ``config.replace(vpid=True)`` gives a changed copy.
 
     :param mmu: ``"native"`` (no VMM), ``"shadow"`` (shadow paging) or ``"ept"``.
@@ -231,9 +132,9 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if isinstance(value := getattr(self, name), str):
                 msgspec.structs.force_setattr(self, name, page_size(value))
         try:
-            msgspec.convert(msgspec.structs.asdict(self), _Fields)
+            msgspec.convert(msgspec.structs.asdict(self), Fields)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"Config: {_refused_of(self, error)}; see help(fastmmu.Config)") from error
+            raise ConfigError(f"Config: {refused_of(self, error)}; see help(fastmmu.Config)") from error
         except UnicodeError as error:
             raise ConfigError(f"Config: a text that is none: {error}; see help(fastmmu.Config)") from error
         if isinstance(self.tlb, str):
@@ -290,7 +191,7 @@ class Config(_Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         except ConfigError as error:
             raise ConfigError(f"Config: {name}={error}") from error
 
-    @_takes_fields_of(_Fields)
+    @_takes_fields_of(Fields)
     def replace(self, **changes: Any) -> Config:
         """A copy with some fields changed.
 

@@ -12,7 +12,8 @@ from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.replay import SystemSource
 from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import Exits, Progress, Source, batches_of, running, simulate, with_path
+from fastmmu.machine.simulate import Progress, Source, batches_of, running, simulate, with_path
+from fastmmu.machine.simulation import Exits
 from fastmmu.threads.lanes import Lane, in_lanes, workers
 
 __all__ = ["block_bytes", "each", "in_memory"]

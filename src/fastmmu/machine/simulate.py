@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._checked import checked, checked_but
+from fastmmu._checked import checked_but
 from fastmmu.errors import ConfigError, OutOfMemoryError, TraceError
-from fastmmu.machine.config import Config, as_config
-from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CostModel
 from fastmmu.machine.identity import Content, Origin
-from fastmmu.machine.machine import Machine
-from fastmmu.machine.policy import Policy, policy_name
+from fastmmu.machine.policy import Policy
 from fastmmu.machine.replay import Replay, SystemSource
 from fastmmu.machine.result import Result
-from fastmmu.ops import Op
+from fastmmu.machine.simulation import Events, Exits, Part, Simulation, Stream, result_of
 
-__all__ = ["Exits", "Progress", "Running", "Simulation", "Source", "batches_of", "running", "simulate"]
+__all__ = ["Progress", "Running", "Source", "batches_of", "running", "simulate"]
 
 Progress = Callable[[Config, int], None]
 """Called now and then with the configuration that runs and the number of events done."""
 
-Exits = Callable[[npt.NDArray[np.void]], None]
-"""Called with VM exits as they come, arrays of ``fastmmu.dtypes.EXIT_DTYPE``: every exit once, in order. Where Ctrl-C
-interrupts such a call, it is made once more, with the same array."""
-
-_PART = 1 << 16  # events between two calls of it
 _SHORT, _LONG = 0.01, 0.05  # seconds that a part of a block is to take
-
-
-class Events(Protocol):
-    """Columns of consecutive events, see :class:`fastmmu.trace.Batch`."""
-
-    @property
-    def op(self) -> npt.NDArray[np.uint8]: ...
-    @property
-    def size(self) -> npt.NDArray[np.uint8]: ...
-    @property
-    def addr(self) -> npt.NDArray[np.uint64]: ...
 
 
 class Source(Protocol):
@@ -51,153 +34,6 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
     def batches(self) -> Iterator[Events]: ...
-
-
-class Simulation:
-    """One run, fed batch by batch; :meth:`result` may be asked for at any time.
-
-    ``content`` hashes the events that are fed (:class:`~fastmmu.machine.identity.Content`), so that results can be put
-    side by side; None, set before the first batch: that is known otherwise. ``counted``: where the batches count
-    instructions, as :class:`fastmmu.trace.Trace` says; None: nowhere.
-
-    :param config: what is simulated. :param policy: overrides handlers of VM exits. :param costs: cost model.
-    :param exits: is given every VM exit, also those before an exception that ends :meth:`feed`.
-
-    Threads: as of its machine: one feeds it at a time, and :meth:`result` may be asked for meanwhile.
-    """
-
-    @checked_but("config", "policy")
-    def __init__(
-        self,
-        config: Config | None = None,
-        *,
-        policy: Policy | None = None,
-        costs: CostModel | None = None,
-        exits: Exits | None = None,
-    ) -> None:
-        self.costs, self.policy = costs or CostModel.load(), policy
-        self._begin(as_config(config), exits)
-        self.content: Content | None = Content()
-        self.counted: str | None = None
-        self.instructions = 0
-        self.seconds = 0.0
-
-    def _begin(self, config: Config, exits: Exits | None) -> None:
-        self.config, self.machine = config, Machine(config, policy=self.policy)
-        self.exits = None if exits is None else _Stream(self.machine, self.costs, exits)
-
-    @property
-    def events(self) -> int:
-        """Events carried out."""
-        return self.machine.events
-
-    @checked
-    def feed(self, batch: Events, out: npt.NDArray[np.uint64] | None = None) -> None:
-        """Run the events of a batch.
-
-        :param out: receives the guest-physical address of each access, all ones for other events.
-        :raises TraceError: an event that is none; ``where`` counts from the first event of the run.
-        """
-        if self.exits is not None and len(batch.op) > _PART:
-            for first in range(0, len(batch.op), _PART):
-                part = slice(first, first + _PART)
-                self.feed(_Part.of(batch, part), None if out is None else out[part])
-            return
-        if self.config.kernel_memory == "low" and not self.events and (np.asarray(batch.op) == Op.PLACE).any():
-            self._begin(self.config.replace(kernel_memory="high"), None if self.exits is None else self.exits.exits)
-        started, before, done = time.perf_counter(), self.events, 0
-        try:
-            done = self.machine.run(batch.op, batch.size, batch.addr, out, before)
-        except KeyboardInterrupt:  # between two events of the batch
-            done = self.events - before
-            raise
-        finally:
-            self.seconds += time.perf_counter() - started
-            if self.counted is not None and done:
-                self.instructions += _instructions(batch, done)
-            if self.content is not None and done:
-                self.content.update(batch.op[:done], batch.size[:done], batch.addr[:done])
-            if self.exits is not None:
-                self.exits.give()
-
-    @checked
-    def result(self, *, trace: str = "", path: str = "", content: str = "", complete: bool = True) -> Result:
-        """Counters and modelled cycles until now.
-
-        :param trace, path: what was run, see :class:`~fastmmu.machine.result.Result`. :param content: its hash, where
-            it is known otherwise.
-        """
-        known = content or ("" if self.content is None else self.content.digest())
-        origin = Origin(trace, path, known)
-        result = result_of(self.machine, self.costs, self.seconds, origin, complete, policy=self.policy)
-        if self.counted is not None:
-            result.counters["instructions"] = self.instructions
-        return result
-
-
-def _instructions(batch: Any, done: int) -> int:
-    """Those begun by the first `done` events of a batch."""
-    column = getattr(batch, "instructions", None)
-    return int(np.count_nonzero(batch.op[:done] == Op.FETCH) if column is None else column[:done].sum(dtype=np.uint64))
-
-
-class _Stream:
-    """The exits of a machine, given to who wants them: none is lost, whenever a signal comes."""
-
-    def __init__(self, machine: Machine, costs: CostModel, exits: Exits) -> None:
-        self.machine, self.costs, self.exits = machine, costs, exits
-        self.given = 0
-        self.part: npt.NDArray[np.void] | None = None
-        machine.take_exits(costs)
-
-    def give(self) -> None:
-        if self.part is None:
-            self.part = self.machine.take_exits(self.costs, first=self.given)
-        if many := len(self.part):
-            self.exits(self.part)
-        self.given, self.part = self.given + many, None
-
-
-class _Part(NamedTuple):
-    op: npt.NDArray[np.uint8]
-    size: npt.NDArray[np.uint8]
-    addr: npt.NDArray[np.uint64]
-
-    @staticmethod
-    def of(batch: Events, part: slice) -> _Part:
-        return _Part(batch.op[part], batch.size[part], batch.addr[part])
-
-
-def result_of(
-    machine: Machine,
-    costs: CostModel,
-    seconds: float,
-    origin: Origin,
-    complete: bool,
-    notes: tuple[str, ...] = (),
-    policy: Policy | None = None,
-    counters: dict[str, Any] | None = None,
-) -> Result:
-    """A machine's counters with the cycles that the model makes of them; `origin`: trace, path, content."""
-    counters = counters or machine.counters()
-    by_cause = cycles(counters, machine.config, costs)
-    return Result(
-        config=machine.config,
-        counters=counters,
-        cycles=float(sum(by_cause.values())),
-        cycles_by=by_cause,
-        seconds=seconds,
-        trace=origin.trace,
-        complete=complete,
-        notes=notes,
-        tlb=machine.tlb.counters(),
-        path=origin.path,
-        content=origin.content,
-        costs=costs.identity,
-        geometry=str(machine.tlb.geometry),
-        policy=policy_name(policy),
-        exit_log=machine.exit_log(costs) if machine.config.exit_log else None,
-    )
 
 
 @checked_but("config", "policy")
@@ -311,7 +147,7 @@ class _Running:
             at += self.some
             whole = part.start == 0 and at >= n
             began = time.perf_counter()
-            yield block if whole else block[part] if hasattr(block, "instructions") else _Part.of(block, part)
+            yield block if whole else block[part] if hasattr(block, "instructions") else Part.of(block, part)
             took = time.perf_counter() - began
             if took < _SHORT:
                 self.some *= 2
@@ -339,7 +175,7 @@ class _Replaying:
     ) -> None:
         self.costs, self.policy = costs or CostModel.load(), policy
         self.replay = Replay(trace, config, policy=policy)
-        self.exits = None if exits is None else _Stream(self.replay.machine, self.costs, exits)
+        self.exits = None if exits is None else Stream(self.replay.machine, self.costs, exits)
         self.content = Content()
 
     @property

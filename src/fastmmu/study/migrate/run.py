@@ -16,7 +16,7 @@ from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.identity import UNKNOWN, Origin
-from fastmmu.machine.simulate import Simulation
+from fastmmu.machine.simulation import Simulation
 from fastmmu.study.schemes import MIGRATE as METHODS
 from fastmmu.study.schemes import fields_of
 from fastmmu.threads.lanes import Lane, in_lanes

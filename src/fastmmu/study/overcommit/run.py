@@ -18,7 +18,7 @@ from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.side_by_side import block_bytes
-from fastmmu.machine.simulate import Simulation
+from fastmmu.machine.simulation import Simulation
 from fastmmu.study.schemes import OVERCOMMIT as SCHEMES
 from fastmmu.study.schemes import RECLAIM, fields_of
 from fastmmu.threads.lanes import Lane, finished, in_lanes

@@ -34,7 +34,8 @@ import msgspec
 from fastmmu.cli.options import count
 from fastmmu.cli.vmm import vmm_of
 from fastmmu.errors import ConfigError
-from fastmmu.machine.config import Config, refused_alone
+from fastmmu.machine.config import Config
+from fastmmu.machine.config_fields import refused_alone
 from fastmmu.machine.costs import CostModel
 from fastmmu.study.sweep.work import TraceSpec, placed
 
