@@ -194,7 +194,7 @@ def test_interruptions_thrown_in_between_two_results() -> None:
     made: list[Callable[[], Lane[int]]] = [finished(0), finished(1), partial(slow, 2, 1.0), finished(3)]
     results = in_lanes(made, [[1]] * 1000, jobs=3)
     assert next(results) == 0
-    time.sleep(0.2)
+    time.sleep(0.6)
     assert isinstance(results, Iterator)
     throw: Callable[[type[BaseException]], int] = results.throw  # type: ignore[attr-defined]
     assert throw(KeyboardInterrupt) == 1
