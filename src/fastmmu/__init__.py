@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from fastmmu.tlb.tlb import TLB
     from fastmmu.trace import Batch, KvmLog, Trace, interleave, read_kvm_log, read_trace, write_trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "TLB",
