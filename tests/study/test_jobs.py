@@ -137,3 +137,12 @@ def test_ctrl_c(jobs: int, keep_partial: bool) -> None:
         assert n % 1000 == 0
         whole = fastmmu.simulate(Counted(n // 1000), result.config)
         assert whole.counters == result.counters
+
+
+def test_what_has_batches_and_is_no_trace() -> None:
+    class Mine:
+        def batches(self) -> Iterator[Batch]:
+            raise AssertionError
+
+    with pytest.raises(fastmmu.TraceError, match=r"a Mine has batches, but is no fastmmu\.Trace; derive its class"):
+        fastmmu.compare(Mine())  # type: ignore[arg-type]

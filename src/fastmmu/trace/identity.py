@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
+from fastmmu.errors import TraceError
 from fastmmu.machine.identity import Content, Origin
 from fastmmu.trace.base import Derived, Trace
 from fastmmu.trace.events import Batch, concatenate
@@ -81,6 +82,11 @@ def opened(trace: AnyTrace) -> Trace:
         return trace
     if isinstance(trace, (str, os.PathLike)):
         return read_trace(trace)
+    if hasattr(trace, "batches"):
+        raise TraceError(
+            f"a {type(trace).__name__} has batches, but is no fastmmu.Trace; derive its class from it, for its name, "
+            "length and content"
+        )
     return Trace.from_arrays(trace, name="array")
 
 
