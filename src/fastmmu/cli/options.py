@@ -135,7 +135,10 @@ def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") 
         "--v2p", metavar="FILE", help='of drmemtrace: where pages lay; default: what a folder has; "none"'
     )
     group.add_argument("--data-only", action="store_true", help="leave out instruction fetches")
-    group.add_argument("--limit", type=count(1), metavar="N", help="only the first N events of each trace")
+    group.add_argument("--skip", type=count(0), metavar="N", help="leave out the first N events of each trace")
+    group.add_argument(
+        "--limit", type=count(1), metavar="N", help="only the first N events of each trace (behind those)"
+    )
     group.add_argument(
         "--switch-every",
         type=count(1),
@@ -181,6 +184,8 @@ def traces(options: argparse.Namespace, *, system: bool = False) -> list[Trace]:
             )
     if options.data_only:
         found = [trace.data_only() for trace in found]
+    if options.skip:
+        found = [trace.skip(options.skip) for trace in found]
     if options.limit is not None:
         found = [trace.head(options.limit) for trace in found]
     if options.switch_every is not None:
@@ -353,9 +358,10 @@ def check_files(options: argparse.Namespace) -> None:
 
 def write_files(options: argparse.Namespace, results: Sequence[Result]) -> None:
     """Write the results where the options say."""
-    from fastmmu.report import files
+    from fastmmu.report import files, over_time
 
-    _write(options, lambda format: files.encode(results, format, getattr(options, "command_line", "")))
+    rows = over_time(results)
+    _write(options, lambda format: files.encode(rows, format, getattr(options, "command_line", "")))
 
 
 def write_rows(options: argparse.Namespace, table: Sequence[dict[str, Any]], key: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 
 from fastmmu.cli import exit_log, terminal
 from fastmmu.cli import options as shared
+from fastmmu.cli.region import add_region
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
@@ -36,6 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_watch(scheme)
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser)
+    add_region(parser)
     shared.add_files(parser)
     exit_log.add_exits(parser)
     shared.add_jobs(parser)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
 from fastmmu.cli.progress import UntilInterrupted, progress
+from fastmmu.cli.region import region_of
 from fastmmu.errors import FastmmuError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
@@ -54,6 +55,7 @@ class Session:
     interrupted: bool = False
     failure: Exception | None = None
     exits: Callable[[Trace], Exits] | None = None
+    region: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     def run(self, trace: Trace, configs: Sequence[Config], *, runs: int) -> list[Result]:
@@ -70,7 +72,7 @@ class Session:
                 report(f"[{len(self.results) + 1}/{runs}] {trace.name}: {label(config, configs)}", part, events)
 
             exits = None if self.exits is None else self.exits(trace)
-            how: dict[str, Any] = {"costs": self.costs, "exits": exits, "jobs": self.jobs}
+            how: dict[str, Any] = {"costs": self.costs, "exits": exits, "jobs": self.jobs, **self.region}
             steps = UntilInterrupted(each(trace, configs, progress=done, keep_partial=True, **how))
             try:
                 for result in steps:
@@ -106,9 +108,9 @@ def run_all(
     :param show: prints the results of a trace; it is also told the names of what was not run after Ctrl-C.
     :param log: is given the exits of all runs.
     """
-    session = Session(
-        shared.cost_model(options), options.quiet, getattr(options, "jobs", None), exits=None if log is None else log.of
-    )
+    exits = None if log is None else log.of
+    session = Session(shared.cost_model(options), options.quiet, getattr(options, "jobs", None), exits=exits)
+    session.region = region_of(options)
     shared.check_files(options)
     chosen = shared.traces(options, system=True)
     for trace in chosen:

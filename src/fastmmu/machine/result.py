@@ -13,6 +13,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.identity import Origin
+from fastmmu.machine.series import Series
 
 __all__ = ["Result"]
 
@@ -32,7 +33,9 @@ class Result:
     ``.config``: the :class:`Config`. ``.complete``: False where the run was interrupted. ``.path``: file of the trace;
     ``.content``: hash of the events that were run, by which results are put side by side; ``.costs``: which cost model;
     ``.geometry``: arrays of the TLB; ``.policy``: class of a Python policy. ``.exit_log``: the last VM exits, an
-    :class:`ExitLog`, with ``Config.exit_log``; else None.
+    :class:`ExitLog`, with ``Config.exit_log``; else None. ``.first``: accesses that were run before those that are
+    counted (``warm_up=``); ``.series``: counters over time, a :class:`~fastmmu.machine.series.Series` (``interval=``),
+    else None.
 
     Threads: a result, which nothing changes; share it.
     """
@@ -52,6 +55,8 @@ class Result:
     geometry: str = ""
     policy: str = ""
     exit_log: ExitLog | None = field(default=None, compare=False)
+    first: int = 0
+    series: Series | None = field(default=None, compare=False)
 
     @property
     def origin(self) -> Origin:
@@ -86,6 +91,7 @@ class Result:
             "costs": self.costs,
             "policy": self.policy,
             "complete": self.complete,
+            "first": self.first,
             "counters": self.counters,
             "tlb": self.tlb,
             "cycles": self.cycles,

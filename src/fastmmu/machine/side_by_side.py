@@ -10,9 +10,11 @@ from fastmmu._checked import checked
 from fastmmu.errors import TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
+from fastmmu.machine.region import Region, running_in
 from fastmmu.machine.replay import SystemSource
 from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import Progress, Source, batches_of, running, simulate, with_path
+from fastmmu.machine.running import with_path
+from fastmmu.machine.simulate import Progress, Source, batches_of, simulate
 from fastmmu.machine.simulation import Exits
 from fastmmu.threads.lanes import Lane, in_lanes, workers
 
@@ -29,6 +31,8 @@ def each(
     keep_partial: bool = False,
     exits: Exits | None = None,
     jobs: int | None = None,
+    warm_up: int = 0,
+    interval: int | None = None,
 ) -> Iterator[Result]:
     """The results of a trace under each configuration, in their order, as they are finished.
 
@@ -41,13 +45,14 @@ def each(
     :param exits: as of :func:`simulate`, for all configurations in turn: each is run to its end before the next, and
         the trace is read as often.
     :param jobs: threads, None: one a processor. No result depends on it.
+    :param warm_up, interval: what is counted, as of :func:`simulate`.
     """
-    threads = workers(jobs)
+    threads, region = workers(jobs), Region(warm_up, interval)
     if exits is not None or (len(configs) == 1 and (threads == 1 or in_memory(trace))):
-        return _in_turn(trace, configs, costs, progress, keep_partial, exits)
+        return _in_turn(trace, configs, costs, progress, keep_partial, exits, region)
 
     def lane(config: Config) -> Lane[Result]:
-        run = running(trace, config, costs=costs)
+        run = running_in(trace, config, region, costs=costs)
         try:
             while (block := (yield False)) is not None:
                 for part in run.parts(block):
@@ -78,10 +83,13 @@ def _in_turn(
     progress: Progress | None,
     keep_partial: bool,
     exits: Exits | None,
+    region: Region,
 ) -> Iterator[Result]:
+    how: dict[str, Any] = {"costs": costs, "keep_partial": keep_partial, "exits": exits}
+    how |= {"warm_up": region.warm_up, "interval": region.interval}
     for config in configs:
         done = None if progress is None else partial(progress, config)
-        result = simulate(trace, config, costs=costs, progress=done, keep_partial=keep_partial, exits=exits)
+        result = simulate(trace, config, progress=done, **how)
         yield result
         if not result.complete:
             return

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fastmmu.report.explain import explain
     from fastmmu.report.files import save
     from fastmmu.report.page import page
-    from fastmmu.report.rows import rows, slowdowns
+    from fastmmu.report.rows import over_time, rows, slowdowns
     from fastmmu.report.single import single
     from fastmmu.report.stored import load
 
@@ -42,6 +42,7 @@ __all__ = [
     "comparison",
     "explain",
     "load",
+    "over_time",
     "page",
     "plot_exits",
     "rows",
@@ -58,7 +59,7 @@ _HOMES = {
     "fastmmu.report.explain": ("explain",),
     "fastmmu.report.files": ("save",),
     "fastmmu.report.page": ("page",),
-    "fastmmu.report.rows": ("rows", "slowdowns"),
+    "fastmmu.report.rows": ("over_time", "rows", "slowdowns"),
     "fastmmu.report.single": ("single",),
     "fastmmu.report.stored": ("load",),
 }

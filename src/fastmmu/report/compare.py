@@ -47,7 +47,7 @@ def _groups(results: Sequence[Result]) -> list[list[Result]]:
     of its trace."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for result in results:
-        of = (result.trace, result.path, result.costs, settings(result))
+        of = (result.trace, result.path, result.first, result.costs, settings(result))
         content = (
             result.content if result.complete else next((key[0] for key in groups if key[1:] == of), result.content)
         )
@@ -63,7 +63,8 @@ def _heading(group: Sequence[Result], results: Sequence[Result], colour: bool) -
     counters = first.counters
     touched = f", {counters['pages_touched']:,} pages touched" if counters.get("pages_touched") else ""
     costs = f", costs {first.costs}" if len({other.costs for other in results}) > 1 else ""
-    return [f"{trace}: {counters['accesses']:,} accesses{touched}; {settings(first)}{costs}", ""]
+    after = f" after the first {first.first:,}" if first.first else ""
+    return [f"{trace}: {counters['accesses']:,} accesses{after}{touched}; {settings(first)}{costs}", ""]
 
 
 _Columns = list[tuple[Column, list[Cell]]]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from fastmmu._checked import checked
 from fastmmu.machine.identity import Origin
 from fastmmu.machine.result import Result
 
-__all__ = ["baseline", "by_trace", "of_one_run", "rows", "several_versions", "slowdowns"]
+__all__ = ["baseline", "by_trace", "of_one_run", "over_time", "rows", "several_versions", "slowdowns"]
 
 _PRESET: dict[str, Any] = {
     "tlb": "skylake",
@@ -24,10 +25,29 @@ _PRESET: dict[str, Any] = {
 
 
 def of_one_run(result: Result) -> tuple[object, ...]:
-    """Equal for results that may be set against each other: the events by their content, the costs, and the machine but
-    for its VMM, with the TLB by its arrays, whatever they were called."""
+    """Equal for results that may be set against each other: the events by their content, where what is counted begins,
+    the costs, and the machine but for its VMM, with the TLB by its arrays, whatever they were called."""
     native = result.config.native
-    return (*result.origin.run_of, str(native.geometry), native.replace(**_PRESET))
+    return (*result.origin.run_of, result.first, str(native.geometry), native.replace(**_PRESET))
+
+
+@checked
+def over_time(results: Sequence[Result]) -> list[Result]:
+    """A result for each row of a result's ``series``, in its place; others as they are.
+
+    ``first`` says how many accesses there were before; ``seconds`` are 0, and what the TLB did is not told.
+    """
+    return [part for result in results for part in ([result] if result.series is None else _parts(result))]
+
+
+def _parts(result: Result) -> Iterator[Result]:
+    assert result.series is not None
+    first = result.series.first
+    for counters, by_cause in zip(result.series.rows(), result.series.cycles(), strict=True):
+        sums: dict[str, Any] = {"cycles": float(sum(by_cause.values())), "cycles_by": by_cause}
+        more: dict[str, Any] = {"seconds": 0.0, "tlb": {}, "exit_log": None, "series": None}
+        yield replace(result, counters=counters, first=first, **sums, **more)
+        first += counters["accesses"]
 
 
 class Figure(Protocol):
@@ -90,7 +110,7 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
     Keys: ``trace``, ``path``, ``content`` (hash of the events), ``scheme``, the fields of :class:`Config` (``tlb`` by
     name, ``memory`` in bytes), ``geometry`` (the TLB's arrays), ``costs`` (identity of the cost model), ``policy``,
-    ``complete``, the counters, ``exits_REASON``, ``cycles``, ``cycles_CAUSE``, ``cycles_per_access``, ``mpki``
+    ``complete``, ``first`` (accesses before those that are counted), the counters, ``exits_REASON``, ``cycles``, ``cycles_CAUSE``, ``cycles_per_access``, ``mpki``
     (TLB misses per thousand instructions, None where they are not counted), ``slowdown`` (None without a native run),
     ``notes``, and ``seconds``, the wall time: the one value that two runs do not share. A counter, reason or cause that
     only other runs have is 0.
@@ -116,6 +136,7 @@ def _sections(result: Result, slowdown: float | None) -> list[dict[str, Any]]:
         {**result.origin.columns(), "scheme": result.config.name},
         config,
         {"geometry": str(arrays), "costs": result.costs, "policy": result.policy, "complete": result.complete},
+        {"first": result.first},
         plain,
         {f"exits_{name}": number for name, number in result.counters.get("exits_by_reason", {}).items()},
         {"cycles": result.cycles},

@@ -22,6 +22,8 @@ def single(result: Result, *, width: int = 120, colour: bool = False) -> str:
     counters = result.counters
     head = f"{result.trace or 'trace'}, {result.config.name}, pages {result.config.pages}; {settings(result)}"
     lines = [paint(head, "bold", colour)]
+    if result.first:
+        lines.append(f"counted after the first {result.first:,} accesses")
     if not result.complete:
         lines.append("interrupted: figures of the part that was simulated")
     lines += ["", *_block("counters", {k: v for k, v in counters.items() if not isinstance(v, dict)}, width, colour)]

@@ -138,6 +138,7 @@ def _of_json(row: Mapping[str, Any]) -> Result:
         cycles_by={cause: float(value) for cause, value in row["cycles_by"].items()},
         seconds=float(row["seconds"]),
         complete=bool(row["complete"]),
+        first=int(row.get("first", 0)),
         notes=tuple(row["notes"]),
         tlb=dict(row.get("tlb", {})),
         **texts,
@@ -164,6 +165,7 @@ def _of_row(row: Mapping[str, Any]) -> Result:
         cycles_by={cause: value for cause, value in causes.items() if value},
         seconds=float(row["seconds"]),
         complete=_value(row["complete"], "bool"),
+        first=int(row.get("first") or 0),
         notes=tuple(part for part in str(row.get("notes") or "").split("; ") if part),
         **texts,
     )

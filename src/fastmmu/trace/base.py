@@ -63,6 +63,16 @@ class Trace(ABC):
         """The first `n` events."""
         return Head(self, n)
 
+    @checked
+    def skip(self, n: int) -> Trace:
+        """What follows the first `n` events; of these it keeps which process runs, and where pages lie (PLACE).
+
+        :raises TraceError: there are no more, which a pass may find out.
+        """
+        from fastmmu.trace.skip import Skip
+
+        return Skip(self, n) if n else self
+
     @staticmethod
     def from_arrays(
         addr: npt.ArrayLike, op: npt.ArrayLike | None = None, size: npt.ArrayLike | None = None, name: str = "arrays"

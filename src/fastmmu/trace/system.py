@@ -88,6 +88,14 @@ class SystemTrace(FileTrace):
         """Refused: what fetches set in the page tables would be missing."""
         raise TraceError("a system trace is replayed with its fetches; leave --data-only out", path=self.path)
 
+    def skip(self, n: int) -> Trace:
+        """Refused: the tables and registers of what follows come from what is before."""
+        raise TraceError(
+            "a system trace is replayed from its start, which makes the page tables; leave --skip out, and count from "
+            "an access on with --warm-up N",
+            path=self.path,
+        )
+
     @property
     def whole(self) -> bool:
         """Not cut by :meth:`head`."""

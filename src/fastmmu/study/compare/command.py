@@ -6,6 +6,7 @@ import argparse
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
+from fastmmu.cli.region import add_region
 from fastmmu.study.schemes import COMPARE
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
@@ -79,6 +80,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser, kvm=False)
+    add_region(parser)
     shared.add_files(parser)
     parser.add_argument(
         "--report", metavar="FILE", help="an HTML page with tables and pictures (needs fastmmu[report])"

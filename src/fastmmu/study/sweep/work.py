@@ -21,7 +21,7 @@ from fastmmu.errors import MissingExtraError, StudyError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.result import Result
-from fastmmu.machine.simulate import running
+from fastmmu.machine.running import running
 from fastmmu.trace.base import Trace
 from fastmmu.trace.identity import Identified
 

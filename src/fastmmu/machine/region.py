@@ -1,0 +1,202 @@
+"""A part of a run: what it counts from some access on, and in every so many accesses.
+
+    accesses of the trace   |--- warm-up ---|-- interval --|-- interval --|- rest -|
+                             run, not counted  counted: differences of the counters at their ends
+
+A cut lies right before an access: what else happens between two accesses belongs to the one before. A machine is the
+same whatever is cut, so that differences are exact, however the trace is dealt out in blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu.errors import ConfigError
+from fastmmu.machine.config import Config
+from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.exit_log import ExitLog
+from fastmmu.machine.policy import Policy
+from fastmmu.machine.result import Result
+from fastmmu.machine.running import Counted, Running, running
+from fastmmu.machine.series import AT_END, Series
+from fastmmu.machine.simulation import Exits
+from fastmmu.ops import LAST_ACCESS
+
+__all__ = ["Region", "accesses_in", "difference", "running_in"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """What is counted of a run. warm_up: accesses before that; interval: accesses of a row of the time series."""
+
+    warm_up: int = 0
+    interval: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.warm_up < 0:
+            raise ConfigError(f"warm_up={self.warm_up}: give the number of accesses before what is counted, 0 or more")
+        if self.interval is not None and self.interval < 1:
+            raise ConfigError(f"interval={self.interval}: give the accesses of an interval, 1 or more; None for none")
+
+    @property
+    def whole(self) -> bool:
+        """It is the run as it is."""
+        return not self.warm_up and self.interval is None
+
+
+def difference(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Counters of a part of a run, of what they were behind it and before it; of reasons of exits only those that
+    there were."""
+    found: dict[str, Any] = {}
+    for name, value in now.items():
+        if isinstance(value, dict):
+            part = difference(value, before.get(name, {}))
+            found[name] = {key: n for key, n in part.items() if n} if name == "exits_by_reason" else part
+        else:
+            found[name] = value if name in AT_END else value - before.get(name, 0)
+    return found
+
+
+def running_in(
+    trace: Any,
+    config: Config | None,
+    region: Region,
+    *,
+    policy: Policy | None = None,
+    costs: CostModel | None = None,
+    exits: Exits | None = None,
+) -> Running:
+    """A run that begins, of which a region is counted; `exits` is given those of the region."""
+    if region.whole:
+        return running(trace, config, policy=policy, costs=costs, exits=exits)
+    gate = None if exits is None else _Gate(exits)
+    costs = costs or CostModel.load()
+    run = running(trace, config, policy=policy, costs=costs, exits=gate)
+    return _InParts(run, region, config or Config(), costs, gate)
+
+
+class _Gate:
+    """Passes exits on once it is open."""
+
+    def __init__(self, exits: Exits) -> None:
+        self.exits, self.open = exits, False
+
+    def __call__(self, records: npt.NDArray[np.void]) -> None:
+        if self.open:
+            self.exits(records)
+
+
+class _InParts:
+    """A run of which a region is counted. gate: of its exits, if anybody wants them."""
+
+    def __init__(self, run: Running, region: Region, config: Config, costs: CostModel, gate: _Gate | None) -> None:
+        self.run, self.region, self.config, self.costs, self.gate = run, region, config, costs, gate
+        self.left = region.warm_up  # accesses until the next cut
+        self.before: Counted | None = None  # what is counted begins there; None: that is still to come
+        self.series: Series | None = None
+        if not self.left:
+            self._begin(Counted({"accesses": 0}, {}, 0.0))  # a machine has made a table before its first access
+
+    @property
+    def events(self) -> int:
+        return self.run.events
+
+    def parts(self, block: Any) -> Iterator[Any]:
+        return self.run.parts(block)
+
+    def cut(self, block: Any, part: slice) -> Any:
+        return self.run.cut(block, part)
+
+    def take(self, block: Any) -> None:
+        if self.before is not None and self.series is None:
+            self.run.take(block)
+            return
+        at = accesses_in(block)
+        done = passed = 0  # events and accesses of the block
+        while len(at) - passed > self.left:
+            passed += self.left
+            upto = int(at[passed])
+            if upto > done:
+                self.run.take(self.run.cut(block, slice(done, upto)))
+            done = upto
+            self._cut()
+            if self.series is None:
+                self.run.take(self.run.cut(block, slice(done, None)) if done else block)
+                return
+        self.run.take(self.run.cut(block, slice(done, None)) if done else block)
+        self.left -= len(at) - passed
+
+    def give(self) -> None:
+        self.run.give()
+
+    def _cut(self) -> None:
+        if self.before is None:
+            self.run.give()
+            self._begin(self.run.counted())
+            return
+        assert self.series is not None
+        self.series.add(self.run.counted().counters)
+        self.left = self.series.interval
+
+    def _begin(self, before: Counted) -> None:
+        if self.gate is not None:
+            self.gate.open = True
+        self.before = before
+        if self.region.interval is not None:
+            self.left = self.region.interval
+            self.series = Series(self.region.interval, self.before.counters, self.config, self.costs)
+
+    def counted(self) -> Counted:
+        return self.run.counted()
+
+    def result(self, *, complete: bool) -> Result:
+        """What the region came to until now.
+
+        :raises ConfigError: the trace ended within the warm-up.
+        """
+        whole = self.run.result(complete=complete)
+        if self.before is None and complete:
+            n = whole.counters["accesses"]
+            raise ConfigError(
+                f"warm_up={self.region.warm_up}: {whole.trace} has {n} accesses, so that none is left to count; give "
+                "fewer"
+            )
+        if self.before is None:
+            self._begin(self.run.counted())
+        assert self.before is not None
+        counters = difference(whole.counters, self.before.counters)
+        if self.series is not None:
+            self.series.end(whole.counters)
+        by_cause = cycles(counters, whole.config, self.costs)
+        return replace(
+            whole,
+            counters=counters,
+            tlb=difference(whole.tlb, self.before.tlb),
+            cycles=float(sum(by_cause.values())),
+            cycles_by=by_cause,
+            seconds=whole.seconds - self.before.seconds,
+            first=self.before.counters["accesses"],
+            exit_log=_last(whole.exit_log, counters["vm_exits"]),
+            series=self.series,
+        )
+
+
+def accesses_in(block: Any) -> npt.NDArray[np.intp]:
+    """Where in a block its accesses are."""
+    op = block.rows["op"] if hasattr(block, "rows") else np.asarray(block.op)
+    if not len(op) or int(op.max()) <= LAST_ACCESS:
+        return np.arange(len(op), dtype=np.intp)
+    return np.flatnonzero(op <= LAST_ACCESS)
+
+
+def _last(log: ExitLog | None, exits: int) -> ExitLog | None:
+    """Those of a log that are of the region."""
+    if log is None or len(log) + log.lost <= exits:
+        return log
+    kept = min(len(log), exits)
+    return ExitLog(log.records[len(log) - kept :], exits - kept, log.vendor)
