@@ -110,10 +110,10 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
     Keys: ``trace``, ``path``, ``content`` (hash of the events), ``scheme``, the fields of :class:`Config` (``tlb`` by
     name, ``memory`` in bytes), ``geometry`` (the TLB's arrays), ``costs`` (identity of the cost model), ``policy``,
-    ``complete``, ``first`` (accesses before those that are counted), the counters, ``exits_REASON``, ``cycles``, ``cycles_CAUSE``, ``cycles_per_access``, ``mpki``
-    (TLB misses per thousand instructions, None where they are not counted), ``slowdown`` (None without a native run),
-    ``notes``, and ``seconds``, the wall time: the one value that two runs do not share. A counter, reason or cause that
-    only other runs have is 0.
+    ``complete``, ``first`` (accesses before those that are counted), the counters, ``exits_REASON``, ``cycles``,
+    ``cycles_CAUSE``, ``cycles_per_access``, ``mpki`` (TLB misses per thousand instructions, None where they are not
+    counted), ``slowdown`` (None without a native run), ``notes``, and ``seconds``, the wall time: the one value that
+    two runs do not share. A counter, reason or cause that only other runs have is 0.
     """
     parts = [_sections(result, slowdown) for result, slowdown in zip(results, slowdowns(results), strict=True)]
     keys = [list(dict.fromkeys(key for section in same for key in section)) for same in zip(*parts, strict=True)]
