@@ -21,7 +21,6 @@
     kvm_log_read, kvm_names   reading one; the names of VM exits in it
     system, system_cpus  system traces: what a whole machine did; its CPUs, and the order of records
     combine, tpr         traces made of traces; TPR traffic put in between
-    skip                 a trace without its first events
     identity             a trace that tells its content
     survey               what a trace holds
     write, bundle        writing them; those that come with the package
