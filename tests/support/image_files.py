@@ -144,24 +144,23 @@ def kdump(
     bitmaps = _bitmap(pages, blocks * PAGE) + _bitmap(given, blocks * PAGE)
     written = [number for number in given if split is None or first <= number < behind]
     at = len(head) + len(sub) + len(bitmaps) + 24 * len(written)
-    rows, body = b"", b""
+    rows, body = bytearray(), bytearray()  # bytes would be copied at each page
     for number in written:
         flags, data = _packed(pages[number], method)
         if len(data) >= PAGE:
             flags, data = 0, pages[number]
         rows += struct.pack("<QIIQ", at + len(body), len(data), flags, 0)
         body += data
-    return bytes(head) + bytes(sub) + bitmaps + rows + body
+    return bytes(head) + bytes(sub) + bitmaps + bytes(rows + body)
 
 
 def flattened(file: bytes, *, size: int = 5000) -> bytes:
     """A file as makedumpfile -F writes it: pieces, the first of which comes once more at the end."""
-    out = b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)
-    out = out.ljust(4096, b"\0")
+    out = bytearray((b"makedumpfile\0\0\0\0" + struct.pack(">qq", 1, 1)).ljust(4096, b"\0"))
     for at in [*range(0, len(file), size), 0]:
         piece = file[at : at + size] if at or len(out) > 4096 else bytes(min(size, len(file)))
         out += struct.pack(">qq", at, len(piece)) + piece
-    return out + struct.pack(">qq", -1, -1)
+    return bytes(out + struct.pack(">qq", -1, -1))
 
 
 # ---- Windows and VMware ----------------------------------------------------------------------------------------------
