@@ -146,13 +146,20 @@ def traces() -> Iterator[Work]:
         yield Work(f"reading {suffix}", 200_000, partial(read, path), lambda found: sum(found) == 200_000)
 
 
+def others() -> Iterator[Work]:
+    """No work of ours: where these take another number of instructions, counts of ours say nothing."""
+    data = np.random.default_rng(1).integers(0, 1 << 40, 20_000, dtype=np.uint64)
+    yield Work("NumPy alone", len(data), lambda: np.sort(data)[np.argsort(data)].cumsum())
+    yield Work("Python alone", len(data), lambda: sorted({str(n): n for n in range(len(data))}))
+
+
 def main() -> None:
     """Run all under callgrind; prints "name<tab>items" for each count that it dumps, in order."""
     counter = ctypes.CDLL(sys.argv[1])
     if not counter.count_running():
         sys.exit("this runs under valgrind: make bench-gate")
     gc.disable()
-    for works in (translations, lookups, runs, exits, traces):
+    for works in (translations, lookups, runs, exits, traces, others):
         for work in works():
             if not work.once:
                 work.call()  # what is imported when it is used is imported now

@@ -104,6 +104,13 @@ def test_the_gate_holds_both_ways() -> None:
     assert found[2:] == ["c: not counted any more", "d: not in the file"]
 
 
+def test_on_another_machine_nothing_is_compared() -> None:
+    was = {"NumPy alone": 100.0, "Python alone": 50.0, "ours": 10.0}
+    assert instructions.elsewhere(was, {**was, "NumPy alone": 100.4, "ours": 20.0}) == ""
+    said = instructions.elsewhere(was, {**was, "NumPy alone": 101.0})
+    assert said.startswith("NumPy alone takes 101.0 instructions an item here, 100.0 where instructions.json was made")
+
+
 def test_what_is_committed_can_be_compared() -> None:
     committed: dict[str, Any] = json.loads(instructions.COMMITTED.read_text())
     assert committed["made_with"].keys() == instructions.made_with().keys()
