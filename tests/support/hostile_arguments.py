@@ -285,6 +285,7 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "states": lambda w: [w.state],
     "Study.traces": lambda w: {"a": w.trace},
     "Study.configs": lambda w: [w.config],
+    "named_study.name": lambda w: "agile-paging",
     "Study.results": lambda w: "study.results",
     "Batch.take.rows": lambda w: np.ones(8, np.bool_),
     "counters": lambda w: {row.name: 0 for row in COUNTERS},

@@ -33,15 +33,16 @@ examples:
   fastmmu migrate app.lackey.xz              live migration, by method of dirty logging
   fastmmu overcommit app.lackey.xz           hosts with less memory than the guest uses
   fastmmu kvm-log kvm.txt                    a log of real KVM, its page faults under other policies
+  fastmmu study agile-paging                 an experiment of the literature, ours and published
   fastmmu boot                               real mode to 5-level paging and back
   fastmmu walk                               a nested walk of 24 references, drawn
   fastmmu maps guests/l4_user                every mapping of a recorded guest
   fastmmu trace info app.lackey.gz
 
 `fastmmu COMMAND --help` has the options and examples of each.
-Exit codes: 0 done, 1 a replay found mismatches or overcommit a guest that came out differently, 2 an error (one line on
-stderr), 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; of `record` that of the program. What was finished
-until then is printed and written.
+Exit codes: 0 done, 1 a replay found mismatches, overcommit a guest that came out differently, or a study does not hold,
+2 an error (one line on stderr), 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; of `record` that of the
+program. What was finished until then is printed and written.
 """
 
 

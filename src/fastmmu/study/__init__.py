@@ -4,6 +4,7 @@
     consolidate  programs on the CPUs of one host (`fastmmu host`)
     replay       a system trace in all schemes
     sweep        whatever a study.toml describes, resumed where it was left, here or on a cluster
+    named        experiments of the literature, a TOML each, ours beside what was published (`fastmmu study`)
     migrate      live migration, by method of dirty logging
     overcommit   hosts short of memory
     boot         a guest that changes its paging mode
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from fastmmu.study.consolidate.run import Consolidation, consolidate
     from fastmmu.study.curve.run import Curve, Curves, tlb_curve
     from fastmmu.study.kvm_log.run import ReplayedFaults, replay_faults
+    from fastmmu.study.named.description import experiments
+    from fastmmu.study.named.run import named_study
     from fastmmu.study.sweep.run import Study
     from fastmmu.study.tpr.run import WAYS, tpr_study
     from fastmmu.study.vpid.run import VpidPoint, vpid_experiment
@@ -55,6 +58,8 @@ __all__ = [
     "configurations",
     "consolidate",
     "each",
+    "experiments",
+    "named_study",
     "replay_faults",
     "survey",
     "tlb_curve",
@@ -69,6 +74,8 @@ _HOMES = {
     "fastmmu.study.curve.run": ("Curve", "Curves", "tlb_curve"),
     "fastmmu.study.kvm_log.run": ("ReplayedFaults", "replay_faults"),
     "fastmmu.trace.survey": ("Survey", "survey"),
+    "fastmmu.study.named.description": ("experiments",),
+    "fastmmu.study.named.run": ("named_study",),
     "fastmmu.study.sweep.run": ("Study",),
     "fastmmu.study.tpr.run": ("WAYS", "tpr_study"),
     "fastmmu.study.vpid.run": ("VpidPoint", "vpid_experiment"),

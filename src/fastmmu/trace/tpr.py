@@ -43,8 +43,10 @@ class TprProfile:
     changes: how often the TPR is raised, and lowered again. reads: reads of the TPR for each raise. held: mean accesses
     until it is lowered. levels: TPR values to which it is raised, value -> weight. interrupts: of devices. vectors: of
     these, vector -> weight. sites: instructions of the guest's kernel that access the TPR. handler:
-    ``Config.guest_handler`` of such a guest. ipis: interprocessor interrupts, to another vCPU, of a guest with one to
-    itself; ipi_vectors: of these. timer: how often the timer is armed, by a deadline half as far as the next time.
+    ``Config.guest_handler`` of such a guest. register: "page", the TPR is reached through the APIC's page, as 32-bit
+    guests do; "cr8", by MOV to and from CR8, as 64-bit ones. ipis: interprocessor interrupts, to another vCPU, of a
+    guest with one to itself; ipi_vectors: of these. timer: how often the timer is armed, by a deadline half as far as
+    the next time.
     """
 
     name: str
@@ -61,6 +63,7 @@ class TprProfile:
     timer: float = 0
     timer_vector: int = 0xEC
     seed: int = field(default=1)
+    register: Literal["page", "cr8"] = "page"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -144,6 +147,8 @@ def _tpr_events(profile: TprProfile, vcpu: int) -> Iterator[Events]:
     """Raises and lowers, in order: (accesses before the event, operation, addr)."""
     chance = _random(profile, vcpu, 0)
     gap, start = MILLION / profile.changes - profile.held, 0.0
+    by_page = profile.register == "page"
+    read, write = (Op.APIC_READ, Op.APIC_WRITE) if by_page else (Op.CR8_READ, Op.CR8_WRITE)
     site, register = np.uint64(48), np.uint64(TPR << 32)
     whole, share = divmod(profile.reads, 1)
     while True:
@@ -155,11 +160,12 @@ def _tpr_events(profile: TprProfile, vcpu: int) -> Iterator[Events]:
         levels = _weighted(chance, profile.levels, BLOCK)
         count = int(whole) + (chance.random(BLOCK) < share).astype(int)
         reads = np.repeat(np.arange(BLOCK), count)
-        yield _ordered(
-            [raised[reads], raised, lowered],
-            [Op.APIC_READ, Op.APIC_WRITE, Op.APIC_WRITE],
-            [sites[reads] | register, sites | register | levels, sites | register],
+        values = (
+            [sites[reads] | register, sites | register | levels, sites | register]
+            if by_page
+            else [np.zeros(len(reads), np.uint64), levels >> np.uint64(4), np.zeros(BLOCK, np.uint64)]
         )
+        yield _ordered([raised[reads], raised, lowered], [read, write, write], values)
 
 
 def _interrupts(profile: TprProfile, vcpu: int) -> Iterator[Events]:

@@ -1,0 +1,111 @@
+"""What an experiment runs: a bundled trace or a file, or events that a generator makes of a seed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu.ops import Op
+from fastmmu.trace import TprProfile, Trace, tpr_profile, with_tpr
+
+__all__ = ["GENERATORS", "Churn", "File", "Tpr", "Uniform", "Workload"]
+
+BASE = np.uint64(0x1000_0000)
+PAGE = np.uint64(12)
+
+_Many = Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Tpr(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """TPR traffic between the accesses: a profile's, with figures replaced (:class:`fastmmu.trace.tpr.TprProfile`)."""
+
+    profile: Literal["winxp", "win2003", "linux"]
+    register: Literal["page", "cr8"] = "page"
+    changes: float | None = None
+    reads: float | None = None
+    held: float | None = None
+    interrupts: float | None = None
+    ipis: float | None = None
+    handler: Literal["eoi", "irql"] | None = None
+    seed: int | None = None
+
+    def made(self) -> TprProfile:
+        """The profile.
+
+        :raises ConfigError: a figure is out of range.
+        """
+        given = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        return tpr_profile(given.pop("profile"), **given)
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A bundled trace, or a file."""
+
+    path: str
+    limit: _Many | None = None
+    tpr: Tpr | None = None
+
+    def made(self) -> Trace:
+        from fastmmu.cli.options import named_trace
+
+        trace = named_trace(self.path)
+        return trace if self.limit is None else trace.head(self.limit)
+
+
+class Uniform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Accesses to pages that are drawn alike, each for itself."""
+
+    pages: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+    accesses: Annotated[int, msgspec.Meta(ge=1, le=1 << 26)]
+    writes: _Share = 0.0
+    seed: int = 1
+    tpr: Tpr | None = None
+
+    def made(self) -> Trace:
+        chance = np.random.default_rng(self.seed)
+        addr = BASE + (chance.integers(0, self.pages, self.accesses, np.uint64) << PAGE)
+        op = np.where(chance.random(self.accesses) < self.writes, Op.WRITE, Op.READ).astype(np.uint8)
+        return Trace.from_arrays(addr, op, name=f"uniform, {self.pages} pages")
+
+
+class Churn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Processes in turn: each maps pages by touching them, uses each a few times, and unmaps them all."""
+
+    rounds: _Many
+    pages: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    touches: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)] = 4
+    processes: Annotated[int, msgspec.Meta(ge=1, le=1 << 10)] = 4
+    seed: int = 1
+    tpr: Tpr | None = None
+
+    def made(self) -> Trace:
+        chance = np.random.default_rng(self.seed)
+        parts = [self._round(chance, number) for number in range(self.rounds)]
+        op, addr = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Trace.from_arrays(addr, op, name=f"churn, {self.processes} processes")
+
+    def _round(self, chance: np.random.Generator, number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint64]]:
+        pages = BASE + (np.arange(self.pages, dtype=np.uint64) << PAGE)
+        used = np.concatenate([pages, chance.choice(pages, self.pages * (self.touches - 1))])
+        addr = np.concatenate([[np.uint64(number % self.processes)], used, pages])
+        op = np.repeat(np.array([Op.SWITCH, Op.WRITE, Op.UNMAP], np.uint8), [1, len(used), len(pages)])
+        return op, addr
+
+
+Workload = File | Uniform | Churn
+
+GENERATORS: dict[str, type[Any]] = {"uniform": Uniform, "churn": Churn}
+"""Name in a file → what it takes."""
+
+
+def trace_of(workload: Workload) -> Trace:
+    """The trace, with TPR traffic where it is asked for.
+
+    :raises TraceError: a file cannot be read. :raises ConfigError: figures of TPR traffic are out of range.
+    """
+    trace = workload.made()
+    return trace if workload.tpr is None else with_tpr(trace, workload.tpr.made())
