@@ -12,7 +12,7 @@ SEED   ?= 1
 BENCH   = $(BIN)/python -m pytest -q bench --benchmark-columns median,iqr,rounds --benchmark-sort fullname
 export FASTMMU_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: help demo test hostile check check-invariants sanitize bench bench-full bench-compare bench-gate conformance kvm-agreement files fuzz wheel wheel-test clean
+.PHONY: help demo test hostile check check-invariants sanitize bench bench-full bench-compare bench-gate conformance kvm-agreement files fuzz docs wheel wheel-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /    make \1\t/p' Makefile | expand -t 28
@@ -70,6 +70,10 @@ files: .venv/with-test ## files that other tools wrote (FASTMMU_FILES), each rea
 fuzz: .venv/with-fuzz ## every reader of files under atheris, guided by coverage, until N=2000000 inputs; goes on where it was
 	nice $(BIN)/python -m tests.files.fuzz $(if $(N),--inputs $(N)) $(if $(READER),--only '$(READER)')
 
+docs: .venv/with-docs ## the documentation, build/docs/index.html: tutorials, how-to pages, rules, reference; needs no network
+	$(BIN)/python -m sphinx --builder html -W --keep-going --quiet --doctree-dir build/doctrees docs build/docs
+	@echo "fastmmu: build/docs/index.html"
+
 wheel: .venv/wheel ## sdist, and one wheel for CPython 3.11 and later, in dist/: built, checked, installed and tried
 	@ls dist/*
 
@@ -107,6 +111,11 @@ PEERS = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.to
 .venv/with-fuzz: .venv/with-test
 	@echo "fastmmu: installing the fuzzer into .venv"
 	@$(PIP) install --group fuzz
+	@touch $@
+
+.venv/with-docs: .venv/with-cli
+	@echo "fastmmu: installing what builds the documentation into .venv"
+	@$(PIP) install --group docs
 	@touch $@
 
 .venv/with-check: .venv/with-test

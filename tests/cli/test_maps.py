@@ -214,9 +214,9 @@ def test_a_reader_that_stops_is_no_error(tmp_path: Path) -> None:
     assert first[-1].startswith(f"{39_998 << 12:#x},0x1000,")
 
 
-def test_the_table_in_the_readme_is_what_maps_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    shown = readme.partition("fastmmu maps tests/data/guests/pae_user\n")[2].partition("\n\n`")[0]
+def test_the_table_of_the_page_is_what_maps_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "images.md").read_text()
+    shown = page.partition("fastmmu maps tests/data/guests/pae_user\n")[2].partition("\n\n`")[0]
     printed = run(capsys, GUESTS / "pae_user").splitlines()
     kept = [text.strip() for text in shown.splitlines() if text.strip() and text.strip() != "..."]
     assert len(kept) > 8

@@ -27,7 +27,7 @@ def sections(chapter: Path) -> set[str]:
 def cited_in_vain(root: Path) -> list[str]:
     """Documents and sections that a file of `root` names and nobody finds, as "file: name.md §x"."""
     chapters = {path.name: sections(path) for path in (root / CHAPTERS).glob("*.md")}
-    documents = {path.name for place in (root, root / "docs") for path in place.glob("*.md")} | FORMATS
+    documents = {path.name for path in [*root.glob("*.md"), *(root / "docs").rglob("*.md")]} | FORMATS
     files = [
         path for place in ("src", "tests", "bench", "examples", "tools", "docs") for path in (root / place).rglob("*")
     ]

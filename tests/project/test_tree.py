@@ -58,8 +58,9 @@ def test_an_import_of_a_test_is_found(tmp_path: Path, text: str) -> None:
 # ---- the top folder ----------------------------------------------------------------------------------------------
 
 TOP = {
-    ".ci", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "bench",
-    "docs", "examples", "pyproject.toml", "scripts", "setup.py", "src", "tests", "tools",
+    ".ci", ".github", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE",
+    "MANIFEST.in", "Makefile", "README.md", "bench", "docs", "examples", "pyproject.toml", "scripts", "setup.py", "src",
+    "tests", "tools",
 }  # fmt: skip
 
 

@@ -115,9 +115,9 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         which raises the TPR to the class of the interrupt and lets higher classes interrupt it; then CLI, end of
         interrupt, the TPR as it was. :param handler_length: accesses of the trace that a handler lasts, after it has
         raised the TPR and before it ends the interrupt. :param apic_id: number of the (first) vCPU.
-    Numbers and truth values may be NumPy's. Every field is checked here, the TLB's arrays as well.
-
     :raises ConfigError: a value outside these.
+
+    Numbers and truth values may be NumPy's. Every field is checked here, the TLB's arrays as well.
 
     Threads: immutable; share it.
     """
