@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from fastmmu.cli.commands import commands
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 REFERENCE = "\n".join(path.read_text() for path in sorted((DOCS / "reference").glob("*.md")))
@@ -44,6 +46,15 @@ def test_every_name_stands_once() -> None:
     names = re.findall(r"^\.\. auto\w+:: (\S+)$", REFERENCE, re.MULTILINE)
     assert len(names) > 150
     assert sorted(names) == sorted(set(names))
+
+
+def test_every_command_has_a_line() -> None:
+    named = {
+        word.split()[0]
+        for row in re.findall(r"^\| (`.*?) \|", (DOCS / "commands.md").read_text(), re.MULTILINE)
+        for word in re.findall(r"`([^`]+)`", row)
+    }
+    assert named - {"fastmmu"} == {command.name for command in commands()}
 
 
 def test_every_page_has_a_title_and_is_found() -> None:
