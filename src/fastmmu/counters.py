@@ -164,6 +164,29 @@ COUNTERS = (
     ),
     Counter("invlpgs", "cpu.invlpgs", cost=Cost("invlpgs", "guest.invlpg")),
     Counter("invpcids", "cpu.invpcids"),
+    Counter(
+        "cr3_flushes",
+        "guest.cr3_flushes",
+        "times that the guest kernel loaded CR3 anew, to flush; flushes that were due while a vCPU was in lazy mode, "
+        "or had another process",
+        Cost("shootdowns", "guest.cr3_flush"),
+    ),
+    Counter("late_flushes", "guest.late_flushes"),
+    Counter(
+        "shootdowns",
+        "guest.shootdowns",
+        "flushes of the guest kernel that other vCPUs had to make, too: interrupts sent to them, of these to vCPUs "
+        "without a physical CPU, vCPUs that the VMM flushes at their VM entry, vCPUs in lazy mode, left alone; "
+        "interrupts taken; of AMD: INVLPGB, TLBSYNC",
+        Cost("shootdowns", "guest.shootdown"),
+    ),
+    Counter("shootdown_ipis", "guest.shootdown_ipis", cost=Cost("shootdowns", "guest.shootdown_ipi")),
+    Counter("shootdown_preempted", "guest.shootdown_preempted", cost=Cost("shootdowns", "guest.shootdown_preempted")),
+    Counter("shootdown_marked", "guest.shootdown_marked", cost=Cost("shootdowns", "guest.shootdown_mark")),
+    Counter("shootdown_lazy", "guest.shootdown_lazy"),
+    Counter("shootdown_interrupts", "guest.shootdown_interrupts", cost=Cost("shootdowns", "guest.interrupt")),
+    Counter("invlpgbs", "guest.invlpgbs", cost=Cost("shootdowns", "guest.invlpgb")),
+    Counter("tlbsyncs", "guest.tlbsyncs", cost=Cost("shootdowns", "guest.tlbsync")),
     Counter("unmaps", "guest.unmaps", cost=Cost("invlpgs", "guest.invlpg")),
     Counter("interrupts", "cpu.interrupts", cost=Cost("interrupts", "guest.interrupt")),
     Counter(
@@ -281,6 +304,7 @@ CAUSES = {
     "exit_instructions": "instructions that exit under VMX",
     "invlpgs": "guest INVLPG",
     "interrupts": "guest interrupts",
+    "shootdowns": "guest TLB shootdowns",
     "flushes": "flushes of the VMM",
     "swap_ins": "pages read from disk",
     "swap_outs": "pages put to disk",

@@ -15,6 +15,7 @@ from fastmmu import Config, study
 from fastmmu.cli import main, options
 from fastmmu.cli.commands import OWN, commands
 from fastmmu.machine import replay
+from fastmmu.study.consolidate.command import METHODS
 from fastmmu.study.replay import command
 from fastmmu.study.schemes import RECLAIM
 from fastmmu.trace.tpr import PROFILES
@@ -65,6 +66,7 @@ def test_what_the_help_names_is_what_there_is() -> None:
     kinds = get_type_hints(Config)
     assert tuple(PROFILES) == options.WORKLOADS
     assert set(options.WAYS) == set(get_args(get_args(kinds["tpr"])[0]))
+    assert set(METHODS) == set(get_args(kinds["shootdown"]))
     assert set(RECLAIM) == set(get_args(kinds["host_reclaim"]))
     assert command.OMISSIONS == replay.OMISSIONS
 

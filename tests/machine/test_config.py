@@ -41,6 +41,7 @@ def values_of(name: str, hint: Any) -> list[Any]:
         "table_pages": [0, 16], "exit_every": [0, 7], "exit_pages": [0, 3], "exit_log": [0, 100],
         "asids": [2, 16], "sev_asids": [0, 3],
         "handler_length": [0, 5], "apic_id": [0, 15], "vmm": ["python", "kernel"], "thp_threshold": [1, 512],
+        "flush_ceiling": [0, 4096],
     }  # fmt: skip
     if name in more:
         return more[name]

@@ -226,7 +226,7 @@ def test_pages_of_the_host_cost_entries(vpid: bool) -> None:
 def test_what_cannot_be_is_refused() -> None:
     for call, message in (
         (lambda: Host([]), "no machine"), (lambda: Host([SMALL], cpus=0), "cpus=0: a host has 1..4096"),
-        (lambda: Host([Config()]), "native"), (lambda: Host([(SMALL, 0)]), "0 vCPUs"),
+        (lambda: Host([Config(), SMALL]), "native"), (lambda: Host([(SMALL, 0)]), "0 vCPUs"),
         (lambda: Host([SMALL], omit=["cr3"]), "'cr3'"), (lambda: Host([(SMALL.replace(tpr="trap"), 256)]), "0..254"),
         (lambda: Host([(SMALL.replace(tpr="patch", apic_id=1), 16)]), "number 16; .* 0..15"),
     ):  # fmt: skip

@@ -13,7 +13,7 @@ from fastmmu.counters import APIC, CAUSES, COUNTERS, STATS, Counter, reader
 SRC = Path(__file__).parents[2] / "src" / "fastmmu"
 STRUCTS = [
     ("cpu", "cpu/vcpu.pxd", "Counters", COUNTERS),
-    ("guest", "machine/guest_kernel.pxd", "GuestCounters", COUNTERS),
+    ("guest", "machine/kernel_state.pxd", "GuestCounters", COUNTERS),
     ("kvm", "kvm/kvm.pxd", "KvmCounters", COUNTERS),
     ("apic", "cpu/interrupts.pxd", "ApicCounters", APIC),
 ]

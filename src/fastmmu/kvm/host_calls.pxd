@@ -17,7 +17,7 @@ cdef int call_put(VirtualMachine vm, KvmVcpu *vcpu) except -1
 cdef int call_load(VirtualMachine vm, KvmVcpu *vcpu) except -1
 cdef int call_enter(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except? -2  # -1, or what irq_boundary says
 cdef int call_enter_again(KvmVcpu *vcpu) except? -2     # -1, or what irq_boundary says
-cdef int call_exit(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except -1
+cdef int call_exit(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu, bint halts) except -1
 cdef int call_drain(VirtualMachine vm, KvmVcpu *vcpu) except -1
 cdef int call_arm(VirtualMachine vm, KvmVcpu *vcpu) except -1
 cdef int call_flush(VirtualMachine vm, KvmVcpu *vcpu) except -1

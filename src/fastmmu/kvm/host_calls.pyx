@@ -4,6 +4,7 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
 from fastmmu._arguments cimport shown
+from fastmmu.arch.vmx cimport EXIT_EXTERNAL_INTERRUPT, EXIT_HLT
 from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.apic_access cimport irq_boundary
 from fastmmu.cpu.interrupts cimport Interrupts
@@ -159,13 +160,13 @@ cdef int call_enter_again(KvmVcpu *vcpu) except? -2:
     return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
 
 
-cdef int call_exit(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu) except -1:
+cdef int call_exit(VirtualMachine vm, KvmVcpu *vcpu, uint32_t cpu, bint halts) except -1:
     if vcpu.cpu.outside:
         vcpu.mode = OUTSIDE_GUEST_MODE
     elif vm is not None:
-        vm.call("vcpu_exit", vcpu, cpu)
+        vm.call("vcpu_halt" if halts else "vcpu_exit", vcpu, cpu)
     else:
-        kvm_vcpu_exit(vcpu)
+        kvm_vcpu_exit(vcpu, EXIT_HLT if halts else EXIT_EXTERNAL_INTERRUPT)
     return 0
 
 

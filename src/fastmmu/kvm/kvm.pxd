@@ -25,11 +25,13 @@ cdef enum Omission:             # flushes that a VMM leaves out, to see that the
     OMIT_MOVED = 8              # on a physical CPU that the vCPU is new on
     OMIT_REMOTE = 16            # of other vCPUs, whose rights went
     OMIT_ASIDS = 32             # of all ASIDs where they begin anew
+    OMIT_PV = 64                # that the guest asked for while the vCPU had no physical CPU
 
 cdef enum Request:              # what a vCPU does before its next VM entry (KVM_REQ_...)
     REQ_TLB_FLUSH = 1           # all that it may have cached: another vCPU took rights away
     REQ_TLB_FLUSH_CURRENT = 2   # linear mappings: of another root
     REQ_TLB_FLUSH_GUEST = 4     # linear mappings: the guest's own instruction asks for it
+    REQ_STEAL_UPDATE = 8        # linear mappings: KVM_VCPU_FLUSH_TLB stands in its steal time
 
 cdef enum FaultClass:           # what a fault needed the VMM for: fastmmu.exits.FaultClass
     CLASS_NONE = 0

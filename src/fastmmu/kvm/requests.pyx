@@ -10,10 +10,11 @@ from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport (
-    EXITING_GUEST_MODE, OMIT_TABLES, IN_GUEST_MODE, OMIT_MOVED, OMIT_REMOTE, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT,
-    REQ_TLB_FLUSH_GUEST, Kvm, KvmStats, KvmVcpu,
+    EXITING_GUEST_MODE, IN_GUEST_MODE, OMIT_MOVED, OMIT_PV, OMIT_REMOTE, OMIT_TABLES, REQ_STEAL_UPDATE, REQ_TLB_FLUSH,
+    REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmStats, KvmVcpu,
 )
 from fastmmu.kvm.svm cimport svm_flush_gva, svm_flush_tlb, svm_moved
+from fastmmu.mmu.sync cimport sync_every_root
 from fastmmu.tlb.invalidate cimport inv_invept, inv_invvpid, inv_transition
 
 
@@ -102,6 +103,18 @@ cdef void kvm_serve(KvmVcpu *vcpu) noexcept nogil:
     kvm_flush_remote_tlbs(vcpu)
     if requests & REQ_TLB_FLUSH:
         kvm_flush(vcpu)
+    if requests & REQ_STEAL_UPDATE and not vcpu.kvm.omit & OMIT_PV:
+        flush_guest(vcpu)
+
+
+cdef void flush_guest(KvmVcpu *vcpu) noexcept nogil:
+    # The guest took rights away in its own tables while the vCPU had no physical CPU, and left the flush to the VMM
+    # (record_steal_time, kvm_vcpu_flush_tlb_guest).
+    vcpu.kvm.stats.tlb_flush += 1
+    if vcpu.kvm.shadow:
+        sync_every_root(&vcpu.kvm.mmu, &vcpu.guest)
+        kvm_flush_remote_tlbs(vcpu)
+    flush_current(vcpu)
 
 
 # ---- what KVM counts (kvm_policy.md §12) --------------------------------------------------------------------

@@ -11,4 +11,4 @@ cdef void kvm_vcpu_current(KvmVcpu *vcpu) noexcept nogil
 cdef void kvm_vcpu_load(KvmVcpu *vcpu) noexcept nogil
 cdef void kvm_vcpu_put(KvmVcpu *vcpu) noexcept nogil
 cdef int kvm_vcpu_enter(KvmVcpu *vcpu, uint32_t pcpu) noexcept nogil
-cdef void kvm_vcpu_exit(KvmVcpu *vcpu) noexcept nogil
+cdef void kvm_vcpu_exit(KvmVcpu *vcpu, uint32_t reason) noexcept nogil

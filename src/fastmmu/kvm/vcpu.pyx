@@ -133,10 +133,10 @@ cdef int kvm_vcpu_enter(KvmVcpu *vcpu, uint32_t pcpu) noexcept nogil:
     return irq_boundary(vcpu.irq) if vcpu.irq != NULL else 0
 
 
-cdef void kvm_vcpu_exit(KvmVcpu *vcpu) noexcept nogil:
-    # the host's timer takes the physical CPU from it
+cdef void kvm_vcpu_exit(KvmVcpu *vcpu, uint32_t reason) noexcept nogil:
+    # the host's timer takes the physical CPU from it; or it halts
     clear_exit_information(&vcpu.cpu.vmcs)
-    vcpu_leave(&vcpu.cpu, EXIT_EXTERNAL_INTERRUPT)
+    vcpu_leave(&vcpu.cpu, reason)
     vcpu.cpu.tlb_control = 0
     kvm_drain(vcpu)
     vcpu.mode = OUTSIDE_GUEST_MODE

@@ -218,7 +218,7 @@ cdef class VcpuPort:
     @requests.setter
     def requests(self, value):
         self.vm.inside()
-        self.vcpu.requests = within("requests", value, 0, 7, PolicyError)
+        self.vcpu.requests = within("requests", value, 0, 15, PolicyError)
 
     @property
     def mode(self):

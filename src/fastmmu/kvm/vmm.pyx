@@ -9,7 +9,9 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu._arguments cimport choice, counted, flag, many, shown, whole, within
 from fastmmu.arch.memtype_py cimport Mtrrs
 from fastmmu.kvm.host_calls cimport call_arm, call_drain, call_flush, call_zap_all
-from fastmmu.kvm.kvm cimport OMIT_ASIDS, OMIT_INVLPG, OMIT_MOVED, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, Kvm
+from fastmmu.kvm.kvm cimport (
+    OMIT_ASIDS, OMIT_INVLPG, OMIT_MOVED, OMIT_PV, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, Kvm,
+)
 from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
 from fastmmu.mmu.dirty_log cimport (
@@ -27,7 +29,7 @@ from fastmmu.errors import ConfigError, OutOfMemoryError, PolicyError, StateErro
 
 _stats = reader(STATS)
 _OMISSIONS = {"tables": OMIT_TABLES, "registers": OMIT_REGISTERS, "invlpg": OMIT_INVLPG, "moved": OMIT_MOVED,
-              "remote": OMIT_REMOTE, "asids": OMIT_ASIDS}
+              "remote": OMIT_REMOTE, "asids": OMIT_ASIDS, "pv": OMIT_PV}
 
 
 cdef list linked(const Mmu *mmu, uint32_t place):
@@ -117,7 +119,8 @@ cdef class Vmm:
     def omit(self):
         """Flushes that this VMM leaves out, to see that they are missed: a set of "tables" (after changes of the shadow
         tables or the EPT), "registers" (guest CR0, CR3, CR4 under shadow paging), "invlpg", "moved" (on a physical CPU
-        that a vCPU is new on), "remote" (of other vCPUs), "asids" (of all, where those of AMD begin anew)."""
+        that a vCPU is new on), "remote" (of other vCPUs), "asids" (of all, where those of AMD begin anew), "pv"
+        (that a guest asked for while a vCPU had no physical CPU)."""
         cdef Turn _turn = self.take()
         return {name for name, bit in _OMISSIONS.items() if self.kvm.omit & <uint32_t> bit}
 

@@ -6,7 +6,8 @@
     instructions, apic_port          its parts `machine.guest` and `machine.apic`: what a bare guest does
     machine, host                    `Machine`, which has the parts, and `Host`: several CPUs, several machines
     hosted, vcpus, ranges            what a host's machine may be; its vCPUs, ranges of memory, that come and go
-    guest_kernel, events             the kernel under a trace of user addresses; the loop over events
+    guest_kernel, kernel_state       the kernel under a trace of user addresses, what it keeps
+    shootdown, events                how it makes other vCPUs flush; the loop over events
     placed                           pages whose physical addresses a trace says
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     system_cpus, system_judged       its CPUs: machines on one memory, or the vCPUs of a host's machine; their loop

@@ -11,7 +11,7 @@ from fastmmu.kvm.port cimport VirtualMachine
 from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.exit_ring cimport ExitRing
-from fastmmu.machine.guest_kernel cimport GuestKernel
+from fastmmu.machine.kernel_state cimport GuestKernel
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport TlbCounters
@@ -67,6 +67,7 @@ cdef class Board:
     cdef Turn _guest_runs(self)
     cdef int _on_cpu(self) except -1
     cdef _ready(self)
+    cdef int _resumed(self, uint64_t n) except -1
     cdef int made(self) except -1
     cdef uint64_t _events(self, op, size, addr, out, first) except? 0
     cdef _first_pdptes(self)

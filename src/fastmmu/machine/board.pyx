@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from fastmmu._arguments cimport bytes_in, instance, many, within, word, words_in, words_out
+from fastmmu._arguments cimport bytes_in, word, words_in, words_out
 from fastmmu.arch.registers cimport RULE_CR4_NOT_OFFERED
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (
@@ -36,11 +36,12 @@ from fastmmu.machine.events cimport Run, run_events, to_run
 from fastmmu.machine.exit_ring cimport log_runs, ring_of
 from fastmmu.machine.guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
-    kernel_load,
+    kernel_load, kernel_resume,
 )
+from fastmmu.machine.kernel_state cimport SHOOT_INVLPGB, SHOOT_IPI, SHOOT_PV
 from fastmmu.machine.layout cimport (
-    PAE_ROOT, PML_LOG, VCPU_BYTES, VIRTUAL_APIC, VMM_TABLES, all_slots, has_identity, host_bytes, overlaps,
-    placed_slots,
+    PAE_ROOT, PML_LOG, VCPU_BYTES, VIRTUAL_APIC, VMM_TABLES, all_slots, checked_place, has_identity, host_bytes,
+    overlaps, placed_slots,
 )
 from fastmmu.machine.stops cimport stop
 from fastmmu.mmu.memslots cimport Memslot, slots_add, slots_order, slots_untouched
@@ -60,24 +61,6 @@ from fastmmu.arch.registers import RULES
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, TraceError
 from fastmmu.sizes import parse_bytes
 from fastmmu.tlb.geometry import geometry
-
-
-cdef object _checked_place(place):
-    # (memory, origin, TLB, VPIDs, ASIDs)
-    parts = many("place", place)
-    if len(parts) != 5:
-        raise ConfigError(f"place has 5 parts, not {len(parts)}: a host's memory, where in it, a TLB, VPIDs, ASIDs")
-    memory, origin, tlb, vpids, asids = parts
-    if not instance("the memory of place", memory, PhysicalMemory).writable:
-        raise ConfigError("the memory of place is read-only; a machine writes its own")
-    if (<PhysicalMemory> memory).mem.segments != NULL:
-        raise ConfigError("the memory of place has holes; a machine needs one without")
-    origin = within("the origin of place", origin, 0, (<PhysicalMemory> memory).mem.nbytes, ConfigError)
-    if origin & 0xFFF:
-        raise ConfigError(f"place={origin:#x} is not aligned to 4 KB")
-    return (memory, origin, instance("the TLB of place", tlb, TLB),
-            instance("the VPIDs of place", vpids, VpidAllocator),
-            instance("the ASIDs of place", asids, AsidAllocator))
 
 
 cdef TLB tlb_of(config):
@@ -124,7 +107,7 @@ cdef class Board:
             placed, more = placed_slots(slots, host_bytes(config))
             self.memory = PhysicalMemory(more)
         else:
-            self.memory, self.origin, self.tlb, self.vpids, self.asids = _checked_place(place)
+            self.memory, self.origin, self.tlb, self.vpids, self.asids = checked_place(place)
             placed, more = placed_slots(slots, self.origin + host_bytes(config))
             if more > self.memory.mem.nbytes:
                 raise ConfigError(f"place={self.origin:#x}: the machine ends at {more:#x}, outside the host's memory "
@@ -180,6 +163,8 @@ cdef class Board:
         if kernel_init(&self.kernel, &self.guest_mem, pages, self.config.thp_threshold, self.config.pcid,
                        self.config.kernel_memory == "high"):
             raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
+        self.kernel.shootdown = {"ipi": SHOOT_IPI, "pv": SHOOT_PV, "invlpgb": SHOOT_INVLPGB}[self.config.shootdown]
+        self.kernel.lazy_tlb, self.kernel.flush_ceiling = self.config.lazy_tlb, self.config.flush_ceiling
         self.loop.kernel = &self.kernel
         kernel_load(&self.kernel, self.v, &self.loop.c, &self.loop.process)
         self.kernel.apic = self.config.tpr is not None
@@ -190,10 +175,10 @@ cdef class Board:
         # this vCPU runs from now on
         if run == self.loop:
             return 0
-        if self.loop != NULL:
+        if self.loop != NULL and self.v.guest:
             call_put(self.vm, self.vcpu)
         self._take(run)
-        if self.initial is not None:
+        if self.initial is not None and self.v.guest:
             call_load(self.vm, self.vcpu)
         return 0
 
@@ -396,6 +381,7 @@ cdef class Board:
         cdef Turn turn = self.turns.alone()
         self._on_cpu()
         self._ready()
+        self._resumed(0)
         return turn
 
     cdef int _on_cpu(self) except -1:
@@ -406,6 +392,12 @@ cdef class Board:
                              "one on a CPU")
         if self.v.outside and call_enter_again(self.vcpu):
             self._raise(0)
+        return 0
+
+    cdef int _resumed(self, uint64_t n) except -1:
+        # what its guest kernel owes before the next instruction
+        if self.loop.kernel != NULL and kernel_resume(&self.kernel):
+            self._raise(n)
         return 0
 
     cdef _ready(self):
@@ -431,6 +423,7 @@ cdef class Board:
         self._ready()
         if self.loop.kernel == NULL:
             raise ConfigError("a bare guest has no kernel to run a trace on; make the Machine with guest_kernel=True")
+        self._resumed(number)
         if n == 0:
             return 0
         if out is not None:

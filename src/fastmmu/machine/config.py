@@ -115,6 +115,13 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         which raises the TPR to the class of the interrupt and lets higher classes interrupt it; then CLI, end of
         interrupt, the TPR as it was. :param handler_length: accesses of the trace that a handler lasts, after it has
         raised the TPR and before it ends the interrupt. :param apic_id: number of the (first) vCPU.
+    :param shootdown: how the guest kernel makes other vCPUs flush (docs/shootdowns.md): ``"ipi"``; ``"pv"``, the VMM
+        flushes a vCPU that has no physical CPU, at its next VM entry (KVM_FEATURE_PV_TLB_FLUSH); ``"invlpgb"``,
+        AMD's broadcast, of a guest as if its vCPUs had one ASID, which KVM gives to encrypted guests alone.
+    :param lazy_tlb: a vCPU that idles keeps its tables, and is not told of flushes (is_lazy); False: it loads the
+        kernel's own. :param flush_ceiling: of more pages the whole address space is flushed
+        (tlb_single_page_flush_ceiling).
+
     :raises ConfigError: a value outside these.
 
     Numbers and truth values may be NumPy's. Every field is checked here, the TLB's arrays as well.
@@ -181,6 +188,11 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(
                 f'Config: vendor="amd" with tpr={self.tpr!r}, which is Intel\'s, and AVIC is not modelled; use '
                 'tpr="trap" or "patch"'
+            )
+        if self.shootdown == "invlpgb" and self.mmu != "native" and (self.vendor, self.mmu) != ("amd", "ept"):
+            raise ConfigError(
+                'Config: shootdown="invlpgb" is of processors of AMD, natively or with nested paging; use vendor="amd" '
+                'and mmu="ept"'
             )
         if self.tpr in ("flexpriority", "apicv") and not self.tpr_shadow:
             raise ConfigError(f'Config: tpr="{self.tpr}" needs tpr_shadow=True')

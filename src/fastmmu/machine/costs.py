@@ -78,6 +78,13 @@ class Guest(_Part, frozen=True, kw_only=True):
     exit_instruction: Cycles
     invlpg: Cycles
     interrupt: Cycles
+    cr3_flush: Cycles
+    shootdown: Cycles
+    shootdown_ipi: Cycles
+    shootdown_preempted: Cycles
+    shootdown_mark: Cycles
+    invlpgb: Cycles
+    tlbsync: Cycles
 
 
 class Exit(_Part, frozen=True, kw_only=True):
@@ -274,8 +281,8 @@ def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dic
     """Modelled cycles of a run by cause; their sum is its cycles. Causes that cost nothing are left out.
 
     Causes: ``accesses``, ``kernel``, ``stlb``, ``guest_walk``, ``ept_walk``, ``ad_writes``, ``guest_faults``,
-    ``context_switches``, ``invlpgs``, ``interrupts``, ``exit_instructions``, ``flushes``, of a host short of memory
-    ``swap_ins``, ``swap_outs``, ``ageing``, and ``exit:KIND`` for each kind of :func:`exits_by_class`.
+    ``context_switches``, ``invlpgs``, ``interrupts``, ``shootdowns``, ``exit_instructions``, ``flushes``, of a host
+    short of memory ``swap_ins``, ``swap_outs``, ``ageing``, and ``exit:KIND`` for each kind of :func:`exits_by_class`.
 
     :param counters: those of :class:`~fastmmu.machine.result.Result`; a missing one counts as 0.
     """

@@ -13,7 +13,7 @@ from fastmmu.cpu.interrupts cimport ApicCounters
 from fastmmu.cpu.vcpu cimport Counters
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters
 from fastmmu.machine.events cimport Run
-from fastmmu.machine.guest_kernel cimport GuestCounters
+from fastmmu.machine.kernel_state cimport GuestCounters
 from fastmmu.mmu.mmu cimport MmuCounters
 from fastmmu.tlb.lookup cimport L1D, L1I, L1S, L2, L2I, TlbCounters
 

@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastmmu.arch.types cimport Walk
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport KvmVcpu
-from fastmmu.machine.guest_kernel cimport GuestCounters, GuestKernel
+from fastmmu.machine.kernel_state cimport GuestCounters, GuestKernel
 
 cdef struct Run:                # a vCPU, and what runs on it
     KvmVcpu vcpu                # first: see to_run

@@ -16,12 +16,17 @@ from fastmmu.arch.registers cimport CR3_NO_FLUSH
 from fastmmu.arch.types cimport ACC_R, ACC_W, Mem
 from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, SITES, patch_original
-from fastmmu.cpu.control cimport vcpu_invlpg, vcpu_mov_cr3
+from fastmmu.cpu.control cimport vcpu_mov_cr3
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_EMULATED,
     DONE_OK, Vcpu, vcpu_abort, vcpu_access, vcpu_load, vcpu_store,
 )
+from fastmmu.kvm.kvm cimport to_kvm_vcpu
+from fastmmu.machine.kernel_state cimport NO_PROCESS, FrameList, GuestCounters, GuestCpu, GuestKernel
 from fastmmu.machine.placed cimport placed_frame, placed_free, placed_put
+from fastmmu.machine.shootdown cimport (
+    shoot_down, shoot_flush, shoot_free, shoot_loaded, shoot_new_cpu, shoot_serve,
+)
 from fastmmu.paging.huge_pages cimport BEGUN, huge_ahead, huge_begun
 from fastmmu.paging.memory cimport mem_read64, mem_write64
 
@@ -43,20 +48,24 @@ cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_thresho
     k.next_block = guest.nbytes if high else BLOCK      # the first 2 MB stay unused, as on a PC
     k.placed.pending = NO_FRAME
     k.count = <uint16_t *> zeroed((guest.nbytes >> 12) + 1, sizeof(uint16_t))
-    return -1 if k.count == NULL else 0
+    return -1 if k.count == NULL or shoot_new_cpu(k, 0) else 0
 
 
 cdef void kernel_load(GuestKernel *k, Vcpu *v, GuestCounters *c, uint32_t *current) noexcept nogil:
     # it runs on this vCPU from now on
+    cdef uint32_t index = to_kvm_vcpu(v).index
     k.v = v
     k.c = c
     k.current = current
+    k.here = k.cpu[index] if index < k.n_cpus else NULL
 
 
 cdef void kernel_free(GuestKernel *k) noexcept nogil:
     zeroed_free(k.count)
     placed_free(&k.placed)
+    shoot_free(k)
     free(k.root)
+    free(k.generation)
     free(k.free_4k.frame)
     free(k.free_2m.frame)
     free(k.free_tables.frame)
@@ -231,7 +240,12 @@ cdef int new_root(GuestKernel *k, uint64_t process) noexcept nogil:
         if grown == NULL:
             return vcpu_abort(k.v, ABORT_HOST_MEMORY, process)
         k.root = <uint64_t *> grown
+        grown = realloc(k.generation, (process + 64) * sizeof(uint64_t))
+        if grown == NULL:
+            return vcpu_abort(k.v, ABORT_HOST_MEMORY, process)
+        k.generation = <uint64_t *> grown
         memset(&k.root[k.n_roots], 0, (process + 64 - k.n_roots) * sizeof(uint64_t))
+        memset(&k.generation[k.n_roots], 0, (process + 64 - k.n_roots) * sizeof(uint64_t))
         k.n_roots = process + 64
     if new_table(k, &pgd):
         return DONE_ABORT
@@ -245,8 +259,9 @@ cdef int new_root(GuestKernel *k, uint64_t process) noexcept nogil:
 
 cdef int kernel_switch(GuestKernel *k, uint64_t process) noexcept nogil:
     # the process runs from now on; it is made where the number is new
-    cdef uint64_t cr3, pcid = process % 4095 + 1
+    cdef uint64_t cr3
     cdef int outcome
+    cdef bint good
     if process >= 1 << 20:
         return vcpu_abort(k.v, ABORT_PROCESS, process)
     if process >= k.n_roots or not k.root[process]:
@@ -255,14 +270,52 @@ cdef int kernel_switch(GuestKernel *k, uint64_t process) noexcept nogil:
         k.silent = False
         if outcome:
             return outcome
+    good = shoot_loaded(k, process)
     k.current[0] = process
     cr3 = k.root[process]
     if k.pcid:
-        cr3 |= pcid
-        if k.pcid_owner[pcid] == process:       # else it still tags translations of another process
+        cr3 |= process % 4095 + 1
+        if good:
             cr3 |= CR3_NO_FLUSH
-        k.pcid_owner[pcid] = process
     return vcpu_mov_cr3(k.v, cr3)
+
+
+cdef int kernel_resume(GuestKernel *k) noexcept nogil:
+    # the interrupts that came meanwhile are taken; one that idled goes on with its process
+    cdef GuestCpu *me = k.here
+    cdef uint32_t process = k.current[0]
+    if not me.online:
+        shoot_loaded(k, process)
+        return DONE_OK
+    if (me.n or me.overflow) and shoot_serve(k):
+        return DONE_ABORT
+    if me.process == NO_PROCESS:
+        k.c.cr3_flushes += 1                    # no context switch
+        k.v.c.cr3_switches -= 1
+        return kernel_switch(k, process)
+    if me.lazy:                                 # a thread of the process that ran last (switch_mm_irqs_off)
+        me.lazy = False
+        if me.generation != k.generation[process]:
+            k.c.late_flushes += 1
+            me.generation = k.generation[process]
+            return shoot_flush(k)
+    return DONE_OK
+
+
+cdef int kernel_idle(GuestKernel *k) noexcept nogil:
+    # the idle task needs no process (enter_lazy_tlb)
+    cdef GuestCpu *me = k.here
+    if me.process == NO_PROCESS or me.lazy:
+        return DONE_OK
+    if k.lazy_tlb:
+        me.lazy = True
+        return DONE_OK
+    if k.pcid:
+        me.pcid_generation[k.current[0] % 4095 + 1] = me.generation
+    me.process = NO_PROCESS
+    k.c.cr3_flushes += 1
+    k.v.c.cr3_switches -= 1
+    return vcpu_mov_cr3(k.v, k.kernel_pgd | (CR3_NO_FLUSH if k.pcid else 0))
 
 
 # ---- demand paging ----------------------------------------------------------------------------------------
@@ -350,15 +403,7 @@ cdef int collapse(GuestKernel *k, uint64_t at, uint64_t pt) noexcept nogil:
         return DONE_ABORT
     give(&k.free_tables, pt)
     k.c.collapses += 1
-    return flush_process(k)
-
-
-cdef int flush_process(GuestKernel *k) noexcept nogil:
-    # more pages than are worth an INVLPG each: CR3 is loaded again, with the flush
-    cdef uint64_t cr3 = k.root[k.current[0]]
-    if k.pcid:
-        cr3 |= k.current[0] % 4095 + 1
-    return vcpu_mov_cr3(k.v, cr3)
+    return shoot_down(k, 0, 0, 0, True)
 
 
 # ---- pages that a trace places ----------------------------------------------------------------------------
@@ -423,10 +468,9 @@ cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil:
         return DONE_ABORT
     if level == 1:
         k.count[table >> 12] -= 1
-    if k.high and entry & FRAME < k.next_block:
-        return vcpu_invlpg(k.v, la)             # where a trace placed it: no page of the kernel's own
-    if level == 2:
-        give(&k.free_2m, entry & FRAME & ~(<uint64_t> BLOCK - 1))
-    else:
-        give(&k.free_4k, entry & FRAME)
-    return vcpu_invlpg(k.v, la)
+    if not k.high or entry & FRAME >= k.next_block:     # else where a trace placed it: no page of the kernel's own
+        if level == 2:
+            give(&k.free_2m, entry & FRAME & ~(<uint64_t> BLOCK - 1))
+        else:
+            give(&k.free_4k, entry & FRAME)
+    return shoot_down(k, la, 1, 12, False)

@@ -58,17 +58,17 @@ cdef class Host:
     cdef object vendor          # of them
     cdef uint64_t migrations, switches
     cdef Past past
-    cdef int _reserve(self, uint64_t needed, memory) except -1
     cdef Machine _add(self, config, uint32_t count, policy, bint kernel, state, list slots)
     cdef _HostVcpu _new_vcpu(self, _Hosted vm, Run *run)
     cdef int _made(self) except -1
     cdef _HostVcpu _one_more(self, _Hosted vm)
     cdef _HostVcpu _alive(self, vcpu)
+    cdef _HostVcpu _asked(self, vcpu)
     cdef _Hosted _machine(self, machine)
     cdef object _place(self, vcpu, cpu)
     cdef object _run(self, vcpu, cpu, op, size, addr, out, first)
     cdef int _enter(self, _HostVcpu s, uint32_t cpu) except? -2
-    cdef int _leave(self, uint32_t cpu) except -1
+    cdef int _leave(self, uint32_t cpu, bint halts=*) except -1
     cdef int _leave_cpu(self, _HostVcpu s) except -1
     cdef int _vacate(self, _HostVcpu s) except -1
     cdef int _ended(self, _HostVcpu s) except -1

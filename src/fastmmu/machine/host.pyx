@@ -4,13 +4,14 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport counted, flag, instance, many, shown, whole, word
 from fastmmu.cpu.interrupts cimport Interrupts
+from fastmmu.cpu.vcpu cimport vcpu_derive
 from fastmmu.kvm.host_calls cimport call_enter, call_exit
-from fastmmu.kvm.kvm cimport NOWHERE, OUTSIDE_GUEST_MODE
+from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE
 from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.board cimport Board, tlb_of
 from fastmmu.machine.events cimport Run
-from fastmmu.machine.guest_kernel cimport kernel_switch
+from fastmmu.machine.guest_kernel cimport kernel_idle, kernel_switch
 from fastmmu.machine.layout cimport all_slots, machine_bytes
 from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.vcpus cimport vcpu_add, vcpu_remove, vcpus_begin, vcpus_end, vcpus_with_pdptes
@@ -24,12 +25,8 @@ from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
 from fastmmu.machine.exit_log import ExitLog
-from fastmmu.machine.hosted import check_fits, check_vendor, count_of, with_count
-from fastmmu.machine.ranges import Ranges
-from fastmmu.sizes import parse_bytes
+from fastmmu.machine.hosted import check_fits, check_vendor, count_of, cpus_of, machines_of, reserve
 
-_ROOM = 1 << 40         # bytes of address space that a host has where nothing else is said
-_MOST = 1 << 46
 _LAST = 256             # vCPUs that ended last, whose counters stay
 
 
@@ -60,16 +57,17 @@ cdef class Host:
     notification vector without an exit (APICv); one that waits for a CPU at its next VM entry. Timers go by the
     accesses of all vCPUs of the machine.
 
-    :param vms: a :class:`Config` for each machine at the start, or (Config, number of vCPUs); not native. The TLB is
-        the first's.
+    :param vms: a :class:`Config` for each machine at the start, or (Config, number of vCPUs). The TLB is the first's.
+        A native one has the host for itself: its CPUs are the host's, by number, and none stands still.
     :param cpus: number of physical CPUs.
     :param guest_kernel, state: as of :class:`Machine`; each vCPU of a bare guest begins with this state, and runs by
         the machine that :meth:`place` returns.
-    :param omit: flushes to leave out, by the names of :attr:`Vmm.omit`, to see what they are for.
+    :param omit: flushes to leave out, by the names of :attr:`Vmm.omit`, to see what they are for; "shootdown": those of
+        other vCPUs by the guest kernel.
     :param policy: overrides handlers of VM exits of the machines at the start, see :class:`Machine`.
     :param memory: the host's, bytes or text such as "4T"; only address space, nothing is allocated for it. None: 1 TB,
         or what the first machines take where that is more, or where the operating system refuses so much.
-    :raises ConfigError: a native configuration, no machine, no CPU. :raises OutOfMemoryError: too much memory in all.
+    :raises ConfigError: a native configuration beside others, no machine, no CPU. :raises OutOfMemoryError: too much memory in all.
 
     Threads: one physical CPU runs at a time: :meth:`run`, :meth:`place`, :meth:`add` and :meth:`remove`, and
     instructions of any of its guests, are refused meanwhile (PolicyError); counters, totals, deliveries and the VMMs of
@@ -84,24 +82,17 @@ cdef class Host:
 
     def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, omit=(), memory=None, policy=None):
         cdef uint64_t total = 0
-        cdef uint32_t n_cpus
+        cdef uint32_t n_cpus = cpus_of(cpus)
         cdef bint kernel = flag("guest_kernel", guest_kernel)
         if self.memory is not None:
             raise StateError("this Host is made already; make another one")
-        chosen = [with_count(vm) for vm in many("vms", vms)]
+        chosen = machines_of(many("vms", vms))
         self.omit = many("omit", omit)
-        cpus = whole("cpus", cpus)
-        if not chosen:
-            raise ConfigError("no machine; a host has at least one, give a Config each")
-        if not 1 <= cpus <= 4096:
-            raise ConfigError(f"cpus={counted(cpus)}: a host has 1..4096 physical CPUs")
-        n_cpus = cpus
         if state is not None:
             instance("state", state, GuestState)
         for config, count in chosen:
-            check_fits(config, count)
             total += machine_bytes(config, all_slots(config, kernel, ()))
-        self._reserve(total, memory)
+        self.memory, self.ranges = reserve(total, memory)
         self.cpus = tuple([tlb_of(chosen[0][0]) for _ in range(n_cpus)])
         self.spare = tlb_of(chosen[0][0])
         self.asids, self.vendor = AsidAllocator(n_cpus, asids=chosen[0][0].asids, min_asid=chosen[0][0].min_asid), \
@@ -111,27 +102,6 @@ cdef class Host:
         self.occupant = [None] * n_cpus
         for config, count in chosen:
             self._add(config, count, policy, kernel, state, [])
-
-    cdef int _reserve(self, uint64_t needed, memory) except -1:
-        # the host's memory, of which the first machines need so much
-        if needed > _MOST:
-            raise OutOfMemoryError(f"{needed >> 30} GB of host memory are more than 46 bits of address; give the "
-                                   "machines less by Config(memory=)")
-        if memory is not None:
-            size = parse_bytes(memory) if isinstance(memory, str) else whole("memory", memory)
-            if not 1 << 21 <= size <= _MOST:
-                raise ConfigError(f"memory={shown(memory)}: a host has 2M..64T")
-            size &= ~0x1FFFFF
-            self.memory = PhysicalMemory(size)
-        else:
-            size = max(needed, _ROOM)
-            try:
-                self.memory = PhysicalMemory(size)
-            except OutOfMemoryError:
-                size = needed
-                self.memory = PhysicalMemory(size)
-        self.ranges = Ranges(size)
-        return 0
 
     # ---- machines and vCPUs come and go -------------------------------------------------------------------------
 
@@ -150,6 +120,8 @@ cdef class Host:
             instance("state", state, GuestState)
         count = count_of(vcpus)
         self._made()
+        if any(not (<_Hosted> vm).board.v.guest for vm in self.hosted.values()):
+            raise ConfigError("a native machine has the host for itself; make another Host")
         check_fits(config, count)
         return self._add(config, count, policy, kernel, state, many("slots", slots))
 
@@ -171,7 +143,9 @@ cdef class Host:
             vm.machine, vm.board, vm.vcpus = m, m.board, {}
             if count > 1:
                 vcpus_with_pdptes(m.board, count)
-            m.vmm.omit = self.omit
+            m.board.kernel.omit_shootdown = "shootdown" in self.omit
+            if m.vmm is not None:
+                m.vmm.omit = [name for name in self.omit if name != "shootdown"]
             m.board.cpus = self.cpus
             m.board.tlb = self.cpus[0]
             m.board.v.tlb = (<TLB> self.cpus[0]).t
@@ -209,7 +183,7 @@ cdef class Host:
         count = len(vm.vcpus) + 1
         if count > 1024:
             raise ConfigError(f"{count} vCPUs; a machine has 1..1024")
-        check_fits(vm.board.config, count)
+        check_fits(vm.board.config, count, not vm.board.v.guest)
         vcpus_with_pdptes(vm.board, count)
         return self._one_more(vm).number
 
@@ -236,6 +210,8 @@ cdef class Host:
             return
         s = self._alive(ends)
         vm = s.vm
+        if not vm.board.v.guest:
+            raise StateError("a native machine keeps its CPUs; make another Host")
         try:
             self._leave_cpu(s)
         finally:
@@ -264,14 +240,11 @@ cdef class Host:
         raised = None
         if vm.board is not None:
             for s in [*vm.vcpus.values()]:
-                try:
-                    self._leave_cpu(s)
-                except BaseException as error:
-                    raised = error
-                try:
-                    self._ended(s)
-                except BaseException as error:
-                    raised = error
+                for ends in (True, False):
+                    try:
+                        self._leave_cpu(s) if ends else self._ended(s)
+                    except BaseException as error:
+                        raised = error
             self.past.remote_flushes += vm.board.kvm.remote_flushes
             self.past.flush_requests += vm.board.kvm.flush_requests
             self.past.ipis += vm.board.kvm.ipis
@@ -289,6 +262,11 @@ cdef class Host:
             raise StateError(f"vCPU {number} has ended, by Host.remove; run another" if 0 <= number < self.n_vcpus else
                              f"vCPU {counted(number)} is outside 0..{int(self.n_vcpus) - 1}")
         return found
+
+    cdef _HostVcpu _asked(self, vcpu):
+        # None: it has ended
+        number = whole("vcpu", vcpu)
+        return None if number not in self.vcpu and 0 <= number < self.n_vcpus else self._alive(number)
 
     cdef _Hosted _machine(self, machine):
         found = self.hosted.get(instance("machine", machine, Machine))
@@ -308,14 +286,20 @@ cdef class Host:
         # in guest mode on this CPU, whose occupant it is
         cdef Board b = s.vm.board
         cdef TLB tlb = self.cpus[cpu]
+        if not s.run.vcpu.cpu.guest and cpu != s.number:
+            raise StateError(f"CPU {cpu} natively is not vCPU {s.number}: each runs on the CPU of its number")
         b._load(s.run)
         b.tlb = tlb
         b.v.tlb = tlb.t
+        if not b.v.guest:
+            b.vcpu.mode, b.vcpu.pcpu = IN_GUEST_MODE, cpu
+            vcpu_derive(b.v)
+            return 0
         self.migrations += b.vcpu.pcpu != cpu and b.vcpu.pcpu != NOWHERE
         return call_enter(b.vm, b.vcpu, cpu)
 
-    cdef int _leave(self, uint32_t cpu) except -1:
-        # the host's timer takes the CPU from its vCPU, whatever a VMM in Python raises meanwhile
+    cdef int _leave(self, uint32_t cpu, bint halts=False) except -1:
+        # the host's timer takes the CPU from its vCPU, or this halts, whatever a VMM in Python raises meanwhile
         cdef _HostVcpu s = self.occupant[cpu]
         cdef Board b
         cdef TlbCounters before
@@ -327,7 +311,8 @@ cdef class Host:
         self.switches += 1
         try:
             b._load(s.run)
-            call_exit(b.vm, b.vcpu, cpu)
+            if b.v.guest:
+                call_exit(b.vm, b.vcpu, cpu, halts)
         finally:
             s.run.vcpu.mode = OUTSIDE_GUEST_MODE
             count_since(&s.counted, &before, &s.run.vcpu.cpu.tlb.c)
@@ -409,25 +394,39 @@ cdef class Host:
         finally:
             count_since(&s.counted, &before, &b.v.tlb.c)
 
+    def idle(self, vcpu):
+        """The guest kernel has nothing to run on a vCPU (``Config.lazy_tlb``): it halts, and gives up its CPU. Its next
+        :meth:`run` goes on with its process. Nothing happens on a vCPU that is on no CPU, or has run nothing.
+
+        :raises StateError: there is no such vCPU. :raises ConfigError: a bare guest.
+        """
+        cdef Turn _turn = self.turns.alone()
+        cdef _HostVcpu s = self._alive(vcpu)
+        cdef Board b = s.vm.board
+        if s.run.kernel == NULL:
+            raise ConfigError("a bare guest has no kernel that could idle; let it execute HLT by exit_instruction(12)")
+        if s.at < 0 or not s.begun:
+            return
+        b._load(s.run)
+        b._resumed(0)
+        if kernel_idle(&b.kernel):
+            b._raise(0)
+        if b.v.guest:
+            self._leave(s.at, True)
+
     # ---- results ------------------------------------------------------------------------------------------------
 
     def vpid(self, vcpu):
         """VPID of a vCPU; 0: it runs without, or has ended."""
         cdef Turn _turn = self.turns.take()
-        number = whole("vcpu", vcpu)
-        if number not in self.vcpu and 0 <= number < self.n_vcpus:
-            return 0
-        return self._alive(number).run.vcpu.vpid
+        cdef _HostVcpu s = self._asked(vcpu)
+        return 0 if s is None else s.run.vcpu.vpid
 
     def asid(self, vcpu):
         """ASID of a vCPU of AMD, of the CPU that it ran on last; 0: it has none there, or has ended."""
         cdef Turn _turn = self.turns.take()
-        cdef _HostVcpu s
-        number = whole("vcpu", vcpu)
-        if number not in self.vcpu and 0 <= number < self.n_vcpus:
-            return 0
-        s = self._alive(number)
-        return s.run.vcpu.asid if s.run.vcpu.asid_generation else 0
+        cdef _HostVcpu s = self._asked(vcpu)
+        return s.run.vcpu.asid if s is not None and s.run.vcpu.asid_generation else 0
 
     def counters(self, vcpu):
         """Counters of a vCPU, as of :meth:`Machine.counters`; those of the VMM are its machine's. Of the 256 vCPUs that

@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 from fastmmu._arguments import counted, shown, whole
-from fastmmu.errors import ConfigError
+from fastmmu.errors import ConfigError, OutOfMemoryError
 from fastmmu.machine.config import Config
+from fastmmu.machine.ranges import Ranges
+from fastmmu.paging.memory import PhysicalMemory
+from fastmmu.sizes import parse_bytes
 
 MOST_VCPUS = 1024
+_ROOM = 1 << 40  # bytes of address space that a host has where nothing else is said
+_MOST = 1 << 46
+
+
+def reserve(needed: int, memory: object) -> tuple[PhysicalMemory, Ranges]:
+    """A host's memory, of which the machines at the start need so much.
+
+    :raises ConfigError: a size that is none. :raises OutOfMemoryError: too much.
+    """
+    if needed > _MOST:
+        raise OutOfMemoryError(
+            f"{needed >> 30} GB of host memory are more than 46 bits of address; give the machines less by "
+            "Config(memory=)"
+        )
+    if memory is not None:
+        size = parse_bytes(memory) if isinstance(memory, str) else whole("memory", memory)
+        if not 1 << 21 <= size <= _MOST:
+            raise ConfigError(f"memory={shown(memory)}: a host has 2M..64T")
+        size &= ~0x1FFFFF
+        return PhysicalMemory(size), Ranges(size)
+    size = max(needed, _ROOM)
+    try:
+        return PhysicalMemory(size), Ranges(size)
+    except OutOfMemoryError:
+        return PhysicalMemory(needed), Ranges(needed)
 
 
 def with_count(vm: object) -> tuple[Config, int]:
@@ -15,10 +43,26 @@ def with_count(vm: object) -> tuple[Config, int]:
         return vm, 1
     pair = vm if isinstance(vm, tuple) else ()
     if len(pair) != 2 or not isinstance(pair[0], Config):
-        raise ConfigError(
-            f"{shown(vm)}: a machine of a host is a Config with mmu='shadow' or 'ept', or (Config, number of vCPUs)"
-        )
+        raise ConfigError(f"{shown(vm)}: a machine of a host is a Config, or (Config, number of vCPUs)")
     return pair[0], count_of(pair[1])
+
+
+def machines_of(vms: list[object]) -> list[tuple[Config, int]]:
+    """The machines at the start, each of which may be one of this host."""
+    chosen = [with_count(vm) for vm in vms]
+    if not chosen:
+        raise ConfigError("no machine; a host has at least one, give a Config each")
+    for config, count in chosen:
+        check_fits(config, count, len(chosen) == 1)
+    return chosen
+
+
+def cpus_of(cpus: object) -> int:
+    """Number of physical CPUs, from an argument."""
+    count = whole("cpus", cpus)
+    if not 1 <= count <= 4096:
+        raise ConfigError(f"cpus={counted(count)}: a host has 1..4096 physical CPUs")
+    return count
 
 
 def count_of(vcpus: object) -> int:
@@ -29,10 +73,12 @@ def count_of(vcpus: object) -> int:
     return count
 
 
-def check_fits(config: Config, count: int) -> None:
-    """May a machine have so many vCPUs?"""
-    if config.mmu == "native":
-        raise ConfigError(f"{config!r}: a machine of a host is a Config with mmu='shadow' or 'ept'")
+def check_fits(config: Config, count: int, alone: bool = False) -> None:
+    """May a machine have so many vCPUs? alone: it is the only one of its host, from the start."""
+    if config.mmu == "native" and not alone:
+        raise ConfigError(f"{config!r}: a native machine has the host for itself; use mmu='shadow' or 'ept'")
+    if config.mmu == "native" and config.tpr is not None and count > 1:
+        raise ConfigError(f"tpr={config.tpr!r}: APICs of several CPUs are those of guests; natively use tpr=None")
     most = {None: MOST_VCPUS, "patch": 16}.get(config.tpr, 255)
     if config.apic_id + count > most:
         raise ConfigError(

@@ -17,6 +17,7 @@ cdef uint64_t host_bytes(config) except 0
 cdef uint64_t machine_bytes(config, slots) except 0
 cdef list all_slots(config, bint guest_kernel, slots)
 cdef tuple placed_slots(slots, end)
+cdef object checked_place(place)
 
 
 cdef inline bint overlaps(const uint64_t *words, uint64_t n, const Mem *mem) noexcept:

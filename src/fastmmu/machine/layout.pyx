@@ -4,6 +4,10 @@ from libc.stdint cimport uint64_t
 
 from fastmmu._arguments cimport choice, flag, instance, many, within
 from fastmmu.cpu.apic cimport APIC_BASE
+from fastmmu.kvm.asid_py cimport AsidAllocator
+from fastmmu.kvm.vpid_py cimport VpidAllocator
+from fastmmu.paging.memory cimport PhysicalMemory
+from fastmmu.tlb.tlb cimport TLB
 
 from fastmmu.errors import ConfigError
 from fastmmu.machine.slots import MemorySlot
@@ -69,3 +73,21 @@ cdef tuple placed_slots(slots, end):
         end = at + slot.size
         placed.append((slot, at))
     return placed, (end + 0x1FFFFF & ~0x1FFFFF)
+
+
+cdef object checked_place(place):
+    # (memory, origin, TLB, VPIDs, ASIDs)
+    parts = many("place", place)
+    if len(parts) != 5:
+        raise ConfigError(f"place has 5 parts, not {len(parts)}: a host's memory, where in it, a TLB, VPIDs, ASIDs")
+    memory, origin, tlb, vpids, asids = parts
+    if not instance("the memory of place", memory, PhysicalMemory).writable:
+        raise ConfigError("the memory of place is read-only; a machine writes its own")
+    if (<PhysicalMemory> memory).mem.segments != NULL:
+        raise ConfigError("the memory of place has holes; a machine needs one without")
+    origin = within("the origin of place", origin, 0, (<PhysicalMemory> memory).mem.nbytes, ConfigError)
+    if origin & 0xFFF:
+        raise ConfigError(f"place={origin:#x} is not aligned to 4 KB")
+    return (memory, origin, instance("the TLB of place", tlb, TLB),
+            instance("the VPIDs of place", vpids, VpidAllocator),
+            instance("the ASIDs of place", asids, AsidAllocator))

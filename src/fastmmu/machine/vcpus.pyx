@@ -16,6 +16,7 @@ from fastmmu.machine.board cimport Board
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.exit_ring cimport log_runs
 from fastmmu.machine.guest_kernel cimport kernel_free
+from fastmmu.machine.shootdown cimport shoot_new_cpu
 from fastmmu.mmu.dirty_log cimport dirty_collect, dirty_ring_of
 from fastmmu.mmu.mmu cimport MmuContext
 from fastmmu.mmu.pages cimport mmu_forget_roots, mmu_free
@@ -56,6 +57,8 @@ cdef Run *vcpu_add(Board b) except NULL:
     if loads:
         take_place(b)
     try:
+        if run.kernel != NULL and shoot_new_cpu(&b.kernel, run.vcpu.index):
+            raise OutOfMemoryError("no memory for a vCPU of the guest kernel")
         c.role = b.first.vcpu.mmu.role
         c.root_level = b.first.vcpu.mmu.root_level
         run.vcpu.cpu.log = NULL if b.exits is None else &b.exits.log
@@ -89,6 +92,8 @@ cdef Run *made(Board b) except NULL:
     if kvm_vcpu_create(&b.kvm, &run.vcpu):
         free(run)
         raise OutOfMemoryError("no memory for a vCPU")
+    if not run.vcpu.cpu.guest:
+        return run
     mmu_vcpu_create(&b.kvm.mmu, &run.vcpu.mmu)
     if b.kvm.mmu.slots.ring.size and dirty_ring_of(&b.kvm.mmu, &run.vcpu.mmu, b.kvm.mmu.slots.ring.size):
         kvm_vcpu_destroy(&run.vcpu)

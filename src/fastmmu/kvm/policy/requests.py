@@ -31,6 +31,7 @@ class Request(Flags):
     TLB_FLUSH = 1  # all that it may have cached: another vCPU took rights away
     TLB_FLUSH_CURRENT = 2  # linear mappings: of another root
     TLB_FLUSH_GUEST = 4  # linear mappings: the guest's own instruction asks for it
+    STEAL_UPDATE = 8  # linear mappings: KVM_VCPU_FLUSH_TLB stands in its steal time
 
 
 class Omit(Flags):
@@ -42,9 +43,11 @@ class Omit(Flags):
     MOVED = 8
     REMOTE = 16
     ASIDS = 32  # where those of AMD begin anew
+    PV = 64  # that the guest asked for while the vCPU had no physical CPU
 
 
 TLB_FLUSH, TLB_FLUSH_CURRENT = int(Request.TLB_FLUSH), int(Request.TLB_FLUSH_CURRENT)
+STEAL_UPDATE = int(Request.STEAL_UPDATE)
 
 
 class Requests(Asids):
@@ -61,6 +64,17 @@ class Requests(Asids):
         self.flush_remote_tlbs(vcpu)
         if requests & TLB_FLUSH:
             self.flush_all(vcpu)
+        if requests & STEAL_UPDATE and not self.vm.omit & Omit.PV:
+            self.flush_guest(vcpu)
+
+    def flush_guest(self, vcpu: VirtualCpu) -> None:
+        """The guest took rights away in its own tables while the vCPU had no physical CPU, and left the flush to the
+        VMM (record_steal_time, kvm_vcpu_flush_tlb_guest): linear mappings, of every root."""
+        self.vm.count_stat("tlb_flush")
+        if self.vm.shadow:
+            vcpu.roots.sync_every()
+            self.flush_remote_tlbs(vcpu)
+        self.flush_current(vcpu)
 
     def flush_all(self, vcpu: VirtualCpu) -> None:
         """All that the vCPU may have cached, by every means (kvm_vcpu_flush_tlb_all; tlb.md §7).

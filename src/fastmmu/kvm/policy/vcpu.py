@@ -96,6 +96,10 @@ class Vcpus(Registers, LocalApics):
         """The host's timer takes the physical CPU from it: an external interrupt."""
         self.leave_guest(vcpu, ExitReason.EXTERNAL_INTERRUPT)
 
+    def vcpu_halt(self, vcpu: VirtualCpu) -> None:
+        """It has nothing to run, and gives its physical CPU up: HLT (kvm_emulate_halt, kvm_vcpu_block)."""
+        self.leave_guest(vcpu, ExitReason.HLT)
+
     def leave_guest(self, vcpu: VirtualCpu, reason: int) -> None:
         """A VM exit that is the host's own matter."""
         vcpu.leave(reason)

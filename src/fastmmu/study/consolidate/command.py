@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
+METHODS = ("ipi", "pv", "invlpgb")
 USAGE = "[options] [TRACE ...]"
 
 DESCRIPTION = """\
@@ -49,6 +50,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     scheme.add_argument("--mmu", choices=("shadow", "ept"), default="ept", help="default: ept")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_pages(scheme, "4k", "2m", "thp")
+    scheme.add_argument(
+        "--shootdown", choices=METHODS, help="how vCPUs of one machine make each other flush; default: ipi"
+    )
+    scheme.add_argument("--no-lazy-tlb", action="store_true", help="vCPUs that idle load the kernel's own tables")
     shared.add_traces(parser, "Default: the bundled traces")
     shared.add_config(parser)
     shared.add_files(parser)
@@ -80,6 +85,8 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.study.consolidate.table import host_table
 
     fields = shared.config_fields(options)
+    if options.no_lazy_tlb:
+        fields["lazy_tlb"] = False
     config = Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)
     shared.check_files(options)
     chosen, costs = shared.traces(options), shared.cost_model(options)
