@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
 from sphinx.pycode import ModuleAnalyzer
 
 from fastmmu.cli.main import parser
@@ -21,6 +22,9 @@ __all__ = ["commands", "fields_apart", "setup", "stubbed"]
 FIELD = re.compile(r"(?<=\S)\s+(?=:(?:param|raises|returns|rtype)\b[^:]*:\s)")
 NAMES = re.compile(r"^(\s*:param )([\w*]+(?:, [\w*]+)+)(?=:)")
 CLASS = re.compile(r"^(\.\. autoclass:: )([\w.]+)$", re.MULTILINE)
+BOUNDED = re.compile(r"Annotated\[(\w+), msgspec\.Meta\([^)]*\)\]")
+CHAPTERS = [path.stem for path in sorted((Path(__file__).parents[1] / "spec").glob("*.md")) if path.stem != "README"]
+CITED = re.compile(rf"(?<![\w`/])({'|'.join(CHAPTERS)})\.md((?: §(?:[\dA-Z][\d.]*\d|\d))?)(?![\w`])")
 ALIASES = {"_Rows": "np.recarray"}  # of stubs
 
 
@@ -92,7 +96,9 @@ def _on_source(app: Any, page: str, source: list[str]) -> None:
 
 
 def _on_signature(app: Any, what: str, name: str, obj: Any, options: Any, signature: Any, returned: Any) -> Any:
-    return None if what in ("class", "exception") else stubbed(obj)
+    if what in ("class", "exception"):
+        return None if signature is None else (BOUNDED.sub(r"\1", signature), returned)
+    return stubbed(obj)
 
 
 def _on_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -103,7 +109,18 @@ def _on_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines:
         lines[:] = [*ModuleAnalyzer.for_module(home).find_attr_docs().get(("", last), [])]
     elif what == "class" and lines and lines[0].startswith(f"{name.rpartition('.')[2]}("):
         del lines[0]  # Cython's own idea of the signature
-    lines[:] = fields_apart(lines)
+    lines[:] = [CITED.sub(r":doc:`\1.md\2 </spec/\1>`", line) for line in fields_apart(lines)]
+
+
+def _on_page(app: Any, tree: nodes.document, page: str) -> None:
+    """Names in code, `fastmmu.Config`, lead to where they are described."""
+    described = app.env.domains.python_domain.objects
+    for literal in [*tree.findall(nodes.literal)]:
+        found = described.get(literal.astext().removesuffix("()"))
+        if found is not None and not isinstance(literal.parent, nodes.reference) and found.docname != page:
+            target = f"{app.builder.get_relative_uri(page, found.docname)}#{found.node_id}"
+            link = nodes.reference("", "", literal.deepcopy(), internal=True, refuri=target)
+            literal.replace_self(link)
 
 
 def commands() -> ArgumentParser:
@@ -134,6 +151,7 @@ def _found(name: str) -> Any:
 def setup(app: Any) -> dict[str, bool]:
     """For Sphinx."""
     app.connect("source-read", _on_source)
+    app.connect("doctree-resolved", _on_page)
     app.connect("autodoc-process-signature", _on_signature)
     app.connect("autodoc-process-docstring", _on_docstring)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
