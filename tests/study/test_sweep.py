@@ -345,3 +345,10 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "28 runs, 0 to do" in capsys.readouterr().out
     assert main(["sweep", str(folder / "none.toml")]) == 2
     assert "none.toml" in capsys.readouterr().err
+
+
+def test_what_is_no_path_and_what_has_no_end_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no path"):
+        Study.read("\0")
+    with pytest.raises(ConfigError, match="there is 0 in it"):
+        Study({"a": accesses(1)}, range(1 << 40), results=tmp_path / "r")  # type: ignore[arg-type]

@@ -31,6 +31,7 @@ from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.config_fields import refused_alone
+from fastmmu.machine.wholly import read_whole
 from fastmmu.study.named.expression import Expression
 from fastmmu.study.named.walks import FIGURES as WALK_FIGURES
 from fastmmu.study.named.walks import Walks
@@ -139,7 +140,7 @@ def read_experiment(name: str) -> Experiment:
         raise ConfigError(f"no experiment {name!r}; there are {', '.join(known)}; or name a file, NAME.toml")
     path = known.get(name, Path(name))
     try:
-        whole = tomllib.loads(path.read_bytes().decode())
+        whole = tomllib.loads(read_whole(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: no TOML: {error}") from error
     try:

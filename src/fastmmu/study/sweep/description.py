@@ -37,6 +37,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.config_fields import refused_alone
 from fastmmu.machine.costs import CostModel
+from fastmmu.machine.wholly import read_whole
 from fastmmu.study.sweep.work import TraceSpec, placed
 
 __all__ = ["Description", "read_description"]
@@ -78,7 +79,7 @@ def read_description(path: str | os.PathLike[str]) -> Description:
     :raises OSError: it cannot be read.
     """
     file = Path(path)
-    text = file.read_bytes()
+    text = read_whole(path)
     try:
         whole = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

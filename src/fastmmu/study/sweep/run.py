@@ -263,10 +263,11 @@ def _all_of(name: str, things: Any, kind: type[T]) -> list[T]:
     """Things of a kind, in a list."""
     if isinstance(things, (str, bytes)) or not isinstance(things, Iterable):
         raise WrongTypeError(f"{name} must be a sequence of {kind.__name__}, not {shown(things)}")
-    found = list(things)
-    for thing in found:
+    found: list[T] = []
+    for thing in things:  # the first wrong one ends it, however many there are
         if not isinstance(thing, kind):
             raise WrongTypeError(f"{name} must be a sequence of {kind.__name__}; there is {shown(thing)} in it")
+        found.append(thing)
     return found
 
 
