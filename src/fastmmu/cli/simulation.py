@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fastmmu.cli import interruption, terminal
@@ -102,15 +102,21 @@ def run_all(
     configs: Sequence[Config],
     show: Callable[[list[Result], list[str]], None],
     log: Log | None = None,
+    *,
+    finish: Callable[[list[Result]], None] | None = None,
+    interval: int | None = None,
 ) -> int:
     """Each trace under each configuration; returns the exit code.
 
     :param show: prints the results of a trace; it is also told the names of what was not run after Ctrl-C.
-    :param log: is given the exits of all runs.
+    :param log: is given the exits of all runs. :param finish: is given all results at the end. :param interval: where
+        the options ask for none, results have this one for `show` and `finish`, and files do not.
     """
     exits = None if log is None else log.of
     session = Session(shared.cost_model(options), options.quiet, getattr(options, "jobs", None), exits=exits)
     session.region = region_of(options)
+    asked = session.region["interval"] is not None
+    session.region["interval"] = session.region["interval"] or interval
     shared.check_files(options)
     chosen = shared.traces(options, system=True)
     for trace in chosen:
@@ -125,7 +131,11 @@ def run_all(
             break
     if session.results or not session.failure:
         try:
-            shared.write_files(options, session.results)
+            shared.write_files(
+                options, session.results if asked else [replace(r, series=None) for r in session.results]
+            )
+            if finish is not None and session.results:
+                finish(session.results)
         finally:
             if log is not None:
                 log.finish(session.results)

@@ -10,7 +10,7 @@
     pictures ─────────── figure
     two files ────────── differences
     files, read back ─── stored ── Result
-    a page of results ── page   (page.html, charts: inline pictures)
+    a page of results ── page   (page.html; charts, time_charts, svg: inline pictures)
 
 What one study alone shows is the study's own: study/<name>/table.py, made of `table`, `figure` and `files` here.
 

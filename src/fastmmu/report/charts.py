@@ -1,24 +1,17 @@
-"""Pictures of results for a page: inline SVG by matplotlib, in the colours of the page, light or dark.
-
-    Chart ── title, what it says in words, the numbers behind it, the SVG
-
-Every bar and point has an id that begins with `mark-`, so that what is drawn can be counted. Bars lie, so that names of
-schemes need not slant; values stand behind them; what belongs together is one hue in steps.
-"""
+"""Pictures of results for a page. Bars lie, so that names of schemes need not slant; values stand behind them; what
+belongs together is one hue in steps."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from fastmmu.errors import MissingExtraError
 from fastmmu.machine.result import Result
-from fastmmu.report.figure import PALETTE, REST, bars, lie, look, pieces_of, plain, steps
+from fastmmu.report.figure import PALETTE, REST, bars, lie, look, pieces_of, plain, series, steps
 from fastmmu.report.rows import of_one_run
+from fastmmu.report.svg import GRID, INK, Chart, axes_of, legend_of, svg_of
 from fastmmu.report.table import number
+from fastmmu.report.time_charts import time_charts
 from fastmmu.report.words import cause_name, reason_title
 
 __all__ = ["MOST", "Chart", "charts"]
@@ -26,24 +19,13 @@ __all__ = ["MOST", "Chart", "charts"]
 MOST = 40
 """Runs of a trace that a chart shows."""
 _PARTS = 7  # causes that have a colour; the others share one
-_INK, _GRID = "#010203", "#020304"  # stand for what the page's style says
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A picture, and the numbers behind it: `head` names their columns."""
-
-    name: str
-    title: str
-    said: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    svg: str
-    marks: int
-
-
-def charts(group: Sequence[Result], names: Sequence[str], key: str) -> list[Chart]:
-    """The pictures of the runs of one trace. names: of the runs; key: begins the ids of all that is in them."""
+def charts(
+    group: Sequence[Result], names: Sequence[str], key: str, parts: Sequence[Sequence[Result]] = ()
+) -> list[Chart]:
+    """The pictures of the runs of one trace. names: of the runs; key: begins the ids of all that is in them; parts: of
+    each run what it came to over time, if that is known."""
     runs, names = list(group)[:MOST], list(names)[:MOST]
     made = [
         _stacked(
@@ -62,8 +44,13 @@ def charts(group: Sequence[Result], names: Sequence[str], key: str) -> list[Char
              ("EPT", [_per(r, r.counters["ept_walk_refs"]) for r in runs])],
             "{:.3f}".format, "references an access",
         ),
+        _begins(f"{key}-begin", "Walks, by where the paging-structure caches let them begin", runs, names, "psc",
+                "walks of a thousand accesses"),
+        _begins(f"{key}-nested", "Guest-physical addresses that walks translate, by what is cached", runs, names,
+                "epsc", "addresses of a thousand accesses"),
         _stacked(f"{key}-exits", "VM exits, by reason", runs, names, _exits(runs), number, "VM exits"),
         _by_size(f"{key}-size", group),
+        *time_charts(parts, names, key),
     ]  # fmt: skip
     return [chart for chart in made if chart is not None]
 
@@ -99,6 +86,24 @@ def _largest(found: dict[str, list[float]], n: int) -> list[tuple[str, list[floa
     return parts
 
 
+def _begins(key: str, title: str, runs: Sequence[Result], names: Sequence[str], unit: str, axis: str) -> Chart | None:
+    """Walks, or the walks of the EPT in them, by the entry below which they begin; None where no run tells."""
+    told = [(run, name) for run, name in zip(runs, names, strict=True) if run.tlb.get(unit, {}).get("lookups")]
+    if not told:
+        return None
+    found: dict[str, list[float]] = {}
+    for i, (run, _) in enumerate(told):
+        counts = {"from the root": run.tlb[unit]["misses"]}
+        counts |= {f"below a cached {entry.upper()}": n for entry, n in reversed(run.tlb[unit]["hits"].items())}
+        if unit == "epsc":
+            counts["cached whole"] = sum(run.tlb["gpm"]["hits"].values())
+        for part, n in counts.items():
+            found.setdefault(part, [0.0] * len(told))[i] = _per(run, n, 1000)
+    parts = [(part, values) for part, values in found.items() if any(values)]
+    of = [run for run, _ in told]
+    return _stacked(key, title, of, [name for _, name in told], parts, "{:.2f}".format, axis)
+
+
 # ---- kinds of charts ---------------------------------------------------------------------------------------------
 
 
@@ -115,13 +120,13 @@ def _stacked(
     totals = [sum(values[i] for _, values in parts) for i in range(len(runs))]
     if not any(totals):
         return None
-    figure, axes = _axes(len(runs), len(parts))
-    marks = bars(axes, names, parts, unit=unit, shown=shown, ink=_INK, grid=_GRID, key=f"mark-{key}")
-    _legend(figure, [(name, REST if name == "other" else PALETTE[j]) for j, (name, _) in enumerate(parts)])
+    figure, axes = axes_of(len(runs), len(parts))
+    marks = bars(axes, names, parts, unit=unit, shown=shown, ink=INK, grid=GRID, key=f"mark-{key}")
+    legend_of(figure, [(name, REST if name == "other" else PALETTE[j]) for j, (name, _) in enumerate(parts)])
     most, least = max(range(len(runs)), key=totals.__getitem__), min(range(len(runs)), key=totals.__getitem__)
     said = f"{title}: from {shown(totals[least])} ({names[least]}) to {shown(totals[most])} ({names[most]})."
     rows = tuple((name, *(values[i] for _, values in parts), totals[i]) for i, name in enumerate(names))
-    return Chart(key, title, said, ("run", *(name for name, _ in parts), "sum"), rows, _svg(figure, key), marks)
+    return Chart(key, title, said, ("run", *(name for name, _ in parts), "sum"), rows, svg_of(figure, key), marks)
 
 
 def _grouped(
@@ -136,7 +141,7 @@ def _grouped(
     """Lying bars side by side, of one hue in steps."""
     if not any(any(each) for each in values):
         return None
-    figure, axes = _axes(len(runs) * 1.6, len(parts))
+    figure, axes = axes_of(len(runs) * 1.6, len(parts))
     height, marks, legend = 0.8 / len(parts), 0, []
     for j, (name, colour) in enumerate(zip(parts, steps(PALETTE[0], len(parts)), strict=True)):
         at = [i + (j - (len(parts) - 1) / 2) * height for i in range(len(runs))]
@@ -144,15 +149,15 @@ def _grouped(
         none = [0.0] * len(at)
         marks += pieces_of(axes, name, at, widths, none, colour, height=0.92 * height, key=f"mark-{key}-{j}")
         for x, y in zip(widths, at, strict=True):
-            axes.annotate(f"{x:.2f}", (x, y), xytext=(4, 0), textcoords="offset points", va="center", color=_INK,
+            axes.annotate(f"{x:.2f}", (x, y), xytext=(4, 0), textcoords="offset points", va="center", color=INK,
                           fontsize=7)  # fmt: skip
         legend.append((name, colour))
-    lie(axes, names, unit, max(max(each) for each in values), ink=_INK, grid=_GRID)
-    _legend(figure, legend)
+    lie(axes, names, unit, max(max(each) for each in values), ink=INK, grid=GRID)
+    legend_of(figure, legend)
     worst = max(range(len(runs)), key=lambda i: values[i][-1])
     said = f"{title}: most in {names[worst]}, {values[worst][-1]:.2f} of both levels."
     rows = tuple((name, *each) for name, each in zip(names, values, strict=True))
-    return Chart(key, title, said, ("run", *parts), rows, _svg(figure, key), marks)
+    return Chart(key, title, said, ("run", *parts), rows, svg_of(figure, key), marks)
 
 
 def _by_size(key: str, group: Sequence[Result]) -> Chart | None:
@@ -164,7 +169,7 @@ def _by_size(key: str, group: Sequence[Result]) -> Chart | None:
     kept = [points for points in lines.values() if len(points) >= 3]
     if not kept:
         return None
-    figure, axes = _axes(6, 0)
+    figure, axes = axes_of(6, 0)
     rows, marks = [], 0
     for j, points in enumerate(kept):
         xs = sorted(points)
@@ -176,66 +181,19 @@ def _by_size(key: str, group: Sequence[Result]) -> Chart | None:
             point.set_gid(f"mark-{key}-{j}-{i}")
             marks += 1
             rows.append((name, x, 100 * y))
-        axes.annotate(name, (xs[-1], ys[-1]), xytext=(6, 0), textcoords="offset points", va="center", color=colour)
     axes.set_xscale("log", base=2)
     sizes = sorted({x for points in kept for x in points})
     axes.set_xticks(sizes, [str(x) for x in sizes])
     axes.set_ylim(bottom=0)
     plain(axes.yaxis, percent=True)
     axes.set(xlabel="entries of the second level", ylabel="accesses that miss")
-    look(axes, ink=_INK, grid=_GRID)
-    axes.margins(x=0.12)
+    look(axes, ink=INK, grid=GRID)
+    series(axes, ink=INK)
     title = "Misses of both levels, by entries of the second"
     said = f"{title}: {len(kept)} lines of {len(sizes)} sizes."
-    return Chart(key, title, said, ("scheme", "entries", "misses, %"), tuple(rows), _svg(figure, key), marks)
+    return Chart(key, title, said, ("scheme", "entries", "misses, %"), tuple(rows), svg_of(figure, key), marks)
 
 
 def _entries(result: Result) -> int:
     said = re.search(r"L2 (\d+)/", result.geometry)
     return int(said[1]) if said else 0
-
-
-# ---- matplotlib --------------------------------------------------------------------------------------------------
-
-
-def _axes(bars: float, parts: int) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("a report", "report") from error
-    rows = -(-parts // 4)
-    figure = Figure(figsize=(7.6, 1.0 + 0.26 * max(bars, 2) + 0.2 * rows), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _legend(figure: Any, legend: Sequence[tuple[str, str]]) -> None:
-    from matplotlib.patches import Patch
-
-    if len(legend) > 1:
-        patches = [Patch(color=colour, label=name) for name, colour in legend]
-        made = figure.legend(handles=patches, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
-        for text in made.get_texts():
-            text.set_color(_INK)
-
-
-def _svg(figure: Any, key: str) -> str:
-    """As it goes into a page: no size of its own, words as words, colours of the page, ids of its own."""
-    from matplotlib import rc_context
-
-    sink = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.family": "sans-serif"}):
-        figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = sink.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
-    text = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", text)
-    for colour, said in ((_INK, "var(--ink)"), (_GRID, "var(--grid)")):
-        text = text.replace(colour, said)
-    for i, colour in enumerate(PALETTE):
-        text = text.replace(colour, f"var(--p{i})")
-    ids = set(re.findall(r'id="([^"]+)"', text))
-    for name in sorted(ids, key=len, reverse=True):
-        if not name.startswith("mark-"):
-            text = re.sub(rf'(id="|href="#|url\(#){re.escape(name)}(?=["\)])', rf"\1{key}-{name}", text)
-    return text

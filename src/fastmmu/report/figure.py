@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import io
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,9 @@ _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (7, 2, 1, 2)))
 _MARKERS = "osD^vPX*<>"
 _IN_AXES = 10  # entries of a legend that may cover part of the curves
 _AT_ENDS = 8  # names that may stand at the ends of lines
+_SHORT = 26  # characters of such a name
+_INK = "#222222"
+_APART, _FAR = 9.5, 20.0  # points: from one name to the next, from the end of a line to its name at most
 
 
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b3a100", "#8c6bb1")
@@ -87,6 +89,8 @@ def plain(axis: Any, *, percent: bool = False) -> None:
     def shown(value: float, _: object = None) -> str:
         value *= 100 if percent else 1
         text = number(value) if value >= 10_000 else f"{value:g}"
+        if "." in text and text[-1].isalpha():  # 1.50M
+            text = text[:-1].rstrip("0").rstrip(".") + text[-1]
         return f"{text} %" if percent else text
 
     if axis.get_scale() == "log":
@@ -98,31 +102,51 @@ def plain(axis: Any, *, percent: bool = False) -> None:
     axis.set_major_formatter(FuncFormatter(shown))
 
 
-def series(axes: Any) -> None:
-    """Names of the lines: at their right ends, in their colours, where these lie apart; else a legend, beside the axes
-    where it has too many entries to stand in them."""
+def series(axes: Any, *, ink: str = _INK) -> None:
+    """Names of the lines: at their right ends, in their colours, where they fit there, moved apart where the ends lie
+    close; else a legend, beside the axes where it has too many entries to stand in them."""
     handles, labels = axes.get_legend_handles_labels()
     lines = [handle for handle in handles if hasattr(handle, "get_ydata")]
-    if lines and len(lines) == len(labels) <= _AT_ENDS and _apart(axes, lines):
-        for line, label in zip(lines, labels, strict=True):
+    few = lines and len(lines) == len(labels) <= _AT_ENDS and max(map(len, labels)) <= _SHORT
+    places = _at_ends(axes, lines) if few else None
+    if places is not None:
+        for line, label, (end, moved) in zip(lines, labels, places, strict=True):
             axes.annotate(
-                label, (line.get_xdata()[-1], line.get_ydata()[-1]), xytext=(6, 0), textcoords="offset points",
-                va="center", color=line.get_color(), fontsize="small", annotation_clip=False,
+                label, end, xytext=(6, moved), textcoords="offset points", va="center", color=line.get_color(),
+                fontsize="small", annotation_clip=False,
             )  # fmt: skip
-    elif len(labels) > _IN_AXES:
-        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     elif labels:
-        axes.legend(fontsize="small", framealpha=0.8, edgecolor="none")
+        where: dict[str, Any] = {"fontsize": "small", "framealpha": 0.8, "edgecolor": "none", "frameon": ink == _INK}
+        if len(labels) > _IN_AXES:
+            where = {"fontsize": "x-small", "loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
+        for text in axes.legend(**where).get_texts():
+            text.set_color(ink)
 
 
-def _apart(axes: Any, lines: Sequence[Any]) -> bool:
-    """Ends of lines leave room for a name each, and all stand at the same place."""
-    ends = [axes.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) for line in lines]
-    heights = sorted(y for _, y in ends)
-    room = 0.07 * axes.bbox.height
-    return max(x for x, _ in ends) - min(x for x, _ in ends) < 1 and all(
-        b - a >= room for a, b in itertools.pairwise(heights)
-    )
+def _at_ends(axes: Any, lines: Sequence[Any]) -> list[tuple[tuple[float, float], float]] | None:
+    """Where the lines end, and by how many points a name is moved up from there; None where the lines end at different
+    places, or a name would be far from its line."""
+    ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
+    pixels = axes.transData.transform(ends)
+    if pixels[:, 0].max() - pixels[:, 0].min() >= 1:
+        return None
+    points = 72 / axes.figure.dpi
+    heights = [float(y) * points for y in pixels[:, 1]]
+    order = sorted(range(len(lines)), key=heights.__getitem__)
+    put = [heights[i] for i in order]
+    for _ in range(100):  # neighbours that are too close go apart, half each
+        close = [
+            (i, _APART - (put[i + 1] - put[i])) for i in range(len(put) - 1) if put[i + 1] - put[i] < _APART - 0.01
+        ]
+        if not close:
+            break
+        for i, short in close:
+            put[i] -= short / 2
+            put[i + 1] += short / 2
+    moved = {i: place - heights[i] for i, place in zip(order, put, strict=True)}
+    if max(map(abs, moved.values())) > _FAR:
+        return None
+    return [(ends[i], moved[i]) for i in range(len(lines))]
 
 
 def bars(

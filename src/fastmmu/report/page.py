@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastmmu._checked import checked
-from fastmmu.errors import MissingExtraError
+from fastmmu.errors import ConfigError, MissingExtraError
 from fastmmu.machine.result import Result
-from fastmmu.report.charts import MOST, Chart, charts
+from fastmmu.report.charts import MOST, charts
 from fastmmu.report.figure import ON_DARK, PALETTE
-from fastmmu.report.rows import rows, slowdowns
+from fastmmu.report.rows import gathered, rows, slowdowns
+from fastmmu.report.svg import Chart
 from fastmmu.report.table import number
 from fastmmu.report.why import why
 from fastmmu.report.words import settings
@@ -41,16 +42,39 @@ class _Section:
     left_out: int
 
 
+@dataclass(frozen=True)
+class _Told:
+    """A run, what it came to over time, the name it is given ("": of its configuration)."""
+
+    result: Result
+    parts: list[Result]
+    name: str = ""
+
+
 @checked
-def page(results: Sequence[Result], *, title: str = "fastmmu", made: Mapping[str, Sequence[str]] | None = None) -> str:
+def page(
+    results: Sequence[Result],
+    *,
+    title: str = "fastmmu",
+    made: Mapping[str, Sequence[str]] | None = None,
+    names: Sequence[str] = (),
+) -> str:
     """The page of results, as text.
 
-    :param results: of any number of traces, configurations and cost models. :param made: what made them, name → texts,
-        as :func:`fastmmu.report.stored.made_with` finds it.
-    :raises MissingExtraError: jinja2 or matplotlib is not installed (fastmmu[report]).
+    :param results: of any number of traces, configurations and cost models; what is known of them over time, as by
+        ``simulate(interval=)``, is drawn, also where it comes from a file in parts. :param made: what made them, name →
+        texts, as :func:`fastmmu.report.stored.made_with` finds it. :param names: of the runs, where their
+        configurations do not tell them apart.
+    :raises MissingExtraError: jinja2 or matplotlib is not installed (fastmmu[report]). :raises ConfigError: `names` are
+        not as many as the runs.
     """
-    sections = [_section(f"t{i}", group) for i, group in enumerate(_by_content(results))]
     from fastmmu import __version__
+
+    runs = gathered(results)
+    if names and len(names) != len(runs):
+        raise ConfigError(f"names of {len(names)} runs, and there are {len(runs)}; give each run one")
+    told = [_Told(*run, name) for run, name in zip(runs, names or [""] * len(runs), strict=True)]
+    sections = [_section(f"t{i}", group) for i, group in enumerate(_by_content(told))]
 
     return str(
         _template().render(
@@ -58,8 +82,8 @@ def page(results: Sequence[Result], *, title: str = "fastmmu", made: Mapping[str
             sections=sections,
             made=[(name, text) for name, texts in (made or {}).items() for text in texts],
             version=__version__,
-            data=_link(_csv(rows(results))),
-            runs=len(results),
+            data=_link(_csv(rows([run.result for run in told]))),
+            runs=len(told),
             most=MOST,
             light=_variables(PALETTE),
             dark=_variables(ON_DARK),
@@ -74,16 +98,17 @@ def _variables(colours: Sequence[str]) -> str:
     return " ".join(f"--p{i}: {colour};" for i, colour in enumerate(colours))
 
 
-def _by_content(results: Sequence[Result]) -> list[list[Result]]:
-    groups: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        groups.setdefault((result.trace, result.content), []).append(result)
+def _by_content(runs: Sequence[_Told]) -> list[list[_Told]]:
+    groups: dict[tuple[str, str], list[_Told]] = {}
+    for run in runs:
+        groups.setdefault((run.result.trace, run.result.content), []).append(run)
     return list(groups.values())
 
 
-def _section(key: str, group: Sequence[Result]) -> _Section:
+def _section(key: str, runs: Sequence[_Told]) -> _Section:
+    group = [run.result for run in runs]
     first = group[0]
-    names = run_names(group)
+    names = [run.name or name for run, name in zip(runs, run_names(group), strict=True)]
     geometries = list(dict.fromkeys(result.geometry for result in group))
     about = [
         ("events", f"{first.counters['accesses']:,} accesses, {first.counters['pages_touched']:,} pages touched"),
@@ -102,7 +127,7 @@ def _section(key: str, group: Sequence[Result]) -> _Section:
         head=head,
         rows=cells,
         why=tuple(why(group, width=10_000)[1:]),
-        charts=tuple(charts(group, names, key)),
+        charts=tuple(charts(group, names, key, [run.parts for run in runs])),
         left_out=max(0, len(group) - MOST),
     )
 
@@ -162,7 +187,8 @@ def table_html(results: Sequence[Result]) -> str:
     import html
 
     parts = []
-    for group in _by_content(results):
+    for told in _by_content([_Told(result, parts) for result, parts in gathered(results)]):
+        group = [run.result for run in told]
         head, cells = _table(group, run_names(group))
         title = html.escape(f"{group[0].trace or 'trace'}: {group[0].counters['accesses']:,} accesses")
         lines = "".join(

@@ -9,8 +9,9 @@ from typing import Any, Protocol, TypeVar
 from fastmmu._checked import checked
 from fastmmu.machine.identity import Origin
 from fastmmu.machine.result import Result
+from fastmmu.machine.series import AT_END
 
-__all__ = ["baseline", "by_trace", "of_one_run", "over_time", "rows", "several_versions", "slowdowns"]
+__all__ = ["baseline", "by_trace", "gathered", "of_one_run", "over_time", "rows", "several_versions", "slowdowns"]
 
 _PRESET: dict[str, Any] = {
     "tlb": "skylake",
@@ -48,6 +49,55 @@ def _parts(result: Result) -> Iterator[Result]:
         more: dict[str, Any] = {"seconds": 0.0, "tlb": {}, "exit_log": None, "series": None}
         yield replace(result, counters=counters, first=first, **sums, **more)
         first += counters["accesses"]
+
+
+@checked
+def gathered(results: Sequence[Result]) -> list[tuple[Result, list[Result]]]:
+    """Each run with what it came to over time: the inverse of :func:`over_time`, also of results from files. A run of
+    which nothing is known over time has itself.
+
+    Of results one after the other each that begins where the one before ends goes with that one: events, configuration
+    and costs alike. Counters and cycles of the whole are sums; what its TLB did is not known.
+    """
+    runs: list[list[Result]] = []
+    for result in results:
+        before = runs[-1][-1] if runs else None
+        if result.series is None and before is not None and before.series is None and _follows(result, before):
+            runs[-1].append(result)
+        else:
+            runs.append([result])
+    return [_gathered(run) for run in runs]
+
+
+def _follows(result: Result, before: Result) -> bool:
+    return (
+        result.first == before.first + before.counters["accesses"]
+        and result.origin == before.origin
+        and result.config == before.config
+    )
+
+
+def _gathered(run: list[Result]) -> tuple[Result, list[Result]]:
+    if len(run) == 1:
+        return run[0], over_time(run)
+    counters: dict[str, Any] = {}
+    cycles_by: dict[str, float] = {}
+    for part in run:
+        for name, value in part.counters.items():
+            if isinstance(value, dict):
+                sums = counters.setdefault(name, {})
+                sums.update({key: sums.get(key, 0) + n for key, n in value.items()})
+            else:
+                counters[name] = value if name in AT_END else counters.get(name, 0) + value
+        for cause, value in part.cycles_by.items():
+            cycles_by[cause] = cycles_by.get(cause, 0.0) + value
+    whole: dict[str, Any] = {
+        "counters": counters,
+        "cycles_by": cycles_by,
+        "cycles": float(sum(part.cycles for part in run)),
+    }
+    seconds, complete = sum(part.seconds for part in run), all(part.complete for part in run)
+    return replace(run[0], seconds=seconds, complete=complete, **whole), run
 
 
 class Figure(Protocol):

@@ -7,6 +7,7 @@ import argparse
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
 from fastmmu.cli.region import add_region
+from fastmmu.cli.report import INTERVAL, add_report
 from fastmmu.study.schemes import COMPARE
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
@@ -82,37 +83,30 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_config(parser, kvm=False)
     add_region(parser)
     shared.add_files(parser)
-    parser.add_argument(
-        "--report", metavar="FILE", help="an HTML page with tables and pictures (needs fastmmu[report])"
-    )
+    add_report(parser)
     shared.add_jobs(parser)
     shared.add_quiet(parser)
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    import fastmmu
+    from fastmmu.cli.report import check_report, write_report
     from fastmmu.cli.simulation import run_all
     from fastmmu.machine.result import Result
-    from fastmmu.report import comparison, explain, page
-    from fastmmu.report.files import check_target, write_whole
+    from fastmmu.report import comparison, explain
     from fastmmu.study.compare.run import configurations
 
-    every: list[Result] = []
-    if options.report is not None:
-        check_target(options.report, "html")
-        page([])  # what it needs is there
+    check_report(options)
 
     def show(results: list[Result], not_run: list[str]) -> None:
-        every.extend(results)
         text = comparison(results, width=terminal.width(), colour=terminal.colour(), not_run=not_run)
         terminal.say(text + "\n")
         if options.explain:
             terminal.say(explain(results, width=terminal.width(), colour=terminal.colour()) + "\n")
 
+    def finish(results: list[Result]) -> None:
+        write_report(options, results, "fastmmu compare")
+
     configs = configurations(options.schemes, options.pages, options.kvm, **shared.config_fields(options))
-    code = run_all(options, configs, show)
-    if options.report is not None and every:
-        made = {"fastmmu": [fastmmu.__version__], "command": [getattr(options, "command_line", "")]}
-        write_whole(options.report, page(every, title="fastmmu compare", made=made).encode("utf-8", "backslashreplace"))
-    return code
+    interval = None if options.report is None else INTERVAL
+    return run_all(options, configs, show, finish=finish, interval=interval)
