@@ -67,6 +67,7 @@ COMMANDS = {
     "boot": Command(f"boot {FILES}", distinct("scheme")),
     "replay": Command("replay {system} {system}"),
     "replay --schemes": Command("replay {system} --schemes --memory 2G"),
+    "replay --report": Command("replay {system} --schemes --memory 2G --report {out}/r.html"),
     "replay --omit": Command("replay {system} --omit cr3,stores,invlpg"),
     "diff": Command("diff {first} {second}"),
     "sweep": Command("sweep {study} --executor threads:2 --results {out}/r.results"),

@@ -73,5 +73,5 @@ def test_ticks_are_plain() -> None:
     plain(axes.xaxis)
     said = axes.xaxis.get_major_formatter()
     assert [said(x) for x in (0.5, 100, 20_000, 500_000, 1e6, 1.5e6, 20e6)] == [
-        "0.5", "100", "20000", "500k", "1M", "1.5M", "20M",
+        "0.5", "100", "20k", "500k", "1M", "1.5M", "20M",
     ]  # fmt: skip

@@ -153,6 +153,7 @@ def test_exits_and_cycles_over_time_are_those_of_the_runs(text: str, found: list
     runs = found[12:]
     exits, cycles = files["t1-exits-time"], files["t1-cycles-time"]
     assert "t0-exits-time" not in files
+    assert "over time, of the first" not in text
     for run, name in zip(runs, run_names(runs), strict=True):
         mine = [row for row in exits if row["run"] == name]
         summed = sum(int(value) for row in mine for key, value in row.items() if key not in ("run", "from access"))

@@ -170,12 +170,13 @@ def _by_size(key: str, group: Sequence[Result]) -> Chart | None:
     if not kept:
         return None
     figure, axes = axes_of(6, 0)
-    rows, marks = [], 0
+    rows, marks, legend = [], 0, []
     for j, points in enumerate(kept):
         xs = sorted(points)
         ys = [_per(points[x], points[x].counters["tlb_misses"]) for x in xs]
         colour, name = PALETTE[j % len(PALETTE)], points[xs[0]].config.name
         axes.plot(xs, ys, color=colour, linewidth=1.6, label=name)
+        legend.append((name, colour))
         for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
             (point,) = axes.plot([x], [y], "o", color=colour, markersize=4)
             point.set_gid(f"mark-{key}-{j}-{i}")
@@ -188,7 +189,8 @@ def _by_size(key: str, group: Sequence[Result]) -> Chart | None:
     plain(axes.yaxis, percent=True)
     axes.set(xlabel="entries of the second level", ylabel="accesses that miss")
     look(axes, ink=INK, grid=GRID)
-    series(axes, ink=INK)
+    if not series(axes, legend=False):
+        legend_of(figure, legend)
     title = "Misses of both levels, by entries of the second"
     said = f"{title}: {len(kept)} lines of {len(sizes)} sizes."
     return Chart(key, title, said, ("scheme", "entries", "misses, %"), tuple(rows), svg_of(figure, key), marks)

@@ -24,8 +24,8 @@ _DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (7, 2, 1, 2)))
 _MARKERS = "osD^vPX*<>"
 _IN_AXES = 10  # entries of a legend that may cover part of the curves
 _AT_ENDS = 8  # names that may stand at the ends of lines
+_SCALES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))  # thousands from 10,000 on
 _SHORT = 26  # characters of such a name
-_INK = "#222222"
 _APART, _FAR = 9.5, 20.0  # points: from one name to the next, from the end of a line to its name at most
 
 
@@ -88,9 +88,8 @@ def plain(axis: Any, *, percent: bool = False) -> None:
 
     def shown(value: float, _: object = None) -> str:
         value *= 100 if percent else 1
-        text = number(value) if value >= 10_000 else f"{value:g}"
-        if "." in text and text[-1].isalpha():  # 1.50M
-            text = text[:-1].rstrip("0").rstrip(".") + text[-1]
+        scale, unit = next((each for each in _SCALES if abs(value) >= max(each[0], 10_000)), (1, ""))
+        text = f"{value / scale:g}{unit}"
         return f"{text} %" if percent else text
 
     if axis.get_scale() == "log":
@@ -102,9 +101,10 @@ def plain(axis: Any, *, percent: bool = False) -> None:
     axis.set_major_formatter(FuncFormatter(shown))
 
 
-def series(axes: Any, *, ink: str = _INK) -> None:
+def series(axes: Any, *, legend: bool = True) -> bool:
     """Names of the lines: at their right ends, in their colours, where they fit there, moved apart where the ends lie
-    close; else a legend, beside the axes where it has too many entries to stand in them."""
+    close, and True; else a legend, beside the axes where it has too many entries to stand in them, or without `legend`
+    the caller's."""
     handles, labels = axes.get_legend_handles_labels()
     lines = [handle for handle in handles if hasattr(handle, "get_ydata")]
     few = lines and len(lines) == len(labels) <= _AT_ENDS and max(map(len, labels)) <= _SHORT
@@ -115,12 +115,11 @@ def series(axes: Any, *, ink: str = _INK) -> None:
                 label, end, xytext=(6, moved), textcoords="offset points", va="center", color=line.get_color(),
                 fontsize="small", annotation_clip=False,
             )  # fmt: skip
-    elif labels:
-        where: dict[str, Any] = {"fontsize": "small", "framealpha": 0.8, "edgecolor": "none", "frameon": ink == _INK}
-        if len(labels) > _IN_AXES:
-            where = {"fontsize": "x-small", "loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
-        for text in axes.legend(**where).get_texts():
-            text.set_color(ink)
+    elif labels and legend and len(labels) > _IN_AXES:
+        axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    elif labels and legend:
+        axes.legend(fontsize="small", framealpha=0.8, edgecolor="none")
+    return places is not None
 
 
 def _at_ends(axes: Any, lines: Sequence[Any]) -> list[tuple[tuple[float, float], float]] | None:

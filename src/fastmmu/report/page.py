@@ -110,8 +110,10 @@ def _section(key: str, runs: Sequence[_Told]) -> _Section:
     first = group[0]
     names = [run.name or name for run, name in zip(runs, run_names(group), strict=True)]
     geometries = list(dict.fromkeys(result.geometry for result in group))
+    pages = first.counters.get("pages_touched")
+    touched = f", {pages:,} pages touched" if pages else ""
     about = [
-        ("events", f"{first.counters['accesses']:,} accesses, {first.counters['pages_touched']:,} pages touched"),
+        ("events", f"{first.counters['accesses']:,} accesses{touched}"),
         ("content", first.content or "unknown"),
         ("file", first.path or "in memory"),
         ("settings", "; ".join(dict.fromkeys(map(settings, group)))),

@@ -17,7 +17,7 @@ __all__ = ["time_charts"]
 
 BINS = 64
 """Stretches of time at most; where there are more, neighbours become one."""
-_RUNS = 8  # that are drawn
+_RUNS = 6  # whose exits are drawn
 _PARTS = 7  # reasons that have a colour
 
 
@@ -25,9 +25,16 @@ def time_charts(parts: Sequence[Sequence[Result]], names: Sequence[str], key: st
     """The pictures. parts: of each run its results one after the other; those of one part have no time."""
     told = [(list(run), name) for run, name in zip(parts, names, strict=False) if len(run) > 1]
     if told:
-        yield _cycles(f"{key}-cycles-time", [(run, name) for run, name in told[: len(PALETTE)]])
+        first = told[: len(PALETTE)]
+        yield _cycles(f"{key}-cycles-time", f"Cycles of an access, over time{_of_many(first, told)}", first)
         exiting = [(run, name) for run, name in told if any(part.counters["vm_exits"] for part in run)]
-        yield _exits(f"{key}-exits-time", exiting[:_RUNS]) if exiting else None
+        first = exiting[:_RUNS]
+        title = f"VM exits of a thousand accesses, over time{_of_many(first, exiting)}"
+        yield _exits(f"{key}-exits-time", title, first) if exiting else None
+
+
+def _of_many(drawn: Sequence[object], all_of: Sequence[object]) -> str:
+    return "" if len(drawn) == len(all_of) else f", of the first {len(drawn)} of {len(all_of)} runs"
 
 
 def _bins(run: Sequence[Result]) -> list[Sequence[Result]]:
@@ -47,7 +54,7 @@ def _edges(bins: Sequence[Sequence[Result]]) -> list[int]:
     return [*(found[0].first for found in bins), last.first + last.counters["accesses"]]
 
 
-def _cycles(key: str, told: Sequence[tuple[Sequence[Result], str]]) -> Chart:
+def _cycles(key: str, title: str, told: Sequence[tuple[Sequence[Result], str]]) -> Chart:
     figure, axes = axes_of(8, 0)
     rows, marks = [], 0
     for j, (run, name) in enumerate(told):
@@ -65,14 +72,14 @@ def _cycles(key: str, told: Sequence[tuple[Sequence[Result], str]]) -> Chart:
     plain(axes.xaxis)
     plain(axes.yaxis)
     look(axes, ink=INK, grid=GRID)
-    series(axes, ink=INK)
-    title = "Cycles of an access, over time"
+    if not series(axes, legend=False):
+        legend_of(figure, [(name, PALETTE[j]) for j, (_, name) in enumerate(told)])
     highest = max(rows, key=lambda row: row[2])
     said = f"{title}: most in {highest[0]}, {highest[2]:.2f} from access {highest[1]:,} on."
     return Chart(key, title, said, ("run", "from access", "cycles an access"), tuple(rows), svg_of(figure, key), marks)
 
 
-def _exits(key: str, told: Sequence[tuple[Sequence[Result], str]]) -> Chart:
+def _exits(key: str, title: str, told: Sequence[tuple[Sequence[Result], str]]) -> Chart:
     totals: dict[str, int] = {}
     for run, _ in told:
         for part in run:
@@ -91,7 +98,7 @@ def _exits(key: str, told: Sequence[tuple[Sequence[Result], str]]) -> Chart:
         base = np.zeros(len(bins))
         counts = [[sum(_of(part, reasons) for part in found) for found in bins] for _, reasons in shown]
         for j, (values, colour) in enumerate(zip(counts, colours, strict=True)):
-            top = base + 1000 * np.array(values) / np.diff(edges)
+            top = base + 1000 * np.array(values) / np.maximum(np.diff(edges), 1)
             if any(values):
                 area = axes.stairs(top, edges, baseline=base, fill=True, color=colour, linewidth=0)
                 area.set_gid(f"mark-{key}-{number_of}-{j}")
@@ -101,7 +108,6 @@ def _exits(key: str, told: Sequence[tuple[Sequence[Result], str]]) -> Chart:
         _axes(axes, name)
     _last(places, max(_edges(_bins(run))[-1] for run, _ in told))
     legend_of(figure, [(title, colour) for (title, _), colour in zip(shown, colours, strict=True)])
-    title = "VM exits of a thousand accesses, over time"
     said = (
         f"{title}: " + ", ".join(f"{title} {number(sum(totals[r] for r in reasons))}" for title, reasons in shown) + "."
     )

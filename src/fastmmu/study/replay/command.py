@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
 from fastmmu.cli.progress import UntilInterrupted, progress
+from fastmmu.cli.report import add_report, check_report, write_report
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fastmmu.machine.config import Config
     from fastmmu.machine.replay import Replayed
+    from fastmmu.machine.result import Result
     from fastmmu.trace.system import SystemTrace
 
 __all__ = ["DESCRIPTION", "EPILOG", "OMISSIONS", "USAGE", "add", "handle"]
@@ -40,6 +44,7 @@ examples:
   fastmmu replay linux.rec.zst --omit invlpg,stores        what these are good for, in mismatches
   fastmmu replay linux.rec.zst --omit invlpg --find-missing-flushes        and which uses are stale, and why
   fastmmu replay smp2.rec.zst --omit invlpg@1,cr3_flush@0        of several CPUs: the flushes of one of them
+  fastmmu replay linux.rec.zst --schemes --report linux.html        a page: tables that sort, pictures
   fastmmu replay smp2.rec.zst --ipis        its IPIs, and the VM exits that they take by way of the TPR
 
 what --omit takes, a run each (with --tlb strict, unless one is named):
@@ -67,6 +72,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_vmm(scheme)
     shared.add_watch(scheme)
     shared.add_tlb(parser)
+    add_report(parser)
     shared.add_jobs(parser)
     shared.add_quiet(parser)
 
@@ -85,8 +91,8 @@ def handle(options: argparse.Namespace) -> int:
     from fastmmu.trace import read_trace
     from fastmmu.trace.system import SystemTrace
 
-    if options.ipis and (options.schemes or options.omit):
-        raise ConfigError("--ipis replays no memory; leave out --schemes and --omit, or --ipis")
+    if options.ipis and (options.schemes or options.omit or options.report):
+        raise ConfigError("--ipis replays no memory; leave out --schemes, --omit and --report, or --ipis")
     for name, given in (("--mmu", options.mmu), ("--vpid", options.vpid), ("--omit", options.omit)):
         if options.schemes and given:
             raise ConfigError(f"--schemes runs every scheme as it is; leave out {name}, or --schemes")
@@ -94,6 +100,8 @@ def handle(options: argparse.Namespace) -> int:
     if options.omit:
         fields.setdefault("tlb", "strict")
     config = Config(mmu=options.mmu or "native", vpid=options.vpid, **fields)
+    check_report(options)
+    page = _Page(options)
     wrong = 0
     for name in options.traces:
         trace = read_trace(name)
@@ -104,23 +112,54 @@ def handle(options: argparse.Namespace) -> int:
         if options.ipis:
             _ipis(trace, options)
             continue
-        differing, interrupted = _schemes(trace, options) if options.schemes else _each(trace, config, options)
+        if options.schemes:
+            differing, interrupted = _schemes(trace, options, page)
+        else:
+            differing, interrupted = _each(trace, config, options, page)
         wrong += differing
         if interrupted:
+            page.write()
             return interruption.code()
+    page.write()
     return 1 if wrong else 0
 
 
-def _each(trace: SystemTrace, config: Config, options: argparse.Namespace) -> tuple[int, bool]:
+class _Page:
+    """What --report is made of: the results of the runs, by their names, in the order of the tables."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.told = None if options.report is None else self._told
+        self.found: dict[str, Result] = {}
+        self.results: list[Result] = []
+        self.names: list[str] = []
+
+    def _told(self, name: str, result: Result) -> None:
+        self.found[name] = result
+
+    def add(self, names: Mapping[str, str]) -> None:
+        """The runs of a trace have ended. names: of them, to what they are called."""
+        for name, called in names.items():
+            if name in self.found:
+                self.results.append(self.found[name])
+                self.names.append(called)
+        self.found.clear()
+
+    def write(self) -> None:
+        write_report(self.options, self.results, "fastmmu replay", self.names)
+
+
+def _each(trace: SystemTrace, config: Config, options: argparse.Namespace, page: _Page) -> tuple[int, bool]:
     """A run for each omission, printed; what was wrong in all, and whether a signal came."""
     from fastmmu.study.replay.run import replays
 
     wrong, interrupted = 0, False
     omissions = options.omit or [""]
     with progress(quiet=options.quiet) as report:
-        how: dict[str, Any] = {"jobs": options.jobs, "keep_partial": True}
+        how: dict[str, Any] = {"jobs": options.jobs, "keep_partial": True, "told": page.told}
         steps = UntilInterrupted(replays(trace, config, omissions, progress=partial(report, trace.name), **how))
         found = list(steps)
+    page.add({omission: f"{config.name} without {omission}" if omission else config.name for omission in omissions})
     for omission, replayed, complete in found:
         terminal.say("\n".join(_lines(trace.name, config, replayed, omission)))
         wrong += replayed.wrong + replayed.stale_uses
@@ -130,15 +169,16 @@ def _each(trace: SystemTrace, config: Config, options: argparse.Namespace) -> tu
     return wrong, interrupted or steps.happened
 
 
-def _schemes(trace: SystemTrace, options: argparse.Namespace) -> tuple[int, bool]:
+def _schemes(trace: SystemTrace, options: argparse.Namespace, page: _Page) -> tuple[int, bool]:
     """The table; what was wrong in all, and whether a signal came."""
     from fastmmu.study.replay.run import SCHEMES, replay_schemes
     from fastmmu.study.replay.table import schemes_table
 
     with progress(quiet=options.quiet) as report:
-        how = {"progress": report, "jobs": options.jobs, **shared.config_fields(options)}
+        how = {"progress": report, "jobs": options.jobs, "told": page.told, **shared.config_fields(options)}
         steps = UntilInterrupted(replay_schemes(trace, **how))
         found = list(steps)
+    page.add({scheme: scheme for scheme in SCHEMES})
     terminal.say(schemes_table(found, name=trace.name, width=terminal.width(), colour=terminal.colour()))
     if steps.happened:
         ran = {one.scheme for one in found}
