@@ -7,6 +7,7 @@ import ast
 import re
 import sys
 from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,8 @@ from fastmmu.cli.main import parser
 
 __all__ = ["commands", "fields_apart", "setup", "stubbed"]
 
-FIELD = re.compile(r"(?<=\S)\s+(?=:(?:param|raises|returns|rtype)\b[^:]*:\s)")
+FIELD = re.compile(r"(?<=\S)\s+(?=:(?:param|raises|returns|rtype)\b[^:]*:(?:\s|$))")
+START = re.compile(r"\s*:(?:param|raises|returns|rtype)\b")
 NAMES = re.compile(r"^(\s*:param )([\w*]+(?:, [\w*]+)+)(?=:)")
 CLASS = re.compile(r"^(\.\. autoclass:: )([\w.]+)$", re.MULTILINE)
 BOUNDED = re.compile(r"Annotated\[(\w+), msgspec\.Meta\([^)]*\)\]")
@@ -29,15 +31,36 @@ ALIASES = {"_Rows": "np.recarray"}  # of stubs
 
 
 def fields_apart(lines: list[str]) -> list[str]:
-    """Lines of a docstring with each field, `:param x:` and so on, on a line of its own."""
+    """Lines of a docstring with each field, `:param x:` and so on, on a line of its own, behind a blank one."""
     found: list[str] = []
-    indent = ""
-    for line in lines:
+    indent = None  # of the fields, where the last line is one's
+    for line in _names_together(lines):
         first, *others = FIELD.split(line)
-        if first.lstrip().startswith((":param", ":raises", ":returns")):
-            indent = first[: len(first) - len(first.lstrip())]
-        found += [_one_name(part) for part in (first, *(indent + other for other in others))]
+        own = first[: len(first) - len(first.lstrip())]
+        if indent is not None and not START.match(first) and not first.startswith(f"{indent} "):
+            indent = None
+        for part in (first, *others):
+            if START.match(part):
+                if indent is None:
+                    indent = own
+                    if found and found[-1].strip():
+                        found.append("")
+                found.append(indent + _one_name(part.lstrip()))
+            else:
+                found.append(part)
     return found
+
+
+def _names_together(lines: list[str]) -> Iterator[str]:
+    """The names of a field may go on in the next line."""
+    begun = ""
+    for line in lines:
+        whole = f"{begun} {line.strip()}" if begun else line
+        begun = whole if re.search(r":(?:param|raises)\b[^:]*$", whole) else ""
+        if not begun:
+            yield whole
+    if begun:
+        yield begun
 
 
 def _one_name(line: str) -> str:

@@ -83,3 +83,31 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     page = (tmp_path / "html" / "reference" / "tlb.html").read_text()
     assert "max_contexts" in page  # the signature, by the stub
     assert "fastmmu sweep [options] STUDY.toml" in (tmp_path / "html" / "reference" / "commands.html").read_text()
+
+
+@pytest.mark.skipif(not find_spec("sphinx"), reason="skipped: the group docs is not installed (`make docs` does it)")
+def test_fields_of_a_docstring_get_lines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS / "extensions"))
+    fields_apart = import_module("kernels").fields_apart
+    text = """What it does. :raises StateError: never.
+
+    More.
+    :param a, b: two, of which one
+        goes on. :param c: three. :raises
+        ConfigError: often.
+
+    End."""
+    assert fields_apart(text.replace("\n    ", "\n").splitlines()) == [
+        "What it does.",
+        "",
+        ":raises StateError: never.",
+        "",
+        "More.",
+        "",
+        ":param a,b: two, of which one",
+        "    goes on.",
+        ":param c: three.",
+        ":raises ConfigError: often.",
+        "",
+        "End.",
+    ]
