@@ -89,7 +89,8 @@ def main() -> None:
     wheel, tests = Path(sys.argv[1]).resolve(), sys.argv[2:] or TESTS
     sdist = sdist_beside(wheel)
     tried = 0
-    for python in os.environ.get("FASTMMU_PYTHONS", "").split() or PYTHONS:
+    for named in os.environ.get("FASTMMU_PYTHONS", "").split() or PYTHONS:
+        python = str(Path(named).absolute()) if os.sep in named else named
         version = run(python, "-c", VERSION, cwd=ROOT)
         if version.returncode:
             print(f"{python}: skipped: {last_line(version.stdout)}", flush=True)
