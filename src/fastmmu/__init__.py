@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastmmu.dtypes import Fault, StepKind
     from fastmmu.errors import (
         BusError,
+        CheckpointError,
         ConfigError,
         EventError,
         FastmmuError,
@@ -75,6 +76,7 @@ __all__ = [
     "Batch",
     "Bus",
     "BusError",
+    "CheckpointError",
     "Config",
     "ConfigError",
     "CostModel",
@@ -158,6 +160,7 @@ _HOMES = {
     "fastmmu.dtypes": ("Fault", "StepKind"),
     "fastmmu.errors": (
         "BusError",
+        "CheckpointError",
         "ConfigError",
         "EventError",
         "FastmmuError",

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 __all__ = [
     "VM_INSTRUCTION_ERRORS",
     "BusError",
+    "CheckpointError",
     "ConfigError",
     "EventError",
     "FastmmuError",
@@ -46,6 +47,11 @@ class WrongTypeError(StateError, ConfigError, TypeError):
 
     A :class:`TypeError`, and whoever catches the error of a wrong value catches that of a wrong type.
     """
+
+
+class CheckpointError(FastmmuError, ValueError):
+    """A checkpoint that cannot be gone on from: damaged, of another version, configuration or trace; or a machine that
+    cannot be saved. The message begins with the file."""
 
 
 class BusError(FastmmuError, IndexError):

@@ -17,6 +17,7 @@
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
     wholly                           settings, schedules, results: files that are read as a whole, or pipes to their end
     exit_ring, exit_log              the log of exits as arrays; `ExitLog`, with their cycles
+    checkpoint                       a machine as a file, from which it goes on (a folder of its own)
     identity                         what a result was made of: events by their content
 
 A part of a machine (`Guest`, `GuestApic`, `Vmm` of the room kvm) holds the board, which knows no part: nothing holds

@@ -45,6 +45,7 @@ cdef class Board:
     cdef readonly object initial    # GuestState: registers at the start, and what of the processor never changes
     cdef bint pdptes_due        # its first instruction loads the PDPTE registers from memory
     cdef readonly object policy
+    cdef tuple given            # what it was made with beside that: whether with the guest kernel, and slots
     cdef object handlers        # [exit reason]: bound method of the policy, or None
     cdef object machine         # weak reference to the Machine, which the handlers get
     cdef uint64_t handling      # thread in which a Python handler runs, and the guest stands still; 0: none does

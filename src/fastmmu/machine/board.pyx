@@ -91,6 +91,8 @@ cdef class Board:
         self.config = config
         self.loop.exit_every = self.loop.until_exit = config.exit_every
         guest_bytes = config.memory_bytes
+        slots = tuple(many("slots", slots))
+        self.given = guest_kernel, slots
         slots = all_slots(config, guest_kernel, slots)
         self.kvm.modes.ept = config.mmu == "ept"
         self.kvm.modes.amd = config.vendor == "amd"

@@ -81,6 +81,11 @@ cdef uint64_t take(FrameList *list) noexcept nogil:
     return list.frame[list.n]
 
 
+cdef inline bint own(const GuestKernel *k, uint64_t frame, uint64_t nbytes) noexcept nogil:
+    # a page of guest memory, as an entry says, which others may have written
+    return frame <= k.guest.nbytes - nbytes
+
+
 cdef void give(FrameList *list, uint64_t frame) noexcept nogil:
     cdef void *grown
     cdef uint32_t room
@@ -330,7 +335,7 @@ cdef int next_table(GuestKernel *k, uint64_t at, uint64_t *table) noexcept nogil
             return DONE_ABORT
         return put(k, at, table[0] | USER_TABLE)
     table[0] = entry & FRAME
-    return DONE_OK
+    return DONE_OK if own(k, table[0], 4096) else vcpu_abort(k.v, ABORT_GUEST_FAULT, at)
 
 
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil:
@@ -396,7 +401,8 @@ cdef int collapse(GuestKernel *k, uint64_t at, uint64_t pt) noexcept nogil:
             if settled(vcpu_access(k.v, DIRECT_MAP + (entry & FRAME), ACC_R, False, &hpa)):
                 return DONE_ABORT
             dirty |= entry & D
-            give(&k.free_4k, entry & FRAME)
+            if own(k, entry & FRAME, 4096):
+                give(&k.free_4k, entry & FRAME)
         if clear(k, frame + 4096 * i, False):
             return DONE_ABORT
     if put(k, at, frame | P | RW | US | A | PS | dirty):
@@ -419,6 +425,8 @@ cdef bint mapped(GuestKernel *k, uint64_t la) noexcept nogil:
         if level == 2 and entry & PS:
             break
         table = entry & FRAME
+        if not own(k, table, 4096):
+            return False
     return True
 
 
@@ -464,13 +472,15 @@ cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil:
         if level == 1 or (level == 2 and entry & PS):
             break
         table = entry & FRAME
+        if not own(k, table, 4096):
+            return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
     if put(k, at, 0):
         return DONE_ABORT
     if level == 1:
         k.count[table >> 12] -= 1
     if not k.high or entry & FRAME >= k.next_block:     # else where a trace placed it: no page of the kernel's own
-        if level == 2:
+        if level == 2 and own(k, entry & FRAME & ~(<uint64_t> BLOCK - 1), BLOCK):
             give(&k.free_2m, entry & FRAME & ~(<uint64_t> BLOCK - 1))
-        else:
+        elif level == 1 and own(k, entry & FRAME, 4096):
             give(&k.free_4k, entry & FRAME)
     return shoot_down(k, la, 1, 12, False)

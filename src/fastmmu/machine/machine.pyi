@@ -1,3 +1,4 @@
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -6,6 +7,7 @@ import numpy.typing as npt
 
 from fastmmu.cpu.missing_flushes import MissingFlushes
 from fastmmu.exits import Action
+from fastmmu.kvm.policy.kvm import Kvm
 from fastmmu.kvm.vmm import Vmm
 from fastmmu.kvm.vpid_py import VpidAllocator
 from fastmmu.machine.apic_port import GuestApic
@@ -57,6 +59,11 @@ class Machine:
     @property
     def guest_memory(self) -> PhysicalMemory: ...
     def counters(self) -> dict[str, Any]: ...
+    def save(self, path: str | os.PathLike[str]) -> None: ...
+    @staticmethod
+    def from_checkpoint(
+        path: str | os.PathLike[str], *, policy: Policy | None = None, vmm: type[Kvm] | None = None
+    ) -> Machine: ...
     def exit_log(self, costs: CostModel | None = None) -> ExitLog: ...
     def take_exits(self, costs: CostModel | None = None, *, first: int | None = None) -> npt.NDArray[np.void]: ...
     @property

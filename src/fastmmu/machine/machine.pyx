@@ -1,5 +1,6 @@
 """The machine as a Python object."""
 
+from importlib import import_module
 from weakref import ref
 
 import numpy as np
@@ -42,6 +43,7 @@ from fastmmu.machine.policy import Mmio, overridden
 _reasons = [{int(reason): reason for reason in ExitReason}.get(number) for number in range(N_REASONS)]
 _actions = {int(action): action for action in Action}
 _accesses = ["r", "w", "rw", "x", "r"]                   # [Access, or ACC_PDPTES]
+_CHECKPOINTS = "fastmmu.machine.checkpoint.machines"        # which imports this module
 _new = tuple.__new__        # a named tuple's own is a function in Python
 
 
@@ -364,6 +366,28 @@ cdef class Machine:
     def counters(self):
         """All counters as a dict of int; see :class:`fastmmu.machine.result.Result`."""
         return self.board.counters()
+
+    # ---- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save(self, path):
+        """Write the machine as it is between two events to a file, from which :meth:`from_checkpoint` makes one that
+        goes on as this one does, bit for bit (docs/checkpoints.md). It appears whole, in place of one that is there.
+
+        :raises CheckpointError: a machine of a :class:`Host`, or with a policy or VMM in Python that keeps state and
+            does not say how to save it. :raises OSError: the file cannot be written; one that is there stays.
+        """
+        import_module(_CHECKPOINTS).save_machine(self, path)
+
+    @staticmethod
+    def from_checkpoint(path, *, policy=None, vmm=None):
+        """The machine of a file that :meth:`save` wrote.
+
+        :param policy: an object of the class of its policy, where it had one. :param vmm: the class of its VMM in
+            Python, where it is not fastmmu's own (``Config.vmm``).
+        :raises CheckpointError: a file that is damaged or of another version, or another class. :raises OSError: it
+            cannot be read.
+        """
+        return import_module(_CHECKPOINTS).load_machine(path, policy=policy, vmm=vmm)
 
     # ---- the log of exits ------------------------------------------------------------------------------------------
 

@@ -114,3 +114,5 @@ cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, Re
                  bint grows) noexcept nogil  # -1: no memory. LRU of more than 16 ways becomes LRU_LONG
 # After the last tlb_add. l2_fetches: fetches use L2 where there is no L2I; gpm_in_l2: it holds guest-physical mappings.
 cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil
+# Afterwards, of one whose contents come from elsewhere.
+cdef int tlb_reshape(Tlb *t, uint32_t i, uint32_t sets, uint32_t ways) noexcept nogil

@@ -398,6 +398,27 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
             aim(&t.port[i])
 
 
+cdef int tlb_reshape(Tlb *t, uint32_t i, uint32_t sets, uint32_t ways) noexcept nogil:
+    # An array that grows, empty, as it was in another TLB; -1: it does not, no memory, or it is never of this shape.
+    cdef TlbArray *a = &t.array[i]
+    cdef TlbArray new
+    cdef int acc
+    if sets == a.sets and ways == a.ways:
+        return 0
+    if not a.grows or not sets or sets & (sets - 1) or sets > MOST_SETS or not ways or ways > MOST_WAYS:
+        return -1
+    if make_array(&new, a.unit, a.classes, sets, ways, LRU):
+        return -1
+    new.grows = True
+    new.plain = new.plain_long = False
+    zeroed_free(a.memory)
+    a[0] = new
+    for acc in range(4):
+        if t.port[acc].l1 != NULL and t.port[acc].l1.by[0] == a:
+            aim(&t.port[acc])
+    return 0
+
+
 cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil:
     # ACC_R, ACC_W, ACC_RW, ACC_X; a unit that was not added leaves its accesses to the next in line
     cdef TlbUnit *store = &t.unit[L1S] if t.unit[L1S].by[0] else &t.unit[L1D]

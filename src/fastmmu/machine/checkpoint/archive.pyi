@@ -1,0 +1,13 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+class Archive:
+    def __init__(self, arrays: dict[str, npt.NDArray[Any]] | None = None, names: Sequence[str] = ()) -> None: ...
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]: ...
+    def finished(self) -> list[str]: ...
+
+def given_pages(address: int, count: int) -> npt.NDArray[np.uint8]: ...

@@ -1,0 +1,12 @@
+# The guest kernel and what it runs on, the detector of missing flushes, the log of exits, written and read.
+
+from fastmmu.cpu.exit_log cimport ExitLog
+from fastmmu.cpu.stale cimport Detector
+from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.events cimport Run
+from fastmmu.machine.guest_kernel cimport GuestKernel
+
+cdef int keep_run(Archive a, Run *run) except -1
+cdef int keep_kernel(Archive a, GuestKernel *k) except -1
+cdef int keep_detector(Archive a, Detector *d) except -1
+cdef int keep_log(Archive a, ExitLog *log) except -1

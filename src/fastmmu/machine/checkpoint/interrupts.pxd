@@ -1,0 +1,6 @@
+# The interrupt side of a vCPU, written and read.
+
+from fastmmu.cpu.interrupts cimport Interrupts
+from fastmmu.machine.checkpoint.archive cimport Archive
+
+cdef int keep_interrupts(Archive a, Interrupts *irq) except -1
