@@ -77,9 +77,9 @@ def test_every_struct_within_is_described(struct: str) -> None:
 
 
 STRUCTS = """
-Apic Delivery Detector Ept ExitLog Frame FrameList GuestKernel HashTable Interrupts Kvm KvmVcpu Memslot Memslots Mmu
-MmuContext MtrrState Paging Patch PlacedPages Recency Registers Ring Run Sp SvmCpu Tlb TlbArray TlbContext Vapic Vcpu
-Vmcs VpidMap
+Apic Delivery Detector Ept ExitLog Frame FrameList GuestCpu GuestKernel HashTable Interrupts Kvm
+KvmVcpu Memslot Memslots Mmu MmuContext MtrrState Paging Patch PlacedPages Recency Registers Ring
+Run Sp SvmCpu Tlb TlbArray TlbContext Vapic Vcpu Vmcs VpidMap
 """
 
 

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from fastmmu._arguments cimport bytes_in, word, words_in, words_out
+from fastmmu._arguments cimport bytes_in, many, word, words_in, words_out
 from fastmmu.arch.registers cimport RULE_CR4_NOT_OFFERED
 from fastmmu.arch.types cimport FAULT_GP, MODE_4, MODE_PAE, Paging, Walk
 from fastmmu.arch.vmx cimport (

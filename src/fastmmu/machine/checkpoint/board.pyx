@@ -66,7 +66,7 @@ cdef int keep_kvm(Archive a, Kvm *k) except -1:
     a.under("kvm")
     a.same("shadow", k.shadow)
     a.u64("accesses_ended", &k.accesses_ended)
-    a.u32("omit", &k.omit, 63)
+    a.u32("omit", &k.omit, 127)
     a.u64("remote_flushes", &k.remote_flushes)
     a.u64("flush_requests", &k.flush_requests)
     a.u64("ipis", &k.ipis)

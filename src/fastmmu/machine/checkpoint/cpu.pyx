@@ -10,7 +10,7 @@ from fastmmu.kvm.kvm cimport CLASS_GUEST, EXITING_GUEST_MODE, NOWHERE, KvmVcpu
 from fastmmu.machine.checkpoint.archive cimport Archive
 
 cdef enum:
-    MOST_REQUESTS = 7
+    MOST_REQUESTS = 15
     MOST_RULE = 31
 
 

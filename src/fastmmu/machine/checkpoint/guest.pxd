@@ -4,7 +4,7 @@ from fastmmu.cpu.exit_log cimport ExitLog
 from fastmmu.cpu.stale cimport Detector
 from fastmmu.machine.checkpoint.archive cimport Archive
 from fastmmu.machine.events cimport Run
-from fastmmu.machine.guest_kernel cimport GuestKernel
+from fastmmu.machine.kernel_state cimport GuestKernel
 
 cdef int keep_run(Archive a, Run *run) except -1
 cdef int keep_kernel(Archive a, GuestKernel *k) except -1

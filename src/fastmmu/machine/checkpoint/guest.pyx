@@ -13,7 +13,7 @@ from fastmmu.cpu.stale cimport STALE_EXAMPLES, STALE_KINDS, Detector, Stale
 from fastmmu.kvm.kvm cimport CLASS_GUEST
 from fastmmu.machine.checkpoint.archive cimport Archive
 from fastmmu.machine.events cimport Run
-from fastmmu.machine.guest_kernel cimport FrameList, GuestKernel
+from fastmmu.machine.kernel_state cimport NO_PROCESS, FrameList, GuestCpu, GuestKernel
 from fastmmu.machine.placed cimport PlacedPages, placed_free, placed_put
 from fastmmu.paging.hash_table cimport HashTable, hash_free, hash_put
 
@@ -21,6 +21,7 @@ from fastmmu.errors import OutOfMemoryError
 
 cdef enum:
     BLOCK = 1 << 21
+    PCIDS = 4096
     PROCESSES = 1 << 20
     OWED_KINDS = 6
     MOST_CPU = 1 << 20
@@ -44,8 +45,9 @@ cdef int keep_run(Archive a, Run *run) except -1:
 # ---- the guest kernel -------------------------------------------------------------------------------------
 
 cdef int keep_kernel(Archive a, GuestKernel *k) except -1:
-    # GuestKernel of machine/guest_kernel.pxd. Of the new machine: v c guest pages thp_threshold pcid high apic current.
-    # Between two events: silent. Elsewhere: root n_roots placed
+    # GuestKernel of machine/kernel_state.pxd. Of the new machine: v c guest pages thp_threshold pcid high apic current
+    # cpu shootdown lazy_tlb flush_ceiling. Of a host: omit_shootdown. Between two events: silent. Elsewhere: root
+    # generation n_roots placed here
     a.under("kernel")
     a.same("pages", k.pages)
     a.same("thp_threshold", k.thp_threshold)
@@ -62,7 +64,8 @@ cdef int keep_kernel(Archive a, GuestKernel *k) except -1:
     keep_frames(a, k, "free_2m", &k.free_2m)
     keep_frames(a, k, "free_tables", &k.free_tables)
     keep_roots(a, k)
-    a.plain("pcid_owner", k.pcid_owner, sizeof(k.pcid_owner))
+    a.same("n_cpus", k.n_cpus)
+    keep_cpu(a, k, k.here)
     a.sparse("count", k.count, ((k.guest.nbytes >> 12) + 1) * 2)
     keep_placed(a, k)
     if a.loading:
@@ -70,6 +73,22 @@ cdef int keep_kernel(Archive a, GuestKernel *k) except -1:
             a.refuse("guest memory is given out in blocks of 2 MB")
         check_rest(a, k, k.table_next, k.table_end)
         check_rest(a, k, k.data_next, k.data_end)
+    return 0
+
+
+cdef int keep_cpu(Archive a, const GuestKernel *k, GuestCpu *x) except -1:
+    # GuestCpu of machine/kernel_state.pxd. Of several vCPUs: owed n room overflow chosen; OwedFlush of
+    # machine/kernel_state.pxd: la pages shift leave
+    a.flag("cpu.online", &x.online)
+    a.flag("cpu.lazy", &x.lazy)
+    a.u32("cpu.process", &x.process)
+    a.u64("cpu.generation", &x.generation)
+    a.same("cpu.owes", x.n or x.overflow)
+    if k.pcid:
+        a.plain("cpu.pcid_owner", x.pcid_owner, PCIDS * 4)
+        a.plain("cpu.pcid_generation", x.pcid_generation, PCIDS * 8)
+    if a.loading and x.process != NO_PROCESS and x.process >= k.n_roots:
+        a.refuse(f"the tables of process {int(x.process)} are loaded, and there are none")
     return 0
 
 
@@ -83,7 +102,7 @@ cdef int check_rest(Archive a, const GuestKernel *k, uint64_t next, uint64_t end
 
 
 cdef int keep_frames(Archive a, GuestKernel *k, str name, FrameList *x) except -1:
-    # FrameList of machine/guest_kernel.pxd. Derived: room
+    # FrameList of machine/kernel_state.pxd. Derived: room
     cdef uint64_t i, n = x.n, last = k.guest.nbytes - (BLOCK if name == "free_2m" else 4096)
     cdef uint64_t[::1] to
     cdef const uint64_t[::1] of
@@ -110,27 +129,31 @@ cdef int keep_frames(Archive a, GuestKernel *k, str name, FrameList *x) except -
 
 
 cdef int keep_roots(Archive a, GuestKernel *k) except -1:
+    # of each process its top table, and the generation of its address space
     cdef uint64_t i, n = k.n_roots
     cdef uint64_t[::1] to
-    cdef const uint64_t[::1] of
+    cdef const uint64_t[::1] of, generation
     if not a.loading:
         to = a.put("root", np.empty(n, np.uint64))
-        if n:
-            memcpy(&to[0], k.root, 8 * n)
+        memcpy(&to[0], k.root, 8 * n)
+        to = a.put("generation", np.empty(n, np.uint64))
+        memcpy(&to[0], k.generation, 8 * n)
         return 0
     of = a.array("root", np.uint64)
     n = of.shape[0]
-    if n > PROCESSES + 64:
-        a.refuse("more processes than there can be")
+    generation = a.array("generation", np.uint64, n)
+    if not n or n > PROCESSES + 64:
+        a.refuse("more processes than there can be, or none")
     free(k.root)
+    free(k.generation)
     k.n_roots = 0
-    k.root = <uint64_t *> malloc(max(1, n) * sizeof(uint64_t))
-    if k.root == NULL:
+    k.root, k.generation = <uint64_t *> malloc(n * sizeof(uint64_t)), <uint64_t *> malloc(n * sizeof(uint64_t))
+    if k.root == NULL or k.generation == NULL:
         raise OutOfMemoryError("no memory for the guest kernel")
     for i in range(n):
         if of[i] & 0xFFF or of[i] > k.guest.nbytes - 4096:
             a.refuse(f"the top table of process {int(i)} is no page of guest memory")
-        k.root[i] = of[i]
+        k.root[i], k.generation[i] = of[i], generation[i]
     k.n_roots = <uint32_t> n
     return 0
 
