@@ -75,6 +75,13 @@ COUNTERS = (
     ),
     Counter("tlb_misses", "cpu.tlb_misses", column=("L2", "TLB misses")),
     Counter(
+        "sibling_evictions",
+        "tlb.sibling_evictions",
+        "entries of another hyperthread that its fills displaced, of what the core shares; walks for what another had "
+        "displaced in the second level",
+    ),
+    Counter("sibling_misses", "tlb.sibling_misses"),
+    Counter(
         "walks",
         "cpu.walks",
         "walks (misses, and hits whose cached rights or D flag did not suffice)",

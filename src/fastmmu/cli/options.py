@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KVM_VERSIONS", "RUNS", "add_config", "add_costs", "add_files", "add_jobs", "add_kvm", "add_memory", "add_pages",
-    "add_quiet", "add_tlb", "add_traces", "add_vendor", "add_vmm", "add_watch", "check_files", "config_fields",
-    "cost_model", "count", "hexadecimal", "named_trace", "pages", "share", "to_stdout", "traces", "words",
-    "write_files", "write_rows",
+    "add_quiet", "add_tlb", "add_topology", "add_traces", "add_vendor", "add_vmm", "add_watch", "check_files",
+    "config_fields", "cost_model", "count", "hexadecimal", "named_trace", "pages", "share", "to_stdout", "traces",
+    "words", "write_files", "write_rows",
 ]  # fmt: skip
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
-_CONFIG = ("host_pages", "exit_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "pcid", "memory",
-           "exit_every", "thp_threshold", "tpr", "vendor", "shootdown")  # fmt: skip
+_CONFIG = ("host_pages", "exit_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "topology",
+           "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor", "shootdown")  # fmt: skip
 # Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
 HOST_PAGES = ("4k", "2m", "untouched")
 WAYS = ("trap", "patch", "flexpriority", "apicv")
@@ -279,6 +279,16 @@ def add_tlb(parser: argparse.ArgumentParser) -> None:
     tlb.add_argument("--stlb", metavar="E/W", help="the same of the second level")
     tlb.add_argument("--no-walk-caches", action="store_true", help="each walk starts at the root")
     tlb.add_argument("--replacement", choices=("lru", "plru"), help="true LRU (the default) or tree-PLRU")
+
+
+def add_topology(group: Any) -> None:
+    """--topology, --shared."""
+    group.add_argument(
+        "--topology", metavar="PxCxT", help="packages, cores, hyperthreads of a core: 1x1x2; default: each CPU a core"
+    )
+    group.add_argument(
+        "--shared", metavar="WORDS", help="what hyperthreads share, of l1,l2,psc,gpm, or none; default: l2,psc"
+    )
 
 
 def config_fields(options: argparse.Namespace) -> dict[str, Any]:

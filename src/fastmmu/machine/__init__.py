@@ -2,6 +2,7 @@
 
     config, slots, devices, policy   what users say: the scheme, memory slots, MMIO devices, exits taken over
     config_fields                    what each field of a `Config` may be
+    topology                         packages, cores, hyperthreads
     board                            what one machine is made of, put together; layout: where it lies in host memory
     instructions, apic_port          its parts `machine.guest` and `machine.apic`: what a bare guest does
     machine, host                    `Machine`, which has the parts, and `Host`: several CPUs, several machines

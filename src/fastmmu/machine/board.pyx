@@ -60,12 +60,10 @@ from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, TraceError
 from fastmmu.sizes import parse_bytes
-from fastmmu.tlb.geometry import geometry
 
 
 cdef TLB tlb_of(config):
-    return TLB(geometry(config.tlb, l1d=config.l1d, l1i=config.l1i, stlb=config.stlb, replacement=config.replacement,
-                        walk_caches=config.walk_caches))
+    return TLB(config.geometry)
 
 
 cdef class Board:

@@ -13,6 +13,7 @@ from fastmmu._arguments import shown
 from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.kvm_versions import KvmRules, kvm_rules
 from fastmmu.machine.config_fields import Fields, refused_of
+from fastmmu.machine.topology import topology
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, geometry
 
@@ -87,6 +88,10 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         arrays, or arrays by page size, in place of its own, as in :func:`fastmmu.geometry`. :param replacement:
         ``"lru"`` or ``"plru"``, at both levels; None: the geometry's, which is lru with a preset.
     :param walk_caches: paging-structure caches and, under EPT, cached guest-physical mappings shorten the walks.
+    :param topology: packages, cores of each, hyperthreads of each core, as in ``"1x2x2"``: the CPUs of a host, or of a
+        system trace; hyperthreads of a core follow each other. None: each CPU is a core. A machine alone has one CPU.
+    :param shared: what the hyperthreads of a core share, of ``l1``, ``l2``, ``psc``, ``gpm``, as in ``"l2,psc"``, or
+        ``"none"``; None: the geometry's, which is l2,psc with a preset.
     :param find_missing_flushes: compare every use of a cached translation with memory; needs ``tlb="strict"``. What is
         found: ``Machine.missing_flushes``, and the counters ``stale_uses`` and ``uses_compared``.
     :param pcid: the guest kernel gives each process a PCID and loads CR3 without flushing.
@@ -147,6 +152,8 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if isinstance(self.tlb, str):
             msgspec.structs.force_setattr(self, "tlb", self.tlb.lower())
         try:
+            if self.topology is not None:
+                msgspec.structs.force_setattr(self, "topology", str(topology(self.topology)))
             arrays = self.geometry
         except ConfigError as error:
             raise ConfigError(f"Config: {error}") from error
@@ -225,7 +232,7 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def geometry(self) -> Geometry:
         """The arrays of the TLB."""
         return geometry(self.tlb, l1d=self.l1d, l1i=self.l1i, stlb=self.stlb, replacement=self.replacement,
-                        walk_caches=self.walk_caches)  # fmt: skip
+                        walk_caches=self.walk_caches, shared=self.shared)  # fmt: skip
 
     @property
     def tlb_name(self) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from fastmmu.errors import ConfigError
+from fastmmu.machine.topology import topology
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, Replacement, geometry
 
@@ -49,6 +50,8 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     stlb: str | None = None
     replacement: Replacement | None = None
     walk_caches: bool = True
+    topology: str | None = None
+    shared: str | None = None
     find_missing_flushes: bool = False
     pcid: bool = False
     memory: int | str = "64G"
@@ -70,7 +73,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     flush_ceiling: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 33
 
 
-_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "walk_caches")
+_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "walk_caches", "shared")
 
 
 def refused_alone(name: str, value: Any) -> str | None:
@@ -81,6 +84,8 @@ def refused_alone(name: str, value: Any) -> str | None:
         found = msgspec.convert({name: value}, Fields)
         if name in _ARRAYS:
             geometry(found.tlb, **{} if name == "tlb" else {name: value})
+        elif name == "topology" and value is not None:
+            topology(value)
         elif name in ("memory", "host_memory") and value is not None:
             parse_bytes(value)
     except msgspec.ValidationError as error:

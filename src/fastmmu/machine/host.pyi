@@ -24,7 +24,7 @@ class Host:
         self,
         vms: Sequence[Config | tuple[Config, int]],
         *,
-        cpus: int = 1,
+        cpus: int | None = None,
         guest_kernel: bool = True,
         state: GuestState | None = None,
         omit: Sequence[str] = (),

@@ -9,7 +9,7 @@ from fastmmu.kvm.host_calls cimport call_enter, call_exit
 from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE
 from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.vpid_py cimport VpidAllocator
-from fastmmu.machine.board cimport Board, tlb_of
+from fastmmu.machine.board cimport Board
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport kernel_idle, kernel_switch
 from fastmmu.machine.layout cimport all_slots, machine_bytes
@@ -25,7 +25,7 @@ from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
 from fastmmu.machine.exit_log import ExitLog
-from fastmmu.machine.hosted import check_fits, check_vendor, count_of, cpus_of, machines_of, reserve
+from fastmmu.machine.hosted import check_fits, check_vendor, count_of, machines_of, reserve, tlbs_of
 
 _LAST = 256             # vCPUs that ended last, whose counters stay
 
@@ -59,7 +59,7 @@ cdef class Host:
 
     :param vms: a :class:`Config` for each machine at the start, or (Config, number of vCPUs). The TLB is the first's.
         A native one has the host for itself: its CPUs are the host's, by number, and none stands still.
-    :param cpus: number of physical CPUs.
+    :param cpus: number of physical CPUs; None: those of the first's ``topology``, or 1.
     :param guest_kernel, state: as of :class:`Machine`; each vCPU of a bare guest begins with this state, and runs by
         the machine that :meth:`place` returns.
     :param omit: flushes to leave out, by the names of :attr:`Vmm.omit`, to see what they are for; "shootdown": those of
@@ -80,21 +80,23 @@ cdef class Host:
         self.hosted, self.vcpu, self.last, self.occupant, self.omit = {}, {}, {}, [], []
         self.turns = Turns()
 
-    def __init__(self, vms, *, cpus=1, guest_kernel=True, state=None, omit=(), memory=None, policy=None):
+    def __init__(self, vms, *, cpus=None, guest_kernel=True, state=None, omit=(), memory=None, policy=None):
         cdef uint64_t total = 0
-        cdef uint32_t n_cpus = cpus_of(cpus)
+        cdef uint32_t n_cpus
         cdef bint kernel = flag("guest_kernel", guest_kernel)
         if self.memory is not None:
             raise StateError("this Host is made already; make another one")
         chosen = machines_of(many("vms", vms))
         self.omit = many("omit", omit)
+        tlbs = tlbs_of(chosen[0][0], cpus)
+        n_cpus = <uint32_t> len(tlbs)
         if state is not None:
             instance("state", state, GuestState)
         for config, count in chosen:
             total += machine_bytes(config, all_slots(config, kernel, ()))
         self.memory, self.ranges = reserve(total, memory)
-        self.cpus = tuple([tlb_of(chosen[0][0]) for _ in range(n_cpus)])
-        self.spare = tlb_of(chosen[0][0])
+        self.cpus = tlbs
+        self.spare = TLB(chosen[0][0].geometry)
         self.asids, self.vendor = AsidAllocator(n_cpus, asids=chosen[0][0].asids, min_asid=chosen[0][0].min_asid), \
             chosen[0][0].vendor
         for tlb in (*self.cpus, self.spare):

@@ -1,4 +1,4 @@
-"""What a machine of a host may be: its configuration, and how many vCPUs it has."""
+"""What a machine of a host may be: its configuration, and how many vCPUs it has; the CPUs of a host, and its memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from fastmmu._arguments import counted, shown, whole
 from fastmmu.errors import ConfigError, OutOfMemoryError
 from fastmmu.machine.config import Config
 from fastmmu.machine.ranges import Ranges
+from fastmmu.machine.topology import topology
 from fastmmu.paging.memory import PhysicalMemory
 from fastmmu.sizes import parse_bytes
+from fastmmu.tlb.tlb import TLB
 
+MOST_CPUS = 4096
 MOST_VCPUS = 1024
 _ROOM = 1 << 40  # bytes of address space that a host has where nothing else is said
 _MOST = 1 << 46
@@ -57,14 +60,6 @@ def machines_of(vms: list[object]) -> list[tuple[Config, int]]:
     return chosen
 
 
-def cpus_of(cpus: object) -> int:
-    """Number of physical CPUs, from an argument."""
-    count = whole("cpus", cpus)
-    if not 1 <= count <= 4096:
-        raise ConfigError(f"cpus={counted(count)}: a host has 1..4096 physical CPUs")
-    return count
-
-
 def count_of(vcpus: object) -> int:
     """Number of vCPUs of a machine, from an argument."""
     count = whole("the number of vCPUs", vcpus)
@@ -93,3 +88,23 @@ def check_vendor(config: Config, vendor: str) -> None:
         raise ConfigError(
             f"vendor={config.vendor!r}: the processors of this host are those of its first machine, vendor={vendor!r}"
         )
+
+
+def tlbs_of(config: Config, cpus: object) -> tuple[TLB, ...]:
+    """A TLB for each CPU; hyperthreads of a core share what ``config.shared``, or the geometry, says.
+
+    :param cpus: how many there are; None: as many as ``config.topology`` has, without one 1.
+    :raises ConfigError: none, too many, or the topology has another number of them.
+    """
+    found = None if config.topology is None else topology(config.topology)
+    if cpus is None:
+        cpus = 1 if found is None else found.cpus
+    n = whole("cpus", cpus)
+    if not 1 <= n <= MOST_CPUS:
+        raise ConfigError(f"cpus={counted(n)}: a host has 1..{MOST_CPUS} physical CPUs")
+    if found is None:
+        return tuple(TLB(config.geometry) for _ in range(n))
+    if n != found.cpus:
+        raise ConfigError(f"topology={found} has {found.cpus} CPUs, and there are {n}; give a topology of as many")
+    cores = (TLB.hyperthreads(found.threads, config.geometry) for _ in range(found.packages * found.cores))
+    return tuple(tlb for core in cores for tlb in core)

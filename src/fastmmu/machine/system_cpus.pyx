@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport instance, many, within
-from fastmmu.machine.board cimport Board, tlb_of
+from fastmmu.machine.board cimport Board
 from fastmmu.machine.host cimport Host, _HostVcpu
 from fastmmu.machine.layout cimport host_bytes
 from fastmmu.machine.machine cimport Machine
@@ -17,6 +17,7 @@ from fastmmu.threads.turns cimport Turn, Turns
 
 from fastmmu.counters import COUNTERS
 from fastmmu.errors import ConfigError
+from fastmmu.machine.hosted import tlbs_of
 
 _OF_VM = frozenset(row.name for row in COUNTERS if "mmu." in row.at) | {"remote_flushes", "flush_requests", "ipis"}
 _LARGEST = frozenset({"apic_latency_max"})
@@ -51,8 +52,7 @@ cdef class SystemCpus:
         memory = PhysicalMemory(nbytes + 0x1FFFFF & ~<uint64_t> 0x1FFFFF)
         vpids, asids = VpidAllocator(), AsidAllocator()     # natively nobody asks for any
         machines = []
-        for state in self.states:
-            tlb = tlb_of(config)
+        for state, tlb in zip(self.states, tlbs_of(config, len(self.states)), strict=True):
             if turns is None:
                 turns = tlb.turns
             tlb.turns = turns

@@ -5,9 +5,12 @@
     lookup       lookups and fills of both levels, paging-structure caches, guest-physical mappings
     held         the lookups of both levels that a loop asks as long as they find something
     peek         lookups that change nothing, until all are known
+    lost         what a hyperthread lost to another of its core
     invalidate   one function for each event that invalidates (tlb.md §3-§5)
     arrays       arrays given as `64/4`
     geometry     all arrays of a CPU: presets, and what is put in their place
+    siblings     the hyperthreads of a core, and what they share
+    readout      what a TLB holds and has counted, as Python objects
     tlb          `TLB`, all that for Python
 
 Imports `threads` and `arch`. It knows no page tables: walks hand it what they found.

@@ -14,7 +14,10 @@ import msgspec
 from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 
-__all__ = ["CHOICE", "PAGES", "REPLACEMENTS", "TABLES", "Array", "Replacement", "check_unit", "parse_array", "unit_of"]
+__all__ = [
+    "CHOICE", "PAGES", "REPLACEMENTS", "SHARES", "TABLES", "Array", "Replacement", "check_unit", "parse_array",
+    "shares_of", "unit_of",
+]  # fmt: skip
 
 PAGES = ("4k", "2m", "1g")
 TABLES = ("pde", "pdpte", "pml4e", "pml5e")
@@ -25,6 +28,14 @@ Replacement = Literal["lru", "plru"]
 REPLACEMENTS: dict[Replacement, str] = {"lru": "true LRU", "plru": "tree-PLRU"}
 """Replacement policies, and what to call them."""
 CHOICE = " or ".join(REPLACEMENTS)
+
+SHARES = {
+    "l1": "the first level",
+    "l2": "the second level, with the guest-physical mappings that it holds",
+    "psc": "the paging-structure caches, those of EPT tables too",
+    "gpm": "the guest-physical mappings, where they have an array of their own",
+}
+"""What hyperthreads of a core may share."""
 
 
 class Array(msgspec.Struct, frozen=True):
@@ -94,6 +105,19 @@ def unit_of(arrays: Any, what: str) -> tuple[Array, ...]:
     raise ConfigError(
         f"{what}={arrays!r}: give a tuple of Array(entries, ways, sizes), or write it in geometry({what}=)"
     )
+
+
+def shares_of(shared: Any) -> tuple[str, ...]:
+    """What hyperthreads share, each once, in the order of :data:`SHARES`; "none": nothing.
+
+    :raises ConfigError: something else.
+    """
+    words = shared.replace(" ", "").lower().split(",") if isinstance(shared, str) else shared
+    if words == ["none"]:
+        return ()
+    if not isinstance(words, (tuple, list)) or not all(isinstance(word, str) and word in SHARES for word in words):
+        raise ConfigError(f"shared={shared!r}: choose from {', '.join(SHARES)}, as in l2,psc; or none")
+    return tuple(word for word in SHARES if word in words)
 
 
 def check_unit(

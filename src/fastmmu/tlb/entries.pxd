@@ -155,6 +155,13 @@ cdef enum:                      # state of a context
     CTX_FREE = 0
     CTX_LIVE = 1                # has entries, or is being given its first
     CTX_DEAD = 2                # flushed; entries still to be overwritten
+    CTX_SIBLINGS = 3            # live, of another hyperthread of the core: matches nothing here
+
+cdef enum:
+    MAX_THREADS = 8             # hyperthreads of a core
+    LOST_SOME = 1 << 30         # in `omit`: entries were lost to another hyperthread (tlb/siblings.pxd)
+
+cdef struct Tlb
 
 cdef struct TlbUnit:
     TlbArray *by[4]             # [class]; NULL: not cached at this size
@@ -170,12 +177,28 @@ cdef struct TlbPort:            # what one kind of access goes through; base, ma
 
 cdef struct TlbContext:
     uint64_t eptrta
+    Tlb *owner                  # of the hyperthread whose context it is
+    uint32_t live[8][4]         # [unit][class]; 0 where dead
     uint32_t vpid, pcid
     uint32_t total              # entries in the arrays
-    uint32_t live[8][4]         # [unit][class]; 0 where dead
     uint16_t next               # hash chain
     uint16_t place              # index into live_ids
     uint8_t kind, cause
+
+cdef struct LostEntry:            # tlb/lost.pxd
+    uint64_t page               # as in a key: page and size
+    uint64_t value
+    TlbContext tags             # kind, VPID, PCID and EPT root; nothing else
+    uint32_t unit
+    uint32_t next               # of its bucket: index + 1, 0: none
+    bint used
+
+cdef struct Lost:
+    uint32_t room, n            # places, of which so many are used
+    uint32_t at                 # the next one to be taken, whatever it holds
+    uint32_t mask               # buckets - 1
+    uint32_t *head              # [bucket] index + 1
+    LostEntry *entry
 
 cdef struct TlbCounters:
     uint64_t lookups[8]         # [unit]; first level: added by the caller
@@ -186,13 +209,16 @@ cdef struct TlbCounters:
     uint64_t flushes[25]        # [cause]: operations
     uint64_t invalidated[25][8]  # [cause][unit]: entries
     uint64_t refill_misses[25]  # [cause]: walks for a translation that this flush took and nothing had overwritten
+    uint64_t displaced[8]       # [unit]: evictions of another hyperthread's entries, in arrays that they share
+    uint64_t sibling_misses     # walks for what another hyperthread had displaced in the second level
     uint64_t survivals          # entries of the first and second level that lived through a VM entry or exit
 
 cdef struct Tlb:
     uint64_t key[5]             # [kind]: context in force << 2; NO_CONTEXT << 2 where it has no entries
     TlbPort port[4]             # [Access]
     TlbUnit unit[8]
-    TlbArray array[24]
+    TlbArray array[24]          # its own
+    TlbArray *at[24]            # those, or in their place what the hyperthreads of the core share
     uint32_t arrays
     uint32_t omit               # causes, as bits, whose invalidations do nothing: what goes wrong without them?
     uint64_t probes             # sets, entries and contexts that invalidations looked at: what they cost
@@ -210,6 +236,9 @@ cdef struct Tlb:
     uint16_t *live_ids
     uint16_t *bucket
     uint32_t max_id, next_id, n_free, n_live
+    uint32_t peers              # other hyperthreads of the core: each has numbers of contexts of its own
+    Tlb *peer[7]
+    Lost *lost                  # NULL: nothing is shared
     TlbCounters c
 
 # ---- entries ----------------------------------------------------------------------------------------------------
@@ -247,7 +276,7 @@ cdef enum:
     SLOTS = 1 << SLOT_BITS      # of an array, at most
 
 cdef inline TlbArray *id_array(Tlb *t, uint32_t id) noexcept nogil:
-    return &t.array[(id - 1) >> SLOT_BITS]
+    return t.at[(id - 1) >> SLOT_BITS]
 
 
 cdef inline uint32_t id_slot(uint32_t id) noexcept nogil:
@@ -341,7 +370,7 @@ cdef inline uint32_t way_of(const TlbArray *a, const TlbSet *x, uint64_t key) no
 
 # ---- entries that leave -----------------------------------------------------------------------------------------
 
-cdef void tlb_release(Tlb *t, uint32_t id) noexcept nogil      # a context that has no entry left
+cdef void tlb_release(Tlb *t, uint32_t id) noexcept nogil      # a context of its own that has no entry left
 
 cdef inline bint fractured_in(const TlbArray *a, uint64_t value) noexcept nogil:
     # The values of paging-structure caches are the walker's own.
@@ -352,32 +381,42 @@ cdef inline int unit_of(const TlbArray *a, int kind) noexcept nogil:
     return GPM if kind == K_GPM else a.unit     # guest-physical mappings may share the second level
 
 
-cdef inline void tlb_forget(Tlb *t, TlbArray *a, TlbSet *s, uint32_t way, int cause) noexcept nogil:
-    # Accounts for an entry that leaves its way; cause -1: not an invalidation.
-    cdef uint32_t id = s.way[way] >> 2 & 0xFFFF
+cdef inline void forget_dead(Tlb *t, TlbArray *a, TlbSet *s, uint32_t way, TlbContext *x, uint32_t id) noexcept nogil:
+    # An entry of a dead context, of whichever hyperthread, leaves its way.
+    if fractured_in(a, s.way[a.pad + way]):
+        tlb_unfracture(x.owner, a, s, way)
+    a.dead -= 1
+    x.total -= 1
+    if x.total == 0:
+        tlb_release(x.owner, id)
+
+
+cdef inline void forget_live(Tlb *t, TlbArray *a, TlbSet *s, uint32_t way, TlbContext *x, uint32_t id,
+                             int cause) noexcept nogil:
+    # One of its own; cause -1: not an invalidation.
     cdef int size = s.way[way] & 3
-    cdef TlbContext *x = &t.ctx[id]
     cdef int u = unit_of(a, x.kind)
     if fractured_in(a, s.way[a.pad + way]):
         tlb_unfracture(t, a, s, way)
-    if t.state[id] == CTX_DEAD:
-        a.dead -= 1
-    else:
-        x.live[u][size] -= 1
-        t.unit[u].live[size] -= 1
-        if size:
-            t.unit[u].large -= 1
-        if cause >= 0:
-            t.c.invalidated[cause][u] += 1
+    x.live[u][size] -= 1
+    t.unit[u].live[size] -= 1
+    if size:
+        t.unit[u].large -= 1
+    if cause >= 0:
+        t.c.invalidated[cause][u] += 1
     x.total -= 1
     if x.total == 0:
         tlb_release(t, id)
 
 
 cdef inline void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil:
-    # Empties a way.
+    # Empties a way, of no other hyperthread's live entry.
     cdef uint64_t key = x.way[way]
-    tlb_forget(t, a, x, way, cause)
+    cdef uint32_t id = key >> 2 & 0xFFFF
+    if t.state[id] == CTX_DEAD:
+        forget_dead(t, a, x, way, &t.ctx[id], id)
+    else:
+        forget_live(t, a, x, way, &t.ctx[id], id, cause)
     if x.key == key:
         x.key = 0
     if a.replacement == LRU_LONG:

@@ -2,12 +2,14 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from fastmmu.tlb.lost cimport lost_add, lost_claim
 from fastmmu.tlb.replacement cimport (
-    LRU_LONG, TREE_PLRU, key_came, key_goes, last_first, long_way, ordered, victim, way_at, way_back,
+    LRU_LONG, key_came, key_goes, last_first, long_way, ordered, victim, way_at, way_back,
 )
 
 cdef inline bint is_live(const Tlb *t, uint64_t key) noexcept nogil:
-    return t.state[key >> 2 & 0xFFFF] == CTX_LIVE
+    # whichever hyperthread's
+    return t.state[key >> 2 & 0xFFFF] & 1
 
 
 cdef inline bint is_dead(const Tlb *t, uint64_t key) noexcept nogil:
@@ -45,11 +47,19 @@ cdef void unlist(Tlb *t, uint32_t id) noexcept nogil:
         t.key[x.kind] = NO_CONTEXT << 2
 
 
+cdef inline void tell(Tlb *t, uint32_t id, uint8_t own, uint8_t theirs) noexcept nogil:
+    # The state of a context, here and for the other hyperthreads.
+    cdef uint32_t i
+    t.state[id] = own
+    for i in range(t.peers):
+        t.peer[i].state[id] = theirs
+
+
 cdef void tlb_release(Tlb *t, uint32_t id) noexcept nogil:
     # No entry left: a live context disappears, a dead one's number can be given out again.
     if t.state[id] == CTX_LIVE:
         unlist(t, id)
-    t.state[id] = CTX_FREE
+    tell(t, id, CTX_FREE, CTX_FREE)
     t.free_ids[t.n_free] = id
     t.n_free += 1
 
@@ -61,6 +71,8 @@ cdef uint64_t tlb_kill(Tlb *t, uint32_t id, int cause) noexcept nogil:
     cdef uint32_t n
     cdef int u, size
     for u in range(UNITS):
+        if not (x.live[u][0] | x.live[u][1] | x.live[u][2] | x.live[u][3]):
+            continue
         for size in range(CLASSES):
             n = x.live[u][size]
             if n:
@@ -73,7 +85,7 @@ cdef uint64_t tlb_kill(Tlb *t, uint32_t id, int cause) noexcept nogil:
                 total += n
     unlist(t, id)
     x.cause = cause
-    t.state[id] = CTX_DEAD      # it had entries, as every live one; tlb_release() follows the last of them
+    tell(t, id, CTX_DEAD, CTX_DEAD)     # it had entries, as every live one; tlb_release() follows the last of them
     return total
 
 
@@ -82,7 +94,7 @@ cdef void sweep(Tlb *t) noexcept nogil:
     cdef TlbArray *a
     cdef uint32_t i, s, w
     for i in range(t.arrays):
-        a = &t.array[i]
+        a = t.at[i]
         if a.dead:
             for s in range(a.sets):
                 for w in range(a.ways):
@@ -112,11 +124,12 @@ cdef void make_context(Tlb *t, int kind) noexcept nogil:
     x.vpid = t.vpid if tagged else 0
     x.pcid = t.pcid if tagged and kind != K_GLOBAL else 0
     x.eptrta = t.eptrta
+    x.owner = t
     x.total = 0
     x.place = t.n_live
     t.live_ids[t.n_live] = id
     t.n_live += 1
-    t.state[id] = CTX_LIVE
+    tell(t, id, CTX_LIVE, CTX_SIBLINGS)
     cdef uint16_t *head = &t.bucket[bucket_of(kind, x.vpid, x.pcid, x.eptrta)]
     x.next = head[0]
     head[0] = id
@@ -214,7 +227,7 @@ cdef uint32_t way_for(const Tlb *t, const TlbArray *a, const TlbSet *x, int size
 cdef void tlb_fracture(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
     cdef uint32_t *first = fractured_of(t, x.way[way] >> 18 << 12, x.way[a.pad + way] >> 10 & 3)
     cdef uint32_t slot = (<uint32_t> (<uint8_t *> x - a.base >> a.log)) * a.pad + way
-    cdef uint32_t id = (<uint32_t> (a - t.array) << SLOT_BITS | slot) + 1
+    cdef uint32_t id = (a.index << SLOT_BITS | slot) + 1
     a.fractured += 1
     a.link[2 * slot] = first[0]
     a.link[2 * slot + 1] = 0
@@ -235,10 +248,24 @@ cdef void tlb_unfracture(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way) noexcept 
         fractured_of(t, x.way[way] >> 18 << 12, x.way[a.pad + way] >> 10 & 3)[0] = next
 
 
+cdef void displace(Tlb *t, TlbArray *a, TlbSet *s, uint32_t way) noexcept nogil:
+    # Another hyperthread's live entry leaves its way for one of this.
+    cdef uint64_t key = s.way[way]
+    cdef uint32_t id = key >> 2 & 0xFFFF
+    cdef TlbContext *x = &t.ctx[id]
+    cdef Tlb *owner = x.owner
+    t.c.displaced[unit_of(a, x.kind)] += 1
+    if (a.unit == L2 or a.unit == L2I) and (x.kind == K_LOCAL or x.kind == K_GLOBAL):
+        lost_add(owner, a.unit, x, key, s.way[a.pad + way])
+    forget_live(owner, a, s, way, x, id, -1)
+
+
 cdef inline void charge(Tlb *t, TlbArray *a, int u, uint64_t key, TlbSet *s, uint32_t way) noexcept nogil:
     # Accounts for an entry that comes and the one whose way it takes.
     cdef TlbContext *x = &t.ctx[key >> 2 & 0xFFFF]
+    cdef TlbContext *old_context
     cdef uint64_t old = s.way[way]
+    cdef uint32_t id
     cdef int size = key & 3
     x.total += 1                # first: the old one may be this context's only entry
     x.live[u][size] += 1
@@ -246,9 +273,16 @@ cdef inline void charge(Tlb *t, TlbArray *a, int u, uint64_t key, TlbSet *s, uin
     if size:
         t.unit[u].large += 1
     if old:
-        if is_live(t, old):
-            t.c.evictions[unit_of(a, t.ctx[old >> 2 & 0xFFFF].kind)] += 1
-        tlb_forget(t, a, s, way, -1)
+        id = old >> 2 & 0xFFFF
+        old_context = &t.ctx[id]
+        if t.state[id] == CTX_DEAD:
+            forget_dead(t, a, s, way, old_context, id)
+            return
+        t.c.evictions[unit_of(a, old_context.kind)] += 1
+        if t.state[id] == CTX_LIVE:
+            forget_live(t, a, s, way, old_context, id, -1)
+        else:
+            displace(t, a, s, way)
 
 
 cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
@@ -258,7 +292,7 @@ cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la,
     cdef uint32_t way
     cdef int u = unit_of(a, kind)
     way = x.order >> a.last & 15 if a.replacement == LRU else <uint32_t> (x.order >> 16)
-    if (a.replacement == TREE_PLRU or a.dead or a.quota[size] < a.ways or a.grows and x.way[way]
+    if (a.aside or a.dead or a.quota[size] < a.ways or a.grows and x.way[way]
             or t.key[kind] == NO_CONTEXT << 2):
         insert_anywhere(t, a, kind, size, la, value)
         return
@@ -294,6 +328,8 @@ cdef void insert_anywhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, 
     if t.key[kind] == NO_CONTEXT << 2:
         make_context(t, kind)
     key = page_of(a, size, la) | t.key[kind]
+    if t.omit & LOST_SOME and a.shared:
+        t.c.sibling_misses += lost_claim(t, u, kind, key)
     way = way_for(t, a, x, size)
     while a.grows and x.way[way] and is_live(t, x.way[way]):
         room = <uint64_t> a.sets * a.ways

@@ -21,11 +21,14 @@ zen4           I 64 fa (all) + 512/8; D 72 fa (all) + 3072/24; 1G as 2M; 64 fa
 strict         no processor: keeps everything that the architecture lets it keep, and forgets what it must
 =============  ==========================================================================================
 
+The hyperthreads of a core share the second level and the paging-structure caches: of the former the vendors say so.
+
 Sources: the vendors' optimization manuals as quoted in public, WikiChip, CPUID leaf 2 descriptors. Unverified: every
 size of a paging-structure cache (the vendors publish none; Intel's are estimates of the literature), the same sizes
 taken for the walks of EPT tables, the 64 entries of guest-physical mappings (``gpm="shared"`` puts them into the
 second level, where they displace others), core2's and nehalem's large-page arrays, the page sizes of AMD's second
-level for instructions. True LRU is a choice, too; real second levels approximate it.
+level for instructions, that hyperthreads share caches of tables. True LRU is a choice, too; real second levels
+approximate it.
 """
 
 from __future__ import annotations
@@ -38,9 +41,24 @@ import msgspec
 
 from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
-from fastmmu.tlb.arrays import CHOICE, PAGES, REPLACEMENTS, TABLES, Array, Replacement, check_unit, parse_array, unit_of
+from fastmmu.tlb.arrays import (
+    CHOICE,
+    PAGES,
+    REPLACEMENTS,
+    SHARES,
+    TABLES,
+    Array,
+    Replacement,
+    check_unit,
+    parse_array,
+    shares_of,
+    unit_of,
+)  # fmt: skip
 
-__all__ = ["PAGES", "PRESETS", "REPLACEMENTS", "TABLES", "Array", "Geometry", "Replacement", "geometry", "parse_array"]
+__all__ = [
+    "PAGES", "PRESETS", "REPLACEMENTS", "SHARES", "TABLES", "Array", "Geometry", "Replacement", "geometry",
+    "parse_array",
+]  # fmt: skip
 
 
 class Geometry(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +74,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     :param gpm: guest-physical mappings live in the second level ("shared"), in an array of their own, or nowhere.
     :param replacement: policy of first and second level; that of the other arrays is LRU.
     :param unbounded: no entry makes room for another, the arrays grow: entries go by invalidation alone.
+    :param shared: what the hyperthreads of a core share, of :data:`SHARES`; of use where a core has several.
 
     Threads: immutable; share it.
     """
@@ -73,6 +92,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     gpm: Literal["shared", "off"] | Array = "off"
     replacement: tuple[Replacement, Replacement] = ("lru", "lru")
     unbounded: bool = False
+    shared: tuple[str, ...] = ("l2", "psc")
 
     def __str__(self) -> str:
         """All arrays in a line, the name aside: equal for geometries that act alike."""
@@ -83,6 +103,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
         parts += [f"GPM {gpm}", ", ".join(dict.fromkeys(self.replacement))]
         if self.l2 and not self.l2i and not self.l2_fetches:
             parts.append("L2 for data alone")
+        if self.shared != ("l2", "psc"):
+            parts.append(f"hyperthreads share {', '.join(self.shared) or 'nothing'}")
         parts += ["pages in pieces"] * self.smash + ["unbounded"] * self.unbounded
         return "; ".join(parts)
 
@@ -105,6 +127,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
             check_unit(self.name, arrays, "lru", first=False, sizes=TABLES)
         if isinstance(self.gpm, Array):
             check_unit(self.name, (self.gpm,), "lru", first=False)
+        msgspec.structs.force_setattr(self, "shared", shares_of(self.shared))
         if self.unbounded and "plru" in self.replacement:
             raise ConfigError(f"TLB {self.name!r}: nothing is replaced where arrays grow; leave replacement at lru")
         if not self.l1i or not self.l1d:
@@ -247,6 +270,7 @@ def geometry(
     gpm: str | None = None,
     replacement: str | tuple[str, str] | None = None,
     walk_caches: bool = True,
+    shared: str | tuple[str, ...] | None = None,
 ) -> Geometry:
     """A preset with some of its arrays replaced.
 
@@ -259,6 +283,7 @@ def geometry(
     :param gpm: guest-physical mappings: an array such as "64/fa", "shared" (in the second level) or "off".
     :param replacement: "lru" or "plru" for both levels, or one for each, as ("lru", "plru") or "lru,plru".
     :param walk_caches: False: no paging-structure caches and no guest-physical mappings, each walk starts at the root.
+    :param shared: what the hyperthreads of a core share: words of :data:`SHARES`, as ("l2", "psc") or "l2,psc"; "none".
     :raises ConfigError: an unknown preset, an impossible array, an unknown policy.
     """
     if isinstance(preset, Geometry):
@@ -291,4 +316,6 @@ def geometry(
         if len(both) not in (1, 2) or any(policy not in REPLACEMENTS for policy in both):
             raise ConfigError(f"replacement {replacement!r}: choose {CHOICE}, or one for each level as in lru,plru")
         changes["replacement"] = (both[0], both[-1])
+    if shared is not None:
+        changes["shared"] = shared
     return msgspec.structs.replace(found, **changes) if changes else found

@@ -6,10 +6,11 @@ from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
     BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVLPGA, BY_INVPCID, BY_INVVPID,
     BY_PAGE_FAULT, BY_RESET, BY_TLB_CONTROL, BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC,
-    K_GLOBAL, K_GPM, K_LOCAL, K_PSC, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT, NO_WAY, PSC, TLB_LA, TLB_PAGE, Tlb,
-    TlbArray, TlbContext, TlbSet, TlbUnit, alike, asid_root, bucket_of, fractured_of, id_array, id_links, id_slot,
-    page_of, set_at, set_of, tlb_kill, tlb_remove,
+    K_GLOBAL, K_GPM, K_LOCAL, K_PSC, KINDS, L1D, L1I, L1S, L2, L2I, LOST_SOME, LostEntry, NO_EPT, NO_WAY, PSC,
+    TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, TlbUnit, alike, asid_root, bucket_of, fractured_of, id_array,
+    id_links, id_slot, page_of, set_at, set_of, tlb_kill, tlb_remove,
 )
+from fastmmu.tlb.lost cimport lost_remove
 from fastmmu.tlb.replacement cimport LRU_LONG, chain_of, chained, long_way
 
 cdef enum:
@@ -50,13 +51,25 @@ cdef bint selects(const Which *q, const TlbContext *x) noexcept nogil:
     return not (c & ANY_ROOT and x.eptrta == NO_EPT)
 
 
+cdef bint flush_aside(Tlb *t, const Which *q, int cause) noexcept nogil:
+    # Nothing else is to be done; and what was lost to another hyperthread goes with what is cached.
+    cdef uint32_t i
+    if t.omit >> cause & 1:
+        return True
+    if t.omit & LOST_SOME:
+        for i in range(t.lost.room):
+            if t.lost.entry[i].used and selects(q, &t.lost.entry[i].tags):
+                lost_remove(t, i)
+    return False
+
+
 cdef uint64_t flush(Tlb *t, const Which *q, int cause) noexcept nogil:
     # Whole contexts.
     cdef uint64_t n = 0
     cdef uint32_t i = t.n_live, next
     cdef int kind
     t.c.flushes[cause] += 1
-    if t.omit >> cause & 1:
+    if t.omit and flush_aside(t, q, cause):
         return 0
     if q.condition == THIS_VPID | THIS_PCID and not q.kinds & GUEST:
         for kind in range(KINDS):
@@ -145,12 +158,32 @@ cdef uint64_t drop_fractured(Tlb *t, uint32_t units, uint32_t id, uint64_t la, c
     return n
 
 
+cdef bint drop_aside(Tlb *t, uint32_t units, uint64_t la, const Which *q, int cause, bint whole) noexcept nogil:
+    # As flush_aside().
+    cdef LostEntry *e
+    cdef uint32_t i
+    cdef int shift, page
+    if t.omit >> cause & 1:
+        return True
+    if t.omit & LOST_SOME:
+        for i in range(t.lost.room):
+            e = &t.lost.entry[i]
+            page = e.value >> 10 & 3
+            shift = 12 + 9 * (e.page & 3)
+            if whole and page > <int> (e.page & 3):
+                shift = 22 if page == 3 else 12 + 9 * page
+            if (e.used and units >> e.unit & 1 and ((e.page >> 18 << 12) ^ (la & TLB_LA)) >> shift == 0
+                    and selects(q, &e.tags)):
+                lost_remove(t, i)
+    return False
+
+
 cdef uint64_t drop(Tlb *t, uint32_t units, uint64_t la, const Which *q, int cause, bint whole) noexcept nogil:
     # Single entries; whole: those of the guest's page that la is in, where it is fractured: they may lie in any set.
     cdef TlbUnit *unit
     cdef uint64_t n = 0
     cdef int size
-    if t.omit >> cause & 1:
+    if t.omit and drop_aside(t, units, la, q, cause, whole):
         return 0
     if whole:
         for size in range(1, 4):

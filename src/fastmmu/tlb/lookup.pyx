@@ -8,11 +8,12 @@ from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport ctz
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
-    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, MAX_ARRAYS, NO_CONTEXT, NO_WAY, SLOTS, TLB_PAGE, TlbContext, equal,
-    fractured_in, insert, set_at, tlb_fracture, tlb_remove, tlb_unfracture, way_of,
+    BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, LOST_SOME, MAX_ARRAYS, NO_CONTEXT, NO_WAY, SLOTS, TLB_PAGE,
+    TlbContext, equal, fractured_in, insert, set_at, tlb_fracture, tlb_remove, tlb_unfracture, way_of,
 )
+from fastmmu.tlb.lost cimport lost_rewalk
 from fastmmu.tlb.replacement cimport (
-    IDENTITY, LRU, LRU_LONG, TAGGED, key_came, long_order, on_fill, on_hit, plru_paths, way_at, way_back,
+    IDENTITY, LRU, LRU_LONG, TAGGED, TREE_PLRU, key_came, long_order, on_fill, on_hit, plru_paths, way_at, way_back,
 )
 
 cdef enum:
@@ -144,7 +145,8 @@ cdef void claim_ghost(Tlb *t, TlbUnit *u, uint64_t la, uint64_t value) noexcept 
         key = x.way[way]
         if (key & (TLB_PAGE | 3)) == page_of(a, size, la) and t.state[key >> 2 & 0xFFFF] == CTX_DEAD:
             c = &t.ctx[key >> 2 & 0xFFFF]
-            if c.kind == kind and c.vpid == t.vpid and c.eptrta == t.eptrta and (kind == K_GLOBAL or c.pcid == t.pcid):
+            if (c.kind == kind and c.vpid == t.vpid and c.eptrta == t.eptrta and c.owner == t
+                    and (kind == K_GLOBAL or c.pcid == t.pcid)):
                 t.c.refill_misses[c.cause] += 1
                 tlb_remove(t, a, x, way, -1)
                 return
@@ -180,6 +182,8 @@ cdef uint64_t tlb_refill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept 
     t.c.flushes[BY_REWALK] += 1
     drop(t, t.port[acc].l1, la, t.key[K_LOCAL], t.key[K_GLOBAL])
     if t.port[acc].l2:
+        if t.omit & LOST_SOME:
+            lost_rewalk(t, t.port[acc].l2.id, la)
         drop(t, t.port[acc].l2, la, t.key[K_LOCAL], t.key[K_GLOBAL])
     return tlb_fill(t, acc, la, value)
 
@@ -266,6 +270,7 @@ cdef void tlb_free(Tlb *t) noexcept nogil:
         return
     for i in range(t.arrays):
         zeroed_free(t.array[i].memory)
+    free(t.lost)
     zeroed_free(t.ctx)
     zeroed_free(t.state)
     zeroed_free(t.free_ids)
@@ -298,6 +303,7 @@ cdef int make_array(TlbArray *a, int unit, int classes, uint32_t sets, uint32_t 
                                    + (6 * a.pad + 2 * a.chains + 2 if a.chains else 0)):
         a.log += 1
     a.plain = a.replacement == LRU
+    a.aside = a.replacement == TREE_PLRU
     a.plain_long = a.replacement == LRU_LONG
     a.unit = unit
     a.classes = classes
@@ -335,6 +341,8 @@ cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, Re
     if t.arrays == MAX_ARRAYS or make_array(a, unit, classes, sets, ways, policy):
         return -1
     a.grows = grows
+    a.index = t.arrays
+    t.at[t.arrays] = a
     a.plain = a.plain and not grows
     a.plain_long = a.plain_long and not grows
     for size in range(CLASSES):
@@ -369,6 +377,7 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
     if ways > MOST_WAYS or make_array(&new, a.unit, a.classes, sets, ways, LRU):
         return
     new.grows = True
+    new.index = a.index
     new.plain = new.plain_long = False
     new.dead = a.dead
     for s in range(a.sets):

@@ -75,10 +75,13 @@ cdef struct TlbArray:
     uint32_t dead               # entries of dead contexts
     uint32_t fractured          # entries smaller than the guest's page, dead ones too
     uint32_t *link              # [set * pad + way][2]: of such an entry the next and the previous one of its page
+    uint32_t index              # of the TLB's arrays
     uint8_t replacement         # Replacement
     uint8_t unit                # TlbUnitId
     uint8_t classes             # bit c: holds class c
     uint8_t shift               # log2 of the page size of class 0; class c: + 9 c
+    uint8_t aside               # TREE_PLRU, or what hyperthreads share of the second level: no way is taken in passing
+    uint8_t shared              # by the hyperthreads of a core
     uint8_t grows               # a live entry is never replaced: the array gets larger
 
 

@@ -1,5 +1,6 @@
 """The tagged TLB of one physical CPU, for Python."""
 
+cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -9,8 +10,8 @@ from fastmmu._arguments cimport (
 )
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, Walk
 from fastmmu.tlb.entries cimport (
-    CAUSES, CTX_LIVE, EPSC, F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, GPM, KINDS, L1D, L1I, L1S, L2, L2I, NO_EPT,
-    PSC, TLB_FRAME, TlbArray, TlbContext, TlbPort, UNITS, set_at, tlb_switch
+    EPSC, F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, GPM, L1D, L1I, L1S, L2, L2I, LOST_SOME, MAX_THREADS, NO_EPT,
+    PSC, TLB_FRAME, TlbPort, tlb_switch
 )
 from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_fill, held_first, held_second
 from fastmmu.tlb.invalidate cimport (
@@ -21,22 +22,16 @@ from fastmmu.tlb.lookup cimport (
     tlb_add, tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_free, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_new, tlb_psc,
     tlb_psc_fill, tlb_ready, tlb_refill, tlb_value, tlb_value_of_walk
 )
-from fastmmu.tlb.replacement cimport LRU, TREE_PLRU, way_at
+from fastmmu.tlb.readout cimport counters_of, entries_of, live_of
+from fastmmu.tlb.replacement cimport LRU, TREE_PLRU
+from fastmmu.tlb.siblings cimport _Core
 from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError, WrongTypeError
 from fastmmu.tlb.geometry import PAGES, REPLACEMENTS, TABLES, Array
 from fastmmu.tlb.geometry import geometry as make_geometry
+from fastmmu.tlb.readout import CAUSE_NAMES, KIND_NAMES, UNIT_NAMES
 
 __all__ = ["CAUSE_NAMES", "KIND_NAMES", "TLB", "UNIT_NAMES"]
-
-UNIT_NAMES = ("l1i", "l1d", "l1s", "l2i", "l2", "gpm", "psc", "epsc")
-KIND_NAMES = ("local", "global", "psc", "gpm", "epsc")
-CAUSE_NAMES = (
-    "cr3", "cr0", "cr4", "invlpg", "invpcid_0", "invpcid_1", "invpcid_2", "invpcid_3", "invvpid_0", "invvpid_1",
-    "invvpid_2", "invvpid_3", "invept_1", "invept_2", "transition", "vmfunc", "page_fault", "ept_violation", "rewalk",
-    "contexts", "reset", "invlpga", "tlb_control_1", "tlb_control_3", "tlb_control_7",
-)
-assert len(UNIT_NAMES) == UNITS and len(KIND_NAMES) == KINDS and len(CAUSE_NAMES) == CAUSES
 
 _REPLACEMENT = {"lru": LRU, "plru": TREE_PLRU}
 assert _REPLACEMENT.keys() == REPLACEMENTS.keys()
@@ -89,6 +84,7 @@ cdef int _shift(str name, object value, tuple known) except -1:
     return value
 
 
+@cython.no_gc_clear                             # whose memory it is, is asked at its end
 cdef class TLB:
     """All caches of translations of one physical CPU: first and second level, guest-physical mappings and
     paging-structure caches, tagged by VPID, PCID and EPT root.
@@ -132,7 +128,37 @@ cdef class TLB:
         tlb_ready(self.t, g.l2_fetches, g.gpm == "shared")
 
     def __dealloc__(self):
-        tlb_free(self.t)
+        if self.core is None:
+            tlb_free(self.t)
+
+    @staticmethod
+    def hyperthreads(threads=2, geometry="skylake", *, max_contexts=65534):
+        """The TLBs of the hyperthreads of one core, which share what ``geometry.shared`` names.
+
+        Each entry has the tag of its hyperthread: none finds or invalidates one of another's, whatever VPID, PCID and
+        EPT root they have. A fill displaces whichever entry of a shared array is due (tlb/siblings.pxd). They take
+        turns with each other. Arrays that grow are not shared, as nothing makes room there.
+
+        :param threads: 1..8. :param geometry, max_contexts: as of the constructor; all have 65534 contexts together.
+        :returns: a tuple of :class:`TLB`.
+        """
+        cdef int n = within("threads", threads, 1, MAX_THREADS, ConfigError)
+        cdef _Core core = _Core()
+        cdef TLB tlb
+        g = make_geometry(geometry)
+        tlbs = tuple([TLB(g, max_contexts=max_contexts) for _ in range(n)])
+        if n > 1 and g.shared and not g.unbounded:
+            for tlb in tlbs:
+                core.add(tlb.t)
+                tlb.core = core
+                tlb.turns = (<TLB> tlbs[0]).turns
+            core.join(g.shared)
+        return tlbs
+
+    @property
+    def siblings(self):
+        """Number of hyperthreads that share something with it, itself among them; 1: none."""
+        return 1 + int(self.t.peers)
 
     # ---- the context in force, lookups, fills -----------------------------------------------------------------
 
@@ -343,59 +369,27 @@ cdef class TLB:
     def live(self):
         """dict of unit -> number of entries that can match."""
         cdef Turn _turn = self.turns.take()
-        return {UNIT_NAMES[u]: sum([self.t.unit[u].live[c] for c in range(4)]) for u in range(UNITS)}
+        return live_of(self.t)
 
     def entries(self):
         """All live entries: list of (unit, kind, VPID, PCID, EPT root or None, address, size, value).
 
-        A set's entries follow each other, under LRU the most recent first.
+        A set's entries follow each other, under LRU the most recent first. Of what hyperthreads share, its own.
         """
         cdef Turn _turn = self.turns.take()
-        cdef TlbArray *a
-        cdef TlbContext *x
-        cdef uint64_t key
-        cdef uint32_t i, s, place, w = 0
-        found = []
-        for i in range(self.t.arrays):
-            a = &self.t.array[i]
-            names = TABLES if a.unit >= PSC else PAGES
-            for s in range(a.sets):
-                for place in range(a.ways):
-                    w = way_at(a, set_at(a, s), place, w)
-                    key = set_at(a, s).way[w]
-                    if self.t.state[key >> 2 & 0xFFFF] == CTX_LIVE:
-                        x = &self.t.ctx[key >> 2 & 0xFFFF]
-                        root = None if x.eptrta == NO_EPT else x.eptrta
-                        found.append((UNIT_NAMES[a.unit], KIND_NAMES[x.kind], x.vpid, x.pcid, root, key >> 18 << 12,
-                                      names[key & 3], set_at(a, s).way[a.pad + w]))
-        return found
+        return entries_of(self.t)
 
     def counters(self):
         """Everything counted so far.
 
         dict of unit -> {lookups, hits: {size: n}, misses, fills, evictions}, and "flushes": {cause: operations},
         "invalidated": {cause: {unit: entries}}, "refill_misses": {cause: walks that redo what the flush took},
-        "survivals": entries that lived through VM entries and exits under VPID.
+        "survivals": entries that lived through VM entries and exits under VPID. Of a hyperthread also "displaced":
+        {unit: its evictions of other hyperthreads' entries}, "sibling_misses": walks for what others had displaced in
+        the second level.
         """
         cdef Turn _turn = self.turns.take()
-        c = &self.t.c
-        out = {}
-        for u, name in enumerate(UNIT_NAMES):
-            sizes = TABLES if u >= PSC else PAGES
-            hits = {size: c.hits[u][i] for i, size in enumerate(sizes)}
-            if u <= L1S:
-                hits["4k"] = c.lookups[u] - c.misses[u] - hits["2m"] - hits["1g"]
-            out[name] = {"lookups": c.lookups[u], "hits": hits, "misses": c.misses[u], "fills": c.fills[u],
-                         "evictions": c.evictions[u]}
-        causes = [i for i in range(CAUSES) if c.flushes[i] or any([c.invalidated[i][u] for u in range(UNITS)])]
-        out["flushes"] = {CAUSE_NAMES[i]: c.flushes[i] for i in causes}
-        out["invalidated"] = {
-            CAUSE_NAMES[i]: {name: c.invalidated[i][u] for u, name in enumerate(UNIT_NAMES) if c.invalidated[i][u]}
-            for i in causes
-        }
-        out["refill_misses"] = {CAUSE_NAMES[i]: c.refill_misses[i] for i in range(CAUSES) if c.refill_misses[i]}
-        out["survivals"] = c.survivals
-        return out
+        return counters_of(self.t)
 
     @property
     def omit(self):
@@ -409,7 +403,7 @@ cdef class TLB:
         cdef uint32_t omit = 0
         for cause in many("omit", causes):
             omit |= 1U << <int> choice("a cause", cause, _CAUSES, ConfigError)
-        self.t.omit = omit
+        self.t.omit = omit | self.t.omit & LOST_SOME
 
     def _walk_at_length(self):
         # from now on no walk is quick (paging/quick_walk.pxd): results are the same, which a test wants to see

@@ -2,6 +2,7 @@
 
 entries         entries, and the caches that hold them
 tlb             lookups and fills
+siblings        what the hyperthreads of a core share, and what one loses to another
 lru             miss-ratio curves: one TLB of one size, under true LRU
 invalidations   `Tlb`: what each event invalidates
 """

@@ -61,6 +61,7 @@ class Entry:
     value: int
     used: int
     ghost_of: str | None = None  # the cause that invalidated it
+    owner: object = None  # the TLB of the hyperthread that made it
 
     @property
     def own(self) -> range:

@@ -97,7 +97,7 @@ class Tlb(Caches):
         if not vpid_enabled:
             return self._context("transition", _of(0))
         self.survivals += sum(
-            1 for c in self.caches if c.unit in MAPPINGS for _, _, entry in c.all() if entry.kind != "gpm"
+            1 for c in self.caches if c.unit in MAPPINGS for _, _, entry in self._own(c) if entry.kind != "gpm"
         )
         return 0
 

@@ -4,6 +4,9 @@ Every entry carries its own tags and the time of its last use. The invalidations
 
 An invalidated entry of a whole context stays behind as a *ghost*: it matches nothing and its way counts as empty, but
 where a walk fetches the same translation again before the way is reused, the walk is charged to that invalidation.
+
+Hyperthreads of a core have a TLB each, and share arrays: `sibling_of`. Entries have the tag of their hyperthread, so
+that nothing but room is in common (siblings.py).
 """
 
 from __future__ import annotations
@@ -13,14 +16,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .entries import CODES, FLAGS, LINEAR, MAPPINGS, SHIFT, TABLES, UNITS, ArrayLike, Cache, Entry, piece, value
+from .siblings import Lost, room_of, share
 
 __all__ = ["LINEAR", "MAPPINGS", "Caches", "Entry", "piece", "value"]
 
 
 class Caches:
-    """All caches of translations of one physical CPU. `geometry`: a :class:`fastmmu.tlb.geometry.Geometry`."""
+    """All caches of translations of one physical CPU, or of one hyperthread of a core.
 
-    def __init__(self, geometry: Any) -> None:
+    :param geometry: a :class:`fastmmu.tlb.geometry.Geometry`.
+    :param sibling_of: another hyperthread of its core, whose arrays it shares by ``geometry.shared``.
+    """
+
+    def __init__(self, geometry: Any, sibling_of: Caches | None = None) -> None:
         self.geometry = geometry
         self.caches: list[Cache] = []
         self.units: dict[str, dict[str, Cache]] = {unit: {} for unit in UNITS}
@@ -31,11 +39,16 @@ class Caches:
                 arrays = () if isinstance(arrays, str) else (arrays,)
             for array in arrays:
                 self._add(unit, array, policy == "plru")
+        if sibling_of is not None:
+            share(self.caches, self.units, sibling_of.caches, geometry)
         if geometry.gpm == "shared":
             self.units["gpm"] = self.units["l2"]
+        self.siblings: list[Caches] = [] if sibling_of is None else sibling_of.siblings
+        self.siblings.append(self)
+        self.clock: list[int] = [0] if sibling_of is None else sibling_of.clock
+        self.lost = Lost(room_of(geometry))
         self.vpid, self.pcid = 0, 0
         self.eptrta: int | None = None
-        self.now = 0
         self.reset_counters()
 
     def _add(self, unit: str, array: ArrayLike, plru: bool) -> None:
@@ -43,6 +56,13 @@ class Caches:
         cache = Cache(unit, array.sets, array.ways, array.sizes, quota, plru, self.geometry.unbounded)
         self.caches.append(cache)
         self.units[unit] |= dict.fromkeys(array.sizes, cache)
+
+    def _now(self) -> int:
+        self.clock[0] += 1
+        return self.clock[0]
+
+    def _own(self, cache: Cache) -> list[tuple[int, int, Entry]]:
+        return [found for found in cache.all() if found[2].owner is self]
 
     # ---- the context in force, lookups, fills ---------------------------------------------------------------
 
@@ -56,7 +76,11 @@ class Caches:
         return self.vpid, 0 if kind == "global" else self.pcid, self.eptrta
 
     def _matches(self, entry: Entry, kinds: Sequence[str]) -> bool:
-        return entry.kind in kinds and (entry.vpid, entry.pcid, entry.eptrta) == self._tags(entry.kind)
+        return (
+            entry.owner is self
+            and entry.kind in kinds
+            and (entry.vpid, entry.pcid, entry.eptrta) == self._tags(entry.kind)
+        )
 
     def _path(self, access: str) -> tuple[str, str | None]:
         g = self.geometry
@@ -84,8 +108,7 @@ class Caches:
             way = next((way for way in hits if rows[way] is cache.last[s]), hits[0])  # the lower way
         else:
             way = max(hits, key=lambda way: entry.used if (entry := rows[way]) else -1)
-        self.now += 1
-        cache.touch(s, way, self.now)
+        cache.touch(s, way, self._now())
         entry = rows[way]
         assert entry is not None
         return entry.value
@@ -129,10 +152,17 @@ class Caches:
         old = cache.rows[s][way]
         if old is not None and old.ghost_of is None:
             self.evictions["gpm" if old.kind == "gpm" else cache.unit] += 1
-        self.now += 1
+            if isinstance(old.owner, Caches) and old.owner is not self:
+                self.displaced["gpm" if old.kind == "gpm" else cache.unit] += 1
+                if old.kind in ("local", "global"):
+                    old.owner.lost.add(cache.unit, old)
         page = (address & LINEAR) >> SHIFT[size] << SHIFT[size]
-        cache.rows[s][way] = Entry(kind, *self._tags(kind), page, size, new, self.now)
-        cache.touch(s, way, self.now)
+        entry = Entry(kind, *self._tags(kind), page, size, new, self._now(), owner=self)
+        self.sibling_misses += self.lost.end(
+            lambda unit, e: unit == cache.unit and e.size == size and e.address == page and self._matches(e, (kind,))
+        )
+        cache.rows[s][way] = entry
+        cache.touch(s, way, entry.used)
         self.fills[unit] += 1
 
     def fill(self, la: int, new: int, access: str = "r") -> int:
@@ -215,7 +245,8 @@ class Caches:
 
     def _flush(self, cause: str, which: Callable[[Entry], bool]) -> int:
         """Whole contexts: their entries become ghosts."""
-        gone = [(cache, entry) for cache in self.caches for _, _, entry in cache.all() if which(entry)]
+        self.lost.end(lambda unit, entry: which(entry))
+        gone = [(cache, entry) for cache in self.caches for _, _, entry in self._own(cache) if which(entry)]
         for cache, entry in gone:
             entry.ghost_of = cause
             self._count(cause, cache, entry)
@@ -224,8 +255,9 @@ class Caches:
     def _drop(self, cause: str, which: Callable[[Entry], bool], units: Sequence[str] = UNITS) -> int:
         """Single entries."""
         n = 0
+        self.lost.end(lambda unit, entry: unit in units and which(entry))
         for cache in self.caches:
-            for s, way, entry in list(cache.all()) if cache.unit in units else ():
+            for s, way, entry in self._own(cache) if cache.unit in units else ():
                 if which(entry):
                     cache.rows[s][way] = None
                     self._count(cause, cache, entry)
@@ -244,13 +276,15 @@ class Caches:
         self.invalidated: Counter[tuple[str, str]] = Counter()
         self.refill_misses: Counter[str] = Counter()
         self.survivals = 0
+        self.displaced: Counter[str] = Counter()
+        self.sibling_misses = 0
 
     def entries(self) -> list[tuple[str, str, int, int, int | None, int, str, int]]:
         """All live entries, set by set; under LRU the most recent of a set first."""
         found = []
         for cache in self.caches:
             for s in range(cache.sets):
-                row = [entry for row_s, _, entry in cache.all() if row_s == s]
+                row = [entry for row_s, _, entry in self._own(cache) if row_s == s]
                 if not cache.plru:
                     row.sort(key=lambda entry: -entry.used)
                 found += [(cache.unit, e.kind, e.vpid, e.pcid, e.eptrta, e.address, e.size, e.value) for e in row]
@@ -273,4 +307,6 @@ class Caches:
         out["invalidated"] = {cause: {u: n for (c, u), n in self.invalidated.items() if c == cause} for cause in causes}
         out["refill_misses"] = dict(self.refill_misses)
         out["survivals"] = self.survivals
+        if len(self.siblings) > 1:
+            out |= {"displaced": dict(self.displaced), "sibling_misses": self.sibling_misses}
         return out

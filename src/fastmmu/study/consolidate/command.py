@@ -33,6 +33,7 @@ examples:
   fastmmu host a.lackey b.lackey c.lackey --cpus 2 --quantum 20k --vpid
   fastmmu host a.lackey b.lackey --cpus 2 --one-machine --mmu shadow --vpid --kvm 6.1
   fastmmu host a.lackey b.lackey --cpus 2 --schedule turns.csv
+  fastmmu host a.lackey b.lackey --topology 1x1x2 --quantum 1k --vpid        two hyperthreads of a core
   fastmmu host --cpus 2 --one-machine --vpid --tpr apicv --traffic linux
 
 A schedule has a line for each turn: CPU, vCPU, events (lines that begin with # do not count). The run ends with it.
@@ -42,7 +43,10 @@ A schedule has a line for each turn: CPU, vCPU, events (lines that begin with # 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     host = parser.add_argument_group("the host")
-    host.add_argument("--cpus", type=shared.count(1), default=1, metavar="N", help="physical CPUs; default: 1")
+    host.add_argument(
+        "--cpus", type=shared.count(1), metavar="N", help="physical CPUs; default: those of --topology, or 1"
+    )
+    shared.add_topology(host)
     host.add_argument("--quantum", type=shared.count(1), default=50_000, metavar="N", help="events of a turn; 50k")
     host.add_argument("--schedule", metavar="FILE", help="turns, in place of round robin")
     host.add_argument("--one-machine", action="store_true", help="the traces run on the vCPUs of one machine")
@@ -101,7 +105,7 @@ def handle(options: argparse.Namespace) -> int:
                 schedule=schedule,
                 one_machine=options.one_machine,
                 costs=costs,
-                progress=lambda n: report(f"{options.cpus} CPUs", None, n),
+                progress=lambda n: report(f"{len(chosen)} vCPUs", None, n),
                 keep_partial=True,
             )
         )

@@ -108,7 +108,7 @@ def consolidate(
     traces: Sequence[AnyTrace],
     config: Config | Sequence[Config],
     *,
-    cpus: int = 1,
+    cpus: int | None = None,
     quantum: int = 50_000,
     schedule: Iterable[Turn] | None = None,
     one_machine: bool = False,
@@ -121,7 +121,8 @@ def consolidate(
     >>> found = consolidate([a, b, c], Config(mmu="ept", vpid=True), cpus=2, quantum=20_000)
     >>> found.totals["migrations"], found.results[0].counters["tlb_misses"]
 
-    :param config: of every machine, or one for each. :param one_machine: the vCPUs of one machine, else each its own.
+    :param config: of every machine, or one for each. :param cpus: physical CPUs; None: those of the first's topology,
+        or 1. :param one_machine: the vCPUs of one machine, else each its own.
     :param quantum: events of a turn. :param schedule: turns in their order, in place of round robin; it ends the run.
     :param progress: called after each turn with the number of events done.
     :param keep_partial: Ctrl-C gives the results until then, with ``complete=False`` but for the programs that have
@@ -135,6 +136,7 @@ def consolidate(
                           "configuration for each trace and at least one event a turn")  # fmt: skip
     identities = [identified(trace) for trace in traces]
     host = Host([(configs[0], len(traces))] if one_machine else configs, cpus=cpus)
+    cpus = len(host.cpus)
     programs = [_Program(trace, i, len(traces) if one_machine else 1) for i, trace in enumerate(identities)]
     seconds, done, unfinished, interrupted = [0.0] * len(traces), 0, 0, False
     try:

@@ -48,6 +48,10 @@ def host_table(found: Consolidation, *, width: int = 120, colour: bool = False) 
     moved = f"{t['switches']:,} switches, {t['migrations']:,} migrations"
     flushed = f"{t['remote_flushes']:,} remote flushes: {t['flush_requests']:,} requests, {t['ipis']:,} IPIs"
     foot = ["", f"{len(found.tlbs)} physical CPUs: {moved}; {flushed}"]
+    if any("sibling_misses" in tlb for tlb in found.tlbs):
+        evictions = sum(result.counters["sibling_evictions"] for result in found.results)
+        misses = sum(result.counters["sibling_misses"] for result in found.results)
+        foot.append(f"hyperthreads of a core: {evictions:,} entries of another displaced, {misses:,} walks for such")
     if found.unfinished:
         foot.append(f"{found.unfinished:,} events of the schedule came after the end of their program")
     if not all(result.complete for result in found.results):

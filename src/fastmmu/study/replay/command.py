@@ -45,6 +45,7 @@ examples:
   fastmmu replay linux.rec.zst --omit invlpg --find-missing-flushes        and which uses are stale, and why
   fastmmu replay smp2.rec.zst --omit invlpg@1,cr3_flush@0        of several CPUs: the flushes of one of them
   fastmmu replay linux.rec.zst --schemes --report linux.html        a page: tables that sort, pictures
+  fastmmu replay smp2.rec.zst --topology 1x1x2        its CPUs are hyperthreads of a core, which share what such do
   fastmmu replay smp2.rec.zst --ipis        its IPIs, and the VM exits that they take by way of the TPR
 
 what --omit takes, a run each (with --tlb strict, unless one is named):
@@ -71,6 +72,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_vendor(scheme)
     shared.add_vmm(scheme)
     shared.add_watch(scheme)
+    shared.add_topology(scheme)
     shared.add_tlb(parser)
     add_report(parser)
     shared.add_jobs(parser)
