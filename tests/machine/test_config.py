@@ -40,6 +40,7 @@ def values_of(name: str, hint: Any) -> list[Any]:
         "tlb": ["zen2", "strict"], "l1d": [None, "16/fa"], "l1i": [None, "64/4"], "stlb": [None, "none", "512/4"],
         "table_pages": [0, 16], "exit_every": [0, 7], "exit_pages": [0, 3], "exit_log": [0, 100],
         "asids": [2, 16], "sev_asids": [0, 3],
+        "topology": [None, "1x1x2"], "shared": [None, "none", "l2,psc"],
         "handler_length": [0, 5], "apic_id": [0, 15], "vmm": ["python", "kernel"], "thp_threshold": [1, 512],
         "flush_ceiling": [0, 4096],
     }  # fmt: skip

@@ -95,42 +95,6 @@ def test_a_vmm_in_python_runs_them_too(tmp_path: Path) -> None:
         assert ran[0] == ran[1]
 
 
-SHARING = {"tlb": "haswell", "l1d": "8/4", "l1i": "8/4", "stlb": "16/4", "topology": "1x1x2"}
-
-
-@EACH
-@pytest.mark.parametrize("shared", ["l2", "l2,psc", "l1,l2,psc,gpm"])
-def test_hyperthreads_that_share(tmp_path: Path, config: Config, shared: str) -> None:
-    """What is shared is room alone: each CPU goes by what it may hold itself, and loses entries to the other."""
-    taken = missed = 0
-    for seed in range(4):
-        path = random_trace(300 + seed, cpus=2).write(tmp_path)
-        replay = Replay(opened(path), config.replace(shared=shared, **SHARING))
-        for _ in replay.steps():
-            pass
-        found = replay.result()
-        assert (found.neither, found.mismatches) == (0, 0), found.examples
-        assert found.different == found.flags_alone
-        assert all(tlb.siblings == 2 for tlb in replay.cpus.tlbs)
-        counters = replay.counters()
-        taken, missed = taken + counters["sibling_evictions"], missed + counters["sibling_misses"]
-    assert taken > 0
-    assert missed > 0 or config.mmu == "shadow"  # whose flushes end what was lost, as a rule
-
-
-def test_cores_of_hyperthreads(tmp_path: Path) -> None:
-    """Four CPUs as two cores of two: what is displaced is of the own core's."""
-    path = random_trace(78, cpus=4, steps=400).write(tmp_path)
-    for config in (NATIVE, EPT):
-        replay = Replay(opened(path), config.replace(**{**SHARING, "topology": "1x2x2"}))
-        for _ in replay.steps():
-            pass
-        assert replay.result().neither == 0
-        assert replay.counters()["sibling_evictions"] > 0
-    with pytest.raises(ConfigError, match="topology=1x1x2 has 2 CPUs, and there are 4"):
-        Replay(opened(path), NATIVE.replace(topology="1x1x2"))
-
-
 # ---- a real Linux ---------------------------------------------------------------------------------------------------
 
 
@@ -143,13 +107,6 @@ def test_sample(scheme: str) -> None:
     assert (found.cpus, found.wrong, found.neither, found.ipis > 5) == (2, 0, 0, True), found.examples
     assert found.held_by_kind["both held"] + found.held_by_kind["faulted here"] == 5  # the trace's own
     assert ran.missed in (None, 0)
-
-
-@EACH
-def test_sample_on_hyperthreads(config: Config) -> None:
-    (path,) = SAMPLES
-    found = replayed(path, config.replace(memory="1G", **SHARING))
-    assert (found.wrong, found.neither) == (0, 0), found.examples
 
 
 @pytest.mark.skipif(not FULL, reason="skipped: no traces of several CPUs; set FASTMMU_TRACES_SMP")

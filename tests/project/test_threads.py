@@ -19,6 +19,7 @@ KERNEL_PARTS = {
     "Turns",
     "Turn",
     "_Batch",
+    "_Core",
     "_Cpu",
     "_Fetched",
     "_HostVcpu",

@@ -16,8 +16,8 @@ from fastmmu.reference.tlb.entries import UNITS
 from fastmmu.reference.tlb.invalidations import Tlb
 from fastmmu.tlb.geometry import Array, Geometry, geometry
 from fastmmu.tlb.tlb import TLB
-from tests.tlb.test_equivalence import SMALL, Program, run
-from tests.tlb.test_equivalence import sorted_entries as in_order
+from tests.support.tlb_programs import SMALL, Program, run
+from tests.support.tlb_programs import sorted_entries as in_order
 
 Core = tuple[TLB | Tlb, ...]
 KINDS = ("kernel", "specification")

@@ -1,11 +1,10 @@
 """Cached translations of one physical CPU: entries and contexts, lookups and fills, what invalidates them.
 
     replacement  sets of ways: which one makes room
-    entries      entries, and the contexts that stand for (VPID, PCID, EPT root)
+    entries      entries, the contexts that stand for (VPID, PCID, EPT root); what a hyperthread lost to another
     lookup       lookups and fills of both levels, paging-structure caches, guest-physical mappings
     held         the lookups of both levels that a loop asks as long as they find something
     peek         lookups that change nothing, until all are known
-    lost         what a hyperthread lost to another of its core
     invalidate   one function for each event that invalidates (tlb.md §3-§5)
     arrays       arrays given as `64/4`
     geometry     all arrays of a CPU: presets, and what is put in their place

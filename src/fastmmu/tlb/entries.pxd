@@ -159,7 +159,7 @@ cdef enum:                      # state of a context
 
 cdef enum:
     MAX_THREADS = 8             # hyperthreads of a core
-    LOST_SOME = 1 << 30         # in `omit`: entries were lost to another hyperthread (tlb/siblings.pxd)
+    LOST_SOME = 1 << 30         # in `omit`: entries were lost to another hyperthread, see below
 
 cdef struct Tlb
 
@@ -185,7 +185,7 @@ cdef struct TlbContext:
     uint16_t place              # index into live_ids
     uint8_t kind, cause
 
-cdef struct LostEntry:            # tlb/lost.pxd
+cdef struct LostEntry:          # see below
     uint64_t page               # as in a key: page and size
     uint64_t value
     TlbContext tags             # kind, VPID, PCID and EPT root; nothing else
@@ -443,3 +443,15 @@ cdef inline uint32_t bucket_of(int kind, uint32_t vpid, uint32_t pcid, uint64_t 
 
 cdef void tlb_switch(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noexcept nogil  # in force from now on
 cdef uint64_t tlb_kill(Tlb *t, uint32_t id, int cause) noexcept nogil  # flushes a live one; number of entries
+
+# ---- what a hyperthread lost to another ---------------------------------------------------------------------------
+# What a hyperthread lost to another: translations of the second level that the other's fills displaced. A miss that
+# finds its translation here is one that sharing has caused. What invalidates a translation ends it here, too; so does a
+# fill. As many are remembered as the shared arrays hold, the last ones.
+
+cdef Lost *lost_new(uint32_t room) noexcept nogil       # NULL: no memory; free() frees it
+cdef void lost_add(Tlb *t, uint32_t unit, const TlbContext *x, uint64_t key, uint64_t value) noexcept nogil
+cdef void lost_remove(Tlb *t, uint32_t i) noexcept nogil
+# Of a fill: 1 where the entry that comes had been lost.
+cdef uint64_t lost_claim(Tlb *t, uint32_t unit, int kind, uint64_t key) noexcept nogil
+cdef void lost_rewalk(Tlb *t, uint32_t unit, uint64_t la) noexcept nogil    # what la would hit, in this context

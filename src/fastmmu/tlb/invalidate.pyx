@@ -8,9 +8,8 @@ from fastmmu.tlb.entries cimport (
     BY_PAGE_FAULT, BY_RESET, BY_TLB_CONTROL, BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC,
     K_GLOBAL, K_GPM, K_LOCAL, K_PSC, KINDS, L1D, L1I, L1S, L2, L2I, LOST_SOME, LostEntry, NO_EPT, NO_WAY, PSC,
     TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, TlbUnit, alike, asid_root, bucket_of, fractured_of, id_array,
-    id_links, id_slot, page_of, set_at, set_of, tlb_kill, tlb_remove,
+    id_links, id_slot, lost_remove, page_of, set_at, set_of, tlb_kill, tlb_remove,
 )
-from fastmmu.tlb.lost cimport lost_remove
 from fastmmu.tlb.replacement cimport LRU_LONG, chain_of, chained, long_way
 
 cdef enum:

@@ -9,9 +9,8 @@ from fastmmu.arch.bits cimport ctz
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.tlb.entries cimport (
     BUCKETS, CTX_DEAD, K_EPSC, K_GPM, K_PSC, KINDS, LOST_SOME, MAX_ARRAYS, NO_CONTEXT, NO_WAY, SLOTS, TLB_PAGE,
-    TlbContext, equal, fractured_in, insert, set_at, tlb_fracture, tlb_remove, tlb_unfracture, way_of,
+    TlbContext, equal, fractured_in, insert, lost_rewalk, set_at, tlb_fracture, tlb_remove, tlb_unfracture, way_of,
 )
-from fastmmu.tlb.lost cimport lost_rewalk
 from fastmmu.tlb.replacement cimport (
     IDENTITY, LRU, LRU_LONG, TAGGED, TREE_PLRU, key_came, long_order, on_fill, on_hit, plru_paths, way_at, way_back,
 )

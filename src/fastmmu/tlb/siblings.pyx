@@ -3,9 +3,8 @@
 from libc.stdint cimport uint32_t
 
 from fastmmu._zeroed cimport zeroed, zeroed_free
-from fastmmu.tlb.entries cimport CLASSES, EPSC, GPM, L1D, L1I, L1S, L2, L2I, PSC, TlbArray, TlbContext, UNITS
+from fastmmu.tlb.entries cimport CLASSES, EPSC, GPM, L1D, L1I, L1S, L2, L2I, PSC, TlbArray, TlbContext, UNITS, lost_new
 from fastmmu.tlb.lookup cimport tlb_free
-from fastmmu.tlb.lost cimport lost_new
 from fastmmu.errors import OutOfMemoryError
 from fastmmu.tlb.arrays import SHARES
 
