@@ -82,14 +82,12 @@ cdef class Host:
 
     def __init__(self, vms, *, cpus=None, guest_kernel=True, state=None, omit=(), memory=None, policy=None):
         cdef uint64_t total = 0
-        cdef uint32_t n_cpus
         cdef bint kernel = flag("guest_kernel", guest_kernel)
         if self.memory is not None:
             raise StateError("this Host is made already; make another one")
         chosen = machines_of(many("vms", vms))
         self.omit = many("omit", omit)
         tlbs = tlbs_of(chosen[0][0], cpus)
-        n_cpus = <uint32_t> len(tlbs)
         if state is not None:
             instance("state", state, GuestState)
         for config, count in chosen:
@@ -97,11 +95,11 @@ cdef class Host:
         self.memory, self.ranges = reserve(total, memory)
         self.cpus = tlbs
         self.spare = TLB(chosen[0][0].geometry)
-        self.asids, self.vendor = AsidAllocator(n_cpus, asids=chosen[0][0].asids, min_asid=chosen[0][0].min_asid), \
+        self.asids, self.vendor = AsidAllocator(len(tlbs), asids=chosen[0][0].asids, min_asid=chosen[0][0].min_asid), \
             chosen[0][0].vendor
         for tlb in (*self.cpus, self.spare):
             (<TLB> tlb).turns = self.turns
-        self.occupant = [None] * n_cpus
+        self.occupant = [None] * len(tlbs)
         for config, count in chosen:
             self._add(config, count, policy, kernel, state, [])
 
