@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from fastmmu.study.named.expression import Expression
 from fastmmu.study.named.run import Findings
 from fastmmu.study.named.table import named_plot, named_rows, ours_said, published_said
 from fastmmu.study.named.walks import Walks, walked
+from fastmmu.study.named.workloads import Churn, File, trace_of
 from fastmmu.trace import Trace, tpr_profile, with_tpr
 
 DOCS = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
@@ -87,6 +89,39 @@ def test_references_are_those_of_the_formula(levels: int, ept: int, pages: str, 
 def test_each_nested_level_of_a_switched_walk_takes_a_walk_of_the_ept(levels: int) -> None:
     refs = [walked(Walks(levels=levels, ept=4, switch=k, addresses=9))["refs"] for k in range(levels + 1)]
     assert refs == [levels + 4 * k for k in range(levels + 1)]
+
+
+# ---- workloads ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_touched_first_is_not_counted(tmp_path: Path) -> None:
+    text = OWN.replace("writes = 0.5,", "writes = 0.5, touched = true,")
+    text = text.replace("{}.ept.pages_touched", "{}.ept.accesses").replace("published = 40", "published = 2000")
+    text = text.replace("few.ept.vm_exits / long.refs", "few.ept.vm_exits + few.ept.first").replace(
+        "[0.5, 0.6]", "[40, 40]"
+    )
+    assert named_study(own(tmp_path, text)).holds
+    if find_spec("pyarrow"):
+        assert named_study(own(tmp_path, text), results=tmp_path / "kept").holds
+
+
+def test_a_trace_again_has_the_same_events() -> None:
+    once, twice = (trace_of(File("sqlite", limit=5000, repeat=n)) for n in (1, 2))
+    (ops, addr), both = (
+        [np.concatenate(column) for column in zip(*((b.op, b.addr) for b in trace.batches(999)), strict=True)]
+        for trace in (once, twice)
+    )
+    assert (both[0] == np.tile(ops, 2)).all()
+    assert (both[1] == np.tile(addr, 2)).all()
+
+
+def test_churn_takes_turns_and_unmaps_what_it_mapped() -> None:
+    (batch,) = trace_of(Churn(rounds=6, pages=3, touches=2, processes=2)).batches()
+    assert batch.addr[batch.op == Op.SWITCH].tolist() == [0, 1] * 3
+    assert np.count_nonzero(batch.op == Op.WRITE) == 6 * 3 * 2
+    unmapped = batch.addr[batch.op == Op.UNMAP]
+    assert len(unmapped) == 6 * 3
+    assert set(unmapped.tolist()) == set(batch.addr[batch.op == Op.WRITE].tolist())
 
 
 # ---- TPR traffic by CR8 ------------------------------------------------------------------------------------------

@@ -352,3 +352,17 @@ def test_what_is_no_path_and_what_has_no_end_is_told(tmp_path: Path) -> None:
         Study.read("\0")
     with pytest.raises(ConfigError, match="there is 0 in it"):
         Study({"a": accesses(1)}, range(1 << 40), results=tmp_path / "r")  # type: ignore[arg-type]
+
+
+def test_a_warm_up_is_not_counted_and_makes_another_run(folder: Path) -> None:
+    text = STUDY.replace('limit = "1k" }', 'limit = "1k", warm_up = 400 }')
+    study = Study.read(study_file(folder, text))
+    assert not {run.key for run in study.plan() if run.trace == "b"} & {
+        run.key for run in Study.read(study_file(folder)).plan()
+    }
+    study.run("threads:1")
+    for row in study.results().to_pylist():
+        first, accesses = (400, 600) if row["trace"] == "b" else (0, 3_000)
+        assert (row["first"], row["accesses"]) == (first, accesses)
+    with pytest.raises(ConfigError, match=r"traces.b.warm_up = -1"):
+        Study.read(study_file(folder, text.replace("400", "-1")))

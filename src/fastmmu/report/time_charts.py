@@ -30,7 +30,7 @@ def time_charts(parts: Sequence[Sequence[Result]], names: Sequence[str], key: st
         exiting = [(run, name) for run, name in told if any(part.counters["vm_exits"] for part in run)]
         first = exiting[:_RUNS]
         title = f"VM exits of a thousand accesses, over time{_of_many(first, exiting)}"
-        yield _exits(f"{key}-exits-time", title, first) if exiting else None
+        yield _exits(f"{key}-exits-time", title, first, _totals(exiting)) if exiting else None
 
 
 def _of_many(drawn: Sequence[object], all_of: Sequence[object]) -> str:
@@ -79,12 +79,17 @@ def _cycles(key: str, title: str, told: Sequence[tuple[Sequence[Result], str]]) 
     return Chart(key, title, said, ("run", "from access", "cycles an access"), tuple(rows), svg_of(figure, key), marks)
 
 
-def _exits(key: str, title: str, told: Sequence[tuple[Sequence[Result], str]]) -> Chart:
+def _totals(told: Sequence[tuple[Sequence[Result], str]]) -> dict[str, int]:
+    """Exits by reason of all runs, by which reasons have their colours; also those of runs that are not drawn."""
     totals: dict[str, int] = {}
     for run, _ in told:
         for part in run:
             for reason, n in part.counters["exits_by_reason"].items():
                 totals[reason] = totals.get(reason, 0) + n
+    return totals
+
+
+def _exits(key: str, title: str, told: Sequence[tuple[Sequence[Result], str]], totals: dict[str, int]) -> Chart:
     order = sorted((reason for reason in totals if totals[reason]), key=lambda reason: -totals[reason])
     shown: list[tuple[str, tuple[str, ...]]] = [(reason_title(reason), (reason,)) for reason in order[:_PARTS]]
     if rest := tuple(order[_PARTS:]):

@@ -17,6 +17,7 @@ from fastmmu.study.named.walks import walked
 from fastmmu.study.named.workloads import trace_of
 from fastmmu.study.sweep.columns import columns, row_of
 from fastmmu.study.sweep.run import Study
+from fastmmu.study.sweep.work import GivenTrace
 from fastmmu.study.vpid.run import vpid_points
 from fastmmu.trace.identity import Identified, identified
 
@@ -183,9 +184,9 @@ def _made(
     def done(config: Config, events: int) -> None:
         tell(f"{experiment.name}: {name}", events / trace.total if trace.total else trace.progress(), events)
 
-    for key, result in zip(
-        configs, each(trace, list(configs.values()), costs=costs, progress=done, jobs=jobs), strict=True
-    ):
+    warm_up = experiment.traces[name].warm_up
+    found = each(trace, list(configs.values()), costs=costs, progress=done, jobs=jobs, warm_up=warm_up)
+    for key, result in zip(configs, found, strict=True):
         yield key, row_of(result, _UNKNOWN)
 
 
@@ -195,7 +196,8 @@ def _kept(
 ) -> _Rows:  # fmt: skip
     """The same, of a study in a folder, which makes only what is not there."""
     priced = {"default": costs or CostModel.load()}
-    study = Study({name: trace.inner}, configs.values(), costs=priced, results=results, name=experiment.name)
+    given = GivenTrace(trace.inner, experiment.traces[name].warm_up)
+    study = Study({name: given}, configs.values(), costs=priced, results=results, name=experiment.name)
     study.run(
         "threads", jobs=jobs, progress=lambda done, runs, last: tell(f"{experiment.name}: {last}", done / runs, done)
     )

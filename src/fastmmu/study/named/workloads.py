@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,14 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.ops import Op
-from fastmmu.trace import TprProfile, Trace, tpr_profile, with_tpr
+from fastmmu.trace import Batch, TprProfile, Trace, tpr_profile, with_tpr
+from fastmmu.trace.base import Derived
 
-__all__ = ["GENERATORS", "Churn", "File", "Tpr", "Uniform", "Workload"]
+__all__ = ["GENERATORS", "Churn", "File", "Tpr", "Uniform", "Workload", "trace_of"]
 
 BASE = np.uint64(0x1000_0000)
 PAGE = np.uint64(12)
 
 _Many = Annotated[int, msgspec.Meta(ge=1, le=1 << 32)]
+_None = Annotated[int, msgspec.Meta(ge=0, le=1 << 32)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -42,33 +45,59 @@ class Tpr(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tpr_profile(given.pop("profile"), **given)
 
 
+class _Repeated(Derived):
+    """A trace several times over."""
+
+    def __init__(self, inner: Trace, times: int) -> None:
+        super().__init__(inner)
+        self.times = times
+
+    def _pass(self, chunk: int) -> Iterator[Batch]:
+        for _ in range(self.times):
+            yield from self.inner.batches(chunk)
+
+
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A bundled trace, or a file."""
+    """A bundled trace, or a file, `repeat` times. warm_up: accesses that are run and not counted."""
 
     path: str
     limit: _Many | None = None
+    repeat: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    warm_up: _None = 0
     tpr: Tpr | None = None
 
     def made(self) -> Trace:
         from fastmmu.cli.options import named_trace
 
         trace = named_trace(self.path)
-        return trace if self.limit is None else trace.head(self.limit)
+        trace = trace if self.limit is None else trace.head(self.limit)
+        return trace if self.repeat == 1 else _Repeated(trace, self.repeat)
 
 
 class Uniform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Accesses to pages that are drawn alike, each for itself."""
+    """Accesses to pages that are drawn alike, each for itself; `touched`: behind one to each page, which are not
+    counted."""
 
     pages: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
     accesses: Annotated[int, msgspec.Meta(ge=1, le=1 << 26)]
     writes: _Share = 0.0
+    touched: bool = False
     seed: int = 1
     tpr: Tpr | None = None
 
+    @property
+    def warm_up(self) -> int:
+        """Accesses that are not counted."""
+        return self.pages if self.touched else 0
+
     def made(self) -> Trace:
         chance = np.random.default_rng(self.seed)
-        addr = BASE + (chance.integers(0, self.pages, self.accesses, np.uint64) << PAGE)
+        page = chance.integers(0, self.pages, self.accesses, np.uint64)
         op = np.where(chance.random(self.accesses) < self.writes, Op.WRITE, Op.READ).astype(np.uint8)
+        if self.touched:
+            page = np.concatenate([np.arange(self.pages, dtype=np.uint64), page])
+            op = np.concatenate([np.full(self.pages, Op.WRITE, np.uint8), op])
+        addr = BASE + (page << PAGE)
         return Trace.from_arrays(addr, op, name=f"uniform, {self.pages} pages")
 
 
@@ -81,6 +110,7 @@ class Churn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     processes: Annotated[int, msgspec.Meta(ge=1, le=1 << 10)] = 4
     seed: int = 1
     tpr: Tpr | None = None
+    warm_up: _None = 0
 
     def made(self) -> Trace:
         chance = np.random.default_rng(self.seed)

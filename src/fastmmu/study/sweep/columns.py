@@ -19,7 +19,7 @@ _KINDS = tuple(dict.fromkeys([name for names in CLASSES.values() for name in nam
 _BEFORE = {
     "key": "string", "study": "string", "trace": "string", "path": "string", "content": "string", "scheme": "string",
 }  # fmt: skip
-_MADE = {"geometry": "string", "cost_model": "string", "costs": "string", "complete": "bool"}
+_MADE = {"geometry": "string", "cost_model": "string", "costs": "string", "complete": "bool", "first": "int64"}
 _PLAIN = tuple(row.name for row in COUNTERS if row.name != "exits_by_reason")
 _OPTIONAL = (*(row.name for row in APIC), "instructions")
 _AFTER = {
@@ -64,6 +64,7 @@ def row_of(result: Result, made: Mapping[str, Any]) -> dict[str, Any]:
         "geometry": result.geometry,
         "costs": result.costs,
         "complete": result.complete,
+        "first": result.first,
         **{name: result.counters[name] for name in _PLAIN},
         **{name: result.counters.get(name) for name in _OPTIONAL},
         **{f"exits_{name}": exits.pop(name, 0) for name in _REASONS},

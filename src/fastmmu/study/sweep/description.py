@@ -3,7 +3,7 @@
 name = "tlb-sizes"
 [traces]                                  name = file, URL or bundled trace, or a table
 sqlite = "sqlite"
-app = { path = "app.arrow", limit = "10M", data_only = true }
+app = { path = "app.arrow", limit = "10M", data_only = true, warm_up = "1M" }
 [config]                                  fields of all configurations
 memory = "8G"
 [grid]                                    every combination; [[grid]] for several grids
@@ -52,6 +52,7 @@ class _Trace(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     columns: str | None = None
     limit: int | str | None = None
     data_only: bool = False
+    warm_up: int | str = 0
 
 
 class _Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,15 +186,18 @@ def _config(fields: dict[str, Any], key: str) -> Config:
 def _trace(value: Any, key: str, folder: Path) -> TraceSpec:
     given = {"path": value} if isinstance(value, str) else value
     table = _converted(given, _Trace, key)
-    limit = table.limit
-    if limit is not None:
-        try:
-            limit = count(1)(str(limit))
-        except Exception as error:
-            raise _Refused(f"{key}.limit = {_toml(table.limit)}: {error}") from error
+    limit = None if table.limit is None else _count(table.limit, 1, f"{key}.limit")
+    warm_up = _count(table.warm_up, 0, f"{key}.warm_up")
     here = str(folder / table.path)
     path = placed(here) if "://" not in table.path and os.path.exists(here) else table.path
-    return TraceSpec(path, table.format, table.columns, limit, table.data_only)
+    return TraceSpec(path, table.format, table.columns, limit, table.data_only, warm_up)
+
+
+def _count(value: Any, least: int, key: str) -> int:
+    try:
+        return count(least)(str(value))
+    except Exception as error:
+        raise _Refused(f"{key} = {_toml(value)}: {error}") from error
 
 
 def _cost_model(value: Any, key: str, folder: Path) -> CostModel:

@@ -71,7 +71,7 @@ class Study:
     @checked_but("configs", "costs", "traces")
     def __init__(
         self,
-        traces: Mapping[str, AnyTrace | TraceSpec],
+        traces: Mapping[str, AnyTrace | TraceSpec | GivenTrace],
         configs: Iterable[Config],
         *,
         costs: Mapping[str, CostModel] | None = None,
@@ -156,7 +156,7 @@ class Study:
 
     def _key(self, trace: str, config: Config, costs: CostModel) -> str:
         fields = {**config.fields(), "vmm": policy_source(config.vmm)}
-        what = [self._contents[trace][0], fields, costs.identity, self.seed, code()]
+        what = [self._contents[trace][0], fields, costs.identity, self.seed, code(), self.traces[trace].warm_up]
         return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()
 
     def _read(self, progress: Reading | None) -> None:
@@ -249,10 +249,10 @@ class Study:
         """A pyarrow.Table of this study's finished runs, a row each, in the order of :meth:`plan`.
 
         Columns: ``key``, ``study``, ``trace``, ``path``, ``content``, ``scheme``, the fields of :class:`Config` (sizes
-        in bytes), ``geometry``, ``cost_model``, ``costs`` (identity), the counters, ``exits_REASON``, ``cycles``,
-        ``cycles_CAUSE``, ``cycles_exit_KIND``, ``cycles_per_access``, ``mpki``, ``notes``, ``seconds``, ``seed``,
-        ``fastmmu`` (version and hash of the sources), ``host``. All runs of all studies in the folder:
-        ``pandas.read_parquet(folder / "runs")``.
+        in bytes), ``geometry``, ``cost_model``, ``costs`` (identity), ``first`` (accesses of a warm-up), the counters,
+        ``exits_REASON``, ``cycles``, ``cycles_CAUSE``, ``cycles_exit_KIND``, ``cycles_per_access``, ``mpki``,
+        ``notes``, ``seconds``, ``seed``, ``fastmmu`` (version and hash of the sources), ``host``. All runs of all
+        studies in the folder: ``pandas.read_parquet(folder / "runs")``.
 
         :raises MissingExtraError: pyarrow is not installed.
         """
@@ -282,8 +282,8 @@ def _silent(name: str, part: float | None, events: int) -> None:
     pass
 
 
-def _spec(trace: AnyTrace | TraceSpec) -> TraceSpec | GivenTrace:
-    if isinstance(trace, TraceSpec):
+def _spec(trace: AnyTrace | TraceSpec | GivenTrace) -> TraceSpec | GivenTrace:
+    if isinstance(trace, (TraceSpec, GivenTrace)):
         return trace
     if isinstance(trace, (str, os.PathLike)):
         return TraceSpec(placed(os.fspath(trace)))

@@ -20,8 +20,8 @@ from typing import Any
 from fastmmu.errors import MissingExtraError, StudyError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.region import Region, running_in
 from fastmmu.machine.result import Result
-from fastmmu.machine.running import running
 from fastmmu.trace.base import Trace
 from fastmmu.trace.identity import Identified
 
@@ -44,13 +44,15 @@ KEPT = 4
 
 @dataclass(frozen=True)
 class TraceSpec:
-    """A trace by its file, its URL, or the name of a bundled one; the same in every process."""
+    """A trace by its file, its URL, or the name of a bundled one; the same in every process. warm_up: accesses that
+    are run and not counted."""
 
     path: str
     format: str | None = None
     columns: str | None = None
     limit: int | None = None
     data_only: bool = False
+    warm_up: int = 0
 
     def open(self) -> Trace:
         from fastmmu.cli.options import named_trace
@@ -66,6 +68,7 @@ class GivenTrace:
     """A trace that the caller has: it goes to the workers as it is."""
 
     trace: Trace
+    warm_up: int = 0
 
     def open(self) -> Trace:
         return self.trace
@@ -150,7 +153,7 @@ def run_task(task: Task, spec: TraceSpec | GivenTrace) -> tuple[str, list[tuple[
         )
     trace = open_trace(spec, task.content if isinstance(spec, GivenTrace) else None)
     first = next(iter(task.costs.values()))
-    run = running(trace, task.config, costs=first)
+    run = running_in(trace, task.config, Region(spec.warm_up), costs=first)
     for block in trace.batches():
         if given_up.is_set():
             raise StudyError("given up")
