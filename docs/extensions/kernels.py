@@ -136,7 +136,12 @@ def _on_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines:
 
 
 def _on_page(app: Any, tree: nodes.document, page: str) -> None:
-    """Names in code, `fastmmu.Config`, lead to where they are described."""
+    """Pictures stand in the page itself, so that they go by its light or dark; names in code, `fastmmu.Config`, lead to
+    where they are described."""
+    for image in [*tree.findall(nodes.image)]:
+        picture = Path(app.srcdir, image["uri"])
+        if picture.suffix == ".svg" and app.builder.format == "html":
+            image.replace_self(nodes.raw("", f'<div class="fm-picture">{picture.read_text()}</div>', format="html"))
     described = app.env.domains.python_domain.objects
     for literal in [*tree.findall(nodes.literal)]:
         found = described.get(literal.astext().removesuffix("()"))

@@ -109,6 +109,12 @@ def test_the_group_for_building_is_what_the_build_requires() -> None:
     assert project["dependency-groups"]["build"] == project["build-system"]["requires"]
 
 
+def test_the_readme_is_short_and_begins_with_two_commands() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert re.findall(r"^    (make \w+)", "\n".join(lines), re.MULTILINE) == ["make demo", "make test"]
+    assert len(lines) < 130
+
+
 PAGES = ("vmx", "translation", "compare", "exits", "kvm-log")
 EXAMPLES = [
     block
