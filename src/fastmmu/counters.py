@@ -172,6 +172,16 @@ COUNTERS = (
     Counter("invlpgs", "cpu.invlpgs", cost=Cost("invlpgs", "guest.invlpg")),
     Counter("invpcids", "cpu.invpcids"),
     Counter(
+        "munmaps",
+        "guest.munmaps",
+        "ranges of pages that the guest kernel unmapped, and made read-only; processes made by fork; of read-only "
+        "pages that were written: copied, as others share them, and given their right back",
+    ),
+    Counter("protects", "guest.protects"),
+    Counter("forks", "guest.forks"),
+    Counter("cow_copies", "guest.cow_copies"),
+    Counter("write_rights", "guest.write_rights"),
+    Counter(
         "cr3_flushes",
         "guest.cr3_flushes",
         "times that the guest kernel loaded CR3 anew, to flush; flushes that were due while a vCPU was in lazy mode, "

@@ -43,6 +43,12 @@ class Op(Code):
     TSC_DEADLINE = 30  # WRMSR of IA32_TSC_DEADLINE; addr = accesses of the trace from now, 0 disarms
     PLACE = 31  # where a page of the process lies: addr = its linear address, size 0, then, size = log2 of its bytes,
     # 12 or 21, addr = its physical address; the guest kernel maps it so when it is touched
+    # Of the current process; of a range of pages: addr = the first one, with their number - 1 in bits 11:0.
+    MUNMAP = 48  # they are unmapped, tables that map nothing any more are freed; one flush
+    PROTECT = 49  # they become read-only; a program that writes one gets a #PF, and its right back
+    UNPROTECT = 50  # they can be written again
+    FORK = 51  # addr = process number of a child, a new one, which shares all pages until either writes them
+    COLLAPSE = 52  # the small pages of the 2 MB that hold addr become one page
 
 
 LAST_ACCESS = Op.FETCH

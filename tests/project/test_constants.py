@@ -192,7 +192,7 @@ def test_a_constant_is_declared_once() -> None:
 def test_every_stop_of_a_machine_has_its_exception() -> None:
     from fastmmu.machine import stops  # for Python it has nothing but this table
 
-    codes = enumerators("cpu/vcpu.pxd", "Abort") | enumerators("machine/guest_kernel.pxd", "PlaceAborts")
+    codes = enumerators("cpu/vcpu.pxd", "Abort") | enumerators("machine/guest_kernel.pxd", "KernelAborts")
     assert stops._STOPS.keys() == set(codes.values()) - {
         codes[name] for name in ("ABORT_NONE", "ABORT_PYTHON", "ABORT_ROOT_OPERATION")
     }

@@ -21,6 +21,11 @@ cdef enum EventOp:
     OP_IPI = 29
     OP_TSC_DEADLINE = 30
     OP_PLACE = 31
+    OP_MUNMAP = 48
+    OP_PROTECT = 49
+    OP_UNPROTECT = 50
+    OP_FORK = 51
+    OP_COLLAPSE = 52
 
 cdef enum GuestOp:              # fastmmu.ops.GuestOp: of guests that fastmmu.vmx runs
     GUEST_MOV_TO_CR0 = 32

@@ -8,6 +8,7 @@
     machine, host                    `Machine`, which has the parts, and `Host`: several CPUs, several machines
     hosted, vcpus, ranges            what a host's machine may be; its vCPUs, ranges of memory, that come and go
     guest_kernel, kernel_state       the kernel under a trace of user addresses, what it keeps
+    kernel_memory, guest_ranges      its frames; ranges that it unmaps and protects, fork, copy on write
     shootdown, events                how it makes other vCPUs flush; the loop over events
     placed                           pages whose physical addresses a trace says
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`

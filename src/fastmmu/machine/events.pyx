@@ -9,8 +9,8 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.ops cimport (
-    FIRST_OF_APIC, LAST_ACCESS, LAST_OF_APIC, OP_DEVICE_INTERRUPT, OP_EXIT, OP_INTERRUPT, OP_INTERRUPT_FLAG, OP_INVLPG,
-    OP_PLACE, OP_SWITCH, OP_UNMAP,
+    FIRST_OF_APIC, LAST_ACCESS, LAST_OF_APIC, OP_COLLAPSE, OP_DEVICE_INTERRUPT, OP_EXIT, OP_FORK, OP_INTERRUPT,
+    OP_INTERRUPT_FLAG, OP_INVLPG, OP_MUNMAP, OP_PLACE, OP_PROTECT, OP_SWITCH, OP_UNMAP,
 )
 from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.registers cimport RULE_INJECTED, RULE_NONE
@@ -28,7 +28,11 @@ from fastmmu.cpu.vcpu cimport (
     vcpu_interrupt, vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
-from fastmmu.machine.guest_kernel cimport kernel_page_fault, kernel_place, kernel_switch, kernel_unmap
+from fastmmu.machine.guest_kernel cimport (
+    kernel_collapse, kernel_fork, kernel_page_fault, kernel_place, kernel_switch, kernel_unmap,
+)
+from fastmmu.machine.guest_ranges cimport RANGE_READ_ONLY, RANGE_UNMAP, RANGE_WRITABLE, ranges_change
+from fastmmu.machine.kernel_state cimport GuestKernel
 from fastmmu.mmu.direct cimport RET_PF_EMULATE, RET_PF_INJECT
 from fastmmu.paging.quick_walk cimport Quick, quick_begin
 from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_first, held_second
@@ -81,6 +85,15 @@ cdef int answered(Vcpu *v, int outcome) noexcept nogil:
     return vcpu_abort(v, ABORT_GUEST_FAULT, v.cr2) if outcome == DONE_PF or outcome == DONE_GP else outcome
 
 
+cdef int memory_event(GuestKernel *k, int op, uint64_t addr) noexcept nogil:
+    if op == OP_FORK:
+        return kernel_fork(k, addr)
+    if op == OP_COLLAPSE:
+        return kernel_collapse(k, addr)
+    return ranges_change(k, RANGE_UNMAP if op == OP_MUNMAP else RANGE_READ_ONLY if op == OP_PROTECT else RANGE_WRITABLE,
+                         addr)
+
+
 cdef int system_event(Run *m, int op, int size, uint64_t addr) noexcept nogil:
     cdef int outcome
     m.vcpu.cpu.rule = RULE_NONE
@@ -92,6 +105,8 @@ cdef int system_event(Run *m, int op, int size, uint64_t addr) noexcept nogil:
         m.c.unmaps += 1
         # premapped tables stand from the first access to the last
         return DONE_OK if m.vcpu.cpu.premap != NULL else answered(&m.vcpu.cpu, kernel_unmap(m.kernel, addr))
+    if OP_MUNMAP <= op <= OP_COLLAPSE:
+        return DONE_OK if m.vcpu.cpu.premap != NULL else answered(&m.vcpu.cpu, memory_event(m.kernel, op, addr))
     if op == OP_PLACE:
         return answered(&m.vcpu.cpu, kernel_place(m.kernel, size, addr))
     if op == OP_EXIT:

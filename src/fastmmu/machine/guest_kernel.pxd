@@ -6,21 +6,16 @@ from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.machine.kernel_state cimport GuestCounters, GuestKernel
 
-cdef extern from *:
-    """
-    #define FM_DIRECT_MAP 0xFFFF888000000000ULL
-    """
-    const uint64_t DIRECT_MAP "FM_DIRECT_MAP"   # linear address at which the kernel sees guest-physical 0
-
 cdef enum PageSizes:
     PAGES_4K = 0
     PAGES_2M = 1
     PAGES_THP = 2
 
-cdef enum PlaceAborts:          # beside those of cpu/vcpu.pxd
+cdef enum KernelAborts:          # beside those of cpu/vcpu.pxd
     ABORT_PLACE = 100           # an event that is none
     ABORT_PLACE_OUTSIDE = 101   # a physical page outside memory, or among those of the kernel
     ABORT_PLACE_LOW = 102       # the kernel's own pages are in the way
+    ABORT_FORK = 103            # the child is there already
 
 cdef extern from *:
     """
@@ -41,5 +36,7 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
 cdef int kernel_switch(GuestKernel *k, uint64_t process) noexcept nogil
 cdef int kernel_place(GuestKernel *k, int size, uint64_t address) noexcept nogil
 cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil
+cdef int kernel_fork(GuestKernel *k, uint64_t child) noexcept nogil
+cdef int kernel_collapse(GuestKernel *k, uint64_t la) noexcept nogil
 cdef int kernel_resume(GuestKernel *k) noexcept nogil      # before the first instruction of a vCPU's turn
 cdef int kernel_idle(GuestKernel *k) noexcept nogil        # the vCPU has nothing to run

@@ -13,27 +13,29 @@ from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport FRAME, PCD, PS, PWT, RW, US, XD, A, D, G, P
 from fastmmu.arch.pferr cimport PF_P, PF_W
 from fastmmu.arch.registers cimport CR3_NO_FLUSH
-from fastmmu.arch.types cimport ACC_R, ACC_W, Mem
+from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, SITES, patch_original
 from fastmmu.cpu.control cimport vcpu_mov_cr3
 from fastmmu.cpu.vcpu cimport (
-    ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_EMULATED,
-    DONE_OK, Vcpu, vcpu_abort, vcpu_access, vcpu_load, vcpu_store,
+    ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_PROCESS, DONE_ABORT, DONE_OK, Vcpu,
+    vcpu_abort,
 )
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
-from fastmmu.machine.kernel_state cimport NO_PROCESS, FrameList, GuestCounters, GuestCpu, GuestKernel
+from fastmmu.machine.guest_ranges cimport ranges_copy, ranges_write
+from fastmmu.machine.kernel_memory cimport (
+    give, give_page, kernel_clear, kernel_copied, kernel_read, kernel_write, new_data, new_large, new_table,
+    own,
+)
+from fastmmu.machine.kernel_state cimport (
+    BLOCK, DIRECT_MAP, LARGE_FRAME, NO_FRAME, NO_PROCESS, GuestCounters, GuestCpu, GuestKernel,
+)
 from fastmmu.machine.placed cimport placed_frame, placed_free, placed_put
 from fastmmu.machine.shootdown cimport (
-    shoot_down, shoot_flush, shoot_free, shoot_loaded, shoot_new_cpu, shoot_serve,
+    shoot_down, shoot_flush, shoot_free, shoot_leave, shoot_loaded, shoot_new_cpu, shoot_serve,
 )
-from fastmmu.paging.huge_pages cimport BEGUN, huge_ahead, huge_begun
-from fastmmu.paging.memory cimport mem_read64, mem_write64
+from fastmmu.paging.memory cimport mem_read64
 
-cdef enum:
-    BLOCK = 1 << 21
-
-cdef uint64_t NO_FRAME = ~(<uint64_t> 0)
 cdef uint64_t USER_TABLE = P | RW | US | A | D
 
 
@@ -72,118 +74,6 @@ cdef void kernel_free(GuestKernel *k) noexcept nogil:
     memset(k, 0, sizeof(GuestKernel))
 
 
-# ---- frames -----------------------------------------------------------------------------------------------
-
-cdef uint64_t take(FrameList *list) noexcept nogil:
-    if not list.n:
-        return NO_FRAME
-    list.n -= 1
-    return list.frame[list.n]
-
-
-cdef inline bint own(const GuestKernel *k, uint64_t frame, uint64_t nbytes) noexcept nogil:
-    # a page of guest memory, as an entry says, which others may have written
-    return frame <= k.guest.nbytes - nbytes
-
-
-cdef void give(FrameList *list, uint64_t frame) noexcept nogil:
-    cdef void *grown
-    cdef uint32_t room
-    if list.n == list.room:
-        room = 2 * list.room + 64
-        grown = realloc(list.frame, room * sizeof(uint64_t))
-        if grown == NULL:
-            return
-        list.frame = <uint64_t *> grown
-        list.room = room
-    list.frame[list.n] = frame
-    list.n += 1
-
-
-cdef uint64_t new_block(GuestKernel *k) noexcept nogil:
-    cdef uint64_t block = k.next_block
-    if k.high:
-        if block < max(k.placed.end, <uint64_t> BLOCK) + BLOCK:
-            return NO_FRAME
-        k.next_block -= BLOCK
-        return k.next_block
-    if block + BLOCK > k.guest.nbytes:
-        return NO_FRAME
-    k.next_block += BLOCK
-    return block
-
-
-cdef uint64_t new_frame(GuestKernel *k, FrameList *freed, uint64_t *next, uint64_t *end) noexcept nogil:
-    cdef uint64_t frame = take(freed)
-    if frame != NO_FRAME:
-        return frame
-    if next[0] == end[0]:
-        next[0] = new_block(k)
-        if next[0] == NO_FRAME:
-            end[0] = NO_FRAME
-            return NO_FRAME
-        end[0] = next[0] + BLOCK
-    frame = next[0]
-    next[0] += 4096
-    return frame
-
-
-cdef uint64_t new_data(GuestKernel *k) noexcept nogil:
-    return new_frame(k, &k.free_4k, &k.data_next, &k.data_end)
-
-
-cdef uint64_t new_large(GuestKernel *k) noexcept nogil:
-    cdef uint64_t frame = take(&k.free_2m)
-    return frame if frame != NO_FRAME else new_block(k)
-
-
-# ---- memory as the kernel sees it -------------------------------------------------------------------------
-
-cdef inline int get(GuestKernel *k, uint64_t gpa, uint64_t *value) noexcept nogil:
-    if k.silent:
-        value[0] = mem_read64(&k.guest, gpa)
-        return DONE_OK
-    return vcpu_load(k.v, DIRECT_MAP + gpa, value)
-
-
-cdef inline int put(GuestKernel *k, uint64_t gpa, uint64_t value) noexcept nogil:
-    cdef uint64_t hpa = 0
-    if k.silent:
-        mem_write64(&k.guest, gpa, value)
-        return DONE_OK
-    return settled(vcpu_store(k.v, DIRECT_MAP + gpa, value, 8, &hpa))
-
-
-cdef inline int settled(int outcome) noexcept nogil:
-    return DONE_OK if outcome == DONE_EMULATED else outcome
-
-
-cdef int clear(GuestKernel *k, uint64_t gpa, bint table) noexcept nogil:
-    # one access to the page; only tables are cleared in fact, programs' data is not simulated
-    cdef uint64_t hpa = 0
-    cdef int outcome = DONE_OK
-    if not k.silent:
-        k.v.c.kernel_accesses += 1
-        k.v.store_bytes = 4096
-        outcome = settled(vcpu_access(k.v, DIRECT_MAP + gpa, ACC_W, False, &hpa))
-        k.v.store_bytes = 0
-    if table and outcome == DONE_OK:
-        memset(k.guest.base + gpa, 0, 4096)
-    return outcome
-
-
-cdef int new_table(GuestKernel *k, uint64_t *table) noexcept nogil:
-    table[0] = new_frame(k, &k.free_tables, &k.table_next, &k.table_end)
-    if table[0] == NO_FRAME:
-        return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
-    if not table[0] & (BLOCK - 1) and table[0] != BLOCK:
-        huge_ahead(&k.guest, table[0])          # tables fill it, as they filled the first block
-    elif table[0] == BLOCK + (BEGUN << 12):
-        huge_begun(&k.guest, BLOCK)
-    k.count[table[0] >> 12] = 0
-    return clear(k, table[0], True)
-
-
 # ---- boot, processes --------------------------------------------------------------------------------------
 
 cdef int kernel_boot(GuestKernel *k) noexcept nogil:
@@ -197,12 +87,12 @@ cdef int kernel_boot(GuestKernel *k) noexcept nogil:
         if gpa & ((1ULL << 39) - 1) == 0:
             if new_table(k, &pdpt):
                 return DONE_ABORT
-            put(k, pgd + ((DIRECT_MAP + gpa >> 39 & 511) << 3), pdpt | P | RW | A | D)
+            kernel_write(k, pgd + ((DIRECT_MAP + gpa >> 39 & 511) << 3), pdpt | P | RW | A | D)
         if gpa & ((1ULL << 30) - 1) == 0:
             if new_table(k, &pd):
                 return DONE_ABORT
-            put(k, pdpt + ((gpa >> 30 & 511) << 3), pd | P | RW | A | D)
-        put(k, pd + ((gpa >> 21 & 511) << 3), gpa | P | RW | A | D | PS | G | XD)
+            kernel_write(k, pdpt + ((gpa >> 30 & 511) << 3), pd | P | RW | A | D)
+        kernel_write(k, pd + ((gpa >> 21 & 511) << 3), gpa | P | RW | A | D | PS | G | XD)
     k.kernel_pgd = pgd
     if (k.apic and map_apic(k)) or new_root(k, 0):
         return DONE_ABORT
@@ -221,9 +111,9 @@ cdef int map_kernel(GuestKernel *k, uint64_t la, uint64_t leaf) noexcept nogil:
             if new_table(k, &entry):
                 return DONE_ABORT
             entry |= P | RW | A | D
-            put(k, at, entry)
+            kernel_write(k, at, entry)
         table = entry & FRAME
-    return put(k, table + ((la >> 12 & 511) << 3), leaf | P | RW | A | D | G)
+    return kernel_write(k, table + ((la >> 12 & 511) << 3), leaf | P | RW | A | D | G)
 
 
 cdef int map_apic(GuestKernel *k) noexcept nogil:
@@ -256,10 +146,23 @@ cdef int new_root(GuestKernel *k, uint64_t process) noexcept nogil:
         return DONE_ABORT
     for i in range(256, 512):
         entry = mem_read64(&k.guest, k.kernel_pgd + 8 * i)
-        if entry and put(k, pgd + 8 * i, entry):
+        if entry and kernel_write(k, pgd + 8 * i, entry):
             return DONE_ABORT
     k.root[process] = pgd
     return DONE_OK
+
+
+cdef int kernel_fork(GuestKernel *k, uint64_t child) noexcept nogil:
+    # A process that shares all pages of the current one until either writes them (dup_mmap, copy_page_range): both lose
+    # the right to write.
+    if child >= 1 << 20:
+        return vcpu_abort(k.v, ABORT_PROCESS, child)
+    if child < k.n_roots and k.root[child]:
+        return vcpu_abort(k.v, ABORT_FORK, child)
+    if new_root(k, child) or ranges_copy(k, k.root[k.current[0]], k.root[child], 4):
+        return DONE_ABORT
+    k.c.forks += 1
+    return shoot_down(k, 0, 0, 0, False)
 
 
 cdef int kernel_switch(GuestKernel *k, uint64_t process) noexcept nogil:
@@ -315,9 +218,7 @@ cdef int kernel_idle(GuestKernel *k) noexcept nogil:
     if k.lazy_tlb:
         me.lazy = True
         return DONE_OK
-    if k.pcid:
-        me.pcid_generation[k.current[0] % 4095 + 1] = me.generation
-    me.process = NO_PROCESS
+    shoot_leave(k, me)
     k.c.cr3_flushes += 1
     k.v.c.cr3_switches -= 1
     return vcpu_mov_cr3(k.v, k.kernel_pgd | (CR3_NO_FLUSH if k.pcid else 0))
@@ -328,14 +229,34 @@ cdef int kernel_idle(GuestKernel *k) noexcept nogil:
 cdef int next_table(GuestKernel *k, uint64_t at, uint64_t *table) noexcept nogil:
     # the table that the entry at guest-physical address `at` points to, made where there is none
     cdef uint64_t entry = 0
-    if get(k, at, &entry):
+    if kernel_read(k, at, &entry):
         return DONE_ABORT
     if not entry & P:
         if new_table(k, table):
             return DONE_ABORT
-        return put(k, at, table[0] | USER_TABLE)
+        return kernel_write(k, at, table[0] | USER_TABLE)
     table[0] = entry & FRAME
     return DONE_OK if own(k, table[0], 4096) else vcpu_abort(k.v, ABORT_GUEST_FAULT, at)
+
+
+cdef int kernel_collapse(GuestKernel *k, uint64_t la) noexcept nogil:
+    # the pages of a table become one of 2 MB now (khugepaged); nothing happens where that cannot be
+    cdef uint64_t table = k.root[k.current[0]], at = 0, entry = 0
+    cdef int level
+    if la >> 47:
+        return vcpu_abort(k.v, ABORT_ADDRESS, la)
+    if k.placed.n:
+        return DONE_OK
+    for level in range(4, 1, -1):
+        at = table + ((la >> (9 * level + 3) & 511) << 3)
+        if kernel_read(k, at, &entry):
+            return DONE_ABORT
+        if not entry & P or (level == 2 and entry & PS):
+            return DONE_OK
+        table = entry & FRAME
+        if not own(k, table, 4096):
+            return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
+    return collapse(k, at, table) if k.count[table >> 12] else <int> DONE_OK
 
 
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil:
@@ -347,6 +268,8 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
     if la >> 47:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
     if error_code & PF_P:
+        if k.shared and error_code & PF_W:
+            return ranges_write(k, la)
         return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
     if next_table(k, k.root[k.current[0]] + ((la >> 39 & 511) << 3), &pdpt):
         return DONE_ABORT
@@ -355,7 +278,7 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
     k.c.pages_touched += 1
     frame = placed_frame(&k.placed, k.current[0], la, &large)
     if large and k.placed.n:                    # pages of 4 KB may stand there
-        if get(k, pd + ((la >> 21 & 511) << 3), &entry):
+        if kernel_read(k, pd + ((la >> 21 & 511) << 3), &entry):
             return DONE_ABORT
         if entry & P:
             large = False
@@ -368,18 +291,18 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
             return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
         if not k.silent:
             for i in range(512):
-                if clear(k, frame + 4096 * i, False):
+                if kernel_clear(k, frame + 4096 * i, False):
                     return DONE_ABORT
-        return put(k, pd + ((la >> 21 & 511) << 3), frame | P | RW | US | A | PS | dirty)
+        return kernel_write(k, pd + ((la >> 21 & 511) << 3), frame | P | RW | US | A | PS | dirty)
     if next_table(k, pd + ((la >> 21 & 511) << 3), &pt):
         return DONE_ABORT
     if frame == NO_FRAME:
         frame = new_data(k)
         if frame == NO_FRAME:
             return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
-    if clear(k, frame, False):
+    if kernel_clear(k, frame, False):
         return DONE_ABORT
-    if put(k, pt + ((la >> 12 & 511) << 3), frame | P | RW | US | A | dirty):
+    if kernel_write(k, pt + ((la >> 12 & 511) << 3), frame | P | RW | US | A | dirty):
         return DONE_ABORT
     k.count[pt >> 12] += 1
     if k.pages == PAGES_THP and k.count[pt >> 12] == k.thp_threshold and not k.placed.n:
@@ -387,25 +310,37 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
     return DONE_OK
 
 
+cdef bint all_writable(GuestKernel *k, uint64_t pt) noexcept nogil:
+    # as a look that takes no access of its own: entries are read again where it is so
+    cdef uint64_t entry
+    cdef int i
+    for i in range(512):
+        entry = mem_read64(&k.guest, pt + 8 * i)
+        if entry & P and not entry & RW:
+            return False
+    return True
+
+
 cdef int collapse(GuestKernel *k, uint64_t at, uint64_t pt) noexcept nogil:
     # the pages of one page table become one 2 MB page: copied, or cleared where nothing was mapped
-    cdef uint64_t frame = new_large(k), entry = 0, hpa = 0, dirty = 0
+    cdef uint64_t frame, entry = 0, dirty = 0
     cdef int i
+    if k.shared and not all_writable(k, pt):
+        return DONE_OK                          # page_count, pte_write: khugepaged leaves them alone
+    frame = new_large(k)
     if frame == NO_FRAME:
         return DONE_OK                          # no 2 MB block is free: it stays as it is
     for i in range(512):
-        if get(k, pt + 8 * i, &entry):
+        if kernel_read(k, pt + 8 * i, &entry):
             return DONE_ABORT
         if entry & P:
-            k.v.c.kernel_accesses += 1
-            if settled(vcpu_access(k.v, DIRECT_MAP + (entry & FRAME), ACC_R, False, &hpa)):
+            if kernel_copied(k, entry & FRAME):
                 return DONE_ABORT
             dirty |= entry & D
-            if own(k, entry & FRAME, 4096):
-                give(&k.free_4k, entry & FRAME)
-        if clear(k, frame + 4096 * i, False):
+            give_page(k, entry & FRAME, False)
+        if kernel_clear(k, frame + 4096 * i, False):
             return DONE_ABORT
-    if put(k, at, frame | P | RW | US | A | PS | dirty):
+    if kernel_write(k, at, frame | P | RW | US | A | PS | dirty):
         return DONE_ABORT
     give(&k.free_tables, pt)
     k.c.collapses += 1
@@ -465,7 +400,7 @@ cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
     for level in range(4, 0, -1):
         at = table + ((la >> (9 * level + 3) & 511) << 3)
-        if get(k, at, &entry):
+        if kernel_read(k, at, &entry):
             return DONE_ABORT
         if not entry & P:
             return DONE_OK
@@ -474,13 +409,9 @@ cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil:
         table = entry & FRAME
         if not own(k, table, 4096):
             return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
-    if put(k, at, 0):
+    if kernel_write(k, at, 0):
         return DONE_ABORT
     if level == 1:
         k.count[table >> 12] -= 1
-    if not k.high or entry & FRAME >= k.next_block:     # else where a trace placed it: no page of the kernel's own
-        if level == 2 and own(k, entry & FRAME & ~(<uint64_t> BLOCK - 1), BLOCK):
-            give(&k.free_2m, entry & FRAME & ~(<uint64_t> BLOCK - 1))
-        elif level == 1 and own(k, entry & FRAME, 4096):
-            give(&k.free_4k, entry & FRAME)
+    give_page(k, entry & (LARGE_FRAME if level == 2 else FRAME), level == 2)
     return shoot_down(k, la, 1, 12, False)

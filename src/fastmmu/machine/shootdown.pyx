@@ -24,11 +24,10 @@ from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport DONE_ABORT, DONE_OK, Vcpu
 from fastmmu.kvm.kvm cimport OUTSIDE_GUEST_MODE, REQ_STEAL_UPDATE, Kvm, KvmVcpu, to_kvm_vcpu
 from fastmmu.kvm.requests cimport kvm_make_request
-from fastmmu.machine.kernel_state cimport NO_PROCESS, SHOOT_INVLPGB, SHOOT_PV, GuestCpu, GuestKernel, OwedFlush
+from fastmmu.machine.kernel_state cimport NO_PROCESS, PCIDS, SHOOT_INVLPGB, SHOOT_PV, GuestCpu, GuestKernel, OwedFlush
 from fastmmu.tlb.invalidate cimport inv_invlpg, inv_mov_cr3
 
 cdef enum:
-    PCIDS = 4096
     CALL_FUNCTION = 0xFC        # vectors of Linux: to several vCPUs, to one
     CALL_FUNCTION_SINGLE = 0xFB
     SVR_RESET = 0xFF
@@ -67,6 +66,7 @@ cdef int shoot_new_cpu(GuestKernel *k, uint32_t index) noexcept nogil:
         cpu.pcid_generation = <uint64_t *> zeroed(PCIDS, sizeof(uint64_t))
         if cpu.pcid_owner == NULL or cpu.pcid_generation == NULL:
             return -1
+        memset(cpu.pcid_owner, 0xFF, PCIDS * sizeof(uint32_t))      # NO_PROCESS
     return 0
 
 
@@ -81,14 +81,20 @@ cdef void shoot_free(GuestKernel *k) noexcept nogil:
     free(k.cpu)
 
 
+cdef void shoot_leave(GuestKernel *k, GuestCpu *cpu) noexcept nogil:
+    # the kernel's own tables are loaded there; what a PCID keeps is as old as it is
+    if k.pcid and cpu.process != NO_PROCESS:
+        cpu.pcid_generation[pcid_of(k, cpu.process)] = cpu.generation
+    cpu.process = NO_PROCESS
+
+
 cdef bint shoot_loaded(GuestKernel *k, uint64_t process) noexcept nogil:
     # switch_mm_irqs_off, choose_new_asid: what a PCID has kept is good if no flush was due since
     cdef GuestCpu *me = k.here
     cdef uint32_t pcid = pcid_of(k, process)
     cdef bint good = False
+    shoot_leave(k, me)
     if k.pcid:
-        if me.process != NO_PROCESS:
-            me.pcid_generation[pcid_of(k, me.process)] = me.generation
         if me.pcid_owner[pcid] == process:      # else it still tags translations of another process
             good = me.pcid_generation[pcid] == k.generation[process]
             k.c.late_flushes += not good
@@ -141,9 +147,7 @@ cdef int shoot_serve(GuestKernel *k) noexcept nogil:
     k.c.shootdown_interrupts += n
     for i in range(n):
         flush = &me.owed[i]
-        if flush.leave:                         # what is loaded instead need not be flushed
-            me.process = NO_PROCESS
-        elif me.process != NO_PROCESS and flush_range(k, flush.la, flush.pages, flush.shift):
+        if not flush.leave and flush_range(k, flush.la, flush.pages, flush.shift):
             return DONE_ABORT
     if me.overflow:
         me.overflow = False
@@ -199,7 +203,10 @@ cdef uint32_t choose(GuestKernel *k, Kvm *kvm, uint64_t la, uint64_t pages, uint
         flush.la, flush.shift, flush.leave = la, shift, to.lazy
         flush.pages = pages if to.generation + 1 == generation else 0
         owe(to, &flush)
-        to.generation = generation
+        if not to.lazy:
+            to.generation = generation
+        else:                                   # it flushes nothing, and has the tables no more
+            shoot_leave(k, to)
         to.chosen = True
         k.c.shootdown_preempted += vcpu.mode == OUTSIDE_GUEST_MODE
         n += 1

@@ -9,7 +9,7 @@ from fastmmu.cpu.vcpu cimport (
     ABORT_ENTRY, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, ABORT_IDENTITY, ABORT_INJECTED,
     ABORT_MISCONFIG, ABORT_NO_PROGRESS, ABORT_OP, ABORT_PROCESS, ABORT_ROOT, ABORT_TABLES, ABORT_VECTOR, Vcpu,
 )
-from fastmmu.machine.guest_kernel cimport ABORT_PLACE, ABORT_PLACE_LOW, ABORT_PLACE_OUTSIDE
+from fastmmu.machine.guest_kernel cimport ABORT_FORK, ABORT_PLACE, ABORT_PLACE_LOW, ABORT_PLACE_OUTSIDE
 from fastmmu.paging.guest cimport reachable
 
 from fastmmu.cpu.apic_py import cr8_refusal, refusal
@@ -73,6 +73,7 @@ _STOPS = {
     ABORT_PLACE_LOW: (
         ConfigError, "the trace says where pages lie (Op.PLACE), and the guest kernel has its own pages there; give it "
         'others, Config(kernel_memory="high")'),
+    ABORT_FORK: (TraceError, "a FORK to process {address}, which is there already; give the child a new number"),
     ABORT_ROOT: (
         BusError, "the top table for cr3={address:#x} lies outside memory: a triple fault, by which KVM ends a "
         "shadowed guest; load a CR3 that points to memory"),

@@ -8,6 +8,7 @@ Written from the rules of the architecture, for reading and for checking the ker
     cpu      local APICs, their virtualization, VM entry, INVEPT, INVVPID, INVPCID
     trace    what the files of traces mean
     kvm      a guest on KVM's MMU, step by step; paging modes, VPIDs
+    machine  the guest kernel of programs on several vCPUs
 
 What of it is used most stands here: `walk`, `State`, `Ept`, memories, outcomes, APICs.
 

@@ -13,20 +13,16 @@ from fastmmu.cpu.stale cimport STALE_EXAMPLES, STALE_KINDS, Detector, Stale
 from fastmmu.kvm.kvm cimport CLASS_GUEST
 from fastmmu.machine.checkpoint.archive cimport Archive
 from fastmmu.machine.events cimport Run
-from fastmmu.machine.kernel_state cimport NO_PROCESS, FrameList, GuestCpu, GuestKernel
+from fastmmu.machine.kernel_state cimport BLOCK, NO_FRAME, NO_PROCESS, PCIDS, FrameList, GuestCpu, GuestKernel
 from fastmmu.machine.placed cimport PlacedPages, placed_free, placed_put
 from fastmmu.paging.hash_table cimport HashTable, hash_free, hash_put
 
 from fastmmu.errors import OutOfMemoryError
 
 cdef enum:
-    BLOCK = 1 << 21
-    PCIDS = 4096
     PROCESSES = 1 << 20
     OWED_KINDS = 6
     MOST_CPU = 1 << 20
-
-cdef uint64_t NO_FRAME = ~(<uint64_t> 0)
 
 
 cdef int keep_run(Archive a, Run *run) except -1:
@@ -55,6 +51,7 @@ cdef int keep_kernel(Archive a, GuestKernel *k) except -1:
     a.same("code_gpa", k.code_gpa)
     a.same("rom_gpa", k.rom_gpa)
     a.same("kernel_pgd", k.kernel_pgd)
+    a.flag("shared", &k.shared)
     a.u64("next_block", &k.next_block, k.guest.nbytes)
     a.u64("table_next", &k.table_next)
     a.u64("table_end", &k.table_end)

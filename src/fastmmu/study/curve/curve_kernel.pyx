@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmmu.arch.ops cimport LAST_ACCESS, OP_INVLPG, OP_SWITCH, OP_UNMAP
+from fastmmu.arch.ops cimport LAST_ACCESS, OP_FORK, OP_INVLPG, OP_MUNMAP, OP_PROTECT, OP_SWITCH, OP_UNMAP
 from fastmmu.study.curve.stack_distance cimport (
     list_access, list_flush, list_invalidate, tree_access, tree_flush, tree_invalidate,
 )
@@ -68,7 +68,7 @@ cdef void flush(Curve *c) noexcept nogil:
 
 cdef int curve_run(Curve *c, const uint8_t *op, const uint8_t *size, const uint64_t *addr, uint64_t n,
                    uint64_t *done) noexcept nogil:
-    cdef uint64_t i, la
+    cdef uint64_t i, la, page
     cdef uint32_t k, o
     for i in range(n):
         done[0] = i
@@ -92,6 +92,13 @@ cdef int curve_run(Curve *c, const uint8_t *op, const uint8_t *size, const uint6
         elif o == OP_INVLPG or o == OP_UNMAP:
             if not la >> 57:
                 invalidate(c, la >> c.shift)
+        elif o == OP_MUNMAP or o == OP_PROTECT:
+            if not la >> 57:
+                for page in range(la >> 12, (la >> 12) + (la & 0xFFF) + 1):
+                    if not (page << 12 & (1ULL << c.shift) - 1) or page == la >> 12:
+                        invalidate(c, page << 12 >> c.shift)
+        elif o == OP_FORK:
+            flush(c)
     done[0] = n
     for k in range(c.levels):
         if c.level[k].tree.failed:

@@ -126,7 +126,7 @@ cdef class StackDistances:
             raise OutOfMemoryError("no memory for the order of so many pages; sample them (sample=0.01)")
 
     def counts(self):
-        """dict of int: accesses, flushes (SWITCH), invalidations (INVLPG, UNMAP)."""
+        """dict of int: accesses, flushes (SWITCH, FORK), invalidations (INVLPG, UNMAP, MUNMAP, PROTECT)."""
         cdef Turn _turn = self.turns.take()
         return {"accesses": self.c.accesses, "flushes": self.c.flushes, "invalidations": self.c.invalidations}
 

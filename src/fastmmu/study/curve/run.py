@@ -1,8 +1,8 @@
 """Miss-ratio curves: how often TLBs of every size would miss on a trace, from one pass over it.
 
 What is counted is the accesses of the trace itself, as ``Config(premapped=True)`` runs them: no kernel, no faults. A
-SWITCH flushes (with `pcid`: does not), INVLPG and UNMAP invalidate their page. The second level sees the misses of the
-first level of the given geometry, whose replacement is LRU in both.
+SWITCH flushes (with `pcid`: does not), FORK does; INVLPG, UNMAP, MUNMAP and PROTECT invalidate their pages. The second
+level sees the misses of the first level of the given geometry, whose replacement is LRU in both.
 
 Exact for every set-associative array up to `ways` ways and every fully associative one up to `limit` entries. With
 `sample` below 1 the fully associative curves are estimates from a share of the pages, drawn by a hash of their number

@@ -1,0 +1,277 @@
+"""What the guest kernel makes of a process: frames, tables, pages; who shares them."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from fastmmu.ops import Op
+from fastmmu.reference.machine.shootdown import Cpus
+
+__all__ = ["Flush", "Frames", "Guest", "Page", "Pages"]
+
+SMALL, LARGE = 1 << 12, 1 << 21
+
+
+class Flush(NamedTuple):
+    """What took rights away: pages from an address on, of this size (None: of all); page tables went with it."""
+
+    pages: int | None
+    large: bool = False
+    freed_tables: bool = False
+
+
+class Frames:
+    """Guest memory, in blocks of 2 MB from the second on, each for one use; what comes back goes out first."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes, self.next = nbytes, LARGE
+        self.free: dict[str, list[int]] = {"table": [], "small": [], "large": []}
+        self.open: dict[str, deque[int]] = {"table": deque(), "small": deque()}
+        self.sharers: Counter[int] = Counter()  # of a page, beside the first
+
+    def block(self) -> int | None:
+        """A new one, if there is one."""
+        if self.next + LARGE > self.nbytes:
+            return None
+        self.next += LARGE
+        return self.next - LARGE
+
+    def take(self, kind: str) -> int | None:
+        """A frame of a kind."""
+        if self.free[kind]:
+            return self.free[kind].pop()
+        if kind == "large":
+            return self.block()
+        if not self.open[kind]:
+            block = self.block()
+            if block is None:
+                return None
+            self.open[kind].extend(range(block, block + LARGE, SMALL))
+        return self.open[kind].popleft()
+
+    def give(self, frame: int, kind: str) -> None:
+        """Back from one of those that have it."""
+        if self.sharers[frame]:
+            self.sharers[frame] -= 1
+        else:
+            self.free[kind].append(frame)
+
+
+@dataclass
+class Page:
+    """A page that is mapped."""
+
+    frame: int
+    writable: bool = True
+
+
+@dataclass
+class Pages:
+    """The address space of a process: tables by (level, first address), pages of 4 KB and of 2 MB by first address."""
+
+    tables: dict[tuple[int, int], int] = field(default_factory=dict)
+    small: dict[int, Page] = field(default_factory=dict)
+    large: dict[int, Page] = field(default_factory=dict)
+
+    def below(self, la: int) -> list[int]:
+        """Pages of the page table for la, in their order."""
+        return sorted(page for page in self.small if page & -LARGE == la & -LARGE)
+
+    def page(self, la: int) -> Page | None:
+        """What maps la."""
+        return self.small.get(la & -SMALL) or self.large.get(la & -LARGE)
+
+
+class Guest:
+    """The guest kernel of a machine.
+
+    :param nbytes: of guest memory. :param pages: "4k", "2m", "thp". :param apic: the guest has one, which takes tables.
+    """
+
+    def __init__(
+        self, cpus: Cpus, *, nbytes: int, pages: str = "4k", thp_threshold: int = 64, apic: bool = False
+    ) -> None:
+        self.cpus, self.pages, self.threshold = cpus, pages, thp_threshold
+        self.frames = Frames(nbytes)
+        self.spaces: dict[int, Pages] = {}
+        blocks, half, giga = nbytes // LARGE, 1 << 18, 1 << 9  # of 512 GB, of 1 GB
+        for _ in range(1 + -(-blocks // half) + -(-blocks // giga) + (8 if apic else 0)):
+            self.table()  # of the kernel: the direct map, the APIC
+        self.make(0)
+
+    def table(self) -> int:
+        """A page for a table."""
+        frame = self.frames.take("table")
+        assert frame is not None
+        return frame
+
+    def make(self, process: int) -> None:
+        """A process without pages."""
+        self.spaces[process] = Pages({(5, 0): self.table()})
+
+    # ---- turns ----------------------------------------------------------------------------------------------------
+
+    def turn(self, vcpu: int, cpu: int) -> None:
+        """A vCPU runs on a CPU from now on; at its first turn in the process of its number."""
+        self.cpus.enter(vcpu, cpu)
+        if self.cpus.new(vcpu):
+            if vcpu not in self.spaces:
+                self.make(vcpu)
+            self.cpus.switch(vcpu, vcpu)
+        self.cpus.resume(vcpu)
+
+    def event(self, vcpu: int, op: int, addr: int) -> int | None:
+        """One event of a trace; of an access, the guest-physical address that it reaches."""
+        process = self.cpus.current[vcpu]
+        flush = None
+        if op <= Op.FETCH:
+            return self.access(vcpu, process, addr, op in (Op.WRITE, Op.MODIFY))
+        if op == Op.SWITCH:
+            if addr not in self.spaces:
+                self.make(addr)
+            self.cpus.switch(vcpu, addr)
+        elif op == Op.UNMAP:
+            flush = self.unmap(self.spaces[process], addr)
+        elif op in (Op.MUNMAP, Op.PROTECT, Op.UNPROTECT):
+            self.cpus.count(vcpu, {Op.MUNMAP: "munmaps", Op.PROTECT: "protects"}.get(Op(op)))
+            flush = self.change(self.spaces[process], Op(op), addr & -SMALL, (addr & 0xFFF) + 1)
+        elif op == Op.FORK:
+            self.cpus.count(vcpu, "forks")
+            flush = self.fork(self.spaces[process], addr)
+        elif op == Op.COLLAPSE and self.spaces[process].below(addr):
+            flush = self.collapse(vcpu, self.spaces[process], addr & -LARGE)
+        if flush is not None:
+            self.cpus.shoot(vcpu, process, flush.pages, flush.freed_tables)
+        return None
+
+    # ---- pages ----------------------------------------------------------------------------------------------------
+
+    def access(self, vcpu: int, process: int, la: int, write: bool) -> int:
+        """What is not there is mapped, what is shared is copied, at the #PF."""
+        space = self.spaces[process]
+        page = space.page(la)
+        if page is None:
+            self.cpus.count(vcpu, "pages_touched")
+            flush = self.touch(vcpu, space, la)
+        elif write and not page.writable:
+            flush = self.write_right(vcpu, space, la, page)
+        else:
+            flush = None
+        if flush is not None:
+            self.cpus.shoot(vcpu, process, flush.pages, flush.freed_tables)
+        page = space.page(la)
+        assert page is not None
+        return page.frame + (la & (SMALL if la & -SMALL in space.small else LARGE) - 1)
+
+    def touch(self, vcpu: int, space: Pages, la: int) -> Flush | None:
+        """Demand paging."""
+        for level in (4, 3) if self.pages == "2m" else (4, 3, 2):
+            key = level, la & -(1 << 9 * level + 3)
+            if key not in space.tables:
+                space.tables[key] = self.table()
+        frame = self.frames.take("large" if self.pages == "2m" else "small")
+        assert frame is not None
+        if self.pages == "2m":
+            space.large[la & -LARGE] = Page(frame)
+            return None
+        space.small[la & -SMALL] = Page(frame)
+        if self.pages == "thp" and len(space.below(la)) == self.threshold:
+            return self.collapse(vcpu, space, la & -LARGE)
+        return None
+
+    def write_right(self, vcpu: int, space: Pages, la: int, page: Page) -> Flush | None:
+        """Copy on write: the last that has the page keeps it, with its right back."""
+        if not self.frames.sharers[page.frame]:
+            self.cpus.count(vcpu, "write_rights")
+            page.writable = True
+            return None
+        kind = "small" if la & -SMALL in space.small else "large"
+        copy = self.frames.take(kind)
+        assert copy is not None
+        self.cpus.count(vcpu, "cow_copies")
+        self.frames.give(page.frame, kind)
+        page.frame, page.writable = copy, True
+        return Flush(1, kind == "large")
+
+    def collapse(self, vcpu: int, space: Pages, first: int) -> Flush | None:
+        """The small pages of 2 MB become one, unless one is read-only; their table goes."""
+        below = space.below(first)
+        if not all(space.small[page].writable for page in below):
+            return None
+        frame = self.frames.take("large")
+        if frame is None:
+            return None
+        for page in below:
+            self.frames.give(space.small.pop(page).frame, "small")
+        self.frames.free["table"].append(space.tables.pop((2, first)))
+        space.large[first] = Page(frame)
+        self.cpus.count(vcpu, "collapses")
+        return Flush(None, freed_tables=True)
+
+    def unmap(self, space: Pages, la: int) -> Flush | None:
+        """One page goes."""
+        page = space.page(la)
+        if page is None:
+            return None
+        large = la & -SMALL not in space.small
+        if large:
+            del space.large[la & -LARGE]
+        else:
+            del space.small[la & -SMALL]
+        self.frames.give(page.frame, "large" if large else "small")
+        return Flush(1, large)
+
+    # ---- ranges ---------------------------------------------------------------------------------------------------
+
+    def change(self, space: Pages, op: Op, first: int, n: int) -> Flush | None:
+        """Pages of a range go, become read-only, or writable where nobody shares them. A large page does as a whole;
+        tables that map nothing any more go with the pages."""
+        end, changed, freed = first + n * SMALL, list[tuple[int, int]](), False
+        for base in range(first & -LARGE, end, LARGE):
+            if base in space.large:
+                if self.changes(space.large[base], op):
+                    changed.append((base, LARGE))
+                    if op == Op.MUNMAP:
+                        self.frames.give(space.large.pop(base).frame, "large")
+                continue
+            inside = [page for page in space.below(base) if first <= page < end]
+            for page in inside:
+                if self.changes(space.small[page], op):
+                    changed.append((page, SMALL))
+                    if op == Op.MUNMAP:
+                        self.frames.give(space.small.pop(page).frame, "small")
+            if op == Op.MUNMAP and (2, base) in space.tables and not space.below(base):
+                self.frames.free["table"].append(space.tables.pop((2, base)))
+                freed = True
+                if not changed:
+                    changed.append((max(first, base), SMALL))
+        if not changed:
+            return None
+        large = all(size == LARGE for _, size in changed)
+        nbytes = changed[-1][0] + changed[-1][1] - changed[0][0]
+        return Flush(nbytes // (LARGE if large else SMALL), large, freed)
+
+    def changes(self, page: Page, op: Op) -> bool:
+        """Whether a flush is for it."""
+        if op == Op.UNPROTECT:
+            page.writable |= not self.frames.sharers[page.frame]
+            return False
+        if op == Op.PROTECT:
+            was, page.writable = page.writable, False
+            return was
+        return True
+
+    def fork(self, parent: Pages, child: int) -> Flush:
+        """A process that shares all pages; tables are its own, made from the lowest address up, the upper first."""
+        self.make(child)
+        space = self.spaces[child]
+        for level, la in sorted((key for key in parent.tables if key[0] < 5), key=lambda key: (key[1], -key[0])):
+            space.tables[level, la] = self.table()
+        for size in ("small", "large"):
+            for la, page in getattr(parent, size).items():
+                page.writable = False
+                getattr(space, size)[la] = Page(page.frame, False)
+                self.frames.sharers[page.frame] += 1
+        return Flush(None)
