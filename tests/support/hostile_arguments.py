@@ -67,6 +67,7 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "op": lambda w: w.events[0],
     "run.size": lambda w: w.events[1],
     "feed.size": lambda w: w.events[1],
+    "Touches.first.size": lambda w: w.events[1],
     "addr": lambda w: w.addresses,
     "error_code": lambda w: 0,
     "mov_cr0.value": lambda w: 0x80050033,

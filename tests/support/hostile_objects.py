@@ -24,6 +24,7 @@ from fastmmu.machine.board import Board
 from fastmmu.machine.exit_ring import ExitRing
 from fastmmu.machine.system_cpus import SystemCpus
 from fastmmu.machine.system_loop_py import SystemReplay
+from fastmmu.machine.touches import Touches
 from fastmmu.mmu import Mmu
 from fastmmu.paging.mapping_parts import Parts
 from fastmmu.paging.mappings import MappingIterator
@@ -313,6 +314,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Vmcs": lambda w: Vmcs(w.cpu.memory, OTHER),
     "Capabilities": lambda w: Capabilities(),
     "Turns": lambda w: Turns(),
+    "Touches": lambda w: Touches(),
     "Turn": lambda w: Turn(),
     "Host": lambda w: w.host,
     "SystemReplay": lambda w: w.replay,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmmu.cli import terminal
+from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
     from fastmmu.machine.result import Result
@@ -73,6 +74,8 @@ def check_report(options: argparse.Namespace) -> None:
     from fastmmu.report.files import check_target
 
     if options.report is not None:
+        if getattr(options, "sample_every", None) is not None:
+            raise ConfigError("--report shows whole runs; leave --sample-every out, or write its estimates with --csv")
         check_target(options.report, "html")
         page([])  # what it needs is there
 

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
 from fastmmu.cli.progress import UntilInterrupted, progress
-from fastmmu.cli.region import region_of
+from fastmmu.cli.region import region_of, sampled
 from fastmmu.errors import FastmmuError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
 from fastmmu.machine.side_by_side import each
 from fastmmu.machine.simulation import Exits
+from fastmmu.report import estimate_rows, estimates
 from fastmmu.trace import Trace
 from fastmmu.trace.identity import identified
 
@@ -115,8 +116,11 @@ def run_all(
     exits = None if log is None else log.of
     session = Session(shared.cost_model(options), options.quiet, getattr(options, "jobs", None), exits=exits)
     session.region = region_of(options)
-    asked = session.region["interval"] is not None
-    session.region["interval"] = session.region["interval"] or interval
+    asked = "interval" in session.region
+    if interval is not None:
+        session.region.setdefault("interval", interval)
+    if sampled(options):
+        show = _show_estimates
     shared.check_files(options)
     chosen = shared.traces(options, system=True)
     for trace in chosen:
@@ -131,9 +135,12 @@ def run_all(
             break
     if session.results or not session.failure:
         try:
-            shared.write_files(
-                options, session.results if asked else [replace(r, series=None) for r in session.results]
-            )
+            if sampled(options):
+                shared.write_rows(options, estimate_rows(session.results), "estimates")
+            else:
+                shared.write_files(
+                    options, session.results if asked else [replace(r, series=None) for r in session.results]
+                )
             if finish is not None and session.results:
                 finish(session.results)
         finally:
@@ -144,3 +151,8 @@ def run_all(
     if not shared.to_stdout(options):
         terminal.say(session.footer() + (", interrupted" if session.interrupted else ""))
     return interruption.code() if session.interrupted else 0
+
+
+def _show_estimates(results: list[Result], not_run: list[str]) -> None:
+    text = estimates(results, width=terminal.width(), colour=terminal.colour())
+    terminal.say(text + (f"\nNot run: {', '.join(not_run)}" if not_run else "") + "\n")

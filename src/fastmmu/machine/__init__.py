@@ -14,7 +14,9 @@
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     system_cpus, system_judged       its CPUs: machines on one memory, or the vCPUs of a host's machine; their loop
     simulation, running, simulate    one run, fed batch by batch; of either kind of trace; a whole trace, in a call
-    region, series                   what a run counts from some access on, and in every so many accesses
+    region, cuts, series             what a run counts from some access on, and in every so many accesses
+    sampling, sampled, estimates     of every so many intervals one; what that says of the whole, with which error
+    touches                          what of a stretch of a trace touches a page in a new way
     side_by_side                     a trace through several machines, in threads
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
     wholly                           settings, schedules, results: files that are read as a whole, or pipes to their end

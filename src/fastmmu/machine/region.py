@@ -19,47 +19,50 @@ import numpy.typing as npt
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
+from fastmmu.machine.cuts import accesses_in, difference
 from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.result import Result
 from fastmmu.machine.running import Counted, Running, running
-from fastmmu.machine.series import AT_END, Series
+from fastmmu.machine.sampled import Sample
+from fastmmu.machine.sampling import Sampling
+from fastmmu.machine.series import Series
 from fastmmu.machine.simulation import Exits
-from fastmmu.ops import LAST_ACCESS
 
-__all__ = ["Region", "accesses_in", "difference", "running_in"]
+__all__ = ["Region", "running_in"]
 
 
 @dataclass(frozen=True)
 class Region:
-    """What is counted of a run. warm_up: accesses before that; interval: accesses of a row of the time series."""
+    """What is counted of a run. warm_up: accesses before that, None: as many as usual; interval: accesses of a row of
+    the time series, or of what a sample counts: one interval of each `sample_every`, drawn by `seed`."""
 
-    warm_up: int = 0
+    warm_up: int | None = None
     interval: int | None = None
+    sample_every: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.warm_up < 0:
+        if (self.warm_up or 0) < 0:
             raise ConfigError(f"warm_up={self.warm_up}: give the number of accesses before what is counted, 0 or more")
         if self.interval is not None and self.interval < 1:
             raise ConfigError(f"interval={self.interval}: give the accesses of an interval, 1 or more; None for none")
+        if self.sample_every is not None and self.interval is None:
+            raise ConfigError(f"sample_every={self.sample_every}: give interval=, the accesses of what is counted, too")
+        if self.sample is None and self.seed:
+            raise ConfigError(f"seed={self.seed} draws a sample; give sample_every=, too")
 
     @property
     def whole(self) -> bool:
         """It is the run as it is."""
         return not self.warm_up and self.interval is None
 
-
-def difference(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Counters of a part of a run, of what they were behind it and before it; of reasons of exits only those that
-    there were."""
-    found: dict[str, Any] = {}
-    for name, value in now.items():
-        if isinstance(value, dict):
-            part = difference(value, before.get(name, {}))
-            found[name] = {key: n for key, n in part.items() if n} if name == "exits_by_reason" else part
-        else:
-            found[name] = value if name in AT_END else value - before.get(name, 0)
-    return found
+    @property
+    def sample(self) -> Sample | None:
+        """How the run is sampled, if it is."""
+        if self.interval is None or self.sample_every is None:
+            return None
+        return Sample(self.interval, self.sample_every, self.seed, self.warm_up)
 
 
 def running_in(
@@ -74,10 +77,28 @@ def running_in(
     """A run that begins, of which a region is counted; `exits` is given those of the region."""
     if region.whole:
         return running(trace, config, policy=policy, costs=costs, exits=exits)
-    gate = None if exits is None else _Gate(exits)
     costs = costs or CostModel.load()
+    if region.sample is not None:
+        return _sampling(trace, config, region.sample, policy, costs, exits)
+    gate = None if exits is None else _Gate(exits)
     run = running(trace, config, policy=policy, costs=costs, exits=gate)
     return _InParts(run, region, config or Config(), costs, gate)
+
+
+def _sampling(
+    trace: Any, config: Config | None, sample: Sample, policy: Policy | None, costs: CostModel, exits: Exits | None
+) -> Running:
+    if exits is not None:
+        raise ConfigError("sample_every= counts a part of the exits; leave it out for a log of all")
+    if getattr(trace, "kind", "program") == "system":
+        raise ConfigError(f"{trace.name} is a system trace, which is replayed whole; leave sample_every= out")
+    if config is not None and config.tpr is not None and sample.warm_up is not None:
+        raise ConfigError(
+            f"tpr={config.tpr!r}: the clock of an APIC is accesses, of which a sampled run leaves out some; leave "
+            "warm_up= out, then all are run"
+        )
+    hashed = not hasattr(trace, "content")
+    return Sampling(running(trace, config, policy=policy, costs=costs, hashed=False), sample, costs, hashed)
 
 
 class _Gate:
@@ -96,7 +117,7 @@ class _InParts:
 
     def __init__(self, run: Running, region: Region, config: Config, costs: CostModel, gate: _Gate | None) -> None:
         self.run, self.region, self.config, self.costs, self.gate = run, region, config, costs, gate
-        self.left = region.warm_up  # accesses until the next cut
+        self.left = region.warm_up or 0  # accesses until the next cut
         self.before: Counted | None = None  # what is counted begins there; None: that is still to come
         self.series: Series | None = None
         if not self.left:
@@ -140,7 +161,7 @@ class _InParts:
             self._begin(self.run.counted())
             return
         assert self.series is not None
-        self.series.add(self.run.counted().counters)
+        self.series.add(self.run.counters())
         self.left = self.series.interval
 
     def _begin(self, before: Counted) -> None:
@@ -150,6 +171,9 @@ class _InParts:
         if self.region.interval is not None:
             self.left = self.region.interval
             self.series = Series(self.region.interval, self.before.counters, self.config, self.costs)
+
+    def counters(self) -> dict[str, Any]:
+        return self.run.counters()
 
     def counted(self) -> Counted:
         return self.run.counted()
@@ -184,14 +208,6 @@ class _InParts:
             exit_log=_last(whole.exit_log, counters["vm_exits"]),
             series=self.series,
         )
-
-
-def accesses_in(block: Any) -> npt.NDArray[np.intp]:
-    """Where in a block its accesses are."""
-    op = block.rows["op"] if hasattr(block, "rows") else np.asarray(block.op)
-    if not len(op) or int(op.max()) <= LAST_ACCESS:
-        return np.arange(len(op), dtype=np.intp)
-    return np.flatnonzero(op <= LAST_ACCESS)
 
 
 def _last(log: ExitLog | None, exits: int) -> ExitLog | None:

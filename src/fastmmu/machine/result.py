@@ -13,6 +13,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.identity import Origin
+from fastmmu.machine.sampled import Sampled
 from fastmmu.machine.series import Series
 
 __all__ = ["Result"]
@@ -35,7 +36,8 @@ class Result:
     ``.geometry``: arrays of the TLB; ``.policy``: class of a Python policy. ``.exit_log``: the last VM exits, an
     :class:`ExitLog`, with ``Config.exit_log``; else None. ``.first``: accesses that were run before those that are
     counted (``warm_up=``); ``.series``: counters over time, a :class:`~fastmmu.machine.series.Series` (``interval=``),
-    else None.
+    else None. ``.sample``: of a sampled run (``sample_every=``) what was counted, a
+    :class:`~fastmmu.machine.sampled.Sampled`, else None; counters and cycles are sums of the intervals counted then.
 
     Threads: a result, which nothing changes; share it.
     """
@@ -57,6 +59,7 @@ class Result:
     exit_log: ExitLog | None = field(default=None, compare=False)
     first: int = 0
     series: Series | None = field(default=None, compare=False)
+    sample: Sampled | None = field(default=None, compare=False)
 
     @property
     def origin(self) -> Origin:

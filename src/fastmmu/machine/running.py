@@ -52,8 +52,11 @@ class Running(Protocol):
     def give(self) -> None:
         """Give the exits until now to who wants them."""
 
+    def counters(self) -> dict[str, Any]:
+        """Counters until now."""
+
     def counted(self) -> Counted:
-        """What it has counted until now."""
+        """All that it has counted until now."""
 
     def result(self, *, complete: bool) -> Result:
         """What it came to until now."""
@@ -66,10 +69,12 @@ def running(
     policy: Policy | None = None,
     costs: CostModel | None = None,
     exits: Exits | None = None,
+    hashed: bool = True,
 ) -> Running:
-    """A run that begins."""
-    run = _Replaying if getattr(trace, "kind", "program") == "system" else _Running
-    return run(trace, config, policy, costs, exits)
+    """A run that begins. hashed: of events that have no hash yet it makes one."""
+    if getattr(trace, "kind", "program") == "system":
+        return _Replaying(trace, config, policy, costs, exits)
+    return _Running(trace, config, policy, costs, exits, hashed)
 
 
 def with_path(error: TraceError, trace: Any) -> TraceError:
@@ -82,11 +87,17 @@ class _Running:
     """A trace of events."""
 
     def __init__(
-        self, trace: Any, config: Config | None, policy: Policy | None, costs: CostModel | None, exits: Exits | None
+        self,
+        trace: Any,
+        config: Config | None,
+        policy: Policy | None,
+        costs: CostModel | None,
+        exits: Exits | None,
+        hashed: bool,
     ) -> None:
         self.trace = trace
         self.simulation = Simulation(config, policy=policy, costs=costs, exits=exits)
-        if hasattr(trace, "content"):  # it hashes its events itself, once for all runs
+        if not hashed or hasattr(trace, "content"):  # it hashes its events itself, once for all runs
             self.simulation.content = None
         self.simulation.counted = getattr(trace, "instructions", None)
         self.some = 1 << 14
@@ -120,12 +131,14 @@ class _Running:
         if self.simulation.exits is not None:
             self.simulation.exits.give()
 
+    def counters(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.simulation.machine.counters()
+        if self.simulation.counted is not None:
+            found["instructions"] = self.simulation.instructions
+        return found
+
     def counted(self) -> Counted:
-        run = self.simulation
-        counters = run.machine.counters()
-        if run.counted is not None:
-            counters["instructions"] = run.instructions
-        return Counted(counters, run.machine.tlb.counters(), run.seconds)
+        return Counted(self.counters(), self.simulation.machine.tlb.counters(), self.simulation.seconds)
 
     def result(self, *, complete: bool) -> Result:
         name, path = _named(self.trace)
@@ -170,8 +183,11 @@ class _Replaying:
         if self.exits is not None:
             self.exits.give()
 
+    def counters(self) -> dict[str, Any]:
+        return self.replay.counters()
+
     def counted(self) -> Counted:
-        return Counted(self.replay.counters(), self.replay.machine.tlb.counters(), self.replay.seconds)
+        return Counted(self.counters(), self.replay.machine.tlb.counters(), self.replay.seconds)
 
     def result(self, *, complete: bool) -> Result:
         run, origin = self.replay, Origin(*_named(self.replay.source), self.content.digest())

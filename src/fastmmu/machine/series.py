@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 
-__all__ = ["AT_END", "EXITS", "Series"]
+__all__ = ["AT_END", "EXITS", "Series", "Table", "rows_of"]
 
 AT_END = ("vmm_tables", "vmm_table_bytes", "apic_latency_max")
 """Counters that say what is, or was at most, at the end: no differences are made of them."""
@@ -20,10 +20,41 @@ EXITS = "exits_"
 """Begins the names of exits by reason."""
 
 
-def _flat(counters: Mapping[str, Any]) -> dict[str, int]:
-    """Counters as one dict of int: exits by reason as exits_REASON."""
-    found = {name: value for name, value in counters.items() if not isinstance(value, dict)}
-    return found | {f"{EXITS}{reason}": n for reason, n in counters.get("exits_by_reason", {}).items()}
+class Table:
+    """Rows of counters, as numbers; reasons of exits come as they occur."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+        self._rows: list[array[int]] = []
+
+    def add(self, counters: Mapping[str, Any]) -> None:
+        """A row, of counters as a machine has them."""
+        row = {name: value for name, value in counters.items() if not isinstance(value, dict)}
+        row |= {f"{EXITS}{reason}": n for reason, n in counters.get("exits_by_reason", {}).items()}
+        self._names |= dict.fromkeys(row)
+        self._rows.append(array("q", [row.get(name, 0) for name in self._names]))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def columns(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Name -> int64 (rows,); exits by reason as exits_REASON."""
+        table = np.zeros((len(self._rows), len(self._names)), np.int64)
+        for line, row in zip(table, self._rows, strict=True):
+            line[: len(row)] = row
+        return {name: table[:, i] for i, name in enumerate(self._names)}
+
+
+def rows_of(columns: Mapping[str, npt.NDArray[np.int64]]) -> list[dict[str, Any]]:
+    """Columns as counters, as a machine has them, of each row."""
+    listed = {name: values.tolist() for name, values in columns.items()}
+    exits = {name: name.removeprefix(EXITS) for name in listed if name.startswith(EXITS)}
+    found = []
+    for i in range(len(next(iter(listed.values()), []))):
+        row: dict[str, Any] = {name: values[i] for name, values in listed.items() if name not in exits}
+        row["exits_by_reason"] = {reason: listed[name][i] for name, reason in exits.items() if listed[name][i]}
+        found.append(row)
+    return found
 
 
 class Series:
@@ -37,24 +68,20 @@ class Series:
 
     def __init__(self, interval: int, counters: Mapping[str, Any], config: Config, costs: CostModel) -> None:
         self.interval, self._config, self._costs = interval, config, costs
-        begin = _flat(counters)
-        self.first = begin["accesses"]
-        self._names = list(begin)
-        self._sums: list[array[int]] = [array("q", begin.values())]
+        self.first: int = counters["accesses"]
+        self._sums = Table()
+        self._sums.add(counters)
+        self._ended: Mapping[str, Any] | None = None
 
     def add(self, counters: Mapping[str, Any]) -> None:
         """The counters where a row ends."""
-        now = _flat(counters)
-        self._names += [name for name in now if name not in self._names] if len(now) > len(self._names) else []
-        self._sums.append(array("q", [now.get(name, 0) for name in self._names]))
+        self._sums.add(counters)
 
     def end(self, counters: Mapping[str, Any]) -> None:
-        """The counters at the end; there may be a row yet."""
-        if counters["accesses"] > self._sums[-1][self._names.index("accesses")]:
-            self.add(counters)
-        elif len(self._sums) > 1:
-            self._sums.pop()
-            self.add(counters)
+        """The counters at the end, behind the last access; a row ends there, if there was one."""
+        if self._ended is None and counters["accesses"] > self.first:
+            self._sums.add(counters)
+            self._ended = counters
 
     def __len__(self) -> int:
         return len(self._sums) - 1
@@ -64,10 +91,7 @@ class Series:
 
     def sums(self) -> dict[str, npt.NDArray[np.int64]]:
         """Counters where rows end, as of the begin of the run: name -> int64 (rows + 1,), the first before any."""
-        table = np.zeros((len(self._sums), len(self._names)), np.int64)
-        for row, sums in zip(table, self._sums, strict=True):
-            row[: len(sums)] = sums
-        return {name: table[:, i] for i, name in enumerate(self._names)}
+        return self._sums.columns()
 
     def counters(self) -> dict[str, npt.NDArray[np.int64]]:
         """Counters of each row: name -> int64 (rows,); exits by reason as ``exits_REASON``. Those that say what is at
@@ -77,14 +101,7 @@ class Series:
 
     def rows(self) -> list[dict[str, Any]]:
         """Counters of each row as ``Result.counters`` has them."""
-        columns = {name: values.tolist() for name, values in self.counters().items()}
-        exits = {name: name.removeprefix(EXITS) for name in columns if name.startswith(EXITS)}
-        found = []
-        for i in range(len(self)):
-            row: dict[str, Any] = {name: values[i] for name, values in columns.items() if name not in exits}
-            row["exits_by_reason"] = {reason: columns[name][i] for name, reason in exits.items() if columns[name][i]}
-            found.append(row)
-        return found
+        return rows_of(self.counters())
 
     def cycles(self) -> list[dict[str, float]]:
         """Modelled cycles of each row by cause, as ``Result.cycles_by`` has them."""

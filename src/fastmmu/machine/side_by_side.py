@@ -31,8 +31,10 @@ def each(
     keep_partial: bool = False,
     exits: Exits | None = None,
     jobs: int | None = None,
-    warm_up: int = 0,
+    warm_up: int | None = None,
     interval: int | None = None,
+    sample_every: int | None = None,
+    seed: int = 0,
 ) -> Iterator[Result]:
     """The results of a trace under each configuration, in their order, as they are finished.
 
@@ -45,9 +47,9 @@ def each(
     :param exits: as of :func:`simulate`, for all configurations in turn: each is run to its end before the next, and
         the trace is read as often.
     :param jobs: threads, None: one a processor. No result depends on it.
-    :param warm_up, interval: what is counted, as of :func:`simulate`.
+    :param warm_up, interval, sample_every, seed: what is counted, as of :func:`simulate`.
     """
-    threads, region = workers(jobs), Region(warm_up, interval)
+    threads, region = workers(jobs), Region(warm_up, interval, sample_every, seed)
     if exits is not None or (len(configs) == 1 and (threads == 1 or in_memory(trace))):
         return _in_turn(trace, configs, costs, progress, keep_partial, exits, region)
 
@@ -87,6 +89,7 @@ def _in_turn(
 ) -> Iterator[Result]:
     how: dict[str, Any] = {"costs": costs, "keep_partial": keep_partial, "exits": exits}
     how |= {"warm_up": region.warm_up, "interval": region.interval}
+    how |= {"sample_every": region.sample_every, "seed": region.seed}
     for config in configs:
         done = None if progress is None else partial(progress, config)
         result = simulate(trace, config, progress=done, **how)

@@ -44,8 +44,10 @@ def simulate(
     progress: Callable[[int], None] | None = None,
     keep_partial: bool = False,
     exits: Exits | None = None,
-    warm_up: int = 0,
+    warm_up: int | None = None,
     interval: int | None = None,
+    sample_every: int | None = None,
+    seed: int = 0,
 ) -> Result:
     """Run a whole trace.
 
@@ -60,12 +62,17 @@ def simulate(
         takes no memory; the last ones are ``Result.exit_log`` (``Config.exit_log``).
     :param warm_up: accesses that are run before what is counted: the result is the difference of the counters.
     :param interval: also the counters of every so many accesses, ``Result.series``.
-    :raises ConfigError: the trace ends within the warm-up.
+    :param sample_every: of so many intervals one is counted, drawn by `seed`: ``Result.sample`` says with which error
+        that is the whole. Between them `warm_up` accesses are run, None: all; before these, only what touches a page in
+        a new way.
+    :raises ConfigError: the trace ends within the warm-up, or before an interval was counted.
     :raises TraceError: the trace is malformed. :raises OutOfMemoryError: guest memory is used up.
     """
     if isinstance(trace, str) or hasattr(trace, "__fspath__"):
         raise ConfigError(f"simulate takes a trace, not a path; pass fastmmu.read_trace({str(trace)!r})")
-    simulation = running_in(trace, config, Region(warm_up, interval), policy=policy, costs=costs, exits=exits)
+    simulation = running_in(
+        trace, config, Region(warm_up, interval, sample_every, seed), policy=policy, costs=costs, exits=exits
+    )
     try:
         for block in batches_of(trace):
             simulation.take(block)

@@ -5,6 +5,7 @@
             ├─ explain ─ what each TLB did, and what flushes cost
             └─ single ── all counters of one run
     steps of a walk ──── walkview   (picture, outcome, bits, words)
+    sampled runs ─────── estimates
     mappings ─────────── mappings
     exits, as they come ─ exits   (files; tracepoint: lines as tracers print them), exit_plot   (over time)
     pictures ─────────── figure
@@ -27,6 +28,7 @@ from fastmmu._lazy import lazy
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fastmmu.report.compare import comparison
+    from fastmmu.report.estimates import estimate_rows, estimates
     from fastmmu.report.exit_plot import ExitHistory, plot_exits
     from fastmmu.report.exits import ExitFile, save_exits
     from fastmmu.report.explain import explain
@@ -40,6 +42,8 @@ __all__ = [
     "ExitFile",
     "ExitHistory",
     "comparison",
+    "estimate_rows",
+    "estimates",
     "explain",
     "load",
     "over_time",
@@ -54,6 +58,7 @@ __all__ = [
 
 _HOMES = {
     "fastmmu.report.compare": ("comparison",),
+    "fastmmu.report.estimates": ("estimate_rows", "estimates"),
     "fastmmu.report.exit_plot": ("ExitHistory", "plot_exits"),
     "fastmmu.report.exits": ("ExitFile", "save_exits"),
     "fastmmu.report.explain": ("explain",),
