@@ -18,7 +18,7 @@ _BLOCK = 1 << 18
 
 
 class Phases(Trace):
-    """`n` accesses. A phase has `length` of them: fetches in 24 pages, data in a set of pages of which few are hot, some
+    """`n` accesses. A phase has `length` of them: fetches in 24 pages, data in a set of pages, few of them hot, some
     of it in rows of ascending addresses."""
 
     format = "made"

@@ -62,11 +62,8 @@ def estimates(results: Sequence[Result], *, width: int = 120, colour: bool = Fal
     assert first.sample is not None
     sample, of = first.sample, first.sample.accesses // first.sample.interval
     left_out = "nothing is left out" if sample.warm_up is None else f"{sample.warm_up:,} accesses are run before each"
-    lines = [
-        f"{paint(first.trace or 'trace', 'bold', colour)}: {len(sample):,} of {of:,} intervals of {sample.interval:,} "
-        f"accesses, seed {sample.seed}; {left_out}; {settings(first)}",
-        "",
-    ]
+    head = f"{len(sample):,} of {of:,} intervals of {sample.interval:,} accesses, seed {sample.seed}; {left_out}"
+    lines = [f"{paint(first.trace or 'trace', 'bold', colour)}: {head}; {settings(first)}", ""]
     several = len({result.config.pages for result in sampled}) > 1
     columns = [Column("scheme", align="<"), *([Column("pages")] if several else [])]
     columns += [Column(said, "an access" if scale == 1 else "of 1000 accesses") for _, said, scale in _SHOWN]
