@@ -128,9 +128,15 @@ def test_what_is_no_result_is_told(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, found: list[Result], capsys: pytest.CaptureFixture[str]) -> None:
     save(found, tmp_path / "r.json", command="fastmmu compare x")
     assert main(["report", str(tmp_path / "r.json"), "-o", str(tmp_path / "r.html")]) == 0
-    assert "results in" in capsys.readouterr().out
+    assert "15 runs in" in capsys.readouterr().out
     assert "fastmmu compare x" in (tmp_path / "r.html").read_text()
     assert main(["report", str(tmp_path / "r.html")]) == 2
+
+
+def test_a_result_shows_itself_in_notebooks(found: list[Result]) -> None:
+    made = found[1]._repr_html_()
+    assert made.startswith("<table><caption>first &lt;b&gt;&amp;amp;&lt;/b&gt;, shadow</caption>")
+    assert f"<td>{found[1].counters['vm_exits']:,}</td>" in made
 
 
 def test_a_table_for_notebooks(found: list[Result]) -> None:

@@ -19,7 +19,7 @@ from fastmmu.study import experiments, named_study
 from fastmmu.study.named.description import read_experiment, titles
 from fastmmu.study.named.expression import Expression
 from fastmmu.study.named.run import Findings
-from fastmmu.study.named.table import named_plot, named_rows, ours_said, published_said
+from fastmmu.study.named.table import cells_of, named_plot, named_rows
 from fastmmu.study.named.walks import Walks, walked
 from fastmmu.study.named.workloads import Churn, File, trace_of
 from fastmmu.trace import Trace, tpr_profile, with_tpr
@@ -46,11 +46,7 @@ def test_it_comes_out(name: str) -> None:
 def test_the_page_says_what_is_measured(name: str) -> None:
     section = DOCS[DOCS.index(f"\n## `{name}`") + 1 :].partition("\n## `")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
-    assert rows[2:] == [
-        [finding.check.what, ours_said(finding), published_said(finding.check),
-         ", ".join(filter(None, (finding.verdict, finding.place)))]
-        for finding in found(name).findings
-    ]  # fmt: skip
+    assert rows[2:] == cells_of(found(name))
 
 
 def test_each_is_named_and_has_a_source() -> None:
@@ -225,6 +221,13 @@ def test_it_is_drawn_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["study"]) == 0
     listed = capsys.readouterr().out
     assert all(f"\n{name} " in listed for name in NAMES)
+
+
+def test_findings_show_themselves(tmp_path: Path) -> None:
+    made = named_study(own(tmp_path))
+    assert repr(made).startswith("<Findings of mine: It does not hold, 1 of 2 checks: exits: ")
+    assert made._repr_html_().count("<tr>") == 3
+    assert "low &lt;= ours" in made._repr_html_()
 
 
 def test_rows_have_the_source(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.report.files import check_target, write_whole
     from fastmmu.report.page import page
+    from fastmmu.report.rows import gathered
     from fastmmu.report.stored import load, made_with
 
     check_target(options.output, "html")
@@ -54,7 +55,8 @@ def handle(options: argparse.Namespace) -> int:
     title = options.title or ", ".join(Path(path).stem for path in options.results)
     text = page(results, title=title, made=made).encode("utf-8", "backslashreplace")  # names may be no text
     write_whole(options.output, text)
-    terminal.say(f"{len(results)} results in {options.output}, {len(text) / 1024:,.0f} KB")
+    runs = len(gathered(results))
+    terminal.say(f"{runs} run{'' if runs == 1 else 's'} in {options.output}, {len(text) / 1024:,.0f} KB")
     return 0
 
 

@@ -53,7 +53,7 @@ class Finding:
         return "below" if self.ours < low else "above" if self.ours > high else "inside"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Findings:
     """What an experiment came to.
 
@@ -73,6 +73,18 @@ class Findings:
     def holds(self) -> bool:
         """Whether all that is asserted holds."""
         return not self.failed
+
+    def __repr__(self) -> str:
+        """Name, and whether it holds."""
+        from fastmmu.study.named.table import verdict
+
+        return f"<Findings of {self.experiment.name}: {verdict(self)}>"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a row a check."""
+        from fastmmu.study.named.table import findings_html
+
+        return findings_html(self)
 
 
 @checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import textwrap
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from fastmmu.study.named.description import Check
     from fastmmu.study.named.run import Finding, Findings
 
-__all__ = ["list_table", "named_plot", "named_rows", "named_table", "ours_said", "published_said"]
+__all__ = ["cells_of", "findings_html", "list_table", "named_plot", "named_rows", "named_table", "verdict"]
 
 _STYLES = {"yes": "green", "no": "red"}
 _AXES = {"count": "count", "times": "times", "percent": "share, %", "gain": "gain, %"}
@@ -81,14 +82,10 @@ def named_table(found: Findings, *, width: int = 120, colour: bool = False) -> s
     """Ours, published, whether it holds: a row a check; then why something is not asserted, and the verdict."""
     experiment = found.experiment
     columns = [Column("", align="<", words=True), Column("ours"), Column("published"), Column("holds", align="<")]
+    styles = ("", "bold", "")
     rows: list[list[Cell] | None] = [
-        [
-            Cell(finding.check.what),
-            Cell(ours_said(finding), "bold"),
-            Cell(published_said(finding.check)),
-            Cell(", ".join(filter(None, (finding.verdict, finding.place))), _STYLES.get(finding.verdict, "dim")),
-        ]
-        for finding in found.findings
+        [*map(Cell, cells[:3], styles), Cell(cells[3], _STYLES.get(finding.verdict, "dim"))]
+        for finding, cells in zip(found.findings, cells_of(found), strict=True)
     ]
     source = experiment.source
     lines = [paint(f"{experiment.name}: {experiment.title}", "bold", colour)]
@@ -98,6 +95,32 @@ def named_table(found: Findings, *, width: int = 120, colour: bool = False) -> s
     for said, why in whys:
         lines += prose(f"{said.capitalize()}: {why}.", width)
     return "\n".join([*lines, *prose(verdict(found), width)])
+
+
+def cells_of(found: Findings) -> list[list[str]]:
+    """Of each check: what, ours, published, whether it holds, as texts."""
+    return [
+        [
+            finding.check.what,
+            ours_said(finding),
+            published_said(finding.check),
+            ", ".join(filter(None, (finding.verdict, finding.place))),
+        ]
+        for finding in found.findings
+    ]
+
+
+def findings_html(found: Findings) -> str:
+    """The table for a notebook."""
+    titles = "".join(f'<th scope="col">{title}</th>' for title in ("", "ours", "published", "holds"))
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in cells_of(found)
+    )
+    caption = html.escape(f"{found.experiment.name}: {found.experiment.title}")
+    return (
+        f"<table><caption>{caption}</caption><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<p>{html.escape(verdict(found))}</p>"
+    )
 
 
 def verdict(found: Findings) -> str:
