@@ -40,6 +40,14 @@ def test_the_examples_of_a_page_run(path: Path, folder: Path) -> None:
         pytest.skip(f"skipped in part: {'; '.join(left_out)}")
 
 
+@pytest.mark.parametrize("path", [path for path in PAGES if "```cython\n" in path.read_text()], ids=name)
+def test_cython_of_a_page_is_that_of_an_example(path: Path) -> None:
+    """tests/project/test_wheel.py builds it."""
+    found = re.findall(r"^```cython\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(found) > 0
+    assert [block for block in found if block not in EXAMPLES] == []
+
+
 def test_there_are_pages_with_examples() -> None:
     assert len(SHOWN) > 8
     assert sum(len(blocks(path.read_text())) for path in SHOWN) > 40
