@@ -17,6 +17,7 @@ from fastmmu.cli import main
 from fastmmu.ops import Op
 from fastmmu.reference.tlb import lru
 from fastmmu.study import Curves, tlb_curve
+from fastmmu.study.curve.table import curve_plot
 from fastmmu.trace import Trace, bundled, interleave
 
 Events = list[tuple[int, int, int]]  # op, size, addr
@@ -229,3 +230,11 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Path(files["svg"]).read_text().startswith("<?xml")
     assert main(["tlb-curve", str(path), "--plot", str(tmp_path / "c.bmp")]) == 2
     assert "png, svg, pdf" in capsys.readouterr().err
+
+
+def test_an_array_that_nothing_looked_up_has_no_line_in_the_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "c.svg"
+    curve_plot([tlb_curve(trace_of([(Op.READ, 1, page << 12) for page in range(40)]))], path)
+    assert "L1D, fully associative" in path.read_text()
+    assert "L1I" not in path.read_text()

@@ -108,7 +108,8 @@ def curve_plot(found: Sequence[Curves], path: str | os.PathLike[str]) -> None:
             for title, units in (("first level", "l1"), ("second level", "l2")):
                 axes = next(places)
                 axes.set_title(f"{curves.trace}, {curves.pages} pages: {title}")
-                _level(axes, [curve for curve in curves.curves if curve.unit.startswith(units)])
+                level = [curve for curve in curves.curves if curve.unit.startswith(units)]
+                _level(axes, [curve for curve in level if curve.lookups] or level)  # none of what nothing looked up
 
 
 def _level(axes: Any, curves: Sequence[Curve]) -> None:
