@@ -70,7 +70,7 @@ files: .venv/with-test ## files that other tools wrote (FASTMMU_FILES), each rea
 fuzz: .venv/with-fuzz ## every reader of files under atheris, guided by coverage, until N=2000000 inputs; goes on where it was
 	nice $(BIN)/python -m tests.files.fuzz $(if $(N),--inputs $(N)) $(if $(READER),--only '$(READER)')
 
-docs: .venv/with-docs ## the documentation, build/docs/index.html: tutorials, how-to pages, rules, reference; needs no network
+docs: .venv/with-docs ## the documentation, build/docs/index.html: tutorials, how-to pages, rules, reference; set up, it needs no network
 	$(BIN)/python -m sphinx --builder html -W --keep-going --quiet --doctree-dir build/doctrees docs build/docs
 	@echo "fastmmu: build/docs/index.html"
 
