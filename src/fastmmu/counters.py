@@ -167,6 +167,17 @@ COUNTERS = (
     Counter("flush_requests", "kvm.flush_requests"),
     Counter("ipis", "kvm.ipis"),
     Counter(
+        "remote_sent",
+        "kvm.remote_sent",
+        "of a vCPU: remote flushes that it asked others for, its IPIs for them, which it waits for; requests to it, of "
+        "these by an IPI, which is a VM exit, and left to its next VM entry as it had no physical CPU",
+        Cost("remote_flushes", "flush.remote", "vmm"),
+    ),
+    Counter("remote_ipis", "kvm.remote_ipis", cost=Cost("remote_flushes", "flush.remote_ipi", "vmm")),
+    Counter("remote_asked", "kvm.remote_asked"),
+    Counter("remote_kicked", "kvm.remote_kicked"),
+    Counter("remote_deferred", "kvm.remote_deferred"),
+    Counter(
         "cr3_switches", "cpu.cr3_switches", "events of the trace", Cost("context_switches", "guest.context_switch")
     ),
     Counter("invlpgs", "cpu.invlpgs", cost=Cost("invlpgs", "guest.invlpg")),
@@ -323,6 +334,7 @@ CAUSES = {
     "interrupts": "guest interrupts",
     "shootdowns": "guest TLB shootdowns",
     "flushes": "flushes of the VMM",
+    "remote_flushes": "the VMM's remote flushes",
     "swap_ins": "pages read from disk",
     "swap_outs": "pages put to disk",
     "ageing": "questions whether pages are in use",

@@ -60,6 +60,11 @@ cdef struct KvmCounters:        # of a vCPU, what the VMM did at its exits; name
     uint64_t invlpga
     uint64_t asids
     uint64_t asid_generations
+    uint64_t remote_sent        # remote flushes that it asked others for
+    uint64_t remote_ipis        # IPIs that it sent for them, and waited for
+    uint64_t remote_asked       # that it was asked for
+    uint64_t remote_kicked      # of these: by an IPI, as it was in guest mode
+    uint64_t remote_deferred    # and: it had no physical CPU, and flushes at its next VM entry
 
 cdef struct KvmStats:           # of KVM's statistics those that are no counters of the processor or the MMU (§12)
     uint64_t pf_taken, pf_fixed, pf_emulate

@@ -10,8 +10,8 @@ from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.vmx cimport SECONDARY_VPID, secondary_control
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.kvm cimport (
-    EXITING_GUEST_MODE, IN_GUEST_MODE, OMIT_MOVED, OMIT_PV, OMIT_REMOTE, OMIT_TABLES, REQ_STEAL_UPDATE, REQ_TLB_FLUSH,
-    REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmStats, KvmVcpu,
+    EXITING_GUEST_MODE, IN_GUEST_MODE, OMIT_MOVED, OMIT_PV, OMIT_REMOTE, OMIT_TABLES, OUTSIDE_GUEST_MODE,
+    REQ_STEAL_UPDATE, REQ_TLB_FLUSH, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmStats, KvmVcpu,
 )
 from fastmmu.kvm.svm cimport svm_flush_gva, svm_flush_tlb, svm_moved
 from fastmmu.mmu.sync cimport sync_every_root
@@ -71,19 +71,25 @@ cdef void kvm_flush_gva(KvmVcpu *vcpu, uint64_t la) noexcept nogil:
 
 
 cdef void request_remote(KvmVcpu *vcpu) noexcept nogil:
-    # The other vCPUs flush before they enter the guest again; one that is in it is made to exit.
+    # The other vCPUs flush before they enter the guest again; one that is in it is made to exit, one that has no
+    # physical CPU (OUTSIDE_GUEST_MODE) flushes when it gets one, without an IPI.
     cdef Kvm *kvm = vcpu.kvm
     cdef KvmVcpu *other
     cdef uint32_t i
     kvm.remote_flushes += 1
+    vcpu.c.remote_sent += 1
     for i in range(kvm.n_vcpus):
         other = kvm.vcpu[i]
         if other != vcpu:
             kvm.flush_requests += 1
+            other.c.remote_asked += 1
+            other.c.remote_deferred += other.mode == OUTSIDE_GUEST_MODE
             kvm_make_request(other, REQ_TLB_FLUSH)
             if other.mode == IN_GUEST_MODE:
                 other.mode = EXITING_GUEST_MODE
                 kvm.ipis += 1
+                vcpu.c.remote_ipis += 1
+                other.c.remote_kicked += 1
 
 
 cdef void kvm_flush_all(KvmVcpu *vcpu) noexcept nogil:

@@ -274,6 +274,18 @@ cdef class VcpuPort:
         clear_exit_information(&self.v.vmcs)
         vcpu_leave(self.v, number)
 
+    def count_remote(self, *, sent=0, ipis=0, asked=0, kicked=0, deferred=0):
+        """Count its part of remote flushes (``remote_sent`` ... in ``Result.counters``): those that it asked others
+        for, its IPIs for them; requests to it, of these by an IPI, and where it had no physical CPU; five counts."""
+        cdef uint64_t n = word("sent", sent), k = word("ipis", ipis), m = word("asked", asked)
+        cdef uint64_t by_ipi = word("kicked", kicked), late = word("deferred", deferred)
+        self.vm.inside()
+        self.vcpu.c.remote_sent += n
+        self.vcpu.c.remote_ipis += k
+        self.vcpu.c.remote_asked += m
+        self.vcpu.c.remote_kicked += by_ipi
+        self.vcpu.c.remote_deferred += late
+
     def route_notifications(self):
         """Notifications of posted interrupts go to the physical CPU that it is put on (vmx_vcpu_pi_load)."""
         self.placed()

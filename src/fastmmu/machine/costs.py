@@ -99,6 +99,8 @@ class Flush(_Part, frozen=True, kw_only=True):
     invept: Cycles
     asid: Cycles
     invlpga: Cycles
+    remote: Cycles
+    remote_ipi: Cycles
 
 
 class HostWork(_Part, frozen=True, kw_only=True):
@@ -281,8 +283,9 @@ def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dic
     """Modelled cycles of a run by cause; their sum is its cycles. Causes that cost nothing are left out.
 
     Causes: ``accesses``, ``kernel``, ``stlb``, ``guest_walk``, ``ept_walk``, ``ad_writes``, ``guest_faults``,
-    ``context_switches``, ``invlpgs``, ``interrupts``, ``shootdowns``, ``exit_instructions``, ``flushes``, of a host
-    short of memory ``swap_ins``, ``swap_outs``, ``ageing``, and ``exit:KIND`` for each kind of :func:`exits_by_class`.
+    ``context_switches``, ``invlpgs``, ``interrupts``, ``shootdowns``, ``exit_instructions``, ``flushes``,
+    ``remote_flushes``, of a host short of memory ``swap_ins``, ``swap_outs``, ``ageing``, and ``exit:KIND`` for each
+    kind of :func:`exits_by_class`.
 
     :param counters: those of :class:`~fastmmu.machine.result.Result`; a missing one counts as 0.
     """

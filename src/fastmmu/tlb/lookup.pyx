@@ -417,6 +417,7 @@ cdef int tlb_reshape(Tlb *t, uint32_t i, uint32_t sets, uint32_t ways) noexcept 
         return -1
     if make_array(&new, a.unit, a.classes, sets, ways, LRU):
         return -1
+    new.index = a.index
     new.grows = True
     new.plain = new.plain_long = False
     zeroed_free(a.memory)

@@ -121,16 +121,20 @@ class Requests(Asids):
             self.request_remote(vcpu)
 
     def request_remote(self, vcpu: VirtualCpu) -> None:
-        """The other vCPUs are asked to flush; one that is in the guest is made to exit by an IPI
-        (kvm_make_all_cpus_request; tlb.md §7)."""
+        """The other vCPUs are asked to flush; one that is in the guest is made to exit by an IPI, one that has no
+        physical CPU flushes when it gets one (kvm_make_all_cpus_request; tlb.md §7)."""
         self.vm.count_remote(flushes=1)
+        vcpu.count_remote(sent=1)
         for other in self.vm.vcpus:
             if other is not vcpu:
                 other.requests |= TLB_FLUSH
                 self.vm.count_remote(requests=1)
+                other.count_remote(asked=1, deferred=int(other.mode == Mode.OUTSIDE_GUEST_MODE))
                 if other.mode == Mode.IN_GUEST_MODE:
                     other.mode = Mode.EXITING_GUEST_MODE
                     self.vm.count_remote(ipis=1)
+                    vcpu.count_remote(ipis=1)
+                    other.count_remote(kicked=1)
 
     # ---- what KVM counts: kinds of flushes that it asks for are not those that are needed (kvm_policy.md §12) -----
 

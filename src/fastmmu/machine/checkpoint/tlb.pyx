@@ -18,10 +18,14 @@ from fastmmu.tlb.entries cimport (
 from fastmmu.tlb.lookup cimport EPSC, PSC, Tlb, tlb_reshape
 from fastmmu.tlb.replacement cimport LRU, LRU_LONG, NONE, before, behind, chain_of, chained, tags
 
+from fastmmu.errors import StateError
+
 
 cdef int keep_tlb(Archive a, Tlb *t) except -1:
     # Tlb of tlb/entries.pxd. Derived: key port unit fractured bucket. Of the new TLB: grow l2_fractures quick_on
-    # max_id. Elsewhere: array ctx state free_ids live_ids
+    # max_id at. Elsewhere: array ctx state free_ids live_ids. Of hyperthreads, which are not written: peers peer lost
+    if t.peers:
+        raise StateError("its TLB is a hyperthread's, which is not written apart from the others of its core")
     a.under("tlb")
     a.same("l2_fractures", t.l2_fractures)
     a.same("max_id", t.max_id)
@@ -49,7 +53,8 @@ cdef int keep_tlb(Archive a, Tlb *t) except -1:
 
 cdef int keep_array(Archive a, Tlb *t, uint32_t i) except -1:
     # TlbArray of tlb/replacement.pxd. Derived: dead fractured. Of the new TLB, by its shape: base plru_and plru_or
-    # memory mask log pad tags chains quota last nibbles plain plain_long replacement unit classes shift grows.
+    # memory mask log pad tags chains quota last nibbles plain plain_long replacement unit classes shift
+    # grows index aside shared.
     # Elsewhere: link
     cdef TlbArray *x = &t.array[i]
     cdef uint32_t sets = x.sets, ways = x.ways
@@ -111,7 +116,7 @@ cdef int keep_contexts(Archive a, Tlb *t) except -1:
 
 
 cdef int contexts_out(Tlb *t, uint64_t[::1] eptrta, uint32_t[::1] fields, uint32_t n) except -1:
-    # TlbContext of tlb/entries.pxd. Derived: total live place
+    # TlbContext of tlb/entries.pxd. Derived: total live place owner
     cdef TlbContext *x
     cdef uint32_t i
     for i in range(n):
@@ -143,6 +148,7 @@ cdef int contexts_in(Archive a, Tlb *t, const uint64_t[::1] eptrta, const uint32
             vacant += 1
             continue
         x.eptrta = eptrta[i]
+        x.owner = t
         x.vpid, x.pcid = fields[6 * i], fields[6 * i + 1]
         if fields[6 * i + 2] >= KINDS or fields[6 * i + 3] > n or fields[6 * i + 4] >= CAUSES:
             a.refuse(f"context {int(i) + 1} of the TLB is of no kind")
