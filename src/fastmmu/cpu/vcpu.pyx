@@ -21,7 +21,7 @@ from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
 from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
-from fastmmu.paging.walk cimport walk_cached
+from fastmmu.paging.walk cimport walk_cached, walk_silent
 from fastmmu.tlb.held cimport MISSED
 from fastmmu.tlb.invalidate cimport inv_ept_violation, inv_page_fault, inv_tlb_control, inv_transition
 from fastmmu.tlb.lookup cimport (
@@ -247,6 +247,27 @@ cdef int vcpu_access(Vcpu *v, uint64_t la, int acc, int user, uint64_t *hpa) noe
     return vcpu_slow(v, la, acc, user, value, hpa)
 
 
+cdef int put_in_place(Vcpu *v, uint64_t la, int acc) noexcept nogil:
+    # of a premapped run: what an access lacks is mapped by queries of memory, so that its one walk finds caches as they
+    # were; -1: aborted
+    cdef Walk w
+    cdef Paging hw = v.hw
+    cdef Ept ept = v.ept
+    cdef int fault, action, tries
+    hw.write_ad = ept.write_ad = False
+    for tries in range(MAX_RETRIES + 1):
+        fault = walk_silent(v.mem, &hw, &ept if v.ept_on else NULL, la, acc, &w)
+        if not fault:
+            return 0
+        action = v.premap(v, la, fault, &w)
+        if action == ACT_ABORT:
+            return -1
+        if action == ACT_EMULATED:              # nothing to map
+            return 0
+    vcpu_abort(v, ABORT_NO_PROGRESS, la)
+    return -1
+
+
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil:
     # after the first level missed (value 0; MISSED: the second as well) or denied; lookups so far have been counted
     cdef Walk w
@@ -272,17 +293,9 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
         v.hw.user = user == BY_USER or v.vm86
         v.hw.implicit = user == BY_SYSTEM
         steps.n = 0
+        if v.premap != NULL and put_in_place(v, la, acc):
+            return DONE_ABORT
         fault = walk_cached(v.mem, &v.hw, e, v.tlb, la, acc, &w, into)
-        while fault and v.premap != NULL:
-            tries += 1
-            if tries > MAX_RETRIES:
-                return vcpu_abort(v, ABORT_NO_PROGRESS, la)
-            action = v.premap(v, la, fault, &w)
-            if action == ACT_ABORT:
-                return DONE_ABORT
-            if action == ACT_EMULATED:          # nothing to map
-                break
-            fault = walk_cached(v.mem, &v.hw, e, v.tlb, la, acc, &w, into)
         v.c.walks += 1
         v.c.guest_walk_refs += w.guest_refs
         v.c.ept_walk_refs += w.ept_refs
