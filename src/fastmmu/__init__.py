@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fastmmu.kvm.policy.kvm import Kvm
     from fastmmu.kvm.vmm import Vmm
     from fastmmu.kvm.vpid_py import VpidAllocator
+    from fastmmu.machine.checkpoint.runs import Checkpoint
     from fastmmu.machine.config import Config
     from fastmmu.machine.costs import CostModel
     from fastmmu.machine.devices import Bus, Device
@@ -76,6 +77,7 @@ __all__ = [
     "Batch",
     "Bus",
     "BusError",
+    "Checkpoint",
     "CheckpointError",
     "Config",
     "ConfigError",
@@ -182,6 +184,7 @@ _HOMES = {
     "fastmmu.kvm.vmm": ("Vmm",),
     "fastmmu.kvm.asid_py": ("AsidAllocator",),
     "fastmmu.kvm.vpid_py": ("VpidAllocator",),
+    "fastmmu.machine.checkpoint.runs": ("Checkpoint",),
     "fastmmu.machine.config": ("Config",),
     "fastmmu.machine.costs": ("CostModel",),
     "fastmmu.machine.devices": ("Bus", "Device"),

@@ -335,6 +335,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "PacketStream": lambda w: PacketStream(),
     "Config": lambda w: w.config,
     "CostModel": lambda w: w.costs,
+    "Checkpoint": lambda w: fastmmu.Checkpoint("none.ckpt"),
     "Result": lambda w: w.result,
     "KvmLog": lambda w: read_kvm_log(KVM_LOG),
     "ReplayedFaults": lambda w: next(replay_faults(read_kvm_log(KVM_LOG), ["2m"])),

@@ -6,7 +6,9 @@ import argparse
 
 from fastmmu.cli import exit_log, terminal
 from fastmmu.cli import options as shared
+from fastmmu.cli.checkpoint import add_checkpoint
 from fastmmu.cli.region import add_region
+from fastmmu.errors import ConfigError
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
@@ -24,6 +26,7 @@ examples:
   fastmmu run app.npy --premapped --data-only --l1d 64/4 --stlb 1536/12     the TLB alone
   fastmmu run app.arrow --mmu shadow --json result.json
   fastmmu run app.arrow --mmu ept --exits exits.arrow --plot exits.svg      every VM exit; a picture of them over time
+  fastmmu run app.arrow --checkpoint app.ckpt --json result.json            ended and started again, it goes on
   fastmmu run app.arrow --mmu ept --exits exits.txt     as `trace-cmd report` prints kvm:kvm_exit
 """
 
@@ -38,6 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser)
     add_region(parser)
+    add_checkpoint(parser)
     shared.add_files(parser)
     exit_log.add_exits(parser)
     shared.add_jobs(parser)
@@ -59,6 +63,9 @@ def handle(options: argparse.Namespace) -> int:
     configs = [Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)]
     if options.exits is None and options.plot is None:
         return run_all(options, configs, show)
+    if options.checkpoint is not None:
+        raise ConfigError("--exits and --plot have exits as they come, which a run that goes on does not repeat; leave "
+                          "out --checkpoint, or these")  # fmt: skip
     exit_log.check_exits(options)
     with exit_log.RunLog(options) as log:
         return run_all(options, configs, show, log)

@@ -8,13 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
+from fastmmu.cli.checkpoint import check_checkpoint, checkpoint_of
 from fastmmu.cli.progress import UntilInterrupted, progress
 from fastmmu.cli.region import region_of, sampled
 from fastmmu.errors import FastmmuError
+from fastmmu.machine.checkpoint.runs import Checkpoint
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.result import Result
@@ -57,6 +60,7 @@ class Session:
     failure: Exception | None = None
     exits: Callable[[Trace], Exits] | None = None
     region: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Callable[[int, int], Checkpoint | None] = lambda number, runs: None
     started: float = field(default_factory=time.monotonic)
 
     def run(self, trace: Trace, configs: Sequence[Config], *, runs: int) -> list[Result]:
@@ -74,6 +78,8 @@ class Session:
 
             exits = None if self.exits is None else self.exits(trace)
             how: dict[str, Any] = {"costs": self.costs, "exits": exits, "jobs": self.jobs, **self.region}
+            kept = [self.checkpoint(len(self.results) + i, runs) for i in range(len(configs))]
+            how["checkpoints"] = None if None in kept else kept
             steps = UntilInterrupted(each(trace, configs, progress=done, keep_partial=True, **how))
             try:
                 for result in steps:
@@ -116,12 +122,14 @@ def run_all(
     exits = None if log is None else log.of
     session = Session(shared.cost_model(options), options.quiet, getattr(options, "jobs", None), exits=exits)
     session.region = region_of(options)
+    session.checkpoint = partial(checkpoint_of, options)
     asked = "interval" in session.region
     if interval is not None:
         session.region.setdefault("interval", interval)
     if sampled(options):
         show = _show_estimates
     shared.check_files(options)
+    check_checkpoint(options)
     chosen = shared.traces(options, system=True)
     for trace in chosen:
         results = session.run(trace, configs, runs=len(chosen) * len(configs))

@@ -77,6 +77,23 @@ class Content:
             outer.update(stream.digest())
         return outer.hexdigest()
 
+    def kept(self) -> tuple[list[list[Any]], dict[str, npt.NDArray[np.uint8]]]:
+        """What it has of the events until now: for each stream numbers, and an array."""
+        numbers = [[s._sum & 0xFFFF_FFFF_FFFF_FFFF, s._at, s._bytes, s._rest.hex()] for s in self._streams]
+        return numbers, {f"content{i}": np.frombuffer(bytes(s._sums), np.uint8) for i, s in enumerate(self._streams)}
+
+    def resume(self, numbers: list[list[Any]], arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Go on from there.
+
+        :raises ValueError: :meth:`kept` gives no such thing.
+        """
+        self._streams = [_Stream() for _ in numbers]
+        for i, (stream, (total, at, nbytes, rest)) in enumerate(zip(self._streams, numbers, strict=True)):
+            stream._sum, stream._at, stream._bytes, stream._rest = int(total), int(at), int(nbytes), bytes.fromhex(rest)
+            stream._sums = bytearray(arrays[f"content{i}"].tobytes())
+            if not (0 <= stream._at < _BLOCK and stream._bytes >= 0 and len(stream._rest) < 8):
+                raise ValueError("no hash of events")
+
 
 def _weights() -> npt.NDArray[np.uint64]:
     """Odd numbers without pattern (splitmix64), the same ones for ever."""
@@ -93,7 +110,7 @@ class _Stream:
     """One column, as words of 8 bytes."""
 
     def __init__(self) -> None:
-        self._sums = hashlib.blake2b(digest_size=16)
+        self._sums = bytearray()  # of full blocks, 8 bytes each
         self._sum = self._at = 0  # of the block that is not full
         self._bytes = 0
         self._rest = b""  # less than a word
@@ -119,11 +136,11 @@ class _Stream:
             self._at += len(part)
             done += len(part)
             if self._at == _BLOCK:
-                self._sums.update((self._sum & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little"))
+                self._sums += (self._sum & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little")
                 self._sum = self._at = 0
 
     def digest(self) -> bytes:
-        sums = self._sums.copy()
+        sums = hashlib.blake2b(self._sums, digest_size=16)
         sums.update((self._sum & 0xFFFF_FFFF_FFFF_FFFF).to_bytes(8, "little"))
         sums.update(self._bytes.to_bytes(8, "little") + self._rest)
         return sums.digest()

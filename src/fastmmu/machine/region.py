@@ -23,7 +23,7 @@ from fastmmu.machine.cuts import accesses_in, difference
 from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.result import Result
-from fastmmu.machine.running import Counted, Running, running
+from fastmmu.machine.running import Counted, Kept, Running, running
 from fastmmu.machine.sampled import Sample
 from fastmmu.machine.sampling import Sampling
 from fastmmu.machine.series import Series
@@ -177,6 +177,23 @@ class _InParts:
 
     def counted(self) -> Counted:
         return self.run.counted()
+
+    def kept(self) -> Kept:
+        machine, more, arrays = self.run.kept()
+        series = None if self.series is None else self.series.kept()
+        more = {"run": more, "left": self.left, "before": self.before, "series": None if series is None else series[0]}
+        return Kept(machine, more, {**arrays, **({} if series is None else {"series": series[1]})})
+
+    def resume(self, kept: Kept) -> None:
+        self.run.resume(Kept(kept.machine, kept.more["run"], kept.arrays))
+        before = kept.more["before"]
+        if before is None:
+            self.before = self.series = None
+        else:
+            self._begin(Counted(*before))
+        if self.series is not None:
+            self.series.resume(kept.more["series"], kept.arrays["series"])
+        self.left = int(kept.more["left"])
 
     def result(self, *, complete: bool) -> Result:
         """What the region came to until now.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fastmmu.cpu.missing_flushes import StaleUse
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config, as_config
+from fastmmu.machine.machine import Machine
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.system_cpus import SystemCpus
 from fastmmu.machine.system_loop_py import HELD, KINDS, SystemReplay
@@ -162,9 +163,8 @@ class Replay:
             tlb.omit = {
                 cause for name, cpu in left_out if cpu is None or cpu == number for cause in INVALIDATIONS.get(name, ())
             }
-        self._replay = SystemReplay(
-            self.cpus, omit=[whole for whole, (name, _) in zip(omit, left_out, strict=True) if name in RECORDS]
-        )
+        self._omit = [whole for whole, (name, _) in zip(omit, left_out, strict=True) if name in RECORDS]
+        self._replay = SystemReplay(self.cpus, omit=self._omit)
 
     @property
     def records(self) -> int:
@@ -181,6 +181,21 @@ class Replay:
     def counters(self) -> dict[str, Any]:
         """Counters of all CPUs together, as of :meth:`Machine.counters`."""
         return self.cpus.totals()
+
+    def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a checkpoint has of it beside its machine.
+
+        :raises CheckpointError: of several CPUs.
+        """
+        more, tables = self._replay.kept()
+        return {**more, "seconds": self.seconds}, {"tables": tables}
+
+    def resume(self, machine: Machine, more: dict[str, Any], arrays: dict[str, Any]) -> None:
+        """Go on with a machine that was saved, and with what :meth:`kept` gave."""
+        self.cpus.resume(machine)
+        self.machine, self.seconds = machine, float(more["seconds"])
+        self._replay = SystemReplay(self.cpus, omit=self._omit)
+        self._replay.resume(more, arrays["tables"])
 
     def feed(self, chunk: Rows) -> None:
         """Carry out the records of a chunk.

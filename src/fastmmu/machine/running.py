@@ -13,13 +13,14 @@ from fastmmu.errors import TraceError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.identity import Content, Origin
+from fastmmu.machine.machine import Machine
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.replay import Replay
 from fastmmu.machine.result import Result
 from fastmmu.machine.simulation import Exits, Part, Simulation, Stream, result_of
 from fastmmu.ops import RecordOp
 
-__all__ = ["Counted", "Running", "running", "with_path"]
+__all__ = ["Counted", "Kept", "Resumable", "Running", "running", "with_path"]
 
 _SHORT, _LONG = 0.01, 0.05  # seconds that a part of a block is to take
 _DATA_FLAG = 1  # of a record with a value in `data`
@@ -31,6 +32,14 @@ class Counted(NamedTuple):
     counters: dict[str, Any]
     tlb: dict[str, Any]
     seconds: float
+
+
+class Kept(NamedTuple):
+    """Of a run: its machine, and what else it has, in forms of JSON, and arrays."""
+
+    machine: Machine
+    more: dict[str, Any]
+    arrays: dict[str, Any]
 
 
 class Running(Protocol):
@@ -60,6 +69,19 @@ class Running(Protocol):
 
     def result(self, *, complete: bool) -> Result:
         """What it came to until now."""
+
+
+class Resumable(Running, Protocol):
+    """A run that can be kept."""
+
+    def kept(self) -> Kept:
+        """What a checkpoint has of it.
+
+        :raises CheckpointError: it cannot be saved.
+        """
+
+    def resume(self, kept: Kept) -> None:
+        """Go on from there, a run that has not begun."""
 
 
 def running(
@@ -140,6 +162,19 @@ class _Running:
     def counted(self) -> Counted:
         return Counted(self.counters(), self.simulation.machine.tlb.counters(), self.simulation.seconds)
 
+    def kept(self) -> Kept:
+        run = self.simulation
+        content, arrays = (None, {}) if run.content is None else run.content.kept()
+        more = {"instructions": run.instructions, "seconds": run.seconds, "content": content}
+        return Kept(run.machine, more, dict(arrays))
+
+    def resume(self, kept: Kept) -> None:
+        run = self.simulation
+        run.resume(kept.machine)
+        run.instructions, run.seconds = int(kept.more["instructions"]), float(kept.more["seconds"])
+        if run.content is not None:
+            run.content.resume(kept.more["content"], kept.arrays)
+
     def result(self, *, complete: bool) -> Result:
         name, path = _named(self.trace)
         known = str(getattr(self.trace, "content", ""))
@@ -188,6 +223,15 @@ class _Replaying:
 
     def counted(self) -> Counted:
         return Counted(self.counters(), self.replay.machine.tlb.counters(), self.replay.seconds)
+
+    def kept(self) -> Kept:
+        more, arrays = self.replay.kept()
+        content, sums = self.content.kept()
+        return Kept(self.replay.machine, {**more, "content": content}, {**arrays, **sums})
+
+    def resume(self, kept: Kept) -> None:
+        self.replay.resume(kept.machine, kept.more, kept.arrays)
+        self.content.resume(kept.more["content"], kept.arrays)
 
     def result(self, *, complete: bool) -> Result:
         run, origin = self.replay, Origin(*_named(self.replay.source), self.content.digest())

@@ -83,6 +83,23 @@ class Series:
             self._sums.add(counters)
             self._ended = counters
 
+    def kept(self) -> tuple[list[str], npt.NDArray[np.uint64]]:
+        """What a checkpoint has of it: names, and the sums where rows end, one behind another."""
+        table = np.zeros((len(self._sums), len(self._names)), np.int64)
+        for row, sums in zip(table, self._sums, strict=True):
+            row[: len(sums)] = sums
+        return self._names, table.reshape(-1).view(np.uint64)
+
+    def resume(self, names: list[str], table: npt.NDArray[np.uint64]) -> None:
+        """Go on from there.
+
+        :raises ValueError: these are no sums of such names.
+        """
+        rows = table.view(np.int64).reshape(-1, len(names))
+        self._names, self._sums = [str(name) for name in names], [array("q", row.tolist()) for row in rows]
+        if not len(rows) or "accesses" not in names:
+            raise ValueError("a series without rows")
+
     def __len__(self) -> int:
         return len(self._sums) - 1
 

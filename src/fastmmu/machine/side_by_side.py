@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from fastmmu._checked import checked
-from fastmmu.errors import TraceError
+from fastmmu.errors import ConfigError, TraceError
+from fastmmu.machine.checkpoint.runs import Checkpoint
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.region import Region, running_in
@@ -35,6 +36,7 @@ def each(
     interval: int | None = None,
     sample_every: int | None = None,
     seed: int = 0,
+    checkpoints: Sequence[Checkpoint] | None = None,
 ) -> Iterator[Result]:
     """The results of a trace under each configuration, in their order, as they are finished.
 
@@ -48,10 +50,14 @@ def each(
         the trace is read as often.
     :param jobs: threads, None: one a processor. No result depends on it.
     :param warm_up, interval, sample_every, seed: what is counted, as of :func:`simulate`.
+    :param checkpoints: of each configuration, as of :func:`simulate`; they are run in turn then, as with `exits`.
+    :raises ConfigError: there are more checkpoints than configurations, or fewer.
     """
     threads, region = workers(jobs), Region(warm_up, interval, sample_every, seed)
-    if exits is not None or (len(configs) == 1 and (threads == 1 or in_memory(trace))):
-        return _in_turn(trace, configs, costs, progress, keep_partial, exits, region)
+    if checkpoints is not None and len(checkpoints) != len(configs):
+        raise ConfigError(f"{len(checkpoints)} checkpoints of {len(configs)} configurations; give one for each")
+    if exits is not None or checkpoints is not None or (len(configs) == 1 and (threads == 1 or in_memory(trace))):
+        return _in_turn(trace, configs, costs, progress, keep_partial, exits, region, checkpoints)
 
     def lane(config: Config) -> Lane[Result]:
         run = running_in(trace, config, region, costs=costs)
@@ -86,13 +92,15 @@ def _in_turn(
     keep_partial: bool,
     exits: Exits | None,
     region: Region,
+    checkpoints: Sequence[Checkpoint] | None,
 ) -> Iterator[Result]:
     how: dict[str, Any] = {"costs": costs, "keep_partial": keep_partial, "exits": exits}
     how |= {"warm_up": region.warm_up, "interval": region.interval}
     how |= {"sample_every": region.sample_every, "seed": region.seed}
-    for config in configs:
+    for i, config in enumerate(configs):
         done = None if progress is None else partial(progress, config)
-        result = simulate(trace, config, progress=done, **how)
+        kept = None if checkpoints is None else checkpoints[i]
+        result = simulate(trace, config, progress=done, checkpoint=kept, **how)
         yield result
         if not result.complete:
             return

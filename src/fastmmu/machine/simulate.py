@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmmu._checked import checked_but
 from fastmmu.errors import ConfigError, OutOfMemoryError, TraceError
-from fastmmu.machine.config import Config
+from fastmmu.machine.checkpoint.runs import Checkpoint, Keeper
+from fastmmu.machine.config import Config, as_config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.region import Region, running_in
 from fastmmu.machine.replay import SystemSource
 from fastmmu.machine.result import Result
-from fastmmu.machine.running import with_path
+from fastmmu.machine.running import Resumable, with_path
 from fastmmu.machine.simulation import Events, Exits
 
 __all__ = ["Progress", "Source", "batches_of", "simulate"]
@@ -48,6 +49,7 @@ def simulate(
     interval: int | None = None,
     sample_every: int | None = None,
     seed: int = 0,
+    checkpoint: Checkpoint | None = None,
 ) -> Result:
     """Run a whole trace.
 
@@ -65,7 +67,10 @@ def simulate(
     :param sample_every: of so many intervals one is counted, drawn by `seed`: ``Result.sample`` says with which error
         that is the whole. Between them `warm_up` accesses are run, None: all; before these, only what touches a page in
         a new way.
+    :param checkpoint: where the run keeps how far it came; what stands there is gone on from, and the result is the
+        same. Not with `exits`, which would be given none of those before.
     :raises ConfigError: the trace ends within the warm-up, or before an interval was counted.
+    :raises CheckpointError: a checkpoint of another run.
     :raises TraceError: the trace is malformed. :raises OutOfMemoryError: guest memory is used up.
     """
     if isinstance(trace, str) or hasattr(trace, "__fspath__"):
@@ -73,8 +78,18 @@ def simulate(
     simulation = running_in(
         trace, config, Region(warm_up, interval, sample_every, seed), policy=policy, costs=costs, exits=exits
     )
+    blocks = batches_of(trace)
+    if checkpoint is not None:
+        if exits is not None:
+            raise ConfigError("exits= is given exits as they come, which a run that goes on does not repeat; leave out "
+                              "checkpoint=, or keep the last exits by Config(exit_log=)")  # fmt: skip
+        if sample_every is not None:
+            raise ConfigError("a sampled run is not kept: most of it is not run; leave out checkpoint=, or sample_every=")
+        run = cast(Resumable, simulation)
+        keeper = Keeper(run, checkpoint, as_config(config), region=(warm_up, interval), policy=policy)
+        blocks = keeper.rest(blocks)
     try:
-        for block in batches_of(trace):
+        for block in blocks:
             simulation.take(block)
             if progress is not None:
                 progress(simulation.events)

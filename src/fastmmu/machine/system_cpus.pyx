@@ -81,6 +81,12 @@ cdef class SystemCpus:
             self.host._place(cpu, cpu)
         return (<Machine> self.machines[cpu]).board
 
+    def resume(self, Machine machine not None):
+        """Go on with another machine of the same configuration in the place of the only one."""
+        if len(self.machines) != 1:
+            raise ConfigError(f"{len(self.machines)} CPUs; a machine takes the place of one")
+        self.machines, self.tlbs = (machine,), (machine.tlb,)
+
     def counters(self, cpu):
         """Counters of a CPU, as of :meth:`Machine.counters`; those of the VMM are of its machine."""
         cdef _HostVcpu vcpu

@@ -20,11 +20,12 @@ from fastmmu.machine.system_loop cimport (
     EXAMPLES, OMIT_CR3, OMIT_STORES, STOP_ABORT, STOP_ADDRESS, STOP_CPU, STOP_DATA, STOP_NONE, STOP_REGISTER,
     STOP_TABLE, Replay, replay_records, replay_register,
 )
+from fastmmu.paging.memory cimport mem_holds
 from fastmmu.paging.state cimport GuestState
 from fastmmu.threads.turns cimport Pace, Turn, pace_begin
 
 from fastmmu.arch.registers import RULES
-from fastmmu.errors import ConfigError, FastmmuError, OutOfMemoryError, StateError, TraceError
+from fastmmu.errors import CheckpointError, ConfigError, FastmmuError, OutOfMemoryError, StateError, TraceError
 
 KINDS = ("address", "faulted", "no fault", "fault", "flags")
 """Kinds of mismatch: another physical address; a #PF where the trace has none; none where it has one; another error
@@ -158,6 +159,54 @@ cdef class SystemReplay:
             pages = self.written
             self.p.written = &pages[0]
             self.p.n_written = pages.shape[0]
+
+    def kept(self):
+        """What a checkpoint has of it beside its machine: (dict in forms of JSON, addresses of page tables).
+
+        :raises CheckpointError: of several CPUs, each of which has what it may still hold.
+        """
+        cdef Turn _turn = self.board.turns.take()
+        cdef Replay *p = &self.p
+        cdef int i
+        if len(self.cpu) > 1:
+            raise CheckpointError(f"a replay of {len(self.cpu)} CPUs is not saved; replay without a checkpoint")
+        registers = {**self.now.state.registers, "pkru": p.pkru}
+        mismatches = [[p.example[i].record, p.example[i].kind, p.example[i].expected, p.example[i].got]
+                      for i in range(min(p.found, <uint64_t> EXAMPLES))]
+        return {
+            "state": registers, "records": self.records, "stores": p.stores, "faults": p.faults, "found": p.found,
+            "flags": p.flags, "walks": p.walks, "ipis": p.ipis, "differences": p.differences, "standing": p.standing,
+            "held": p.held, "examples": mismatches,
+        }, np.array(self.tables, np.uint64)
+
+    def resume(self, kept, tables):
+        """Go on from there, a replay that has not begun."""
+        cdef Turn _turn = self.board.turns.take()
+        cdef Replay *p = &self.p
+        cdef Py_ssize_t i
+        cdef const uint64_t[::1] at = words_in("tables", tables, StateError)
+        self.now.state = GuestState(**kept["state"])
+        p.pkru = self.now.pkru = self.now.state.pkru
+        p.keys = self.now.keys = keys_of(self.now.state)
+        self.records = kept["records"]
+        p.stores, p.faults, p.found = kept["stores"], kept["faults"], kept["found"]
+        p.flags, p.walks, p.ipis = kept["flags"], kept["walks"], kept["ipis"]
+        for i in range(5):
+            p.differences[i], p.held[i] = kept["differences"][i], kept["held"][i]
+        for i in range(3):
+            p.standing[i] = kept["standing"][i]
+        if len(kept["examples"]) != min(p.found, <uint64_t> EXAMPLES):
+            raise ValueError("mismatches without examples")
+        for i, (record, kind, expected, got) in enumerate(kept["examples"]):
+            if not 0 <= kind < len(KINDS):
+                raise ValueError(f"a mismatch of kind {kind}")
+            p.example[i].record, p.example[i].kind = record, kind
+            p.example[i].expected, p.example[i].got = expected, got
+        p.tables = at.shape[0]
+        for i in range(at.shape[0]):
+            if at[i] & 0xFFF or not mem_holds(&p.guest, at[i], 4096):
+                raise ValueError(f"a page table at {at[i]:#x}")
+        self.tables = tables.tolist()
 
     def run(self, rows, data, pages, first=0):
         """Carry out records.

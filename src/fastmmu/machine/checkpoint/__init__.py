@@ -5,6 +5,7 @@
     tlb, mmu, slots         the TLB; the VMM's tables; memory slots and what the host has behind them
     cpu, interrupts, guest  a vCPU; its local APIC; the guest kernel, the detector, the log of exits
     container, machines     the file: NumPy's .npz with a text; a machine with its configuration
+    runs                    `Checkpoint`: a run of a trace that keeps how far it came, and goes on from there
 
 Each struct of a kernel is described once, for writing and reading. A comment in its function says which struct it is
 and which members are not written because the new machine has them, or because they follow from others;

@@ -6,6 +6,7 @@ import argparse
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
+from fastmmu.cli.checkpoint import add_checkpoint
 from fastmmu.cli.region import add_region
 from fastmmu.cli.report import INTERVAL, add_report
 from fastmmu.study.schemes import COMPARE
@@ -82,6 +83,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser, kvm=False)
     add_region(parser)
+    add_checkpoint(parser)
     shared.add_files(parser)
     add_report(parser)
     shared.add_jobs(parser)
