@@ -26,7 +26,7 @@ DERIVED = {
     "PmlQuery": "of a query",
 }
 """Structs that others have, and that are not described by themselves."""
-OUTSIDE = {"Walk", "Steps", "Segments", "Registers"}
+OUTSIDE = {"Lost", "Walk", "Steps", "Segments", "Registers"}
 
 
 def members(struct: str, path: Path) -> set[str]:

@@ -25,6 +25,7 @@ CALLS = int(os.environ.get("FASTMMU_HOSTILE_CALLS", "20000"))
 SEED = int(os.environ.get("FASTMMU_HOSTILE_SEED", "1"))
 
 REFUSE = {
+    "machine.machine.Machine.save": "of which a checkpoint knows nothing",
     "report.exits.ExitFile.write": "not open",
     "_walk.WalkResult()": "not made by hand",
     "kvm.port.VirtualCpu()": "not made by hand",

@@ -18,6 +18,7 @@ KERNEL_PARTS = {
     "ExitRing",
     "Turns",
     "Turn",
+    "_Archive",
     "_Batch",
     "_Core",
     "_Cpu",

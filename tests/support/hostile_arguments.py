@@ -13,6 +13,7 @@ from fastmmu import Config, GuestState, Machine
 from fastmmu.counters import COUNTERS
 from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.machine.board import Board
+from fastmmu.machine.checkpoint.board import state_of
 from fastmmu.study.replay.ipis import ipis_of
 from fastmmu.trace import bundled, read_kvm_log, read_trace
 from tests.support.hostile_objects import BY_CLASS, GUEST, KVM_LOG, PAGE, SMALL, SYSTEM, VA, World, image
@@ -183,6 +184,10 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "results": lambda w: [w.result],
     "result": lambda w: w.result,
     "save.path": lambda w: Path("results.csv"),
+    "from_checkpoint.path": lambda w: w.checkpoint,
+    "restore.machine": lambda w: Machine(Config(memory="64M")),
+    "restore.names": lambda w: state_of(Machine(Config(memory="64M")))[0],
+    "restore.arrays": lambda w: state_of(Machine(Config(memory="64M")))[1],
     "save_exits.path": lambda w: Path("exits.csv"),
     "ExitFile.path": lambda w: Path("exits.csv"),
     "plot_exits.path": lambda w: Path("exits.svg"),

@@ -267,6 +267,10 @@ class World:
         study.run("threads:1")
         return study
 
+    def make_checkpoint(self) -> Path:
+        Machine(Config(**SMALL)).save(path := Path("machine.ckpt"))
+        return path
+
     def make_study_file(self) -> Path:
         path = Path("study.toml")
         path.write_text('[traces]\na = "sqlite"\n')

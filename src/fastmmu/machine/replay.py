@@ -195,7 +195,7 @@ class Replay:
         self.cpus.resume(machine)
         self.machine, self.seconds = machine, float(more["seconds"])
         self._replay = SystemReplay(self.cpus, omit=self._omit)
-        self._replay.resume(more, arrays["tables"])
+        self._replay._resume(more, arrays["tables"])
 
     def feed(self, chunk: Rows) -> None:
         """Carry out the records of a chunk.

@@ -71,6 +71,7 @@ class Simulation:
         self.config, self.machine = config, Machine(config, policy=self.policy)
         self.exits = None if exits is None else Stream(self.machine, self.costs, exits)
 
+    @checked
     def resume(self, machine: Machine) -> None:
         """Go on with a machine that was saved."""
         self.config, self.machine = machine.config, machine

@@ -179,8 +179,8 @@ cdef class SystemReplay:
             "held": p.held, "examples": mismatches,
         }, np.array(self.tables, np.uint64)
 
-    def resume(self, kept, tables):
-        """Go on from there, a replay that has not begun."""
+    def _resume(self, kept, tables):
+        # go on from there, a replay that has not begun
         cdef Turn _turn = self.board.turns.take()
         cdef Replay *p = &self.p
         cdef Py_ssize_t i

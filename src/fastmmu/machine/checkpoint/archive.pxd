@@ -13,7 +13,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 
-cdef class Archive:
+cdef class _Archive:
     cdef readonly bint loading
     cdef readonly dict arrays           # name: NumPy array
     cdef list names                     # of the words

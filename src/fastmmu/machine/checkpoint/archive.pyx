@@ -11,7 +11,7 @@ cdef uint64_t ANY = ~(<uint64_t> 0)
 _CHUNKS = 1 << 18               # pages that are looked at together
 
 
-cdef class Archive:
+cdef class _Archive:
     """The state of a machine on its way to a file, or back."""
 
     def __init__(self, dict arrays=None, names=()):
@@ -107,7 +107,7 @@ cdef class Archive:
         # one-dimensional, of this type; n: its length, None: any
         name = self.prefix + name
         found = self.arrays.get(name)
-        if found is None:
+        if not isinstance(found, np.ndarray):
             self.refuse(f"{name} is missing")
         if found.dtype != np.dtype(dtype) or found.ndim != 1 or not found.flags.c_contiguous:
             self.refuse(f"{name} is no array of {np.dtype(dtype)}")
@@ -198,9 +198,9 @@ cdef object used_pages(uint8_t *base, uint64_t n):
     return np.concatenate(found) if found else np.empty(0, np.uint64)
 
 
-def given_pages(address, count):
-    """Whether the host may have given memory for each of `count` pages of 4096 bytes from an address on, which need not
-    be a multiple: array of uint8. Linux tells (/proc/self/pagemap: present, or swapped); elsewhere all may be."""
+cdef object given_pages(address, count):
+    # Whether the host may have given memory for each of `count` pages of 4096 bytes from an address on, which need not
+    # be a multiple: array of uint8. Linux tells (/proc/self/pagemap: present, or swapped); elsewhere all may be.
     first, last = address >> 12, (address + (count << 12) - 1) >> 12
     try:
         with open("/proc/self/pagemap", "rb", buffering=0) as file:

@@ -2,12 +2,13 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu._arguments cimport many
 from fastmmu.cpu.vcpu cimport vcpu_derive
 from fastmmu.kvm.asid cimport SvmCpu
 from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.kvm.vpid cimport VpidMap
 from fastmmu.machine.board cimport Board
-from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.checkpoint.archive cimport _Archive
 from fastmmu.machine.checkpoint.cpu cimport keep_vcpu
 from fastmmu.machine.checkpoint.guest cimport keep_detector, keep_kernel, keep_log, keep_run
 from fastmmu.machine.checkpoint.interrupts cimport keep_interrupts
@@ -21,7 +22,7 @@ from fastmmu.threads.turns cimport Turn
 from fastmmu.errors import CheckpointError
 
 
-cdef int keep_board(Archive a, Board b) except -1:
+cdef int keep_board(_Archive a, Board b) except -1:
     # Of a machine that no host has, between two events. `b` is as the configuration makes it where it is read.
     cdef bint due = b.pdptes_due
     a.under("board")
@@ -60,7 +61,7 @@ cdef int keep_board(Archive a, Board b) except -1:
     return 0
 
 
-cdef int keep_kvm(Archive a, Kvm *k) except -1:
+cdef int keep_kvm(_Archive a, Kvm *k) except -1:
     # Kvm of kvm/kvm.pxd. Of the new machine: modes svm_cpu flush_by_asid flush_by_address vcpu n_vcpus running surfaced
     # surface machine. Of a host alone: ended. mmu: mmu.pyx
     a.under("kvm")
@@ -74,7 +75,7 @@ cdef int keep_kvm(Archive a, Kvm *k) except -1:
     return 0
 
 
-cdef int keep_vpids(Archive a, VpidMap *m) except -1:
+cdef int keep_vpids(_Archive a, VpidMap *m) except -1:
     # VpidMap of kvm/vpid.pxd. Derived: some used
     cdef uint32_t i, bit
     a.under("vpids")
@@ -95,7 +96,7 @@ cdef int keep_vpids(Archive a, VpidMap *m) except -1:
     return 0
 
 
-cdef int keep_asids(Archive a, SvmCpu *x) except -1:
+cdef int keep_asids(_Archive a, SvmCpu *x) except -1:
     # SvmCpu of kvm/asid.pxd
     a.under("asids")
     a.same("max_asid", x.max_asid)
@@ -114,7 +115,7 @@ def state_of(Machine machine not None):
 
     :raises CheckpointError: one of a :class:`fastmmu.Host`.
     """
-    cdef Archive a = Archive()
+    cdef _Archive a = _Archive()
     cdef Turn _turn = machine.board.turns.alone()
     refuse_others(machine.board)
     keep_board(a, machine.board)
@@ -127,7 +128,7 @@ def restore(Machine machine not None, names, dict arrays not None):
 
     :raises CheckpointError: it is the state of no such machine.
     """
-    cdef Archive a = Archive(arrays, names)
+    cdef _Archive a = _Archive(arrays, many("names", names))
     cdef Turn _turn = machine.board.turns.alone()
     refuse_others(machine.board)
     keep_board(a, machine.board)

@@ -7,14 +7,14 @@ from fastmmu.arch.types cimport Ept, Paging
 from fastmmu.arch.vmx cimport N_REASONS, Vmcs
 from fastmmu.cpu.vcpu cimport ABORT_NONE, ACC_PDPTES, INS_INVLPG, Vcpu
 from fastmmu.kvm.kvm cimport CLASS_GUEST, EXITING_GUEST_MODE, NOWHERE, KvmVcpu
-from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.checkpoint.archive cimport _Archive
 
 cdef enum:
     MOST_REQUESTS = 15
     MOST_RULE = 31
 
 
-cdef int keep_vcpu(Archive a, KvmVcpu *vcpu) except -1:
+cdef int keep_vcpu(_Archive a, KvmVcpu *vcpu) except -1:
     # KvmVcpu of kvm/kvm.pxd. Of the new machine: kvm irq index. mmu: mmu.pyx
     keep_processor(a, &vcpu.cpu)
     a.under("vcpu")
@@ -34,7 +34,7 @@ cdef int keep_vcpu(Archive a, KvmVcpu *vcpu) except -1:
     return 0
 
 
-cdef int keep_processor(Archive a, Vcpu *v) except -1:
+cdef int keep_processor(_Archive a, Vcpu *v) except -1:
     # Vcpu of cpu/vcpu.pxd. Of the new machine: mem tlb guest svm apic vmcs handler host_pages premap detector log.
     # Derived: need. None is under way: abort abort_address. Elsewhere: ept
     a.under("cpu")
@@ -82,7 +82,7 @@ cdef int keep_processor(Archive a, Vcpu *v) except -1:
     return 0
 
 
-cdef int keep_registers(Archive a, str at, Registers *r) except -1:
+cdef int keep_registers(_Archive a, str at, Registers *r) except -1:
     # Registers of arch/registers.pxd
     a.under(at)
     a.u64("cr0", &r.cr0)
@@ -103,7 +103,7 @@ cdef int keep_registers(Archive a, str at, Registers *r) except -1:
     return 0
 
 
-cdef int keep_paging(Archive a, str at, Paging *g, const Registers *r, bint in_use) except -1:
+cdef int keep_paging(_Archive a, str at, Paging *g, const Registers *r, bint in_use) except -1:
     # Paging of arch/types.pxd. Derived of the registers: frame rsvd mode levels index_bits entry_shift la_bits large_ok
     # pse36_bits lazy_upper_a id_bit pat
     cdef Paging of
@@ -138,7 +138,7 @@ cdef int keep_paging(Archive a, str at, Paging *g, const Registers *r, bint in_u
     return 0
 
 
-cdef int keep_vmcs(Archive a, Vmcs *x) except -1:
+cdef int keep_vmcs(_Archive a, Vmcs *x) except -1:
     # Vmcs of arch/vmx.pxd
     a.under("vmcs")
     a.same("virtual_apic_address", x.virtual_apic_address)
@@ -189,7 +189,7 @@ cdef int keep_vmcs(Archive a, Vmcs *x) except -1:
     return 0
 
 
-cdef int keep_ept(Archive a, Vcpu *v) except -1:
+cdef int keep_ept(_Archive a, Vcpu *v) except -1:
     # Ept of arch/types.pxd. Of the new machine: frame rsvd present flip accessed dirty pat pml_query levels spptp spp
     # npt ad mbec xo adv_info large_ok ad_before_final ad_unchecked write_ad
     cdef Ept *e = &v.ept

@@ -11,7 +11,7 @@ from fastmmu.arch.vmx cimport N_REASONS
 from fastmmu.cpu.exit_log cimport N_PRICED, ExitLog, ExitRecord
 from fastmmu.cpu.stale cimport STALE_EXAMPLES, STALE_KINDS, Detector, Stale
 from fastmmu.kvm.kvm cimport CLASS_GUEST
-from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.checkpoint.archive cimport _Archive
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.kernel_state cimport BLOCK, NO_FRAME, NO_PROCESS, PCIDS, FrameList, GuestCpu, GuestKernel
 from fastmmu.machine.placed cimport PlacedPages, placed_free, placed_put
@@ -25,7 +25,7 @@ cdef enum:
     MOST_CPU = 1 << 20
 
 
-cdef int keep_run(Archive a, Run *run) except -1:
+cdef int keep_run(_Archive a, Run *run) except -1:
     # Run of machine/events.pxd. Of the new machine: vcpu kernel guest_base exit_every clock. With each batch: first
     a.under("run")
     a.same("guest_base", run.guest_base)
@@ -40,7 +40,7 @@ cdef int keep_run(Archive a, Run *run) except -1:
 
 # ---- the guest kernel -------------------------------------------------------------------------------------
 
-cdef int keep_kernel(Archive a, GuestKernel *k) except -1:
+cdef int keep_kernel(_Archive a, GuestKernel *k) except -1:
     # GuestKernel of machine/kernel_state.pxd. Of the new machine: v c guest pages thp_threshold pcid high apic current
     # cpu shootdown lazy_tlb flush_ceiling. Of a host: omit_shootdown. Between two events: silent. Elsewhere: root
     # generation n_roots placed here
@@ -73,7 +73,7 @@ cdef int keep_kernel(Archive a, GuestKernel *k) except -1:
     return 0
 
 
-cdef int keep_cpu(Archive a, const GuestKernel *k, GuestCpu *x) except -1:
+cdef int keep_cpu(_Archive a, const GuestKernel *k, GuestCpu *x) except -1:
     # GuestCpu of machine/kernel_state.pxd. Of several vCPUs: owed n room overflow chosen; OwedFlush of
     # machine/kernel_state.pxd: la pages shift leave
     a.flag("cpu.online", &x.online)
@@ -89,7 +89,7 @@ cdef int keep_cpu(Archive a, const GuestKernel *k, GuestCpu *x) except -1:
     return 0
 
 
-cdef int check_rest(Archive a, const GuestKernel *k, uint64_t next, uint64_t end) except -1:
+cdef int check_rest(_Archive a, const GuestKernel *k, uint64_t next, uint64_t end) except -1:
     # what is left of a block; both all ones: no memory was left for one
     if next == end and (end == NO_FRAME or not end):
         return 0
@@ -98,7 +98,7 @@ cdef int check_rest(Archive a, const GuestKernel *k, uint64_t next, uint64_t end
     return 0
 
 
-cdef int keep_frames(Archive a, GuestKernel *k, str name, FrameList *x) except -1:
+cdef int keep_frames(_Archive a, GuestKernel *k, str name, FrameList *x) except -1:
     # FrameList of machine/kernel_state.pxd. Derived: room
     cdef uint64_t i, n = x.n, last = k.guest.nbytes - (BLOCK if name == "free_2m" else 4096)
     cdef uint64_t[::1] to
@@ -125,7 +125,7 @@ cdef int keep_frames(Archive a, GuestKernel *k, str name, FrameList *x) except -
     return 0
 
 
-cdef int keep_roots(Archive a, GuestKernel *k) except -1:
+cdef int keep_roots(_Archive a, GuestKernel *k) except -1:
     # of each process its top table, and the generation of its address space
     cdef uint64_t i, n = k.n_roots
     cdef uint64_t[::1] to
@@ -155,7 +155,7 @@ cdef int keep_roots(Archive a, GuestKernel *k) except -1:
     return 0
 
 
-cdef int keep_placed(Archive a, GuestKernel *k) except -1:
+cdef int keep_placed(_Archive a, GuestKernel *k) except -1:
     # PlacedPages of machine/placed.pxd. Derived: n room end
     cdef PlacedPages *p = &k.placed
     cdef uint64_t i, at = 0, key
@@ -194,7 +194,7 @@ cdef int keep_placed(Archive a, GuestKernel *k) except -1:
 
 # ---- the detector -----------------------------------------------------------------------------------------
 
-cdef int keep_detector(Archive a, Detector *d) except -1:
+cdef int keep_detector(_Archive a, Detector *d) except -1:
     # Detector of cpu/stale.pxd. Of the new machine: shadow svm
     cdef uint64_t i
     a.under("detector")
@@ -216,7 +216,7 @@ cdef int keep_detector(Archive a, Detector *d) except -1:
     return 0
 
 
-cdef int keep_hash(Archive a, str name, HashTable *h) except -1:
+cdef int keep_hash(_Archive a, str name, HashTable *h) except -1:
     # HashTable of paging/hash_table.pxd, by its structs. Of the new machine: size. Derived: slots n used
     cdef uint64_t i, key, at = 0
     cdef uint8_t[::1] to
@@ -249,7 +249,7 @@ cdef int keep_hash(Archive a, str name, HashTable *h) except -1:
 
 # ---- the log of exits -------------------------------------------------------------------------------------
 
-cdef int keep_log(Archive a, ExitLog *log) except -1:
+cdef int keep_log(_Archive a, ExitLog *log) except -1:
     # ExitLog of cpu/exit_log.pxd: the rows that are kept. Of the new machine: room keep. A stream begins anew: streams
     # taken dropped. Derived: next last vcpu others. Under way: op addr op_bytes addr_bytes counted first n at accesses
     # before

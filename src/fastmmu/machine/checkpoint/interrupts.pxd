@@ -1,6 +1,6 @@
 # The interrupt side of a vCPU, written and read.
 
 from fastmmu.cpu.interrupts cimport Interrupts
-from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.checkpoint.archive cimport _Archive
 
-cdef int keep_interrupts(Archive a, Interrupts *irq) except -1
+cdef int keep_interrupts(_Archive a, Interrupts *irq) except -1

@@ -13,13 +13,13 @@ from fastmmu.cpu.apic cimport Apic
 from fastmmu.cpu.interrupts cimport MAX_FRAMES, Delivery, Frame, Interrupts
 from fastmmu.cpu.tpr_patch cimport SITE_BYTES, Patch
 from fastmmu.cpu.vapic cimport Vapic
-from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.checkpoint.archive cimport _Archive
 from fastmmu.paging.memory cimport mem_holds
 
 from fastmmu.errors import OutOfMemoryError
 
 
-cdef int keep_interrupts(Archive a, Interrupts *irq) except -1:
+cdef int keep_interrupts(_Archive a, Interrupts *irq) except -1:
     # Interrupts of cpu/interrupts.pxd. Of the new machine: v virt way rule handler svm apic_page tpr_shadow
     # descriptor clock timer_reason handler_length. Derived: log_room. Elsewhere: frame log log_n apic patch
     a.under("irq")
@@ -57,7 +57,7 @@ cdef int keep_interrupts(Archive a, Interrupts *irq) except -1:
     return 0
 
 
-cdef int keep_frames(Archive a, Interrupts *irq) except -1:
+cdef int keep_frames(_Archive a, Interrupts *irq) except -1:
     # Frame of cpu/interrupts.pxd: of the handlers under way
     cdef uint32_t i
     cdef Frame *f
@@ -70,7 +70,7 @@ cdef int keep_frames(Archive a, Interrupts *irq) except -1:
     return 0
 
 
-cdef int keep_deliveries(Archive a, Interrupts *irq) except -1:
+cdef int keep_deliveries(_Archive a, Interrupts *irq) except -1:
     # Delivery of cpu/interrupts.pxd: all that there were
     cdef uint64_t i, n = irq.log_n
     cdef uint32_t[::1] vector
@@ -84,7 +84,7 @@ cdef int keep_deliveries(Archive a, Interrupts *irq) except -1:
     return deliveries_in(a, irq, a.array("log.vector", np.uint32), a.array("log.at", np.uint64))
 
 
-cdef int deliveries_in(Archive a, Interrupts *irq, const uint32_t[::1] vector, const uint64_t[::1] at) except -1:
+cdef int deliveries_in(_Archive a, Interrupts *irq, const uint32_t[::1] vector, const uint64_t[::1] at) except -1:
     cdef uint64_t i, n = vector.shape[0]
     if <uint64_t> at.shape[0] != n:
         a.refuse("interrupts were delivered at no time")
@@ -100,7 +100,7 @@ cdef int deliveries_in(Archive a, Interrupts *irq, const uint32_t[::1] vector, c
     return 0
 
 
-cdef int keep_apic(Archive a, Apic *x) except -1:
+cdef int keep_apic(_Archive a, Apic *x) except -1:
     # Apic of cpu/apic.pxd. Of the new machine: page id
     a.under("apic")
     a.same("id", x.id)
@@ -112,7 +112,7 @@ cdef int keep_apic(Archive a, Apic *x) except -1:
     return 0
 
 
-cdef int keep_virtual(Archive a, Vapic *x) except -1:
+cdef int keep_virtual(_Archive a, Vapic *x) except -1:
     # Vapic of cpu/vapic.pxd. Of the new machine: page
     a.under("vapic")
     a.flag("tpr_shadow", &x.tpr_shadow)
@@ -135,7 +135,7 @@ cdef int keep_virtual(Archive a, Vapic *x) except -1:
     return 0
 
 
-cdef int keep_patch(Archive a, Interrupts *irq) except -1:
+cdef int keep_patch(_Archive a, Interrupts *irq) except -1:
     # Patch of cpu/tpr_patch.pxd. Of the new machine: cpu one_vcpu code_la
     cdef Patch *x = &irq.patch
     a.under("patch")

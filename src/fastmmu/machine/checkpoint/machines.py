@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy.typing as npt
 
+from fastmmu._checked import checked
 from fastmmu.arch.memtype_py import Mtrrs
 from fastmmu.errors import CheckpointError, FastmmuError
 from fastmmu.machine.checkpoint.board import given_to, restore, state_of, vmm_object
@@ -87,6 +88,7 @@ def write(path: Path, found: Stored) -> None:
     write_container(path, msgspec.json.encode(found.header), found.arrays)
 
 
+@checked
 def save_machine(machine: Machine, path: Path) -> None:
     """:meth:`Machine.save`."""
     write(path, stored(machine))
@@ -197,7 +199,8 @@ def machine_of(found: Stored, *, policy: Policy | None = None, vmm: type | None 
     return machine
 
 
-def load_machine(path: Path, *, policy: Policy | None = None, vmm: type | None = None) -> Machine:
+@checked
+def load_machine(path: Path, *, policy: Policy | None = None, vmm: type[Any] | None = None) -> Machine:
     """:meth:`Machine.from_checkpoint`."""
     return machine_of(read(path), policy=policy, vmm=vmm)
 

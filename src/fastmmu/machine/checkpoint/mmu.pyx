@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from fastmmu.arch.memtype cimport MT_UC, MT_WB, MT_WC, MT_WT
 from fastmmu.arch.types cimport MODE_32
 from fastmmu.kvm.kvm cimport KvmVcpu
-from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.checkpoint.archive cimport _Archive
 from fastmmu.machine.checkpoint.slots cimport keep_slots
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot
 from fastmmu.mmu.mmu cimport (
@@ -29,7 +29,7 @@ cdef enum:
     MOST_TABLES = 1 << 22
 
 
-cdef int keep_mmu(Archive a, KvmVcpu *vcpu) except -1:
+cdef int keep_mmu(_Archive a, KvmVcpu *vcpu) except -1:
     # Mmu of mmu/mmu.pxd. Derived: owner bucket rmap rmap_large rmap_n rmap_large_n tables_in indirect freed_room
     # sp_room. Of the new machine: mem guest policy format noncoherent ignore_cd ad pool_end pool_start bucket_mask vcpu
     # contexts pdpt. Elsewhere: mtrrs slots freed n_freed sp n_sp free_sp
@@ -58,7 +58,7 @@ cdef int keep_mmu(Archive a, KvmVcpu *vcpu) except -1:
     return 0
 
 
-cdef int keep_mtrrs(Archive a, Mmu *m) except -1:
+cdef int keep_mtrrs(_Archive a, Mmu *m) except -1:
     # MtrrState of arch/memtype.pxd. All: enabled fixed_enabled default_type fixed base mask n
     cdef int i
     cdef bint known = True
@@ -80,7 +80,7 @@ cdef bint of_memory(uint64_t type) noexcept:
     return type == MT_UC or type == MT_WC or MT_WT <= type <= MT_WB
 
 
-cdef int keep_freed(Archive a, Mmu *m) except -1:
+cdef int keep_freed(_Archive a, Mmu *m) except -1:
     # pages given back, as a stack
     cdef uint64_t n
     if not a.loading:
@@ -140,7 +140,7 @@ cdef void forget_tables(Mmu *m) noexcept:
     m.n_sp = m.indirect = 0
 
 
-cdef int keep_tables(Archive a, Mmu *m) except -1:
+cdef int keep_tables(_Archive a, Mmu *m) except -1:
     cdef uint64_t n = m.n_sp
     if not a.loading:
         fields, unsync = np.zeros(FIELDS * n, np.uint64), np.zeros(8 * n, np.uint64)
@@ -221,7 +221,7 @@ cdef int make_tables(Mmu *m, uint64_t n) except -1:
     return 0
 
 
-cdef int tables_in(Archive a, Mmu *m, const uint64_t[::1] fields, const uint64_t[::1] unsync,
+cdef int tables_in(_Archive a, Mmu *m, const uint64_t[::1] fields, const uint64_t[::1] unsync,
                    const uint64_t[::1] target, const uint32_t[::1] next) except -1:
     cdef Sp *sp
     cdef uint32_t i
@@ -261,7 +261,7 @@ cdef uint32_t bits_of(uint64_t word) noexcept:
     return n
 
 
-cdef int check_pages(Archive a, Mmu *m) except -1:
+cdef int check_pages(_Archive a, Mmu *m) except -1:
     # each page of the pool that was given out is of one descriptor, or was given back, once
     cdef uint64_t pages = (m.pool - m.pool_start) >> 12
     cdef uint32_t i, n = 0, walked = 0
@@ -292,14 +292,14 @@ cdef int check_pages(Archive a, Mmu *m) except -1:
     return 0
 
 
-cdef int page_once(Archive a, Mmu *m, uint8_t *seen, uint64_t hpa) except -1:
+cdef int page_once(_Archive a, Mmu *m, uint8_t *seen, uint64_t hpa) except -1:
     if hpa & 0xFFF or not m.pool_start <= hpa < m.pool or seen[hpa - m.pool_start >> 12]:
         a.refuse(f"{int(hpa):#x} is no table page, or is one twice")
     seen[hpa - m.pool_start >> 12] = 1
     return 0
 
 
-cdef int link_buckets(Archive a, Mmu *m) except -1:
+cdef int link_buckets(_Archive a, Mmu *m) except -1:
     # the chains of the hash; guest's tables lie in slots
     cdef uint8_t[::1] seen = np.zeros(m.n_sp + 1, np.uint8)
     cdef uint32_t i, n = 0, used = 0, next
@@ -379,7 +379,7 @@ cdef uint32_t *list_of(Mmu *m, uint32_t id, uint32_t **count) noexcept:
     return NULL
 
 
-cdef int link_entries(Archive a, Mmu *m) except -1:
+cdef int link_entries(_Archive a, Mmu *m) except -1:
     cdef uint64_t total = 0, reached = 0, j
     cdef uint32_t i, id, next
     cdef uint32_t *count
@@ -423,7 +423,7 @@ cdef int link_entries(Archive a, Mmu *m) except -1:
 
 # ---- roots ------------------------------------------------------------------------------------------------
 
-cdef int keep_context(Archive a, KvmVcpu *vcpu) except -1:
+cdef int keep_context(_Archive a, KvmVcpu *vcpu) except -1:
     # MmuContext of mmu/mmu.pxd. Of the new machine: next. Elsewhere: ring
     cdef MmuContext *c = &vcpu.mmu
     cdef Mmu *m = &vcpu.kvm.mmu
@@ -458,7 +458,7 @@ cdef int keep_context(Archive a, KvmVcpu *vcpu) except -1:
     return 0
 
 
-cdef int check_root(Archive a, Mmu *m, uint32_t root, int level) except -1:
+cdef int check_root(_Archive a, Mmu *m, uint32_t root, int level) except -1:
     if root != NO_SP and (root >= m.n_sp or not m.sp[root].used or m.sp[root].level != level):
         a.refuse(f"table page {int(root)} is no root")
     return 0

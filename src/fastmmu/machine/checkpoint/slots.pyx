@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from fastmmu._zeroed cimport zeroed
-from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.checkpoint.archive cimport _Archive
 from fastmmu.mmu.memslots cimport (
     HOST_CLEAN, HOST_SHARED, MAX_SLOTS, Memslot, Memslots, Recency, Ring, host_holds, slots_delete,
 )
@@ -15,7 +15,7 @@ from fastmmu.mmu.memslots cimport (
 from fastmmu.errors import OutOfMemoryError
 
 
-cdef int keep_slots(Archive a, Memslots *s) except -1:
+cdef int keep_slots(_Archive a, Memslots *s) except -1:
     # Memslots of mmu/memslots.pxd. Of the new machine: n base frames limit. Elsewhere: slot ring recency group groups
     cdef int i
     cdef uint32_t generation = s.generation
@@ -39,7 +39,7 @@ cdef int keep_slots(Archive a, Memslots *s) except -1:
     return 0
 
 
-cdef int keep_groups(Archive a, Memslots *s) except -1:
+cdef int keep_groups(_Archive a, Memslots *s) except -1:
     # pages that share one: how many are left of each group
     cdef const uint32_t[::1] found
     a.u32("groups", &s.groups, 1 << 26)
@@ -65,7 +65,7 @@ cdef int words_out(uint32_t[::1] to, const uint32_t *p, uint64_t n) except -1:
     return 0
 
 
-cdef int keep_ring(Archive a, Ring *r) except -1:
+cdef int keep_ring(_Archive a, Ring *r) except -1:
     # Ring of mmu/memslots.pxd
     cdef uint32_t size = r.size, i
     a.u32("ring.size", &size, 65536)
@@ -85,7 +85,7 @@ cdef int keep_ring(Archive a, Ring *r) except -1:
     return 0
 
 
-cdef int keep_slot(Archive a, Memslots *s, int i) except -1:
+cdef int keep_slot(_Archive a, Memslots *s, int i) except -1:
     # Memslot of mmu/memslots.pxd. Of the new machine: base_gfn hpa number readonly huge private emulated device
     cdef Memslot *x = &s.slot[i]
     cdef bint host = x.host != NULL, logged = x.dirty != NULL, rings = x.ring != NULL, merged = x.group != NULL
@@ -128,7 +128,7 @@ cdef int keep_slot(Archive a, Memslots *s, int i) except -1:
     return 0
 
 
-cdef int check_host(Archive a, const Memslots *s, const Memslot *x) except -1:
+cdef int check_host(_Archive a, const Memslots *s, const Memslot *x) except -1:
     cdef uint64_t page
     for page in range(x.npages):
         if x.host[page] > HOST_CLEAN:
@@ -140,7 +140,7 @@ cdef int check_host(Archive a, const Memslots *s, const Memslot *x) except -1:
 
 # ---- the order in which the host saw pages used -----------------------------------------------------------------
 
-cdef int keep_recency(Archive a, Memslots *s) except -1:
+cdef int keep_recency(_Archive a, Memslots *s) except -1:
     # Recency of mmu/memslots.pxd. Derived: older newer oldest newest n, from the frames in their order
     cdef Recency *r = &s.recency
     a.under("recency")
@@ -169,7 +169,7 @@ cdef int recency_out(const Recency *r, uint64_t[::1] order, uint32_t[::1] seen) 
     return 0
 
 
-cdef int recency_in(Archive a, Memslots *s, const uint64_t[::1] order, const uint32_t[::1] seen) except -1:
+cdef int recency_in(_Archive a, Memslots *s, const uint64_t[::1] order, const uint32_t[::1] seen) except -1:
     # the pages that the host holds, each once
     cdef Recency *r = &s.recency
     cdef uint64_t i, n = order.shape[0], frame, held = 0, page

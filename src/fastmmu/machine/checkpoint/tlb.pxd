@@ -1,6 +1,6 @@
 # The TLB of a physical CPU, written and read.
 
-from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.checkpoint.archive cimport _Archive
 from fastmmu.tlb.lookup cimport Tlb
 
-cdef int keep_tlb(Archive a, Tlb *t) except -1
+cdef int keep_tlb(_Archive a, Tlb *t) except -1

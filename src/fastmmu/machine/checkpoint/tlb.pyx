@@ -9,7 +9,7 @@ import numpy as np
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu.machine.checkpoint.archive cimport Archive
+from fastmmu.machine.checkpoint.archive cimport _Archive
 from fastmmu.tlb.entries cimport (
     BUCKETS, CAUSES, CTX_DEAD, CTX_FREE, CTX_LIVE, GPM, KINDS, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L2, SLOT_BITS,
     SLOTS, TlbArray, TlbContext, TlbSet, UNITS, bucket_of, fractured_in, fractured_of, id_links, set_at, tlb_switch,
@@ -18,14 +18,14 @@ from fastmmu.tlb.entries cimport (
 from fastmmu.tlb.lookup cimport EPSC, PSC, Tlb, tlb_reshape
 from fastmmu.tlb.replacement cimport LRU, LRU_LONG, NONE, before, behind, chain_of, chained, tags
 
-from fastmmu.errors import StateError
+from fastmmu.errors import CheckpointError
 
 
-cdef int keep_tlb(Archive a, Tlb *t) except -1:
+cdef int keep_tlb(_Archive a, Tlb *t) except -1:
     # Tlb of tlb/entries.pxd. Derived: key port unit fractured bucket. Of the new TLB: grow l2_fractures quick_on
     # max_id at. Elsewhere: array ctx state free_ids live_ids. Of hyperthreads, which are not written: peers peer lost
     if t.peers:
-        raise StateError("its TLB is a hyperthread's, which is not written apart from the others of its core")
+        raise CheckpointError("its TLB is a hyperthread's, which is not written apart from the others of its core")
     a.under("tlb")
     a.same("l2_fractures", t.l2_fractures)
     a.same("max_id", t.max_id)
@@ -51,11 +51,10 @@ cdef int keep_tlb(Archive a, Tlb *t) except -1:
     return 0
 
 
-cdef int keep_array(Archive a, Tlb *t, uint32_t i) except -1:
+cdef int keep_array(_Archive a, Tlb *t, uint32_t i) except -1:
     # TlbArray of tlb/replacement.pxd. Derived: dead fractured. Of the new TLB, by its shape: base plru_and plru_or
-    # memory mask log pad tags chains quota last nibbles plain plain_long replacement unit classes shift
-    # grows index aside shared.
-    # Elsewhere: link
+    # memory mask log pad tags chains quota last nibbles plain plain_long index replacement unit classes shift aside
+    # shared grows. Elsewhere: link
     cdef TlbArray *x = &t.array[i]
     cdef uint32_t sets = x.sets, ways = x.ways
     a.under(f"tlb.array{int(i)}")
@@ -98,7 +97,7 @@ cdef int links_out(const TlbArray *x, uint32_t[::1] next) except -1:
 
 # ---- contexts ---------------------------------------------------------------------------------------------
 
-cdef int keep_contexts(Archive a, Tlb *t) except -1:
+cdef int keep_contexts(_Archive a, Tlb *t) except -1:
     # by number, from 1 on; the lists of those that are free, in use, and in a bucket
     cdef uint32_t n = t.next_id - 1
     a.plain("state", t.state + 1, n)
@@ -134,7 +133,7 @@ cdef int contexts_out(Tlb *t, uint64_t[::1] eptrta, uint32_t[::1] fields, uint32
     return 0
 
 
-cdef int contexts_in(Archive a, Tlb *t, const uint64_t[::1] eptrta, const uint32_t[::1] fields, uint32_t n) except -1:
+cdef int contexts_in(_Archive a, Tlb *t, const uint64_t[::1] eptrta, const uint32_t[::1] fields, uint32_t n) except -1:
     cdef TlbContext *x
     cdef uint32_t i, id, live = 0, vacant = 0, bucket
     cdef uint8_t[::1] seen = np.zeros(n + 1, np.uint8)
@@ -147,8 +146,8 @@ cdef int contexts_in(Archive a, Tlb *t, const uint64_t[::1] eptrta, const uint32
         if t.state[i + 1] == CTX_FREE:
             vacant += 1
             continue
-        x.eptrta = eptrta[i]
         x.owner = t
+        x.eptrta = eptrta[i]
         x.vpid, x.pcid = fields[6 * i], fields[6 * i + 1]
         if fields[6 * i + 2] >= KINDS or fields[6 * i + 3] > n or fields[6 * i + 4] >= CAUSES:
             a.refuse(f"context {int(i) + 1} of the TLB is of no kind")
@@ -196,7 +195,7 @@ cdef uint32_t of_bucket(const TlbContext *x) noexcept:
     return bucket_of(x.kind, x.vpid, x.pcid, x.eptrta)
 
 
-cdef int once(Archive a, uint8_t *seen, uint32_t n, uint32_t id) except -1:
+cdef int once(_Archive a, uint8_t *seen, uint32_t n, uint32_t id) except -1:
     if not 1 <= id <= n or seen[id]:
         a.refuse("a list of contexts of the TLB has one twice, or one that there is not")
     seen[id] = 1
@@ -205,7 +204,7 @@ cdef int once(Archive a, uint8_t *seen, uint32_t n, uint32_t id) except -1:
 
 # ---- entries that were read -------------------------------------------------------------------------------
 
-cdef int take_in(Archive a, Tlb *t) except -1:
+cdef int take_in(_Archive a, Tlb *t) except -1:
     cdef uint32_t i, s, id
     cdef int u
     cdef uint32_t vpid = t.vpid, pcid = t.pcid
@@ -238,7 +237,7 @@ cdef bint belongs(const TlbArray *x, int kind) noexcept:
     return kind == K_LOCAL or kind == K_GLOBAL or kind == K_GPM and x.unit == L2
 
 
-cdef int take_set(Archive a, Tlb *t, TlbArray *x, TlbSet *s) except -1:
+cdef int take_set(_Archive a, Tlb *t, TlbArray *x, TlbSet *s) except -1:
     cdef TlbContext *c
     cdef uint64_t key, value
     cdef uint32_t way, id
@@ -272,7 +271,7 @@ cdef int take_set(Archive a, Tlb *t, TlbArray *x, TlbSet *s) except -1:
     return 0
 
 
-cdef int check_order(Archive a, const TlbArray *x, const TlbSet *s) except -1:
+cdef int check_order(_Archive a, const TlbArray *x, const TlbSet *s) except -1:
     cdef uint64_t seen = 0, order = s.order
     cdef int i
     if x.replacement == LRU:
@@ -295,7 +294,7 @@ cdef int check_order(Archive a, const TlbArray *x, const TlbSet *s) except -1:
     return 0
 
 
-cdef int long_list(Archive a, const TlbArray *x, const TlbSet *s) except -1:
+cdef int long_list(_Archive a, const TlbArray *x, const TlbSet *s) except -1:
     # every way once, from the first to the last
     cdef const uint16_t *next = behind(x, s)
     cdef const uint16_t *previous = before(x, s)
@@ -309,7 +308,7 @@ cdef int long_list(Archive a, const TlbArray *x, const TlbSet *s) except -1:
     return 0
 
 
-cdef int chains(Archive a, const TlbArray *x, const TlbSet *s) except -1:
+cdef int chains(_Archive a, const TlbArray *x, const TlbSet *s) except -1:
     # every way that holds an entry once, in the chain of its page
     cdef const uint16_t *heads = chained(x, s) + x.pad
     cdef uint32_t chain, way, n = 0, used = 0
@@ -346,7 +345,7 @@ cdef uint32_t *list_at(Tlb *t, uint32_t id) noexcept:
     return fractured_of(t, s.way[slot] >> 18 << 12, s.way[x.pad + slot] >> 10 & 3)
 
 
-cdef int fractured_lists(Archive a, Tlb *t) except -1:
+cdef int fractured_lists(_Archive a, Tlb *t) except -1:
     # each such entry is behind one of its list, or the first of it
     cdef uint64_t total = 0, reached = 0, slot
     cdef uint32_t i, id
