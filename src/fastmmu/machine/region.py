@@ -23,7 +23,7 @@ from fastmmu.machine.cuts import accesses_in, difference
 from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.result import Result
-from fastmmu.machine.running import Counted, Kept, Running, running
+from fastmmu.machine.running import Counted, Kept, Resumable, Running, running
 from fastmmu.machine.sampled import Sample
 from fastmmu.machine.sampling import Sampling
 from fastmmu.machine.series import Series
@@ -115,7 +115,7 @@ class _Gate:
 class _InParts:
     """A run of which a region is counted. gate: of its exits, if anybody wants them."""
 
-    def __init__(self, run: Running, region: Region, config: Config, costs: CostModel, gate: _Gate | None) -> None:
+    def __init__(self, run: Resumable, region: Region, config: Config, costs: CostModel, gate: _Gate | None) -> None:
         self.run, self.region, self.config, self.costs, self.gate = run, region, config, costs, gate
         self.left = region.warm_up or 0  # accesses until the next cut
         self.before: Counted | None = None  # what is counted begins there; None: that is still to come

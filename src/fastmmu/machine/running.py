@@ -92,7 +92,7 @@ def running(
     costs: CostModel | None = None,
     exits: Exits | None = None,
     hashed: bool = True,
-) -> Running:
+) -> Resumable:
     """A run that begins. hashed: of events that have no hash yet it makes one."""
     if getattr(trace, "kind", "program") == "system":
         return _Replaying(trace, config, policy, costs, exits)

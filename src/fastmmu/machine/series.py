@@ -85,20 +85,19 @@ class Series:
 
     def kept(self) -> tuple[list[str], npt.NDArray[np.uint64]]:
         """What a checkpoint has of it: names, and the sums where rows end, one behind another."""
-        table = np.zeros((len(self._sums), len(self._names)), np.int64)
-        for row, sums in zip(table, self._sums, strict=True):
-            row[: len(sums)] = sums
-        return self._names, table.reshape(-1).view(np.uint64)
+        columns = self._sums.columns()
+        return list(columns), np.stack(list(columns.values()), axis=1).reshape(-1).view(np.uint64)
 
-    def resume(self, names: list[str], table: npt.NDArray[np.uint64]) -> None:
+    def resume(self, names: list[str], sums: npt.NDArray[np.uint64]) -> None:
         """Go on from there.
 
         :raises ValueError: these are no sums of such names.
         """
-        rows = table.view(np.int64).reshape(-1, len(names))
-        self._names, self._sums = [str(name) for name in names], [array("q", row.tolist()) for row in rows]
-        if not len(rows) or "accesses" not in names:
+        self._sums = Table()
+        if not names or "accesses" not in names or not len(sums) or len(sums) % len(names):
             raise ValueError("a series without rows")
+        for row in sums.view(np.int64).reshape(-1, len(names)).tolist():
+            self._sums.add(dict(zip(names, row, strict=True)))
 
     def __len__(self) -> int:
         return len(self._sums) - 1

@@ -84,7 +84,9 @@ def simulate(
             raise ConfigError("exits= is given exits as they come, which a run that goes on does not repeat; leave out "
                               "checkpoint=, or keep the last exits by Config(exit_log=)")  # fmt: skip
         if sample_every is not None:
-            raise ConfigError("a sampled run is not kept: most of it is not run; leave out checkpoint=, or sample_every=")
+            raise ConfigError(
+                "most of a sampled run is not run, and it is not kept; leave out checkpoint=, or sample_every="
+            )
         run = cast(Resumable, simulation)
         keeper = Keeper(run, checkpoint, as_config(config), region=(warm_up, interval), policy=policy)
         blocks = keeper.rest(blocks)
