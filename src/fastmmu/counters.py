@@ -74,12 +74,7 @@ COUNTERS = (
         Cost("stlb", "tlb.stlb_hit"),
     ),
     Counter("tlb_misses", "cpu.tlb_misses", column=("L2", "TLB misses")),
-    Counter(
-        "sibling_evictions",
-        "tlb.sibling_evictions",
-        "entries of another hyperthread that its fills displaced, of what the core shares; walks for what another had "
-        "displaced in the second level",
-    ),
+    Counter("sibling_evictions", "tlb.sibling_evictions", "another hyperthread's entries displaced; walks for such"),
     Counter("sibling_misses", "tlb.sibling_misses"),
     Counter(
         "walks",

@@ -25,6 +25,7 @@ LINES = {
     "host": f"host {TRUE} --memory 128M",
     "tlb-curve": f"tlb-curve {TRUE}",
     "vpid": f"vpid {TRUE} --rates 10",
+    "shootdown": f"shootdown {TRUE} --vcpus 2 --methods apicv",
     "tpr": f"tpr {TRUE} --ways trap --memory 128M",
     "migrate": f"migrate {TRUE} --methods pml --memory 128M --most-cycles 1e8",
     "overcommit": f"overcommit {TRUE} --schemes ept --memory 128M --host-memory 50%",

@@ -61,6 +61,7 @@ COMMANDS = {
     "host": Command(f"host {{a}} {{b}} --cpus 2 --quantum 5k {FILES}", each),
     "tlb-curve": Command(f"tlb-curve {{a}} {{b}} {{c}} --most 4096 {FILES}", distinct("trace"), 2),
     "vpid": Command(f"vpid {{s}} --rates 0.1,1,10 {FILES}", each, 2),
+    "shootdown": Command(f"shootdown {{s}} --vcpus 2,4 --methods native,apicv,pv {FILES}", each, 2),
     "tpr": Command(f"tpr {{a}} {{b}} {FILES}", each, 2),
     "migrate": Command(f"migrate {{s}} --memory 256M --rounds 4 {FILES}", distinct("trace", "method"), 2),
     "overcommit": Command(f"overcommit {{s}} --memory 256M --host-memory 50% {FILES}", each, 2),

@@ -29,6 +29,7 @@ LINES = {
     "host": f"host {TRUE}",
     "tlb-curve": f"tlb-curve {TRUE} --csv -",
     "vpid": f"vpid {TRUE} --rates 1",
+    "shootdown": f"shootdown {TRUE} --vcpus 2 --methods apicv",
     "tpr": f"tpr {TRUE} --ways trap",
     "migrate": f"migrate {TRUE} --methods pml --memory 128M --rounds 1",
     "overcommit": f"overcommit {TRUE} --schemes ept --host-memory 50% --memory 128M",

@@ -19,6 +19,7 @@ from fastmmu.study.curve import tlb_curve
 from fastmmu.study.migrate import Plan, migrations
 from fastmmu.study.overcommit import overcommit
 from fastmmu.study.replay import replay_schemes
+from fastmmu.study.shootdown import shootdown_study
 from fastmmu.study.vpid import vpid_experiment
 from fastmmu.threads import lanes
 from fastmmu.trace import Batch, Trace, read_trace
@@ -54,6 +55,7 @@ STUDIES: dict[str, Callable[[int], Iterable[object]]] = {
     ),
     "tpr": lambda jobs: map(figures, fastmmu.tpr_study(program(), "winxp", jobs=jobs)),
     "vpid": lambda jobs: vpid_experiment(program(), rates=(0.1, 1.0, 5.0), jobs=jobs),
+    "shootdown": lambda jobs: shootdown_study(program().head(20_000), (2, 3), overcommit=2, jobs=jobs),
     "overcommit": lambda jobs: overcommit(program(), shares=(1.0, 0.5), memory="256M", jobs=jobs),
     "migrate": lambda jobs: migrations(program(), plan=Plan(downtime=1e-4, rounds=3), memory="256M", jobs=jobs),
     "replay": replays,

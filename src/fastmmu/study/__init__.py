@@ -10,6 +10,7 @@
     boot         a guest that changes its paging mode
     curve        misses of TLBs of every size, from one pass (`fastmmu tlb-curve`)
     vpid         what VPID is worth
+    shootdown    what TLB shootdowns cost, by method and number of vCPUs
     tpr          ways of handling the TPR
     kvm_log      a log of real KVM, its page faults under other policies (`fastmmu kvm-log`)
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from fastmmu.study.kvm_log.run import ReplayedFaults, replay_faults
     from fastmmu.study.named.description import experiments
     from fastmmu.study.named.run import named_study
+    from fastmmu.study.shootdown.run import ShootdownPoint, shootdown_study
     from fastmmu.study.sweep.run import Study
     from fastmmu.study.tpr.run import WAYS, tpr_study
     from fastmmu.study.vpid.run import VpidPoint, vpid_experiment
@@ -51,6 +53,7 @@ __all__ = [
     "Curve",
     "Curves",
     "ReplayedFaults",
+    "ShootdownPoint",
     "Study",
     "Survey",
     "VpidPoint",
@@ -61,6 +64,7 @@ __all__ = [
     "experiments",
     "named_study",
     "replay_faults",
+    "shootdown_study",
     "survey",
     "tlb_curve",
     "tpr_study",
@@ -76,6 +80,7 @@ _HOMES = {
     "fastmmu.trace.survey": ("Survey", "survey"),
     "fastmmu.study.named.description": ("experiments",),
     "fastmmu.study.named.run": ("named_study",),
+    "fastmmu.study.shootdown.run": ("ShootdownPoint", "shootdown_study"),
     "fastmmu.study.sweep.run": ("Study",),
     "fastmmu.study.tpr.run": ("WAYS", "tpr_study"),
     "fastmmu.study.vpid.run": ("VpidPoint", "vpid_experiment"),

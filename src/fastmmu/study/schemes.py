@@ -8,7 +8,10 @@ from typing import Any
 from fastmmu.errors import ConfigError
 from fastmmu.kvm_versions import TODAY
 
-__all__ = ["BOOT", "COMPARE", "KVM_LOG", "MIGRATE", "OVERCOMMIT", "RECLAIM", "REPLAY", "TPR", "Schemes", "fields_of"]
+__all__ = [
+    "BOOT", "COMPARE", "KVM_LOG", "MIGRATE", "OVERCOMMIT", "RECLAIM", "REPLAY", "SHOOTDOWN", "TPR", "Schemes",
+    "fields_of",
+]  # fmt: skip
 
 Schemes = Mapping[str, Mapping[str, Any]]
 
@@ -101,6 +104,18 @@ TPR: Schemes = {
     "apicv": {"tpr": "apicv"},
 }
 """By way of handling the TPR; all but native under the VMM of the study."""
+
+
+SHOOTDOWN: Schemes = {
+    "native": NATIVE,
+    "trap": {**EPT_NOW, "tpr": "trap"},
+    "flexpriority": {**EPT_NOW, "tpr": "flexpriority", "apic_access_page": True},
+    "apicv": {**EPT_NOW, "tpr": "apicv"},
+    "pv": {**EPT_NOW, "tpr": "apicv", "shootdown": "pv"},
+    "invlpgb": {**EPT, **LINUX, "vendor": "amd", "shootdown": "invlpgb"},
+}
+"""How vCPUs tell each other to flush: interrupts by way of handling the local APIC, KVM's PV flush beside APICv, AMD's
+broadcast. FlexPriority with the APIC-access page, as KVM had it before Linux 5.16."""
 
 
 def fields_of(name: str, schemes: Schemes, what: str = "scheme", kvm: str | None = None) -> dict[str, Any]:
