@@ -40,7 +40,7 @@ class Command(NamedTuple):
             epilog=module.EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.set_defaults(handler=module.handle)
+        parser.set_defaults(handler=module.handle, parser=parser)
         module.add(parser)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import fastmmu
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli.commands import commands
+from fastmmu.cli.settings import apply
 from fastmmu.errors import FastmmuError
 from fastmmu.trace.names import printable
 
@@ -102,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             for word in words[: len(words) - len(argv) + own]:
                 if re.fullmatch(r"--[a-z0-9-]+=--", word):  # of which argparse makes an empty list
                     _Parser(prog=f"fastmmu {chosen}".rstrip()).error(f"argument {word[:-3]}: '--' is no value")
-            options, unknown = parser(chosen).parse_known_args(words)
+            top = parser(chosen)
+            options, unknown = top.parse_known_args(words)
+            if getattr(options, "config", None) is not None:
+                apply(options.parser, options.config)
+                options, unknown = top.parse_known_args(words)
             if unknown:
                 _Parser(prog=f"fastmmu {words[0]}").error(f"unrecognized arguments: {' '.join(unknown)}")
             options.command_line = shlex.join(["fastmmu", *words])  # for the files that it writes

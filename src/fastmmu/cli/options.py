@@ -303,6 +303,7 @@ def config_fields(options: argparse.Namespace) -> dict[str, Any]:
         fields["walk_caches"] = False
     if getattr(options, "find_missing_flushes", False):
         fields |= {"find_missing_flushes": True, "tlb": fields.get("tlb", "strict")}
+    fields = {**getattr(options, "config_further", {}), **fields}
     if traffic := _traffic(options):
         from fastmmu.trace.tpr import PROFILES
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from fastmmu.cli import exit_log, terminal
 from fastmmu.cli import options as shared
 from fastmmu.cli.checkpoint import add_checkpoint
 from fastmmu.cli.region import add_region
+from fastmmu.cli.settings import add_settings, save
 from fastmmu.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fastmmu.machine.config import Config
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
@@ -26,6 +31,7 @@ examples:
   fastmmu run app.npy --premapped --data-only --l1d 64/4 --stlb 1536/12     the TLB alone
   fastmmu run app.arrow --mmu shadow --json result.json
   fastmmu run app.arrow --mmu ept --exits exits.arrow --plot exits.svg      every VM exit; a picture of them over time
+  fastmmu run app.arrow --mmu ept --save-config ept.toml        its options in a file; with --config ept.toml again
   fastmmu run app.arrow --checkpoint app.ckpt --json result.json            ended and started again, it goes on
   fastmmu run app.arrow --mmu ept --exits exits.txt     as `trace-cmd report` prints kvm:kvm_exit
 """
@@ -46,12 +52,20 @@ def add(parser: argparse.ArgumentParser) -> None:
     exit_log.add_exits(parser)
     shared.add_jobs(parser)
     shared.add_quiet(parser)
+    add_settings(parser)
+
+
+def config_of(options: argparse.Namespace) -> Config:
+    """The configuration that was asked for."""
+    from fastmmu.machine.config import Config
+
+    fields = shared.config_fields(options)
+    return Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)
 
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.cli.simulation import run_all
-    from fastmmu.machine.config import Config
     from fastmmu.machine.result import Result
     from fastmmu.report import single
 
@@ -59,8 +73,8 @@ def handle(options: argparse.Namespace) -> int:
         for result in results:
             terminal.say(single(result, width=terminal.width(), colour=terminal.colour()) + "\n")
 
-    fields = shared.config_fields(options)
-    configs = [Config(mmu=options.mmu, vpid=options.vpid, pages=options.pages, **fields)]
+    configs = [config_of(options)]
+    save(options, configs[0])
     if options.exits is None and options.plot is None:
         return run_all(options, configs, show)
     if options.checkpoint is not None:

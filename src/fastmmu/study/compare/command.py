@@ -9,6 +9,8 @@ from fastmmu.cli import terminal
 from fastmmu.cli.checkpoint import add_checkpoint
 from fastmmu.cli.region import add_region
 from fastmmu.cli.report import INTERVAL, add_report
+from fastmmu.cli.settings import add_settings, save
+from fastmmu.errors import ConfigError
 from fastmmu.study.schemes import COMPARE
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
@@ -88,6 +90,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_report(parser)
     shared.add_jobs(parser)
     shared.add_quiet(parser)
+    add_settings(parser)
 
 
 def handle(options: argparse.Namespace) -> int:
@@ -109,6 +112,11 @@ def handle(options: argparse.Namespace) -> int:
     def finish(results: list[Result]) -> None:
         write_report(options, results, "fastmmu compare")
 
-    configs = configurations(options.schemes, options.pages, options.kvm, **shared.config_fields(options))
+    fields = shared.config_fields(options)
+    for name in ("mmu", "vpid"):
+        if name in fields:
+            raise ConfigError(f"config.{name} in a file: compare runs schemes; leave it out, choose by --schemes")
+    save(options, fields)
+    configs = configurations(options.schemes, options.pages, options.kvm, **fields)
     interval = None if options.report is None else INTERVAL
     return run_all(options, configs, show, finish=finish, interval=interval)
