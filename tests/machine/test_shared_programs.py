@@ -36,3 +36,22 @@ def test_what_is_left_out_is_found() -> None:
             vcpus, cpus, turns = random_turns(seed)
             found += run_turns(SCHEMES[name], vcpus, cpus, turns, (omit,))[2].counters(0)["stale_uses"] > 0
         assert found >= least, (name, found)
+
+
+HYPERTHREADS = ("native", "native, PCIDs", "EPT, VPID", "EPT", "shadow 6.1, VPID", "EPT, VPID, PV", "NPT, INVLPGB")
+
+
+@pytest.mark.parametrize("name", HYPERTHREADS)
+@pytest.mark.parametrize("shared", ["l2,psc", "l1,l2,psc,gpm"])
+def test_hyperthreads_of_one_core(name: str, shared: str) -> None:
+    """All CPUs share small arrays: what the guest sees is the same, and they take room from each other."""
+    taken = 0
+    arrays = {"tlb": "haswell", "l1d": "8/4", "l1i": "8/4", "stlb": "16/4", "find_missing_flushes": False}
+    for seed in range(3):
+        vcpus, cpus, turns = random_turns(seed)
+        threads = vcpus if SCHEMES[name].mmu == "native" else cpus
+        config = SCHEMES[name].replace(topology=f"1x1x{threads}", shared=shared, **arrays)
+        came, counters, host = run_turns(config, vcpus, cpus, turns)
+        assert (came, counters) == on_specification(config, vcpus, turns), seed
+        taken += sum(host.counters(vcpu)["sibling_evictions"] for vcpu in range(vcpus))
+    assert taken > 0
