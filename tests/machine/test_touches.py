@@ -11,7 +11,7 @@ from fastmmu import Op, TraceError
 from fastmmu.machine.touches import Touches
 from fastmmu.reference.trace.touches import first_touches
 
-OPS = (Op.READ, Op.READ, Op.WRITE, Op.MODIFY, Op.FETCH, Op.READ, Op.SWITCH, Op.INVLPG, Op.UNMAP, Op.EXIT, Op.PLACE)
+OPS = (*[Op.READ, Op.WRITE, Op.MODIFY, Op.FETCH] * 6, *(op for op in Op if op > Op.FETCH))
 ADDRESS = st.one_of(
     st.integers(0, 40).map(lambda page: page << 12),
     st.integers(0, 40 << 12),

@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastmmu._arguments cimport bytes_in, words_in
-from fastmmu.arch.ops cimport LAST_ACCESS, OP_FETCH, OP_INVLPG, OP_READ, OP_SWITCH, OP_UNMAP
+from fastmmu.arch.ops cimport LAST_ACCESS, OP_FETCH, OP_INVLPG, OP_MUNMAP, OP_READ, OP_SWITCH, OP_UNMAP
 
 from fastmmu.threads.turns cimport Turn, Turns
 
@@ -24,7 +24,8 @@ cdef enum:
 
 cdef class Touches:
     """What of a stretch of a trace touches a page in a new way: the first read, write, fetch of each page of 4 KB (a
-    write is a read, too), and every event that is no access. A change of the process, INVLPG and UNMAP begin anew.
+    write is a read, too), and every event that is no access. A change of the process, and of what is mapped, begins
+    anew.
 
     What is left out is a further access to pages that were just used in the same way: it changes no page table, only
     which translations a TLB holds.
@@ -129,7 +130,7 @@ cdef int64_t select(Touches t, const uint8_t *op, const uint8_t *size, const uin
     cdef bint new
     for i in range(n):
         if op[i] > LAST_ACCESS:
-            if op[i] == OP_SWITCH or op[i] == OP_INVLPG or op[i] == OP_UNMAP:
+            if op[i] == OP_SWITCH or op[i] == OP_INVLPG or op[i] == OP_UNMAP or op[i] >= OP_MUNMAP:
                 forget(t)
                 last = ~(<uint64_t> 0)
         elif not addr[i] >> 57:

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 
 from fastmmu.ops import LAST_ACCESS, Op
 
-__all__ = ["first_touches"]
+__all__ = ["CHANGES", "first_touches"]
+
+CHANGES = (Op.SWITCH, Op.INVLPG, Op.UNMAP, Op.MUNMAP, Op.PROTECT, Op.UNPROTECT, Op.FORK, Op.COLLAPSE)
+"""Of the process, and of what is mapped."""
 
 
 def first_touches(events: Iterable[tuple[int, int, int]]) -> list[int]:
@@ -16,7 +19,7 @@ def first_touches(events: Iterable[tuple[int, int, int]]) -> list[int]:
     found = []
     for place, (op, size, addr) in enumerate(events):
         if op > LAST_ACCESS:
-            if op in (Op.SWITCH, Op.INVLPG, Op.UNMAP):
+            if op in CHANGES:
                 done.clear()
             found.append(place)
             continue

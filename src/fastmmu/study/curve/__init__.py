@@ -1,4 +1,5 @@
-"""Misses of TLBs of every size, from one pass: `curve_kernel` (`curve_kernel_py`) over lists of `stack_distance`."""
+"""Misses of TLBs of every size, from one pass: `curve_kernel` (`curve_kernel_py`) over lists of `stack_distance`;
+`parts`: of a trace in parts, in threads or on an executor."""
 
 from __future__ import annotations
 

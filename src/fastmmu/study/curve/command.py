@@ -21,7 +21,8 @@ DESCRIPTION = """\
 How often TLBs of every size would miss on a trace: fully associative ones, and set-associative ones by their number
 of sets. One pass, from the distances between uses of a page in the order of their last use (LRU). Exact, and equal to
 what `fastmmu run --premapped` counts at each size; with --sample the fully associative curves are estimates, with
-their standard error. The second level sees the misses of the first level that --tlb, --l1d and --l1i describe.
+their standard error. A trace is counted in parts, by threads or by the workers of an executor; the curves are those of
+one pass, bit for bit. The second level sees the misses of the first level that --tlb, --l1d and --l1i describe.
 """
 
 EPILOG = """\
@@ -29,6 +30,7 @@ examples:
   fastmmu tlb-curve app.lackey.xz
   fastmmu tlb-curve app.lackey.xz --pages 2m --tlb haswell --csv curve.csv --plot curve.svg
   fastmmu tlb-curve big.champsim.zst --sample 0.01
+  fastmmu tlb-curve big.arrow --executor dask:tcp://head:8786 --parts 64
   fastmmu tlb-curve a.lackey b.lackey --switch-every 20000 --pcid
 """
 
@@ -58,6 +60,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--most", type=shared.count(1), metavar="N", help="entries of the longest curve (131072)")
     shared.add_tlb(parser)
     shared.add_jobs(parser)
+    parser.add_argument(
+        "--executor",
+        metavar="WORD",
+        help="count parts of the trace there, as of `fastmmu sweep`: processes:4, dask:ADDRESS",
+    )
+    parser.add_argument("--parts", type=shared.count(1), metavar="N", help="parts of it; default: two a worker")
     experiment.add_results(parser, "the curves")
 
 
@@ -87,6 +95,8 @@ def handle(options: argparse.Namespace) -> int:
             sample=options.sample,
             progress=lambda n: report(trace.name, trace.progress(), n),
             jobs=options.jobs,
+            executor=options.executor,
+            parts=options.parts,
             **given,
         )
 

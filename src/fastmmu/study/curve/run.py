@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,17 @@ from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.side_by_side import block_bytes, in_memory
 from fastmmu.sizes import page_size
 from fastmmu.study.curve.curve_kernel_py import StackDistances
-from fastmmu.threads.lanes import Lane, in_lanes
+from fastmmu.study.curve.parts import STREAMED, Numbers, in_threads, on_executor
+from fastmmu.study.sweep.executors import opened
+from fastmmu.study.sweep.work import GivenTrace, TraceSpec, placed
+from fastmmu.threads.lanes import Lane, in_lanes, workers
 from fastmmu.tlb.geometry import Array, Geometry, geometry, parse_array
-from fastmmu.trace.identity import AnyTrace, identified
+from fastmmu.trace.identity import AnyTrace, Identified, identified
 
 __all__ = ["Curve", "Curves", "tlb_curve"]
 
+LEAST = 1 << 20
+"""Events below which a trace is counted in one piece."""
 UNITS = ("l1d", "l1s", "l1i", "l2", "l2i")
 SHIFT = {"4k": 12, "2m": 21}
 L1_SETS, L2_SETS = (4, 8, 16, 32, 64), (32, 64, 128, 256, 512)
@@ -117,6 +123,8 @@ def tlb_curve(
     limit: int = 1 << 17,
     progress: Callable[[int], None] | None = None,
     jobs: int | None = None,
+    executor: str | Any = None,
+    parts: int | None = None,
 ) -> Curves:
     """The curves of a trace.
 
@@ -125,7 +133,10 @@ def tlb_curve(
     :param l1_sets, l2_sets: numbers of sets of the set-associative curves. :param ways: up to so many ways each.
     :param limit: up to so many entries of the fully associative ones; memory grows with it and with the pages.
     :param progress: called after each batch with the number of events done.
-    :param jobs: threads, None: one a processor; a second one reads the trace.
+    :param jobs: threads, None: one a processor. No figure depends on it, nor on `executor` and `parts`.
+    :param executor: where parts of the trace are counted, as of :meth:`fastmmu.Study.run`; each worker opens the trace
+        and reads its part; a trace in memory is given to them. None: threads, which share one pass over the trace.
+    :param parts: into how many parts it is cut; None: two a thread, or worker.
     :raises ConfigError: a geometry without LRU or without such pages, a number that is none.
     :raises TraceError: the trace cannot be read.
     """
@@ -139,28 +150,22 @@ def tlb_curve(
         raise ConfigError(f"sample={sample} is not above 0 and at most 1")
     if not 1 <= limit <= 1 << 26 or not 1 <= ways <= 1 << 12:
         raise ConfigError(f"limit={limit}, ways={ways}: give 1..{1 << 26} entries and 1..{1 << 12} ways")
+    if parts is not None and parts < 1:
+        raise ConfigError(f"parts={parts}: give 1 part or more, or None for two a worker")
     plan = _Plan(g, pages, (tuple(l1_sets), tuple(l2_sets)), ways)
     farthest = int((limit - 1) * sample) + 1
-    kernel = StackDistances(plan.levels, plan.ports, SHIFT[pages], pcid, farthest, round(sample * 2**32) or 1)
+    levels = tuple((tuple(sets), depth) for sets, depth in plan.levels)
+    share = round(sample * 2**32) or 1
+    numbers = Numbers(levels, tuple(plan.ports), SHIFT[pages], pcid, farthest, share)
     trace = identified(trace)
     started = time.perf_counter()
-
-    def lane() -> Lane[dict[str, int]]:
-        while (batch := (yield False)) is not None:
-            kernel.feed(batch.op, batch.size, batch.addr)
-        return kernel.counts()
-
-    if in_memory(trace):  # there is nothing to read in another thread
-        events = 0
-        for batch in trace.batches():
-            kernel.feed(batch.op, batch.size, batch.addr)
-            events += len(batch)
-            if progress is not None:
-                progress(events)
-        counts = kernel.counts()
+    if executor is not None:
+        kernel = _on_executor(trace, numbers, executor, jobs, parts, progress)
+    elif parts is not None or (workers(jobs) > 1 and (trace.total is None or trace.total >= LEAST)):
+        kernel = in_threads(trace, numbers, workers(jobs), _events(trace, workers(jobs), parts), progress)
     else:
-        told = None if progress is None else lambda _, events: progress(events)
-        (counts,) = in_lanes([lane], trace.batches(), jobs=jobs, size=block_bytes(trace), progress=told)
+        kernel = _one_pass(trace, numbers, jobs, progress)
+    counts = kernel.counts()
     return Curves(
         trace=trace.name,
         geometry=g.name,
@@ -173,6 +178,55 @@ def tlb_curve(
         seconds=time.perf_counter() - started,
         origin=trace.origin(geometry=str(g)),
     )
+
+
+def _one_pass(
+    trace: Identified, numbers: Numbers, jobs: int | None, progress: Callable[[int], None] | None
+) -> StackDistances:
+    kernel = numbers.distances()
+
+    def lane() -> Lane[None]:
+        while (batch := (yield False)) is not None:
+            kernel.feed(batch.op, batch.size, batch.addr)
+
+    if in_memory(trace):  # there is nothing to read in another thread
+        events = 0
+        for batch in trace.batches():
+            kernel.feed(batch.op, batch.size, batch.addr)
+            events += len(batch)
+            if progress is not None:
+                progress(events)
+        return kernel
+    told = None if progress is None else lambda _, events: progress(events)
+    for _ in in_lanes([lane], trace.batches(), jobs=jobs, size=block_bytes(trace), progress=told):
+        pass
+    return kernel
+
+
+def _events(trace: Identified, threads: int, parts: int | None) -> int:
+    """Events of a part."""
+    if trace.total is None:
+        return STREAMED
+    fair = -(-trace.total // (parts or 2 * threads)) or 1
+    return fair if in_memory(trace) or parts is not None else min(fair, STREAMED)
+
+
+def _on_executor(
+    trace: Identified,
+    numbers: Numbers,
+    executor: str | Any,
+    jobs: int | None,
+    parts: int | None,
+    progress: Callable[[int], None] | None,
+) -> StackDistances:
+    inner = trace.inner
+    named = inner.path is not None and type(inner).__name__ not in ("DataOnly", "Head", "Skip")
+    spec = TraceSpec(placed(str(inner.path)), inner.format) if named and not inner.in_memory else GivenTrace(inner)
+    total = trace.total
+    if total is None:
+        total = sum(len(batch) for batch in trace.batches())
+    with opened(executor, jobs) as pool:
+        return on_executor(spec, total, numbers, pool, min(parts or 2 * pool.at_once, total) or 1, progress)
 
 
 class _Plan:

@@ -18,17 +18,21 @@ cdef uint64_t HOLE = ~(<uint64_t> 0)
 
 # ---- a list per set -------------------------------------------------------------------------------------------
 
-cdef uint32_t list_access(List *l, uint64_t key) noexcept nogil:
-    cdef uint64_t s = key & (l.sets - 1)
-    cdef uint64_t *k = l.key + s * l.depth
-    cdef uint32_t n = l.n[s], at = 0, hole, distance
-    hole = n
+cdef inline uint32_t search(const List *l, const uint64_t *k, uint32_t n, uint64_t key, uint32_t *hole) noexcept nogil:
+    # its place, n: none; the topmost hole above it, n: none
+    cdef uint32_t at = 0
+    hole[0] = n
     while at < n and k[at] != key:
-        if k[at] == HOLE and hole == n:
-            hole = at
+        if k[at] == HOLE and hole[0] == n:
+            hole[0] = at
         at += 1
-    distance = at if at < n else l.depth
-    l.hist[distance] += 1
+    return at
+
+
+cdef inline void to_top(List *l, uint64_t s, uint32_t at, uint32_t hole, uint64_t key) noexcept nogil:
+    # from its place, or nowhere, to the top
+    cdef uint64_t *k = l.key + s * l.depth
+    cdef uint32_t n = l.n[s]
     if hole < at:
         if at < n:
             k[at] = HOLE
@@ -39,7 +43,27 @@ cdef uint32_t list_access(List *l, uint64_t key) noexcept nogil:
         at -= 1
     memmove(k + 1, k, 8 * at)
     k[0] = key
-    return distance
+
+
+cdef uint32_t list_access(List *l, uint64_t key) noexcept nogil:
+    cdef uint64_t s = key & (l.sets - 1)
+    cdef uint32_t n = l.n[s], hole, at = search(l, l.key + s * l.depth, n, key, &hole)
+    l.hist[at if at < n else l.depth] += 1
+    to_top(l, s, at, hole, key)
+    return at if at < n else l.depth + 1 if hole < n else l.depth if n < l.depth else l.depth + 2
+
+
+cdef uint32_t list_follow(List *l, uint64_t key, bint dead, bint filled) noexcept nogil:
+    cdef uint64_t s = key & (l.sets - 1)
+    cdef uint64_t *k = l.key + s * l.depth
+    cdef uint32_t n = l.n[s], hole, at = search(l, k, n, ANYBODY - 1 if dead else key, &hole)
+    l.hist[l.depth] -= 1                        # where the part counted it
+    l.hist[at if at < n else l.depth] += 1
+    if not filled:
+        to_top(l, s, at, hole, ANYBODY)
+    elif at < n:
+        k[at] = HOLE
+    return at if at < n else l.depth
 
 
 cdef void list_flush(List *l) noexcept nogil:
@@ -149,7 +173,7 @@ cdef bint new_slots(Tree *t, uint64_t cap) noexcept nogil:
             if t.slot[i] == HOLE:
                 t.hole[t.n_holes] = n
                 t.n_holes += 1
-            else:
+            elif t.slot[i] != ANYBODY:
                 t.at[find_page(t, t.slot[i])] = n
             n += 1
     for i in range(t.n_holes // 2):             # the largest first is a heap
@@ -183,7 +207,7 @@ cdef void push(Tree *t, uint64_t key) noexcept nogil:
             return
     if key == HOLE:
         push_hole(t, t.next)
-    else:
+    elif key != ANYBODY:
         i = find_page(t, key)
         t.at[i] = t.next
     t.slot[t.next] = key
@@ -234,57 +258,38 @@ cdef inline void to_front(Tree *t, uint32_t at, uint64_t key) noexcept nogil:
     t.front[0] = key
 
 
-cdef void tree_access(Tree *t, uint64_t key) noexcept nogil:
-    cdef uint64_t hash = mix(key), distance = 0, slot = 0, i
-    cdef uint64_t *hist
-    cdef uint32_t at = 0, n = t.n_front, hole = t.n_front
-    if hash >> 32 >= t.threshold or t.failed:
-        return
-    hist = t.hist + (hash >> 29 & 7) * (t.limit + 1)
-    if t.holes_in_front:
-        while at < n and t.front[at] != key:
-            if t.front[at] == HOLE and hole == n:
-                hole = at
-            at += 1
-    else:
-        while at < n and t.front[at] != key:
-            at += 1
-    if at < n:
-        distance = at + 1
-        hist[distance if distance <= t.limit else 0] += 1
-        if hole < at:
-            t.front[at] = HOLE                  # holes_in_front stays
-            at = hole
-        to_front(t, at, key)
-        return
-    i = find_page(t, key)
+cdef inline uint64_t known_page(Tree *t, uint64_t key) noexcept nogil:
+    # its place in the hash table, where it stands from now on
+    cdef uint64_t i = find_page(t, key)
     if not t.page[i]:
         if 2 * t.pages >= t.mask:
             if not more_pages(t):
                 t.failed = True
-                return
+                return i
             i = find_page(t, key)
         t.page[i] = key + 1
         t.pages += 1
-    slot = t.at[i]
-    if slot < t.first:                          # flushed, or in the front once
-        slot = 0
-    if slot:
-        distance = n + from_slot(t, slot)
-    hist[distance if distance <= t.limit else 0] += 1
-    t.at[i] = 0
+    return i
+
+
+cdef bint to_top_of_tree(Tree *t, uint64_t slot, uint32_t hole, uint64_t key) noexcept nogil:
+    # of a page that is at a slot, or nowhere; hole: the topmost one in the front. Whether it took the place of one.
+    cdef uint64_t i
+    cdef uint32_t n = t.n_front
+    cdef bint filled = False
     if hole < n:                                # in the front: what is below stays, with a hole where the page was
         to_front(t, hole, key)
         t.holes_in_front -= 1
         if slot:
             t.slot[slot] = HOLE
             push_hole(t, slot)
-        return
+        return True
     if n < FRONT:                               # nothing in the tree
         t.n_front = n + 1
         to_front(t, n, key)
-        return
+        return False
     if t.n_holes and t.hole[0] > slot:
+        filled = True
         i = t.hole[0]
         pop_hole(t)
         add(t, i, -1)
@@ -296,12 +301,95 @@ cdef void tree_access(Tree *t, uint64_t key) noexcept nogil:
     i = t.front[FRONT - 1]
     to_front(t, FRONT - 1, key)
     push(t, i)
+    return filled
+
+
+cdef inline uint32_t in_front(const Tree *t, uint64_t key, uint32_t *hole) noexcept nogil:
+    # its place in the front, and the topmost hole above it; n_front: none
+    cdef uint32_t at = 0, n = t.n_front
+    hole[0] = n
+    if t.holes_in_front:
+        while at < n and t.front[at] != key:
+            if t.front[at] == HOLE and hole[0] == n:
+                hole[0] = at
+            at += 1
+    else:
+        while at < n and t.front[at] != key:
+            at += 1
+    return at
+
+
+cdef int tree_access(Tree *t, uint64_t key) noexcept nogil:
+    cdef uint64_t hash, distance = 0, slot, i
+    cdef uint64_t *hist
+    cdef uint32_t at, n = t.n_front, hole
+    cdef bint filled
+    if not t.threshold or t.failed:
+        return TREE_FOUND
+    hash = mix(key)
+    if hash >> 32 >= t.threshold:
+        return TREE_FOUND
+    hist = t.hist + (hash >> 29 & 7) * (t.limit + 1)
+    at = in_front(t, key, &hole)
+    if at < n:
+        distance = at + 1
+        hist[distance if distance <= t.limit else 0] += 1
+        if hole < at:
+            t.front[at] = HOLE                  # holes_in_front stays
+            at = hole
+        to_front(t, at, key)
+        return TREE_FOUND
+    i = known_page(t, key)
+    slot = t.at[i]
+    if slot < t.first:                          # flushed, or in the front once
+        slot = 0
+    if slot:
+        distance = n + from_slot(t, slot)
+    hist[distance if distance <= t.limit else 0] += 1
+    t.at[i] = 0
+    filled = to_top_of_tree(t, slot, hole, key)
+    return TREE_FOUND if slot else TREE_FILLED if filled else TREE_NEW
+
+
+cdef void tree_follow(Tree *t, uint64_t key, bint dead, bint filled, bint repeat) noexcept nogil:
+    cdef uint64_t hash, distance = 0, slot = 0, i = 0
+    cdef uint64_t *hist
+    cdef uint32_t at, n = t.n_front, hole
+    if not t.threshold or t.failed:
+        return
+    hash = mix(key)
+    if hash >> 32 >= t.threshold:
+        return
+    hist = t.hist + (hash >> 29 & 7) * (t.limit + 1)
+    at = in_front(t, ANYBODY - 1 if dead else key, &hole)
+    if at < n:
+        distance = at + 1
+    elif not dead:
+        i = find_page(t, key)
+        if t.page[i] and t.at[i] >= t.first:
+            slot = t.at[i]
+            distance = n + from_slot(t, slot)
+    hist[0] -= 1                                # where the part counted it
+    if not repeat:
+        hist[distance if distance <= t.limit else 0] += 1
+    if filled:
+        if distance:
+            tree_invalidate(t, key)
+    elif at < n:
+        if hole < at:
+            t.front[at] = HOLE
+            at = hole
+        to_front(t, at, ANYBODY)
+    else:
+        if slot:
+            t.at[i] = 0
+        to_top_of_tree(t, slot, hole, ANYBODY)
 
 
 cdef void tree_invalidate(Tree *t, uint64_t key) noexcept nogil:
     cdef uint32_t at
     cdef uint64_t i
-    if mix(key) >> 32 >= t.threshold or t.failed:
+    if not t.threshold or mix(key) >> 32 >= t.threshold or t.failed:
         return
     for at in range(t.n_front):
         if t.front[at] == key:
@@ -324,6 +412,44 @@ cdef void tree_flush(Tree *t) noexcept nogil:
     if t.next > 1:
         memset(t.word, 0, (t.cap >> 6) * 8)
         memset(t.fenwick, 0, ((t.cap >> 6) + 1) * 4)
+
+
+cdef uint64_t tree_size(const Tree *t) noexcept nogil:
+    return t.n_front + t.used
+
+
+cdef void tree_order(const Tree *t, uint64_t *to) noexcept nogil:
+    cdef uint64_t i, n = t.n_front
+    for i in range(n):
+        to[i] = t.front[i]
+    i = t.next
+    while i > t.first:
+        i -= 1
+        if t.word[i >> 6] >> (i & 63) & 1:
+            to[n] = t.slot[i]
+            n += 1
+
+
+cdef void tree_know(Tree *t, uint64_t key) noexcept nogil:
+    if not t.failed and mix(key) >> 32 < t.threshold:
+        known_page(t, key)
+
+
+cdef void tree_load(Tree *t, const uint64_t *order, uint64_t n) noexcept nogil:
+    cdef uint64_t i = n
+    tree_flush(t)
+    memset(t.at, 0, 4 * (t.mask + 1))
+    t.first = t.next = 1
+    while i and not t.failed:
+        i -= 1
+        if order[i] != HOLE and order[i] != ANYBODY:
+            known_page(t, order[i])
+        if i >= FRONT:
+            push(t, order[i])
+        else:
+            t.front[i] = order[i]
+            t.holes_in_front += order[i] == HOLE
+    t.n_front = min(n, FRONT)
 
 
 cdef bint tree_new(Tree *t, uint64_t limit, uint64_t threshold) noexcept nogil:
