@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmu import Checkpoint, CheckpointError, Config, ConfigError, Result, Trace, read_trace, simulate
+from fastmmu import Checkpoint, CheckpointError, Config, ConfigError, Result, Simulation, Trace, read_trace, simulate
 from fastmmu.cli import main
 from fastmmu.machine.side_by_side import each
 from fastmmu.ops import Op
@@ -23,6 +23,7 @@ from fastmmu.trace.bundle import bundled
 from tests.support.checkpoints import CONFIGS
 
 DATA = Path(__file__).parents[1] / "data"
+SYSTEM = DATA / "systems" / "mm.rec.xz"
 EXAMPLES = int(os.environ.get("FASTMMU_EXAMPLES", "8"))
 
 
@@ -98,17 +99,37 @@ def test_pages_that_a_trace_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mmu", ["native", "shadow", "ept"])
 def test_a_system_trace(mmu: Any, tmp_path: Path) -> None:
     trace, config = (
-        read_trace(DATA / "systems" / "mm.rec.xz").head(9000),
+        read_trace(SYSTEM).head(9000),
         Config(mmu=mmu, shadow_keys=True, memory="2G"),
     )
     want = simulate(trace, config)
     for part in (3000, 7000):
-        simulate(
-            read_trace(DATA / "systems" / "mm.rec.xz").head(part), config, checkpoint=Checkpoint(tmp_path / "c", 500)
-        )
+        simulate(read_trace(SYSTEM).head(part), config, checkpoint=Checkpoint(tmp_path / "c", 500))
     found = simulate(trace, config, checkpoint=Checkpoint(tmp_path / "c", 500))
     same(found, want)
     assert found.notes == want.notes
+
+
+def test_simulations_fed_by_hand(tmp_path: Path) -> None:
+    trace = read_trace(bundled()["zstd"]).head(30_000)
+    whole = stopped = None
+    for name in ("shadow-6.1", "ept-exits"):
+        whole, stopped = Simulation(CONFIGS[name]), Simulation(CONFIGS[name])
+        whole.counted = stopped.counted = trace.instructions
+        for i, batch in enumerate(trace.batches(7000)):
+            whole.feed(batch)
+            stopped.feed(batch)
+            if i in (0, 2):
+                stopped.save(tmp_path / "c")
+                stopped = Simulation.from_checkpoint(tmp_path / "c")
+        same(stopped.result(), whole.result())
+        assert stopped.events == whole.events == 30_000
+    assert stopped is not None
+    stopped.machine.save(tmp_path / "m")
+    with pytest.raises(CheckpointError, match="of no Simulation"):
+        Simulation.from_checkpoint(tmp_path / "m")
+    with pytest.raises(CheckpointError, match="a machine's, and no run's"):
+        simulate(trace, CONFIGS["ept-exits"], checkpoint=Checkpoint(tmp_path / "m"))
 
 
 def test_several_cpus_are_refused(tmp_path: Path) -> None:
@@ -172,6 +193,16 @@ def test_killed_at_random_points(command: str, tmp_path: Path) -> None:
     assert figures(tmp_path / "r.json") == figures(tmp_path / "want.json")
 
 
+def test_a_replay_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for limit in ("5000", "9000", "9000"):
+        line = f"replay {SYSTEM} --mmu ept --memory 2G --limit {limit} --quiet --checkpoint {tmp_path / 'c'}"
+        assert main([*line.split(), "--checkpoint-every", "600"]) == 0
+        said.append(capsys.readouterr().out.splitlines()[:2])
+    assert main(f"replay {SYSTEM} --mmu ept --memory 2G --limit 9000 --quiet".split()) == 0
+    assert said[1] == said[2] == capsys.readouterr().out.splitlines()[:2]
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -180,6 +211,8 @@ def test_killed_at_random_points(command: str, tmp_path: Path) -> None:
         ("run {t} --checkpoint {d}", "directory"),
         ("run {t} --checkpoint {d}/no/c", "there is no directory"),
         ("run {t} --checkpoint {t}", "no checkpoint, or damaged"),
+        ("replay {r} --checkpoint {d}/c --schemes", "leave out --schemes"),
+        ("replay {r} --checkpoint {d}/c --omit stores", "leave out --omit"),
         ("run {t} --mmu ept --exits {d}/e.csv --checkpoint {d}/c", "leave out --checkpoint"),
     ],
 )
@@ -187,7 +220,7 @@ def test_what_the_command_line_refuses(
     line: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "t.npy", np.arange(100, dtype=np.uint64))
-    assert main(line.format(t=tmp_path / "t.npy", d=tmp_path).split()) == 2
+    assert main(line.format(t=tmp_path / "t.npy", d=tmp_path, r=SYSTEM).split()) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1

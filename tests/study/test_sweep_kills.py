@@ -151,3 +151,20 @@ def command(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def test_runs_that_keep_how_far_they_came(tmp_path: Path) -> None:
+    """A long run is ended, and goes on; a checkpoint that is damaged is begun anew; none is left at the end."""
+    made = {"t": np.random.default_rng(7).integers(0, 9000, 60_000, np.uint64) << 12}
+    want = Study(made, CONFIGS[:2], results=tmp_path / "want")
+    assert want.run("threads:1") == 2
+    study = Study(made, CONFIGS[:2], results=tmp_path / "r", checkpoint_every=2000)
+    chance, folder = random.Random(3), tmp_path / "r" / "checkpoints"
+    for number in range(max(3, KILLS // 40)):
+        if not killed(study, 0.3 + chance.random()):
+            break
+        for path in list(folder.glob("*.ckpt"))[: number == 1]:
+            path.write_bytes(path.read_bytes()[:1000])
+    study.run("threads:1")
+    assert rows(study) == rows(want)
+    assert not list(folder.glob("*.ckpt"))

@@ -20,7 +20,7 @@ from fastmmu.machine.result import Result
 from fastmmu.machine.simulation import Exits, Part, Simulation, Stream, result_of
 from fastmmu.ops import RecordOp
 
-__all__ = ["Counted", "Kept", "Resumable", "Running", "running", "with_path"]
+__all__ = ["Counted", "Kept", "Replaying", "Resumable", "Running", "running", "with_path"]
 
 _SHORT, _LONG = 0.01, 0.05  # seconds that a part of a block is to take
 _DATA_FLAG = 1  # of a record with a value in `data`
@@ -95,7 +95,7 @@ def running(
 ) -> Resumable:
     """A run that begins. hashed: of events that have no hash yet it makes one."""
     if getattr(trace, "kind", "program") == "system":
-        return _Replaying(trace, config, policy, costs, exits)
+        return Replaying(trace, config, policy, costs, exits)
     return _Running(trace, config, policy, costs, exits, hashed)
 
 
@@ -181,7 +181,7 @@ class _Running:
         return self.simulation.result(trace=name, path=path, content=known, complete=complete)
 
 
-class _Replaying:
+class Replaying:
     """A system trace."""
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu._checked import checked, checked_but
+from fastmmu.errors import CheckpointError
+from fastmmu.machine.checkpoint.machines import OWN, machine_of, own, read, stored, write
 from fastmmu.machine.config import Config, as_config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.identity import Content, Origin
@@ -70,6 +73,50 @@ class Simulation:
     def _begin(self, config: Config, exits: Exits | None) -> None:
         self.config, self.machine = config, Machine(config, policy=self.policy)
         self.exits = None if exits is None else Stream(self.machine, self.costs, exits)
+
+    @checked
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the run as it is between two batches to a file, as :meth:`Machine.save` does: its machine, what it has
+        counted, the hash of its events.
+
+        :raises CheckpointError: its machine cannot be saved. :raises OSError: the file cannot be written.
+        """
+        content, arrays = (None, {}) if self.content is None else self.content.kept()
+        more = {"what": "simulation", "content": content, "instructions": self.instructions, "seconds": self.seconds}
+        own_arrays = {OWN + name: array for name, array in arrays.items()}
+        write(path, stored(self.machine, {**more, "counted": self.counted}, own_arrays))
+
+    @classmethod
+    @checked_but("policy")
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        policy: Policy | None = None,
+        vmm: type[Any] | None = None,
+        costs: CostModel | None = None,
+    ) -> Simulation:
+        """The run of a file that :meth:`save` wrote, which goes on with the batch behind those that it was fed.
+
+        :param policy, vmm: as of :meth:`Machine.from_checkpoint`. :param costs: cost model.
+        :raises CheckpointError: no such file, damaged, or of another version. :raises OSError: it cannot be read.
+        """
+        found = read(path)
+        more = found.header.more
+        if more.get("what") != "simulation":
+            raise CheckpointError(f"{found.path}: of no Simulation; see Machine.from_checkpoint, simulate(checkpoint=)")
+        machine = machine_of(found, policy=policy, vmm=vmm)
+        self = cls(Config(memory="64M"), policy=policy, costs=costs)
+        self.resume(machine)
+        try:
+            self.content = None if more["content"] is None else Content()
+            if self.content is not None:
+                self.content.resume(more["content"], own(found.arrays))
+            self.counted = None if more["counted"] is None else str(more["counted"])
+            self.instructions, self.seconds = int(more["instructions"]), float(more["seconds"])
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise CheckpointError(f"{found.path}: damaged: {type(error).__name__}: {error}") from error
+        return self
 
     @checked
     def resume(self, machine: Machine) -> None:

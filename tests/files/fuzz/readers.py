@@ -6,9 +6,9 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ import fastmmu
 from fastmmu.errors import FastmmuError
 from fastmmu.image import Image, open_image, read_guest
 from fastmmu.image.source import open_source
+from fastmmu.machine.checkpoint.machines import Stored, machine_of, stored
 from fastmmu.ops import Op
 from fastmmu.study.kvm_log.run import replay_faults, runs
 from fastmmu.trace import FORMATS, Trace, read_kvm_log, read_trace, write_trace
@@ -267,6 +268,72 @@ def of_kvm_log() -> Iterator[bytes]:
     )
 
 
+# ---- checkpoints -----------------------------------------------------------------------------------------------------
+
+EVENTS_OF_ONE = 300
+
+
+def as_checkpoint(path: Path) -> None:
+    """The file, which has a hash of itself."""
+    goes_on(fastmmu.Machine.from_checkpoint(path))
+
+
+def as_checkpoint_state(path: Path) -> None:
+    """Edits of the state of a machine, 16 bytes each: which array, where, what there is; past the hash."""
+    data = path.read_bytes()
+    config = CHECKPOINTS[data[0] % len(CHECKPOINTS)] if data else CHECKPOINTS[0]
+    found = state_of_some(config)
+    arrays = {name: array.copy() for name, array in found.arrays.items()}
+    names = sorted(name for name, array in arrays.items() if len(array))
+    for edit in range(1, min(len(data) - 15, 160), 16):
+        which, at, value = int.from_bytes(data[edit : edit + 4], "little"), data[edit + 4 : edit + 8], data[edit + 8 :]
+        array = arrays["words" if which & 1 else names[(which >> 1) % len(names)]]
+        mask = (1 << 8 * array.dtype.itemsize) - 1
+        array[int.from_bytes(at, "little") % len(array)] = int.from_bytes(value[:8], "little") & mask
+    goes_on(machine_of(Stored(str(path), found.header, arrays)))
+
+
+def goes_on(machine: fastmmu.Machine) -> None:
+    op, size, addr = some_events()
+    machine.run(op, size, addr)
+    machine.counters(), machine.tlb.counters(), machine.exit_log()
+
+
+def some_events() -> tuple[Any, Any, Any]:
+    at = np.arange(EVENTS_OF_ONE, dtype=np.uint64)
+    return (at % 4).astype(np.uint8), np.ones(len(at), np.uint8), at * np.uint64(0x9E3779B1) & np.uint64(0xFFFFFFF)
+
+
+CHECKPOINTS = tuple(
+    fastmmu.Config(memory="64M", **fields)
+    for fields in (
+        {}, {"mmu": "shadow", "kvm": "6.1"}, {"mmu": "ept", "kvm": "6.1", "pages": "thp", "thp_threshold": 4},
+        {"mmu": "ept", "vendor": "amd"}, {"mmu": "ept", "tpr": "apicv"},
+        {"tlb": "strict", "find_missing_flushes": True},
+        {"mmu": "ept", "host_memory": "1M", "host_reclaim": "lru", "kvm": "6.1"},
+    )
+)  # fmt: skip
+
+
+@cache
+def state_of_some(config: fastmmu.Config) -> Stored:
+    machine = fastmmu.Machine(config)
+    machine.run(*some_events())
+    return stored(machine)
+
+
+def of_checkpoint() -> Iterator[bytes]:
+    with tempfile.TemporaryDirectory() as place:
+        for config in CHECKPOINTS[:3]:
+            fastmmu.Machine(config).save(path := Path(place) / "c")
+            yield path.read_bytes()
+
+
+def of_checkpoint_state() -> Iterator[bytes]:
+    for number in range(len(CHECKPOINTS)):
+        yield bytes([number, *range(48)])
+
+
 # ---- all -------------------------------------------------------------------------------------------------------------
 
 _IMAGES = ("elf", "lime", "avml", "kdump, plain", "kdump, zlib", "kdump, lzo", "kdump, snappy", "kdump, zstd",
@@ -285,5 +352,7 @@ READERS: dict[str, Reader] = {
     "image-vmware": Reader(as_vmware, of_vmware, 1 << 12),
     "guest": Reader(as_guest, of_guest),
     "kvm-log": Reader(as_kvm_log, of_kvm_log),
+    "checkpoint": Reader(as_checkpoint, of_checkpoint, 1 << 17),
+    "checkpoint-state": Reader(as_checkpoint_state, of_checkpoint_state, 192),
 }  # fmt: skip
 """By name."""

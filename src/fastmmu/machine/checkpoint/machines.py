@@ -20,10 +20,15 @@ from fastmmu.machine.policy import Policy
 from fastmmu.machine.slots import MemorySlot
 from fastmmu.paging.state import GuestState
 
-__all__ = ["FORMAT", "Header", "Stored", "load_machine", "machine_of", "read", "save_machine", "stored", "write"]
+__all__ = [
+    "FORMAT", "OWN", "Header", "Stored", "load_machine", "machine_of", "own", "read", "save_machine", "stored", "write",
+]  # fmt: skip
 
 FORMAT = 1
 """Of the files; another one is refused."""
+
+OWN = "run."
+"""Begins the names of arrays of a run, beside those of its machine."""
 
 Path = str | os.PathLike[str]
 
@@ -157,6 +162,11 @@ def read(path: Path) -> Stored:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{name}: damaged: {error}") from error
     return Stored(name, header, arrays)
+
+
+def own(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a run, beside those of its machine."""
+    return {name.removeprefix(OWN): array for name, array in arrays.items() if name.startswith(OWN)}
 
 
 def config_of(found: Stored, vmm: type | None = None) -> Config:

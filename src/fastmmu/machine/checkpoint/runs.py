@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 
 from fastmmu.errors import CheckpointError, ConfigError
-from fastmmu.machine.checkpoint.machines import Stored, machine_of, read, stored, write
+from fastmmu.machine.checkpoint.machines import OWN, Stored, machine_of, own, read, stored, write
 from fastmmu.machine.config import Config
 from fastmmu.machine.identity import Content
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.running import Kept, Resumable
 
 __all__ = ["Checkpoint", "Keeper"]
-
-OWN = "run."
-"""Begins the names of arrays of a run, beside those of its machine."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +73,8 @@ class Keeper:
         self._same(name, more)
         vmm = None if isinstance(self.config.vmm, str) else self.config.vmm
         machine = machine_of(found, policy=self.policy, vmm=vmm)
-        arrays = {key.removeprefix(OWN): array for key, array in found.arrays.items() if key.startswith(OWN)}
         try:
-            self.run.resume(Kept(machine, more["run"], arrays))
+            self.run.resume(Kept(machine, more["run"], own(found.arrays)))
             self.expected = int(more["events"]), str(more["content"])
         except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise CheckpointError(f"{name}: damaged: {type(error).__name__}: {error}") from error

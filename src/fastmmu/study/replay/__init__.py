@@ -1,5 +1,5 @@
 """A system trace replayed, in one scheme or in all of them; `ipis`: what the IPIs of one of several CPUs cost;
-`over_time`: results that a page can draw."""
+`over_time`: results that a page can draw; `kept`: one that goes on where it was ended."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
+from fastmmu.cli.checkpoint import add_checkpoint, check_checkpoint, checkpoint_of
 from fastmmu.cli.progress import UntilInterrupted, progress
 from fastmmu.cli.report import add_report, check_report, write_report
 from fastmmu.errors import ConfigError
@@ -15,6 +16,7 @@ from fastmmu.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fastmmu.machine.checkpoint.runs import Checkpoint
     from fastmmu.machine.config import Config
     from fastmmu.machine.replay import Replayed
     from fastmmu.machine.result import Result
@@ -40,6 +42,7 @@ EPILOG = """\
 examples:
   fastmmu replay linux.rec.zst
   fastmmu replay linux.rec.zst --mmu ept --vpid --tlb haswell
+  fastmmu replay linux.rec.zst --mmu ept --checkpoint linux.ckpt      ended and started again, it goes on
   fastmmu replay linux.rec.zst --schemes            native, shadow, EPT, each with its variants, and dirty logs
   fastmmu replay linux.rec.zst --omit invlpg,stores        what these are good for, in mismatches
   fastmmu replay linux.rec.zst --omit invlpg --find-missing-flushes        and which uses are stale, and why
@@ -75,6 +78,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_topology(scheme)
     shared.add_tlb(parser)
     add_report(parser)
+    add_checkpoint(parser, "records")
     shared.add_jobs(parser)
     shared.add_quiet(parser)
 
@@ -95,6 +99,11 @@ def handle(options: argparse.Namespace) -> int:
 
     if options.ipis and (options.schemes or options.omit or options.report):
         raise ConfigError("--ipis replays no memory; leave out --schemes, --omit and --report, or --ipis")
+    check_checkpoint(options)
+    for name, given in (("--schemes", options.schemes), ("--omit", options.omit), ("--ipis", options.ipis),
+                        ("--report", options.report)):  # fmt: skip
+        if options.checkpoint is not None and given:
+            raise ConfigError(f"--checkpoint is of one replay; leave out {name}, or --checkpoint")
     for name, given in (("--mmu", options.mmu), ("--vpid", options.vpid), ("--omit", options.omit)):
         if options.schemes and given:
             raise ConfigError(f"--schemes runs every scheme as it is; leave out {name}, or --schemes")
@@ -105,7 +114,7 @@ def handle(options: argparse.Namespace) -> int:
     check_report(options)
     page = _Page(options)
     wrong = 0
-    for name in options.traces:
+    for number, name in enumerate(options.traces):
         trace = read_trace(name)
         if not isinstance(trace, SystemTrace):
             raise TraceError("replay takes system traces; use `fastmmu run` for one of a program", path=name)
@@ -117,7 +126,8 @@ def handle(options: argparse.Namespace) -> int:
         if options.schemes:
             differing, interrupted = _schemes(trace, options, page)
         else:
-            differing, interrupted = _each(trace, config, options, page)
+            kept = checkpoint_of(options, number, len(options.traces))
+            differing, interrupted = _each(trace, config, options, page, kept)
         wrong += differing
         if interrupted:
             page.write()
@@ -151,15 +161,22 @@ class _Page:
         write_report(self.options, self.results, "fastmmu replay", self.names)
 
 
-def _each(trace: SystemTrace, config: Config, options: argparse.Namespace, page: _Page) -> tuple[int, bool]:
+def _each(
+    trace: SystemTrace, config: Config, options: argparse.Namespace, page: _Page, kept: Checkpoint | None
+) -> tuple[int, bool]:
     """A run for each omission, printed; what was wrong in all, and whether a signal came."""
+    from fastmmu.study.replay.kept import replay_kept
     from fastmmu.study.replay.run import replays
 
     wrong, interrupted = 0, False
     omissions = options.omit or [""]
     with progress(quiet=options.quiet) as report:
-        how: dict[str, Any] = {"jobs": options.jobs, "keep_partial": True, "told": page.told}
-        steps = UntilInterrupted(replays(trace, config, omissions, progress=partial(report, trace.name), **how))
+        how: dict[str, Any] = {"progress": partial(report, trace.name), "keep_partial": True}
+        if kept is None:
+            runs = replays(trace, config, omissions, jobs=options.jobs, told=page.told, **how)
+        else:
+            runs = replay_kept(trace, config, kept, **how)
+        steps = UntilInterrupted(runs)
         found = list(steps)
     page.add({omission: f"{config.name} without {omission}" if omission else config.name for omission in omissions})
     for omission, replayed, complete in found:

@@ -1,6 +1,7 @@
 """`study.toml`, read and checked whole: which traces, configurations and cost models.
 
 name = "tlb-sizes"
+checkpoint-every = "100m"                 events after which a run keeps how far it came; default: never
 [traces]                                  name = file, URL or bundled trace, or a table
 sqlite = "sqlite"
 app = { path = "app.arrow", limit = "10M", data_only = true, warm_up = "1M" }
@@ -20,6 +21,7 @@ prescott = { generation = "prescott" }
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import itertools
 import os
@@ -42,7 +44,7 @@ from fastmmu.study.sweep.work import TraceSpec, placed
 
 __all__ = ["Description", "read_description"]
 
-KEYS = ("name", "results", "seed", "traces", "config", "grid", "configs", "exclude", "costs")
+KEYS = ("name", "results", "seed", "traces", "config", "grid", "configs", "exclude", "costs", "checkpoint-every")
 _FIELDS = tuple(Config.__struct_fields__)
 
 
@@ -70,6 +72,7 @@ class Description:
     costs: Mapping[str, CostModel]
     results: str
     seed: int = 0
+    checkpoint_every: int | None = None
     text: str = field(default="", compare=False)
 
 
@@ -111,8 +114,18 @@ def _described(whole: dict[str, Any], file: Path, text: str) -> Description:
         costs={name: _cost_model(value, f"costs.{name}", file.parent) for name, value in costs.items()},
         results=str(file.parent / results),
         seed=seed,
+        checkpoint_every=_every(whole.get("checkpoint-every")),
         text=text,
     )
+
+
+def _every(value: Any) -> int | None:
+    if value is None:
+        return None
+    try:
+        return count(1)(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise _Refused(f"checkpoint-every = {_toml(value)}: {error}") from error
 
 
 # ---- configurations ----------------------------------------------------------------------------------------------

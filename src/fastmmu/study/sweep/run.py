@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from fastmmu._arguments import shown
 from fastmmu._checked import checked, checked_but
 from fastmmu.errors import ConfigError, WrongTypeError
+from fastmmu.machine.checkpoint.runs import Checkpoint
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.simulate import simulate
@@ -62,7 +63,8 @@ class Study:
     :param traces: name → a trace, or its path, URL (with the extra ``cluster``) or bundled name. Those given by path or
         URL are opened by each worker; others go to the workers as they are. :param configs: what each trace runs under.
     :param costs: name → cost model, None: the default one. :param results: the folder, made where there is none.
-    :param name, seed: columns of the results.
+    :param name, seed: columns of the results. :param checkpoint_every: runs keep how far they came after every so many
+        events, in the folder, which workers must reach, and go on from there; None: they do not.
     :raises ConfigError: there is no trace or no configuration. :raises TraceError: a trace is none.
 
     Threads: of one thread. Several processes may share the folder one after the other.
@@ -78,8 +80,13 @@ class Study:
         results: str | os.PathLike[str],
         name: str = "study",
         seed: int = 0,
+        checkpoint_every: int | None = None,
     ) -> None:
-        self.name, self.seed = name, seed
+        if checkpoint_every is not None and checkpoint_every < 1:
+            raise ConfigError(
+                f"checkpoint_every={checkpoint_every}: give the events between two checkpoints, 1 or more"
+            )
+        self.name, self.seed, self.checkpoint_every = name, seed, checkpoint_every
         self.traces = {called: _spec(trace) for called, trace in _named("traces", traces).items()}
         self.configs = tuple(dict.fromkeys(_all_of("configs", configs, Config)))
         priced = _named("costs", {"default": CostModel.load()} if costs is None else costs)
@@ -102,7 +109,7 @@ class Study:
         """
         said = read_description(path)
         study = cls(said.traces, said.configs, costs=said.costs, results=results or said.results, name=said.name,
-                    seed=said.seed)  # fmt: skip
+                    seed=said.seed, checkpoint_every=said.checkpoint_every)  # fmt: skip
         study.text = said.text
         return study
 
@@ -230,9 +237,19 @@ class Study:
         for run in runs:
             together.setdefault((run.trace, run.config), {})[run.costs] = self.costs[run.costs]
         return [
-            (Task(trace, self._contents[trace][0], config, costs, code()), self.traces[trace])
+            (
+                Task(trace, self._contents[trace][0], config, costs, code(), self._kept(trace, config)),
+                self.traces[trace],
+            )
             for (trace, config), costs in together.items()
         ]
+
+    def _kept(self, trace: str, config: Config) -> Checkpoint | None:
+        """Where a run keeps how far it came."""
+        if self.checkpoint_every is None:
+            return None
+        key = self._key(trace, config, next(iter(self.costs.values())))
+        return Checkpoint(os.path.abspath(self.store.folder / "checkpoints" / f"{key}.ckpt"), self.checkpoint_every)
 
     def _keep(self, task: Task, made: tuple[str, list[tuple[str, Any]]]) -> int:
         from fastmmu.study.sweep.columns import row_of
@@ -243,6 +260,8 @@ class Study:
             about = {"key": key, "study": self.name, "cost_model": costs, "seed": self.seed, "fastmmu": task.code,
                      "host": host}  # fmt: skip
             self.store.put(row_of(result, about))
+        if task.checkpoint is not None:
+            Path(task.checkpoint.path).unlink(missing_ok=True)
         return len(results)
 
     def results(self) -> Any:

@@ -1,6 +1,7 @@
 """Where the results of a sweep lie: one Parquet data set, a file of one row for each run, named by the run's key.
 
     FOLDER/runs/KEY.parquet   appears whole, once its run is finished; what it holds never changes
+    FOLDER/checkpoints/*.ckpt of runs that are not finished, with checkpoint-every
     FOLDER/study.toml         the study that wrote here last
     FOLDER/contents.json      hashes of traces, by file, size and time
     FOLDER/lock               of the process that writes

@@ -11,17 +11,19 @@ import os
 import platform
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from fastmmu.errors import MissingExtraError, StudyError
+from fastmmu.errors import CheckpointError, MissingExtraError, StudyError
+from fastmmu.machine.checkpoint.runs import Checkpoint, Keeper
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.region import Region, running_in
 from fastmmu.machine.result import Result
+from fastmmu.machine.running import Resumable, Running
 from fastmmu.trace.base import Trace
 from fastmmu.trace.identity import Identified
 
@@ -77,13 +79,14 @@ class GivenTrace:
 @dataclass(frozen=True)
 class Task:
     """One run: what it is, and what it must turn out to be. content: hash of the trace's events; code: of the package
-    that planned it."""
+    that planned it; checkpoint: where it keeps how far it came."""
 
     trace: str
     content: str
     config: Config
     costs: dict[str, CostModel]
     code: str
+    checkpoint: Checkpoint | None = None
 
 
 def placed(path: str) -> str:
@@ -152,9 +155,8 @@ def run_task(task: Task, spec: TraceSpec | GivenTrace) -> tuple[str, list[tuple[
             "a worker has another version of fastmmu than the study was planned with; install the same one"
         )
     trace = open_trace(spec, task.content if isinstance(spec, GivenTrace) else None)
-    first = next(iter(task.costs.values()))
-    run = running_in(trace, task.config, Region(spec.warm_up), costs=first)
-    for block in trace.batches():
+    run, blocks = _begun(trace, task, spec.warm_up)
+    for block in blocks:
         if given_up.is_set():
             raise StudyError("given up")
         run.take(block)
@@ -166,6 +168,23 @@ def run_task(task: Task, spec: TraceSpec | GivenTrace) -> tuple[str, list[tuple[
         )
     result = replace(result, trace=task.trace, content=task.content)
     return platform.node(), [(name, _priced(result, costs)) for name, costs in task.costs.items()]
+
+
+def _begun(trace: Identified, task: Task, warm_up: int) -> tuple[Running, Iterator[Any]]:
+    """The run, and what it has to do yet. A checkpoint that cannot be gone on from is none."""
+    first = next(iter(task.costs.values()))
+    run = running_in(trace, task.config, Region(warm_up), costs=first)
+    if task.checkpoint is None:
+        return run, trace.batches()
+    path = Path(task.checkpoint.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        keeper = Keeper(cast(Resumable, run), task.checkpoint, task.config, region=(warm_up, None))
+    except CheckpointError:
+        path.unlink()
+        run = running_in(trace, task.config, Region(warm_up), costs=first)
+        keeper = Keeper(cast(Resumable, run), task.checkpoint, task.config, region=(warm_up, None))
+    return run, keeper.rest(trace.batches())
 
 
 def _priced(result: Result, costs: CostModel) -> Result:
