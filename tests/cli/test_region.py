@@ -79,3 +79,65 @@ def test_what_is_refused(more: str, said: str, capsys: pytest.CaptureFixture[str
     assert said in err
     assert err.startswith("fastmmu: error: ")
     assert err.count("\n") == 1
+
+
+def test_pictures_of_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    command = "compare a.npy --schemes native,shadow,ept --memory 128M --quiet"
+    assert main([*command.split(), "--plot", "bars.svg"]) == 0
+    assert main([*command.split(), "--interval", "500", "--plot", "time.svg"]) == 0
+    over_time = "run a.npy --mmu ept --memory 128M --quiet --interval 500 --plot run.svg"
+    assert main(over_time.split()) == 0
+    found = {name: Path(f"{name}.svg").read_text() for name in ("bars", "time", "run")}
+    for word in ("native", "shadow", "EPT", "shadow fills", "EPT violations", "cycles an access"):
+        assert f">{word}<" in found["bars"], word
+    for word in ("native", "shadow", "EPT", "cycles an access", "TLB misses of 1000", "VM exits of 1000"):
+        assert f">{word}<" in found["time"], word
+    assert "accesses of the trace" in found["run"]
+    capsys.readouterr()
+    for more in ("--plot x.txt", "--plot no/x.svg", "--interval 9 --sample-every 3 --plot x.svg"):
+        assert main([*command.split(), *more.split()]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert main(["run", "a.npy", "--interval", "9", "--sample-every", "3", "--plot", "x.svg"]) == 2
+    assert "leave --sample-every out" in capsys.readouterr().err
+
+
+def test_exits_by_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """As many as are counted, and as many cycles as are priced."""
+    command = "run a.npy --mmu shadow --memory 128M --exit-every 500 --quiet --exit-stat"
+    assert main([*command.split(), "--json", "r.json"]) == 0
+    out = capsys.readouterr().out
+    (result,) = json.loads(Path("r.json").read_text())["results"]
+    exits = sum(n for cause, n in result["cycles_by"].items() if cause.startswith("exit:"))
+    assert f"a: {result['counters']['vm_exits']:,} VM exits, {exits:,.0f} cycles in them" in out
+    for reason, n in (("#PF", "exception_nmi"), ("CPUID", "cpuid")):
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{reason} ") and "%" in line]
+        assert int(line.split()[1].replace(",", "")) == result["counters"]["exits_by_reason"][n]
+    assert main([*command.split(), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert main(["run", "a.npy", "--exit-stat", "--quiet"]) == 0
+    assert "a: 0 VM exits" in capsys.readouterr().out
+
+
+def test_estimates_in_files_and_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "compare a.npy --schemes native,ept --memory 128M --quiet --interval 20 --sample-every 3 --warm-up 50"
+    assert main([*command.split(), "--seed", "4", "--csv", "e.csv"]) == 0
+    out = capsys.readouterr().out
+    assert "95 % confidence intervals" in out
+    found = rows("e.csv")
+    cycles = [row for row in found if row["counter"] == "cycles"]
+    assert [row["scheme"] for row in cycles] == ["native", "EPT"]
+    for row in cycles:
+        assert (row["interval"], row["sample_every"], row["seed"], row["warm_up"]) == ("20", "3", "4", "50")
+        assert int(row["intervals"]) == pytest.approx(N / 60, abs=1)
+        assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+        assert float(row["total"]) == pytest.approx(float(row["mean"]) * N)
+    for more, said in (
+        ("--sample-every 3", "--interval"),
+        ("--seed 3", "--sample-every"),
+        ("--interval 20 --sample-every 3 --report r.html", "--sample-every"),
+    ):
+        assert main(["compare", "a.npy", "--quiet", *more.split()]) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.count("\n") == 1

@@ -14,6 +14,7 @@ from fastmmu.counters import COUNTERS
 from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.machine.board import Board
 from fastmmu.machine.checkpoint.board import state_of
+from fastmmu.report import ExitStat
 from fastmmu.study.replay.ipis import ipis_of
 from fastmmu.trace import bundled, read_kvm_log, read_trace
 from tests.support.hostile_objects import BY_CLASS, GUEST, KVM_LOG, PAGE, SMALL, SYSTEM, VA, World, image
@@ -80,6 +81,7 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "StackDistances.of_list.number": lambda w: 0,
     "StackDistances.order_of_list.number": lambda w: 0,
     "StackDistances.begin_at.event": lambda w: 0,
+    "stat": lambda w: ExitStat(),
     "left": lambda w: w.distances.left(),
     "page": lambda w: 0,
     "first": lambda w: 0,

@@ -28,7 +28,7 @@ from fastmmu.machine.touches import Touches
 from fastmmu.mmu import Mmu
 from fastmmu.paging.mapping_parts import Parts
 from fastmmu.paging.mappings import MappingIterator
-from fastmmu.report import ExitFile, ExitHistory, save
+from fastmmu.report import ExitFile, ExitHistory, ExitStat, save
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.study.curve.run import tlb_curve
 from fastmmu.study.kvm_log import replay_faults
@@ -312,6 +312,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "ExitRing": lambda w: ExitRing(),
     "ExitFile": lambda w: ExitFile("exits.csv"),
     "ExitHistory": lambda w: ExitHistory(),
+    "ExitStat": lambda w: ExitStat(),
     "ExitLog": lambda w: w.vmm_machine.exit_log(),
     "vmx.cpu.Cpu": lambda w: w.cpu,
     "vmx.exit.Exit": lambda w: launched(unpaged()).run(Op.EXIT, 0, fastmmu.ExitReason.CPUID),

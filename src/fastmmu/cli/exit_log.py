@@ -1,4 +1,4 @@
-"""--exits and --plot of `fastmmu run`: where the VM exits of its runs go."""
+"""--exits, --plot and --exit-stat of `fastmmu run`: where the VM exits of its runs go."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fastmmu.cli import options as shared
+from fastmmu.cli import terminal
 from fastmmu.cli.experiment import add_size
 from fastmmu.cli.progress import undisturbed
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from fastmmu.machine.result import Result
     from fastmmu.machine.simulation import Exits
     from fastmmu.report.exit_plot import ExitHistory
+    from fastmmu.report.exit_stat import ExitStat
     from fastmmu.report.exits import ExitFile
     from fastmmu.trace import Trace
 
@@ -26,7 +29,7 @@ __all__ = ["RunLog", "add_exits", "check_exits"]
 
 
 def add_exits(parser: argparse.ArgumentParser) -> None:
-    """--exits, --plot."""
+    """--exits, --plot, --exit-stat."""
     group = parser.add_argument_group("the VM exits")
     group.add_argument(
         "--exits",
@@ -35,7 +38,15 @@ def add_exits(parser: argparse.ArgumentParser) -> None:
         "tracer prints kvm:kvm_exit: .txt (trace-cmd report), .perf (perf script)",
     )
     group.add_argument(
-        "--plot", metavar="FILE", help="exits over time, by reason, as .png, .svg or .pdf (needs fastmmu[plot])"
+        "--plot",
+        metavar="FILE",
+        help="exits over time, by reason, as .png, .svg or .pdf (needs fastmmu[plot]); with "
+        "--interval cycles, TLB misses and exits over time",
+    )
+    group.add_argument(
+        "--exit-stat",
+        action="store_true",
+        help="exits by reason as `perf kvm stat` has them: samples, time %%, min, mean, max",
     )
     add_size(group)
 
@@ -59,6 +70,7 @@ class RunLog:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.histories: list[ExitHistory] = []
+        self.stats: list[ExitStat] = []
         self.file: ExitFile | None = None
         self.failure: OSError | None = None
         self._stack = ExitStack()
@@ -78,18 +90,22 @@ class RunLog:
 
     def of(self, trace: Trace) -> Exits:
         """Those of a trace."""
-        if self.options.plot is not None:
+        if self.options.plot is not None and self.options.interval is None:
             from fastmmu.report.exit_plot import ExitHistory
 
             self.histories.append(ExitHistory(trace.name))
-        return partial(self._came, trace.name, self.histories[-1] if self.histories else None)
+        if self.options.exit_stat:
+            from fastmmu.report.exit_stat import ExitStat
 
-    def _came(self, name: str, history: ExitHistory | None, records: npt.NDArray[np.void]) -> None:
-        undisturbed(partial(self._add, name, history, records))
+            self.stats.append(ExitStat(trace.name))
+        return partial(self._came, trace.name, [*self.histories[-1:], *self.stats[-1:]])
 
-    def _add(self, name: str, history: ExitHistory | None, records: npt.NDArray[np.void]) -> None:
-        if history is not None:
-            history.add(records)
+    def _came(self, name: str, sinks: list[Any], records: npt.NDArray[np.void]) -> None:
+        undisturbed(partial(self._add, name, sinks, records))
+
+    def _add(self, name: str, sinks: list[Any], records: npt.NDArray[np.void]) -> None:
+        for sink in sinks:
+            sink.add(records)
         if self.file is not None and self.failure is None:
             try:
                 self.file.write(records, name)
@@ -102,6 +118,13 @@ class RunLog:
             raise self.failure
         if self.file is not None:
             self.file.keep()
+        if self.stats and not shared.to_stdout(self.options):
+            from fastmmu.report.exit_stat import exit_stat
+
+            for stat, result in zip(self.stats, results, strict=False):
+                how: dict[str, Any] = {"width": terminal.width(), "colour": terminal.colour()}
+                text = exit_stat(stat, vendor=result.config.vendor, **how)
+                terminal.say(text + "\n")
         if self.histories:
             from fastmmu.report.exit_plot import plot_exits
 

@@ -31,6 +31,8 @@ examples:
   fastmmu run app.npy --premapped --data-only --l1d 64/4 --stlb 1536/12     the TLB alone
   fastmmu run app.arrow --mmu shadow --json result.json
   fastmmu run app.arrow --mmu ept --exits exits.arrow --plot exits.svg      every VM exit; a picture of them over time
+  fastmmu run app.arrow --mmu ept --exit-stat                   exits by reason, as `perf kvm stat` tells them
+  fastmmu run app.arrow --mmu ept --interval 100k --plot t.svg  cycles, TLB misses, exits over time
   fastmmu run app.arrow --mmu ept --save-config ept.toml        its options in a file; with --config ept.toml again
   fastmmu run app.arrow --checkpoint app.ckpt --json result.json            ended and started again, it goes on
   fastmmu run app.arrow --mmu ept --exits exits.txt     as `trace-cmd report` prints kvm:kvm_exit
@@ -67,7 +69,7 @@ def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from fastmmu.cli.simulation import run_all
     from fastmmu.machine.result import Result
-    from fastmmu.report import single
+    from fastmmu.report import plot_runs, single
 
     def show(results: list[Result], _: list[str]) -> None:
         for result in results:
@@ -75,11 +77,20 @@ def handle(options: argparse.Namespace) -> int:
 
     configs = [config_of(options)]
     save(options, configs[0])
-    if options.exits is None and options.plot is None:
-        return run_all(options, configs, show)
-    if options.checkpoint is not None:
-        raise ConfigError("--exits and --plot have exits as they come, which a run that goes on does not repeat; leave "
-                          "out --checkpoint, or these")  # fmt: skip
+    timed = options.plot is not None and options.interval is not None
+    exits = options.exits is not None or options.exit_stat or (options.plot is not None and not timed)
     exit_log.check_exits(options)
+    if timed and options.sample_every is not None:
+        raise ConfigError("--plot shows whole runs over time; leave --sample-every out, or --plot")
+
+    def finish(results: list[Result]) -> None:
+        if timed:
+            plot_runs(results, options.plot)
+
+    if not exits:
+        return run_all(options, configs, show, finish=finish)
+    if options.checkpoint is not None:
+        raise ConfigError("--exits, --plot and --exit-stat have exits as they come, which a run that goes on does not "
+                          "repeat; leave out --checkpoint, or these")  # fmt: skip
     with exit_log.RunLog(options) as log:
-        return run_all(options, configs, show, log)
+        return run_all(options, configs, show, log, finish=finish)

@@ -7,6 +7,7 @@ import argparse
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
 from fastmmu.cli.checkpoint import add_checkpoint
+from fastmmu.cli.experiment import add_size
 from fastmmu.cli.region import add_region
 from fastmmu.cli.report import INTERVAL, add_report
 from fastmmu.cli.settings import add_settings, save
@@ -37,6 +38,7 @@ examples:
   fastmmu compare a.lackey b.lackey --switch-every 20000 --exit-every 5000
   fastmmu compare app.arrow --limit 10M --tlb haswell --stlb 1024/8 --csv results.csv
   fastmmu compare app.arrow --report app.html            a page: tables that sort, pictures
+  fastmmu compare app.arrow --interval 100k --plot t.svg         cycles, misses and exits over time
   fastmmu compare app.arrow --explain                    what each TLB did, and what flushes cost
   fastmmu compare --schemes native,ept+vpid --kvm slides,5.10,6.1,6.12
   fastmmu compare app.arrow --generation prescott        what it would have cost in 2005
@@ -88,6 +90,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     shared.add_files(parser)
     add_report(parser)
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="cycles of an access by cause, a bar a scheme, as .png, .svg or .pdf (needs "
+        "fastmmu[plot]); with --interval cycles, TLB misses and exits over time, a line each",
+    )
+    add_size(parser)
     shared.add_jobs(parser)
     shared.add_quiet(parser)
     add_settings(parser)
@@ -95,13 +104,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def handle(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    from dataclasses import replace
+
     from fastmmu.cli.report import check_report, write_report
     from fastmmu.cli.simulation import run_all
     from fastmmu.machine.result import Result
-    from fastmmu.report import comparison, explain
+    from fastmmu.report import comparison, explain, plot_runs
+    from fastmmu.report.figure import check_picture, sized
     from fastmmu.study.compare.run import configurations
 
     check_report(options)
+    if options.plot is not None:
+        if options.sample_every is not None:
+            raise ConfigError("--plot shows whole runs; leave --sample-every out, or --plot")
+        sized(options.size)
+        check_picture(options.plot)
 
     def show(results: list[Result], not_run: list[str]) -> None:
         text = comparison(results, width=terminal.width(), colour=terminal.colour(), not_run=not_run)
@@ -111,6 +128,10 @@ def handle(options: argparse.Namespace) -> int:
 
     def finish(results: list[Result]) -> None:
         write_report(options, results, "fastmmu compare")
+        if options.plot is not None:
+            plot_runs(
+                results if options.interval is not None else [replace(r, series=None) for r in results], options.plot
+            )
 
     fields = shared.config_fields(options)
     for name in ("mmu", "vpid"):
