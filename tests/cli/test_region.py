@@ -67,6 +67,8 @@ def test_skip_comes_before_the_limit() -> None:
     ("more", "said"),
     [
         ("--skip 6000", "skip fewer"),
+        ("--roi 3", "--warm-up N"),
+        ("--roi x", "number of a mark"),
         ("--warm-up 6000", "give fewer"),
         ("--interval 0", "--interval"),
         ("--skip -1", "--skip"),

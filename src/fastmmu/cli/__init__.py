@@ -9,7 +9,7 @@
     checkpoint              --checkpoint: where runs keep how far they came
     experiment              the same for those of studies: each trace in turn, table, files, picture
     terminal, progress, simulation   the standard streams; progress, and steps until a signal; runs in a row
-    region                  what is counted of a run: --warm-up, --interval
+    region                  what is counted of a run: --warm-up, --interval, --sample-every, --roi
     exit_log                where the VM exits of runs go: --exits, --plot
     record, run, walk, maps, roots, trace, diff, report   the commands that are no study's
 

@@ -1,4 +1,4 @@
-"""--warm-up, --interval, --sample-every, --seed: what is counted of a run."""
+"""--warm-up, --interval, --sample-every, --seed, --roi: what is counted of a run."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ def add_region(parser: argparse.ArgumentParser) -> None:
         "the last N accesses are run, of the others what touches a page in a new way",
     )
     group.add_argument("--seed", type=shared.count(0), metavar="N", help="draws the intervals that are counted (0)")
+    group.add_argument(
+        "--roi", metavar="A[:B]", help="of a system trace what lies between its marks A and B; A: up to the next one"
+    )
 
 
 def region_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def region_of(options: argparse.Namespace) -> dict[str, Any]:
 
     :raises ConfigError: a part of it is missing.
     """
-    given = {name: getattr(options, name, None) for name in ("warm_up", "interval", "sample_every", "seed")}
+    given = {name: getattr(options, name, None) for name in ("warm_up", "interval", "sample_every", "seed", "roi")}
     if given["sample_every"] is not None and given["interval"] is None:
         raise ConfigError("--sample-every K needs --interval N, the accesses of what is counted")
     if given["seed"] is not None and given["sample_every"] is None:

@@ -15,6 +15,7 @@
     system_cpus, system_judged       its CPUs: machines on one memory, or the vCPUs of a host's machine; their loop
     simulation, running, simulate    one run, fed batch by batch; of either kind of trace; a whole trace, in a call
     region, cuts, series             what a run counts from some access on, and in every so many accesses
+    roi                              what it counts between two marks of its trace
     sampling, sampled, estimates     of every so many intervals one; what that says of the whole, with which error
     touches                          what of a stretch of a trace touches a page in a new way
     side_by_side                     a trace through several machines, in threads

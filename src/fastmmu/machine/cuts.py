@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.series import AT_END
 from fastmmu.ops import LAST_ACCESS
 
-__all__ = ["accesses_in", "difference"]
+__all__ = ["accesses_in", "difference", "last_exits"]
 
 
 def difference(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -32,3 +33,12 @@ def accesses_in(block: Any) -> npt.NDArray[np.intp]:
     if not len(op) or int(op.max()) <= LAST_ACCESS:
         return np.arange(len(op), dtype=np.intp)
     return np.flatnonzero(op <= LAST_ACCESS)
+
+
+def last_exits(log: ExitLog | None, exits: int, behind: int = 0) -> ExitLog | None:
+    """Of a log the last exits before the last `behind`, so many at most."""
+    if log is None:
+        return None
+    records = log.records[: max(0, len(log) - behind)]
+    kept = min(len(records), exits)
+    return ExitLog(records[len(records) - kept :], exits - kept, log.vendor)

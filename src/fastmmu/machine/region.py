@@ -19,10 +19,10 @@ import numpy.typing as npt
 from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
-from fastmmu.machine.cuts import accesses_in, difference
-from fastmmu.machine.exit_log import ExitLog
+from fastmmu.machine.cuts import accesses_in, difference, last_exits
 from fastmmu.machine.policy import Policy
 from fastmmu.machine.result import Result
+from fastmmu.machine.roi import BetweenMarks, marks_of
 from fastmmu.machine.running import Counted, Kept, Resumable, Running, running
 from fastmmu.machine.sampled import Sample
 from fastmmu.machine.sampling import Sampling
@@ -35,12 +35,14 @@ __all__ = ["Region", "running_in"]
 @dataclass(frozen=True)
 class Region:
     """What is counted of a run. warm_up: accesses before that, None: as many as usual; interval: accesses of a row of
-    the time series, or of what a sample counts: one interval of each `sample_every`, drawn by `seed`."""
+    the time series, or of what a sample counts: one interval of each `sample_every`, drawn by `seed`;
+    roi: between two marks."""
 
     warm_up: int | None = None
     interval: int | None = None
     sample_every: int | None = None
     seed: int = 0
+    roi: str | None = None
 
     def __post_init__(self) -> None:
         if (self.warm_up or 0) < 0:
@@ -51,11 +53,13 @@ class Region:
             raise ConfigError(f"sample_every={self.sample_every}: give interval=, the accesses of what is counted, too")
         if self.sample is None and self.seed:
             raise ConfigError(f"seed={self.seed} draws a sample; give sample_every=, too")
+        if self.roi is not None and (self.warm_up or self.interval is not None):
+            raise ConfigError(f"roi={self.roi!r} says what is counted; leave out warm_up= and interval=")
 
     @property
     def whole(self) -> bool:
         """It is the run as it is."""
-        return not self.warm_up and self.interval is None
+        return not self.warm_up and self.interval is None and self.roi is None
 
     @property
     def sample(self) -> Sample | None:
@@ -81,7 +85,15 @@ def running_in(
     if region.sample is not None:
         return _sampling(trace, config, region.sample, policy, costs, exits)
     gate = None if exits is None else _Gate(exits)
+    marks = None if region.roi is None else marks_of(region.roi)
+    if marks is not None and getattr(trace, "kind", "program") != "system":
+        raise ConfigError(
+            f"roi={region.roi!r}: a trace of a program has no marks, a system trace has (MARK); count by accesses, "
+            "from one on with warm_up= (--warm-up N), up to one with trace.head(N) (--limit N)"
+        )
     run = running(trace, config, policy=policy, costs=costs, exits=gate)
+    if marks is not None:
+        return BetweenMarks(run, marks, costs, gate)
     return _InParts(run, region, config or Config(), costs, gate)
 
 
@@ -222,14 +234,6 @@ class _InParts:
             cycles_by=by_cause,
             seconds=whole.seconds - self.before.seconds,
             first=self.before.counters["accesses"],
-            exit_log=_last(whole.exit_log, counters["vm_exits"]),
+            exit_log=last_exits(whole.exit_log, counters["vm_exits"]),
             series=self.series,
         )
-
-
-def _last(log: ExitLog | None, exits: int) -> ExitLog | None:
-    """Those of a log that are of the region."""
-    if log is None or len(log) + log.lost <= exits:
-        return log
-    kept = min(len(log), exits)
-    return ExitLog(log.records[len(log) - kept :], exits - kept, log.vendor)

@@ -36,6 +36,7 @@ def each(
     interval: int | None = None,
     sample_every: int | None = None,
     seed: int = 0,
+    roi: str | None = None,
     checkpoints: Sequence[Checkpoint] | None = None,
 ) -> Iterator[Result]:
     """The results of a trace under each configuration, in their order, as they are finished.
@@ -49,11 +50,11 @@ def each(
     :param exits: as of :func:`simulate`, for all configurations in turn: each is run to its end before the next, and
         the trace is read as often.
     :param jobs: threads, None: one a processor. No result depends on it.
-    :param warm_up, interval, sample_every, seed: what is counted, as of :func:`simulate`.
+    :param warm_up, interval, sample_every, seed, roi: what is counted, as of :func:`simulate`.
     :param checkpoints: of each configuration, as of :func:`simulate`; they are run in turn then, as with `exits`.
     :raises ConfigError: there are more checkpoints than configurations, or fewer.
     """
-    threads, region = workers(jobs), Region(warm_up, interval, sample_every, seed)
+    threads, region = workers(jobs), Region(warm_up, interval, sample_every, seed, roi)
     if checkpoints is not None and len(checkpoints) != len(configs):
         raise ConfigError(f"{len(checkpoints)} checkpoints of {len(configs)} configurations; give one for each")
     if exits is not None or checkpoints is not None or (len(configs) == 1 and (threads == 1 or in_memory(trace))):
@@ -96,7 +97,7 @@ def _in_turn(
 ) -> Iterator[Result]:
     how: dict[str, Any] = {"costs": costs, "keep_partial": keep_partial, "exits": exits}
     how |= {"warm_up": region.warm_up, "interval": region.interval}
-    how |= {"sample_every": region.sample_every, "seed": region.seed}
+    how |= {"sample_every": region.sample_every, "seed": region.seed, "roi": region.roi}
     for i, config in enumerate(configs):
         done = None if progress is None else partial(progress, config)
         kept = None if checkpoints is None else checkpoints[i]

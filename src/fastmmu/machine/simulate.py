@@ -49,6 +49,7 @@ def simulate(
     interval: int | None = None,
     sample_every: int | None = None,
     seed: int = 0,
+    roi: str | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Result:
     """Run a whole trace.
@@ -67,6 +68,7 @@ def simulate(
     :param sample_every: of so many intervals one is counted, drawn by `seed`: ``Result.sample`` says with which error
         that is the whole. Between them `warm_up` accesses are run, None: all; before these, only what touches a page in
         a new way.
+    :param roi: of a system trace what is counted, by its marks: "3", from mark 3 to the next one, "3:5", "3:" or ":5".
     :param checkpoint: where the run keeps how far it came; what stands there is gone on from, and the result is the
         same. Not with `exits`, which would be given none of those before.
     :raises ConfigError: the trace ends within the warm-up, or before an interval was counted.
@@ -76,7 +78,7 @@ def simulate(
     if isinstance(trace, str) or hasattr(trace, "__fspath__"):
         raise ConfigError(f"simulate takes a trace, not a path; pass fastmmu.read_trace({str(trace)!r})")
     simulation = running_in(
-        trace, config, Region(warm_up, interval, sample_every, seed), policy=policy, costs=costs, exits=exits
+        trace, config, Region(warm_up, interval, sample_every, seed, roi), policy=policy, costs=costs, exits=exits
     )
     blocks = batches_of(trace)
     if checkpoint is not None:
@@ -87,6 +89,8 @@ def simulate(
             raise ConfigError(
                 "most of a sampled run is not run, and it is not kept; leave out checkpoint=, or sample_every="
             )
+        if roi is not None:
+            raise ConfigError("where a run began to be counted by marks is not kept; leave out checkpoint=, or roi=")
         run = cast(Resumable, simulation)
         keeper = Keeper(run, checkpoint, as_config(config), region=(warm_up, interval), policy=policy)
         blocks = keeper.rest(blocks)
