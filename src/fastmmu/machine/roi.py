@@ -36,9 +36,7 @@ def marks_of(text: str) -> Marks:
     """
     found = re.fullmatch(r"\s*([0-9]{1,9})?\s*(:)?\s*([0-9]{1,9})?\s*", text, re.ASCII)
     if found is None or not (found[1] or found[3]) or (found[3] and not found[2]):
-        raise ConfigError(
-            f"roi={text!r}: give the number of a mark, 3, to count up to the next one; or 3:5, 3: or :5 for one to another"
-        )
+        raise ConfigError(f"roi={text!r}: give the number of a mark, 3, to count up to the next one; or 3:5, 3:, :5")
     begin = None if found[1] is None else int(found[1])
     return Marks(begin, "next" if found[2] is None else None if found[3] is None else int(found[3]))
 
