@@ -115,8 +115,8 @@ def words(known: Sequence[str]) -> Callable[[str], list[str]]:
 RUNS = "Without --switch-every each is a run of its own. Default: the bundled traces"
 
 
-def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") -> None:
-    """TRACE… and what is made of them; `more` ends the help."""
+def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*", vcpus: tuple[str, ...] = ()) -> None:
+    """TRACE… and what is made of them; `more` ends the help; `vcpus`: more ways to take threads."""
     said = [format.said for format in FORMATS.values()]
     parser.add_argument(
         "traces",
@@ -130,10 +130,9 @@ def add_traces(parser: argparse.ArgumentParser, more: str, *, nargs: str = "*") 
         "--skip-other-lines", action="store_true", help="of lackey text: leave out, and count, what the program wrote"
     )
     group.add_argument("--columns", metavar="WORDS", help='of text: what a line holds, as "op addr:hex size" or "addr"')
-    group.add_argument("--threads", choices=("together", "apart"), help="of drmemtrace: by time, or each a process")
-    group.add_argument(
-        "--v2p", metavar="FILE", help='of drmemtrace: where pages lay; default: what a folder has; "none"'
-    )
+    how = "of drmemtrace: by time, or each a process" + "; vcpus: all traces are threads, of one machine" * bool(vcpus)
+    group.add_argument("--threads", choices=("together", "apart", *vcpus), help=how)
+    group.add_argument("--v2p", metavar="FILE", help='of drmemtrace: where pages lay; default: the folder\'s; "none"')
     group.add_argument("--data-only", action="store_true", help="leave out instruction fetches")
     group.add_argument("--skip", type=count(0), metavar="N", help="leave out the first N events of each trace")
     group.add_argument(
@@ -171,7 +170,7 @@ def traces(options: argparse.Namespace, *, system: bool = False) -> list[Trace]:
     if not names:
         raise TraceError("no trace is named, and this installation has no bundled ones; name a file")
     how = {"skip_other_lines": options.skip_other_lines, "columns": options.columns}
-    how |= {name: value for name in ("threads", "v2p") if (value := getattr(options, name))}
+    how |= {name: value for name in ("threads", "v2p") if (value := getattr(options, name)) and value != "vcpus"}
     found = [named_trace(name, options.format, **how) for name in names]
     options.opened = list(found)  # what is noted of them while they are read is told at the end
     _tell_apart(found)

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu._arguments cimport counted, flag, instance, many, shown, whole, word
+from fastmmu._arguments cimport counted, flag, instance, many, whole, word
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport vcpu_derive
 from fastmmu.kvm.host_calls cimport call_enter, call_exit
@@ -15,7 +15,6 @@ from fastmmu.machine.guest_kernel cimport kernel_idle, kernel_switch
 from fastmmu.machine.layout cimport all_slots, machine_bytes
 from fastmmu.machine.machine cimport Machine
 from fastmmu.machine.vcpus cimport vcpu_add, vcpu_remove, vcpus_begin, vcpus_end, vcpus_with_pdptes
-from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport Tlb, TlbCounters
 from fastmmu.tlb.tlb cimport TLB
@@ -67,7 +66,8 @@ cdef class Host:
     :param policy: overrides handlers of VM exits of the machines at the start, see :class:`Machine`.
     :param memory: the host's, bytes or text such as "4T"; only address space, nothing is allocated for it. None: 1 TB,
         or what the first machines take where that is more, or where the operating system refuses so much.
-    :raises ConfigError: a native configuration beside others, no machine, no CPU. :raises OutOfMemoryError: too much memory in all.
+    :raises ConfigError: a native configuration beside others, no machine, no CPU. :raises OutOfMemoryError: too much
+        memory in all.
 
     Threads: one physical CPU runs at a time: :meth:`run`, :meth:`place`, :meth:`add` and :meth:`remove`, and
     instructions of any of its guests, are refused meanwhile (PolicyError); counters, totals, deliveries and the VMMs of
@@ -90,7 +90,7 @@ cdef class Host:
         tlbs = tlbs_of(chosen[0][0], cpus)
         if state is not None:
             instance("state", state, GuestState)
-        for config, count in chosen:
+        for config, _ in chosen:
             total += machine_bytes(config, all_slots(config, kernel, ()))
         self.memory, self.ranges = reserve(total, memory)
         self.cpus = tlbs

@@ -7,7 +7,7 @@ from fastmmu.machine.kernel_state cimport DIRECT_MAP, FrameList, GuestKernel
 from fastmmu.paging.memory cimport mem_read64, mem_write64
 
 cdef void give(FrameList *list, uint64_t frame) noexcept nogil
-cdef void give_page(GuestKernel *k, uint64_t frame, bint large) noexcept nogil      # a page of a program that one unmaps
+cdef void give_page(GuestKernel *k, uint64_t frame, bint large) noexcept nogil      # a program's, that one unmaps
 cdef uint64_t new_data(GuestKernel *k) noexcept nogil       # NO_FRAME: none is left
 cdef uint64_t new_large(GuestKernel *k) noexcept nogil
 cdef int new_table(GuestKernel *k, uint64_t *table) noexcept nogil

@@ -14,7 +14,7 @@ cdef extern from *:
     """
     const uint64_t DIRECT_MAP "FM_DIRECT_MAP"   # linear address at which the kernel sees guest-physical 0
     const uint64_t NO_FRAME "FM_NO_FRAME"
-    const uint64_t LARGE_FRAME "FM_LARGE_FRAME" # address of a 2 MB page in its entry
+    const uint64_t LARGE_FRAME "FM_LARGE_FRAME"     # address of a 2 MB page in its entry
 
 cdef enum:
     NO_PROCESS = 0xFFFFFFFF
@@ -33,7 +33,7 @@ cdef struct GuestCounters:      # of a vCPU, what the guest did with it; names a
     uint64_t munmaps            # ranges of pages that went, or became read-only
     uint64_t protects
     uint64_t forks
-    uint64_t cow_copies         # pages copied at a write, as another process shares them; given rights back, as none does
+    uint64_t cow_copies         # pages copied at a write, as others share them; given rights back, as none does
     uint64_t write_rights
     uint64_t cr3_flushes        # CR3 loaded again, for a flush of the address space
     uint64_t late_flushes       # that were due while it was in lazy mode, or had another address space
@@ -97,4 +97,4 @@ cdef struct GuestKernel:
     bint lazy_tlb               # a vCPU that idles keeps the tables of the process that ran last
     uint32_t flush_ceiling      # more pages are flushed with all others (tlb_single_page_flush_ceiling)
     bint omit_shootdown         # to see what it is for
-    uint16_t *count             # [gfn] of a page table: pages that it maps; of a program's page: further ones that share it
+    uint16_t *count             # [gfn] of a page table: pages that it maps; of a program's page: who shares it, but one

@@ -6,9 +6,9 @@
                                                               ├── PV, preempted ──► the VMM flushes at its VM entry
                                                               └── INVLPGB ──► flushed, without being told
 
-A vCPU has the bit of an address space (mm_cpumask) as long as its tables are loaded. One vCPU runs at a time: the others
-carry out what they owe before their next instruction, which nobody can tell from at once; and the one that waits for
-their answers goes on. Their own generations are what they would be by then.
+A vCPU has the bit of an address space (mm_cpumask) as long as its tables are loaded. One vCPU runs at a time: the
+others carry out what they owe before their next instruction, which nobody can tell from at once; and the one that waits
+for their answers goes on. Their own generations are what they would be by then.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
@@ -139,7 +139,7 @@ cdef int flush_range(GuestKernel *k, uint64_t la, uint64_t pages, uint32_t shift
 
 
 cdef int shoot_serve(GuestKernel *k) noexcept nogil:
-    # flush_tlb_func, once for each interrupt. Where interrupts are off it is done all the same: Linux runs no program then
+    # flush_tlb_func, once for each interrupt. Where interrupts are off it is done all the same: no program runs then
     cdef GuestCpu *me = k.here
     cdef uint32_t i, n = me.n
     cdef OwedFlush *flush
@@ -237,8 +237,8 @@ cdef int interrupt_others(GuestKernel *k, Kvm *kvm, uint32_t n) noexcept nogil:
 
 
 cdef void broadcast(GuestKernel *k, Kvm *kvm, uint64_t la, uint64_t pages, uint32_t shift) noexcept nogil:
-    # INVLPGB and TLBSYNC (APM vol. 3): on every processor, lazy or preempted, for the PCID; of a guest as if KVM gave all
-    # vCPUs of a VM one ASID
+    # INVLPGB and TLBSYNC (APM vol. 3): on every processor, lazy or preempted, for the PCID; of a guest as if KVM gave
+    # all vCPUs of a VM one ASID
     cdef uint32_t process = k.current[0], pcid = pcid_of(k, process), asid, i
     cdef uint64_t generation = k.generation[process], page
     cdef GuestCpu *to

@@ -108,6 +108,24 @@ class DrmemtraceTrace(FileTrace):
             return []
         return [f"{self._left_out} pages of {NAME} are left out: their addresses are none of a program of x86-64"]
 
+    def by_thread(self) -> list[tuple[int, DrmemtraceTrace]]:
+        """The threads of a folder that have events, in the order of their files: PID, and its events alone.
+
+        :raises TraceError: a file that is none, or is cut short.
+        """
+        found = []
+        for path in self._files:
+            stream = _Stream(path, 0, False)
+            try:
+                stream.records.forget()
+                if stream.events(empty_batch(1), 0)[1] == _WHO:
+                    part = DrmemtraceTrace(path)
+                    part.v2p = v2p_of(self.path or "") if self.v2p is None else self.v2p
+                    found.append((stream.records.pid, part))
+            finally:
+                stream.source.close()
+        return found
+
     def _places(self) -> tuple[list[tuple[int, int, int]], bool]:
         """Events that say where the pages of each process lie, and whether markers are to be heard."""
         file = v2p_of(self.path or "") if self.v2p is None else self.v2p

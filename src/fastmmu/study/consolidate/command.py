@@ -13,7 +13,13 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.wholly import read_whole
 
 if TYPE_CHECKING:
-    from fastmmu.study.consolidate.run import Turn
+    from collections.abc import Callable
+
+    from fastmmu.machine.config import Config
+    from fastmmu.machine.costs import CostModel
+    from fastmmu.study.consolidate.run import Consolidation, Turn
+    from fastmmu.study.consolidate.threads import Threaded
+    from fastmmu.trace import Trace
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
@@ -23,8 +29,10 @@ USAGE = "[options] [TRACE ...]"
 DESCRIPTION = """\
 Runs each trace in a virtual machine of its own (with --one-machine: each on a vCPU of one machine), on the physical
 CPUs of one host. A TLB belongs to a physical CPU: what a vCPU finds there is what the others left, and where it moves
-the VMM flushes, by the policy that --kvm names. With --tpr each vCPU has a local APIC, and those of one machine send
-each other interrupts.
+the VMM flushes, by the policy that --kvm names. With --threads vcpus the traces are threads of one process
+(--processes: of several; a folder of drmemtrace is its threads, by their processes) on the vCPUs of one machine, whose
+guest kernel makes vCPUs flush where one takes rights away (docs/shootdowns.md). With --tpr each vCPU has a local APIC,
+and those of one machine send each other interrupts.
 """
 
 EPILOG = """\
@@ -35,6 +43,8 @@ examples:
   fastmmu host a.lackey b.lackey --cpus 2 --schedule turns.csv
   fastmmu host a.lackey b.lackey --topology 1x1x2 --quantum 1k --vpid        two hyperthreads of a core
   fastmmu host --cpus 2 --one-machine --vpid --tpr apicv --traffic linux
+  fastmmu host a.lackey b.lackey --threads vcpus --cpus 2 --vpid --shootdown pv
+  fastmmu host a b c d --threads vcpus --processes 0,0,1,1 --vcpus 3 --affinity 0,1,0+1+2,2 --seed 1 --migrate 10%
 
 A schedule has a line for each turn: CPU, vCPU, events (lines that begin with # do not count). The run ends with it.
 """
@@ -50,6 +60,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     host.add_argument("--quantum", type=shared.count(1), default=50_000, metavar="N", help="events of a turn; 50k")
     host.add_argument("--schedule", metavar="FILE", help="turns, in place of round robin")
     host.add_argument("--one-machine", action="store_true", help="the traces run on the vCPUs of one machine")
+    threads = parser.add_argument_group("threads on vCPUs")
+    threads.add_argument(
+        "--processes", type=numbers, metavar="P,...", help="process of each trace, from 0, where they are of several"
+    )
+    threads.add_argument("--vcpus", type=shared.count(1), metavar="N", help="vCPUs; default: one for each thread")
+    threads.add_argument(
+        "--seed", type=shared.count(0), metavar="N", help="turns come in a random order, of random length"
+    )
+    threads.add_argument(
+        "--migrate", type=shared.share, default=0.0, metavar="P", help="chance a round that a thread moves"
+    )
+    threads.add_argument("--affinity", type=groups, metavar="V+V,...", help="vCPUs that each thread may run on")
     scheme = parser.add_argument_group("the machines")
     scheme.add_argument("--mmu", choices=("shadow", "ept"), default="ept", help="default: ept")
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
@@ -58,10 +80,22 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--shootdown", choices=METHODS, help="how vCPUs of one machine make each other flush; default: ipi"
     )
     scheme.add_argument("--no-lazy-tlb", action="store_true", help="vCPUs that idle load the kernel's own tables")
-    shared.add_traces(parser, "Default: the bundled traces")
+    shared.add_traces(parser, "Default: the bundled traces", vcpus=("vcpus",))
     shared.add_config(parser)
     shared.add_files(parser)
     shared.add_quiet(parser)
+
+
+def numbers(text: str) -> list[int]:
+    """Numbers with commas between them."""
+    if not re.fullmatch("[0-9]{1,6}(,[0-9]{1,6})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers with commas between them, as in 0,0,1")
+    return [int(word) for word in text.split(",")]
+
+
+def groups(text: str) -> list[list[int]]:
+    """Groups of numbers: commas between groups, + within."""
+    return [numbers(word.replace("+", ",")) for word in text.split(",")]
 
 
 def read_schedule(path: str) -> list[Turn]:
@@ -95,21 +129,54 @@ def handle(options: argparse.Namespace) -> int:
     shared.check_files(options)
     chosen, costs = shared.traces(options), shared.cost_model(options)
     schedule = None if options.schedule is None else read_schedule(options.schedule)
+    threaded = options.threads == "vcpus"
+    if schedule is not None and threaded:
+        raise ConfigError("--schedule says which vCPU runs where, --threads vcpus which thread runs on one; give one")
     with progress(quiet=options.quiet) as report:
-        found = step(
-            lambda: consolidate(
-                chosen,
-                config,
-                cpus=options.cpus,
-                quantum=options.quantum,
-                schedule=schedule,
-                one_machine=options.one_machine,
-                costs=costs,
-                progress=lambda n: report(f"{len(chosen)} vCPUs", None, n),
-                keep_partial=True,
+
+        def told(n: int) -> None:
+            report(f"{len(chosen)} {'threads' if threaded else 'vCPUs'}", None, n)
+
+        found: Consolidation
+        if threaded:
+            found = step(lambda: _threads(options, chosen, config, costs, told))
+        else:
+            found = step(
+                lambda: consolidate(
+                    chosen,
+                    config,
+                    cpus=options.cpus,
+                    quantum=options.quantum,
+                    schedule=schedule,
+                    one_machine=options.one_machine,
+                    costs=costs,
+                    progress=told,
+                    keep_partial=True,
+                )
             )
-        )
     shared.write_files(options, found.results)
     if not shared.to_stdout(options):
         terminal.say(host_table(found, width=terminal.width(), colour=terminal.colour()))
     return 0 if all(result.complete for result in found.results) else interruption.code()
+
+
+def _threads(
+    options: argparse.Namespace, chosen: list[Trace], config: Config, costs: CostModel, told: Callable[[int], None]
+) -> Threaded:
+    from fastmmu.study.consolidate.threads import run_threads, threads_of
+
+    threads, processes = threads_of(chosen)
+    return run_threads(
+        threads,
+        config,
+        processes=options.processes or processes,
+        vcpus=options.vcpus,
+        cpus=options.cpus,
+        quantum=options.quantum,
+        seed=options.seed,
+        migrate=options.migrate,
+        affinity=options.affinity,
+        costs=costs,
+        progress=told,
+        keep_partial=True,
+    )

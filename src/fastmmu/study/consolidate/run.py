@@ -63,7 +63,7 @@ class _Program:
 
     def _processes(self, op: npt.NDArray[np.uint8], addr: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """Processes of vCPUs of one machine get numbers of their own: k of vCPU i becomes i + k times the vCPUs."""
-        switches = op == Op.SWITCH
+        switches = (op == Op.SWITCH) | (op == Op.FORK)
         if self.of == 1 or not switches.any():
             return addr
         return np.where(switches, addr * np.uint64(self.of) + np.uint64(self.number), addr)

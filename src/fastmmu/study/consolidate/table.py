@@ -5,12 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastmmu.report.table import Cell, Column, number, render
+from fastmmu.study.consolidate.threads import Threaded
 from fastmmu.study.tpr.table import exits_by_cause
 
 if TYPE_CHECKING:
     from fastmmu.study.consolidate.run import Consolidation
 
 __all__ = ["host_table"]
+
+
+_SHOOTDOWNS = {
+    "shootdowns": "shootdowns", "shootdown_ipis": "IPIs for them",
+    "shootdown_preempted": "of these to vCPUs without a CPU",
+    "shootdown_marked": "vCPUs flushed by the VMM", "shootdown_lazy": "lazy ones left alone", "invlpgbs": "INVLPGB",
+}  # fmt: skip
+
+
+def _threads(found: Threaded) -> list[str]:
+    """A line a process."""
+    lines = []
+    for process in sorted({thread.process for thread in found.threads}):
+        inside = [thread for thread in found.threads if thread.process == process]
+        moves = sum(thread.moves for thread in inside)
+        lines.append(f"process {process}: {len(inside)} threads, {moves:,} moves between vCPUs")
+    return lines
 
 
 def host_table(found: Consolidation, *, width: int = 120, colour: bool = False) -> str:
@@ -52,6 +70,11 @@ def host_table(found: Consolidation, *, width: int = 120, colour: bool = False) 
         evictions = sum(result.counters["sibling_evictions"] for result in found.results)
         misses = sum(result.counters["sibling_misses"] for result in found.results)
         foot.append(f"hyperthreads of a core: {evictions:,} entries of another displaced, {misses:,} walks for such")
+    sums = {name: sum(result.counters[name] for result in found.results) for name in _SHOOTDOWNS}
+    if sums["shootdowns"] or sums["shootdown_lazy"]:
+        foot.append(", ".join(f"{n:,} {_SHOOTDOWNS[name]}" for name, n in sums.items() if n))
+    if isinstance(found, Threaded):
+        foot += _threads(found)
     if found.unfinished:
         foot.append(f"{found.unfinished:,} events of the schedule came after the end of their program")
     if not all(result.complete for result in found.results):
