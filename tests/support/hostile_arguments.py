@@ -189,6 +189,7 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "results": lambda w: [w.result],
     "result": lambda w: w.result,
     "save.path": lambda w: Path("results.csv"),
+    "Simulation.from_checkpoint.path": lambda w: w.run_checkpoint,
     "from_checkpoint.path": lambda w: w.checkpoint,
     "restore.machine": lambda w: Machine(Config(memory="64M")),
     "restore.names": lambda w: state_of(Machine(Config(memory="64M")))[0],

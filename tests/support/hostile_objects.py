@@ -271,6 +271,10 @@ class World:
         Machine(Config(**SMALL)).save(path := Path("machine.ckpt"))
         return path
 
+    def make_run_checkpoint(self) -> Path:
+        fastmmu.Simulation(Config(**SMALL)).save(path := Path("run.ckpt"))
+        return path
+
     def make_study_file(self) -> Path:
         path = Path("study.toml")
         path.write_text('[traces]\na = "sqlite"\n')

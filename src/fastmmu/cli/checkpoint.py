@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EVERY", "add_checkpoint", "check_checkpoint", "checkpoint_of"]
 
-EVERY = 10_000_000
+EVERY = 1_000_000_000
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, what: str = "events") -> None:
@@ -24,7 +24,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, what: str = "events") -> Non
         "runs FILE.1, FILE.2, ..."
     )  # fmt: skip
     group.add_argument(
-        "--checkpoint-every", type=shared.count(1), metavar="N", help=f"{what} between two of them; default: 10m"
+        "--checkpoint-every", type=shared.count(1), metavar="N", help=f"{what} between two of them; default: 1g"
     )
 
 

@@ -31,7 +31,7 @@ class Checkpoint:
     """
 
     path: str | os.PathLike[str]
-    every: int = 10_000_000
+    every: int = 1_000_000_000
 
     def __post_init__(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
