@@ -153,12 +153,21 @@ def test_what_the_first_level_holds_at_a_cut() -> None:
     assert left["levels"][0]["keys"].size < 1000
 
 
-def test_a_piece_of_a_trace() -> None:
+@pytest.mark.parametrize("name", ["", "t.npy", "t.npy.xz", "t.arrow", "t.lackey"])
+def test_a_piece_of_a_trace(name: str, tmp_path: Path) -> None:
     trace = trace_of(events(1, 1000, 50, 0, 0))
-    for first, stop in ((0, 1000), (0, 1), (999, 1000), (300, 700)):
+    if name:
+        write_trace(trace, tmp_path / name)
+        trace = read_trace(tmp_path / name)
+    whole = np.concatenate([batch.addr for batch in trace.batches()])
+    for first, stop in ((0, 1000), (0, 1), (999, 1000), (300, 700), (5, 5)):
         found = [int(a) for batch in piece(trace, first, stop) for a in batch.addr]
-        (batch,) = trace.batches(2000)
-        assert found == batch.addr[first:stop].tolist()
+        assert found == whole[first:stop].tolist()
+    for first in (0, 1, 999, 1000, 5000):
+        found = [int(a) for batch in trace.events_from(first, 77) for a in batch.addr]
+        assert found == whole[first:].tolist()
+    with pytest.raises(TraceError, match="counted from 0"):
+        trace.events_from(-1)
 
 
 def test_errors_name_the_event_of_the_whole_trace() -> None:

@@ -59,6 +59,25 @@ class Trace(ABC):
         return DataOnly(self)
 
     @checked
+    def events_from(self, first: int, chunk: int = CHUNK) -> Iterator[Batch]:
+        """All events from number `first` on, counted from 0, in batches of up to `chunk`: a .npy file that is not
+        compressed is read from there, others from their start.
+
+        :raises TraceError: `first` is below 0; as :meth:`batches`.
+        """
+        check_chunk(chunk)
+        if first < 0:
+            raise TraceError(f"events_from({first}): events are counted from 0")
+        return self._from(first, chunk)
+
+    def _from(self, first: int, chunk: int) -> Iterator[Batch]:
+        at = 0
+        for batch in self.batches(chunk):
+            at += len(batch)
+            if at > first:
+                yield batch[max(0, first - at + len(batch)) :]
+
+    @checked
     def head(self, n: int) -> Trace:
         """The first `n` events."""
         return Head(self, n)

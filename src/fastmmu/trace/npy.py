@@ -88,10 +88,22 @@ class NpyTrace(FileTrace):
                 raise TraceError(f"a record has {dtype.itemsize} bytes, more than {_MAX_RECORD}", path=self.path)
         return dtype, shape[0]
 
+    def _from(self, first: int, chunk: int) -> Iterator[Batch]:
+        with ByteSource(self.path) as source:
+            if source.codec is None:
+                yield from self._events(source, chunk, first)
+                return
+        yield from super()._from(first, chunk)
+
     def _decode(self, source: ByteSource, chunk: int) -> Iterator[Batch]:
+        return self._events(source, chunk, 0)
+
+    def _events(self, source: ByteSource, chunk: int, begin: int) -> Iterator[Batch]:
         dtype, total = self._header(source)
         start = source.offset
-        for first in range(0, total, chunk):
+        if begin:
+            source.skip(min(begin, total) * dtype.itemsize)
+        for first in range(begin, total, chunk):
             rows = np.empty(min(chunk, total - first), dtype)
             got = source.fill(rows.view(np.uint8).data)
             if got < rows.nbytes:

@@ -92,6 +92,16 @@ class ByteSource:
         self.offset += n
         return n
 
+    def skip(self, n: int) -> None:
+        """Pass over `n` bytes of a file that is not compressed."""
+        assert self.codec is None
+        try:
+            self._file.seek(n, os.SEEK_CUR)
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        self.offset += n
+        self.taken += n
+
     def fill(self, view: memoryview) -> int:
         """Fill `view`; fewer bytes only at the end."""
         done = 0

@@ -213,13 +213,11 @@ def _parts(trace: Trace, events: int) -> Iterator[list[Batch]]:
 
 def piece(trace: Trace, first: int, stop: int) -> Iterator[Batch]:
     """The events from number `first` on, up to `stop`."""
-    at = 0
-    for batch in trace.batches():
-        begin, end = max(first - at, 0), min(stop - at, len(batch))
-        if begin < end:
-            yield batch[begin:end]
-        at += len(batch)
-        if at >= stop:
+    left = stop - first
+    for batch in trace.events_from(first) if left else ():
+        yield batch[:left]
+        left -= len(batch)
+        if left <= 0:
             return
 
 
