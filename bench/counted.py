@@ -149,7 +149,7 @@ def traces() -> Iterator[Work]:
 def others() -> Iterator[Work]:
     """No work of ours: where these take another number of instructions, counts of ours say nothing."""
     data = np.random.default_rng(1).integers(0, 1 << 40, 20_000, dtype=np.uint64)
-    yield Work("NumPy alone", len(data), lambda: np.sort(data)[np.argsort(data)].cumsum())
+    yield Work("NumPy alone", len(data), lambda: np.sort(data)[np.argsort(data)].cumsum(), len_is(len(data)))
     yield Work("Python alone", len(data), lambda: sorted({str(n): n for n in range(len(data))}))
 
 

@@ -73,8 +73,8 @@ cdef class Cpu:
     the DPL of SS. What goes through the guest's IDT comes back as a :class:`GuestEvent`.
 
     :param memory: :class:`fastmmu.PhysicalMemory`, host-physical and writable: regions, tables and the guest's memory.
-    :param tlb: a :class:`fastmmu.TLB`, which several processors may share as hyperthreads do; or what one is
-        made of: the name of a preset, a Geometry.
+    :param tlb: a :class:`fastmmu.TLB`, that of a hyperthread (:meth:`TLB.hyperthreads`) or one that several processors
+        share whole; or what one is made of: the name of a preset, a Geometry.
     :param caps: :class:`Capabilities`. :param vmxon: address of the VMXON region, which no VMCS may have; None:
         elsewhere.
     :raises ConfigError: memory that is read-only. :raises StateError: an address that is no VMXON region.
