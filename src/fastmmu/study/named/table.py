@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastmmu.report.figure import PALETTE, lie, picture
+from fastmmu.report.figure import PALETTE, lie, narrow, picture
 from fastmmu.report.table import Cell, Column, paint, prose, render
 
 if TYPE_CHECKING:
@@ -156,8 +156,9 @@ def named_plot(every: Sequence[Findings], path: str | os.PathLike[str]) -> None:
             (found, unit, [finding for finding in drawn if finding.check.unit == unit])
             for unit in dict.fromkeys(finding.check.unit for finding in drawn)
         ]
-    heights = [len(findings) + 1.6 for _, _, findings in parts]
-    with picture(path, (7.2, 0.42 * sum(heights) + 0.4)) as figure:
+    tall = 1.35 if narrow() else 1.0
+    heights = [tall * len(findings) * max(2, *map(_lines, findings)) / 2 + 1.6 for _, _, findings in parts]
+    with picture(path, (7.2, 0.42 * sum(heights) + 0.4 * tall)) as figure:
         places = figure.subplots(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (found, unit, findings) in zip(places, parts, strict=True):
             _draw(axes, unit, findings)
@@ -165,12 +166,20 @@ def named_plot(every: Sequence[Findings], path: str | os.PathLike[str]) -> None:
         _legend(figure)
 
 
+def _wrapped(finding: Finding) -> str:
+    return "\n".join(textwrap.wrap(finding.check.what, 28 if narrow() else 44))
+
+
+def _lines(finding: Finding) -> int:
+    return _wrapped(finding).count("\n") + 1
+
+
 def _draw(axes: Any, unit: str, findings: Sequence[Finding]) -> None:
     scale = 100 if unit in ("gain", "percent") else 1
     names, ours = [], []
     for i, finding in enumerate(findings):
         check, value = finding.check, scale * (finding.ours or 0)
-        names.append("\n".join(textwrap.wrap(check.what, 44)))
+        names.append(_wrapped(finding))
         ours.append(value)
         axes.barh([i], [value], height=0.55, color=PALETTE[5] if finding.holds is False else PALETTE[0])
         if check.low is not None and check.high is not None:
