@@ -65,6 +65,9 @@ BARE = [
     Config(memory="64M", mmu="shadow", vpid=True, kvm="6.1", unsync=True),
     Config(memory="64M", mmu="ept", vpid=True, kvm="6.1"),
     Config(memory="64M", mmu="ept", vendor="amd", kvm="6.1"),
+    Config(memory="64M", mmu="ept"),  # no unrestricted guest: an identity table, a virtual-8086 task
+    Config(memory="64M", mmu="shadow"),
+    Config(memory="64M", mmu="ept", vpid=True, kvm="6.1", vmm="python"),
 ]
 
 

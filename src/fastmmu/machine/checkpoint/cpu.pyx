@@ -9,6 +9,8 @@ from fastmmu.cpu.vcpu cimport ABORT_NONE, ACC_PDPTES, INS_INVLPG, Vcpu
 from fastmmu.kvm.kvm cimport CLASS_GUEST, EXITING_GUEST_MODE, NOWHERE, KvmVcpu
 from fastmmu.machine.checkpoint.archive cimport _Archive
 
+from fastmmu.errors import CheckpointError
+
 cdef enum:
     MOST_REQUESTS = 15
     MOST_RULE = 31
@@ -134,7 +136,7 @@ cdef int keep_paging(_Archive a, str at, Paging *g, const Registers *r, bint in_
             and of.entry_shift == g.entry_shift and of.la_bits == g.la_bits and of.pse36_bits == g.pse36_bits
             and of.lazy_upper_a == g.lazy_upper_a and of.id_bit == g.id_bit and of.pat == g.pat
             and not memcmp(of.rsvd, g.rsvd, sizeof(g.rsvd)) and not memcmp(of.large_ok, g.large_ok, 6)):
-        raise SystemError(f"{at}: what paging goes by is not what its registers say; please report this")
+        raise CheckpointError(f"{at}: what paging goes by is not what its registers say; please report this")
     return 0
 
 

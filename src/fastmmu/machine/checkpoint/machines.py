@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
@@ -100,7 +100,10 @@ def save_machine(machine: Machine, path: Path) -> None:
 
 
 def _version() -> str:
-    return version("fastmmu")
+    try:
+        return version("fastmmu")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "uninstalled"
 
 
 def _of_python(found: Any, known: set[str], what: str) -> tuple[str, Any]:
