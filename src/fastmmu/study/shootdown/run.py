@@ -123,6 +123,7 @@ def shootdown_study(
     )  # fmt: skip
 
 
+@checked
 def shootdown_points(
     trace: AnyTrace,
     vcpus: Sequence[int] = VCPUS,
