@@ -52,6 +52,15 @@ def test_policies(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert [block for block in blocks if block not in source] == []
 
 
+def test_checkpoint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second time the checkpoint is that of the end."""
+    for _ in range(2):
+        size, counted, same = output("checkpoint.py", capsys, monkeypatch, str(tmp_path)).splitlines()
+        assert re.fullmatch(r"checkpoint of \d{2,3} KB", size)
+        assert re.fullmatch(r"[\d,]+ TLB misses, \d\.\d\d cycles an access", counted)
+        assert same == "the same"
+
+
 def test_sweep(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Code and figures of docs/studies.md are those of the example; the second time nothing is run."""
     pytest.importorskip("pyarrow", reason="results of studies are Parquet: fastmmu[arrow]")
