@@ -248,15 +248,14 @@ cdef class StackDistances:
         for i in range(self.c.levels):
             x = &self.c.level[i]
             lists = [(*_order(&x.list[j]), _copied(x.list[j].hist, x.list[j].depth + 1)) for j in range(x.lists)]
-            counted = _copied(x.tree.hist, GROUPS * (x.tree.limit + 1))
-            where = np.flatnonzero(counted)
+            where, counted = _nonzero(x.tree.hist, GROUPS * (x.tree.limit + 1))
             records = _copied(<const uint64_t *> x.record, 2 * x.records).reshape(-1, 2)
             order = np.empty(tree_size(&x.tree), np.uint64)
             _order_of_tree(&x.tree, order)
             pages = _copied(x.tree.page, x.tree.mask + 1)
             levels.append({
                 "lookups": x.lookups, "repeats": x.repeats, "last": x.last, "begun": x.begun, "lists": lists,
-                "where": where, "counted": counted[where], "order": order, "pages": pages[pages != 0] - np.uint64(1),
+                "where": where, "counted": counted, "order": order, "pages": pages[pages != 0] - np.uint64(1),
                 "keys": np.ascontiguousarray(records[:, 0]), "how": np.ascontiguousarray(records[:, 1]),
             })
         return {"accesses": self.c.accesses, "flushes": self.c.flushes, "invalidations": self.c.invalidations,
@@ -325,6 +324,22 @@ cdef object _copied(const uint64_t *at, uint64_t n):
     for i in range(n):
         to[i] = at[i]
     return found
+
+
+cdef tuple _nonzero(const uint64_t *at, uint64_t n):
+    # Where they are, and these.
+    cdef uint64_t i, many = 0
+    with nogil:
+        for i in range(n):
+            many += at[i] != 0
+    where, found = np.empty(many, np.uint64), np.empty(many, np.uint64)
+    cdef uint64_t[::1] place = where, value = found
+    many = 0
+    for i in range(n):
+        if at[i]:
+            place[many], value[many] = i, at[i]
+            many += 1
+    return where, found
 
 
 cdef tuple _order(const List *l):
