@@ -197,6 +197,7 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "save_exits.path": lambda w: Path("exits.csv"),
     "ExitFile.path": lambda w: Path("exits.csv"),
     "plot_exits.path": lambda w: Path("exits.svg"),
+    "plot_runs.path": lambda w: Path("runs.svg"),
     "histories": lambda w: [],
     "log": lambda w: w.vmm_machine.exit_log(),
     "pfn": lambda w: np.array([0, 2], np.uint64),
