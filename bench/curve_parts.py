@@ -22,8 +22,10 @@ EVENTS = 16_000_000
 def in_memory(trace: Trace, times: int = 1) -> Trace:
     """The same in arrays, several times."""
     batches = list(trace.batches())
-    columns = (np.concatenate([getattr(batch, name) for batch in batches]) for name in ("addr", "op", "size"))
-    return Trace.from_arrays(*(np.tile(column, times) for column in columns))
+    addr, op, size = (
+        np.tile(np.concatenate([getattr(batch, name) for batch in batches]), times) for name in ("addr", "op", "size")
+    )
+    return Trace.from_arrays(addr, op, size)
 
 
 def main(name: str, trace: Trace) -> None:
