@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 from pathlib import Path
 from random import Random
 
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmu import ConfigError, Op, TraceError, read_trace
+from fastmmu.cli import main
 from fastmmu.reference.tlb.stack_distance import Event, Order, Part, distances, follow
 from fastmmu.study import Curves, tlb_curve
 from fastmmu.study.curve.curve_kernel_py import StackDistances
@@ -192,3 +195,20 @@ def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match="what a part left"):
         kernel.follow(other)
     assert list(stream([], DATA, False)) == []
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_trace(trace_of(events(9, 3000, 120, 0.02, 0)), "t.npy")
+    found = []
+    for more in ("--jobs 1", "--jobs 2 --parts 3", "--executor threads:2 --parts 4"):
+        assert main([*["tlb-curve", "t.npy", "--quiet", "--most", "500", "--json", "c.json"], *more.split()]) == 0
+        found.append([{**row} for row in json.loads(Path("c.json").read_text())["curves"]])
+    assert found[0] == found[1]
+    without = [[{k: v for k, v in row.items() if k != "content"} for row in rows] for rows in found]
+    assert without[0] == without[2]
+    capsys.readouterr()
+    for more in ("--executor nowhere", "--executor threads:x", "--parts 0"):
+        with contextlib.suppress(SystemExit):
+            assert main(["tlb-curve", "t.npy", "--quiet", *more.split()]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
