@@ -105,8 +105,6 @@ cdef int system_event(Run *m, int op, int size, uint64_t addr) noexcept nogil:
         m.c.unmaps += 1
         # premapped tables stand from the first access to the last
         return DONE_OK if m.vcpu.cpu.premap != NULL else answered(&m.vcpu.cpu, kernel_unmap(m.kernel, addr))
-    if OP_MUNMAP <= op <= OP_COLLAPSE:
-        return DONE_OK if m.vcpu.cpu.premap != NULL else answered(&m.vcpu.cpu, memory_event(m.kernel, op, addr))
     if op == OP_PLACE:
         return answered(&m.vcpu.cpu, kernel_place(m.kernel, size, addr))
     if op == OP_EXIT:
@@ -120,6 +118,8 @@ cdef int system_event(Run *m, int op, int size, uint64_t addr) noexcept nogil:
         if outcome == DONE_GP:
             return vcpu_abort(&m.vcpu.cpu, ABORT_APIC_GP, m.vcpu.cpu.store_value)
         return vcpu_abort(&m.vcpu.cpu, ABORT_APIC_PF, m.vcpu.cpu.cr2) if outcome == DONE_PF else outcome
+    if OP_MUNMAP <= op <= OP_COLLAPSE:
+        return DONE_OK if m.vcpu.cpu.premap != NULL else answered(&m.vcpu.cpu, memory_event(m.kernel, op, addr))
     return vcpu_abort(&m.vcpu.cpu, ABORT_APIC if FIRST_OF_APIC <= op <= LAST_OF_APIC else ABORT_OP, op)
 
 
