@@ -381,42 +381,32 @@ cdef inline int unit_of(const TlbArray *a, int kind) noexcept nogil:
     return GPM if kind == K_GPM else a.unit     # guest-physical mappings may share the second level
 
 
-cdef inline void forget_dead(Tlb *t, TlbArray *a, TlbSet *s, uint32_t way, TlbContext *x, uint32_t id) noexcept nogil:
-    # An entry of a dead context, of whichever hyperthread, leaves its way.
+cdef inline void tlb_forget(Tlb *t, TlbArray *a, TlbSet *s, uint32_t way, int cause) noexcept nogil:
+    # Accounts for an entry that leaves its way, a dead one or its own; cause -1: not an invalidation.
+    cdef uint32_t id = s.way[way] >> 2 & 0xFFFF
+    cdef int size = s.way[way] & 3
+    cdef TlbContext *x = &t.ctx[id]
+    cdef int u = unit_of(a, x.kind)
     if fractured_in(a, s.way[a.pad + way]):
         tlb_unfracture(x.owner, a, s, way)
-    a.dead -= 1
+    if t.state[id] == CTX_DEAD:
+        a.dead -= 1
+    else:
+        x.live[u][size] -= 1
+        t.unit[u].live[size] -= 1
+        if size:
+            t.unit[u].large -= 1
+        if cause >= 0:
+            t.c.invalidated[cause][u] += 1
     x.total -= 1
     if x.total == 0:
         tlb_release(x.owner, id)
 
 
-cdef inline void forget_live(Tlb *t, TlbArray *a, TlbSet *s, uint32_t way, TlbContext *x, uint32_t id,
-                             int cause) noexcept nogil:
-    # One of its own; cause -1: not an invalidation.
-    cdef int size = s.way[way] & 3
-    cdef int u = unit_of(a, x.kind)
-    if fractured_in(a, s.way[a.pad + way]):
-        tlb_unfracture(t, a, s, way)
-    x.live[u][size] -= 1
-    t.unit[u].live[size] -= 1
-    if size:
-        t.unit[u].large -= 1
-    if cause >= 0:
-        t.c.invalidated[cause][u] += 1
-    x.total -= 1
-    if x.total == 0:
-        tlb_release(t, id)
-
-
 cdef inline void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int cause) noexcept nogil:
     # Empties a way, of no other hyperthread's live entry.
     cdef uint64_t key = x.way[way]
-    cdef uint32_t id = key >> 2 & 0xFFFF
-    if t.state[id] == CTX_DEAD:
-        forget_dead(t, a, x, way, &t.ctx[id], id)
-    else:
-        forget_live(t, a, x, way, &t.ctx[id], id, cause)
+    tlb_forget(t, a, x, way, cause)
     if x.key == key:
         x.key = 0
     if a.replacement == LRU_LONG:

@@ -258,15 +258,14 @@ cdef void displace(Tlb *t, TlbArray *a, TlbSet *s, uint32_t way) noexcept nogil:
     t.c.displaced[unit_of(a, x.kind)] += 1
     if (a.unit == L2 or a.unit == L2I) and (x.kind == K_LOCAL or x.kind == K_GLOBAL):
         lost_add(owner, a.unit, x, key, s.way[a.pad + way])
-    forget_live(owner, a, s, way, x, id, -1)
+    tlb_forget(owner, a, s, way, -1)
 
 
 cdef inline void charge(Tlb *t, TlbArray *a, int u, uint64_t key, TlbSet *s, uint32_t way) noexcept nogil:
     # Accounts for an entry that comes and the one whose way it takes.
     cdef TlbContext *x = &t.ctx[key >> 2 & 0xFFFF]
-    cdef TlbContext *old_context
     cdef uint64_t old = s.way[way]
-    cdef uint32_t id
+    cdef uint8_t state
     cdef int size = key & 3
     x.total += 1                # first: the old one may be this context's only entry
     x.live[u][size] += 1
@@ -274,16 +273,13 @@ cdef inline void charge(Tlb *t, TlbArray *a, int u, uint64_t key, TlbSet *s, uin
     if size:
         t.unit[u].large += 1
     if old:
-        id = old >> 2 & 0xFFFF
-        old_context = &t.ctx[id]
-        if t.state[id] == CTX_DEAD:
-            forget_dead(t, a, s, way, old_context, id)
-            return
-        t.c.evictions[unit_of(a, old_context.kind)] += 1
-        if t.state[id] == CTX_LIVE:
-            forget_live(t, a, s, way, old_context, id, -1)
-        else:
+        state = t.state[old >> 2 & 0xFFFF]
+        if state & 1:
+            t.c.evictions[unit_of(a, t.ctx[old >> 2 & 0xFFFF].kind)] += 1
+        if state == CTX_SIBLINGS:
             displace(t, a, s, way)
+        else:
+            tlb_forget(t, a, s, way, -1)
 
 
 cdef void insert_elsewhere(Tlb *t, TlbArray *a, int kind, int size, uint64_t la, uint64_t value) noexcept nogil:
