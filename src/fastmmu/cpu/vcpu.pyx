@@ -253,9 +253,9 @@ cdef int put_in_place(Vcpu *v, uint64_t la, int acc) noexcept nogil:
     cdef Walk w
     cdef Paging hw = v.hw
     cdef Ept ept = v.ept
-    cdef int fault, action, tries
+    cdef int fault, action, _tries
     hw.write_ad = ept.write_ad = False
-    for tries in range(MAX_RETRIES + 1):
+    for _tries in range(MAX_RETRIES + 1):
         fault = walk_silent(v.mem, &hw, &ept if v.ept_on else NULL, la, acc, &w)
         if not fault:
             return 0

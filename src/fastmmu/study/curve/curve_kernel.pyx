@@ -4,8 +4,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.ops cimport LAST_ACCESS, OP_FORK, OP_INVLPG, OP_MUNMAP, OP_PROTECT, OP_SWITCH, OP_UNMAP
 from fastmmu.study.curve.stack_distance cimport (
-    TREE_FILLED, TREE_FOUND, list_access, list_flush, list_follow, list_invalidate, tree_access, tree_flush, tree_follow,
-    tree_invalidate,
+    TREE_FILLED, TREE_FOUND, list_access, list_flush, list_follow, list_invalidate, tree_access, tree_flush,
+    tree_follow, tree_invalidate,
 )
 
 from libc.stdlib cimport calloc, free, realloc

@@ -328,17 +328,17 @@ cdef object _copied(const uint64_t *at, uint64_t n):
 
 cdef tuple _nonzero(const uint64_t *at, uint64_t n):
     # Where they are, and these.
-    cdef uint64_t i, many = 0
+    cdef uint64_t i, full = 0
     with nogil:
         for i in range(n):
-            many += at[i] != 0
-    where, found = np.empty(many, np.uint64), np.empty(many, np.uint64)
+            full += at[i] != 0
+    where, found = np.empty(full, np.uint64), np.empty(full, np.uint64)
     cdef uint64_t[::1] place = where, value = found
-    many = 0
+    full = 0
     for i in range(n):
         if at[i]:
-            place[many], value[many] = i, at[i]
-            many += 1
+            place[full], value[full] = i, at[i]
+            full += 1
     return where, found
 
 

@@ -10,9 +10,9 @@
 #
 # A part of a trace that is counted by itself begins with nothing in the orders. What it uses lies on top of what was
 # there before, and what happens on top depends on nothing below: an access of a page that is there has its distance.
-# Of all others, and of invalidations of pages that it has not had, it keeps records; `*_follow` applies these to the order that
-# was there before, in which they find how deep the page was: below as many as the part had on top by then, which stand
-# there as ANYBODY.
+# Of all others, and of invalidations of pages that it has not had, it keeps records; `*_follow` applies these to the
+# order that was there before, in which they find how deep the page was: below as many as the part had on top by then,
+# which stand there as ANYBODY.
 
 from libc.stdint cimport uint32_t, uint64_t
 
