@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,25 +14,9 @@ from fastmmu.machine.series import AT_END
 from fastmmu.machine.side_by_side import each
 from fastmmu.ops import LAST_ACCESS
 from fastmmu.report import over_time, rows
-from fastmmu.trace import Batch, Trace, bundled
-from fastmmu.trace.base import Derived
-from tests.support.event_lists import ALL_SCHEMES, program, with_events
-
-SHELL = Path(__file__).parents[1] / "data/systems/shell.rec.xz"
-EVENTS = ((Op.EXIT, 10), (Op.SWITCH, 1), (Op.UNMAP, 0x5555_5555_5000), (Op.INTERRUPT, 32), (Op.SWITCH, 0))
-MIXED = with_events(program(4000, 3), 50, *EVENTS)
-ACCESSES = sum(batch.accesses for batch in MIXED.batches())
-
-
-class Chunked(Derived):
-    """The same events in batches of another length."""
-
-    def __init__(self, inner: Trace, chunk: int) -> None:
-        super().__init__(inner)
-        self.chunk = chunk
-
-    def _pass(self, chunk: int) -> Iterator[Batch]:
-        return self.inner.batches(self.chunk)
+from fastmmu.trace import Trace, bundled
+from tests.support.event_lists import ALL_SCHEMES
+from tests.support.mixed_trace import ACCESSES, MIXED, SHELL, Chunked
 
 
 def upto(trace: Trace, accesses: int) -> Trace:

@@ -10,7 +10,7 @@ from fastmmu.machine.sampled import Sample
 from fastmmu.machine.series import AT_END
 from fastmmu.machine.side_by_side import each
 from fastmmu.trace import bundled
-from tests.machine.test_region import MIXED, SHELL, Chunked
+from tests.support.mixed_trace import MIXED, SHELL, Chunked
 from tests.support.phases import Phases
 from tests.support.sampled import SEEDS, coverage, drawn
 

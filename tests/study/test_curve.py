@@ -6,7 +6,6 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -19,48 +18,7 @@ from fastmmu.reference.tlb import lru
 from fastmmu.study import Curves, tlb_curve
 from fastmmu.study.curve.table import curve_plot
 from fastmmu.trace import Trace, bundled, interleave
-
-Events = list[tuple[int, int, int]]  # op, size, addr
-
-
-def events(seed: int, n: int, pages: int, invalidations: float, switches: float) -> Events:
-    """Uses that cluster, and sweeps, so that every distance occurs; code and data share some pages."""
-    random, found = Random(seed), []
-    for _ in range(n):
-        where = random.random()
-        page = int(random.expovariate(8 / pages)) % pages if where < 0.7 else random.randrange(pages)
-        if where > 0.95:
-            page = len(found) // 2 % pages
-        op = random.choice([Op.READ, Op.READ, Op.WRITE, Op.MODIFY, Op.FETCH])
-        offset = random.choice([0, 0, 0xFF8, 0xFFC])
-        if random.random() < invalidations:
-            op = random.choice([Op.INVLPG, Op.UNMAP])
-        if random.random() < switches:
-            op, page, offset = Op.SWITCH, 0, random.randrange(3)
-        found.append((op, 8, page << 12 | offset))
-    return found
-
-
-def trace_of(found: Events) -> Trace:
-    op, size, addr = zip(*found, strict=True)
-    return Trace.from_arrays(addr, op, size, name="made")
-
-
-def stream(found: Events, ops: tuple[int, ...], pcid: bool) -> Iterator[tuple[str, int]]:
-    """What a first level for these operations sees, in the words of the specification."""
-    process = 0
-    for op, size, addr in found:
-        if op == Op.SWITCH:
-            process = addr
-            if not pcid:
-                yield "flush", 0
-        elif op > Op.FETCH:
-            yield "invalidate", process << 45 | addr >> 12
-        elif op in ops:
-            yield "access", process << 45 | addr >> 12
-            if (addr & 0xFFF) + size > 0x1000:
-                yield "access", process << 45 | (addr >> 12) + 1
-
+from tests.support.curve_events import events, stream, trace_of
 
 SIZES = (1, 2, 3, 7, 16, 40, 63, 64, 65, 66, 80, 128, 200, 255, 300, 400)
 

@@ -20,7 +20,7 @@ from fastmmu.study import Curves, tlb_curve
 from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.study.curve.parts import Numbers, counted_part, filtered_part, piece
 from fastmmu.trace import Batch, Trace, bundled, write_trace
-from tests.study.test_curve import Events, events, stream, trace_of
+from tests.support.curve_events import Events, events, stream, trace_of
 
 SMALL = {"l1_sets": (2, 16, 64), "l2_sets": (4, 32), "ways": 8, "limit": 300}
 DATA = (Op.READ, Op.WRITE, Op.MODIFY)
