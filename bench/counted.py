@@ -137,7 +137,7 @@ def read(path: Path) -> list[int]:
 
 def traces() -> Iterator[Work]:
     trace = Trace.from_arrays(streams.zipf(50_000), name="counted")
-    curve = partial(tlb_curve, trace, l1_sets=(), l2_sets=(128,), limit=1 << 12)
+    curve = partial(tlb_curve, trace, l1_sets=(), l2_sets=(128,), limit=1 << 12, jobs=1)
     yield Work("TLB curve", 50_000, curve, lambda found: found.curves)
     longer = Trace.from_arrays(streams.zipf(200_000), name="counted")
     for suffix in (".lackey", ".arrow"):

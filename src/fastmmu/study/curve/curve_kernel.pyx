@@ -24,15 +24,28 @@ cdef extern from *:
 
 cdef inline bint level_access(Level *x, uint64_t key, uint32_t filter, uint32_t ways) noexcept nogil:
     # whether it misses an array of so many ways, of the sets of this list
-    cdef uint32_t i, distance
-    cdef uint64_t how = 0
-    cdef bint miss = False, found = False
-    cdef int tree
+    cdef uint32_t i
+    cdef bint miss = False
     x.lookups += 1
     if key == x.last:
         x.repeats += 1
         return False
     x.last = key
+    if x.cut:
+        return access_of_part(x, key, filter, ways)
+    for i in range(x.lists):
+        if list_access(&x.list[i], key) >= ways and i == filter:
+            miss = True
+    tree_access(&x.tree, key)
+    return miss
+
+
+cdef bint access_of_part(Level *x, uint64_t key, uint32_t filter, uint32_t ways) noexcept nogil:
+    # the same where what was before is unknown: what the part does not find is recorded
+    cdef uint32_t i, distance
+    cdef uint64_t how = 0
+    cdef bint miss = False, found = False
+    cdef int tree
     for i in range(x.lists):
         distance = list_access(&x.list[i], key)
         if distance < x.list[i].depth:
@@ -42,14 +55,13 @@ cdef inline bint level_access(Level *x, uint64_t key, uint32_t filter, uint32_t 
         if i == filter:
             miss = distance >= ways
     tree = tree_access(&x.tree, key) if x.tree.threshold else TREE_FOUND
-    if x.cut:
-        x.begun = True
-        if not found and (tree != TREE_FOUND or x.tree.threshold >> 32 == 0):
-            if tree == TREE_FILLED:
-                how |= <uint64_t> 1 << 62
-            # in one full list it is farther than that is deep, whatever was before
-            if x.lists > 1 or x.tree.threshold or distance != x.list[0].depth + 2:
-                miss = recorded(x, key, how, miss)
+    x.begun = True
+    if not found and (tree != TREE_FOUND or x.tree.threshold >> 32 == 0):
+        if tree == TREE_FILLED:
+            how |= <uint64_t> 1 << 62
+        # in one full list it is farther than that is deep, whatever was before
+        if x.lists > 1 or x.tree.threshold or distance != x.list[0].depth + 2:
+            miss = recorded(x, key, how, miss)
     return miss
 
 
