@@ -32,7 +32,7 @@ examples:
   fastmmu run app.arrow --mmu shadow --json result.json
   fastmmu run app.arrow --mmu ept --exits exits.arrow --plot exits.svg      every VM exit; a picture of them over time
   fastmmu run app.arrow --mmu ept --exit-stat                   exits by reason, as `perf kvm stat` tells them
-  fastmmu run app.arrow --mmu ept --interval 100k --plot t.svg  cycles, TLB misses, exits over time
+  fastmmu run app.arrow --mmu ept --interval 100k --plot t.svg   cycles, TLB misses, exits over time
   fastmmu run app.arrow --mmu ept --save-config ept.toml        its options in a file; with --config ept.toml again
   fastmmu run app.arrow --checkpoint app.ckpt --json result.json            ended and started again, it goes on
   fastmmu run app.arrow --mmu ept --exits exits.txt     as `trace-cmd report` prints kvm:kvm_exit

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmmu.errors import ConfigError
 from fastmmu.machine.wholly import read_whole
-from fastmmu.report.files import arrow
+from fastmmu.report.files import arrow, parquet_table
 
 __all__ = ["LEFT_OUT", "differences", "read_rows"]
 
@@ -30,7 +30,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     if suffix == ".parquet":
         pyarrow = arrow()
         try:
-            found = pyarrow.parquet.read_table(pyarrow.BufferReader(read_whole(path))).to_pylist()
+            found = parquet_table(read_whole(path)).to_pylist()
         except pyarrow.ArrowInvalid as error:
             raise ConfigError(f"{name}: no Parquet file: {error}") from error
         return [_flat(row) for row in found]

@@ -18,7 +18,10 @@ from fastmmu.machine.result import Result
 from fastmmu.report.rows import rows, slowdowns
 from fastmmu.trace.whole import whole_file
 
-__all__ = ["FORMATS", "arrow", "check_target", "encode", "encode_rows", "made_by", "save", "whole_file", "write_whole"]
+__all__ = [
+    "FORMATS", "arrow", "check_target", "encode", "encode_rows", "made_by", "parquet_table", "save", "whole_file",
+    "write_whole",
+]  # fmt: skip
 
 FORMATS = ("json", "csv", "parquet")
 _json = msgspec.json.Encoder(enc_hook=lambda number: number.item()).encode  # of NumPy
@@ -114,6 +117,16 @@ def arrow() -> Any:
     except ImportError as error:
         raise MissingExtraError("a Parquet file", "arrow") from error
     return pyarrow
+
+
+def parquet_table(data: bytes) -> Any:
+    """The pyarrow.Table of a Parquet file, read in this thread: threads of Arrow's that a process has when it ends can
+    abort it (std::terminate).
+
+    :raises pyarrow.ArrowInvalid: it is none.
+    """
+    pyarrow = arrow()
+    return pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False).read(use_threads=False)
 
 
 def _parquet(table: Sequence[dict[str, Any]]) -> bytes:

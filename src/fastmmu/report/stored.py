@@ -17,7 +17,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.result import Result
 from fastmmu.machine.wholly import read_whole
-from fastmmu.report.files import arrow
+from fastmmu.report.files import arrow, parquet_table
 from fastmmu.report.words import known_causes
 
 __all__ = ["config_types", "load", "made_with"]
@@ -118,7 +118,7 @@ _MMUS = {"native": 0, "shadow": 1, "ept": 2}
 def _parquet(path: Path) -> list[Mapping[str, Any]]:
     pyarrow = arrow()
     try:
-        found: list[Mapping[str, Any]] = pyarrow.parquet.read_table(pyarrow.BufferReader(read_whole(path))).to_pylist()
+        found: list[Mapping[str, Any]] = parquet_table(read_whole(path)).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise ConfigError(f"{path}: no Parquet file: {error}") from error
     return found

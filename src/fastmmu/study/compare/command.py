@@ -38,7 +38,7 @@ examples:
   fastmmu compare a.lackey b.lackey --switch-every 20000 --exit-every 5000
   fastmmu compare app.arrow --limit 10M --tlb haswell --stlb 1024/8 --csv results.csv
   fastmmu compare app.arrow --report app.html            a page: tables that sort, pictures
-  fastmmu compare app.arrow --interval 100k --plot t.svg         cycles, misses and exits over time
+  fastmmu compare app.arrow --interval 100k --plot t.svg     cycles, misses, exits over time
   fastmmu compare app.arrow --explain                    what each TLB did, and what flushes cost
   fastmmu compare --schemes native,ept+vpid --kvm slides,5.10,6.1,6.12
   fastmmu compare app.arrow --generation prescott        what it would have cost in 2005

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmmu.errors import StudyError
-from fastmmu.report.files import arrow, write_whole
+from fastmmu.report.files import arrow, parquet_table, write_whole
 from fastmmu.study.sweep.columns import columns
 from fastmmu.trace.whole import whole_file
 
@@ -67,7 +67,7 @@ class Store:
         there = [self.runs / f"{key}.parquet" for key in keys if key in finished]
         if not there:
             return self._table([])
-        tables = [pyarrow.parquet.read_table(pyarrow.BufferReader(path.read_bytes())) for path in there]
+        tables = [parquet_table(path.read_bytes()) for path in there]
         return pyarrow.concat_tables(tables, promote_options="default")
 
     def _table(self, rows: list[dict[str, Any]]) -> Any:
