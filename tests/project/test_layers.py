@@ -17,6 +17,7 @@ ORDER = [
     "vocabulary",
     "threads",
     "arch",
+    "cache",
     "tlb",
     "paging",
     "space",

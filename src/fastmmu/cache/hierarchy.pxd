@@ -1,0 +1,106 @@
+# Data caches and memory of a CPU, by host-physical address (caches.md): L1D, L1I and L2 are a CPU's own, L3 and DRAM
+# may be those of several. A reference costs the latency of the place where it was found, no more: one at a time, as a
+# walk makes them.
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from fastmmu.arch.types cimport ACC_W, ACC_X, Steps
+from fastmmu.cache.sets cimport K_DIRTY, K_MARK, CacheArray, key_of
+from fastmmu.threads.turns cimport Turns
+
+cdef enum CacheCause:
+    CAUSE_READ = 0              # of the trace
+    CAUSE_WRITE = 1
+    CAUSE_FETCH = 2
+    CAUSE_KERNEL = 3            # the guest's kernel
+    CAUSE_VMM = 4
+    CAUSE_GUEST = 8             # + level 1..5: entry of the guest's tables, or the VMM's shadow tables, read by a walk
+    CAUSE_EPT = 16              # + 8 * guest level 0..5 (0: of the data) + EPT level 1..5
+    CAUSES = 64
+
+cdef enum CacheLevel:           # where a reference was found
+    FOUND_L1 = 0
+    FOUND_L2 = 1
+    FOUND_L3 = 2
+    FOUND_ROW = 3               # memory, in the open row of its bank
+    FOUND_DRAM = 4
+    FOUND = 5
+
+cdef enum:
+    WALK_BINS = 128
+    MOST_CPUS = 64              # that share an L3
+
+cdef struct CacheCounters:
+    uint64_t found[64][5]       # [cause][level]
+    uint64_t cycles[64]         # [cause]
+    uint64_t walks[128]         # [walk_bin(latency)]
+    uint64_t walk_cycles
+    uint64_t written[4]         # lines written back out of L1D, L2, L3 (each to the next); [3] to memory in all
+
+cdef struct Caches
+
+cdef struct CachesShared:       # L3 and memory
+    CacheArray l3
+    uint64_t *open              # [bank] the open row + 1, 0: none
+    uint64_t banks
+    uint32_t row_shift          # log2 of the bytes of a row
+    bint inclusive, exclusive
+    uint32_t cpus
+    Caches *cpu[64]             # those above it
+
+cdef struct Caches:
+    CacheCounters c
+    CacheArray l1d, l1i, l2
+    CachesShared *shared
+    uint32_t latency[5]         # [level]
+    uint64_t mark               # K_MARK where table entries are preferred anywhere, else 0
+    bint l2_inclusive           # of L1D and L1I
+    bint walks_l2               # walks look into L2 first
+    bint bypass_l1, bypass_l2, bypass_l3    # what walks do not fill
+
+
+cdef Caches *caches_new() noexcept nogil
+cdef void caches_free(Caches *c) noexcept nogil
+
+# One reference, of 8 bytes or less that a line holds. Its cycles.
+cdef uint32_t caches_use(Caches *c, uint64_t hpa, int acc, int cause) noexcept nogil
+cdef void caches_lines(Caches *c, uint64_t hpa, uint32_t nbytes, int acc, int cause) noexcept nogil
+
+# Each reference that a walk has recorded, in turn, but not the data's. Its cycles, which go into the histogram, too.
+cdef uint32_t caches_walk(Caches *c, const Steps *steps) noexcept nogil
+
+
+cdef inline void caches_access(Caches *c, uint64_t hpa, uint32_t nbytes, int acc, int cause) noexcept nogil:
+    # Every line that it touches. The one used last in its set of L1D is found here: nothing changes there.
+    cdef uint64_t key = key_of(hpa)
+    cdef uint64_t flags = K_MARK if acc == 0 else K_MARK | K_DIRTY
+    cdef uint64_t hot
+    if acc < ACC_X and (hpa & 63) + nbytes <= 64:
+        hot = c.l1d.hot[key >> 3 & c.l1d.mask]
+        if acc:
+            key |= K_DIRTY
+            if not (hot ^ key) & ~<uint64_t> K_MARK:
+                c.c.found[cause][0] += 1
+                c.c.cycles[cause] += c.latency[0]
+                return
+        elif not (hot ^ key) & ~<uint64_t> (K_MARK | K_DIRTY):
+            c.c.found[cause][0] += 1
+            c.c.cycles[cause] += c.latency[0]
+            return
+    caches_lines(c, hpa, nbytes, acc, cause)
+
+
+cdef inline uint32_t walk_bin(uint32_t latency) noexcept nogil:
+    # 4 bins a power of two: bin 4 (e - 1) + f begins at 2**e + f 2**(e-2), of e >= 2; 0..3 have a bin each
+    cdef uint32_t e = 2
+    if latency < 4:
+        return latency
+    while latency >> e > 1:
+        e += 1
+    return 4 * (e - 1) + (latency >> (e - 2) & 3)
+
+
+cdef class CacheHierarchy:
+    cdef Caches *c
+    cdef readonly object description
+    cdef Turns turns

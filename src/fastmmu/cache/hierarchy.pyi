@@ -1,0 +1,16 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmu.cache.description import CacheDescription
+
+class CacheHierarchy:
+    @property
+    def description(self) -> CacheDescription: ...
+    def __init__(self, description: str | CacheDescription = "skylake") -> None: ...
+    def access(
+        self, hpa: npt.NDArray[np.uint64], op: npt.NDArray[np.uint8] | None = None
+    ) -> tuple[int, int, int, int, int]: ...
+    def counters(self) -> dict[str, Any]: ...
+    def reset_counters(self) -> None: ...
