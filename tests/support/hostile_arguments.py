@@ -61,6 +61,18 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "type": lambda w: 1,
     "eptrta": lambda w: 0x1000,
     "simulate.va": lambda w: w.addresses,
+    # data caches
+    "hpa": lambda w: w.addresses,
+    "CacheHierarchy.access.op": lambda w: np.zeros(len(w.addresses), np.uint8),
+    "CacheHierarchy.use.hpa": lambda w: PAGE,
+    "CacheDescription.name": lambda w: "mine",
+    "CacheDescription.l1d": lambda w: BY_CLASS["Cache"](w),
+    "CacheDescription.l1i": lambda w: BY_CLASS["Cache"](w),
+    "Cache.size": lambda w: 32768,
+    "Cache.ways": lambda w: 8,
+    "latency": lambda w: 4,
+    "references": lambda w: [("guest4", PAGE), ("ept4.1", PAGE, True)],
+    "CacheHierarchy.use.cause": lambda w: "vmm",
     # machine
     "fault_class": lambda w: 1,
     "records": lambda w: np.zeros(2, EXIT_DTYPE),

@@ -14,6 +14,8 @@ import numpy as np
 
 import fastmmu
 from fastmmu import Config, GuestState, Machine, MemorySlot, PhysicalMemory
+from fastmmu.cache import CacheHierarchy, caches
+from fastmmu.cache.description import Cache, Memory
 from fastmmu.cpu.apic_py import InterprocessorInterrupt, LocalApic
 from fastmmu.cpu.may_hold_py import MayHold, SharedTables
 from fastmmu.cpu.missing_flushes import MissingFlushes
@@ -307,6 +309,10 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Root": lambda w: fastmmu.find_roots(w.memory, kinds=["4-level"])[0],
     "SpaceDiff": lambda w: w.space.diff(fastmmu.AddressSpace(w.memory, w.state)),
     "TLB": lambda w: w.tlb,
+    "CacheHierarchy": lambda w: CacheHierarchy("skylake l3=none"),
+    "Cache": lambda w: Cache(32768, 8, 4),
+    "Memory": lambda w: Memory(),
+    "CacheDescription": lambda w: caches("skylake"),
     "Machine": lambda w: w.kernel_machine if w.kind in ("patch", "apicv") else w.machine,
     "Guest": lambda w: w.machine.guest,
     "image.guest.Guest": lambda w: read_guest(GUEST),

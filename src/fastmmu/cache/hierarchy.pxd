@@ -2,10 +2,10 @@
 # may be those of several. A reference costs the latency of the place where it was found, no more: one at a time, as a
 # walk makes them.
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.types cimport ACC_W, ACC_X, Steps
-from fastmmu.cache.sets cimport K_DIRTY, K_MARK, CacheArray, key_of
+from fastmmu.arch.types cimport ACC_R, ACC_X, Steps
+from fastmmu.cache.sets cimport K_DIRTY, K_FLAGS, KEY_SHIFT, CacheArray, key_of
 from fastmmu.threads.turns cimport Turns
 
 cdef enum CacheCause:
@@ -35,7 +35,7 @@ cdef struct CacheCounters:
     uint64_t cycles[64]         # [cause]
     uint64_t walks[128]         # [walk_bin(latency)]
     uint64_t walk_cycles
-    uint64_t written[4]         # lines written back out of L1D, L2, L3 (each to the next); [3] to memory in all
+    uint64_t written[4]         # written lines that made room in L1D, L2, L3; [3] lines written to memory
 
 cdef struct Caches
 
@@ -71,22 +71,15 @@ cdef uint32_t caches_walk(Caches *c, const Steps *steps) noexcept nogil
 
 
 cdef inline void caches_access(Caches *c, uint64_t hpa, uint32_t nbytes, int acc, int cause) noexcept nogil:
-    # Every line that it touches. The one used last in its set of L1D is found here: nothing changes there.
+    # Every line that it touches. The one used last in its set of L1 is found here: its use changes nothing.
+    cdef const CacheArray *l1 = &c.l1i if acc == ACC_X else &c.l1d
     cdef uint64_t key = key_of(hpa)
-    cdef uint64_t flags = K_MARK if acc == 0 else K_MARK | K_DIRTY
-    cdef uint64_t hot
-    if acc < ACC_X and (hpa & 63) + nbytes <= 64:
-        hot = c.l1d.hot[key >> 3 & c.l1d.mask]
-        if acc:
-            key |= K_DIRTY
-            if not (hot ^ key) & ~<uint64_t> K_MARK:
-                c.c.found[cause][0] += 1
-                c.c.cycles[cause] += c.latency[0]
-                return
-        elif not (hot ^ key) & ~<uint64_t> (K_MARK | K_DIRTY):
-            c.c.found[cause][0] += 1
-            c.c.cycles[cause] += c.latency[0]
-            return
+    cdef uint64_t hot = l1.hot[key >> KEY_SHIFT & l1.mask]
+    if (not (hot ^ key) & ~<uint64_t> K_FLAGS and (hpa & 63) + nbytes <= 64
+            and (hot & K_DIRTY or acc == ACC_R or acc == ACC_X)):
+        c.c.found[cause][0] += 1
+        c.c.cycles[cause] += c.latency[0]
+        return
     caches_lines(c, hpa, nbytes, acc, cause)
 
 

@@ -3,40 +3,38 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu._arguments cimport bytes_in, shown, words_in
+from fastmmu._arguments cimport bytes_in, choice, flag, many, physical_address, shown, words_in
 from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.ops cimport LAST_ACCESS
 from fastmmu.arch.types cimport (
-    ACC_R, ACC_RW, ACC_W, ACC_X, STEP_DATA, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, STEP_SPP, Step, Steps,
+    ACC_R, ACC_RW, ACC_W, ACC_X, MAX_STEPS, STEP_DATA, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, Step,
+    Steps,
 )
 from fastmmu.cache.sets cimport (
     CACHE_LRU, CACHE_PLRU, CACHE_SRRIP, K_DIRTY, K_FLAGS, K_MARK, KEY_SHIFT, LINE_SHIFT, CacheArray, cache_fill,
-    cache_take, cache_use, key_of,
+    cache_take, cache_use, key_of, keys_of, set_ahead,
 )
 from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 
-from fastmmu.cache.names import CAUSE_NAMES, walk_bins
+from fastmmu.cache.names import CAUSE_NAMES, LEVELS, walk_bins
 from fastmmu.cache.text import caches as described
-from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
+from fastmmu.errors import ConfigError, OutOfMemoryError, StateError, WrongTypeError
 
 __all__ = ["CacheHierarchy"]
 
 _POLICIES = {"lru": CACHE_LRU, "plru": CACHE_PLRU, "srrip": CACHE_SRRIP}
+_ACCESS = {"r": ACC_R, "w": ACC_W, "rw": ACC_RW, "x": ACC_X}
+_CAUSES = {name: i for i, name in CAUSE_NAMES.items()}
 
 # ---- lines that leave (caches.md §4) --------------------------------------------------------------------------------
 
-cdef void to_memory(CachesShared *m, uint64_t key) noexcept nogil:
-    # a line is written: its row is open afterwards
-    in_open_row(m, key)
-
-
-cdef bint in_open_row(CachesShared *m, uint64_t key) noexcept nogil:
-    # a line is read or written in memory: was its row the open one?
+cdef int memory(CachesShared *m, uint64_t key) noexcept nogil:
+    # A line is read or written: its row is open afterwards. FOUND_ROW if it was before
     cdef uint64_t row = (key >> KEY_SHIFT << LINE_SHIFT) >> m.row_shift
-    cdef uint64_t *open = m.open + (row % m.banks)
+    cdef uint64_t *open = m.open + (row & (m.banks - 1) if m.banks & (m.banks - 1) == 0 else row % m.banks)
     cdef bint hit = open[0] == row + 1
     open[0] = row + 1
-    return hit
+    return FOUND_ROW if hit else FOUND_DRAM
 
 
 cdef uint64_t out_of_cpus(CachesShared *m, uint64_t key) noexcept nogil:
@@ -63,24 +61,29 @@ cdef void fill_l3(Caches *c, uint64_t key) noexcept nogil:
     if gone & K_DIRTY:
         c.c.written[2] += 1
         c.c.written[3] += 1
-        to_memory(m, gone)
+        memory(m, gone)
+
+
+cdef void below_l2(Caches *c, uint64_t gone) noexcept nogil:
+    # a line that has left L2, or L1D where there is no L2, comes to L3 or to memory
+    cdef CachesShared *m = c.shared
+    if m.l3.base == NULL:
+        c.c.written[3] += 1
+        memory(m, gone)
+    elif not cache_use(&m.l3, gone):
+        fill_l3(c, gone)
 
 
 cdef void out_of_l2(Caches *c, uint64_t gone) noexcept nogil:
-    # a line has left L2, and L1 where L2 is inclusive: into an exclusive L3, or written back
-    cdef CachesShared *m = c.shared
+    # L1 has it no more where L2 is inclusive; into an exclusive L3, or written back
     if c.l2_inclusive:
         gone |= cache_take(&c.l1d, gone) & K_DIRTY
         cache_take(&c.l1i, gone)
     if gone & K_DIRTY:
         c.c.written[1] += 1
-    elif not m.exclusive:
-        return
-    if m.l3.base == NULL:
-        c.c.written[3] += 1
-        to_memory(m, gone)
-    elif not cache_use(&m.l3, gone):
-        fill_l3(c, gone)
+        below_l2(c, gone)
+    elif c.shared.exclusive:
+        below_l2(c, gone)
 
 
 cdef void fill_l2(Caches *c, uint64_t key) noexcept nogil:
@@ -93,7 +96,7 @@ cdef void out_of_l1(Caches *c, uint64_t gone) noexcept nogil:
     # a line that was written has left L1D
     c.c.written[0] += 1
     if c.l2.base == NULL:
-        out_of_l2(c, gone)
+        below_l2(c, gone)
     elif not cache_use(&c.l2, gone):
         if c.shared.exclusive:
             gone |= cache_take(&c.shared.l3, gone) & K_FLAGS
@@ -110,46 +113,44 @@ cdef void fill_l1(Caches *c, CacheArray *l1, uint64_t key) noexcept nogil:
 
 cdef uint32_t caches_use(Caches *c, uint64_t hpa, int acc, int cause) noexcept nogil:
     cdef CacheArray *l1 = &c.l1i if acc == ACC_X else &c.l1d
-    cdef CachesShared *m = c.shared
     cdef bint walk = cause >= CAUSE_GUEST
-    cdef uint64_t key = key_of(hpa), marked, dirty, moved
-    cdef bint fills_l1 = not walk or not (c.walks_l2 or c.bypass_l1)
-    cdef bint fills_l2 = c.l2.base != NULL and not (walk and c.bypass_l2)
-    cdef bint fills_l3 = m.l3.base != NULL and not m.exclusive and not (walk and c.bypass_l3)
-    cdef int found
-    if walk:
-        key |= c.mark
-    dirty = K_DIRTY if acc == ACC_W or acc == ACC_RW else 0
-    marked = key                    # what an outer level gets of it: a write is in the innermost that takes the line
-    if not (walk and c.walks_l2) and cache_use(l1, key | dirty):
-        found = FOUND_L1
-    else:
-        if c.l2.base != NULL and cache_use(&c.l2, marked if fills_l1 else key | dirty):
-            found = FOUND_L2
-        elif m.l3.base == NULL:
-            found = FOUND_ROW if in_open_row(m, key) else FOUND_DRAM
-            if fills_l2:
-                fill_l2(c, marked if fills_l1 else key | dirty)
-        else:
-            if m.exclusive and fills_l2:
-                moved = cache_take(&m.l3, key)
-                found = FOUND_L3
-                if not moved:
-                    found = FOUND_ROW if in_open_row(m, key) else FOUND_DRAM
-                marked |= moved & K_FLAGS
-            elif cache_use(&m.l3, marked if fills_l1 or fills_l2 else key | dirty):
-                found = FOUND_L3
-            else:
-                found = FOUND_ROW if in_open_row(m, key) else FOUND_DRAM
-                if fills_l3:
-                    fill_l3(c, marked if fills_l1 or fills_l2 else key | dirty)
-            if fills_l2:
-                fill_l2(c, marked if fills_l1 else marked | dirty)
-        if fills_l1:
-            fill_l1(c, l1, key | dirty)
+    cdef uint64_t key = key_of(hpa) | (c.mark if walk else 0)
+    cdef uint64_t dirty = K_DIRTY if acc == ACC_W or acc == ACC_RW else 0
+    cdef int found = FOUND_L1
+    if walk and c.walks_l2 or not cache_use(l1, key | dirty):
+        found = behind_l1(c, l1, key, dirty, walk)
     c.c.found[cause][found] += 1
     c.c.cycles[cause] += c.latency[found]
     return c.latency[found]
+
+
+cdef int behind_l1(Caches *c, CacheArray *l1, uint64_t key, uint64_t dirty, bint walk) noexcept nogil:
+    # A write is in the innermost cache that has the line afterwards: `dirty` goes no further out than to that.
+    cdef CachesShared *m = c.shared
+    cdef bint fills_l1 = not walk or not (c.walks_l2 or c.bypass_l1)
+    cdef bint fills_l2 = c.l2.base != NULL and not (walk and c.bypass_l2)
+    cdef bint fills_l3 = m.l3.base != NULL and not m.exclusive and not (walk and c.bypass_l3)
+    cdef uint64_t in_l2 = key if fills_l1 else key | dirty, in_l3 = key if fills_l2 else in_l2
+    cdef int found = FOUND_L3
+    if m.l3.base != NULL:
+        set_ahead(&m.l3, key)
+    if c.l2.base != NULL and cache_use(&c.l2, in_l2):
+        found = FOUND_L2
+    else:
+        if m.l3.base != NULL and m.exclusive and fills_l2:
+            in_l3 = cache_take(&m.l3, key)
+            in_l2 |= in_l3 & K_FLAGS
+            if not in_l3:
+                found = memory(m, key)
+        elif m.l3.base == NULL or not cache_use(&m.l3, in_l3):
+            found = memory(m, key)
+            if fills_l3:
+                fill_l3(c, in_l3)
+        if fills_l2:
+            fill_l2(c, in_l2)
+    if fills_l1:
+        fill_l1(c, l1, key | dirty)
+    return found
 
 
 cdef void caches_lines(Caches *c, uint64_t hpa, uint32_t nbytes, int acc, int cause) noexcept nogil:
@@ -186,6 +187,9 @@ cdef bint array_new(CacheArray *a, uint64_t sets, uint32_t ways, uint8_t policy,
     a.pad = (ways + 3) & ~<uint32_t> 3
     a.ranks = 16 if policy == CACHE_PLRU else (ways + 15) & ~<uint32_t> 15
     a.stride = a.ranks + 8 * a.pad
+    a.leaves = 1
+    while a.leaves < ways:
+        a.leaves *= 2
     a.base = <uint8_t *> zeroed(sets, a.stride)
     return a.base != NULL
 
@@ -210,6 +214,7 @@ cdef void caches_free(Caches *c) noexcept nogil:
     zeroed_free(c.l1d.base)
     zeroed_free(c.l1d.hot)
     zeroed_free(c.l1i.base)
+    zeroed_free(c.l1i.hot)
     zeroed_free(c.l2.base)
     zeroed_free(c.shared.l3.base)
     zeroed_free(c.shared.open)
@@ -247,10 +252,11 @@ cdef class CacheHierarchy:
         make_array(&c.l2, d.l2, "l2" in d.tables)
         make_array(&c.shared.l3, d.l3, "l3" in d.tables)
         c.l1d.hot = <uint64_t *> zeroed(c.l1d.sets, 8)
+        c.l1i.hot = <uint64_t *> zeroed(c.l1i.sets, 8)
         c.shared.banks = d.memory.banks
         c.shared.row_shift = (<int> d.memory.row_bytes.bit_length()) - 1
         c.shared.open = <uint64_t *> zeroed(c.shared.banks, 8)
-        if c.l1d.hot == NULL or c.shared.open == NULL:
+        if c.l1d.hot == NULL or c.l1i.hot == NULL or c.shared.open == NULL:
             raise OutOfMemoryError("no memory for the caches")
         c.shared.inclusive = d.l3 is not None and d.inclusion == "inclusive"
         c.shared.exclusive = d.l3 is not None and d.inclusion == "exclusive"
@@ -309,6 +315,73 @@ cdef class CacheHierarchy:
         found_in(self.c, after)
         return tuple([after[i] - before[i] for i in range(5)])
 
+    def use(self, hpa, access="r", cause=None):
+        """One reference, of 8 bytes or less that a line holds: the name of the level where it was found.
+
+        :param hpa: host-physical address. :param access: "r", "w", "rw" or "x". :param cause: a name of
+            :data:`fastmmu.cache.names.CAUSE_NAMES`; None: what `access` is in a trace.
+        """
+        cdef Turn _turn = self.turns.apart()
+        cdef uint64_t at = physical_address("hpa", hpa)
+        cdef int acc = choice("access", access, _ACCESS), i
+        cdef int why = cause_of(acc) if cause is None else <int> choice("cause", cause, _CAUSES)
+        cdef uint64_t before[5]
+        for i in range(5):
+            before[i] = self.c.c.found[why][i]
+        caches_use(self.c, at, acc, why)
+        for i in range(5):
+            if self.c.c.found[why][i] != before[i]:
+                return LEVELS[i]
+
+    def walk(self, references):
+        """The references of one walk, in turn: its cycles, which go into the histogram.
+
+        :param references: (cause, hpa) of each entry read, or (cause, hpa, True) of one written; causes "guest1" to
+            "guest5", "ept0.1" to "ept5.5". At most 96.
+        """
+        cdef Turn _turn = self.turns.apart()
+        cdef Steps steps
+        cdef Step *s
+        cdef int why
+        listed = many("references", references)
+        if len(listed) > MAX_STEPS:
+            raise StateError(f"a walk of {len(listed)} references; give at most {MAX_STEPS}")
+        memset(&steps, 0, sizeof(steps))
+        for each in listed:
+            if not isinstance(each, (tuple, list)) or not 2 <= len(each) <= 3:
+                raise WrongTypeError(f"a reference is (cause, hpa) or (cause, hpa, writes), not {shown(each)}")
+            why = choice("cause", each[0], _CAUSES)
+            if why < CAUSE_GUEST:
+                raise StateError(f"cause={each[0]!r} is no walk's; give guest1..guest5 or ept0.1..ept5.5")
+            s = &steps.step[steps.n]
+            s.hpa, s.level = physical_address("hpa", each[1]), why & 7
+            s.kind = STEP_GUEST if why < CAUSE_EPT else STEP_EPT
+            if len(each) == 3 and flag("writes", each[2]):
+                s.kind = STEP_GUEST_AD if why < CAUSE_EPT else STEP_EPT_AD
+            s.guest_level = (why - CAUSE_EPT) >> 3 if why >= CAUSE_EPT else 0
+            steps.n += 1
+        return caches_walk(self.c, &steps)
+
+    def lines(self):
+        """All lines that are held: list of (cache, set, way, host-physical address, written, has table entries).
+
+        `cache`: "l1d", "l1i", "l2" or "l3". Table entries are known where they are preferred (`tables=`) alone.
+        """
+        cdef Turn _turn = self.turns.take()
+        cdef list held = []
+        lines_of(held, "l1d", &self.c.l1d)
+        lines_of(held, "l1i", &self.c.l1i)
+        lines_of(held, "l2", &self.c.l2)
+        lines_of(held, "l3", &self.c.shared.l3)
+        return held
+
+    def open_rows(self):
+        """dict of bank -> its open row, of banks that were used; `row` begins at `row * row_bytes`."""
+        cdef Turn _turn = self.turns.take()
+        cdef CachesShared *m = self.c.shared
+        cdef uint64_t i
+        return {i: m.open[i] - 1 for i in range(m.banks) if m.open[i]}
+
     def counters(self):
         """Everything counted so far.
 
@@ -336,10 +409,29 @@ cdef class CacheHierarchy:
         memset(&self.c.c, 0, sizeof(CacheCounters))
 
 
+cdef int lines_of(list held, str name, const CacheArray *a) except -1:
+    cdef const uint64_t *keys
+    cdef uint64_t i
+    cdef uint32_t way
+    if a.base == NULL:
+        return 0
+    for i in range(a.sets):
+        keys = keys_of(a, i)
+        for way in range(a.ways):
+            if keys[way]:
+                held.append((name, i, way, keys[way] >> KEY_SHIFT << LINE_SHIFT, bool(keys[way] & K_DIRTY),
+                             bool(keys[way] & K_MARK)))
+    return 0
+
+
 cdef int make_array(CacheArray *a, object part, bint tables) except -1:
     if part is not None and not array_new(a, part.sets, part.ways, _POLICIES[part.policy], tables):
         raise OutOfMemoryError(f"no memory for a cache of {part}; give a smaller one")
     return 0
+
+
+cdef inline int cause_of(int acc) noexcept nogil:
+    return CAUSE_READ if acc == ACC_R else CAUSE_FETCH if acc == ACC_X else CAUSE_WRITE
 
 
 cdef int refuse(Py_ssize_t i, uint64_t hpa, int op) except -1:
@@ -348,7 +440,8 @@ cdef int refuse(Py_ssize_t i, uint64_t hpa, int op) except -1:
     raise StateError(f"op[{i}]={op} is no access; give READ, WRITE, MODIFY or FETCH of fastmmu.ops.Op")
 
 
-cdef Py_ssize_t not_reference(const uint64_t[::1] hpa, const uint8_t *op, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+cdef Py_ssize_t not_reference(const uint64_t[::1] hpa, const uint8_t *op, Py_ssize_t first,
+                              Py_ssize_t end) noexcept nogil:
     # index of the first that is none, or the end
     cdef Py_ssize_t i
     for i in range(first, end):
@@ -357,7 +450,8 @@ cdef Py_ssize_t not_reference(const uint64_t[::1] hpa, const uint8_t *op, Py_ssi
     return end
 
 
-cdef void references(Caches *c, const uint64_t[::1] hpa, const uint8_t *op, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+cdef void references(Caches *c, const uint64_t[::1] hpa, const uint8_t *op, Py_ssize_t first,
+                     Py_ssize_t end) noexcept nogil:
     # operations of accesses are numbered as accesses are
     cdef Py_ssize_t i
     if op == NULL:
@@ -365,7 +459,7 @@ cdef void references(Caches *c, const uint64_t[::1] hpa, const uint8_t *op, Py_s
             caches_access(c, hpa[i], 1, ACC_R, CAUSE_READ)
         return
     for i in range(first, end):
-        caches_access(c, hpa[i], 1, op[i], CAUSE_READ if op[i] == ACC_R else CAUSE_FETCH if op[i] == ACC_X else CAUSE_WRITE)
+        caches_access(c, hpa[i], 1, op[i], cause_of(op[i]))
 
 
 cdef void found_in(const Caches *c, uint64_t *total) noexcept nogil:

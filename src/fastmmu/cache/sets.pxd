@@ -51,6 +51,7 @@ cdef extern from *:
         for (i = 0; i < n; i++) rank[i] += rank[i] < r;
     #endif
     }
+    #define fm_cache_ahead(at) __builtin_prefetch(at)
     /* Bit per byte that equals r; n: a multiple of 16, at most 64. */
     static inline uint64_t fm_cache_at(const uint8_t *rank, uint32_t n, uint8_t r) {
         uint64_t hits = 0;
@@ -66,6 +67,7 @@ cdef extern from *:
         return hits;
     }
     """
+    void ahead "fm_cache_ahead"(const void *at) noexcept nogil     # of a look at it
     uint64_t ways_with "fm_cache_ways"(const uint64_t *key, uint32_t n, uint64_t k) noexcept nogil
     void age_below "fm_cache_age"(uint8_t *rank, uint32_t n, uint8_t r) noexcept nogil
     uint64_t ways_at "fm_cache_at"(const uint8_t *rank, uint32_t n, uint8_t r) noexcept nogil
@@ -88,7 +90,7 @@ cdef enum:
 
 cdef struct CacheArray:
     uint8_t *base               # sets; NULL: there is no such cache
-    uint64_t *hot               # [set] key whose use changes nothing, or 0; of L1D, else NULL
+    uint64_t *hot               # [set] key whose use changes nothing, or 0; of L1D and L1I, else NULL
     uint64_t sets
     uint64_t mask               # sets - 1, where that is a power of two; else 0: line modulo sets
     uint64_t all                # bit per way
@@ -96,6 +98,7 @@ cdef struct CacheArray:
     uint32_t pad                # ways, rounded up to 4
     uint32_t ranks              # bytes of the replacement's state, a multiple of 16
     uint32_t stride             # bytes of a set
+    uint32_t leaves             # ways, rounded up to a power of two
     uint8_t policy              # CachePolicy
     uint8_t tables              # lines without a mark make room before those that have it
 
@@ -120,29 +123,30 @@ cdef inline uint64_t empty_ways(const CacheArray *a, const uint64_t *key) noexce
     return ways_with(key, a.pad, 0) & a.all
 
 
+cdef inline void set_ahead(const CacheArray *a, uint64_t key) noexcept nogil:
+    # a large cache's set is far away on the host: it comes while the caches before it are searched
+    cdef const uint8_t *at = a.base + set_number(a, key) * a.stride
+    ahead(at)
+    ahead(at + 64)
+    if a.stride > 128:
+        ahead(at + 128)
+
+
 # ---- tree-PLRU --------------------------------------------------------------------------------------------------
-
-cdef inline uint32_t leaves_of(const CacheArray *a) noexcept nogil:
-    cdef uint32_t leaves = 1
-    while leaves < a.ways:
-        leaves *= 2
-    return leaves
-
 
 cdef inline void plru_used(const CacheArray *a, uint64_t *tree, uint32_t way) noexcept nogil:
     # the nodes on its path point away from it
-    cdef uint32_t node = leaves_of(a) + way
+    cdef uint32_t node = a.leaves + way
+    cdef uint64_t t = tree[0]
     while node > 1:
-        if node & 1:
-            tree[0] &= ~(<uint64_t> 1 << (node >> 1))
-        else:
-            tree[0] |= <uint64_t> 1 << (node >> 1)
+        t = t & ~(<uint64_t> 1 << (node >> 1)) | <uint64_t> (~node & 1) << (node >> 1)
         node >>= 1
+    tree[0] = t
 
 
 cdef inline uint32_t plru_victim(const CacheArray *a, uint64_t tree, uint64_t allowed) noexcept nogil:
     # follows the tree; where a half has no allowed way takes the other
-    cdef uint32_t half = leaves_of(a) // 2, first = 0, node = 1
+    cdef uint32_t half = a.leaves // 2, first = 0, node = 1
     cdef bint right
     while half:
         right = tree >> node & 1

@@ -2,6 +2,7 @@
 
 Written from the rules of the architecture, for reading and for checking the kernels against. Nothing here is fast.
 
+    cache    data caches and memory under a reference
     tlb      what is cached, and what ends it
     paging   one address, whole address spaces
     space    bytes at linear addresses, who maps a page, what changed
