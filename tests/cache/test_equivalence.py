@@ -72,7 +72,8 @@ def check(description: CacheDescription, seed: int, n: int) -> None:
             levels = [spec.use(int(a), *names[j]) for j, a in enumerate(hpa)]
             assert kernel.access(hpa, op) == tuple(levels.count(level) for level in LEVELS), f"reference {i}"
         else:
-            steps = [(rng.choice(WALKS), rng.randrange(0, size, 8), rng.random() < 0.1) for _ in range(rng.randrange(6))]
+            n_steps = rng.randrange(6)
+            steps = [(rng.choice(WALKS), rng.randrange(0, size, 8), rng.random() < 0.1) for _ in range(n_steps)]
             assert kernel.walk(steps) == spec.walk(steps), f"reference {i}, a walk"
         if i % 40 == 0 or i == n - 1:
             assert kernel.lines() == spec.lines(), f"after reference {i}"
@@ -80,7 +81,8 @@ def check(description: CacheDescription, seed: int, n: int) -> None:
     counted = kernel.counters()
     causes = {cause for cause, _ in spec.found}
     assert counted["references"] == {c: tuple(spec.found[c, level] for level in LEVELS) for c in counted["references"]}
-    assert counted["cycles"] == {c: spec.cycles[c] for c in counted["references"]} and set(counted["references"]) == causes
+    assert counted["cycles"] == {c: spec.cycles[c] for c in causes}
+    assert set(counted["references"]) == causes
     assert counted["written"] == {level: spec.written[level] for level in ("l1", "l2", "l3", "memory")}
     assert counted["walks"] == len(spec.walks) and counted["walk_cycles"] == sum(spec.walks)
     bins = [walk_bin_edges(i) for i in range(128)]

@@ -25,7 +25,9 @@ def empty(size: int, ways: int) -> tuple[Sets, int]:
     return [OrderedDict() for _ in range(size // 64 // ways)], ways
 
 
-def lru(sizes: dict[str, tuple[int, int]], inclusion: str, l2_inclusive: bool, lines: Iterator[tuple[int, int]]) -> list[int]:
+def lru(
+    sizes: dict[str, tuple[int, int]], inclusion: str, l2_inclusive: bool, lines: Iterator[tuple[int, int]]
+) -> list[int]:
     """How many of (line, operation) are found in L1, L2, L3, memory. Values of the dicts: whether the line is dirty."""
     (data, nd), (code, nc), (second, n2), (third, n3) = (empty(*sizes[c]) for c in ("l1d", "l1i", "l2", "l3"))
     counts = [0, 0, 0, 0]

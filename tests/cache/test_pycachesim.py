@@ -1,4 +1,4 @@
-"""Counts by level are pycachesim's, where its model is the same: true LRU, reads alone, neither inclusive nor exclusive.
+"""Counts by level are pycachesim's, where its model is the same: true LRU, reads alone, L3 neither in- nor exclusive.
 
 In pycachesim 0.3.1 a store that hits is no use of its line for LRU; a line that is written back is read first, from
 further out, where it is not there; its victim cache keeps what it gives back, where an exclusive L3 gives it up.

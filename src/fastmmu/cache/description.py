@@ -11,7 +11,7 @@ import msgspec
 
 from fastmmu.errors import ConfigError
 
-__all__ = ["POLICIES", "Cache", "CacheDescription", "CachePolicy", "Memory", "choose"]
+__all__ = ["POLICIES", "Cache", "CacheDescription", "CachePolicy", "Memory", "choose", "near_sizes"]
 
 LINE = 64
 MAX_WAYS = 64
@@ -127,6 +127,12 @@ def _bytes(size: int) -> str:
     return str(size)
 
 
+def near_sizes(size: int, ways: int) -> str:
+    """The nearest caches whose number of sets is a power of two."""
+    low = 1 << max((size // LINE // ways).bit_length() - 1, 0)
+    return " or ".join(f"{_bytes(n * LINE * ways)}/{ways}" for n in (low, 2 * low))
+
+
 class CacheDescription(msgspec.Struct, frozen=True, kw_only=True):
     """The data caches of one CPU, and memory (caches.md §1).
 
@@ -158,8 +164,7 @@ class CacheDescription(msgspec.Struct, frozen=True, kw_only=True):
             if not isinstance(part, Cache) and (level in ("l1d", "l1i") or part is not None):
                 raise ConfigError(f"{level}={part!r}: give a Cache(size, ways, latency)")
             if level != "l3" and part is not None and part.sets & (part.sets - 1):
-                low = 1 << (part.sets.bit_length() - 1)
-                near = " or ".join(f"{_bytes(n * LINE * part.ways)}/{part.ways}" for n in (low, 2 * low))
+                near = near_sizes(part.size, part.ways)
                 raise ConfigError(f"{level}={part}: {part.sets} sets, which is no power of two; nearest: {near}")
         if not isinstance(self.memory, Memory):
             raise ConfigError(f"memory={self.memory!r}: give a Memory(row, dram, banks, row_bytes)")

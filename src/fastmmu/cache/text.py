@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 
 from fastmmu._checked import checked_but
-from fastmmu.cache.description import POLICIES, Cache, CacheDescription, choose
+from fastmmu.cache.description import MAX_WAYS, POLICIES, Cache, CacheDescription, choose, near_sizes
 from fastmmu.cache.presets import CACHE_PRESETS
 from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.sizes import parse_bytes
@@ -49,8 +49,11 @@ def _cache(text: str, what: str, old: Cache | None, latency: int) -> Cache | Non
     except ConfigError as error:
         raise ConfigError(f"{what}={text!r}: {error}") from error
     cycles = int(match[3]) if match[3] else old.latency if old else latency
+    ways = int(match[2])
+    if what != "l3" and 1 <= ways <= MAX_WAYS and size % (64 * ways):
+        raise ConfigError(f"{what}={text}: its lines are no multiple of its ways; nearest: {near_sizes(size, ways)}")
     try:
-        return Cache(size, int(match[2]), cycles, old.policy if old else "lru")
+        return Cache(size, ways, cycles, old.policy if old else "lru")
     except ConfigError as error:
         raise ConfigError(f"{what}={text}: {error}") from error
 

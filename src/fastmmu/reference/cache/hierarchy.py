@@ -1,4 +1,4 @@
-"""Executable specification of the data caches and memory: where a reference is found, what it moves (caches.md §3-§6)."""
+"""Executable specification of the data caches: where a reference is found, what it moves (caches.md §3-§6)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Hierarchy:
             below = self.l3.take(gone.number) if self.l3 and self.inclusion == "exclusive" else None
             self._fill_l2(Line(gone.number, True, gone.mark or (below is not None and below.mark)))
 
-    # ---- one reference (§3) -------------------------------------------------------------------------------------------
+    # ---- one reference (§3) ------------------------------------------------------------------------------------
 
     def use(self, hpa: int, access: str = "r", cause: str = "read") -> str:
         """The level where it is found. `access`: "r", "w", "rw" or "x"."""
@@ -147,7 +147,7 @@ class Hierarchy:
             return int(getattr(d.memory, level))
         return int({"l1": d.l1d, "l2": d.l2, "l3": d.l3}[level].latency)
 
-    # ---- a walk (§5) ---------------------------------------------------------------------------------------------------
+    # ---- a walk (§5) -------------------------------------------------------------------------------------------
 
     def walk(self, references: Iterable[tuple[str, int, bool]]) -> int:
         """The cycles of one walk: (cause, address, writes) of each of its references, which wait for each other."""

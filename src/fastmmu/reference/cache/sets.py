@@ -47,7 +47,7 @@ class _Lru:
 
 
 class _Plru:
-    """A binary tree over the ways, rounded up to a power of two: each node points to the half that is not the last used."""
+    """A binary tree over the ways, rounded up to a power of two: a node points to the half that was not used last."""
 
     def __init__(self, ways: int) -> None:
         self.leaves = 1 << (ways - 1).bit_length()
