@@ -20,6 +20,7 @@
     touches                          what of a stretch of a trace touches a page in a new way
     side_by_side                     a trace through several machines, in threads
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
+    rates                            what it was per thousand instructions, by structure
     wholly                           settings, schedules, results: files that are read as a whole, or pipes to their end
     exit_ring, exit_log              the log of exits as arrays; `ExitLog`, with their cycles
     checkpoint                       a machine as a file, from which it goes on (a folder of its own)

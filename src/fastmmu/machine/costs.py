@@ -70,6 +70,7 @@ class WalkCosts(_Part, frozen=True, kw_only=True):
     guest: Shares
     ept: Shares
     ad_write: Cycles
+    overlap: Share
 
 
 class Guest(_Part, frozen=True, kw_only=True):
@@ -207,7 +208,7 @@ def _check_numbers(values: Mapping[str, Any], name: str, at: str = "") -> None:
         if isinstance(value, dict):
             _check_numbers(value, name, f"{where}.")
         elif where != "exit.generation":
-            top = 1 if at in ("walk.guest.", "walk.ept.") else math.inf
+            top = 1 if at in ("walk.guest.", "walk.ept.") or where == "walk.overlap" else math.inf
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 <= value <= top or not math.isfinite(value):
                 what = "a share, 0..1" if top == 1 else "a number >= 0"

@@ -179,8 +179,9 @@ class Replay:
         return self._replay.written
 
     def counters(self) -> dict[str, Any]:
-        """Counters of all CPUs together, as of :meth:`Machine.counters`."""
-        return self.cpus.totals()
+        """Counters of all CPUs together, as of :meth:`Machine.counters`, and ``instructions``."""
+        counters: dict[str, Any] = self.cpus.totals()
+        return {**counters, "instructions": self._replay.instructions}
 
     def kept(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What a checkpoint has of it beside its machine.

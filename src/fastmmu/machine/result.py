@@ -13,6 +13,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.identity import Origin
+from fastmmu.machine.rates import mpki_by, pki, walk_share
 from fastmmu.machine.sampled import Sampled
 from fastmmu.machine.series import Series
 
@@ -36,7 +37,8 @@ class Result:
     ``.geometry``: arrays of the TLB; ``.policy``: class of a Python policy. ``.exit_log``: the last VM exits, an
     :class:`ExitLog`, with ``Config.exit_log``; else None. ``.first``: accesses that were run before those that are
     counted (``warm_up=``); ``.series``: counters over time, a :class:`~fastmmu.machine.series.Series` (``interval=``),
-    else None. ``.sample``: of a sampled run (``sample_every=``) what was counted, a
+    else None. ``.overlap``: the part of a walk that other work hides, by the cost model, and ``.fetch_cycles``:
+    of a fetch, both for :attr:`walk_share`. ``.sample``: of a sampled run (``sample_every=``) what was counted, a
     :class:`~fastmmu.machine.sampled.Sampled`, else None; counters and cycles are sums of the intervals counted then.
 
     Threads: a result, which nothing changes; share it.
@@ -60,6 +62,8 @@ class Result:
     first: int = 0
     series: Series | None = field(default=None, compare=False)
     sample: Sampled | None = field(default=None, compare=False)
+    overlap: float = 0.0
+    fetch_cycles: float = 0.0
 
     @property
     def origin(self) -> Origin:
@@ -75,8 +79,51 @@ class Result:
     @property
     def mpki(self) -> float | None:
         """TLB misses of the last level per thousand instructions; None where the trace does not count them."""
-        n: int = self.counters.get("instructions", 0)
+        n = self.instructions
         return 1000 * self.counters["tlb_misses"] / n if n else None
+
+    @property
+    def instructions(self) -> int | None:
+        """Instructions of what is counted; None where the trace does not count them."""
+        n: int | None = self.counters.get("instructions")
+        return n
+
+    @property
+    def mpki_by(self) -> dict[str, float] | None:
+        """Misses per thousand instructions by structure: ``l1i``, ``l1d``, ``stlb``, of the paging-structure caches
+        ``pde``, ``pdpte``, ``pml4e``, ..., under EPT ``ept_pde``, ... and ``gpm`` (guest-physical mappings), those that
+        the processor has; None where the trace does not count instructions.
+
+        What walks found in caches is known of runs (``.tlb``), not of results that come from flat files.
+        """
+        n = self.instructions
+        return mpki_by(self.counters, self.tlb, self.config, n) if n else None
+
+    @property
+    def walk_cycles(self) -> float:
+        """Modelled cycles of all references of walks, to the tables of the guest (or the shadow tables) and the EPT."""
+        return self.cycles_by.get("guest_walk", 0.0) + self.cycles_by.get("ept_walk", 0.0)
+
+    @property
+    def pki(self) -> dict[str, float] | None:
+        """Per thousand instructions: ``walks``, ``walk_refs`` (entries that they read), ``walk_cycles``,
+        ``vm_exits``; None where the trace does not count instructions."""
+        n = self.instructions
+        return pki(self.counters, self.walk_cycles, n) if n else None
+
+    @property
+    def walk_share(self) -> float | None:
+        """Estimated share of the run time that waits for walks, 0 to 1; None where the trace does not count
+        instructions.
+
+        (1 - overlap) W / (C + F U - overlap W): C modelled cycles, W those of walks, U instructions whose fetch is no
+        access of the trace, F ``fetch_cycles``. Overlap is an estimate, ``walk.overlap`` of costs.toml.
+        """
+        n = self.instructions
+        if not n:
+            return None
+        hidden, fetch = self.overlap, self.fetch_cycles
+        return walk_share(self.counters, self.cycles, self.walk_cycles, n, overlap=hidden, fetch=fetch)
 
     @property
     def accesses_per_second(self) -> float:
@@ -101,6 +148,11 @@ class Result:
             "cycles_by": self.cycles_by,
             "cycles_per_access": self.cycles_per_access,
             "mpki": self.mpki,
+            "mpki_by": self.mpki_by,
+            "pki": self.pki,
+            "walk_share": self.walk_share,
+            "overlap": self.overlap,
+            "fetch_cycles": self.fetch_cycles,
             "notes": list(self.notes),
             "seconds": self.seconds,
         }

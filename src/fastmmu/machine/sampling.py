@@ -81,7 +81,7 @@ class Sampling:
             places = self.touches.first(part.op, part.size, part.addr)
             if not len(places):
                 return
-            part = Part(part.op[places], part.size[places], part.addr[places])
+            part = Part.of(part, places)
         self.fed += len(part.addr)
         self.run.take(part)
 

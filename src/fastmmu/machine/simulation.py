@@ -199,10 +199,12 @@ class Part(NamedTuple):
     op: npt.NDArray[np.uint8]
     size: npt.NDArray[np.uint8]
     addr: npt.NDArray[np.uint64]
+    instructions: npt.NDArray[np.uint32] | None = None
 
     @staticmethod
-    def of(batch: Events, part: slice) -> Part:
-        return Part(batch.op[part], batch.size[part], batch.addr[part])
+    def of(batch: Events, part: slice | npt.NDArray[np.intp]) -> Part:
+        counted = getattr(batch, "instructions", None)
+        return Part(batch.op[part], batch.size[part], batch.addr[part], None if counted is None else counted[part])
 
 
 def result_of(
@@ -234,4 +236,6 @@ def result_of(
         geometry=str(machine.tlb.geometry),
         policy=policy_name(policy),
         exit_log=machine.exit_log(costs) if machine.config.exit_log else None,
+        overlap=costs.walk.overlap,
+        fetch_cycles=costs.access.trace,
     )

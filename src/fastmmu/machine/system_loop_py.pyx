@@ -13,7 +13,7 @@ from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vcpu cimport DONE_GP, DONE_OK, Vcpu, vcpu_set_pkru
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.machine cimport Machine
-from fastmmu.machine.records cimport REC_CR0, REC_CR4, REC_EFER, REC_TABLE, Record
+from fastmmu.machine.records cimport REC_CR0, REC_CR4, REC_EFER, REC_TABLE, REC_X, Record
 from fastmmu.machine.system_cpus cimport SystemCpus
 from fastmmu.machine.system_judged cimport judged_records
 from fastmmu.machine.system_loop cimport (
@@ -74,6 +74,7 @@ cdef class SystemReplay:
     cdef _Cpu now
     cdef uint64_t credit                # records since others had their turn
     cdef readonly uint64_t records      # carried out
+    cdef readonly uint64_t instructions # begun by them: X records count those until the next
     cdef readonly list tables           # address of each page table, in the order of the TABLE records
     cdef readonly object written        # bytes, one a page of guest memory that was stored to; None: not asked for
 
@@ -174,9 +175,9 @@ cdef class SystemReplay:
         mismatches = [[p.example[i].record, p.example[i].kind, p.example[i].expected, p.example[i].got]
                       for i in range(min(p.found, <uint64_t> EXAMPLES))]
         return {
-            "state": registers, "records": self.records, "stores": p.stores, "faults": p.faults, "found": p.found,
-            "flags": p.flags, "walks": p.walks, "ipis": p.ipis, "differences": p.differences, "standing": p.standing,
-            "held": p.held, "examples": mismatches,
+            "state": registers, "records": self.records, "instructions": self.instructions, "stores": p.stores,
+            "faults": p.faults, "found": p.found, "flags": p.flags, "walks": p.walks, "ipis": p.ipis,
+            "differences": p.differences, "standing": p.standing, "held": p.held, "examples": mismatches,
         }, np.array(self.tables, np.uint64)
 
     def _resume(self, kept, tables):
@@ -188,7 +189,7 @@ cdef class SystemReplay:
         self.now.state = GuestState(**kept["state"])
         p.pkru = self.now.pkru = self.now.state.pkru
         p.keys = self.now.keys = keys_of(self.now.state)
-        self.records = kept["records"]
+        self.records, self.instructions = kept["records"], kept["instructions"]
         p.stores, p.faults, p.found = kept["stores"], kept["faults"], kept["found"]
         p.flags, p.walks, p.ipis = kept["flags"], kept["walks"], kept["ipis"]
         for i in range(5):
@@ -266,7 +267,9 @@ cdef class SystemReplay:
         finally:
             self.records += at
             for i in range(at):
-                if r[i].op == REC_TABLE:
+                if r[i].op == REC_X:
+                    self.instructions += r[i].aux
+                elif r[i].op == REC_TABLE:
                     self.tables.append(r[i].val)
             self.board.turns.end()
 

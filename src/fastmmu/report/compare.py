@@ -71,11 +71,14 @@ _Columns = list[tuple[Column, list[Cell]]]
 
 
 def _layout(results: Sequence[Result], width: int) -> list[_Columns]:
-    """The columns of one table if they fit the width, else of two."""
+    """The columns of one table if they fit the width, the accesses, which the heading has, left out if need be; else of
+    two."""
     labels, counts, exits = _labels(results), _count_columns(results), _exit_columns(results)
     translation, faults, modelled = counts[:-2], counts[-2:], _model_columns(results)
+    same = len({result.counters["accesses"] for result in results}) == 1
     layouts = [
         [[*labels, *counts, *exits, *modelled]],
+        *([[[*labels, *counts[1:], *exits, *modelled]]] if same else []),
         [[*labels, *counts, *modelled], [*labels, counts[-1], *exits]] if exits else [[*labels, *counts, *modelled]],
         [[*labels, *translation], [*labels, *faults, *exits, *modelled]],
     ]
@@ -121,12 +124,15 @@ def _count_columns(results: Sequence[Result]) -> _Columns:
     ]
     if any(result.mpki is not None for result in results):
         behind = list(columns).index(("L2", "TLB misses")) + 1
-        counts.insert(behind, (Column("MPKI", "TLB misses"), [_mpki(result.mpki) for result in results]))
+        counts.insert(behind, (Column("MPKI", "TLB misses"), [_rate(result.mpki) for result in results]))
+        walks = [result.pki["walk_cycles"] if result.pki else None for result in results]
+        counts.insert(-2, (Column("CPKI", "walk"), [_rate(each) for each in walks]))
     return counts
 
 
-def _mpki(value: float | None) -> Cell:
-    return Cell("?", "dim") if value is None else Cell(f"{value:.2f}" if value < 100 else f"{value:.0f}")
+def _rate(value: float | None) -> Cell:
+    """Of a thousand instructions; nothing where they are not counted."""
+    return Cell("" if value is None else f"{value:.2f}" if value < 100 else number(round(value)))
 
 
 def _count(n: int) -> Cell:

@@ -159,7 +159,7 @@ def _field(name: str, value: Any) -> str:
 _COLUMNS: tuple[tuple[str, str], ...] = (
     ("accesses", "accesses"), ("L1 misses", "l1_misses"), ("TLB misses", "tlb_misses"), ("MPKI", "mpki"),
     ("walks", "walks"), ("guest refs", "guest_walk_refs"), ("EPT refs", "ept_walk_refs"),
-    ("guest faults", "guest_faults"), ("VM exits", "vm_exits"),
+    ("walk CPKI", "walk_cycles_pki"), ("guest faults", "guest_faults"), ("VM exits", "vm_exits"),
 )  # fmt: skip
 
 
@@ -169,12 +169,12 @@ def _table(
     """Headings, whether a column is of numbers; and of each cell the text and what it is sorted by."""
     found = []
     for result, name, slowdown in zip(group, names, slowdowns(group), strict=True):
-        counters = {**result.counters, "mpki": result.mpki}
+        counters = {**result.counters, "mpki": result.mpki, "walk_cycles_pki": (result.pki or {}).get("walk_cycles")}
         counters["l1_misses"] = counters["l1d_misses"] + counters["l1i_misses"]
         cells = [(name, name)]
         for title, key in _COLUMNS:
             value = counters[key]
-            shown = "" if value is None else f"{value:.2f}" if title == "MPKI" else f"{value:,}"
+            shown = "" if value is None else f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
             cells.append((shown, "" if value is None else repr(value)))
         cells.append((f"{result.cycles_per_access:.2f}", repr(result.cycles_per_access)))
         cells.append(("" if slowdown is None else f"{slowdown:.2f}×", "" if slowdown is None else repr(slowdown)))

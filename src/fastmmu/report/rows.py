@@ -8,10 +8,13 @@ from typing import Any, Protocol, TypeVar
 
 from fastmmu._checked import checked
 from fastmmu.machine.identity import Origin
+from fastmmu.machine.rates import PKI, structures
 from fastmmu.machine.result import Result
 from fastmmu.machine.series import AT_END
 
-__all__ = ["baseline", "by_trace", "gathered", "of_one_run", "over_time", "rows", "several_versions", "slowdowns"]
+__all__ = [
+    "baseline", "by_trace", "gathered", "of_one_run", "over_time", "rates", "rows", "several_versions", "slowdowns",
+]  # fmt: skip
 
 _PRESET: dict[str, Any] = {
     "tlb": "skylake",
@@ -162,8 +165,11 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     name, ``memory`` in bytes), ``geometry`` (the TLB's arrays), ``costs`` (identity of the cost model), ``policy``,
     ``complete``, ``first`` (accesses before those that are counted), the counters, ``exits_REASON``, ``cycles``,
     ``cycles_CAUSE``, ``cycles_per_access``, ``mpki`` (TLB misses per thousand instructions, None where they are not
-    counted), ``slowdown`` (None without a native run), ``notes``, and ``seconds``, the wall time: the one value that
-    two runs do not share. A counter, reason or cause that only other runs have is 0.
+    counted), by structure ``mpki_l1d``, ..., ``mpki_gpm``, per thousand instructions ``walks_pki``,
+    ``walk_refs_pki``, ``walk_cycles_pki``, ``vm_exits_pki``, and ``walk_share``, with ``overlap`` and ``fetch_cycles``,
+    which it is made with (:class:`~fastmmu.machine.result.Result`), ``slowdown`` (None without a native run),
+    ``notes``, and ``seconds``, the wall time: the one value that two runs do not share. A counter, reason or cause that
+    only other runs have is 0.
     """
     parts = [_sections(result, slowdown) for result, slowdown in zip(results, slowdowns(results), strict=True)]
     keys = [list(dict.fromkeys(key for section in same for key in section)) for same in zip(*parts, strict=True)]
@@ -171,6 +177,18 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
         {key: section.get(key, 0) for section, names in zip(sections, keys, strict=True) for key in names}
         for sections in parts
     ]
+
+
+def rates(result: Result) -> dict[str, float | None]:
+    """``mpki_STRUCTURE`` of all structures, ``RATE_pki``, ``walk_share``: None where they are not known."""
+    misses, many = result.mpki_by or {}, result.pki or {}
+    return {
+        **{f"mpki_{name}": misses.get(name) for name in structures()},
+        **{f"{name}_pki": many.get(name) for name in PKI},
+        "walk_share": result.walk_share,
+        "overlap": result.overlap,
+        "fetch_cycles": result.fetch_cycles,
+    }
 
 
 def _sections(result: Result, slowdown: float | None) -> list[dict[str, Any]]:
@@ -194,6 +212,7 @@ def _sections(result: Result, slowdown: float | None) -> list[dict[str, Any]]:
         {
             "cycles_per_access": result.cycles_per_access,
             "mpki": result.mpki,
+            **rates(result),
             "slowdown": slowdown,
             "notes": "; ".join(result.notes),
             "seconds": result.seconds,

@@ -8,7 +8,7 @@ from fastmmu._checked import checked
 from fastmmu.machine.costs import exits_by_class
 from fastmmu.machine.result import Result
 from fastmmu.report.table import Cell, Column, paint, render
-from fastmmu.report.words import cause_name, reason_title, settings
+from fastmmu.report.words import cause_name, reason_title, settings, structure_name
 
 __all__ = ["single"]
 
@@ -27,8 +27,7 @@ def single(result: Result, *, width: int = 120, colour: bool = False) -> str:
     if not result.complete:
         lines.append("interrupted: figures of the part that was simulated")
     lines += ["", *_block("counters", {k: v for k, v in counters.items() if not isinstance(v, dict)}, width, colour)]
-    if result.mpki is not None:
-        lines.append(f"  TLB misses per thousand instructions (MPKI): {result.mpki:.3f}")
+    lines += _rates(result, colour)
     reasons = {f"{k} ({reason_title(k, result.config.vendor)})": n for k, n in counters["exits_by_reason"].items() if n}
     if reasons:
         lines += ["", *_block("VM exits by reason", reasons, width, colour)]
@@ -41,6 +40,29 @@ def single(result: Result, *, width: int = 120, colour: bool = False) -> str:
         f"simulated in {result.seconds:.2f} s: {result.accesses_per_second / 1e6:.1f} million accesses a second",
     ]
     return "\n".join([*lines, *result.notes])
+
+
+def _rates(result: Result, colour: bool) -> list[str]:
+    """Per thousand instructions; nothing where they are not counted."""
+    misses, many, share = result.mpki_by, result.pki, result.walk_share
+    if misses is None or many is None:
+        return []
+    rows = {f"{structure_name(name)} misses (MPKI)": value for name, value in misses.items()}
+    rows |= {_PKI[name]: value for name, value in many.items()}
+    names, room = max(map(len, rows)), max(len(f"{value:,.3f}") for value in rows.values())
+    lines = ["", paint("per thousand instructions", "bold", colour)]
+    lines += [f"  {name:{names}}  {value:>{room},.3f}" for name, value in rows.items()]
+    if share is not None:
+        lines.append(f"share of the run time that waits for walks, {result.overlap:.0%} hidden: about {share:.1%}")
+    return lines
+
+
+_PKI = {
+    "walks": "walks",
+    "walk_refs": "references of walks",
+    "walk_cycles": "cycles of walks (CPKI)",
+    "vm_exits": "VM exits",
+}
 
 
 def _block(title: str, numbers: dict[str, int], width: int, colour: bool) -> list[str]:

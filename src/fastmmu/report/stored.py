@@ -141,6 +141,7 @@ def _of_json(row: Mapping[str, Any]) -> Result:
         first=int(row.get("first", 0)),
         notes=tuple(row["notes"]),
         tlb=dict(row.get("tlb", {})),
+        **_rates(row),
         **texts,
     )
 
@@ -167,8 +168,14 @@ def _of_row(row: Mapping[str, Any]) -> Result:
         complete=_value(row["complete"], "bool"),
         first=int(row.get("first") or 0),
         notes=tuple(part for part in str(row.get("notes") or "").split("; ") if part),
+        **_rates(row),
         **texts,
     )
+
+
+def _rates(row: Mapping[str, Any]) -> dict[str, float]:
+    """What the estimated share of walks is made with; files of older versions have none."""
+    return {name: float(row.get(name) or 0) for name in ("overlap", "fetch_cycles")}
 
 
 def _value(value: Any, kind: str) -> Any:

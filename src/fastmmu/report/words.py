@@ -8,7 +8,7 @@ from fastmmu.machine.costs import CLASSES
 from fastmmu.machine.result import Result
 from fastmmu.tlb.geometry import REPLACEMENTS
 
-__all__ = ["cause_name", "known_causes", "reason_title", "settings"]
+__all__ = ["cause_name", "known_causes", "reason_title", "settings", "structure_name"]
 
 _REASONS = {
     "exception_nmi": "#PF",
@@ -80,6 +80,13 @@ def cause_name(cause: str, *, mmu: str) -> str:
     if cause == "guest_walk" and mmu == "shadow":
         return "references to shadow tables"
     return _CAUSES.get(cause) or f"{cause.removeprefix('exit:').replace('_', ' ')} exits"
+
+
+def structure_name(name: str) -> str:
+    """A structure of ``Result.mpki_by`` in words, without "misses"."""
+    known = {"l1i": "L1I TLB", "l1d": "L1D TLB", "stlb": "last-level TLB", "gpm": "guest-physical mapping"}
+    what, _, level = name.rpartition("_")
+    return known.get(name) or f"{'EPT ' if what else ''}{level.upper()} cache"
 
 
 def settings(result: Result) -> str:

@@ -71,6 +71,7 @@ class SystemTrace(FileTrace):
 
     format = "system"
     kind = "system"
+    instructions = "column"
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -270,7 +271,8 @@ def _events(rows: npt.NDArray[Any], spaces: Spaces) -> Batch:
     addr[interrupt] = rows["size"][interrupt]
     for record, event in ((switch, Op.SWITCH), (op == RecordOp.INVLPG, Op.INVLPG), (interrupt, Op.INTERRUPT)):
         out[record] = event
-    return Batch(out[kept], size[kept], addr[kept])
+    begun = np.where(op == RecordOp.FETCH, rows["aux"], 0)
+    return Batch(out[kept], size[kept], addr[kept], begun[kept].astype(np.uint32))
 
 
 def looks_like(head: bytes) -> bool:

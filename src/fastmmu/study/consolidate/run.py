@@ -198,4 +198,6 @@ def _result(
         content=of.content,
         costs=of.costs,
         geometry=of.geometry,
+        overlap=costs.walk.overlap,
+        fetch_cycles=costs.access.trace,
     )

@@ -279,4 +279,6 @@ def _result(
         complete=complete,
         costs=costs.identity,
         geometry=str(config.geometry),
+        overlap=costs.walk.overlap,
+        fetch_cycles=costs.access.trace,
     )

@@ -8,7 +8,9 @@ from typing import Any
 from fastmmu.counters import APIC, CAUSES, COUNTERS
 from fastmmu.exits import ExitReason
 from fastmmu.machine.costs import CLASSES
+from fastmmu.machine.rates import PKI, structures
 from fastmmu.machine.result import Result
+from fastmmu.report.rows import rates
 from fastmmu.report.stored import SIZES, config_types
 from fastmmu.sizes import parse_bytes
 
@@ -22,9 +24,13 @@ _BEFORE = {
 _MADE = {"geometry": "string", "cost_model": "string", "costs": "string", "complete": "bool", "first": "int64"}
 _PLAIN = tuple(row.name for row in COUNTERS if row.name != "exits_by_reason")
 _OPTIONAL = (*(row.name for row in APIC), "instructions")
+_RATES = (
+    *(f"mpki_{name}" for name in structures()), *(f"{name}_pki" for name in PKI), "walk_share", "overlap",
+    "fetch_cycles",
+)  # fmt: skip
 _AFTER = {
-    "cycles_per_access": "double", "mpki": "double", "notes": "string", "seconds": "double", "seed": "int64",
-    "fastmmu": "string", "host": "string",
+    "cycles_per_access": "double", "mpki": "double", **dict.fromkeys(_RATES, "double"), "notes": "string",
+    "seconds": "double", "seed": "int64", "fastmmu": "string", "host": "string",
 }  # fmt: skip
 
 
@@ -75,6 +81,7 @@ def row_of(result: Result, made: Mapping[str, Any]) -> dict[str, Any]:
         "cycles_exit_other": sum(cycles.values()),
         "cycles_per_access": result.cycles_per_access,
         "mpki": result.mpki,
+        **rates(result),
         "notes": "; ".join(result.notes),
         "seconds": result.seconds,
         **made,
