@@ -21,7 +21,7 @@ from fastmmu.study.named.expression import Expression
 from fastmmu.study.named.run import Findings
 from fastmmu.study.named.table import cells_of, named_plot, named_rows
 from fastmmu.study.named.walks import Walks, walked
-from fastmmu.study.named.workloads import Churn, File, trace_of
+from fastmmu.study.named.workloads import Churn, File, Sequential, Uniform, trace_of
 from fastmmu.trace import Trace, tpr_profile, with_tpr
 
 DOCS = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text()
@@ -118,6 +118,20 @@ def test_churn_takes_turns_and_unmaps_what_it_mapped() -> None:
     unmapped = batch.addr[batch.op == Op.UNMAP]
     assert len(unmapped) == 6 * 3
     assert set(unmapped.tolist()) == set(batch.addr[batch.op == Op.WRITE].tolist())
+
+
+def test_pages_in_order_begin_again_behind_the_last() -> None:
+    said = Sequential(pages=5, accesses=12, writes=1.0, touched=True)
+    (batch,) = trace_of(said).batches()
+    assert said.warm_up == 5
+    assert ((batch.addr >> np.uint64(12)) - np.uint64(0x10000)).tolist() == [*range(5), *range(5), *range(5), 0, 1]
+    assert (batch.addr % 64 == 0).all()
+    assert len(set((batch.addr & np.uint64(0xFFF)).tolist())) > 5
+    assert (batch.op == Op.WRITE).all()
+    (again,) = trace_of(said).batches()
+    assert (again.addr == batch.addr).all()
+    (drawn,) = trace_of(Uniform(pages=5, accesses=12, touched=True)).batches()
+    assert (drawn.addr % 4096 == 0).all()
 
 
 # ---- TPR traffic by CR8 ------------------------------------------------------------------------------------------

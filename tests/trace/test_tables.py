@@ -196,6 +196,21 @@ def test_counts_go_through_everything_that_is_made_of_a_trace(tmp_path: Path) ->
             assert again.instructions == kind
             assert_same(events(again), events(each))
             assert kind is None or counted(again) == n
+    write_trace(data, tmp_path / "t.npy")
+    again = read_trace(tmp_path / "t.npy")
+    assert again.instructions == "column"
+    assert_same(events(again), events(data))
+    assert counted(again) == n
+    rows = np.load(tmp_path / "t.npy")
+    np.savez(tmp_path / "one.npz", rows)
+    np.savez_compressed(tmp_path / "four.npz", **{name: rows[name] for name in rows.dtype.names})
+    np.savez(tmp_path / "three.npz", **{name: rows[name] for name in ("op", "size", "addr")})
+    for name, kind in (("one.npz", "column"), ("four.npz", "column"), ("three.npz", None)):
+        again = read_trace(tmp_path / name)
+        assert again.instructions == kind
+        assert kind is None or counted(again) == n
+    write_trace(sample(20, False), tmp_path / "t.npy")
+    assert np.load(tmp_path / "t.npy").dtype.names == ("op", "size", "addr")
     mmu = fastmmu.simulate(data, fastmmu.Config(mmu="ept"))
     assert mmu.counters["instructions"] == n
     assert mmu.mpki == pytest.approx(1000 * mmu.counters["tlb_misses"] / n)

@@ -1,4 +1,7 @@
-"""NumPy's .npy: a plain array of linear addresses, each a 1-byte read, or a structured one of whole events."""
+"""NumPy's .npy: a plain array of linear addresses, each a 1-byte read, or a structured one of whole events.
+
+These may have a field `instructions`, those begun since the event before.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def looks_like(head: bytes) -> bool:
 
 
 class NpyTrace(FileTrace):
-    """(n,) integers = linear addresses read, or (n,) records with op, size (optional) and addr.
+    """(n,) integers = linear addresses read, or (n,) records with op, addr, and, where there are, size, instructions.
 
     The data is streamed, so a trace larger than memory is fine and a file that shrinks meanwhile is an error.
     """
@@ -44,6 +47,8 @@ class NpyTrace(FileTrace):
         """Read and check the header; sets `total`."""
         with ByteSource(self.path) as source:
             dtype, self.total = self._header(source)
+            if "instructions" in (dtype.names or ()):
+                self.instructions = "column"
             expected = source.offset + self.total * dtype.itemsize
             if source.codec is None and source.size != expected:
                 raise TraceError(
@@ -79,10 +84,11 @@ class NpyTrace(FileTrace):
                 raise TraceError(f"the array has dtype {dtype}; give integer addresses", path=self.path)
         else:
             fields = {name: dtype[name] for name in dtype.names}
-            good = {"op", "addr"} <= set(fields) <= {"op", "size", "addr"}
+            good = {"op", "addr"} <= set(fields) <= {"op", "size", "addr", "instructions"}
             if not good or any(field.kind not in "ui" or field.shape for field in fields.values()):
                 raise TraceError(
-                    f"the records have the fields {dtype.descr}; give integers op, size and addr", path=self.path
+                    f"the records have the fields {dtype.descr}; give integers op, size, addr, instructions",
+                    path=self.path,
                 )
             if dtype.itemsize > _MAX_RECORD:
                 raise TraceError(f"a record has {dtype.itemsize} bytes, more than {_MAX_RECORD}", path=self.path)
@@ -125,7 +131,11 @@ class NpyTrace(FileTrace):
             return batch_of(self._column(rows, "address", np.uint64, offset))
         op = self._column(rows["op"], "op", np.uint8, offset)
         size = self._column(rows["size"], "size", np.uint8, offset) if "size" in rows.dtype.names else None
-        return batch_of(self._column(rows["addr"], "address", np.uint64, offset), op, size)
+        batch = batch_of(self._column(rows["addr"], "address", np.uint64, offset), op, size)
+        if "instructions" not in rows.dtype.names:
+            return batch
+        begun = self._column(rows["instructions"], "instructions", np.uint32, offset)
+        return Batch(batch.op, batch.size, batch.addr, begun)
 
     def _column(
         self, values: npt.NDArray[Any], what: str, to: type[np.unsignedinteger], offset: int
@@ -141,24 +151,35 @@ class NpyTrace(FileTrace):
         return np.ascontiguousarray(values, dtype=to)
 
 
-def _npy_header(n: int) -> bytes:
-    """Header of a .npy file of `n` events of EVENT_DTYPE."""
+_COUNTED = np.dtype([*EVENT_DTYPE.descr, ("instructions", "<u4")])
+"""An event where instructions are counted apart from fetches."""
+
+
+def _npy_header(n: int, dtype: np.dtype[Any]) -> bytes:
+    """Header of a .npy file of `n` events."""
     out = io.BytesIO()
-    fields = {"descr": npy_format.dtype_to_descr(EVENT_DTYPE), "fortran_order": False, "shape": (n,)}
+    fields = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": (n,)}
     npy_format.write_array_header_1_0(out, fields)
     return out.getvalue()
 
 
 def write(trace: Trace, out: IO[bytes], compression: str | None = None) -> None:
-    """Write the events, whole records of EVENT_DTYPE, to an open file."""
+    """Write the events, whole records of EVENT_DTYPE, to an open file.
+
+    Where instructions are counted apart from fetches there is a field ``instructions``, uint32. That each fetch is one
+    has no place in the file.
+    """
+    dtype = _COUNTED if trace.instructions == "column" else EVENT_DTYPE
     total = trace.total
     if total is None:  # the header comes first: count in a pass of its own
         total = sum(len(batch) for batch in trace.batches(CHUNK))
-    out.write(_npy_header(total))
+    out.write(_npy_header(total, dtype))
     done = 0
     for batch in trace.batches(CHUNK):
-        rows = np.empty(len(batch), EVENT_DTYPE)
+        rows = np.empty(len(batch), dtype)
         rows["op"], rows["size"], rows["addr"] = batch.op, batch.size, batch.addr
+        if dtype is _COUNTED:
+            rows["instructions"] = batch.instructions_column()
         out.write(rows.tobytes())
         done += len(batch)
     if done != total:

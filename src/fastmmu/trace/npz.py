@@ -1,5 +1,5 @@
-"""NumPy's .npz: an array alone is read as a .npy file is; of several, addr are linear addresses, op codes of fastmmu.Op
-and size bytes, of one length. Others are left out.
+"""NumPy's .npz: an array alone is read as a .npy file is; of several, addr are linear addresses, op codes of
+fastmmu.Op, size bytes, instructions those begun since the event before, of one length. Others are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from fastmmu.trace.npy import NpyTrace
 
 __all__ = ["READER", "NpzTrace", "is_npz", "looks_like"]
 
-_TYPES: dict[str, type[np.unsignedinteger]] = {"addr": np.uint64, "op": np.uint8, "size": np.uint8}
+_TYPES: dict[str, type[np.unsignedinteger]] = {
+    "addr": np.uint64, "op": np.uint8, "size": np.uint8, "instructions": np.uint32,
+}  # fmt: skip
 
 
 def looks_like(head: bytes) -> bool:
@@ -52,7 +54,10 @@ class NpzTrace(NpyTrace):
 
     def _look(self) -> None:
         with ExitStack() as stack:
-            self._open(stack)
+            arrays = self._open(stack)
+        names = arrays["addr"][1].names or ()
+        if "instructions" in (*arrays, *names):
+            self.instructions = "column"
 
     def progress(self) -> float | None:
         return self._done / self.total if self.total else None
@@ -93,6 +98,8 @@ class NpzTrace(NpyTrace):
                     for what, values in rows.items():
                         columns[what] = self._column(values, what, _TYPES[what], arrays[what][0].offset - values.nbytes)
                     batch = batch_of(columns["addr"], columns.get("op"), columns.get("size"))
+                    if "instructions" in columns:
+                        batch = Batch(batch.op, batch.size, batch.addr, columns["instructions"])
                 check_events(batch, first=self._done, path=self.path)
                 self._done += n
                 yield batch
