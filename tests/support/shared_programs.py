@@ -10,9 +10,10 @@ import numpy as np
 
 from fastmmu import Config, Host
 from fastmmu.ops import LAST_ACCESS, Op
-from fastmmu.reference.machine import Cpus, Guest
+from fastmmu.machine.frame_plan import frame_plan
+from fastmmu.reference.machine import Cpus, Frames, Guest, PolicyFrames
 
-__all__ = ["COUNTED", "Turn", "on_specification", "random_turns", "run_turns"]
+__all__ = ["COUNTED", "Turn", "frames_of", "on_specification", "random_turns", "run_turns"]
 
 Turn = tuple[int, int, list[tuple[int, int]] | None]
 """vCPU, CPU (natively that of the vCPU's number), events; None: it idles."""
@@ -20,7 +21,7 @@ Turn = tuple[int, int, list[tuple[int, int]] | None]
 COUNTED = (
     "shootdowns", "shootdown_ipis", "shootdown_preempted", "shootdown_marked", "shootdown_lazy", "shootdown_interrupts",
     "late_flushes", "cr3_flushes", "invlpgs", "invlpgbs", "tlbsyncs", "munmaps", "protects", "forks", "cow_copies",
-    "write_rights", "collapses", "pages_touched",
+    "write_rights", "collapses", "pages_touched", "thp_fault_fallback", "thp_collapse_alloc_failed",
 )  # fmt: skip
 BASES = (0x4000_0000, 0x4020_0000, 0x7F00_0000_0000, 0x1F_FFE0_0000)
 
@@ -82,13 +83,22 @@ def run_turns(
     return came, [{name: found[name] for name in COUNTED} for found in counters], host
 
 
+def frames_of(config: Config) -> Frames | None:
+    """The specification's frames of a configuration; None: in the order of first touch."""
+    plan = frame_plan(config.frames)
+    if plan.policy == "first-touch":
+        return None
+    return PolicyFrames(config.memory_bytes, plan.policy, unusable=None if plan.unusable < 0 else plan.unusable,
+                        seed=plan.seed, group=1 << plan.group)  # fmt: skip
+
+
 def on_specification(config: Config, vcpus: int, turns: list[Turn]) -> tuple[list[int], list[dict[str, int]]]:
     """The same by fastmmu.reference.machine."""
     native = config.mmu == "native"
     cpus = Cpus(vcpus, method=config.shootdown, lazy_tlb=config.lazy_tlb, ceiling=config.flush_ceiling,
                 pcid=config.pcid, native=native)  # fmt: skip
     guest = Guest(cpus, nbytes=config.memory_bytes, pages=config.pages, thp_threshold=config.thp_threshold,
-                  apic=config.tpr is not None)  # fmt: skip
+                  apic=config.tpr is not None, frames=frames_of(config))  # fmt: skip
     came: list[Any] = []
     for vcpu, cpu, events in turns:
         if events is None:

@@ -7,6 +7,7 @@
     pferr       bits of the error code of a #PF
     msr         numbers of model-specific registers
     ops         operations of a trace event
+    permutation random orders without a table
     registers   which writes to control registers are legal, and what paging derives from them
     memtype     PAT, MTRRs, EPT type, and how they combine; memtype_py: `MemoryType`, `Mtrrs`
 

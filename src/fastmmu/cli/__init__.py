@@ -4,6 +4,7 @@
     interruption            signals: what is finished is printed and written, and the program ends
     commands                which commands there are; each is loaded when it is used
     vmm                     --vmm, --kvm: who handles VM exits, and by which KVM
+    frames                  --frames: which frames of guest memory programs get
     options, space          what commands share: traces, configuration, files; memory and registers
     settings                --config, --save-config: the options of a run in a file
     checkpoint              --checkpoint: where runs keep how far they came

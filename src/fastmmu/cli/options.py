@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import terminal
+from fastmmu.cli.frames import add_frames
 from fastmmu.cli.vmm import KVM_VERSIONS, add_kvm, add_vendor, add_vmm, vmm_of
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.sizes import page_size
@@ -28,7 +29,7 @@ __all__ = [
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _CONFIG = ("host_pages", "exit_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "topology",
-           "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor", "shootdown")  # fmt: skip
+           "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor", "shootdown", "frames")  # fmt: skip
 # Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
 HOST_PAGES = ("4k", "2m", "untouched")
 WAYS = ("trap", "patch", "flexpriority", "apicv")
@@ -110,7 +111,6 @@ def words(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 # ---- traces -------------------------------------------------------------------------------------------------------
-
 
 RUNS = "Without --switch-every each is a run of its own. Default: the bundled traces"
 
@@ -211,7 +211,6 @@ def _tell_apart(found: Sequence[Trace]) -> None:
 
 # ---- configuration ------------------------------------------------------------------------------------------------
 
-
 def add_config(parser: argparse.ArgumentParser, *, apic: bool = True, kvm: bool = True) -> None:
     """The fields of Config that are no part of the scheme, and the cost model; `apic`: also --tpr and --traffic; `kvm`:
     also --kvm."""
@@ -220,6 +219,7 @@ def add_config(parser: argparse.ArgumentParser, *, apic: bool = True, kvm: bool 
     guest.add_argument("--pcid", action="store_true", help="the guest kernel uses PCIDs: CR3 loads flush nothing")
     guest.add_argument("--exit-every", type=count(0), metavar="N", help="a CPUID exit after each N accesses")
     add_memory(guest)
+    add_frames(guest)
     guest.add_argument("--thp-threshold", type=count(1), metavar="N", help="pages touched that make a 2 MB page (64)")
     if apic:
         guest.add_argument("--tpr", choices=WAYS, help="the guest has a local APIC, handled in this way")

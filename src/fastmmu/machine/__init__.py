@@ -9,6 +9,8 @@
     hosted, vcpus, ranges            what a host's machine may be; its vCPUs, ranges of memory, that come and go
     guest_kernel, kernel_state       the kernel under a trace of user addresses, what it keeps
     kernel_memory, guest_ranges      its frames; ranges that it unmaps and protects, fork, copy on write
+    frames, frame_plan, frame_setup  which frames programs get, by policy; as text; before the boot
+    buddy, frames_py                 the buddy allocator; what is free, for Python
     shootdown, events                how it makes other vCPUs flush; the loop over events
     placed                           pages whose physical addresses a trace says
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`

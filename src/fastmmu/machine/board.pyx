@@ -34,6 +34,7 @@ from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.counters cimport counters_of
 from fastmmu.machine.events cimport Run, run_events, to_run
 from fastmmu.machine.exit_ring cimport log_runs, ring_of
+from fastmmu.machine.frame_setup cimport frames_choose
 from fastmmu.machine.guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
     kernel_load, kernel_resume,
@@ -163,6 +164,7 @@ cdef class Board:
         if kernel_init(&self.kernel, &self.guest_mem, pages, self.config.thp_threshold, self.config.pcid,
                        self.config.kernel_memory == "high"):
             raise OutOfMemoryError(f"no memory for the guest kernel; make memory={self.config.memory!r} smaller")
+        frames_choose(&self.kernel, self.config)
         self.kernel.shootdown = {"ipi": SHOOT_IPI, "pv": SHOOT_PV, "invlpgb": SHOOT_INVLPGB}[self.config.shootdown]
         self.kernel.lazy_tlb, self.kernel.flush_ceiling = self.config.lazy_tlb, self.config.flush_ceiling
         self.loop.kernel = &self.kernel

@@ -13,6 +13,7 @@ from fastmmu._arguments import shown
 from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.kvm_versions import KvmRules, kvm_rules
 from fastmmu.machine.config_fields import Fields, refused_of
+from fastmmu.machine.frame_plan import MOST_MEMORY, frame_plan
 from fastmmu.machine.topology import topology
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, geometry
@@ -98,6 +99,10 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param memory: guest memory, bytes or text such as "64G"; only address space, nothing is allocated for it.
     :param kernel_memory: where the guest kernel takes its own pages from, ``"low"``: 2 MB up; ``"high"``: from the end
         of memory down, out of the way of pages that a trace places (Op.PLACE). Of such a trace it is set.
+    :param frames: which frames the guest kernel gives to programs (docs/frames.md): ``"first-touch"``, in order;
+        ``"shuffled"``, ``"shuffled:SEED"``; ``"buddy:F"``, ``"buddy:F:SEED"``, a buddy allocator of memory of which the
+        free part is fragmented to FMFI F at first; ``"reserve:64k"``, groups of 32k to 2m (PTEMagnet); ``"contiguous"``
+        (CA paging); the last two also ``"reserve:64k+buddy:F"``. Not with ``kernel_memory="high"``.
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
     :param exit_pages: pages of its own that the host reads at each VM exit, under VPID 0.
     :param exit_log: so many VM exits are kept, the last, a record each (64 bytes): :meth:`Machine.exit_log`; 0: none.
@@ -154,7 +159,7 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         try:
             if self.topology is not None:
                 msgspec.structs.force_setattr(self, "topology", str(topology(self.topology)))
-            arrays = self.geometry
+            arrays, plan = self.geometry, frame_plan(self.frames)
         except ConfigError as error:
             raise ConfigError(f"Config: {error}") from error
         memory = self._bytes("memory")
@@ -165,6 +170,11 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if not 1 << 26 <= memory <= 1 << 45:
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
+        if plan.policy != "first-touch" and (memory > MOST_MEMORY or self.kernel_memory == "high"):
+            raise ConfigError(
+                f"Config: frames={self.frames!r} needs memory of at most 1T, and a trace that does not place its pages "
+                '(kernel_memory="low")'
+            )
         if self.host_memory is not None and not 1 <= self._bytes("host_memory") <= 1 << 46:
             raise ConfigError(f"Config: host_memory={self.host_memory!r} is outside 1..64T; a host has 64k at least")
         if self.premapped and self.host_memory is not None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from fastmmu.errors import ConfigError
+from fastmmu.machine.frame_plan import frame_plan
 from fastmmu.machine.topology import topology
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, Replacement, geometry
@@ -56,6 +57,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pcid: bool = False
     memory: int | str = "64G"
     kernel_memory: Literal["low", "high"] = "low"
+    frames: str = "first-touch"
     exit_every: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     exit_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
     exit_log: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
@@ -84,6 +86,8 @@ def refused_alone(name: str, value: Any) -> str | None:
         found = msgspec.convert({name: value}, Fields)
         if name in _ARRAYS:
             geometry(found.tlb, **{} if name == "tlb" else {name: value})
+        elif name == "frames":
+            frame_plan(value)
         elif name == "topology" and value is not None:
             topology(value)
         elif name in ("memory", "host_memory") and value is not None:

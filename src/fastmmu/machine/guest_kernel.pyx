@@ -22,6 +22,7 @@ from fastmmu.cpu.vcpu cimport (
     vcpu_abort,
 )
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
+from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, frames_free
 from fastmmu.machine.guest_ranges cimport ranges_copy, ranges_write
 from fastmmu.machine.kernel_memory cimport (
     give, give_page, kernel_clear, kernel_copied, kernel_read, kernel_write, new_data, new_large, new_table,
@@ -49,6 +50,7 @@ cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_thresho
     k.high = high
     k.next_block = guest.nbytes if high else BLOCK      # the first 2 MB stay unused, as on a PC
     k.placed.pending = NO_FRAME
+    k.frames.first = guest.nbytes
     k.count = <uint16_t *> zeroed((guest.nbytes >> 12) + 1, sizeof(uint16_t))
     return -1 if k.count == NULL or shoot_new_cpu(k, 0) else 0
 
@@ -66,6 +68,7 @@ cdef void kernel_free(GuestKernel *k) noexcept nogil:
     zeroed_free(k.count)
     placed_free(&k.placed)
     shoot_free(k)
+    frames_free(&k.frames)
     free(k.root)
     free(k.generation)
     free(k.free_4k.frame)
@@ -256,7 +259,7 @@ cdef int kernel_collapse(GuestKernel *k, uint64_t la) noexcept nogil:
         table = entry & FRAME
         if not own(k, table, 4096):
             return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
-    return collapse(k, at, table) if k.count[table >> 12] else <int> DONE_OK
+    return collapse(k, la, at, table) if k.count[table >> 12] else <int> DONE_OK
 
 
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil:
@@ -277,18 +280,21 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
         return DONE_ABORT
     k.c.pages_touched += 1
     frame = placed_frame(&k.placed, k.current[0], la, &large)
-    if large and k.placed.n:                    # pages of 4 KB may stand there
+    if large and (k.placed.n or k.frames.policy != FRAMES_FIRST_TOUCH):     # pages of 4 KB may stand there
         if kernel_read(k, pd + ((la >> 21 & 511) << 3), &entry):
             return DONE_ABORT
         if entry & P:
             large = False
             if frame != NO_FRAME:
                 frame |= la & 0x1FF000
+    if large and frame == NO_FRAME:
+        frame = new_large(k, la)
+        if frame == NO_FRAME:
+            if k.frames.policy == FRAMES_FIRST_TOUCH:
+                return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
+            k.c.thp_fault_fallback += 1
+            large = False
     if large:
-        if frame == NO_FRAME:
-            frame = new_large(k)
-        if frame == NO_FRAME:
-            return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
         if not k.silent:
             for i in range(512):
                 if kernel_clear(k, frame + 4096 * i, False):
@@ -297,7 +303,7 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
     if next_table(k, pd + ((la >> 21 & 511) << 3), &pt):
         return DONE_ABORT
     if frame == NO_FRAME:
-        frame = new_data(k)
+        frame = new_data(k, la)
         if frame == NO_FRAME:
             return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
     if kernel_clear(k, frame, False):
@@ -306,7 +312,7 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
         return DONE_ABORT
     k.count[pt >> 12] += 1
     if k.pages == PAGES_THP and k.count[pt >> 12] == k.thp_threshold and not k.placed.n:
-        return collapse(k, pd + ((la >> 21 & 511) << 3), pt)
+        return collapse(k, la, pd + ((la >> 21 & 511) << 3), pt)
     return DONE_OK
 
 
@@ -321,14 +327,15 @@ cdef bint all_writable(GuestKernel *k, uint64_t pt) noexcept nogil:
     return True
 
 
-cdef int collapse(GuestKernel *k, uint64_t at, uint64_t pt) noexcept nogil:
+cdef int collapse(GuestKernel *k, uint64_t la, uint64_t at, uint64_t pt) noexcept nogil:
     # the pages of one page table become one 2 MB page: copied, or cleared where nothing was mapped
     cdef uint64_t frame, entry = 0, dirty = 0
     cdef int i
     if k.shared and not all_writable(k, pt):
         return DONE_OK                          # page_count, pte_write: khugepaged leaves them alone
-    frame = new_large(k)
+    frame = new_large(k, la)
     if frame == NO_FRAME:
+        k.c.thp_collapse_alloc_failed += 1
         return DONE_OK                          # no 2 MB block is free: it stays as it is
     for i in range(512):
         if kernel_read(k, pt + 8 * i, &entry):

@@ -8,10 +8,11 @@ again after a #PF, as by the handler of a program. A 2 MB page of which a part i
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport FRAME, PS, RW, A, D, P
+from fastmmu.arch.bits cimport FRAME, PS, RW, US, A, D, P
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, DONE_ABORT, DONE_OK, vcpu_abort,
 )
+from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH
 from fastmmu.machine.kernel_memory cimport (
     give, give_page, kernel_clear, kernel_copied, kernel_read, kernel_write, new_data, new_large, new_table, own,
 )
@@ -144,6 +145,28 @@ cdef int ranges_copy(GuestKernel *k, uint64_t source, uint64_t to, int level) no
     return DONE_OK
 
 
+cdef int copy_small(GuestKernel *k, uint64_t la, uint64_t at, uint64_t entry) noexcept nogil:
+    # no block is free for the copy of a 2 MB page: pages of 4 KB, all of them now
+    cdef uint64_t pt = 0, copy, i, base = la & ~<uint64_t> (BLOCK - 1)
+    k.c.thp_fault_fallback += 1
+    if new_table(k, &pt):
+        return DONE_ABORT
+    for i in range(512):
+        copy = new_data(k, base + 4096 * i)
+        if copy == NO_FRAME:
+            return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
+        if kernel_copied(k, (entry & LARGE_FRAME) + 4096 * i) or kernel_clear(k, copy, False):
+            return DONE_ABORT
+        if kernel_write(k, pt + 8 * i, copy | P | RW | US | A | (D if i == (la >> 12 & 511) else entry & D)):
+            return DONE_ABORT
+    k.count[pt >> 12] = 512
+    k.c.cow_copies += 1
+    give_page(k, entry & LARGE_FRAME, True)
+    if kernel_write(k, at, pt | P | RW | US | A | D):
+        return DONE_ABORT
+    return shoot_down(k, la & ~<uint64_t> 0xFFF, 1, 21, False)
+
+
 cdef int ranges_write(GuestKernel *k, uint64_t la) noexcept nogil:
     # do_wp_page: the last that has the page may write it again, any other gets a copy
     cdef uint64_t table = k.root[k.current[0]], at = 0, entry = 0, frame, copy, i
@@ -167,7 +190,9 @@ cdef int ranges_write(GuestKernel *k, uint64_t la) noexcept nogil:
     if not k.count[frame >> 12]:
         k.c.write_rights += 1
         return kernel_write(k, at, entry | RW | D)
-    copy = new_large(k) if large else new_data(k)
+    copy = new_large(k, la) if large else new_data(k, la)
+    if copy == NO_FRAME and large and k.frames.policy != FRAMES_FIRST_TOUCH:
+        return copy_small(k, la, at, entry)
     if copy == NO_FRAME:
         return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
     for i in range(512 if large else 1):

@@ -8,8 +8,8 @@ from fastmmu.paging.memory cimport mem_read64, mem_write64
 
 cdef void give(FrameList *list, uint64_t frame) noexcept nogil
 cdef void give_page(GuestKernel *k, uint64_t frame, bint large) noexcept nogil      # a program's, that one unmaps
-cdef uint64_t new_data(GuestKernel *k) noexcept nogil       # NO_FRAME: none is left
-cdef uint64_t new_large(GuestKernel *k) noexcept nogil
+cdef uint64_t new_data(GuestKernel *k, uint64_t la) noexcept nogil          # for a page; NO_FRAME: none is left
+cdef uint64_t new_large(GuestKernel *k, uint64_t la) noexcept nogil
 cdef int new_table(GuestKernel *k, uint64_t *table) noexcept nogil
 cdef int kernel_clear(GuestKernel *k, uint64_t gpa, bint table) noexcept nogil
 cdef int kernel_copied(GuestKernel *k, uint64_t gpa) noexcept nogil     # a page is read, to be copied

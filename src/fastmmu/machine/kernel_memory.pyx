@@ -6,6 +6,7 @@ from libc.string cimport memset
 
 from fastmmu.arch.types cimport ACC_R, ACC_W
 from fastmmu.cpu.vcpu cimport ABORT_GUEST_MEMORY, DONE_OK, vcpu_abort, vcpu_access
+from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, frames_give, frames_large, frames_small, frames_table
 from fastmmu.machine.kernel_state cimport BLOCK, DIRECT_MAP, NO_FRAME, FrameList, GuestKernel
 from fastmmu.paging.huge_pages cimport BEGUN, huge_ahead, huge_begun
 
@@ -39,6 +40,8 @@ cdef void give_page(GuestKernel *k, uint64_t frame, bint large) noexcept nogil:
         return
     if k.count[frame >> 12]:
         k.count[frame >> 12] -= 1
+    elif k.frames.policy != FRAMES_FIRST_TOUCH:
+        frames_give(&k.frames, frame, large)
     else:
         give(&k.free_2m if large else &k.free_4k, frame)
 
@@ -50,7 +53,7 @@ cdef uint64_t new_block(GuestKernel *k) noexcept nogil:
             return NO_FRAME
         k.next_block -= BLOCK
         return k.next_block
-    if block + BLOCK > k.guest.nbytes:
+    if block + BLOCK > k.frames.first:
         return NO_FRAME
     k.next_block += BLOCK
     return block
@@ -71,12 +74,17 @@ cdef uint64_t new_frame(GuestKernel *k, FrameList *freed, uint64_t *next, uint64
     return frame
 
 
-cdef uint64_t new_data(GuestKernel *k) noexcept nogil:
+cdef uint64_t new_data(GuestKernel *k, uint64_t la) noexcept nogil:
+    if k.frames.policy != FRAMES_FIRST_TOUCH:
+        return frames_small(&k.frames, k.current[0], la)
     return new_frame(k, &k.free_4k, &k.data_next, &k.data_end)
 
 
-cdef uint64_t new_large(GuestKernel *k) noexcept nogil:
-    cdef uint64_t frame = take(&k.free_2m)
+cdef uint64_t new_large(GuestKernel *k, uint64_t la) noexcept nogil:
+    cdef uint64_t frame
+    if k.frames.policy != FRAMES_FIRST_TOUCH:
+        return frames_large(&k.frames, k.current[0], la)
+    frame = take(&k.free_2m)
     return frame if frame != NO_FRAME else new_block(k)
 
 
@@ -98,6 +106,8 @@ cdef int kernel_clear(GuestKernel *k, uint64_t gpa, bint table) noexcept nogil:
 
 cdef int new_table(GuestKernel *k, uint64_t *table) noexcept nogil:
     table[0] = new_frame(k, &k.free_tables, &k.table_next, &k.table_end)
+    if table[0] == NO_FRAME and k.frames.policy != FRAMES_FIRST_TOUCH:
+        table[0] = frames_table(&k.frames)
     if table[0] == NO_FRAME:
         return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
     if not table[0] & (BLOCK - 1) and table[0] != BLOCK:

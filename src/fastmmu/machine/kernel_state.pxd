@@ -4,6 +4,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.vcpu cimport Vcpu
+from fastmmu.machine.frames cimport Frames
 from fastmmu.machine.placed cimport PlacedPages
 
 cdef extern from *:
@@ -28,6 +29,8 @@ cdef struct FrameList:          # frames given back, as a stack
 cdef struct GuestCounters:      # of a vCPU, what the guest did with it; names and meaning: fastmmu.counters
     uint64_t pages_touched
     uint64_t collapses
+    uint64_t thp_fault_fallback         # no 2 MB block was free: for a page, for a collapse
+    uint64_t thp_collapse_alloc_failed
     uint64_t unmaps
     uint64_t exit_instructions
     uint64_t munmaps            # ranges of pages that went, or became read-only
@@ -82,6 +85,7 @@ cdef struct GuestKernel:
     uint64_t table_next, table_end      # unmovable: page tables
     uint64_t data_next, data_end        # movable: 4 KB pages of programs
     FrameList free_4k, free_2m, free_tables
+    Frames frames               # of programs, but for those of first touch
     bint apic                   # map the local APIC, a page of its code and the option ROM, as 32-bit Windows has them
     uint64_t code_gpa, rom_gpa
     uint64_t kernel_pgd         # top table with the kernel half alone

@@ -5,6 +5,7 @@
     caches                  the data caches of a CPU
     tlb, mmu, slots         the TLB; the VMM's tables; memory slots and what the host has behind them
     cpu, interrupts, guest  a vCPU; its local APIC; the guest kernel, the detector, the log of exits
+    frames                  which frames of guest memory are free
     container, machines     the file: NumPy's .npz with a text; a machine with its configuration
     runs                    `Checkpoint`: a run of a trace that keeps how far it came, and goes on from there
 

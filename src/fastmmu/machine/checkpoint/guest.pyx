@@ -12,6 +12,7 @@ from fastmmu.cpu.exit_log cimport N_PRICED, ExitLog, ExitRecord
 from fastmmu.cpu.stale cimport STALE_EXAMPLES, STALE_KINDS, Detector, Stale
 from fastmmu.kvm.kvm cimport CLASS_GUEST
 from fastmmu.machine.checkpoint.archive cimport _Archive
+from fastmmu.machine.checkpoint.frames cimport keep_policy
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.kernel_state cimport BLOCK, NO_FRAME, NO_PROCESS, PCIDS, FrameList, GuestCpu, GuestKernel
 from fastmmu.machine.placed cimport PlacedPages, placed_free, placed_put
@@ -60,6 +61,7 @@ cdef int keep_kernel(_Archive a, GuestKernel *k) except -1:
     keep_frames(a, k, "free_4k", &k.free_4k)
     keep_frames(a, k, "free_2m", &k.free_2m)
     keep_frames(a, k, "free_tables", &k.free_tables)
+    keep_policy(a, &k.frames)
     keep_roots(a, k)
     a.same("n_cpus", k.n_cpus)
     keep_cpu(a, k, k.here)

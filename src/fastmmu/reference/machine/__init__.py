@@ -1,5 +1,6 @@
 """The guest kernel under traces of programs, on several vCPUs.
 
+    frames          which frames programs get, by policy; the buddy allocator
     guest_kernel    frames, page tables, what each event makes of an address space
     shootdown       which vCPUs flush, when, and by whom they are told
 
@@ -9,7 +10,8 @@ nothing stale is used is what it says.
 
 from __future__ import annotations
 
+from .frames import Buddy, PolicyFrames, permutation
 from .guest_kernel import Flush, Frames, Guest, Pages
 from .shootdown import Cpus
 
-__all__ = ["Cpus", "Flush", "Frames", "Guest", "Pages"]
+__all__ = ["Buddy", "Cpus", "Flush", "Frames", "Guest", "Pages", "PolicyFrames", "permutation"]

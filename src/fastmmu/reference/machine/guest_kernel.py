@@ -38,8 +38,8 @@ class Frames:
         self.next += LARGE
         return self.next - LARGE
 
-    def take(self, kind: str) -> int | None:
-        """A frame of a kind."""
+    def take(self, kind: str, process: int = 0, la: int = 0) -> int | None:
+        """A frame of a kind, for an address of a process."""
         if self.free[kind]:
             return self.free[kind].pop()
         if kind == "large":
@@ -88,13 +88,15 @@ class Guest:
     """The guest kernel of a machine.
 
     :param nbytes: of guest memory. :param pages: "4k", "2m", "thp". :param apic: the guest has one, which takes tables.
+    :param frames: which it gives; None: in the order of first touch.
     """
 
     def __init__(
-        self, cpus: Cpus, *, nbytes: int, pages: str = "4k", thp_threshold: int = 64, apic: bool = False
-    ) -> None:
+        self, cpus: Cpus, *, nbytes: int, pages: str = "4k", thp_threshold: int = 64, apic: bool = False,
+        frames: Frames | None = None,
+    ) -> None:  # fmt: skip
         self.cpus, self.pages, self.threshold = cpus, pages, thp_threshold
-        self.frames = Frames(nbytes)
+        self.frames = frames or Frames(nbytes)
         self.spaces: dict[int, Pages] = {}
         blocks, half, giga = nbytes // LARGE, 1 << 18, 1 << 9  # of 512 GB, of 1 GB
         for _ in range(1 + -(-blocks // half) + -(-blocks // giga) + (8 if apic else 0)):
@@ -141,7 +143,7 @@ class Guest:
             self.cpus.count(vcpu, "forks")
             flush = self.fork(self.spaces[process], addr)
         elif op == Op.COLLAPSE and self.spaces[process].below(addr):
-            flush = self.collapse(vcpu, self.spaces[process], addr & -LARGE)
+            flush = self.collapse(vcpu, process, addr & -LARGE)
         if flush is not None:
             self.cpus.shoot(vcpu, process, flush.pages, flush.freed_tables)
         return None
@@ -154,9 +156,9 @@ class Guest:
         page = space.page(la)
         if page is None:
             self.cpus.count(vcpu, "pages_touched")
-            flush = self.touch(vcpu, space, la)
+            flush = self.touch(vcpu, process, la)
         elif write and not page.writable:
-            flush = self.write_right(vcpu, space, la, page)
+            flush = self.write_right(vcpu, process, la, page)
         else:
             flush = None
         if flush is not None:
@@ -165,43 +167,70 @@ class Guest:
         assert page is not None
         return page.frame + (la & (SMALL if la & -SMALL in space.small else LARGE) - 1)
 
-    def touch(self, vcpu: int, space: Pages, la: int) -> Flush | None:
-        """Demand paging."""
-        for level in (4, 3) if self.pages == "2m" else (4, 3, 2):
-            key = level, la & -(1 << 9 * level + 3)
-            if key not in space.tables:
-                space.tables[key] = self.table()
-        frame = self.frames.take("large" if self.pages == "2m" else "small")
+    def touch(self, vcpu: int, process: int, la: int) -> Flush | None:
+        """Demand paging; pages of 4 KB where none of 2 MB can be given, or such stand already."""
+        space = self.spaces[process]
+        for level in (4, 3):
+            self.table_at(space, level, la)
+        if self.pages == "2m" and (2, la & -LARGE) not in space.tables:
+            frame = self.frames.take("large", process, la)
+            if frame is not None:
+                space.large[la & -LARGE] = Page(frame)
+                return None
+            self.cpus.count(vcpu, "thp_fault_fallback")
+        self.table_at(space, 2, la)
+        frame = self.frames.take("small", process, la)
         assert frame is not None
-        if self.pages == "2m":
-            space.large[la & -LARGE] = Page(frame)
-            return None
         space.small[la & -SMALL] = Page(frame)
         if self.pages == "thp" and len(space.below(la)) == self.threshold:
-            return self.collapse(vcpu, space, la & -LARGE)
+            return self.collapse(vcpu, process, la & -LARGE)
         return None
 
-    def write_right(self, vcpu: int, space: Pages, la: int, page: Page) -> Flush | None:
+    def table_at(self, space: Pages, level: int, la: int) -> None:
+        """The table of this level for la, made where there is none."""
+        key = level, la & -(1 << 9 * level + 3)
+        if key not in space.tables:
+            space.tables[key] = self.table()
+
+    def write_right(self, vcpu: int, process: int, la: int, page: Page) -> Flush | None:
         """Copy on write: the last that has the page keeps it, with its right back."""
         if not self.frames.sharers[page.frame]:
             self.cpus.count(vcpu, "write_rights")
             page.writable = True
             return None
-        kind = "small" if la & -SMALL in space.small else "large"
-        copy = self.frames.take(kind)
-        assert copy is not None
+        kind = "small" if la & -SMALL in self.spaces[process].small else "large"
+        copy = self.frames.take(kind, process, la)
+        if copy is None:
+            assert kind == "large"
+            return self.copy_small(vcpu, process, la & -LARGE, page)
         self.cpus.count(vcpu, "cow_copies")
         self.frames.give(page.frame, kind)
         page.frame, page.writable = copy, True
         return Flush(1, kind == "large")
 
-    def collapse(self, vcpu: int, space: Pages, first: int) -> Flush | None:
+    def copy_small(self, vcpu: int, process: int, first: int, page: Page) -> Flush:
+        """No 2 MB are free for the copy of a large page: it becomes pages of 4 KB."""
+        space = self.spaces[process]
+        self.table_at(space, 2, first)
+        for la in range(first, first + LARGE, SMALL):
+            frame = self.frames.take("small", process, la)
+            assert frame is not None
+            space.small[la] = Page(frame)
+        for counter in ("thp_fault_fallback", "cow_copies"):
+            self.cpus.count(vcpu, counter)
+        del space.large[first]
+        self.frames.give(page.frame, "large")
+        return Flush(1, True)
+
+    def collapse(self, vcpu: int, process: int, first: int) -> Flush | None:
         """The small pages of 2 MB become one, unless one is read-only; their table goes."""
+        space = self.spaces[process]
         below = space.below(first)
         if not all(space.small[page].writable for page in below):
             return None
-        frame = self.frames.take("large")
+        frame = self.frames.take("large", process, first)
         if frame is None:
+            self.cpus.count(vcpu, "thp_collapse_alloc_failed")
             return None
         for page in below:
             self.frames.give(space.small.pop(page).frame, "small")

@@ -1,0 +1,17 @@
+"""`--frames`: which frames of guest memory the guest kernel gives to programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["add_frames"]
+
+
+def add_frames(group: Any) -> None:
+    """--frames."""
+    group.add_argument(
+        "--frames",
+        metavar="POLICY",
+        help="which frames programs get: first-touch (the default), shuffled[:SEED], buddy:F[:SEED] (memory fragmented to "
+        "FMFI F), reserve:SIZE, contiguous; the last two also with +buddy:F, as in reserve:64k+buddy:0.5",
+    )

@@ -1,0 +1,22 @@
+"""The frames of a guest kernel, set up before it boots; header: frame_setup.pxd."""
+
+from libc.stdint cimport uint64_t
+
+from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, frames_init
+from fastmmu.machine.kernel_state cimport BLOCK, GuestKernel
+
+from fastmmu.errors import OutOfMemoryError
+from fastmmu.machine.frame_plan import frame_plan
+
+
+cdef int frames_choose(GuestKernel *k, config) except -1:
+    # The tables' blocks take the 64th part of memory, two at least; behind the unused block.
+    cdef uint64_t blocks = k.guest.nbytes // BLOCK
+    plan = frame_plan(config.frames)
+    cdef int policy = plan.number
+    if policy == FRAMES_FIRST_TOUCH:
+        return 0
+    if frames_init(&k.frames, policy, (1 + max(<uint64_t> 2, blocks // 64)) * BLOCK, k.guest.nbytes, plan.unusable,
+                   plan.seed, plan.group):
+        raise OutOfMemoryError(f"no memory for the guest's frames; make memory={config.memory!r} smaller")
+    return 0

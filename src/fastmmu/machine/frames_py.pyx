@@ -1,0 +1,37 @@
+"""What of a guest's memory is free, for Python."""
+
+from fastmmu.machine.board cimport Board
+from fastmmu.machine.buddy cimport ORDERS
+from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH
+from fastmmu.machine.machine cimport Machine
+from fastmmu.threads.turns cimport Turn
+
+from fastmmu.errors import StateError
+
+__all__ = ["buddyinfo", "unusable_index"]
+
+
+def buddyinfo(Machine machine not None):
+    """Free chunks of the frames of programs, by order: of 4 KB, 8 KB, ... 2 MB, as /proc/buddyinfo has them.
+
+    :returns: a tuple of 10 numbers; None with ``frames="first-touch"``, which keeps no such lists.
+    :raises StateError: the machine has no guest kernel of fastmmu.
+    """
+    cdef Board board = machine.board
+    cdef Turn _turn = board.take()
+    cdef int order
+    if board.loop.kernel == NULL:
+        raise StateError("a machine without the guest kernel has no frames of programs; make it with Machine(config)")
+    if board.kernel.frames.policy == FRAMES_FIRST_TOUCH:
+        return None
+    return tuple([board.kernel.frames.buddy.chunks[order] for order in range(ORDERS)])
+
+
+def unusable_index(chunks, order=9):
+    """Share of free memory that no chunk of 2**order frames has: the unusable free space index, or FMFI (Gorman and
+    Whitcroft, 2005; docs/frames.md); 0 where nothing is free.
+
+    :param chunks: free chunks by order, as of :func:`buddyinfo`.
+    """
+    sizes = [int(n) << i for i, n in enumerate(chunks)]
+    return sum(sizes[:order]) / sum(sizes) if sum(sizes) else 0.0

@@ -1,0 +1,165 @@
+"""Which frames of guest memory programs get: every policy in every scheme against the specification; fragmentation."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastmmu import Config, Machine
+from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
+from fastmmu.machine.frames_py import buddyinfo, unusable_index
+from fastmmu.ops import Op
+from fastmmu.reference.machine import Buddy, permutation
+from tests.support.shared_programs import frames_of, on_specification, random_turns, run_turns
+from tests.support.shared_spaces import SCHEMES
+
+POLICIES = (
+    "shuffled:3", "buddy:0", "buddy:0.7:1", "buddy:1:2", "reserve:32k", "reserve:2m+buddy:0.6", "contiguous",
+    "contiguous+buddy:0.8:5",
+)  # fmt: skip
+PROGRAMS = int(os.environ.get("FASTMMU_FRAME_PROGRAMS", "2"))
+policies = st.one_of(
+    st.builds("shuffled:{}".format, st.integers(0, 9)),
+    st.builds("buddy:{}:{}".format, st.sampled_from(["0", "0.25", "0.9", "1"]), st.integers(0, 9)),
+    st.builds("reserve:{}{}".format, st.sampled_from(["32k", "64k", "256k", "2m"]), st.sampled_from(["", "+buddy:.5"])),
+    st.builds("contiguous{}".format, st.sampled_from(["", "+buddy:0.5:3"])),
+)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("frames", POLICIES)
+def test_programs_of_several_vcpus(scheme: str, frames: str) -> None:
+    for seed in range(PROGRAMS):
+        pages = ("4k", "thp", "2m")[(seed + len(scheme)) % 3]
+        if frames == "buddy:1:2" and pages == "2m":
+            pages = "thp"
+        config = SCHEMES[scheme].replace(pages=pages, thp_threshold=4, frames=frames, memory="256M")
+        vcpus, cpus, turns = random_turns(seed)
+        came, counters, host = run_turns(config, vcpus, cpus, turns)
+        assert (came, counters) == on_specification(config, vcpus, turns), seed
+        assert host.counters(0)["stale_uses"] == 0, seed
+
+
+def touched(config: Config, addr: list[int], op: list[int] | None = None) -> tuple[list[int], Machine]:
+    """Guest-physical addresses of accesses on a machine of its own."""
+    machine, out = Machine(config), np.zeros(len(addr), np.uint64)
+    ops = np.full(len(addr), Op.WRITE, np.uint8) if op is None else np.array(op, np.uint8)
+    machine.run(ops, np.full(len(addr), 8, np.uint8), np.array(addr, np.uint64), out)
+    return out.tolist(), machine
+
+
+@given(policies, st.sampled_from(["4k", "2m", "thp"]), st.integers(0, 2**32), st.integers(1, 400))
+@settings(max_examples=60, deadline=None)
+def test_touches_and_unmaps_of_a_full_memory(frames: str, pages: str, seed: int, n: int) -> None:
+    """Of 64 MB a few processes take most, and give back: each access reaches what the specification says."""
+    config = Config(memory="64M", frames=frames, pages=pages, thp_threshold=3)
+    random, events = np.random.default_rng(seed), list[tuple[int, int]]()
+    for _ in range(n):
+        kind, page = random.random(), int(random.integers(0, 512 * 16)) << 12 | 0x4000_0000
+        if kind < 0.8:
+            events += [(Op.WRITE, page + (i << 12)) for i in range(int(random.integers(1, 9)))]
+        elif kind < 0.9:
+            events.append((Op.MUNMAP, page | int(random.integers(0, 600))))
+        else:
+            events.append((Op.SWITCH, int(random.integers(0, 2))))
+    try:
+        came, counters, _ = run_turns(config, 1, 1, [(0, 0, events)])
+    except OutOfMemoryError:
+        with pytest.raises(AssertionError):
+            on_specification(config, 1, [(0, 0, events)])
+        return
+    assert (came, counters) == on_specification(config, 1, [(0, 0, events)])
+
+
+@pytest.mark.parametrize("text", [
+    "random", "shuffled:x", "shuffled+buddy:0.5", "buddy", "buddy:2", "buddy:nan", "reserve:48k", "reserve:4m", "reserve:1",
+    "reserve:64k+shuffled", "contiguous:3", "first-touch:1", "shuffled:99999999999999999999", "", None, 3,
+])  # fmt: skip
+def test_what_is_no_policy_is_refused(text: object) -> None:
+    with pytest.raises(ConfigError, match="frames"):
+        Config(frames=text)  # type: ignore[arg-type]
+
+
+def test_where_no_policy_can_be() -> None:
+    with pytest.raises(ConfigError, match="at most 1T"):
+        Config(frames="shuffled", memory="2T")
+    with pytest.raises(ConfigError, match="kernel_memory"):
+        Config(frames="shuffled", kernel_memory="high")
+    assert buddyinfo(Machine(Config(memory="64M"))) is None
+    with pytest.raises(StateError, match="guest kernel"):
+        buddyinfo(Machine(Config(memory="64M"), guest_kernel=False))
+
+
+@pytest.mark.parametrize("frames", ["buddy:0.5", "reserve:2m+buddy:0.5", "contiguous+buddy:0.5"])
+def test_fragmentation_is_as_asked(frames: str) -> None:
+    """Within what one block of 2 MB changes: 1 / blocks."""
+    for share in (0.0, 0.1, 0.37, 0.5, 0.9, 1.0):
+        for memory in ("64M", "1G", "64G"):
+            machine = Machine(Config(memory=memory, frames=frames.replace("0.5", f"{share}:9")))
+            chunks = buddyinfo(machine)
+            assert chunks is not None
+            blocks = (1 << {"6": 26, "1": 30}[memory[0]] if memory != "64G" else 1 << 36) >> 21
+            assert abs(unusable_index(chunks) - share) <= 1 / (blocks * 0.9), (memory, share)
+
+
+def test_what_is_free_is_as_the_specification_has_it() -> None:
+    for frames in POLICIES:
+        config = Config(memory="64M", frames=frames)
+        wanted = frames_of(config)
+        assert buddyinfo(Machine(config)) == wanted.buddy.chunks()  # type: ignore[union-attr]
+
+
+@given(st.integers(1, 5000), st.integers(0, 2**63 - 1))
+def test_the_order_is_a_permutation(n: int, seed: int) -> None:
+    order = permutation(n, seed)
+    assert sorted(map(order, range(n))) == list(range(n))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(0, 2047)), max_size=60), st.floats(0, 1))
+def test_chunks_of_the_buddy_allocator_never_overlap(steps: list[tuple[bool, int, int]], unusable: float) -> None:
+    buddy, used = Buddy(2048, unusable), dict[int, int]()
+    spare = sum(n << order for order, n in enumerate(buddy.chunks()))
+    for take, order, at in steps:
+        if take:
+            frame = buddy.take(order)
+            if frame is not None:
+                assert frame % (1 << order) == 0
+                used[frame] = order
+        elif used:
+            frame = sorted(used)[at % len(used)]
+            buddy.give(frame, used.pop(frame))
+        chunks = [(i << order, 1 << order) for order, free in enumerate(buddy.lists) for i in free]
+        chunks += [(frame, 1 << order) for frame, order in used.items()]
+        frames = [i for first, n in chunks for i in range(first, first + n)]
+        assert len(frames) == len(set(frames))
+        assert sum(n << order for order, n in enumerate(buddy.chunks())) + sum(1 << o for o in used.values()) == spare
+
+
+def lines_of_leaves(came: list[int]) -> int:
+    """Cache lines of the EPT's leaf tables (4 KB pages) that walks to these guest-physical addresses read."""
+    return len({gpa >> 12 >> 3 for gpa in came})
+
+
+def test_what_shuffled_frames_do_to_the_ept_and_a_reservation_undoes() -> None:
+    """Host PTEs of neighbours share a line where their frames are neighbours (PTEMagnet, ASPLOS 2021, figure 2): two
+    processes that touch pages in turn."""
+    pages, lines = 4096, dict[str, int]()
+    for frames in ("first-touch", "shuffled", "buddy:0", "buddy:1", "reserve:32k", "contiguous"):
+        config = Config(mmu="ept", kvm="6.1", memory="1G", frames=frames)
+        op, addr = list[int](), list[int]()
+        for i in range(pages):
+            op += [Op.WRITE, Op.SWITCH, Op.WRITE, Op.SWITCH]
+            addr += [0x4000_0000 + (i << 12), 1, 0x4000_0000 + (i << 12), 0]
+        came, _ = touched(config, addr, op)
+        assert len(set(came[::2])) == 2 * pages  # each page a frame of its own
+        lines[frames] = lines_of_leaves(came[::4])  # of process 0 alone
+    least = pages // 8
+    assert lines["reserve:32k"] == lines["contiguous"] == least
+    assert lines["first-touch"] == 2 * least  # interleaved with the other process
+    assert lines["buddy:0"] == 2 * least
+    assert lines["buddy:1"] > 3 * least
+    assert lines["shuffled"] > 6 * least
