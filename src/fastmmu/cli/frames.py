@@ -12,6 +12,6 @@ def add_frames(group: Any) -> None:
     group.add_argument(
         "--frames",
         metavar="POLICY",
-        help="which frames programs get: first-touch (the default), shuffled[:SEED], buddy:F[:SEED] (memory fragmented to "
-        "FMFI F), reserve:SIZE, contiguous; the last two also with +buddy:F, as in reserve:64k+buddy:0.5",
+        help="which frames programs get: first-touch (the default), shuffled[:SEED], buddy:F[:SEED] (memory fragmented "
+        "to FMFI F), reserve:SIZE, contiguous; the last two also with +buddy:F, as in reserve:64k+buddy:0.5",
     )

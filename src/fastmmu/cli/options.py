@@ -28,8 +28,8 @@ __all__ = [
 ]  # fmt: skip
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
-_CONFIG = ("host_pages", "exit_pages", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "topology",
-           "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor", "shootdown", "frames")  # fmt: skip
+_CONFIG = ("host_pages", "exit_pages", "frames", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "topology",
+           "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor", "shootdown")  # fmt: skip
 # Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
 HOST_PAGES = ("4k", "2m", "untouched")
 WAYS = ("trap", "patch", "flexpriority", "apicv")

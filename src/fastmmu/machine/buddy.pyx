@@ -1,7 +1,7 @@
 """A buddy allocator, and the fragmentation that it begins with; header: buddy.pxd.
 
-How fragmented free memory is, is the unusable free space index of an order j (Gorman and Whitcroft, "Measuring the Impact
-of the Linux Memory Manager", 2005; Linux' /sys/kernel/debug/extfrag/unusable_index), which later papers call the free
+How fragmented free memory is, is the unusable free space index of an order j (Gorman and Whitcroft, "Measuring the
+Impact of the Linux Memory Manager", 2005; Linux' /sys/kernel/debug/extfrag/unusable_index), which later papers call the free
 memory fragmentation index, FMFI (Ingens, Kwon et al., OSDI 2016):
 
     FMFI(j) = (free frames - sum over i >= j of 2**i * chunks(i)) / free frames
@@ -103,8 +103,8 @@ cdef void buddy_give(Buddy *b, uint64_t frame, int order) noexcept nogil:
 
 cdef void buddy_fragment(Buddy *b, double unusable, uint64_t seed) noexcept nogil:
     # All frames become free, but for half of those of some blocks, so that FMFI(9) is what is asked for: with x of B
-    # blocks so, 256 x / (256 x + 512 (B - x)), which is as near as a block allows. A fragmented block has free chunks of
-    # one order, 0 to 8, as many of each, of each pair of buddies one. unusable < 0: no block is, and they are
+    # blocks so, 256 x / (256 x + 512 (B - x)), as near as a block allows. A fragmented block has free chunks of one
+    # order, 0 to 8, as many of each, of each pair of buddies one. unusable < 0: no block is, and they are
     # in the order of their addresses; else in an order by the seed.
     cdef uint64_t blocks = b.n >> TOP_ORDER, i = blocks, j, block, broken = 0, pairs
     cdef Permutation p

@@ -16,8 +16,8 @@ POLICIES = ("first-touch", "shuffled", "buddy", "reserve", "contiguous")
 MOST_MEMORY = 1 << 40
 """Guest memory that a policy other than first touch takes, in bytes."""
 SAID = (
-    "'first-touch', 'shuffled', 'shuffled:SEED', 'buddy:F', 'buddy:F:SEED', 'reserve:SIZE' or 'contiguous', the last two "
-    "also with '+buddy:F', as in 'reserve:64k+buddy:0.5'"
+    "'first-touch', 'shuffled', 'shuffled:SEED', 'buddy:F', 'buddy:F:SEED', 'reserve:SIZE' or 'contiguous', the last "
+    "two also with '+buddy:F', as in 'reserve:64k+buddy:0.5'"
 )
 
 

@@ -114,8 +114,8 @@ class Reservation:
 
 
 class PolicyFrames(Frames):
-    """Guest memory of which programs get frames by a policy; tables have blocks of their own, the 64th part of memory, at
-    least two, before they take frames as well.
+    """Guest memory of which programs get frames by a policy; tables have blocks of their own, the 64th part of memory,
+    at least two, before they take frames as well.
 
     :param policy: "shuffled", "buddy", "reserve", "contiguous", "of". :param group: pages of a reservation.
     :param runs: of a recorded guest, (pages, frame) in the order of linear addresses.
