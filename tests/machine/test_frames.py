@@ -77,7 +77,7 @@ def test_touches_and_unmaps_of_a_full_memory(frames: str, pages: str, seed: int,
 
 @pytest.mark.parametrize("text", [
     "random", "shuffled:x", "shuffled+buddy:0.5", "buddy", "buddy:2", "buddy:nan", "reserve:48k", "reserve:4m",
-    "reserve:1",     "reserve:64k+shuffled", "contiguous:3", "first-touch:1", "shuffled:99999999999999999999", "", None, 3,
+    "reserve:1", "reserve:64k+shuffled", "contiguous:3", "first-touch:1", "shuffled:99999999999999999999", "", None, 3,
 ])  # fmt: skip
 def test_what_is_no_policy_is_refused(text: object) -> None:
     with pytest.raises(ConfigError, match="frames"):

@@ -1,6 +1,6 @@
 # A permutation of the numbers 0..n-1 by a key, without a table: a Feistel network of four rounds over the next even
-# power of two (Luby and Rackoff, SIAM J. Comput. 1988), walked until a number is below n (Black and Rogaway, "Ciphers with
-# Arbitrary Finite Domains", CT-RSA 2002). Rounds mix as SplitMix64 does (Steele, Lea, Flood, OOPSLA 2014).
+# power of two (Luby and Rackoff, SIAM J. Comput. 1988), walked until a number is below n (Black and Rogaway, "Ciphers
+# with Arbitrary Finite Domains", CT-RSA 2002). Rounds mix as SplitMix64 does (Steele, Lea, Flood, OOPSLA 2014).
 
 from libc.stdint cimport uint32_t, uint64_t
 

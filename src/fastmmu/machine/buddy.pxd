@@ -18,7 +18,7 @@ cdef extern from *:
 cdef struct Buddy:
     uint64_t n                  # frames, a multiple of 512
     uint64_t spare              # of these free
-    uint32_t *next              # [2 n] of each order its chunks: 0, not free; 1, the last of the list; else the next + 2
+    uint32_t *next              # [2 n] of each order its chunks: 0, not free; 1, the last of all; else the next + 2
     uint32_t *prev              # [2 n] 0, the first of its list; else the one before + 1
     uint64_t[10] head           # of each order, its number + 1; 0: there is none
     uint64_t[10] chunks         # how many

@@ -1,8 +1,8 @@
 """A buddy allocator, and the fragmentation that it begins with; header: buddy.pxd.
 
 How fragmented free memory is, is the unusable free space index of an order j (Gorman and Whitcroft, "Measuring the
-Impact of the Linux Memory Manager", 2005; Linux' /sys/kernel/debug/extfrag/unusable_index), which later papers call the free
-memory fragmentation index, FMFI (Ingens, Kwon et al., OSDI 2016):
+Impact of the Linux Memory Manager", 2005; Linux' /sys/kernel/debug/extfrag/unusable_index), which later papers call the
+free memory fragmentation index, FMFI (Ingens, Kwon et al., OSDI 2016):
 
     FMFI(j) = (free frames - sum over i >= j of 2**i * chunks(i)) / free frames
 """

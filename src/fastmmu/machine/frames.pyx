@@ -6,7 +6,7 @@ fastmmu.reference.machine.frames.
     reserve     PTEMagnet (Margaritov, Ustiugov, Shahab, Grot, ASPLOS 2021): the first page touched of an aligned group
                 of linear pages reserves frames, one after the other and aligned, for all of them
     contiguous  contiguity-aware paging (Alverti et al., ISCA 2020): the frame as far from the page as those of its
-                region before, where it is free; else the next block of 2 MB that is wholly free is the region's new target
+                region before, where it is free; else the next block of 2 MB that is free is the region's new target
     of          as reserve: a group is a run of a recorded guest, and its frames are those of the recording, if free
 
 All of them stand on one buddy allocator. A reservation's frames come back, oldest first, when no other is free.
