@@ -108,7 +108,7 @@ COUNTERS = (
     ),
     Counter("pages_touched", "guest.pages_touched", "pages that the guest kernel mapped for its programs"),
     Counter("collapses", "guest.collapses", "times that it made a 2 MB page of small ones"),
-    Counter("thp_fault_fallback", "guest.thp_fault_fallback", "2 MB pages not given as none was free: touched; collapsed"),
+    Counter("thp_fault_fallback", "guest.thp_fault_fallback", "2 MB pages not given, as none was free; collapses"),
     Counter("thp_collapse_alloc_failed", "guest.thp_collapse_alloc_failed"),
     Counter("vm_exits", "cpu.vm_exits", "VM exits; exits_by_reason: dict of name -> number", column=("exits", "VM")),
     Counter("exits_by_reason", "cpu.exits_by_reason"),
