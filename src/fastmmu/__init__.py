@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from fastmmu.machine.simulation import Simulation
     from fastmmu.machine.slots import MemorySlot
     from fastmmu.ops import GuestOp, Op
+    from fastmmu.paging.contiguity import Contiguity, contiguity
     from fastmmu.paging.mappings import MappingArray, ept_mappings, iter_ept_mappings, iter_mappings, mappings
     from fastmmu.paging.memory import PhysicalMemory
     from fastmmu.paging.nonroot_py import VmFunction, deliver_ve, vmfunc
@@ -81,6 +82,7 @@ __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "Contiguity",
     "CostModel",
     "Device",
     "Eptp",
@@ -131,6 +133,7 @@ __all__ = [
     "WalkResult",
     "WrongTypeError",
     "compare",
+    "contiguity",
     "deliver_ve",
     "ept_mappings",
     "find_roots",
@@ -198,6 +201,7 @@ _HOMES = {
     "fastmmu.machine.simulation": ("Simulation",),
     "fastmmu.machine.slots": ("MemorySlot",),
     "fastmmu.ops": ("GuestOp", "Op"),
+    "fastmmu.paging.contiguity": ("Contiguity", "contiguity"),
     "fastmmu.paging.mappings": ("MappingArray", "ept_mappings", "iter_ept_mappings", "iter_mappings", "mappings"),
     "fastmmu.paging.memory": ("PhysicalMemory",),
     "fastmmu.paging.nonroot_py": ("VmFunction", "deliver_ve", "vmfunc"),

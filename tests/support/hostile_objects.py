@@ -305,6 +305,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Translation": lambda w: w.translation,
     "MappingIterator": lambda w: w.iterator,
     "MappingArray": lambda w: w.rows,
+    "Contiguity": lambda w: fastmmu.contiguity(w.rows),
     "AddressSpace": lambda w: w.space,
     "Root": lambda w: fastmmu.find_roots(w.memory, kinds=["4-level"])[0],
     "SpaceDiff": lambda w: w.space.diff(fastmmu.AddressSpace(w.memory, w.state)),

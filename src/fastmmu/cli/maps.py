@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastmmu.cli import interruption, space, terminal
@@ -31,6 +31,7 @@ examples:
   fastmmu maps guest.raw --cr3 1c0a000 --csv pages.csv     a raw image
   fastmmu maps ram.raw --machine q35 --cr3 1c0a000         the memory file of a virtual machine of more than 2 GB
   fastmmu maps vmcore --where 1a2b3000                     the addresses that map one physical page
+  fastmmu maps vmcore --contiguity                         runs of pages that follow each other, by length
   fastmmu maps host.raw --cr3 1000 --eptp 7f00005e --limit 1M --json -
   fastmmu maps host.raw --cr3 1000 --npt 7f000000          the same of a machine on AMD
 
@@ -55,6 +56,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--where", type=shared.hexadecimal, metavar="PA", help="only pages that map this physical address: who has it"
     )
+    parser.add_argument(
+        "--contiguity",
+        action="store_true",
+        help="runs of pages that follow each other in linear and physical addresses, by length, in place of the list; over "
+        "EPT the guest's, too",
+    )
     parser.add_argument("--faults", action="store_true", help="list the places where tables lead nowhere")
     space.add_registers(parser)
     shared.add_files(parser, "a row a page", "an object a page")
@@ -77,6 +84,8 @@ def handle(options: argparse.Namespace) -> int:
         rows = iter_mappings(memory, state, eptp, start=options.start, stop=options.stop, limit=limit, chunk=1 << 14)
         return rows if options.where is None else _Where(rows, options.where, options.limit)
 
+    if options.contiguity:
+        return _contiguity(options, found, said, ept=eptp is not None)
     for format, write in writers.items():
         path = getattr(options, format)
         if path is not None:
@@ -90,6 +99,21 @@ def handle(options: argparse.Namespace) -> int:
         return 0
     head = f"{walkview.MODES[state.mode.name]}; {walkview.registers(state, eptp)}"
     return _show(options, found(), f"{said}\n{head}" if said else head, ept=eptp is not None)
+
+
+def _contiguity(options: argparse.Namespace, found: Callable[[], Any], said: str | None, *, ept: bool) -> int:
+    """--contiguity: tables, and a row a power of two in files."""
+    from fastmmu.paging.contiguity import contiguity
+    from fastmmu.report.runs import run_lines, run_rows
+
+    kinds = {"linear to host-physical": "pa", "linear to guest-physical": "gpa"} if ept else {"linear to physical": "pa"}
+    steps = {name: UntilInterrupted(found()) for name in kinds}
+    runs = {name: contiguity(steps[name], by) for name, by in kinds.items()}  # type: ignore[arg-type]
+    shared.write_rows(options, run_rows(runs), "runs")
+    if not shared.to_stdout(options):
+        for text in (*((said,) if said else ()), *run_lines(runs)):
+            terminal.say(text)
+    return interruption.code() if any(each.happened for each in steps.values()) else 0
 
 
 class _Where:

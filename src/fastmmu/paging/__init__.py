@@ -12,6 +12,7 @@
     batch        many addresses of one space; `translate` is that for arrays and threads
     leaves       every mapping of a space; `leaf_rows` is its state and its rows, `leaf_pages` the hot loops;
                  `mappings` is that as record arrays, `mapping_parts` in several threads
+    contiguity   how many of them follow each other: histograms of runs
     huge_pages   a header: where the host is asked for huge pages; `walked_tables` finds tables that are worth one
     hash_table   a header: open addressing over structs
     nonroot      what needs no exit: #VE and EPTP switching by VMFUNC; `nonroot_py` is that for Python

@@ -6,7 +6,7 @@
             └─ single ── all counters of one run
     steps of a walk ──── walkview   (picture, outcome, bits, words)
     sampled runs ─────── estimates
-    mappings ─────────── mappings
+    mappings ─────────── mappings; runs   (how contiguous they are)
     exits, as they come ─ exits   (files; tracepoint: lines as tracers print them), exit_plot   (over time),
                           exit_stat   (by reason)
     pictures ─────────── figure, run_plot   (runs side by side, or over time)
