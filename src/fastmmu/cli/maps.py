@@ -59,8 +59,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--contiguity",
         action="store_true",
-        help="runs of pages that follow each other in linear and physical addresses, by length, in place of the list; over "
-        "EPT the guest's, too",
+        help="runs of pages that follow each other in linear and physical addresses, by length, in place of the list; "
+        "over EPT the guest's, too",
     )
     parser.add_argument("--faults", action="store_true", help="list the places where tables lead nowhere")
     space.add_registers(parser)
@@ -106,7 +106,9 @@ def _contiguity(options: argparse.Namespace, found: Callable[[], Any], said: str
     from fastmmu.paging.contiguity import contiguity
     from fastmmu.report.runs import run_lines, run_rows
 
-    kinds = {"linear to host-physical": "pa", "linear to guest-physical": "gpa"} if ept else {"linear to physical": "pa"}
+    kinds = {"linear to host-physical" if ept else "linear to physical": "pa"}
+    if ept:
+        kinds["linear to guest-physical"] = "gpa"
     steps = {name: UntilInterrupted(found()) for name in kinds}
     runs = {name: contiguity(steps[name], by) for name, by in kinds.items()}  # type: ignore[arg-type]
     shared.write_rows(options, run_rows(runs), "runs")

@@ -1,7 +1,8 @@
 """How contiguous an address space is: runs of pages that follow each other in linear and in physical addresses.
 
-As Contiguitas (Zhao et al., ISCA 2023) and CoLT (Pham, Vaidyanathan, Jaleel, Bhattacharjee, MICRO 2012) count them: a run
-goes on as long as the next linear page has the next frame. Its length is in pages of 4 KB, whatever the size of its pages.
+As Contiguitas (Zhao et al., ISCA 2023) and CoLT (Pham, Vaidyanathan, Jaleel, Bhattacharjee, MICRO 2012) count them: a
+run goes on as long as the next linear page has the next frame. Its length is in pages of 4 KB, whatever the size of its
+pages.
 """
 
 from __future__ import annotations
