@@ -42,6 +42,12 @@
 #         Tlb, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill, tlb_switch, tlb_value, tlb_value_of_walk,
 #     )
 #
+# A replacement policy for TLBs, named by register_policy() (examples/policy; docs/replacement.md).
+#
+#     from fastmmu.tlb.policy cimport (
+#         NO_PAGE, PolicySets, Replacer, ReplacementPolicy, policy_page, policy_set, policy_size,
+#     )
+#
 # A machine: accesses of its guest, to addresses that are `reachable(la, vcpu.hw.la_bits)`; one thread at a time.
 #
 #     from fastmmu.machine.machine cimport Machine, machine_raise, machine_vcpu

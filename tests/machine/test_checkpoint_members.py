@@ -19,6 +19,7 @@ DERIVED = {
     "TlbUnit": "numbers of entries, counted anew, and pointers to arrays",
     "TlbPort": "pointers into the first level",
     "TlbSet": "written as it lies in memory, and checked (tlb.pyx)",
+    "PolicySets": "what a policy remembers is written whole, the rest is the configuration's (tlb.pyx)",
     "Lost": "of hyperthreads, which are not written",
     "Policy": "what the configuration says",
     "Modes": "what the configuration says",

@@ -121,3 +121,15 @@ def test_spaces_of_an_image(
     words[[0x200, 0x400, 0x600]] = 0x2003, 0x3003, 0x83  # 2 MB from 0 on, executable
     (tmp_path / "memory.raw").write_bytes(words.tobytes())
     assert output("spaces.py", capsys, monkeypatch, str(tmp_path / "memory.raw")) == "raw, CR3 1000: 1 pages\n"
+
+
+def test_replacement(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of docs/replacement.md, and what it shows: tree-PLRU is near LRU, SRRIP never above it."""
+    out = output("replacement.py", capsys, monkeypatch)
+    assert out in (EXAMPLES.parent / "docs" / "replacement.md").read_text(), "put what the example prints into the page"
+    for row in out.splitlines()[1:]:
+        lru, plru, random, srrip, chirp = map(int, row.split()[2:])
+        assert abs(plru - lru) < 0.02 * lru
+        assert srrip < lru
+        assert abs(random - lru) < 0.06 * lru
+        assert abs(chirp - lru) < 0.06 * lru

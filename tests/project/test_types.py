@@ -35,7 +35,7 @@ config.replace(mmu="epT")  # error
 config.replace(exit_every="5")  # error
 config.replace(vpid=True).replace(l1d="64/4").geometry.l1d[0].ways
 config.replace(True)  # error
-Config(replacement="fifo")  # error
+Config(replacement=5)  # error
 Config(tlb=5)  # error
 state.replace(cr3=0x1000, upper_a="lazy")
 state.replace(cr5=0)  # error

@@ -180,6 +180,32 @@ def test_the_example_package_is_built_on_the_installed_wheel(python: Path, tmp_p
     assert sizes == [[4096, 2], [1 << 21, 1024], [None, unmapped]]
 
 
+FIRST_IN_FIRST_OUT = """
+import fifo, json
+from fastmmu import TLB
+from fastmmu.tlb.geometry import Array, Geometry
+small = Geometry(name="small", l1i=(Array(1, 1),), l1d=(Array(1, 1),), l2=(Array(4, 4),), replacement=("lru", "fifo"))
+tlb, held, equal, hits = TLB(small), [], 0, 0
+for turn in range(4000):
+    page = turn * turn * 2654435761 % 4294967291 % 7
+    level, _ = tlb.lookup(page << 12)
+    if not level:
+        tlb.fill(page << 12, TLB.value(page << 12))
+    hits += level > 0
+    if page not in held:
+        held = [*held, page][-4:]
+    equal += sorted(held) == sorted(entry[5] >> 12 for entry in tlb.entries() if entry[0] == "l2")
+print(json.dumps([equal, hits > 1000, hits < 3000]))
+"""
+
+
+def test_a_policy_of_another_package_is_built_on_the_installed_wheel(python: Path, tmp_path: Path) -> None:
+    example = shutil.copytree(ROOT / "examples" / "policy", tmp_path / "policy")
+    pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps")
+    run(*pip, "--no-build-isolation", example, cwd=tmp_path, CFLAGS="-O0")
+    assert json.loads(run(python, "-c", FIRST_IN_FIRST_OUT, cwd=tmp_path)) == [4000, True, True]
+
+
 def surface() -> dict[str, list[str]]:
     """Header → names that other packages may cimport, as fastmmu/__init__.pxd lists them."""
     text = (ROOT / "src" / "fastmmu" / "__init__.pxd").read_text().replace("\n#", "\n")

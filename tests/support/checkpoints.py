@@ -17,6 +17,8 @@ APIC = {"memory": "1G", "guest_handler": "irql", "handler_length": 20}
 CONFIGS = {
     "native": Config(),
     "native-pcid": Config(pcid=True, tlb="zen2", replacement="plru"),
+    "native-random": Config(replacement="random:3", stlb="32/4"),
+    "native-srrip": Config(replacement="lru,srrip", stlb="32/4"),
     "native-strict": Config(tlb="strict", find_missing_flushes=True),
     "native-trap": Config(tpr="trap", **APIC),
     **{f"shadow-{kvm}": Config(mmu="shadow", kvm=kvm) for kvm in ("slides", "5.10", "6.1", "6.12")},
@@ -43,6 +45,7 @@ CONFIGS = {
     "ept-strict": Config(mmu="ept", vpid=True, kvm="6.1", tlb="strict", find_missing_flushes=True),
     "ept-clock": Config(mmu="ept", vpid=True, kvm="6.1", host_memory="1M"),
     "ept-lru": Config(mmu="ept", vpid=True, kvm="6.1", host_memory="1M", host_reclaim="lru", ept_ad=False),
+    "ept-chirp": Config(mmu="ept", vpid=True, replacement="lru,chirp", stlb="32/4"),
     "ept-python": Config(mmu="ept", vpid=True, kvm="6.1", vmm="python"),
     "ept-apic": Config(mmu="ept", tpr="trap", **APIC),
     "ept-flexpriority": Config(mmu="ept", vpid=True, tpr="flexpriority", **APIC),

@@ -15,6 +15,12 @@ from fastmmu.tlb.tlb import TLB
 from tests.support.tlb_programs import SMALL, Program, canonical, run, sorted_entries
 
 
+POLICIES = [
+    ("lru", "lru"), ("plru", "plru"), ("lru", "plru"), ("random:5", "random"), ("srrip", "srrip"), ("lru", "chirp"),
+    ("chirp", "srrip"), ("random", "chirp"), ("plru", "chirp"),
+]  # fmt: skip
+
+
 def check(shape: Geometry, seed: int, n: int, **contexts: int) -> TLB:
     kernel, spec = TLB(shape, **contexts), Tlb(shape)
     listed = sorted_entries if shape.unbounded else list  # arrays that grow have other sets
@@ -35,7 +41,7 @@ def check(shape: Geometry, seed: int, n: int, **contexts: int) -> TLB:
     return kernel
 
 
-@pytest.mark.parametrize("policies", [("lru", "lru"), ("plru", "plru"), ("lru", "plru")], ids="-".join)
+@pytest.mark.parametrize("policies", POLICIES, ids="-".join)
 @pytest.mark.parametrize("name", SMALL)
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, (1 << 32) - 1))

@@ -128,8 +128,8 @@ def test_the_remedy_named_works(entries: int, ways: int) -> None:
     [
         ({"preset": "skylke"}, "did you mean skylake?"),
         ({"preset": "?"}, "choose from core2, nehalem"),
-        ({"replacement": "fifo"}, "'fifo': choose lru or plru"),
-        ({"replacement": "lru,plru,lru"}, "choose lru or plru"),
+        ({"replacement": "fifo"}, "'fifo': choose lru, plru, random, srrip or chirp"),
+        ({"replacement": "lru,plru,lru"}, "choose lru, plru, random, srrip or chirp"),
         ({"preset": "zen4", "replacement": "plru"}, "plru of 72 ways; use lru, or at most 64 ways"),
     ],
 )
@@ -172,7 +172,7 @@ def test_parts_of_a_preset_are_replaced() -> None:
     assert (without.psc, without.epsc, without.gpm) == ((), (), "off")
 
 
-@pytest.mark.parametrize("policy", ["lru", "plru"])
+@pytest.mark.parametrize("policy", ["lru", "plru", "random", "srrip", "chirp"])
 @pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"zen4", "strict"}))
 def test_a_unit_holds_as_many_pages_as_it_has_entries(name: str, policy: str) -> None:
     tlb = TLB(geometry(name, replacement=policy))
@@ -279,8 +279,8 @@ def test_larger_walk_caches_save_references() -> None:
         ({"l2": "64/4"}, r"l2='64/4': give a tuple of Array"),
         ({"l1d": (64, 4)}, r"l1d=\(64, 4\): give a tuple of Array"),
         ({"gpm": "some"}, "gpm='some': give 'shared', 'off' or an Array"),
-        ({"replacement": "fifo"}, "replacement 'fifo': choose lru or plru"),
-        ({"replacement": 5}, "replacement 5: choose lru or plru"),
+        ({"replacement": "fifo"}, "replacement 'fifo': choose lru, plru"),
+        ({"replacement": 5}, "replacement 5: choose lru, plru"),
         ({"replacement": ("lru",)}, "for each level one"),
     ],
 )

@@ -28,8 +28,9 @@ __all__ = [
 ]  # fmt: skip
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
-_CONFIG = ("host_pages", "exit_pages", "frames", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "topology",
-           "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor", "shootdown")  # fmt: skip
+_CONFIG = ("host_pages", "exit_pages", "frames", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc",
+           "gpm", "topology", "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor",
+           "shootdown")  # fmt: skip
 # Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
 HOST_PAGES = ("4k", "2m", "untouched")
 WAYS = ("trap", "patch", "flexpriority", "apicv")
@@ -271,13 +272,14 @@ def add_tlb(parser: argparse.ArgumentParser) -> None:
     tlb.add_argument(
         "--tlb", metavar="PRESET", help="skylake (the default), haswell, zen2, ...; strict: as much as any may keep"
     )
-    tlb.add_argument(
-        "--l1d", metavar="E/W", help="entries/ways of the 4 KB array for data: 64/4; by page size: 64/4 + 2m 32/4"
-    )
+    tlb.add_argument("--l1d", metavar="E/W", help="entries/ways of the 4 KB array for data: 64/4; 64/4 + 2m 32/4")
     tlb.add_argument("--l1i", metavar="E/W", help="the same for instructions")
     tlb.add_argument("--stlb", metavar="E/W", help="the same of the second level")
     tlb.add_argument("--no-walk-caches", action="store_true", help="each walk starts at the root")
-    tlb.add_argument("--replacement", choices=("lru", "plru"), help="true LRU (the default) or tree-PLRU")
+    tlb.add_argument("--replacement", metavar="WORD", help="lru (the default), plru, random:7, srrip, chirp; lru,srrip")
+    tlb.add_argument("--psc", metavar="SIZES", help="caches of paging structures: PML4E/PDPTE/PDE 2/4/32, 64/fa, none")
+    tlb.add_argument("--epsc", metavar="SIZES", help="the same of EPT structures")
+    tlb.add_argument("--gpm", metavar="E/W", help="guest-physical mappings: 64/fa, shared (second level), off")
 
 
 def add_topology(group: Any) -> None:

@@ -87,7 +87,12 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         with 2M and 1G arrays, walk caches and guest-physical mappings of any size; ``"strict"`` keeps all that the
         architecture lets a processor keep, and forgets what it must. :param l1d, l1i, stlb: "entries/ways" of the 4 KB
         arrays, or arrays by page size, in place of its own, as in :func:`fastmmu.geometry`. :param replacement:
-        ``"lru"`` or ``"plru"``, at both levels; None: the geometry's, which is lru with a preset.
+        of both levels, or of each as in ``"lru,srrip"``: lru, plru, random, random:SEED, srrip, chirp (docs/replacement.md),
+        or one that a package has registered; None: the geometry's, which is lru with a preset.
+    :param psc, epsc: paging-structure caches of the guest's (or native) tables and of the EPT's, entries of
+        PML4E/PDPTE/PDE as in ``"2/4/32"``, one array as in ``"64/fa"``, some levels as in ``"pde 64/4"``, ``"none"``.
+    :param gpm: guest-physical mappings: ``"64/fa"``, ``"shared"`` (in the second level), ``"off"``. None of these
+        three: the geometry's. What each level found: ``Result.tlb``, by these names.
     :param walk_caches: paging-structure caches and, under EPT, cached guest-physical mappings shorten the walks.
     :param topology: packages, cores of each, hyperthreads of each core, as in ``"1x2x2"``: the CPUs of a host, or of a
         system trace; hyperthreads of a core follow each other. None: each CPU is a core. A machine alone has one CPU.
@@ -242,7 +247,8 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def geometry(self) -> Geometry:
         """The arrays of the TLB."""
         return geometry(self.tlb, l1d=self.l1d, l1i=self.l1i, stlb=self.stlb, replacement=self.replacement,
-                        walk_caches=self.walk_caches, shared=self.shared)  # fmt: skip
+                        psc=self.psc, epsc=self.epsc, gpm=self.gpm, walk_caches=self.walk_caches,
+                        shared=self.shared)  # fmt: skip
 
     @property
     def tlb_name(self) -> str:

@@ -11,7 +11,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.frame_plan import frame_plan
 from fastmmu.machine.topology import topology
 from fastmmu.sizes import page_size, parse_bytes
-from fastmmu.tlb.geometry import Geometry, Replacement, geometry
+from fastmmu.tlb.geometry import Geometry, geometry
 
 __all__ = ["Fields", "refused_alone", "refused_of"]
 
@@ -49,7 +49,10 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     l1d: str | None = None
     l1i: str | None = None
     stlb: str | None = None
-    replacement: Replacement | None = None
+    replacement: str | None = None
+    psc: str | None = None
+    epsc: str | None = None
+    gpm: str | None = None
     walk_caches: bool = True
     topology: str | None = None
     shared: str | None = None
@@ -75,7 +78,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     flush_ceiling: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 33
 
 
-_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "walk_caches", "shared")
+_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc", "gpm", "walk_caches", "shared")
 
 
 def refused_alone(name: str, value: Any) -> str | None:

@@ -22,6 +22,9 @@ _PRESET: dict[str, Any] = {
     "l1i": None,
     "stlb": None,
     "replacement": None,
+    "psc": None,
+    "epsc": None,
+    "gpm": None,
     "walk_caches": True,
     "find_missing_flushes": False,
 }

@@ -200,4 +200,4 @@ def _config(fields: Mapping[str, Any]) -> Config:
         return Config(**{name: value for name, value in known.items() if name not in _ARRAYS})
 
 
-_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement")
+_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc", "gpm")

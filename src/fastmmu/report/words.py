@@ -6,7 +6,7 @@ from fastmmu.counters import CAUSES
 from fastmmu.exits import REASON_NAMES
 from fastmmu.machine.costs import CLASSES
 from fastmmu.machine.result import Result
-from fastmmu.tlb.geometry import REPLACEMENTS
+from fastmmu.tlb.arrays import replacement_name
 
 __all__ = ["cause_name", "known_causes", "reason_title", "settings", "structure_name"]
 
@@ -92,9 +92,9 @@ def structure_name(name: str) -> str:
 def settings(result: Result) -> str:
     """What a run's configuration says beside the scheme, in one line."""
     config = result.config
-    given = [f"{key} {value}" for key in ("l1d", "l1i", "stlb") if (value := getattr(config, key))]
+    given = [f"{key} {value}" for key in ("l1d", "l1i", "stlb", "psc", "epsc", "gpm") if (value := getattr(config, key))]
     parts = [f"TLB {config.tlb_name}" + (f" with {', '.join(given)}" if given else "")]
-    parts.append(", ".join(REPLACEMENTS[policy] for policy in dict.fromkeys(config.geometry.replacement)))
+    parts.append(", ".join(replacement_name(policy) for policy in dict.fromkeys(config.geometry.replacement)))
     if config.premapped:
         parts.append("premapped")
     if config.pcid:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -15,19 +15,18 @@ from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 
 __all__ = [
-    "CHOICE", "PAGES", "REPLACEMENTS", "SHARES", "TABLES", "Array", "Replacement", "check_unit", "parse_array",
-    "shares_of", "unit_of",
+    "PAGES", "REPLACEMENTS", "SHARES", "TABLES", "Array", "add_replacement", "check_unit", "choice", "parse_array",
+    "replacement_name", "replacement_of", "shares_of", "unit_of",
 ]  # fmt: skip
 
 PAGES = ("4k", "2m", "1g")
 TABLES = ("pde", "pdpte", "pml4e", "pml5e")
 MAX_ENTRIES = 1 << 22
-MAX_PLRU_WAYS = 64
+MAX_WAYS = 64  # of a policy that is not lru
 
-Replacement = Literal["lru", "plru"]
-REPLACEMENTS: dict[Replacement, str] = {"lru": "true LRU", "plru": "tree-PLRU"}
-"""Replacement policies, and what to call them."""
-CHOICE = " or ".join(REPLACEMENTS)
+REPLACEMENTS = {"lru": "true LRU", "plru": "tree-PLRU", "random": "random", "srrip": "SRRIP", "chirp": "CHiRP"}
+"""Replacement policies, and what to call them; :func:`fastmmu.tlb.policy.register_policy` adds to them."""
+BUILT_IN = tuple(REPLACEMENTS)
 
 SHARES = {
     "l1": "the first level",
@@ -120,6 +119,38 @@ def shares_of(shared: Any) -> tuple[str, ...]:
     return tuple(word for word in SHARES if word in words)
 
 
+def add_replacement(name: str, described_as: str) -> None:
+    """A policy that another package implements: its word, and what to call it."""
+    REPLACEMENTS[name] = described_as
+
+
+def choice() -> str:
+    """The words of all policies, for messages."""
+    *words, last = REPLACEMENTS
+    return f"{', '.join(words)} or {last}"
+
+
+def replacement_of(word: Any) -> tuple[str, int]:
+    """Name and number of a policy: "random:7" is random, with seed 7; 0 where no number stands there.
+
+    :raises ConfigError: there is no such policy, it takes no number, or the number is none below 2**32.
+    """
+    name, colon, number = word.partition(":") if isinstance(word, str) else (word, "", "")
+    if not isinstance(name, str) or name not in REPLACEMENTS:
+        raise ConfigError(f"replacement {word!r}: choose {choice()}")
+    if colon and (name in BUILT_IN and name != "random"):
+        raise ConfigError(f"replacement {word!r}: {name} takes no number; write {name}")
+    if colon and not (number.isascii() and number.isdigit() and len(number) <= 10 and int(number) < 1 << 32):
+        raise ConfigError(f"replacement {word!r}: behind the colon a number below 2**32, as in {name}:7")
+    return name, int(number) if colon else 0
+
+
+def replacement_name(word: str) -> str:
+    """What to call a policy: "random (seed 7)"."""
+    name, number = replacement_of(word)
+    return REPLACEMENTS[name] + (f" (seed {number})" if name == "random" else f" ({number})" if ":" in word else "")
+
+
 def check_unit(
     name: str, arrays: tuple[Array, ...], policy: str, *, first: bool, sizes: tuple[str, ...] = PAGES
 ) -> None:
@@ -139,12 +170,10 @@ def check_unit(
             len(array.quota) != len(array.sizes) or not all(1 <= most <= array.ways for most in array.quota)
         ):
             raise ConfigError(f"TLB {name!r}: quota {array.quota} of {array}; give 1..{array.ways} for each size")
-        if policy not in REPLACEMENTS:
-            raise ConfigError(f"replacement {policy!r}: choose {CHOICE}")
-        if policy == "plru" and array.ways > MAX_PLRU_WAYS:
+        if replacement_of(policy)[0] != "lru" and array.ways > MAX_WAYS:
             raise ConfigError(
-                f"TLB {name!r}: plru of {array.ways} ways; use lru, or at most {MAX_PLRU_WAYS} ways "
-                f"({array.entries // MAX_PLRU_WAYS * MAX_PLRU_WAYS or MAX_PLRU_WAYS}/{MAX_PLRU_WAYS})"
+                f"TLB {name!r}: {policy} of {array.ways} ways; use lru, or at most {MAX_WAYS} ways "
+                f"({array.entries // MAX_WAYS * MAX_WAYS or MAX_WAYS}/{MAX_WAYS})"
             )
 
 

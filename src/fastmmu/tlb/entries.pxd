@@ -295,7 +295,7 @@ cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noe
 
 cdef inline uint64_t find(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
     # Value, or 0. k, g: keys of the context in force and of its global pages. A hit is the one used last; where both
-    # are cached the more recent is hit (LRU_LONG too; TREE_PLRU: the lower way, where neither is the set's `key`).
+    # are cached the more recent is hit (LRU_LONG too; else: the lower way, where neither is the set's `key`).
     cdef uint64_t order
     cdef uint32_t hits, way
     if a.replacement != LRU:
@@ -411,9 +411,9 @@ cdef inline void tlb_remove(Tlb *t, TlbArray *a, TlbSet *x, uint32_t way, int ca
         x.key = 0
     if a.replacement == LRU_LONG:
         key_goes(a, x, way)
-    on_remove(a, x, way)
     x.way[way] = 0
     x.way[a.pad + way] = 0
+    on_remove(a, x, way)
 
 # ---- contexts ---------------------------------------------------------------------------------------------------
 # A processor of AMD tags by ASID alone (APM vol. 2, 15.16): it stands in the place of the VPID, and under nested paging

@@ -151,7 +151,7 @@ cdef void tlb_switch(Tlb *t, uint32_t vpid, uint32_t pcid, uint64_t eptrta) noex
 # ---- entries ----------------------------------------------------------------------------------------------
 
 cdef uint32_t first_of(const TlbArray *a, const TlbSet *x, uint64_t k, uint64_t g) noexcept nogil:
-    # The more recent of the ways that hold either; TREE_PLRU: the lower way.
+    # The more recent of the ways that hold either; else the lower way.
     cdef uint32_t place = 0, way = way_at(a, x, 0, 0)
     while x.way[way] != k and x.way[way] != g:
         place += 1
@@ -186,7 +186,7 @@ cdef uint64_t find_elsewhere(TlbArray *a, TlbSet *x, uint64_t k, uint64_t g) noe
     if found == NO_WAY:
         return 0
     on_hit(a, x, found)
-    return x.value
+    return x.way[a.pad + found]
 
 
 cdef uint32_t of_its_size(const Tlb *t, const TlbArray *a, const TlbSet *x, int size) noexcept nogil:

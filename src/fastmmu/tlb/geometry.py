@@ -42,22 +42,21 @@ import msgspec
 from fastmmu._checked import checked
 from fastmmu.errors import ConfigError
 from fastmmu.tlb.arrays import (
-    CHOICE,
     PAGES,
     REPLACEMENTS,
     SHARES,
     TABLES,
     Array,
-    Replacement,
     check_unit,
+    choice,
     parse_array,
+    replacement_of,
     shares_of,
     unit_of,
 )  # fmt: skip
 
 __all__ = [
-    "PAGES", "PRESETS", "REPLACEMENTS", "SHARES", "TABLES", "Array", "Geometry", "Replacement", "geometry",
-    "parse_array",
+    "PAGES", "PRESETS", "REPLACEMENTS", "SHARES", "TABLES", "Array", "Geometry", "geometry", "parse_array",
 ]  # fmt: skip
 
 
@@ -90,7 +89,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     psc: tuple[Array, ...] = ()
     epsc: tuple[Array, ...] = ()
     gpm: Literal["shared", "off"] | Array = "off"
-    replacement: tuple[Replacement, Replacement] = ("lru", "lru")
+    replacement: tuple[str, str] = ("lru", "lru")
     unbounded: bool = False
     shared: tuple[str, ...] = ("l2", "psc")
 
@@ -114,8 +113,10 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
         policies: Any = self.replacement
         both = tuple(policies) if isinstance(policies, (tuple, list)) else (policies,) * 2
         msgspec.structs.force_setattr(self, "replacement", both)
-        if len(both) != 2 or not all(policy in REPLACEMENTS for policy in both):
-            raise ConfigError(f"TLB {self.name!r}: replacement {policies!r}: choose {CHOICE}, for each level one")
+        if len(both) != 2:
+            raise ConfigError(f"TLB {self.name!r}: replacement {policies!r}: choose {choice()}, for each level one")
+        for policy in both:
+            replacement_of(policy)
         if not isinstance(self.gpm, Array) and self.gpm not in ("shared", "off"):
             raise ConfigError(f"TLB {self.name!r}: gpm={self.gpm!r}: give 'shared', 'off' or an Array")
         if self.gpm == "shared" and not self.l2:
@@ -128,7 +129,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.gpm, Array):
             check_unit(self.name, (self.gpm,), "lru", first=False)
         msgspec.structs.force_setattr(self, "shared", shares_of(self.shared))
-        if self.unbounded and "plru" in self.replacement:
+        if self.unbounded and self.replacement != ("lru", "lru"):
             raise ConfigError(f"TLB {self.name!r}: nothing is replaced where arrays grow; leave replacement at lru")
         if not self.l1i or not self.l1d:
             raise ConfigError(f"TLB {self.name!r}: a first level without arrays; give l1i and l1d one of 4k each")
@@ -139,8 +140,8 @@ def _a(text: str, *sizes: str, quota: tuple[int, ...] | None = None) -> Array:
     return msgspec.structs.replace(array, quota=quota)
 
 
-def _intel_psc(pml4e: int, pdpte: int, pde: int) -> tuple[Array, ...]:
-    sizes = (("pml4e", pml4e), ("pdpte", pdpte), ("pde", pde))
+def _intel_psc(pml4e: int, pdpte: int, pde: int, pml5e: int = 0) -> tuple[Array, ...]:
+    sizes = (("pml5e", pml5e), ("pml4e", pml4e), ("pdpte", pdpte), ("pde", pde))
     return tuple(Array(entries, entries, (name,)) for name, entries in sizes if entries)
 
 
@@ -244,18 +245,25 @@ def _replaced(arrays: tuple[Array, ...], text: str, what: str) -> tuple[Array, .
     return arrays
 
 
-def _psc(text: str, what: str) -> tuple[Array, ...]:
-    """Paging-structure caches: "2/4/32" for PML4E/PDPTE/PDE, "64/fa" for one array of all, "none"."""
+def _psc(arrays: tuple[Array, ...], text: str, what: str) -> tuple[Array, ...]:
+    """Paging-structure caches: "2/4/32" for PML4E/PDPTE/PDE, "1/2/4/32" with PML5E in front, "64/fa" for one array of
+    all, "none"; "pde 64/4 + pml4e none": those levels alone, the others stay."""
     words = str(text).strip().lower()
     if words == "none":
         return ()
-    if match := re.fullmatch(r"(\d+)\s*/\s*(\d+)\s*/\s*(\d+)", words):
-        pml4e, pdpte, pde = (int(entries) for entries in match.groups())
-        return _intel_psc(pml4e, pdpte, pde)
+    if match := re.fullmatch(r"(?:(\d+)\s*/\s*)?(\d+)\s*/\s*(\d+)\s*/\s*(\d+)", words):
+        pml5e, pml4e, pdpte, pde = (int(entries or 0) for entries in match.groups())
+        return _intel_psc(pml4e, pdpte, pde, pml5e)
+    parts = [re.fullmatch(r"\s*(pde|pdpte|pml4e|pml5e)\b[\s:]*(.*)", part, re.DOTALL) for part in words.split("+")]
+    if all(parts):
+        for level, array in (part.groups() for part in parts if part is not None):
+            put = () if array.strip() == "none" else (parse_array(array, what=f"{what} {level}", sizes=(level,)),)
+            arrays = (*(left for one in arrays for left in _without(one, level)), *put)
+        return arrays
     try:
         return (parse_array(words, what=what, sizes=TABLES),)
     except ConfigError as error:
-        raise ConfigError(f"{error}; or PML4E/PDPTE/PDE entries, as in 2/4/32; or none") from error
+        raise ConfigError(f"{error}; or PML4E/PDPTE/PDE entries, as in 2/4/32; pde 64/4 + pdpte 8/fa; none") from error
 
 
 @checked
@@ -279,10 +287,14 @@ def geometry(
         preset's does. Behind a "+" arrays of one page size: "64/4 + 2m 32/4 + 1g 4/fa", also "2m none".
         ``stlb="none"``: no second level.
     :param psc, epsc: paging-structure caches of guest (or native) and of EPT tables: entries of PML4E/PDPTE/PDE as in
-        "2/4/32", one array for all as in "64/fa", or "none".
+        "2/4/32" (four numbers: PML5E in front), one array for all as in "64/fa", or "none"; some levels alone as in
+        "pde 64/4 + pml4e none".
     :param gpm: guest-physical mappings: an array such as "64/fa", "shared" (in the second level) or "off".
-    :param replacement: "lru" or "plru" for both levels, or one for each, as ("lru", "plru") or "lru,plru".
-    :param walk_caches: False: no paging-structure caches and no guest-physical mappings, each walk starts at the root.
+    :param replacement: a policy of :data:`REPLACEMENTS` for both levels, or one for each, as ("lru", "plru") or
+        "lru,srrip": lru, plru (tree-PLRU), random or random:SEED, srrip (SRRIP), chirp (like CHiRP), or one that a
+        package has registered (:func:`fastmmu.tlb.policy.register_policy`).
+    :param walk_caches: False: no paging-structure caches and no guest-physical mappings but those that `psc`, `epsc`
+        and `gpm` give; without any each walk starts at the root.
     :param shared: what the hyperthreads of a core share: words of :data:`SHARES`, as ("l2", "psc") or "l2,psc"; "none".
     :raises ConfigError: an unknown preset, an impossible array, an unknown policy.
     """
@@ -303,7 +315,10 @@ def geometry(
         changes |= {"l2": (), "l2i": (), "gpm": "off" if found.gpm == "shared" or not walk_caches else found.gpm}
     elif stlb is not None:
         changes["l2"] = _replaced(found.l2, stlb, "stlb")
-    changes |= {name: _psc(text, name) for name, text in (("psc", psc), ("epsc", epsc)) if text is not None}
+    if psc is not None:
+        changes["psc"] = _psc(found.psc if walk_caches else (), psc, "psc")
+    if epsc is not None:
+        changes["epsc"] = _psc(found.epsc if walk_caches else (), epsc, "epsc")
     if gpm is not None:
         word = str(gpm).strip().lower()
         changes["gpm"] = word if word in ("shared", "off") else parse_array(word, what="gpm", sizes=PAGES)
@@ -313,8 +328,10 @@ def geometry(
             if not isinstance(replacement, (tuple, list))
             else list(replacement)
         )
-        if len(both) not in (1, 2) or any(policy not in REPLACEMENTS for policy in both):
-            raise ConfigError(f"replacement {replacement!r}: choose {CHOICE}, or one for each level as in lru,plru")
+        if len(both) not in (1, 2):
+            raise ConfigError(f"replacement {replacement!r}: choose {choice()}, or one for each level as in lru,plru")
+        for policy in both:
+            replacement_of(policy)
         changes["replacement"] = (both[0], both[-1])
     if shared is not None:
         changes["shared"] = shared

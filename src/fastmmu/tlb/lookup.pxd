@@ -1,4 +1,5 @@
-# The TLB of one physical CPU: lookups and fills. Its parts: tlb/entries.pxd; invalidations: tlb/invalidate.pxd.
+# The TLB of one physical CPU: lookups and fills. Its parts: tlb/entries.pxd; invalidations: tlb/invalidate.pxd; how
+# one is made: tlb/making.pxd.
 #
 # One lookup:
 #
@@ -17,7 +18,7 @@ from fastmmu.tlb.entries cimport (
     BY_CONTEXTS, BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVPCID, BY_INVVPID,
     BY_PAGE_FAULT, BY_RESET, BY_REWALK, BY_TRANSITION, BY_VMFUNC, CAUSES, CLASSES, EPSC, F_D, F_EW, F_G, F_K, F_LOOK,
     F_R, F_S, F_U, F_W, F_X, GPM, L1D, L1I, L1S, L2, L2I, NO_EPT, PSC, TLB_FRAME, TLB_LA, Tlb, TlbCounters, TlbPort,
-    TlbUnit, TlbArray, TlbSet, UNITS, K_GLOBAL, K_LOCAL, Replacement, find, page_of, set_of, tlb_switch
+    TlbUnit, TlbArray, TlbSet, UNITS, K_GLOBAL, K_LOCAL, find, page_of, set_of, tlb_switch
 )
 
 # ---- values -----------------------------------------------------------------------------------------------
@@ -105,14 +106,3 @@ cdef void tlb_epsc_fill(Tlb *t, uint64_t gpa, int level, uint64_t value) noexcep
 cdef void tlb_gpm_drop(Tlb *t, uint64_t gpa) noexcept nogil
 cdef void tlb_psc_drop(Tlb *t, uint64_t la) noexcept nogil
 cdef void tlb_epsc_drop(Tlb *t, uint64_t gpa) noexcept nogil
-
-# ---- making -----------------------------------------------------------------------------------------------------
-
-cdef Tlb *tlb_new(uint32_t max_id) noexcept nogil       # NULL: no memory
-cdef void tlb_free(Tlb *t) noexcept nogil
-cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, Replacement policy,
-                 bint grows) noexcept nogil  # -1: no memory. LRU of more than 16 ways becomes LRU_LONG
-# After the last tlb_add. l2_fetches: fetches use L2 where there is no L2I; gpm_in_l2: it holds guest-physical mappings.
-cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil
-# Afterwards, of one whose contents come from elsewhere.
-cdef int tlb_reshape(Tlb *t, uint32_t i, uint32_t sets, uint32_t ways) noexcept nogil

@@ -1,4 +1,5 @@
-# Sets of ways, and which way makes room for a new entry.
+# Sets of ways, and which way makes room for a new entry. LRU and tree-PLRU are here, all others are functions behind
+# pointers (tlb/policy.pxd), which are told the same:
 #
 #   on_hit      the way was used
 #   on_fill     the way has a new entry
@@ -10,6 +11,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport ctzll
+from fastmmu.tlb.chirp cimport note_fetch
+from fastmmu.tlb.policy cimport PolicySets
 
 cdef extern from *:
     """
@@ -49,6 +52,7 @@ cdef enum Replacement:
     LRU = 0                     # true LRU by the order of the ways, at most 16 of them
     LRU_LONG = 1                # true LRU of more ways: they are linked in the order of their last use
     TREE_PLRU = 2               # a tree of bits, at most 64 ways
+    BY_POLICY = 3               # as `policy` of the array has it, at most 64 ways
 
 cdef struct TlbSet:             # a power of two in size
     uint64_t key, value         # copy of the entry used last, so that one comparison serves most lookups; or 0
@@ -74,13 +78,15 @@ cdef struct TlbArray:
     uint32_t plain_long         # LRU_LONG likewise
     uint32_t dead               # entries of dead contexts
     uint32_t fractured          # entries smaller than the guest's page, dead ones too
+    PolicySets policy           # BY_POLICY
+    uint64_t *fetches           # BY_POLICY, of L1I: where each fetch is noted; NULL: it is not
     uint32_t *link              # [set * pad + way][2]: of such an entry the next and the previous one of its page
     uint32_t index              # of the TLB's arrays
     uint8_t replacement         # Replacement
     uint8_t unit                # TlbUnitId
     uint8_t classes             # bit c: holds class c
     uint8_t shift               # log2 of the page size of class 0; class c: + 9 c
-    uint8_t aside               # TREE_PLRU, or what hyperthreads share of the second level: no way is taken in passing
+    uint8_t aside               # neither LRU, or what hyperthreads share of the second level: no way is taken in passing
     uint8_t shared              # by the hyperthreads of a core
     uint8_t grows               # a live entry is never replaced: the array gets larger
 
@@ -283,11 +289,52 @@ cdef inline uint32_t plru_victim(const TlbArray *a, const TlbSet *x, uint64_t al
     return first
 
 
+# ---- BY_POLICY: the functions of a tlb/policy.pxd --------------------------------------------------------------
+
+cdef inline uint32_t set_number(const TlbArray *a, const TlbSet *x) noexcept nogil:
+    return <uint32_t> (<const uint8_t *> x - a.base >> a.log)
+
+
+cdef inline void policy_hit(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    # x.key serves lookups without a call: that of the entry hit last, where the policy need not be told again
+    cdef PolicySets *p = <PolicySets *> &a.policy
+    p.policy.on_hit(p, set_number(a, x), x.way, way)
+    if a.fetches != NULL:
+        note_fetch(a.fetches, x.way[way])
+    if p.policy.every or a.fetches != NULL:
+        x.key = 0
+    else:
+        x.key = x.way[way]
+        x.value = x.way[a.pad + way]
+
+
+cdef inline void policy_fill(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    cdef PolicySets *p = <PolicySets *> &a.policy
+    x.key = 0                   # the first hit is to be told
+    p.policy.on_fill(p, set_number(a, x), x.way, way)
+    if a.fetches != NULL:
+        note_fetch(a.fetches, x.way[way])
+
+
+cdef inline void policy_remove(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
+    cdef PolicySets *p = <PolicySets *> &a.policy
+    if p.policy.on_remove != NULL:
+        p.policy.on_remove(p, set_number(a, x), x.way, way)
+
+
+cdef inline uint32_t policy_victim(const TlbArray *a, const TlbSet *x, uint64_t allowed) noexcept nogil:
+    cdef PolicySets *p = <PolicySets *> &a.policy
+    cdef uint32_t way
+    allowed &= (<uint64_t> 2 << (a.ways - 1)) - 1
+    way = p.policy.victim(p, set_number(a, x), x.way, allowed)
+    return way if way < a.ways and allowed >> way & 1 else ctzll(allowed)
+
+
 # ---- what a policy is ---------------------------------------------------------------------------------------
 
 cdef inline bint ordered(const TlbArray *a) noexcept nogil:
     # the ways in turn tell the order of use, and empty ways come last
-    return a.replacement != TREE_PLRU
+    return a.replacement < TREE_PLRU
 
 
 cdef inline uint32_t way_at(const TlbArray *a, const TlbSet *x, uint32_t place, uint32_t previous) noexcept nogil:
@@ -314,14 +361,20 @@ cdef inline void on_hit(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nog
         move_first(a, x, way)
     elif a.replacement == LRU:
         x.order = order_first(x.order, way)
-    else:
+    elif a.replacement == TREE_PLRU:
         x.tree = x.tree & a.plru_and[way] | a.plru_or[way]
+    else:
+        policy_hit(a, x, way)
+        return
     x.key = x.way[way]
     x.value = x.way[a.pad + way]
 
 
 cdef inline void on_fill(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
-    on_hit(a, x, way)           # by all policies the new entry is the one used last
+    if a.replacement == BY_POLICY:
+        policy_fill(a, x, way)
+    else:
+        on_hit(a, x, way)       # the new entry is the one used last
 
 
 cdef inline void on_remove(const TlbArray *a, TlbSet *x, uint32_t way) noexcept nogil:
@@ -329,8 +382,12 @@ cdef inline void on_remove(const TlbArray *a, TlbSet *x, uint32_t way) noexcept 
         x.order = order_last(x.order, way, a.ways)
     elif a.replacement == LRU_LONG:
         move_last(a, x, way)
+    elif a.replacement == BY_POLICY:
+        policy_remove(a, x, way)
 
 
 cdef inline uint32_t victim(const TlbArray *a, const TlbSet *x, uint64_t allowed, uint32_t least) noexcept nogil:
     # Of some ways of a set: `allowed`, a bit for each (not asked of LRU_LONG), `least` the last of them by way_at().
+    if a.replacement == BY_POLICY:
+        return policy_victim(a, x, allowed)
     return plru_victim(a, x, allowed) if a.replacement == TREE_PLRU else least

@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t
 
 from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.tlb.entries cimport CLASSES, EPSC, GPM, L1D, L1I, L1S, L2, L2I, PSC, TlbArray, TlbContext, UNITS, lost_new
-from fastmmu.tlb.lookup cimport tlb_free
+from fastmmu.tlb.making cimport tlb_free, tlb_note_fetches
 from fastmmu.errors import OutOfMemoryError
 from fastmmu.tlb.arrays import SHARES
 
@@ -66,6 +66,7 @@ cdef int tlb_join(Tlb **t, uint32_t n, uint32_t units) noexcept nogil:
                 point(t[i], &t[i].array[k], &t[0].array[k])
         for acc in range(4):
             aim_at(t[i], acc)
+        tlb_note_fetches(t[i])
         if room:
             t[i].lost = lost_new(room)
             if t[i].lost == NULL:

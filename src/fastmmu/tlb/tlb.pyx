@@ -10,8 +10,7 @@ from fastmmu._arguments cimport (
 )
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, Walk
 from fastmmu.tlb.entries cimport (
-    EPSC, F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, GPM, L1D, L1I, L1S, L2, L2I, LOST_SOME, MAX_THREADS, NO_EPT,
-    PSC, TLB_FRAME, TlbPort, tlb_switch
+    F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, LOST_SOME, MAX_THREADS, NO_EPT, TLB_FRAME, TlbPort, tlb_switch
 )
 from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_fill, held_first, held_second
 from fastmmu.tlb.invalidate cimport (
@@ -19,22 +18,19 @@ from fastmmu.tlb.invalidate cimport (
     inv_invvpid, inv_mov_cr3, inv_page_fault, inv_reset, inv_tlb_control, inv_transition, inv_vmfunc
 )
 from fastmmu.tlb.lookup cimport (
-    tlb_add, tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_free, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_new, tlb_psc,
-    tlb_psc_fill, tlb_ready, tlb_refill, tlb_value, tlb_value_of_walk
+    tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_psc, tlb_psc_fill, tlb_refill,
+    tlb_value, tlb_value_of_walk
 )
+from fastmmu.tlb.making cimport tlb_arrays_of, tlb_free, tlb_new
 from fastmmu.tlb.readout cimport counters_of, entries_of, live_of
-from fastmmu.tlb.replacement cimport LRU, TREE_PLRU
 from fastmmu.tlb.siblings cimport _Core
 from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError, WrongTypeError
-from fastmmu.tlb.geometry import PAGES, REPLACEMENTS, TABLES, Array
+from fastmmu.tlb.geometry import PAGES
 from fastmmu.tlb.geometry import geometry as make_geometry
 from fastmmu.tlb.readout import CAUSE_NAMES, KIND_NAMES, UNIT_NAMES
 
 __all__ = ["CAUSE_NAMES", "KIND_NAMES", "TLB", "UNIT_NAMES"]
-
-_REPLACEMENT = {"lru": LRU, "plru": TREE_PLRU}
-assert _REPLACEMENT.keys() == REPLACEMENTS.keys()
 
 _SIZES = {name: i for i, name in enumerate(PAGES)}
 _GUEST_SIZES = {**_SIZES, "4m": 3}
@@ -102,30 +98,13 @@ cdef class TLB:
     """
 
     def __cinit__(self, geometry="skylake", *, max_contexts=65534):
-        cdef int index
         cdef uint32_t most = within("max_contexts", max_contexts, 8, 65534, ConfigError)
         g = self.geometry = make_geometry(geometry)
         self.turns = Turns()
         self.t = tlb_new(most)
         if self.t == NULL:
             raise OutOfMemoryError("no memory for the contexts of a TLB; give fewer by max_contexts")
-        first, second = g.replacement
-        gpm = (g.gpm,) if isinstance(g.gpm, Array) else ()
-        for unit, arrays, policy, names in (
-            (L1I, g.l1i, first, PAGES), (L1D, g.l1d, first, PAGES), (L1S, g.l1s, first, PAGES),
-            (L2I, g.l2i, second, PAGES), (L2, g.l2, second, PAGES), (GPM, gpm, "lru", PAGES),
-            (PSC, g.psc, "lru", TABLES), (EPSC, g.epsc, "lru", TABLES),
-        ):
-            for array in arrays:
-                classes = [names.index(size) for size in array.sizes]
-                index = tlb_add(self.t, unit, sum(1 << c for c in classes), array.sets, array.ways,
-                                _REPLACEMENT[policy], g.unbounded)
-                if index < 0:
-                    raise OutOfMemoryError(f"no memory for the TLB array {array}; give a smaller one")
-                for c, quota in zip(classes, array.quota or ()):
-                    self.t.array[index].quota[c] = quota
-        self.t.l2_fractures = g.smash
-        tlb_ready(self.t, g.l2_fetches, g.gpm == "shared")
+        tlb_arrays_of(self.t, g)
 
     def __dealloc__(self):
         if self.core is None:

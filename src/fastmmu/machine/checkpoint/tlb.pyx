@@ -15,8 +15,9 @@ from fastmmu.tlb.entries cimport (
     SLOTS, TlbArray, TlbContext, TlbSet, UNITS, bucket_of, fractured_in, fractured_of, id_links, set_at, tlb_switch,
     unit_of,
 )
-from fastmmu.tlb.lookup cimport EPSC, PSC, Tlb, tlb_reshape
-from fastmmu.tlb.replacement cimport LRU, LRU_LONG, NONE, before, behind, chain_of, chained, tags
+from fastmmu.tlb.lookup cimport EPSC, PSC, Tlb
+from fastmmu.tlb.making cimport policy_bytes, tlb_reshape
+from fastmmu.tlb.replacement cimport BY_POLICY, LRU, LRU_LONG, NONE, before, behind, chain_of, chained, tags
 
 from fastmmu.errors import CheckpointError
 
@@ -54,7 +55,7 @@ cdef int keep_tlb(_Archive a, Tlb *t) except -1:
 cdef int keep_array(_Archive a, Tlb *t, uint32_t i) except -1:
     # TlbArray of tlb/replacement.pxd. Derived: dead fractured. Of the new TLB, by its shape: base plru_and plru_or
     # memory mask log pad tags chains quota last nibbles plain plain_long index replacement unit classes shift aside
-    # shared grows. Elsewhere: link
+    # shared grows fetches. Elsewhere: link
     cdef TlbArray *x = &t.array[i]
     cdef uint32_t sets = x.sets, ways = x.ways
     a.under(f"tlb.array{int(i)}")
@@ -66,6 +67,8 @@ cdef int keep_array(_Archive a, Tlb *t, uint32_t i) except -1:
         if len(a.array("base", np.uint8)) < least or tlb_reshape(t, i, sets, ways):
             a.refuse(f"array {int(i)} of the TLB has {int(sets)} sets of {int(ways)} ways")
     a.plain("base", x.base, <uint64_t> x.sets << x.log)
+    if x.replacement == BY_POLICY:              # bytes of the policy's own, to which any are a state
+        a.plain("policy", x.policy.own, policy_bytes(x))
     if x.unit > GPM:
         return 0
     if a.loading:

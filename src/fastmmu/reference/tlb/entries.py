@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from .policies import Fetches, Policy
+
 __all__ = ["CODES", "LINEAR", "MAPPINGS", "SHIFT", "TABLES", "UNITS", "ArrayLike", "Cache", "Entry", "piece", "value"]
 
 PAGES = {"4k": 12, "2m": 21, "1g": 30, "4m": 22}
@@ -87,9 +89,11 @@ class Cache:
     quota: dict[str, int]
     plru: bool
     unbounded: bool = False
+    policy: Policy | None = None  # neither LRU nor tree-PLRU
+    noted: Fetches | None = None  # of the first level for instructions: where each fetch is noted
     rows: list[list[Entry | None]] = field(default_factory=list)
     right: list[dict[int, bool]] = field(default_factory=list)  # per set: does node n of the tree point right?
-    last: list[Entry | None] = field(default_factory=list)  # per set: the entry used last
+    last: list[Entry | None] = field(default_factory=list)  # per set: the entry used last; of a policy, hit last
 
     def __post_init__(self) -> None:
         self.rows = [[None] * self.ways for _ in range(self.sets)]
@@ -99,10 +103,24 @@ class Cache:
     def set_of(self, address: int, size: str) -> int:
         return (address >> SHIFT[size]) % self.sets
 
-    def touch(self, s: int, way: int, now: int) -> None:
+    @property
+    def ordered(self) -> bool:
+        return not self.plru and self.policy is None
+
+    def touch(self, s: int, way: int, now: int, *, new: bool = False) -> None:
         entry = self.rows[s][way]
         assert entry is not None
         entry.used = now
+        if self.policy is not None:
+            page, size = entry.address >> SHIFT[entry.size], CODES.index(entry.size)
+            if new:
+                self.policy.fill(s, way, page, size)
+            elif self.last[s] is not entry:
+                self.policy.hit(s, way, page, size)
+            if self.noted is not None:
+                self.noted.note(entry.address >> 12)
+            self.last[s] = None if new or self.noted is not None else entry
+            return
         self.last[s] = entry
         node, low, high = 1, 0, self._leaves()
         while high - low > 1:  # every node on the way points to the half that was not used
@@ -117,6 +135,8 @@ class Cache:
 
     def oldest(self, s: int, ways: Sequence[int]) -> int:
         """The way to replace among these: least recently used, or where the tree points."""
+        if self.policy is not None:
+            return self.policy.victim(s, ways)
         if not self.plru:
             return min(ways, key=lambda way: entry.used if (entry := self.rows[s][way]) else -1)
         node, low, high = 1, 0, self._leaves()
@@ -141,7 +161,7 @@ class Cache:
             row.append(None)
             free = [len(row) - 1]
         if free:  # ghosts go last and in the order of their use
-            return free[0] if self.plru else self.oldest(s, free)
+            return self.oldest(s, free) if self.ordered else free[0]
         return self.oldest(s, live)
 
     def all(self) -> Iterator[tuple[int, int, Entry]]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .entries import CODES, FLAGS, LINEAR, MAPPINGS, SHIFT, TABLES, UNITS, ArrayLike, Cache, Entry, piece, value
+from .policies import Chirp, Recency, policy
 from .siblings import Lost, room_of, share
 
 __all__ = ["LINEAR", "MAPPINGS", "Caches", "Entry", "piece", "value"]
@@ -33,14 +34,15 @@ class Caches:
         self.caches: list[Cache] = []
         self.units: dict[str, dict[str, Cache]] = {unit: {} for unit in UNITS}
         first, second = geometry.replacement
-        for unit, policy in zip(UNITS, (first, first, first, second, second, "lru", "lru", "lru"), strict=True):
+        for unit, word in zip(UNITS, (first, first, first, second, second, "lru", "lru", "lru"), strict=True):
             arrays = getattr(geometry, unit)
             if unit == "gpm":
                 arrays = () if isinstance(arrays, str) else (arrays,)
             for array in arrays:
-                self._add(unit, array, policy == "plru")
+                self._add(unit, array, word)
         if sibling_of is not None:
             share(self.caches, self.units, sibling_of.caches, geometry)
+        self._note_fetches()
         if geometry.gpm == "shared":
             self.units["gpm"] = self.units["l2"]
         self.siblings: list[Caches] = [] if sibling_of is None else sibling_of.siblings
@@ -51,11 +53,23 @@ class Caches:
         self.eptrta: int | None = None
         self.reset_counters()
 
-    def _add(self, unit: str, array: ArrayLike, plru: bool) -> None:
+    def _add(self, unit: str, array: ArrayLike, word: str) -> None:
         quota = dict(zip(array.sizes, array.quota or [array.ways] * len(array.sizes), strict=True))
-        cache = Cache(unit, array.sets, array.ways, array.sizes, quota, plru, self.geometry.unbounded)
+        cache = Cache(unit, array.sets, array.ways, array.sizes, quota, word == "plru", self.geometry.unbounded)
+        cache.policy = policy(word, len(self.caches))
+        if unit == "l1i" and word == "lru" and "chirp" in self.geometry.replacement:
+            cache.policy = Recency()
         self.caches.append(cache)
         self.units[unit] |= dict.fromkeys(array.sizes, cache)
+
+    def _note_fetches(self) -> None:
+        """In the last array whose policy looks at them; so those of hyperthreads in what they share."""
+        looking = [cache.policy for cache in self.caches if isinstance(cache.policy, Chirp)]
+        for each in looking:
+            each.fetches = looking[-1].own
+        for cache in self.caches if looking else ():
+            if cache.unit == "l1i" and cache.policy is not None:
+                cache.noted = looking[-1].own
 
     def _now(self) -> int:
         self.clock[0] += 1
@@ -104,7 +118,7 @@ class Caches:
         if not hits:
             return 0
         rows = cache.rows[s]
-        if cache.plru:  # the tree does not tell which of two is the more recent: the one used last in the set, or else
+        if not cache.ordered:  # does not tell which of two is the more recent: the one used last in the set, or else
             way = next((way for way in hits if rows[way] is cache.last[s]), hits[0])  # the lower way
         else:
             way = max(hits, key=lambda way: entry.used if (entry := rows[way]) else -1)
@@ -162,7 +176,7 @@ class Caches:
             lambda unit, e: unit == cache.unit and e.size == size and e.address == page and self._matches(e, (kind,))
         )
         cache.rows[s][way] = entry
-        cache.touch(s, way, entry.used)
+        cache.touch(s, way, entry.used, new=True)
         self.fills[unit] += 1
 
     def fill(self, la: int, new: int, access: str = "r") -> int:
@@ -187,7 +201,7 @@ class Caches:
             if self._matches(entry, (kind,)) and entry.address == (la & LINEAR) >> SHIFT[size] << SHIFT[size]
         ]
         if ghosts:
-            way, ghost = ghosts[0] if cache.plru else max(ghosts, key=lambda found: found[1].used)
+            way, ghost = max(ghosts, key=lambda found: found[1].used) if cache.ordered else ghosts[0]
             assert ghost.ghost_of is not None
             self.refill_misses[ghost.ghost_of] += 1
             row[way] = None
@@ -285,7 +299,7 @@ class Caches:
         for cache in self.caches:
             for s in range(cache.sets):
                 row = [entry for row_s, _, entry in self._own(cache) if row_s == s]
-                if not cache.plru:
+                if cache.ordered:
                     row.sort(key=lambda entry: -entry.used)
                 found += [(cache.unit, e.kind, e.vpid, e.pcid, e.eptrta, e.address, e.size, e.value) for e in row]
         return found

@@ -83,6 +83,9 @@ def handle(options: argparse.Namespace) -> int:
         l1i=options.l1i,
         stlb=options.stlb,
         replacement=options.replacement,
+        psc=options.psc,
+        epsc=options.epsc,
+        gpm=options.gpm,
     )
     experiment.check(options)
 

@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+import fastmmu
+
+setup(
+    ext_modules=cythonize([Extension("fifo", ["fifo.pyx"])], include_path=[fastmmu.get_include()]),
+    py_modules=[],
+)

@@ -1,0 +1,6 @@
+RECENCY_NAME: str
+
+class ReplacementPolicy:
+    def __init__(self) -> None: ...
+
+def register_policy(name: str, policy: ReplacementPolicy, described_as: str | None = None) -> None: ...
