@@ -38,6 +38,8 @@ def values_of(name: str, hint: Any) -> list[Any]:
     more: dict[str, list[Any]] = {
         "memory": ["64M", "3G", 1 << 27], "host_memory": [None, "1M", 1 << 20], "identity_map": [0x1000_0000],
         "tlb": ["zen2", "strict"], "l1d": [None, "16/fa"], "l1i": [None, "64/4"], "stlb": [None, "none", "512/4"],
+        "replacement": [None, "plru", "lru,random:7"], "psc": [None, "none", "2/4/32"], "epsc": [None, "pde 16/4"],
+        "gpm": [None, "off", "32/4"],
         "table_pages": [0, 16], "exit_every": [0, 7], "exit_pages": [0, 3], "exit_log": [0, 100],
         "asids": [2, 16], "sev_asids": [0, 3],
         "topology": [None, "1x1x2"], "shared": [None, "none", "l2,psc"],

@@ -251,11 +251,20 @@ def test_walk_caches_and_guest_physical_mappings_by_size() -> None:
     assert geometry("skylake", psc="none", gpm="off") == none
     assert geometry("skylake", gpm="shared").gpm == "shared"
     assert geometry("skylake", psc="0/4/16").psc == geometry("core2").psc
+    five = geometry("skylake", psc="1/2/4/32").psc
+    assert [(array.entries, array.sizes) for array in five] == [
+        (1, ("pml5e",)), (2, ("pml4e",)), (4, ("pdpte",)), (32, ("pde",))
+    ]  # fmt: skip
+    assert geometry("skylake", psc="pde 64/4").psc == (*geometry("skylake").psc[:2], Array(64, 4, ("pde",)))
+    assert geometry("zen2", epsc="pml4e none").epsc == (Array(64, 64, ("pde", "pdpte", "pml5e")),)
+    assert geometry("zen2", walk_caches=False, psc="pde 8/fa").psc == (Array(8, 8, ("pde",)),)
     for name, text, said in (
         ("psc", "x", "or PML4E/PDPTE/PDE entries, as in 2/4/32"),
         ("epsc", "5/4", "no multiple"),
         ("gpm", "most", "'most' is no geometry"),
-        ("psc", "1/2/3/4", "is no geometry"),
+        ("psc", "1/2/3/4/5", "is no geometry"),
+        ("psc", "pde 64/5 + pdpte none", "psc pde: 64/5"),
+        ("epsc", "4k 64/4", "is no geometry"),
     ):
         with pytest.raises(ConfigError, match=said):
             geometry("skylake", **{name: text})
