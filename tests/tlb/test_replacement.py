@@ -151,8 +151,9 @@ def test_words() -> None:
     assert replacement_name("random:7") == "random (seed 7)"
     assert replacement_name("chirp") == "CHiRP"
     for word, said in (
-        ("fifo", "choose lru, plru, random, srrip or chirp"), ("random:", "a number below"), ("random:x", "a number below"),
-        ("random:-1", "a number below"), ("random:4294967296", "a number below"), ("srrip:1", "srrip takes no number"),
+        ("fifo", "choose lru, plru, random, srrip or chirp"), ("random:", "a number below"),
+        ("random:x", "a number below"), ("random:-1", "a number below"), ("random:4294967296", "a number below"),
+        ("srrip:1", "srrip takes no number"),
         (None, "choose lru"), (5, "choose lru"), ("", "choose lru"), ("random:٣", "a number below"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=said):

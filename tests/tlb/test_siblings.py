@@ -67,7 +67,10 @@ def test_kernel_equals_specification(name: str, shared: str, seed: int, threads:
     check(geometry(SMALL[name], shared=shared), threads, seed, 90)
 
 
-@pytest.mark.parametrize("policies", [("plru", "plru"), ("lru", "plru"), ("random", "srrip"), ("lru", "chirp"), ("chirp", "chirp")], ids="-".join)
+OTHERS = [("plru", "plru"), ("lru", "plru"), ("random", "srrip"), ("lru", "chirp"), ("chirp", "chirp")]
+
+
+@pytest.mark.parametrize("policies", OTHERS, ids="-".join)
 @pytest.mark.parametrize("name", SMALL)
 @settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, (1 << 32) - 1))

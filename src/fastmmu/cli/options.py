@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
+<<<<<<< HEAD
 _CONFIG = ("host_pages", "exit_pages", "frames", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc",
            "gpm", "topology", "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor",
            "shootdown")  # fmt: skip
@@ -269,9 +270,7 @@ def add_watch(group: Any) -> None:
 def add_tlb(parser: argparse.ArgumentParser) -> None:
     """--tlb and the sizes of its arrays."""
     tlb = parser.add_argument_group("the TLB")
-    tlb.add_argument(
-        "--tlb", metavar="PRESET", help="skylake (the default), haswell, zen2, ...; strict: as much as any may keep"
-    )
+    tlb.add_argument("--tlb", metavar="PRESET", help="skylake (default), zen2, ...; strict: as much as any may keep")
     tlb.add_argument("--l1d", metavar="E/W", help="entries/ways of the 4 KB array for data: 64/4; 64/4 + 2m 32/4")
     tlb.add_argument("--l1i", metavar="E/W", help="the same for instructions")
     tlb.add_argument("--stlb", metavar="E/W", help="the same of the second level")

@@ -92,7 +92,8 @@ def structure_name(name: str) -> str:
 def settings(result: Result) -> str:
     """What a run's configuration says beside the scheme, in one line."""
     config = result.config
-    given = [f"{key} {value}" for key in ("l1d", "l1i", "stlb", "psc", "epsc", "gpm") if (value := getattr(config, key))]
+    fields = ("l1d", "l1i", "stlb", "psc", "epsc", "gpm")
+    given = [f"{key} {value}" for key in fields if (value := getattr(config, key))]
     parts = [f"TLB {config.tlb_name}" + (f" with {', '.join(given)}" if given else "")]
     parts.append(", ".join(replacement_name(policy) for policy in dict.fromkeys(config.geometry.replacement)))
     if config.premapped:

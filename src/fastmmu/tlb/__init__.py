@@ -1,8 +1,9 @@
 """Cached translations of one physical CPU: entries and contexts, lookups and fills, what invalidates them.
 
     replacement  sets of ways: which one makes room; true LRU, tree-PLRU
-    policy       replacement by functions behind pointers, which other packages may implement, too; random, SRRIP
-    chirp        the same by a prediction of dead entries from the code that runs
+    policy       replacement by functions behind pointers, which other packages may implement, too
+    policies     those of this package: random, SRRIP
+    chirp        another one: dead entries are predicted from the code that runs
     entries      entries, the contexts that stand for (VPID, PCID, EPT root); what a hyperthread lost to another
     lookup       lookups and fills of both levels, paging-structure caches, guest-physical mappings
     held         the lookups of both levels that a loop asks as long as they find something
@@ -18,7 +19,7 @@
 Imports `threads` and `arch`. It knows no page tables: walks hand it what they found.
 
 To add a preset: a row in `geometry`. To add a replacement policy: the functions of a `Replacer` (policy.pxd) in
-`policy.pyx`, which `policy_of` knows by a word of `arrays.REPLACEMENTS`; the same in `reference/tlb/policies.py`, which
+`policies.pyx`, which `policy_of` knows by a word of `arrays.REPLACEMENTS`; the same in `reference/tlb/policies.py`, which
 tests/tlb/test_equivalence.py sets beside it; the direction of its paper in tests/tlb/test_replacement.py. One of
 another package derives from `ReplacementPolicy` and calls `register_policy` (examples/policy). To add an event that
 invalidates: a function in `invalidate`, its row in `reference/tlb/invalidations.py`, and a test in tests/tlb that says

@@ -1,6 +1,6 @@
 # A predictor of dead entries by the code that runs, as CHiRP: Mirbagher-Ajorpaz, Garza, Pokam, Jiménez, "CHiRP:
-# control-flow history reuse prediction", MICRO 2020. Theirs takes a signature of the PC, the PCs of the last accesses to
-# the TLB and the addresses of the last branches. Traces have neither for each access, so here:
+# control-flow history reuse prediction", MICRO 2020. Theirs takes a signature of the PC, the PCs of the last accesses
+# to the TLB and the addresses of the last branches. Traces have neither for each access, so here:
 #
 #   signature   12 bits of a hash. Where fetches are noted: of the page that the last one was of, and of the path, the
 #               last four pages that fetches left (calls and returns across pages). Else of the region of 16 pages of

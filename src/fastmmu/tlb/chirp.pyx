@@ -5,7 +5,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 cdef void chirp_start(PolicySets *p) noexcept nogil:
     cdef uint32_t s
-    (<uint64_t *> p.own)[0] = NO_PAGE
     for s in range(p.sets):
         recency_start(of_way(p, s, 0) + 3, p.ways, 4)
 

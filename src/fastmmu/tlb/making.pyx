@@ -10,13 +10,14 @@ from fastmmu.tlb.entries cimport (
     BUCKETS, CLASSES, EPSC, GPM, KINDS, L1D, L1I, L1S, L2, L2I, MAX_ARRAYS, NO_CONTEXT, NO_EPT, PSC, SLOTS, TlbArray,
     TlbContext, TlbPort, TlbSet, TlbUnit, UNITS, fractured_in, set_at, set_of, tlb_fracture, tlb_unfracture,
 )
-from fastmmu.tlb.policy cimport policy_of
+from fastmmu.tlb.policies cimport policy_of
+from fastmmu.tlb.policy cimport NO_PAGE
 from fastmmu.tlb.replacement cimport (
     BY_POLICY, IDENTITY, LRU, LRU_LONG, TAGGED, TREE_PLRU, key_came, long_order, on_fill, plru_paths, way_back,
 )
 from fastmmu.errors import OutOfMemoryError
 from fastmmu.tlb.arrays import PAGES, TABLES, Array, replacement_of
-from fastmmu.tlb.policy import RECENCY_NAME
+from fastmmu.tlb.policies import RECENCY_NAME
 
 cdef enum:
     MOST_SETS = 1 << 20         # of an array that grows
@@ -140,6 +141,8 @@ cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, Re
     if a.replacement == BY_POLICY:
         a.policy.index = t.arrays
         a.policy.parameter = parameter
+        if policy.fetches:
+            (<uint64_t *> a.policy.own)[0] = NO_PAGE
         if policy.start != NULL:
             policy.start(&a.policy)
     a.grows = grows

@@ -1,5 +1,5 @@
 # Replacement by a policy of one's own: five functions over the sets of an array. Other packages may implement it
-# (examples/policy); random, SRRIP and CHiRP of this package are such policies. True LRU and tree-PLRU are none, they are
+# (examples/policy); random, SRRIP and CHiRP of this package are such policies. True LRU and tree-PLRU are none, but
 # branches of tlb/replacement.pxd.
 #
 #   start       the array is new, its state all zeros (may be NULL)
@@ -54,7 +54,8 @@ cdef struct Replacer:             # key: of all ways of the set; 0: it is empty
     bint fetches                # it looks at which code runs: the pages of the last fetches, `PolicySets.fetches`
 
 
-# Of fetches, which the first level for instructions notes where a policy looks at them:
+# Of fetches, which the first level for instructions notes where a policy looks at them, in the first 16 of the own_bytes
+# of the last such array (before `start`: NO_PAGE and 0):
 #   fetches[0]  the page of the last one, as policy_page() of its key; NO_PAGE: there was none
 #   fetches[1]  the path: for each fetch of another page than the one before it, 4 bits of a hash of the page that was
 #               left come in at the bottom
@@ -80,4 +81,4 @@ cdef inline int policy_size(uint64_t key) noexcept nogil:
 cdef class ReplacementPolicy:
     cdef Replacer policy          # which the constructor of a class derived from it fills in
 
-cdef const Replacer *policy_of(str name) except NULL      # of a policy that replacement_policies() has
+cdef const Replacer *registered_policy(str name) except NULL

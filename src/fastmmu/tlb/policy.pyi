@@ -1,5 +1,3 @@
-RECENCY_NAME: str
-
 class ReplacementPolicy:
     def __init__(self) -> None: ...
 

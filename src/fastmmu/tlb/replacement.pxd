@@ -86,7 +86,7 @@ cdef struct TlbArray:
     uint8_t unit                # TlbUnitId
     uint8_t classes             # bit c: holds class c
     uint8_t shift               # log2 of the page size of class 0; class c: + 9 c
-    uint8_t aside               # neither LRU, or what hyperthreads share of the second level: no way is taken in passing
+    uint8_t aside               # not LRU, or what hyperthreads share of the second level: no way is taken in passing
     uint8_t shared              # by the hyperthreads of a core
     uint8_t grows               # a live entry is never replaced: the array gets larger
 

@@ -1,0 +1,1 @@
+RECENCY_NAME: str
