@@ -27,6 +27,7 @@ SEED = int(os.environ.get("FASTMMU_HOSTILE_SEED", "1"))
 REFUSE = {
     "machine.machine.Machine.save": "of which a checkpoint knows nothing",
     "report.exits.ExitFile.write": "not open",
+    "tlb.policy.register_policy": "lacks one of on_hit",
     "_walk.WalkResult()": "not made by hand",
     "kvm.port.VirtualCpu()": "not made by hand",
     "kvm.port.VirtualMachine()": "not made by hand",

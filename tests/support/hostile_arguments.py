@@ -60,6 +60,9 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "StackDistances.level": lambda w: 0,
     "type": lambda w: 1,
     "eptrta": lambda w: 0x1000,
+    "register_policy.name": lambda w: "mine",
+    "register_policy.policy": lambda w: BY_CLASS["ReplacementPolicy"](w),
+    "register_policy.described_as": lambda w: "mine",
     "simulate.va": lambda w: w.addresses,
     # data caches
     "hpa": lambda w: w.addresses,

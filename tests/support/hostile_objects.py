@@ -35,6 +35,7 @@ from fastmmu.study.curve.curve_kernel_py import StackDistances
 from fastmmu.study.curve.run import tlb_curve
 from fastmmu.study.kvm_log import replay_faults
 from fastmmu.threads.turns import Turn, Turns
+from fastmmu.tlb.policy import ReplacementPolicy
 from fastmmu.trace import read_kvm_log, tpr_profile
 from fastmmu.trace.drmemtrace_parse_py import Records
 from fastmmu.trace.gem5_parse_py import PacketStream
@@ -310,6 +311,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "Root": lambda w: fastmmu.find_roots(w.memory, kinds=["4-level"])[0],
     "SpaceDiff": lambda w: w.space.diff(fastmmu.AddressSpace(w.memory, w.state)),
     "TLB": lambda w: w.tlb,
+    "ReplacementPolicy": lambda w: ReplacementPolicy(),
     "CacheHierarchy": lambda w: CacheHierarchy("skylake l3=none"),
     "Cache": lambda w: Cache(32768, 8, 4),
     "Memory": lambda w: Memory(),

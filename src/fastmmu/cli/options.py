@@ -28,7 +28,6 @@ __all__ = [
 ]  # fmt: skip
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
-<<<<<<< HEAD
 _CONFIG = ("host_pages", "exit_pages", "frames", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc",
            "gpm", "topology", "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor",
            "shootdown")  # fmt: skip
