@@ -7,8 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastmmu.errors import ConfigError
+from fastmmu.reference.tlb import optimal
 from fastmmu.tlb.arrays import REPLACEMENTS, replacement_name, replacement_of
 from fastmmu.tlb.geometry import Array, Geometry
 from fastmmu.tlb.tlb import TLB
@@ -58,6 +61,35 @@ def test_random_keeps_a_part_of_a_cycle_that_does_not_fit() -> None:
     assert misses("lru", stream) == 7200
     assert misses("random", stream) < 3600
     assert misses("srrip", stream) == 7200
+
+
+@pytest.mark.parametrize("l2", [Array(64, 64), Array(64, 8), Array(16, 2), Array(4, 1)], ids=str)
+def test_no_policy_goes_below_beladys(l2: Array) -> None:
+    """Of scans, of a cycle, of pages by popularity. The second level sees each change of the page."""
+    for stream in (scans(), list(range(72)) * 50, zipf(512, 20000)):
+        changes = [page for page, before in zip(stream, [-1, *stream], strict=False) if page != before]
+        least = optimal.misses(changes, l2.sets, l2.ways)
+        found = {policy: misses(policy, stream, l2) for policy in REPLACEMENTS}
+        assert min(found.values()) >= least
+        assert l2.ways == 1 or least < found["lru"]
+        assert l2.ways > 1 or set(found.values()) == {least}
+
+
+@given(pages=st.lists(st.integers(0, 9), max_size=9), sets=st.sampled_from([1, 2]), ways=st.integers(1, 3))
+def test_beladys_is_the_least_of_all_choices(pages: list[int], sets: int, ways: int) -> None:
+    def least(at: int, held: frozenset[int]) -> int:
+        """By trying every page of the set that could go."""
+        if at == len(pages):
+            return 0
+        page = pages[at]
+        if page in held:
+            return least(at + 1, held)
+        row = [other for other in held if other % sets == page % sets]
+        if len(row) < ways:
+            return 1 + least(at + 1, held | {page})
+        return 1 + min(least(at + 1, held - {other} | {page}) for other in row)
+
+    assert optimal.misses(pages, sets, ways) == least(0, frozenset())
 
 
 def test_tree_plru_is_near_lru() -> None:

@@ -2,6 +2,7 @@
 
 entries         entries, and the caches that hold them
 tlb             lookups and fills
+optimal         Belady's replacement, which no policy can go below
 policies        replacement that is neither LRU nor tree-PLRU
 siblings        what the hyperthreads of a core share, and what one loses to another
 lru             miss-ratio curves: one TLB of one size, under true LRU
