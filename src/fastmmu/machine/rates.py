@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastmmu.machine.config import Config
 from fastmmu.tlb.geometry import TABLES
 
-__all__ = ["PKI", "mpki_by", "pki", "structures", "walk_share"]
+__all__ = ["PKI", "latency_at", "mpki_by", "pki", "structures", "walk_share"]
 
 PKI = ("walks", "walk_refs", "walk_cycles", "vm_exits")
 """What :func:`pki` counts."""
@@ -80,3 +80,17 @@ def walk_share(
     unfetched = max(0, n - counters["fetches"])
     time = cycles + fetch * unfetched - overlap * walk_cycles
     return (1 - overlap) * walk_cycles / time if time > 0 else None
+
+
+def latency_at(bins: Sequence[tuple[int, int, int]], share: float) -> int:
+    """Cycles that the given share of walks does not exceed, of a histogram: the upper edge of the bin where it is
+    reached.
+
+    :param bins: (low, high, walks), rising, with 1 walk or more. :param share: above 0, up to 1.
+    """
+    left = share * sum(n for _, _, n in bins)
+    for _, high, n in bins:
+        left -= n
+        if left <= 1e-9:
+            return high
+    return bins[-1][1]

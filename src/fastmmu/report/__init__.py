@@ -10,6 +10,7 @@
     exits, as they come ─ exits   (files; tracepoint: lines as tracers print them), exit_plot   (over time),
                           exit_stat   (by reason)
     pictures ─────────── figure, run_plot   (runs side by side, or over time)
+    simulated caches ─── latency   (of walks, as lines; where references were found)
     two files ────────── differences
     files, read back ─── stored ── Result
     a page of results ── page   (page.html; charts, time_charts, svg: inline pictures)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from fastmmu.machine.result import Result
 from fastmmu.report.figure import PALETTE, REST, bars, lie, look, pieces_of, plain, series, steps
+from fastmmu.report.latency import latency_chart
 from fastmmu.report.rows import of_one_run
 from fastmmu.report.svg import GRID, INK, Chart, axes_of, legend_of, svg_of
 from fastmmu.report.table import number
@@ -44,6 +45,7 @@ def charts(
              ("EPT", [_per(r, r.counters["ept_walk_refs"]) for r in runs])],
             "{:.3f}".format, "references an access",
         ),
+        latency_chart(f"{key}-latency", runs, names),
         _begins(f"{key}-begin", "Walks, by where the paging-structure caches let them begin", runs, names, "psc",
                 "walks of a thousand accesses"),
         _begins(f"{key}-nested", "Guest-physical addresses that walks translate, by what is cached", runs, names,

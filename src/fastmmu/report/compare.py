@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fastmmu._checked import checked
 from fastmmu.counters import COUNTERS
 from fastmmu.machine.result import Result
+from fastmmu.report.latency import caches_of
 from fastmmu.report.rows import several_versions, slowdowns
 from fastmmu.report.table import Cell, Column, number, paint, render, width_of
 from fastmmu.report.why import why
@@ -122,6 +123,10 @@ def _count_columns(results: Sequence[Result]) -> _Columns:
         (Column(*column), [_count(sum(int(result.counters[name]) for name in names)) for result in results])
         for column, names in columns.items()
     ]
+    found = [caches_of(result) for result in results]
+    if any(one is not None for one in found):
+        each = [None if one is None or not one.walks else one.walk_cycles / one.walks for one in found]
+        counts.insert(-2, (Column("each", "walk"), [_rate(value) for value in each]))
     if any(result.mpki is not None for result in results):
         behind = list(columns).index(("L2", "TLB misses")) + 1
         counts.insert(behind, (Column("MPKI", "TLB misses"), [_rate(result.mpki) for result in results]))

@@ -12,19 +12,21 @@ import numpy.typing as npt
 from fastmmu._checked import checked
 from fastmmu.machine.result import Result
 from fastmmu.report.figure import PALETTE, bars, look, picture, plain, series
+from fastmmu.report.latency import draw_latency, with_latency
 from fastmmu.report.words import cause_name
 
 __all__ = ["plot_runs"]
 
 _PARTS = 7  # causes that have a colour
+_LATENCY = 7  # bars that fit the height of axes of latencies
 _BINS = 256  # stretches of time at most; where there are more rows, neighbours become one
 
 
 @checked
 def plot_runs(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
-    """Draw runs into a file, axes a trace: lying bars, a run each, of the cycles of an access by cause; of runs that
-    have a ``series`` lines over time, above cycles of an access, in the middle misses of the TLB, below VM exits, both
-    of a thousand accesses.
+    """Draw runs into a file, axes a trace: lying bars, a run each, of the cycles of an access by cause, and below them,
+    with data caches, the share of walks by their latency; of runs that have a ``series`` lines over time, above cycles
+    of an access, in the middle misses of the TLB, below VM exits, both of a thousand accesses.
 
     :raises ConfigError: the suffix is none of png, svg, pdf. :raises MissingExtraError: matplotlib is not installed.
     """
@@ -73,17 +75,26 @@ def _parts(found: Sequence[dict[str, float]], order: Sequence[str]) -> list[tupl
 
 def _side_by_side(groups: Sequence[Sequence[Result]], path: str | os.PathLike[str]) -> None:
     rows = [max(2, len(group)) for group in groups]
+    told = [with_latency(group, _names(group)) for group in groups]
     totals: dict[str, float] = {}  # one order, so that a cause has one colour
     for causes in (causes for group in groups for causes in _causes(group)):
         for name, value in causes.items():
             totals[name] = totals.get(name, 0.0) + value
     order = sorted(totals, key=lambda name: -totals[name])
-    with picture(path, (7.2, 0.36 * sum(rows) + 1.5 * len(groups))) as figure:
-        places = figure.subplots(len(groups), 1, squeeze=False, height_ratios=rows)
-        for (axes,), group in zip(places, groups, strict=True):
+    below = [_LATENCY] * sum(map(bool, told))
+    with picture(path, (7.2, 0.36 * (sum(rows) + sum(below)) + 1.5 * len(groups) + 0.6 * len(below))) as figure:
+        places = figure.subplots(len(groups) + len(below), 1, squeeze=False, height_ratios=rows + below)
+        for (axes,), group in zip(places, groups, strict=False):
             bars(axes, _names(group), _parts(_causes(group), order), unit="cycles an access", shown="{:.2f}".format)
             axes.set_title(group[0].trace or None, loc="left")
             axes.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for (axes,), runs in zip(places[len(groups) :], filter(None, told), strict=True):
+            draw_latency(axes, runs)
+            plain(axes.xaxis)
+            plain(axes.yaxis, percent=True)
+            look(axes)
+            axes.legend(fontsize="small", framealpha=0.8, edgecolor="none", loc="lower right")
+            axes.set_title(runs[0][0].trace or None, loc="left")
 
 
 # ---- over time ---------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from fastmmu.exits import ExitReason
 from fastmmu.machine.costs import CLASSES
 from fastmmu.machine.rates import PKI, structures
 from fastmmu.machine.result import Result
+from fastmmu.report.latency import WALK_FIGURES, walk_figures
 from fastmmu.report.rows import rates
 from fastmmu.report.stored import SIZES, config_types
 from fastmmu.sizes import parse_bytes
@@ -23,7 +24,7 @@ _BEFORE = {
 }  # fmt: skip
 _MADE = {"geometry": "string", "cost_model": "string", "costs": "string", "complete": "bool", "first": "int64"}
 _PLAIN = tuple(row.name for row in COUNTERS if row.name != "exits_by_reason")
-_OPTIONAL = (*(row.name for row in APIC), "instructions")
+_OPTIONAL = (*(row.name for row in APIC), "instructions", *WALK_FIGURES)
 _RATES = (
     *(f"mpki_{name}" for name in structures()), *(f"{name}_pki" for name in PKI), "walk_share", "overlap",
     "fetch_cycles",
@@ -56,7 +57,8 @@ def columns() -> dict[str, str]:
 def row_of(result: Result, made: Mapping[str, Any]) -> dict[str, Any]:
     """The row of a run; `made`: what the run itself does not know, by the names of columns.
 
-    Counters of a local APIC are None without one, instructions where the trace does not count them.
+    Counters of a local APIC are None without one, instructions where the trace does not count them, figures of walks
+    (:func:`fastmmu.report.latency.walk_figures`) without data caches.
     """
     config = result.config.fields()
     config |= {name: None if config[name] is None else parse_bytes(config[name]) for name in SIZES}
@@ -73,6 +75,7 @@ def row_of(result: Result, made: Mapping[str, Any]) -> dict[str, Any]:
         "first": result.first,
         **{name: result.counters[name] for name in _PLAIN},
         **{name: result.counters.get(name) for name in _OPTIONAL},
+        **walk_figures(result),
         **{f"exits_{name}": exits.pop(name, 0) for name in _REASONS},
         "exits_other": sum(exits.values()),
         "cycles": result.cycles,

@@ -270,9 +270,9 @@ class Study:
         Columns: ``key``, ``study``, ``trace``, ``path``, ``content``, ``scheme``, the fields of :class:`Config` (sizes
         in bytes), ``geometry``, ``cost_model``, ``costs`` (identity), ``first`` (accesses of a warm-up), the counters,
         ``exits_REASON``, ``cycles``, ``cycles_CAUSE``, ``cycles_exit_KIND``, ``cycles_per_access``, ``mpki``,
-        ``mpki_STRUCTURE``, ``RATE_pki``, ``walk_share``, ``overlap``, ``fetch_cycles``, ``notes``, ``seconds``,
-        ``seed``, ``fastmmu`` (version and hash of the sources), ``host``. All runs of all studies in the folder:
-        ``pandas.read_parquet(folder / "runs")``.
+        ``mpki_STRUCTURE``, ``RATE_pki``, ``walk_share``, ``overlap``, ``fetch_cycles``, ``walk_cycles``,
+        ``walk_pSHARE``, ``found_TABLES_LEVEL``, ``notes``, ``seconds``, ``seed``, ``fastmmu`` (version and hash of the
+        sources), ``host``. All runs of all studies in the folder: ``pandas.read_parquet(folder / "runs")``.
 
         :raises MissingExtraError: pyarrow is not installed.
         """
