@@ -76,6 +76,14 @@ def test_sweep(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert output("sweep.py", capsys, monkeypatch, str(tmp_path)).splitlines() == ["0 runs made, 0 missing", *rows]
 
 
+def test_extensions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table of docs/tlb-extensions.md is the example's, its code that of the example that is compiled."""
+    page = (EXAMPLES.parent / "docs" / "tlb-extensions.md").read_text()
+    assert output("extensions.py", capsys, monkeypatch) in page
+    source = (EXAMPLES / "cython" / "last_pages.pyx").read_text()
+    assert source[source.index("cdef uint64_t find") : source.index("def attach")].strip() in page
+
+
 def test_kvm_versions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules and figures of docs/kvm-versions.md are those of the example."""
     rows = [line for line in output("kvm_versions.py", capsys, monkeypatch).splitlines() if line]

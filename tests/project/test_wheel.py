@@ -160,7 +160,7 @@ def test_the_installed_command_runs(python: Path, tmp_path: Path) -> None:
 # ---- kernels for other packages -----------------------------------------------------------------------------
 
 MAPPED = """
-import fastmmu, json, numpy as np, pagesizes
+import fastmmu, json, last_pages, numpy as np, pagesizes
 memory = fastmmu.PhysicalMemory(1 << 16)
 for at, entry in ((0x1000, 0x2007), (0x2000, 0x3007), (0x3008, 0x200087), (0x3010, 0x4007), (0x4008, 0x7007)):
     memory.write64(at, entry)
@@ -168,7 +168,14 @@ state = fastmmu.GuestState(cr3=0x1000, cpl=3)
 addresses = np.arange(0, 0x800000, 0x800, dtype=np.uint64)
 sizes = pagesizes.page_sizes(memory, state, addresses)
 unmapped = int((fastmmu.translate(memory, state, addresses).fault != 0).sum())
-print(json.dumps([[size, n] for size, n in sizes.items()] + [unmapped]))
+tlb = fastmmu.TLB(fastmmu.geometry("skylake", l1d="1/1", stlb="1/1"))
+last_pages.attach(tlb, 2)
+for la in (0x1000, 0x2000, 0x3000):
+    tlb.fill(la, tlb.value(la))
+found = [tlb.lookup(0x1000)[0], tlb.lookup(0x2000)[0]]
+tlb.mov_cr3()
+found.append(tlb.lookup(0x3000)[0])
+print(json.dumps([[size, n] for size, n in sizes.items()] + [unmapped, found]))
 """
 
 
@@ -176,7 +183,8 @@ def test_the_example_package_is_built_on_the_installed_wheel(python: Path, tmp_p
     example = shutil.copytree(ROOT / "examples" / "cython", tmp_path / "example")
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps")
     run(*pip, "--no-build-isolation", example, cwd=tmp_path, CFLAGS="-O0")
-    *sizes, unmapped = json.loads(run(python, "-c", MAPPED, cwd=tmp_path))
+    *sizes, unmapped, found = json.loads(run(python, "-c", MAPPED, cwd=tmp_path))
+    assert found == [0, 2, 0]  # of an extension of one's own: two pages are held, until a flush
     assert sizes == [[4096, 2], [1 << 21, 1024], [None, unmapped]]
 
 

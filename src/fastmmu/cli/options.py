@@ -30,7 +30,7 @@ __all__ = [
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _CONFIG = ("host_pages", "exit_pages", "frames", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc",
            "gpm", "topology", "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor",
-           "shootdown")  # fmt: skip
+           "shootdown", "tlb_extension")  # fmt: skip
 # Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
 HOST_PAGES = ("4k", "2m", "untouched")
 WAYS = ("trap", "patch", "flexpriority", "apicv")
@@ -278,6 +278,7 @@ def add_tlb(parser: argparse.ArgumentParser) -> None:
     tlb.add_argument("--psc", metavar="SIZES", help="caches of paging structures: PML4E/PDPTE/PDE 2/4/32, 64/fa, none")
     tlb.add_argument("--epsc", metavar="SIZES", help="the same of EPT structures")
     tlb.add_argument("--gpm", metavar="E/W", help="guest-physical mappings: 64/fa, shared (second level), off")
+    tlb.add_argument("--tlb-extension", metavar="WORDS", help="before a walk: clustered:8, range:32, pom:16m, ...")
 
 
 def add_topology(group: Any) -> None:

@@ -17,15 +17,17 @@ from fastmmu.arch.vmx cimport (
 )
 from fastmmu.cpu.apic cimport APIC_TPR
 from fastmmu.cpu.exit_log cimport exit_log_add
+from fastmmu.cpu.extension_query cimport vcpu_query
 from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
 from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
 from fastmmu.paging.walk cimport walk_cached, walk_silent
+from fastmmu.tlb.extension cimport aim_queries, fill_walked
 from fastmmu.tlb.held cimport MISSED
 from fastmmu.tlb.invalidate cimport inv_ept_violation, inv_page_fault, inv_tlb_control, inv_transition
 from fastmmu.tlb.lookup cimport (
-    F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa, tlb_refill,
+    F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa,
     tlb_switch, tlb_value, tlb_value_of_walk,
 )
 
@@ -275,6 +277,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
     cdef Steps steps
     cdef Steps *into = &steps if v.detector != NULL else NULL
     cdef int fault, action, tries = 0
+    aim_queries(v.tlb, vcpu_query, v)
     while True:
         if value == MISSED:
             value = 0
@@ -301,10 +304,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
         v.c.ept_walk_refs += w.ept_refs
         v.c.ad_writes += w.ad_writes
         if fault == FAULT_NONE:
-            if value:
-                tlb_refill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
-            else:
-                tlb_fill(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec))
+            fill_walked(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec), value != 0)
             hpa[0] = w.pa
             if v.detector != NULL:
                 stale_walked(v.detector, v.tlb, &v.hw, la, &steps, v.now)

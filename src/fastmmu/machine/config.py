@@ -98,6 +98,9 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         system trace; hyperthreads of a core follow each other. None: each CPU is a core. A machine alone has one CPU.
     :param shared: what the hyperthreads of a core share, of ``l1``, ``l2``, ``psc``, ``gpm``, as in ``"l2,psc"``, or
         ``"none"``; None: the geometry's, which is l2,psc with a preset.
+    :param tlb_extension: what is asked between a miss of both levels and the walk: ``"clustered:8"``,
+        ``"coalesced:8"``, ``"range:32"``, ``"pom:16m"``, ``"prefetch:sequential"`` (``distance``, ``recency``), several
+        joined by ``+``, or ``"none"``; None: the geometry's, which is none with a preset (docs/tlb-extensions.md).
     :param find_missing_flushes: compare every use of a cached translation with memory; needs ``tlb="strict"``. What is
         found: ``Machine.missing_flushes``, and the counters ``stale_uses`` and ``uses_compared``.
     :param pcid: the guest kernel gives each process a PCID and loads CR3 without flushing.
@@ -248,7 +251,7 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The arrays of the TLB."""
         return geometry(self.tlb, l1d=self.l1d, l1i=self.l1i, stlb=self.stlb, replacement=self.replacement,
                         psc=self.psc, epsc=self.epsc, gpm=self.gpm, walk_caches=self.walk_caches,
-                        shared=self.shared)  # fmt: skip
+                        shared=self.shared, extension=self.tlb_extension)  # fmt: skip
 
     @property
     def tlb_name(self) -> str:

@@ -56,6 +56,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     walk_caches: bool = True
     topology: str | None = None
     shared: str | None = None
+    tlb_extension: str | None = None
     find_missing_flushes: bool = False
     pcid: bool = False
     memory: int | str = "64G"
@@ -78,7 +79,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     flush_ceiling: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 33
 
 
-_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc", "gpm", "walk_caches", "shared")
+_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc", "gpm", "walk_caches", "shared", "tlb_extension")
 
 
 def refused_alone(name: str, value: Any) -> str | None:
@@ -88,7 +89,7 @@ def refused_alone(name: str, value: Any) -> str | None:
     try:
         found = msgspec.convert({name: value}, Fields)
         if name in _ARRAYS:
-            geometry(found.tlb, **{} if name == "tlb" else {name: value})
+            geometry(found.tlb, **{} if name == "tlb" else {name.removeprefix("tlb_"): value})
         elif name == "frames":
             frame_plan(value)
         elif name == "topology" and value is not None:

@@ -160,6 +160,7 @@ cdef enum:                      # state of a context
 cdef enum:
     MAX_THREADS = 8             # hyperthreads of a core
     LOST_SOME = 1 << 30         # in `omit`: entries were lost to another hyperthread, see below
+    EXTENDED = 1 << 29          # in `omit`: extensions hold translations, too (tlb/extension.pxd)
 
 cdef struct Tlb
 
@@ -240,6 +241,8 @@ cdef struct Tlb:
     Tlb *peer[7]
     Lost *lost                  # NULL: nothing is shared
     TlbCounters c
+    void *extension             # Extensions, asked between a miss of both levels and the walk; NULL: none
+    uint64_t (*beyond)(Tlb *t, int acc, uint64_t la) noexcept nogil     # asks it: the module above
 
 # ---- entries ----------------------------------------------------------------------------------------------------
 

@@ -54,6 +54,7 @@ from fastmmu.tlb.arrays import (
     shares_of,
     unit_of,
 )  # fmt: skip
+from fastmmu.tlb.extensions import Extension, parse_extensions
 
 __all__ = [
     "PAGES", "PRESETS", "REPLACEMENTS", "SHARES", "TABLES", "Array", "Geometry", "geometry", "parse_array",
@@ -74,6 +75,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     :param replacement: policy of first and second level; that of the other arrays is LRU.
     :param unbounded: no entry makes room for another, the arrays grow: entries go by invalidation alone.
     :param shared: what the hyperthreads of a core share, of :data:`SHARES`; of use where a core has several.
+    :param extension: what is asked between a miss of both levels and the walk: text as "clustered:8+prefetch:distance",
+        see :mod:`fastmmu.tlb.extensions`. A TLB with one is of a core without hyperthreads.
 
     Threads: immutable; share it.
     """
@@ -92,6 +95,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
     replacement: tuple[str, str] = ("lru", "lru")
     unbounded: bool = False
     shared: tuple[str, ...] = ("l2", "psc")
+    extension: tuple[Extension, ...] = ()
 
     def __str__(self) -> str:
         """All arrays in a line, the name aside: equal for geometries that act alike."""
@@ -104,6 +108,8 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
             parts.append("L2 for data alone")
         if self.shared != ("l2", "psc"):
             parts.append(f"hyperthreads share {', '.join(self.shared) or 'nothing'}")
+        if self.extension:
+            parts.append(f"beyond it {' + '.join(str(one) for one in self.extension)}")
         parts += ["pages in pieces"] * self.smash + ["unbounded"] * self.unbounded
         return "; ".join(parts)
 
@@ -129,6 +135,7 @@ class Geometry(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.gpm, Array):
             check_unit(self.name, (self.gpm,), "lru", first=False)
         msgspec.structs.force_setattr(self, "shared", shares_of(self.shared))
+        msgspec.structs.force_setattr(self, "extension", parse_extensions(self.extension))
         if self.unbounded and self.replacement != ("lru", "lru"):
             raise ConfigError(f"TLB {self.name!r}: nothing is replaced where arrays grow; leave replacement at lru")
         if not self.l1i or not self.l1d:
@@ -279,6 +286,7 @@ def geometry(
     replacement: str | tuple[str, str] | None = None,
     walk_caches: bool = True,
     shared: str | tuple[str, ...] | None = None,
+    extension: str | tuple[str, ...] | None = None,
 ) -> Geometry:
     """A preset with some of its arrays replaced.
 
@@ -296,6 +304,8 @@ def geometry(
     :param walk_caches: False: no paging-structure caches and no guest-physical mappings but those that `psc`, `epsc`
         and `gpm` give; without any each walk starts at the root.
     :param shared: what the hyperthreads of a core share: words of :data:`SHARES`, as ("l2", "psc") or "l2,psc"; "none".
+    :param extension: what is asked between a miss of both levels and the walk, as in "clustered:8+prefetch:distance",
+        or "none" (:mod:`fastmmu.tlb.extensions`).
     :raises ConfigError: an unknown preset, an impossible array, an unknown policy.
     """
     if isinstance(preset, Geometry):
@@ -335,4 +345,6 @@ def geometry(
         changes["replacement"] = (both[0], both[-1])
     if shared is not None:
         changes["shared"] = shared
+    if extension is not None:
+        changes["extension"] = extension
     return msgspec.structs.replace(found, **changes) if changes else found

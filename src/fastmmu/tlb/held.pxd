@@ -65,7 +65,7 @@ cdef inline void held_begin(Held *h, Tlb *t, int acc, bint half) noexcept nogil:
     h.both = h.g != NO_CONTEXT << 2 and (t.lower or not half)
     h.second = NULL
     h.large = False
-    if p.l2 != NULL and first.plain:
+    if p.l2 != NULL and first.plain and t.extension == NULL:
         h.second = p.l2.by[0]
         if h.second != NULL and h.second.replacement != LRU:
             h.second = NULL
@@ -153,3 +153,12 @@ cdef inline bint held_fill(Tlb *t, const Held *h, uint64_t la, uint64_t value) n
     insert(t, h.second, K_LOCAL, 0, la, value)
     insert(t, h.port.l1.by[0], K_LOCAL, 0, la, value)
     return True
+
+
+cdef inline Py_ssize_t not_linear(const uint64_t[::1] va, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
+    # index of the first address that is none, or the end
+    cdef Py_ssize_t i
+    for i in range(first, end):
+        if (va[i] + (<uint64_t> 1 << 56)) >> 57:
+            return i
+    return end

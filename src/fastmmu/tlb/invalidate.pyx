@@ -5,50 +5,16 @@ from libc.stdint cimport uint32_t, uint64_t
 from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
     BY_CR0, BY_CR3, BY_CR4, BY_EPT_VIOLATION, BY_INVEPT, BY_INVLPG, BY_INVLPGA, BY_INVPCID, BY_INVVPID,
-    BY_PAGE_FAULT, BY_RESET, BY_TLB_CONTROL, BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, GPM, K_EPSC,
-    K_GLOBAL, K_GPM, K_LOCAL, K_PSC, KINDS, L1D, L1I, L1S, L2, L2I, LOST_SOME, LostEntry, NO_EPT, NO_WAY, PSC,
-    TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbContext, TlbSet, TlbUnit, alike, asid_root, bucket_of, fractured_of, id_array,
+    BY_PAGE_FAULT, BY_RESET, BY_TLB_CONTROL, BY_TRANSITION, BY_VMFUNC, CLASSES, CTX_LIVE, EPSC, EXTENDED, GPM, K_GLOBAL,
+    KINDS, L1D, L1I, L1S, L2, L2I, LOST_SOME, LostEntry, NO_WAY, PSC,
+    TLB_LA, TLB_PAGE, Tlb, TlbArray, TlbSet, TlbUnit, alike, asid_root, bucket_of, fractured_of, id_array,
     id_links, id_slot, lost_remove, page_of, set_at, set_of, tlb_kill, tlb_remove,
 )
+from fastmmu.tlb.extension cimport extension_drop, extension_flush
 from fastmmu.tlb.replacement cimport LRU_LONG, chain_of, chained, long_way
-
-cdef enum:
-    # kinds, as bits
-    LOCAL = 1 << K_LOCAL
-    GLOBAL = 1 << K_GLOBAL
-    CACHES = 1 << K_PSC
-    GUEST = (1 << K_GPM) | (1 << K_EPSC)
-    # conditions that a context must meet
-    THIS_VPID = 1
-    THIS_PCID = 2               # not asked of global ones
-    THIS_ROOT = 4
-    NOT_VPID_0 = 8              # guest-physical ones, which have no VPID, are not selected by kind
-    ANY_ROOT = 16               # made while EPT was in use
-    THIS_ASID = 32              # of guest-physical ones too, which have it in the place of a root
-
-cdef struct Which:
-    uint32_t kinds
-    uint32_t condition
-    uint32_t vpid, pcid
-    uint64_t eptrta
-
-
-cdef bint selects(const Which *q, const TlbContext *x) noexcept nogil:
-    cdef uint32_t c = q.condition
-    if not q.kinds >> x.kind & 1:
-        return False
-    if c & THIS_VPID and x.vpid != q.vpid:
-        return False
-    if c & THIS_PCID and x.kind != K_GLOBAL and x.pcid != q.pcid:
-        return False
-    if c & THIS_ROOT and x.eptrta != q.eptrta:
-        return False
-    if c & NOT_VPID_0 and x.vpid == 0:
-        return False
-    if c & THIS_ASID and (x.eptrta != q.eptrta if GUEST >> x.kind & 1 else x.vpid != q.vpid):
-        return False
-    return not (c & ANY_ROOT and x.eptrta == NO_EPT)
-
+from fastmmu.tlb.which cimport (
+    ANY_ROOT, CACHES, GLOBAL, GUEST, LOCAL, NOT_VPID_0, THIS_ASID, THIS_PCID, THIS_ROOT, THIS_VPID, Which, selects,
+)
 
 cdef bint flush_aside(Tlb *t, const Which *q, int cause) noexcept nogil:
     # Nothing else is to be done; and what was lost to another hyperthread goes with what is cached.
@@ -59,6 +25,8 @@ cdef bint flush_aside(Tlb *t, const Which *q, int cause) noexcept nogil:
         for i in range(t.lost.room):
             if t.lost.entry[i].used and selects(q, &t.lost.entry[i].tags):
                 lost_remove(t, i)
+    if t.omit & EXTENDED and q.kinds & (LOCAL | GLOBAL):
+        extension_flush(t, q)
     return False
 
 
@@ -174,6 +142,8 @@ cdef bint drop_aside(Tlb *t, uint32_t units, uint64_t la, const Which *q, int ca
             if (e.used and units >> e.unit & 1 and ((e.page >> 18 << 12) ^ (la & TLB_LA)) >> shift == 0
                     and selects(q, &e.tags)):
                 lost_remove(t, i)
+    if t.omit & EXTENDED and units & 1 << L2 and q.kinds & (LOCAL | GLOBAL):
+        extension_drop(t, la, q)
     return False
 
 

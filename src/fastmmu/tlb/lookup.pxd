@@ -97,6 +97,7 @@ cdef uint64_t tlb_epsc(Tlb *t, uint64_t gpa, int above, int *level) noexcept nog
 # Both give the value as the first level has it. tlb_refill first drops what la hits now.
 cdef uint64_t tlb_fill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept nogil
 cdef uint64_t tlb_refill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept nogil
+cdef uint64_t tlb_found(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept nogil   # the same, and no walk was made
 cdef void tlb_gpm_fill(Tlb *t, uint64_t gpa, uint64_t value) noexcept nogil
 cdef void tlb_psc_fill(Tlb *t, uint64_t la, int level, uint64_t value) noexcept nogil
 cdef void tlb_psc_fills(Tlb *t, uint64_t la, int top, int lowest, const uint64_t *values) noexcept nogil  # [level]

@@ -51,7 +51,7 @@ cdef uint64_t tlb_l2(Tlb *t, int acc, uint64_t la) noexcept nogil:
     cdef int size
     t.c.misses[p.l1.id] += 1
     if u == NULL:
-        return 0
+        return 0 if t.extension == NULL else t.beyond(t, acc, la)
     t.c.lookups[u.id] += 1
     for size in range(CLASSES):
         if u.live[size]:
@@ -60,7 +60,7 @@ cdef uint64_t tlb_l2(Tlb *t, int acc, uint64_t la) noexcept nogil:
                 t.c.hits[u.id][size] += 1
                 return install(t, p.l1, la, value, K_GLOBAL if value & F_G else K_LOCAL, True)
     t.c.misses[u.id] += 1
-    return 0
+    return 0 if t.extension == NULL else t.beyond(t, acc, la)
 
 
 cdef inline uint64_t held(TlbArray *a, TlbSet *x, uint64_t key) noexcept nogil:
@@ -145,6 +145,14 @@ cdef uint64_t tlb_fill(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept no
     cdef TlbPort *p = &t.port[acc]
     cdef int kind = K_GLOBAL if value & F_G else K_LOCAL
     claim_ghost(t, p.l2 if p.l2 else p.l1, la, value)
+    if p.l2:
+        install(t, p.l2, la, value, kind, t.l2_fractures)
+    return install(t, p.l1, la, value, kind, True)
+
+
+cdef uint64_t tlb_found(Tlb *t, int acc, uint64_t la, uint64_t value) noexcept nogil:
+    cdef TlbPort *p = &t.port[acc]
+    cdef int kind = K_GLOBAL if value & F_G else K_LOCAL
     if p.l2:
         install(t, p.l2, la, value, kind, t.l2_fractures)
     return install(t, p.l1, la, value, kind, True)

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu.tlb.attach cimport counters_of_extensions
 from fastmmu.tlb.entries cimport CAUSES, CTX_LIVE, KINDS, L1S, NO_EPT, PSC, TlbArray, TlbContext, UNITS, set_at
 from fastmmu.tlb.replacement cimport way_at
 
@@ -63,4 +64,6 @@ cdef dict counters_of(Tlb *t):
     if t.peers:
         out["displaced"] = {name: c.displaced[u] for u, name in enumerate(UNIT_NAMES) if c.displaced[u]}
         out["sibling_misses"] = c.sibling_misses
+    if t.extension != NULL:
+        out["extensions"] = counters_of_extensions(t)
     return out

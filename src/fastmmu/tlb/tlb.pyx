@@ -9,17 +9,19 @@ from fastmmu._arguments cimport (
     word, words_in,
 )
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, Walk
+from fastmmu.tlb.attach cimport attach, detach, reset_extensions, set_pages
 from fastmmu.tlb.entries cimport (
-    F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, LOST_SOME, MAX_THREADS, NO_EPT, TLB_FRAME, TlbPort, tlb_switch
+    EXTENDED, F_D, F_EW, F_G, F_K, F_R, F_S, F_U, F_W, F_X, LOST_SOME, MAX_THREADS, NO_EPT, TLB_FRAME, TlbPort,
+    tlb_switch
 )
-from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_fill, held_first, held_second
+from fastmmu.tlb.extension cimport aim_at_pages, fill_walked
+from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_fill, held_first, held_second, not_linear
 from fastmmu.tlb.invalidate cimport (
     inv_cr0_pg, inv_cr4_all, inv_cr4_pcid, inv_ept_violation, inv_invept, inv_invlpg, inv_invlpga, inv_invpcid,
     inv_invvpid, inv_mov_cr3, inv_page_fault, inv_reset, inv_tlb_control, inv_transition, inv_vmfunc
 )
 from fastmmu.tlb.lookup cimport (
-    tlb_epsc, tlb_epsc_fill, tlb_fill, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_psc, tlb_psc_fill, tlb_refill,
-    tlb_value, tlb_value_of_walk
+    tlb_epsc, tlb_epsc_fill, tlb_gpm, tlb_gpm_fill, tlb_l1, tlb_l2, tlb_psc, tlb_psc_fill, tlb_value, tlb_value_of_walk
 )
 from fastmmu.tlb.making cimport tlb_arrays_of, tlb_free, tlb_new
 from fastmmu.tlb.readout cimport counters_of, entries_of, live_of
@@ -37,8 +39,6 @@ _GUEST_SIZES = {**_SIZES, "4m": 3}
 _FLAGS = {letter: i for i, letter in enumerate("usrwexdg")}
 _CAUSES = {name: i for i, name in enumerate(CAUSE_NAMES)}
 _ACCESS = {"r": ACC_R, "w": ACC_W, "rw": ACC_RW, "x": ACC_X}
-
-
 _GUEST_SHIFTS = (0, 12, 21, 22, 30)
 _EPT_SHIFTS = (0, 12, 21, 30)
 _VALUE_BITS = TLB_FRAME | F_U | F_S | F_R | F_W | F_EW | F_X | F_D | F_G | F_K | 15 << 8 | 15 << 52 | 7 << 56
@@ -105,9 +105,12 @@ cdef class TLB:
         if self.t == NULL:
             raise OutOfMemoryError("no memory for the contexts of a TLB; give fewer by max_contexts")
         tlb_arrays_of(self.t, g)
+        attach(self.t, g.extension)
 
     def __dealloc__(self):
         if self.core is None:
+            if self.t != NULL:
+                detach(self.t)
             tlb_free(self.t)
 
     @staticmethod
@@ -125,6 +128,8 @@ cdef class TLB:
         cdef _Core core = _Core()
         cdef TLB tlb
         g = make_geometry(geometry)
+        if n > 1 and g.extension:
+            raise ConfigError(f"TLB {g.name!r}: hyperthreads do not share an extension; leave it out, or the threads")
         tlbs = tuple([TLB(g, max_contexts=max_contexts) for _ in range(n)])
         if n > 1 and g.shared and not g.unbounded:
             for tlb in tlbs:
@@ -192,6 +197,7 @@ cdef class TLB:
         cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = linear_address("la", la)
         cdef int acc = _access(access)
+        aim_at_pages(self.t)
         cdef uint64_t value = tlb_l1(self.t, acc, at)
         self.t.c.lookups[self.t.port[acc].l1.id] += 1
         if value:
@@ -203,13 +209,23 @@ cdef class TLB:
         """Caches what a walk found, in both levels; the value as the first level has it."""
         cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = linear_address("la", la), entry = _entry(value)
-        return tlb_fill(self.t, _access(access), at, entry)
+        aim_at_pages(self.t)
+        return fill_walked(self.t, _access(access), at, entry, False)
 
     def refill(self, la, value, access="r"):
         """As :meth:`fill`, after dropping what `la` hits now: its rights or dirty flag did not suffice."""
         cdef Turn _turn = self.turns.apart()
         cdef uint64_t at = linear_address("la", la), entry = _entry(value)
-        return tlb_refill(self.t, _access(access), at, entry)
+        aim_at_pages(self.t)
+        return fill_walked(self.t, _access(access), at, entry, True)
+
+    def query_pages(self, la, value, gpa):
+        """What :meth:`fill` finds around a page, for extensions: 4K pages, uint64 arrays; `la` ascends."""
+        cdef Turn _turn = self.turns.apart()
+        cdef const uint64_t[::1] values = words_in("value", value)
+        for i in range(values.shape[0]):
+            _entry(values[i])
+        set_pages(self.t, words_in("la", la), values, words_in("gpa", gpa))
 
     def gpm(self, gpa):
         """Value of the guest-physical mapping of `gpa`, or 0."""
@@ -382,7 +398,7 @@ cdef class TLB:
         cdef uint32_t omit = 0
         for cause in many("omit", causes):
             omit |= 1U << <int> choice("a cause", cause, _CAUSES, ConfigError)
-        self.t.omit = omit | self.t.omit & LOST_SOME
+        self.t.omit = omit | self.t.omit & (LOST_SOME | EXTENDED)
 
     def _walk_at_length(self):
         # from now on no walk is quick (paging/quick_walk.pxd): results are the same, which a test wants to see
@@ -399,6 +415,7 @@ cdef class TLB:
         """All counters to 0; the entries stay."""
         cdef Turn _turn = self.turns.apart()
         memset(&self.t.c, 0, sizeof(self.t.c))
+        reset_extensions(self.t)
 
     def simulate(self, va, access="r"):
         """Looks up each address, of 4K pages mapped to themselves, and fills on a miss of both levels.
@@ -417,6 +434,7 @@ cdef class TLB:
         cdef uint64_t found, value
         cdef Pace pace
         self.turns.begin("TLB.simulate()")
+        aim_at_pages(self.t)
         try:
             with nogil:
                 pace_begin(&pace)
@@ -449,7 +467,7 @@ cdef class TLB:
                             misses += 1
                             value = tlb_value(la, 0, 0, F_U | F_R | F_W | F_EW | F_X | F_D | F_K)
                             if not found or not held_fill(self.t, &first, la, value):
-                                tlb_fill(self.t, acc, la, value)
+                                fill_walked(self.t, acc, la, value, False)
                                 held_begin(&first, self.t, acc, False)
                     self.t.c.lookups[p.l1.id] += end - done
                     done = end
@@ -459,12 +477,3 @@ cdef class TLB:
         finally:
             self.turns.end()
         return {"accesses": n, "l1_hits": n - l1_misses, "l2_hits": l1_misses - misses, "misses": misses}
-
-
-cdef Py_ssize_t not_linear(const uint64_t[::1] va, Py_ssize_t first, Py_ssize_t end) noexcept nogil:
-    # index of the first address that is none, or the end
-    cdef Py_ssize_t i
-    for i in range(first, end):
-        if (va[i] + (<uint64_t> 1 << 56)) >> 57:
-            return i
-    return end

@@ -24,9 +24,12 @@ from fastmmu.errors import CheckpointError
 
 cdef int keep_tlb(_Archive a, Tlb *t) except -1:
     # Tlb of tlb/entries.pxd. Derived: key port unit fractured bucket. Of the new TLB: grow l2_fractures quick_on
-    # max_id at. Elsewhere: array ctx state free_ids live_ids. Of hyperthreads, which are not written: peers peer lost
+    # max_id at. Elsewhere: array ctx state free_ids live_ids. Of hyperthreads, which are not written: peers peer lost.
+    # Of extensions, likewise: extension beyond
     if t.peers:
         raise CheckpointError("its TLB is a hyperthread's, which is not written apart from the others of its core")
+    if t.extension != NULL:
+        raise CheckpointError("its TLB has an extension (tlb_extension), whose contents are not written; leave it out")
     a.under("tlb")
     a.same("l2_fractures", t.l2_fractures)
     a.same("max_id", t.max_id)

@@ -8,6 +8,9 @@ siblings        what the hyperthreads of a core share, and what one loses to ano
 lru             miss-ratio curves: one TLB of one size, under true LRU
 stack_distance  the order of last use, of a trace in one piece and in parts
 invalidations   `Tlb`: what each event invalidates
+extensions      what is asked between a miss of both levels and the walk: clusters, ranges, a TLB in memory
+prefetchers     the same: buffers that prefetchers fill
+extended        the TLB with those
 """
 
 from __future__ import annotations

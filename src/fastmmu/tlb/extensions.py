@@ -1,0 +1,132 @@
+"""Extensions of a TLB as text: what is asked between a miss of both levels and the walk.
+
+========================================  ===========================================================================
+``clustered[:PAGES[:ENTRIES/WAYS]]``      entries for 2, 4 or 8 (the default) neighbours whose frames lie in one group;
+                                          512/8 of them (Pham et al., HPCA 2014)
+``coalesced[:PAGES[:ENTRIES/WAYS]]``      the same of frames that follow each other (CoLT, MICRO 2012)
+``range[:ENTRIES]``                       entries of base, limit and offset; 32 (Redundant Memory Mappings, ISCA 2015)
+``pom[:SIZE]``                            a TLB in memory; 16m (POM-TLB, ISCA 2017)
+``prefetch:KIND[:ENTRIES]``               a buffer of 16 entries that a prefetcher fills: ``sequential``, ``distance``
+                                          (Kandiraju and Sivasubramaniam, ISCA 2002), ``recency`` (Saulsbury et al.,
+                                          ISCA 2000)
+========================================  ===========================================================================
+
+Several are joined by ``+`` and asked in their order. What each does is said in its kernel, ``tlb/NAME.pyx``.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from fastmmu.errors import ConfigError
+
+__all__ = ["PREFETCHERS", "Extension", "parse_extensions"]
+
+PREFETCHERS = ("sequential", "distance", "recency")
+_CHOICE = "clustered:8, coalesced:8, range:32, pom:16m, prefetch:sequential, prefetch:distance or prefetch:recency"
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+
+
+class Extension(msgspec.Struct, frozen=True):
+    """One extension.
+
+    :param name: "clustered", "coalesced", "range", "pom" or "prefetch".
+    :param kind: of a prefetcher, one of :data:`PREFETCHERS`.
+    :param size: pages of a cluster; bytes of a TLB in memory.
+    :param entries, ways: of a set-associative array; of a range TLB or a prefetch buffer its entries.
+
+    Threads: immutable; share it.
+    """
+
+    name: str
+    kind: str = ""
+    size: int = 0
+    entries: int = 0
+    ways: int = 1
+
+    def __str__(self) -> str:
+        """As :func:`parse_extensions` takes it."""
+        if self.name in ("clustered", "coalesced"):
+            return f"{self.name}:{self.size}:{self.entries}/{self.ways}"
+        if self.name == "pom":
+            return f"pom:{self.size >> 10}k" if self.size & 0xFFFFF else f"pom:{self.size >> 20}m"
+        return f"{self.name}:{self.kind}:{self.entries}" if self.kind else f"{self.name}:{self.entries}"
+
+    def __post_init__(self) -> None:
+        """Refuses what is impossible.
+
+        :raises ConfigError: an unknown name or a number out of its bounds.
+        """
+        text = f"TLB extension {self.name!r}"
+        if self.name in ("clustered", "coalesced"):
+            if self.size not in (2, 4, 8):
+                raise ConfigError(f"{text}: {self.size} pages an entry; give 2, 4 or 8")
+            sets = self.entries // self.ways if self.ways > 0 else 0
+            if not 1 <= self.ways <= 64 or sets * self.ways != self.entries or sets & (sets - 1) or sets < 1:
+                raise ConfigError(f"{text}: {self.entries}/{self.ways}: give entries/ways whose sets are a power of 2")
+            if self.entries > 1 << 16:
+                raise ConfigError(f"{text}: {self.entries} entries; give at most 65536")
+        elif self.name == "range":
+            if not 1 <= self.entries <= 1024:
+                raise ConfigError(f"{text}: {self.entries} entries; give 1 to 1024")
+        elif self.name == "pom":
+            if not 1 << 12 <= self.size <= 1 << 28 or self.size & (self.size - 1):
+                raise ConfigError(f"{text}: {self.size} bytes; give a power of 2 from 4k to 256m")
+        elif self.name == "prefetch":
+            if self.kind not in PREFETCHERS:
+                raise ConfigError(f"{text}: {self.kind!r}: choose from {', '.join(PREFETCHERS)}")
+            if not 1 <= self.entries <= 64:
+                raise ConfigError(f"{text}: {self.entries} entries; give 1 to 64")
+        else:
+            raise ConfigError(f"{text} is unknown; choose {_CHOICE}")
+
+
+def _number(text: str, what: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,12})([km]?)", text)
+    if not match:
+        raise ConfigError(f"TLB extension {what!r}: {text!r} is no number; choose {_CHOICE}")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _one(text: str) -> Extension:
+    name, *rest = text.strip().lower().split(":")
+    if name in ("clustered", "coalesced") and len(rest) <= 2:
+        entries, _, ways = (rest[1] if len(rest) > 1 else "512/8").partition("/")
+        pages = _number(rest[0], text) if rest else 8
+        return Extension(name, size=pages, entries=_number(entries, text), ways=_number(ways, text))
+    if name == "range" and len(rest) <= 1:
+        return Extension(name, entries=_number(rest[0], text) if rest else 32)
+    if name == "pom" and len(rest) <= 1:
+        return Extension(name, size=_number(rest[0], text) if rest else 16 << 20)
+    if name == "prefetch" and 1 <= len(rest) <= 2:
+        return Extension(name, kind=rest[0], entries=_number(rest[1], text) if len(rest) > 1 else 16)
+    raise ConfigError(f"TLB extension {text!r} is unknown; choose {_CHOICE}")
+
+
+def parse_extensions(text: object) -> tuple[Extension, ...]:
+    """Extensions of "clustered:8+prefetch:distance", or of several texts; None or "none": none.
+
+    :raises ConfigError: an unknown one, a number out of its bounds, or the same kind twice.
+    """
+    if text is None or text == "none":
+        return ()
+    if isinstance(text, str):
+        parts: list[object] = list(text.split("+"))
+    elif isinstance(text, (tuple, list)):
+        parts = list(text)
+    else:
+        parts = [text]
+    found = []
+    for part in parts:
+        if isinstance(part, str):
+            found.append(_one(part))
+        elif isinstance(part, Extension):
+            found.append(part)
+        else:
+            raise ConfigError(f"TLB extension {part!r}: give text such as {_CHOICE}")
+    names = [one.name for one in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"TLB extension {sorted(twice)[0]!r} is given twice; give it once")
+    return tuple(found)

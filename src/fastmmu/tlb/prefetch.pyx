@@ -1,0 +1,312 @@
+"""Prefetchers, and the buffer that they fill beside the second level.
+
+A miss of both levels asks the buffer; what it has moves into the TLB. Then, hit or not, the prefetcher hears of it:
+
+    sequential   the next page
+    distance     Kandiraju, Sivasubramaniam, "Going the Distance for TLB Prefetching: An Application-Driven Study", ISCA
+                 2002. A table of 256 rows by distance, in pages, from the miss before: the last 2 distances that
+                 followed it. The pages at those of the present distance
+    recency      Saulsbury, Dahlgren, Stenström, "Recency-based TLB Preloading", ISCA 2000. Pages that the second level
+                 gave up lie on a stack; a miss takes its page out, and its two neighbours there, given up just before
+                 and after it, are prefetched. The stack's links lie beside the entries of the tables: taking out and
+                 pushing are 2 references each. Of 65536 pages at most: the oldest leaves
+
+What is in the TLB or the buffer is not prefetched. A prefetch walks, from the root and without the paging-structure
+caches: its references, an upper bound, are counted apart from those of walks that accesses wait for. It sets no flag
+and never faults; only pages whose accessed flags are set come into the buffer (tlb.md R2): the oldest makes room.
+"""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from fastmmu.tlb.entries cimport F_G, TLB_LA, is_fractured
+from fastmmu.tlb.extension cimport (
+    Extension, Extensions, Queried, extension_add, extension_cached, extension_tag, query, tag_live, tag_selected,
+)
+from fastmmu.tlb.which cimport Which
+
+cdef enum:
+    MOST = 64                   # entries of a buffer
+    ROWS = 256
+    NODES = 65536
+    BUCKETS = 65536
+    LINK_REFS = 2
+
+cdef struct Buffered:
+    uint64_t tag                # 0: empty
+    uint64_t page               # number of its page, by its size
+    uint64_t value
+    uint64_t came
+
+cdef struct Row:
+    int64_t distance
+    int64_t next[2]             # the later one first
+    uint32_t n                  # of them; 0 and of no distance: an empty row
+
+cdef struct Node:               # of the stack
+    uint64_t tag, page          # in pages of 4K
+    uint32_t above, below       # index; 0: none
+    uint32_t chain              # of its bucket
+
+cdef struct Stack:
+    uint32_t top, bottom, n, free
+    uint32_t head[65536]
+    Node node[65537]
+
+cdef struct Prefetches:
+    int kind
+    uint32_t entries
+    uint64_t clock
+    Buffered buffer[64]
+    bint any                    # there was a miss before
+    bint second                 # and one before that
+    uint64_t last
+    int64_t distance
+    Row row[256]
+    Stack *stack
+
+
+# ---- the buffer -------------------------------------------------------------------------------------------
+
+cdef inline uint64_t page_at(uint64_t la, uint64_t value) noexcept nogil:
+    return (la & TLB_LA) >> (12 + 9 * (value >> 8 & 3))
+
+
+cdef Buffered *held(Prefetches *p, Extensions *x, uint64_t la) noexcept nogil:
+    cdef Buffered *b
+    cdef uint64_t tag = x.local
+    cdef uint32_t i
+    cdef int _
+    for _ in range(2):
+        if tag:
+            for i in range(p.entries):
+                b = &p.buffer[i]
+                if b.tag == tag and b.page == page_at(la, b.value):
+                    return b
+        tag = x.everywhere
+    return NULL
+
+
+cdef void prefetch(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t la) noexcept nogil:
+    cdef Queried found
+    cdef uint64_t tag
+    cdef uint32_t i, victim = 0
+    if held(p, x, la) != NULL or extension_cached(x.tlb, acc, la):
+        return
+    query(x, la, &found)
+    e.c.prefetch_walks += 1
+    e.c.prefetch_guest_refs += found.guest_refs
+    e.c.prefetch_ept_refs += found.ept_refs
+    if found.value == 0 or is_fractured(found.value):
+        return
+    tag = extension_tag(x, found.value & F_G != 0)
+    for i in range(p.entries):
+        if not tag_live(x, p.buffer[i].tag):
+            victim = i
+            break
+        if p.buffer[i].came < p.buffer[victim].came:
+            victim = i
+    else:
+        e.c.evictions += 1
+    e.c.fills += 1
+    p.clock += 1
+    p.buffer[victim].tag = tag
+    p.buffer[victim].page = page_at(la, found.value)
+    p.buffer[victim].value = found.value
+    p.buffer[victim].came = p.clock
+
+
+# ---- the stack --------------------------------------------------------------------------------------------
+
+cdef inline uint32_t *bucket(Stack *s, uint64_t tag, uint64_t page) noexcept nogil:
+    return &s.head[((page * 8191 + tag) * <uint64_t> 0x9E3779B97F4A7C15) >> 48]
+
+
+cdef uint32_t node_of(Stack *s, uint64_t tag, uint64_t page) noexcept nogil:
+    cdef uint32_t i = bucket(s, tag, page)[0]
+    while i and (s.node[i].tag != tag or s.node[i].page != page):
+        i = s.node[i].chain
+    return i
+
+
+cdef void take_out(Stack *s, uint32_t i) noexcept nogil:
+    cdef Node *node = &s.node[i]
+    cdef uint32_t *link = bucket(s, node.tag, node.page)
+    while link[0] != i:
+        link = &s.node[link[0]].chain
+    link[0] = node.chain
+    if node.above:
+        s.node[node.above].below = node.below
+    else:
+        s.top = node.below
+    if node.below:
+        s.node[node.below].above = node.above
+    else:
+        s.bottom = node.above
+    node.chain = s.free
+    s.free = i
+    s.n -= 1
+
+
+cdef void evicted(Extension *e, Extensions *x, uint64_t tag, uint64_t la, int size) noexcept nogil:
+    # onto the top
+    cdef Stack *s = (<Prefetches *> e.self).stack
+    cdef uint64_t page = (la & TLB_LA) >> (12 + 9 * size) << (9 * size)
+    cdef uint32_t i = node_of(s, tag, page)
+    cdef uint32_t *head
+    if i:
+        take_out(s, i)
+    elif s.n == NODES:
+        take_out(s, s.bottom)
+    i = s.free
+    s.free = s.node[i].chain
+    e.c.memory_refs += LINK_REFS
+    head = bucket(s, tag, page)
+    s.node[i].tag = tag
+    s.node[i].page = page
+    s.node[i].chain = head[0]
+    head[0] = i
+    s.node[i].above = 0
+    s.node[i].below = s.top
+    if s.top:
+        s.node[s.top].above = i
+    else:
+        s.bottom = i
+    s.top = i
+    s.n += 1
+
+
+cdef inline uint64_t signed(uint64_t page) noexcept nogil:
+    # the canonical address of a page of 57 bits
+    return <uint64_t> (<int64_t> (page << 19) >> 7)
+
+
+cdef void recent(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t la, uint64_t value) noexcept nogil:
+    cdef Stack *s = p.stack
+    cdef int log = 9 * (value >> 8 & 3)
+    cdef uint64_t page = (la & TLB_LA) >> (12 + log) << log, tag = x.everywhere if value & F_G else x.local
+    cdef uint64_t near[2]
+    cdef uint32_t i = node_of(s, tag, page), n = 0, j, other
+    if not i:
+        return
+    for j in range(2):
+        other = s.node[i].below if j else s.node[i].above
+        if other and (s.node[other].tag == x.local or s.node[other].tag == x.everywhere):
+            near[n] = signed(s.node[other].page)
+            n += 1
+    take_out(s, i)
+    e.c.memory_refs += LINK_REFS
+    for j in range(n):
+        prefetch(p, e, x, acc, near[j])
+
+
+# ---- distances --------------------------------------------------------------------------------------------
+
+cdef inline Row *row_of(Prefetches *p, int64_t distance) noexcept nogil:
+    return &p.row[<uint64_t> distance & (ROWS - 1)]
+
+
+cdef void distant(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t la) noexcept nogil:
+    cdef uint64_t page = (la & TLB_LA) >> 12
+    cdef int64_t distance = <int64_t> page - <int64_t> p.last, after[2]
+    cdef Row *row
+    cdef uint32_t i, n = 0
+    if p.second:                # what followed the distance before
+        row = row_of(p, p.distance)
+        if row.distance != p.distance:
+            row.distance = p.distance
+            row.n = 0
+        if not (row.n and row.next[0] == distance):
+            row.next[1] = row.next[0]
+            row.next[0] = distance
+            row.n = min(row.n + 1, 2)
+    if p.any:
+        row = row_of(p, distance)
+        if row.distance == distance:
+            n = row.n
+            for i in range(n):
+                after[i] = row.next[i]
+        p.second = True
+        p.distance = distance
+    p.any = True
+    p.last = page
+    for i in range(n):
+        prefetch(p, e, x, acc, (la >> 12 << 12) + (<uint64_t> after[i] << 12))
+
+
+# ---- misses -----------------------------------------------------------------------------------------------
+
+cdef void missed(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t la, uint64_t value) noexcept nogil:
+    cdef uint64_t size = <uint64_t> 1 << (12 + 9 * (value >> 8 & 3))
+    if p.kind == SEQUENTIAL:
+        prefetch(p, e, x, acc, (la & ~(size - 1)) + size)
+    elif p.kind == DISTANCE:
+        distant(p, e, x, acc, la)
+    else:
+        recent(p, e, x, acc, la, value)
+
+
+cdef uint64_t find(Extension *e, Extensions *x, int acc, uint64_t la) noexcept nogil:
+    cdef Prefetches *p = <Prefetches *> e.self
+    cdef Buffered *b = held(p, x, la)
+    cdef uint64_t value
+    if b == NULL:
+        return 0
+    value = b.value
+    b.tag = 0
+    missed(p, e, x, acc, la, value)
+    return value
+
+
+cdef void filled(Extension *e, Extensions *x, int acc, uint64_t la, uint64_t value) noexcept nogil:
+    cdef Prefetches *p = <Prefetches *> e.self
+    cdef Buffered *b = held(p, x, la)
+    if b != NULL:               # its rights did not suffice, or came with the walk of another page of its size
+        b.tag = 0
+    missed(p, e, x, acc, la, value)
+
+
+cdef void dropped(Extension *e, Extensions *x, uint64_t la, const Which *q) noexcept nogil:
+    cdef Prefetches *p = <Prefetches *> e.self
+    cdef Buffered *b
+    cdef uint32_t i
+    for i in range(p.entries):
+        b = &p.buffer[i]
+        if b.tag and b.page == page_at(la, b.value) and tag_selected(x, q, b.tag):
+            b.tag = 0
+            e.c.invalidated += 1
+
+
+cdef void end(Extension *e) noexcept nogil:
+    free((<Prefetches *> e.self).stack)
+    free(e.self)
+
+
+cdef int prefetch_add(Extensions *x, int kind, uint32_t entries) noexcept nogil:
+    cdef Prefetches *p = <Prefetches *> calloc(1, sizeof(Prefetches))
+    cdef Extension *e = NULL
+    cdef uint32_t i
+    if p == NULL:
+        return -1
+    p.kind = kind
+    p.entries = min(entries, MOST)
+    if kind == RECENCY:
+        p.stack = <Stack *> calloc(1, sizeof(Stack))
+    if kind != RECENCY or p.stack != NULL:
+        e = extension_add(x, b"prefetch")
+    if e == NULL:
+        free(p.stack)
+        free(p)
+        return -1
+    if kind == RECENCY:
+        for i in range(1, NODES + 1):
+            p.stack.node[i].chain = i + 1 if i < NODES else 0
+        p.stack.free = 1
+    e.self = p
+    e.find = find
+    e.filled = filled
+    if kind == RECENCY:
+        e.evicted = evicted
+    e.dropped = dropped
+    e.end = end
+    return 0
