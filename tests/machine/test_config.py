@@ -43,6 +43,7 @@ def values_of(name: str, hint: Any) -> list[Any]:
         "table_pages": [0, 16], "exit_every": [0, 7], "exit_pages": [0, 3], "exit_log": [0, 100],
         "asids": [2, 16], "sev_asids": [0, 3],
         "topology": [None, "1x1x2"], "shared": [None, "none", "l2,psc"],
+        "tlb_extension": [None, "none", "range:8+prefetch:distance"],
         "handler_length": [0, 5], "apic_id": [0, 15], "vmm": ["python", "kernel"], "thp_threshold": [1, 512],
         "flush_ceiling": [0, 4096], "frames": ["shuffled", "buddy:0.5:3", "reserve:64k"],
     }  # fmt: skip

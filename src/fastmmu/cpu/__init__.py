@@ -1,7 +1,6 @@
 """The processor: one access of a virtual CPU, the instructions that it runs, its local APIC, VM entry and exit.
 
     vcpu          TLB, walk, fault, VM exit and entry of one access
-    extension_query  what a TLB's extensions may cache of an address that nobody asked for
     quick         a miss of both levels whose walk is plain
     access        an access to data of known size: memory, or the APIC-access page
     control       instructions of CPL 0: on CR0, CR3, CR4, EFER; INVLPG, INVPCID

@@ -17,17 +17,17 @@ from fastmmu.arch.vmx cimport (
 )
 from fastmmu.cpu.apic cimport APIC_TPR
 from fastmmu.cpu.exit_log cimport exit_log_add
-from fastmmu.cpu.extension_query cimport vcpu_query
 from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
 from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
+from fastmmu.paging.unasked cimport walk_unasked
 from fastmmu.paging.walk cimport walk_cached, walk_silent
-from fastmmu.tlb.extension cimport aim_queries, fill_walked
+from fastmmu.tlb.extension cimport Queried, aim_queries, fill_walked
 from fastmmu.tlb.held cimport MISSED
 from fastmmu.tlb.invalidate cimport inv_ept_violation, inv_page_fault, inv_tlb_control, inv_transition
 from fastmmu.tlb.lookup cimport (
-    F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, tlb_fill, tlb_l1, tlb_l2, tlb_pa,
+    F_D, F_EW, F_G, F_K, F_LOOK, F_R, F_S, F_U, F_W, F_X, NO_EPT, Tlb, tlb_fill, tlb_l1, tlb_l2, tlb_pa,
     tlb_switch, tlb_value, tlb_value_of_walk,
 )
 
@@ -270,6 +270,13 @@ cdef int put_in_place(Vcpu *v, uint64_t la, int acc) noexcept nogil:
     return -1
 
 
+cdef void unasked(void *walker, Tlb *t, uint64_t la, Queried *out) noexcept nogil:
+    # a query of the TLB's extensions; nothing is found where the context in force is not this one's
+    cdef Vcpu *v = <Vcpu *> walker
+    if not (v.outside or v.tlb != t or t.vpid != vcpu_vpid(v) or t.pcid != v.hw.pcid or t.eptrta != vcpu_eptrta(v)):
+        walk_unasked(v.mem, &v.hw, &v.ept if v.ept_on else NULL, v.ept.mbec, la, out)
+
+
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil:
     # after the first level missed (value 0; MISSED: the second as well) or denied; lookups so far have been counted
     cdef Walk w
@@ -277,7 +284,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
     cdef Steps steps
     cdef Steps *into = &steps if v.detector != NULL else NULL
     cdef int fault, action, tries = 0
-    aim_queries(v.tlb, vcpu_query, v)
+    aim_queries(v.tlb, unasked, v)
     while True:
         if value == MISSED:
             value = 0

@@ -8,6 +8,7 @@
     walk_caches  what walks find in the paging-structure caches and leave there
     quick_walk   a header: the walk of a miss as most are, at once; else the one at length
     denied       a header: most walks from memory that are denied like the one with caches before, at once
+    unasked      what may be cached of an address that nobody asked for
     walk         one address: a query, an access, with or without caches, its path; the PDPTE registers
     batch        many addresses of one space; `translate` is that for arrays and threads
     leaves       every mapping of a space; `leaf_rows` is its state and its rows, `leaf_pages` the hot loops;

@@ -11,7 +11,7 @@
                                           ISCA 2000)
 ========================================  ===========================================================================
 
-Several are joined by ``+`` and asked in their order. What each does is said in its kernel, ``tlb/NAME.pyx``.
+Several are joined by ``+`` and asked in their order. What each does is said in its kernel, in this room.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import re
 import msgspec
 
 from fastmmu.errors import ConfigError
+from fastmmu.sizes import parse_bytes
 
 __all__ = ["PREFETCHERS", "Extension", "parse_extensions"]
 
 PREFETCHERS = ("sequential", "distance", "recency")
 _CHOICE = "clustered:8, coalesced:8, range:32, pom:16m, prefetch:sequential, prefetch:distance or prefetch:recency"
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 
 class Extension(msgspec.Struct, frozen=True):
@@ -84,10 +84,16 @@ class Extension(msgspec.Struct, frozen=True):
 
 
 def _number(text: str, what: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,12})([km]?)", text)
-    if not match:
+    if not re.fullmatch("[0-9]{1,12}", text):
         raise ConfigError(f"TLB extension {what!r}: {text!r} is no number; choose {_CHOICE}")
-    return int(match[1]) * _UNITS[match[2]]
+    return int(text)
+
+
+def _bytes(text: str, what: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ConfigError as error:
+        raise ConfigError(f"TLB extension {what!r}: {error}") from error
 
 
 def _one(text: str) -> Extension:
@@ -99,7 +105,7 @@ def _one(text: str) -> Extension:
     if name == "range" and len(rest) <= 1:
         return Extension(name, entries=_number(rest[0], text) if rest else 32)
     if name == "pom" and len(rest) <= 1:
-        return Extension(name, size=_number(rest[0], text) if rest else 16 << 20)
+        return Extension(name, size=_bytes(rest[0], text) if rest else 16 << 20)
     if name == "prefetch" and 1 <= len(rest) <= 2:
         return Extension(name, kind=rest[0], entries=_number(rest[1], text) if len(rest) > 1 else 16)
     raise ConfigError(f"TLB extension {text!r} is unknown; choose {_CHOICE}")

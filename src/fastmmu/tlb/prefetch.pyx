@@ -27,9 +27,8 @@ from fastmmu.tlb.which cimport Which
 
 cdef enum:
     MOST = 64                   # entries of a buffer
-    ROWS = 256
+    DISTANCES = 256             # rows of the table
     NODES = 65536
-    BUCKETS = 65536
     LINK_REFS = 2
 
 cdef struct Buffered:
@@ -203,7 +202,7 @@ cdef void recent(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t l
 # ---- distances --------------------------------------------------------------------------------------------
 
 cdef inline Row *row_of(Prefetches *p, int64_t distance) noexcept nogil:
-    return &p.row[<uint64_t> distance & (ROWS - 1)]
+    return &p.row[<uint64_t> distance & (DISTANCES - 1)]
 
 
 cdef void distant(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t la) noexcept nogil:

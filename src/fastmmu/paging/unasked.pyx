@@ -1,4 +1,4 @@
-"""What a processor may cache of an address that nobody asked for. Header: cpu/extension_query.pxd.
+"""What a processor may cache of an address that nobody asked for. Header: paging/unasked.pxd.
 
 A walk for a read by the supervisor, without SMAP and protection keys, so that no right of the guest's denies it; it
 writes nothing. Its answer counts where the real walk would have written nothing either: all accessed flags are set,
@@ -11,10 +11,10 @@ from libc.stdint cimport uint64_t
 
 from fastmmu.arch.bits cimport A, PS
 from fastmmu.arch.types cimport (
-    ACC_R, FAULT_NONE, MODE_PAE, MODE_NONE, STEP_EPT, STEP_GUEST, Ept, Paging, Step, Steps, Walk,
+    ACC_R, FAULT_NONE, MODE_NONE, MODE_PAE, STEP_EPT, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
 )
-from fastmmu.cpu.vcpu cimport Vcpu, vcpu_eptrta, vcpu_vpid
 from fastmmu.paging.walk cimport walk_steps
+from fastmmu.tlb.extension cimport Queried
 from fastmmu.tlb.lookup cimport tlb_value_of_walk
 
 
@@ -29,33 +29,28 @@ cdef inline bint wrote(const Paging *g, const Ept *e, const Step *s) noexcept no
     return s.guest_level and (s.level == 1 or s.entry & PS) and not s.entry & e.dirty
 
 
-cdef void vcpu_query(void *walker, Tlb *t, uint64_t la, Queried *out) noexcept nogil:
-    cdef Vcpu *v = <Vcpu *> walker
+cdef void walk_unasked(Mem *m, const Paging *g, const Ept *e, bint mbec, uint64_t la, Queried *out) noexcept nogil:
     cdef Paging hw
     cdef Ept ept
-    cdef const Ept *e = NULL
     cdef Steps steps
     cdef Walk w
     cdef int i
-    if (v.outside or v.tlb != t or v.hw.mode == MODE_NONE or t.vpid != vcpu_vpid(v) or t.pcid != v.hw.pcid
-            or t.eptrta != vcpu_eptrta(v)):
+    if g.mode == MODE_NONE:
         return
-    hw = v.hw
+    hw = g[0]
     hw.write_ad = hw.user = hw.implicit = hw.smap = 0
     hw.pkr_user = hw.pkr_super = 0
-    if v.ept_on:
-        ept = v.ept
+    if e != NULL:
+        ept = e[0]
         ept.write_ad = 0
         e = &ept
     steps.n = 0
-    if walk_steps(v.mem, &hw, e, la, ACC_R, &w, &steps) != FAULT_NONE:
-        out.guest_refs = w.guest_refs
-        out.ept_refs = w.ept_refs
-        return
+    if walk_steps(m, &hw, e, la, ACC_R, &w, &steps) == FAULT_NONE:
+        for i in range(steps.n):
+            if wrote(&hw, e, &steps.step[i]):
+                break
+        else:
+            out.value = tlb_value_of_walk(&w, mbec)
+            out.gpa = w.gpa
     out.guest_refs = w.guest_refs
     out.ept_refs = w.ept_refs
-    for i in range(steps.n):
-        if wrote(&hw, e, &steps.step[i]):
-            return
-    out.value = tlb_value_of_walk(&w, v.ept.mbec)
-    out.gpa = w.gpa
