@@ -27,12 +27,12 @@
 Imports `threads` and `arch`. It knows no page tables: walks hand it what they found.
 
 To add a preset: a row in `geometry`. To add a replacement policy: the functions of a `Replacer` (policy.pxd) in
-`policies.pyx`, which `policy_of` knows by a word of `arrays.REPLACEMENTS`; the same in `reference/tlb/policies.py`, which
-tests/tlb/test_equivalence.py sets beside it; the direction of its paper in tests/tlb/test_replacement.py. One of
-another package derives from `ReplacementPolicy` and calls `register_policy` (examples/policy). To add an
-extension: a kernel like `pom`, its words in `extensions` and `attach`, a class in `reference/tlb/extensions.py`, which
-tests/tlb/test_extensions.py sets beside it (docs/tlb-extensions.md). To add an event that invalidates: a function in
-`invalidate`, its row in `reference/tlb/invalidations.py`, and a test in tests/tlb that says what dies and what
+`policies.pyx`, which `policy_of` knows by a word of `arrays.REPLACEMENTS`; the same in `reference/tlb/policies.py`,
+which tests/tlb/test_equivalence.py sets beside it; the direction of its paper in tests/tlb/test_replacement.py. One
+of another package derives from `ReplacementPolicy` and calls `register_policy` (examples/policy). To add an
+extension: a kernel like `pom`, its words in `extensions` and `attach`, a class in `reference/tlb/extensions.py`,
+which tests/tlb/test_extensions.py sets beside it (docs/tlb-extensions.md). To add an event that invalidates: a
+function in `invalidate`, its row in `reference/tlb/invalidations.py`, and a test in tests/tlb of what dies and what
 survives.
 """
 
