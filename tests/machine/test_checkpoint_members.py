@@ -26,6 +26,7 @@ DERIVED = {
     "SpteFormat": "constant",
     "PmlQuery": "of a query",
     "Permutation": "of the configuration",
+    "FrameMap": "of the configuration",
     "LayoutRun": "of the configuration",
 }
 """Structs that others have, and that are not described by themselves."""

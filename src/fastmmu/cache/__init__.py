@@ -5,6 +5,7 @@
     description  what a hierarchy is made of
     presets      processors
     text         a preset with parts replaced, as text
+    frame_map    where in memory host-physical addresses lie: the host's fragmentation
     names        levels, causes, bins of the histogram
 
 Imports `threads` and `arch`. It knows no TLB and no page tables: references come with their address and their cause.

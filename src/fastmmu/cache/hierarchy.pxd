@@ -5,6 +5,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.types cimport ACC_R, ACC_X, Steps
+from fastmmu.cache.frame_map cimport FrameMap, frame_map_apply
 from fastmmu.cache.sets cimport K_DIRTY, K_FLAGS, KEY_SHIFT, CacheArray, key_of
 from fastmmu.threads.turns cimport Turns
 
@@ -52,6 +53,7 @@ cdef struct Caches:
     CacheCounters c
     CacheArray l1d, l1i, l2
     CachesShared *shared
+    FrameMap map                # where in memory host-physical addresses lie
     uint32_t latency[5]         # [level]
     uint64_t mark               # K_MARK where table entries are preferred anywhere, else 0
     bint l2_inclusive           # of L1D and L1I
@@ -73,7 +75,7 @@ cdef uint32_t caches_walk(Caches *c, const Steps *steps) noexcept nogil
 cdef inline void caches_access(Caches *c, uint64_t hpa, uint32_t nbytes, int acc, int cause) noexcept nogil:
     # Every line that it touches. The one used last in its set of L1 is found here: its use changes nothing.
     cdef const CacheArray *l1 = &c.l1i if acc == ACC_X else &c.l1d
-    cdef uint64_t key = key_of(hpa)
+    cdef uint64_t key = key_of(frame_map_apply(&c.map, hpa) if c.map.nbytes else hpa)
     cdef uint64_t hot = l1.hot[key >> KEY_SHIFT & l1.mask]
     if (not (hot ^ key) & ~<uint64_t> K_FLAGS and (hpa & 63) + nbytes <= 64
             and (hot & K_DIRTY or acc == ACC_R or acc == ACC_X)):

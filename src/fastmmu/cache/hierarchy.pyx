@@ -3,13 +3,14 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu._arguments cimport bytes_in, choice, flag, many, physical_address, shown, words_in
+from fastmmu._arguments cimport bytes_in, choice, flag, many, physical_address, shown, whole, words_in
 from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.ops cimport LAST_ACCESS
 from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, MAX_STEPS, STEP_DATA, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, Step,
     Steps,
 )
+from fastmmu.cache.frame_map cimport frame_map_apply, frame_map_init
 from fastmmu.cache.sets cimport (
     CACHE_LRU, CACHE_PLRU, CACHE_SRRIP, K_DIRTY, K_FLAGS, K_MARK, KEY_SHIFT, LINE_SHIFT, CacheArray, cache_fill,
     cache_take, cache_use, key_of, keys_of, set_ahead,
@@ -114,7 +115,7 @@ cdef void fill_l1(Caches *c, CacheArray *l1, uint64_t key) noexcept nogil:
 cdef uint32_t caches_use(Caches *c, uint64_t hpa, int acc, int cause) noexcept nogil:
     cdef CacheArray *l1 = &c.l1i if acc == ACC_X else &c.l1d
     cdef bint walk = cause >= CAUSE_GUEST
-    cdef uint64_t key = key_of(hpa) | (c.mark if walk else 0)
+    cdef uint64_t key = key_of(frame_map_apply(&c.map, hpa) if c.map.nbytes else hpa) | (c.mark if walk else 0)
     cdef uint64_t dirty = K_DIRTY if acc == ACC_W or acc == ACC_RW else 0
     cdef int found = FOUND_L1
     if walk and c.walks_l2 or not cache_use(l1, key | dirty):
@@ -267,6 +268,19 @@ cdef class CacheHierarchy:
 
     def __dealloc__(self):
         caches_free(self.c)
+
+    def use_frames(self, text, nbytes, page=4096):
+        """From now on host-physical addresses lie in memory as ``Config(host_frames=text)`` says (docs/frames.md).
+
+        :param nbytes: of the host's memory. :param page: bytes of its pages, 4096 or 2097152, which stay whole.
+        :raises ConfigError: a text that is none, another size of pages.
+        """
+        cdef Turn _turn = self.turns.alone()
+        page, nbytes = whole("page", page), whole("nbytes", nbytes)
+        if page not in (1 << 12, 1 << 21) or not 0 <= nbytes <= 1 << 52:
+            raise ConfigError(f"page={shown(page)}, nbytes={shown(nbytes)}: pages are of 4096 or 2097152 bytes, memory "
+                              "has at most 2**52")
+        frame_map_init(&self.c.map, text, nbytes, 12 if page == 1 << 12 else 21)
 
     def access(self, hpa, op=None):
         """References, of 8 bytes or less each, one after the other.

@@ -17,8 +17,8 @@ from fastmmu.errors import CheckpointError
 
 
 cdef int keep_caches(_Archive a, Caches *c) except -1:
-    # Caches of cache/hierarchy.pxd. Of the new one, by its description: mark l2_inclusive walks_l2 bypass_l1 bypass_l2
-    # bypass_l3
+    # Caches of cache/hierarchy.pxd. Of the new one, by its description: map mark l2_inclusive walks_l2 bypass_l1
+    # bypass_l2 bypass_l3
     cdef uint32_t i
     if c.shared.cpus != 1:
         raise CheckpointError("its L3 is that of several CPUs, which are not written apart from each other")
