@@ -61,6 +61,16 @@ def test_checkpoint(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
         assert same == "the same"
 
 
+def test_caches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of docs/caches-in-runs.md are those of the example."""
+    page = (EXAMPLES.parent / "docs" / "caches-in-runs.md").read_text()
+    rows = output("caches.py", capsys, monkeypatch).splitlines()
+    assert len(rows) == 12
+    assert [row for row in rows if row not in page.splitlines()] == [], (
+        "put what the example prints into docs/caches-in-runs.md"
+    )
+
+
 def test_sweep(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Code and figures of docs/studies.md are those of the example; the second time nothing is run."""
     pytest.importorskip("pyarrow", reason="results of studies are Parquet: fastmmu[arrow]")

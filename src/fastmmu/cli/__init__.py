@@ -5,7 +5,7 @@
     commands                which commands there are; each is loaded when it is used
     vmm                     --vmm, --kvm: who handles VM exits, and by which KVM
     frames                  --frames: which frames of guest memory programs get
-    options, space          what commands share: traces, configuration, files; memory and registers
+    options, caches, space  what commands share: traces, configuration, files; data caches; memory and registers
     settings                --config, --save-config: the options of a run in a file
     checkpoint              --checkpoint: where runs keep how far they came
     experiment              the same for those of studies: each trace in turn, table, files, picture

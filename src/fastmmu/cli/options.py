@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import terminal
+from fastmmu.cli.caches import add_caches
 from fastmmu.cli.frames import add_frames
 from fastmmu.cli.vmm import KVM_VERSIONS, add_kvm, add_vendor, add_vmm, vmm_of
 from fastmmu.errors import ConfigError, TraceError
@@ -29,12 +30,10 @@ __all__ = [
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _CONFIG = ("host_pages", "exit_pages", "frames", "premapped", "tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc",
-           "gpm", "topology", "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor",
+           "gpm", "caches", "topology", "shared", "pcid", "memory", "exit_every", "thp_threshold", "tpr", "vendor",
            "shootdown", "tlb_extension")  # fmt: skip
-# Named here so that --help need not load what has them; tests/cli/test_commands.py holds both together.
-HOST_PAGES = ("4k", "2m", "untouched")
-WAYS = ("trap", "patch", "flexpriority", "apicv")
-WORKLOADS = ("winxp", "win2003", "linux")
+HOST_PAGES = ("4k", "2m", "untouched")  # named here, so that --help loads no more: tests/cli/test_commands.py
+WAYS, WORKLOADS = ("trap", "patch", "flexpriority", "apicv"), ("winxp", "win2003", "linux")
 
 
 # ---- types of arguments -------------------------------------------------------------------------------------------
@@ -233,6 +232,7 @@ def add_config(parser: argparse.ArgumentParser, *, apic: bool = True, kvm: bool 
         add_kvm(guest)
     add_vmm(guest)
     add_tlb(parser)
+    add_caches(parser)
     add_costs(parser)
 
 

@@ -18,6 +18,7 @@ from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.registers cimport RULE_INJECTED
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport clear_exit_information
+from fastmmu.cache.hierarchy cimport caches_access
 from fastmmu.cpu.apic cimport APIC_ICR_LOW
 from fastmmu.cpu.stale cimport stale_stored
 from fastmmu.cpu.vapic cimport (
@@ -25,7 +26,7 @@ from fastmmu.cpu.vapic cimport (
 )
 from fastmmu.cpu.vcpu cimport (
     ABORT_NO_PROGRESS, ACT_ABORT, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, DONE_ABORT, DONE_EMULATED, DONE_GP, DONE_OK,
-    DONE_PF, MAX_RETRIES, Vcpu, vcpu_abort, vcpu_access, vcpu_exit,
+    DONE_PF, MAX_RETRIES, Vcpu, cause_of, vcpu_abort, vcpu_access, vcpu_exit,
 )
 from fastmmu.paging.memory cimport mem_holds
 
@@ -127,6 +128,8 @@ cdef inline bint virtual_page(const Vcpu *v, uint64_t hpa) noexcept nogil:
 cdef void move(Vcpu *v, Data *d, Part *p) noexcept nogil:
     # between the access and memory
     cdef uint64_t at
+    if v.caches != NULL and p.there and not virtual_page(v, p.hpa):
+        caches_access(v.caches, p.hpa, p.n, d.acc, cause_of(d.acc))
     if not d.moves or not p.there or virtual_page(v, p.hpa) or not mem_holds(v.mem, p.hpa, p.n):
         return
     if d.acc == ACC_R:

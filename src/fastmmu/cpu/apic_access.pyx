@@ -41,6 +41,7 @@ from fastmmu.cpu.vapic cimport (
 from fastmmu.cpu.vcpu cimport (
     ABORT_APIC_GP, ABORT_APIC_PF, ABORT_BUS, ABORT_HOST_MEMORY, ABORT_NO_PROGRESS, ACT_ABORT, DONE_ABORT,
     DONE_EMULATED, DONE_GP, DONE_OK, DONE_PF, Vcpu, vcpu_abort, vcpu_access, vcpu_exit, vcpu_load, vcpu_store,
+    vcpu_touches,
 )
 from fastmmu.paging.memory cimport mem_holds
 
@@ -167,6 +168,7 @@ cdef int irq_fetch_site(Interrupts *irq, uint64_t ip, Site *found) noexcept nogi
     outcome = vcpu_access(v, ip, ACC_X, False, &hpa)
     if outcome:
         return outcome
+    vcpu_touches(v, hpa, SITE_BYTES, ACC_X)
     if not mem_holds(v.mem, hpa, SITE_BYTES):
         return vcpu_abort(v, ABORT_BUS, ip)
     p.ip_hpa = hpa
@@ -214,6 +216,7 @@ cdef int replacement(Interrupts *irq, uint64_t target, bint write, uint64_t valu
     v.c.kernel_accesses += 1
     outcome = vcpu_access(v, target, ACC_X, False, &hpa)
     if not outcome:
+        vcpu_touches(v, hpa, 8, ACC_X)
         outcome = vcpu_load(v, patch_record(p), &old)
     if not outcome and not old >> 32 & 1:       # another vCPU's access was patched: this one's record is not in use yet
         p.enabling = True

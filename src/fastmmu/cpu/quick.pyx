@@ -9,7 +9,7 @@ from fastmmu.tlb.held cimport MISSED
 
 cdef uint64_t vcpu_quick(Vcpu *v, const Quick *q, uint64_t la, int acc) noexcept nogil:
     cdef int refs = 0, ept_refs = 0
-    cdef uint64_t value = quick_walk(q, la, acc, &refs, &ept_refs)
+    cdef uint64_t value = quick_walk(q, la, acc, &refs, &ept_refs, NULL)
     if not value:
         return MISSED
     v.hw.user = 1

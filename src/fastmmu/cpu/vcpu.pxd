@@ -5,8 +5,9 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.registers cimport Registers
-from fastmmu.arch.types cimport Ept, Mem, Paging, Walk
+from fastmmu.arch.types cimport ACC_R, ACC_X, Ept, Mem, Paging, Walk
 from fastmmu.arch.vmx cimport N_REASONS, Vmcs
+from fastmmu.cache.hierarchy cimport CAUSE_FETCH, CAUSE_READ, CAUSE_WRITE, Caches
 from fastmmu.cpu.exit_log cimport ExitLog
 from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vapic cimport Vapic
@@ -137,11 +138,22 @@ cdef struct Vcpu:
     Premap premap               # not NULL: what is missing is mapped unseen, as if it had been there from the start
     Detector *detector          # the detector of missing flushes, or NULL
     ExitLog *log                # of the VM; NULL: none is kept
+    Caches *caches              # under every reference; NULL: none are simulated
+    Caches **vmm_caches         # where the VMM looks for them, while it handles an exit; NULL: there is none
     uint64_t now                # number of the event under way, where it is on
     Counters c
 
 cdef enum:
     MAX_RETRIES = 64
+
+cdef enum:                      # lines that a VM exit touches: an estimate (docs/caches-in-runs.md)
+    EXIT_VMCS_LINES = 16        # of the VMCS, read and written by exit, VMREAD, VMWRITE and entry
+    EXIT_VCPU_LINES = 16        # of the VMM's structures of the vCPU: registers saved and loaded, requests
+
+
+cdef inline int cause_of(int acc) noexcept nogil:
+    # of an access of the trace; one that reads and writes is one reference, a write
+    return CAUSE_READ if acc == ACC_R else CAUSE_FETCH if acc == ACC_X else CAUSE_WRITE
 
 
 cdef inline uint32_t vcpu_vpid(const Vcpu *v) noexcept nogil:
@@ -166,6 +178,8 @@ cdef void vcpu_registers(Vcpu *v) noexcept nogil        # paging from Vcpu.r
 cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil   # VM exit alone: no handler, no entry
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
 cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint64_t *hpa) noexcept nogil
+# An access of the guest kernel's, translated, goes through the caches.
+cdef void vcpu_touches(Vcpu *v, uint64_t hpa, uint32_t nbytes, int acc) noexcept nogil
 cdef int vcpu_interrupt(Vcpu *v) noexcept nogil
 cdef void vcpu_set_ac(Vcpu *v, bint ac) noexcept nogil
 cdef void vcpu_set_pkru(Vcpu *v, uint32_t pkru) noexcept nogil

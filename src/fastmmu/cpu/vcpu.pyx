@@ -7,7 +7,7 @@ from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.registers cimport EFER_LMA, EFER_LME, RFLAGS_VM, RULE_INJECTED, paging_of
 from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_GP, FAULT_NONE, FAULT_NPF,
-    FAULT_PF, FAULT_PML_FULL, MODE_PAE, Ept, Steps, Walk,
+    FAULT_PF, FAULT_PML_FULL, MODE_PAE, STEP_EPT, STEP_GUEST, Ept, Steps, Walk,
 )
 from fastmmu.arch.vmx cimport (
     ENTRY_LOAD_EFER, ENTRY_LONG_MODE, ERROR_CONTROL_FIELDS, EXIT_APIC_ACCESS, EXIT_ENTRY_FAILURE_GUEST_STATE,
@@ -15,6 +15,7 @@ from fastmmu.arch.vmx cimport (
     EXIT_TPR_BELOW_THRESHOLD, INTERRUPTION_PF, PIN_EXTERNAL_INTERRUPT, SECONDARY_EPT, SECONDARY_VPID,
     clear_exit_information, page_fault_exits, secondary_control,
 )
+from fastmmu.cache.hierarchy cimport CAUSE_KERNEL, CAUSE_VMM, caches_access, caches_use, caches_walk
 from fastmmu.cpu.apic cimport APIC_TPR
 from fastmmu.cpu.exit_log cimport exit_log_add
 from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
@@ -32,6 +33,7 @@ from fastmmu.tlb.lookup cimport (
 )
 
 cdef uint64_t HOST_PAGES = 0xFFFF888000000000ULL
+cdef uint64_t VMM_MEMORY = 0x3F0000000000ULL    # host-physical: VMCS, vCPU and pages of the VMM, above all machines
 
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil:
@@ -168,6 +170,19 @@ cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
         v.vmcs.guest_interrupt_status = v.apic.rvi | <uint16_t> v.apic.svi << 8
     if v.host_pages:
         host_runs(v)
+    if v.caches != NULL:
+        exit_touches(v)
+
+
+cdef void exit_touches(Vcpu *v) noexcept nogil:
+    # what any exit and entry reads and writes of the VMM's own structures (docs/caches-in-runs.md)
+    cdef uint32_t i
+    for i in range(EXIT_VMCS_LINES):
+        caches_use(v.caches, VMM_MEMORY + 64 * i, ACC_W, CAUSE_VMM)
+    for i in range(EXIT_VCPU_LINES):
+        caches_use(v.caches, VMM_MEMORY + 0x1000 + 64 * i, ACC_W, CAUSE_VMM)
+    for i in range(v.host_pages):
+        caches_use(v.caches, VMM_MEMORY + 0x2000 + (<uint64_t> i << 12), ACC_R, CAUSE_VMM)
 
 
 cdef void host_runs(Vcpu *v) noexcept nogil:
@@ -219,7 +234,11 @@ cdef int vcpu_enter_again(Vcpu *v) noexcept nogil:
 cdef int leave_and_enter(Vcpu *v, uint32_t reason) noexcept nogil:
     cdef int action
     vcpu_leave(v, reason)
+    if v.vmm_caches != NULL:
+        v.vmm_caches[0] = v.caches
     action = v.handler(v)
+    if v.vmm_caches != NULL:
+        v.vmm_caches[0] = NULL
     if v.abort == ABORT_ROOT_OPERATION:
         return ACT_ABORT
     # also where the run ends here: it may go on after the error, and nothing runs with the state of an exit
@@ -277,12 +296,29 @@ cdef void unasked(void *walker, Tlb *t, uint64_t la, Queried *out) noexcept nogi
         walk_unasked(v.mem, &v.hw, &v.ept if v.ept_on else NULL, v.ept.mbec, la, out)
 
 
+cdef void walked(Vcpu *v, Steps *steps, const Walk *w) noexcept nogil:
+    # The references of a walk go through the caches. Of one that failed twice those count that walk_cached() counts,
+    # the first; flags that the second set are set.
+    cdef uint32_t left = w.guest_refs + w.ept_refs
+    cdef int i, n = 0
+    if w.fault:
+        for i in range(steps.n):
+            if steps.step[i].kind == STEP_GUEST or steps.step[i].kind == STEP_EPT:
+                if not left:
+                    continue
+                left -= 1
+            steps.step[n] = steps.step[i]
+            n += 1
+        steps.n = n
+    caches_walk(v.caches, steps)
+
+
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil:
     # after the first level missed (value 0; MISSED: the second as well) or denied; lookups so far have been counted
     cdef Walk w
     cdef const Ept *e
     cdef Steps steps
-    cdef Steps *into = &steps if v.detector != NULL else NULL
+    cdef Steps *into = &steps if v.detector != NULL or v.caches != NULL else NULL
     cdef int fault, action, tries = 0
     aim_queries(v.tlb, unasked, v)
     while True:
@@ -310,6 +346,8 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
         v.c.guest_walk_refs += w.guest_refs
         v.c.ept_walk_refs += w.ept_refs
         v.c.ad_writes += w.ad_writes
+        if v.caches != NULL:
+            walked(v, &steps, &w)
         if fault == FAULT_NONE:
             fill_walked(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec), value != 0)
             hpa[0] = w.pa
@@ -385,6 +423,8 @@ cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil:
     v.c.kernel_accesses += 1
     value[0] = 0
     outcome = vcpu_access(v, la, ACC_R, False, &hpa)
+    if outcome == DONE_OK:
+        vcpu_touches(v, hpa, 8, ACC_R)
     if outcome == DONE_OK and mem_holds(v.mem, hpa, 8):
         value[0] = mem_read64(v.mem, hpa)
     return outcome
@@ -398,6 +438,8 @@ cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint6
     v.store_value = value
     outcome = vcpu_access(v, la, ACC_W, False, hpa)
     v.store_bytes = 0
+    if outcome == DONE_OK:
+        vcpu_touches(v, hpa[0], nbytes, ACC_W)
     if outcome == DONE_OK and mem_holds(v.mem, hpa[0], nbytes):
         if nbytes == 4:
             mem_write32(v.mem, hpa[0], <uint32_t> value)
@@ -406,6 +448,11 @@ cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint6
         if v.detector != NULL:
             stale_stored(v.detector, hpa[0], v.now)
     return outcome
+
+
+cdef void vcpu_touches(Vcpu *v, uint64_t hpa, uint32_t nbytes, int acc) noexcept nogil:
+    if v.caches != NULL:
+        caches_access(v.caches, hpa, nbytes, acc, CAUSE_KERNEL)
 
 
 cdef int vcpu_interrupt(Vcpu *v) noexcept nogil:

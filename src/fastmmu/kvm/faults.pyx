@@ -25,7 +25,7 @@ from fastmmu.mmu.direct cimport (
     RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, Fault, direct_page_fault,
 )
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty, slot_away
-from fastmmu.mmu.mmu cimport Mmu
+from fastmmu.mmu.mmu cimport Mmu, mmu_touches_guest
 from fastmmu.mmu.reclaim cimport host_wrote
 from fastmmu.mmu.shadow cimport shadow_fault
 from fastmmu.mmu.spte cimport spte_is_mmio, spte_mmio_current, spte_mmio_gfn
@@ -123,6 +123,7 @@ cdef void emulate_store(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     if slot != NULL:
         host_wrote(&kvm.mmu, slot, gpa >> 12)
         mark_dirty(slot, gpa >> 12)
+    mmu_touches_guest(&kvm.mmu, gpa, max(v.store_bytes, 1), ACC_W)
     if 0 < v.store_bytes <= 16 and (gpa & 0xFFF) + v.store_bytes <= 4096:
         if mem_holds(&kvm.mmu.guest, gpa, v.store_bytes):
             memcpy(kvm.mmu.guest.base + gpa, &v.store_value, min(v.store_bytes, 8))

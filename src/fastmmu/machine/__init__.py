@@ -12,6 +12,7 @@
     frames, frame_plan, frame_setup  which frames programs get, by policy; as text; before the boot
     buddy, frames_py                 the buddy allocator; what is free, for Python
     shootdown, events                how it makes other vCPUs flush; the loop over events
+    events_cached                    of that, accesses with data caches under them
     placed                           pages whose physical addresses a trace says
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     system_cpus, system_judged       its CPUs: machines on one memory, or the vCPUs of a host's machine; their loop
@@ -24,6 +25,7 @@
     counters, stops, result, costs   what came of it: counters, errors, `Result`, cycles by costs.toml
     rates                            what it was per thousand instructions, by structure
     wholly                           settings, schedules, results: files that are read as a whole, or pipes to their end
+    cache_counts, cache_result       what data caches counted; `CacheResult`
     exit_ring, exit_log              the log of exits as arrays; `ExitLog`, with their cycles
     checkpoint                       a machine as a file, from which it goes on (a folder of its own)
     identity                         what a result was made of: events by their content

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
+from fastmmu.cache.hierarchy cimport CacheHierarchy
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.asid_py cimport AsidAllocator
@@ -27,6 +28,7 @@ cdef class Board:
     cdef uint64_t origin        # in host memory: the VMM's tables, then the guest's memory, its slots;
     cdef uint64_t behind        # pages of further vCPUs
     cdef readonly MissingFlushes missing_flushes    # or None
+    cdef CacheHierarchy caches  # or None
     cdef Mem guest_mem          # guest-physical memory as a window of host memory
     cdef Kvm kvm                # and the vCPUs: each a Run, made and freed here
     cdef VpidAllocator vpids    # of its host

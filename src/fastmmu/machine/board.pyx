@@ -11,6 +11,7 @@ from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, EXIT_PREEMPTION_TIMER, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE,
     PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT,
 )
+from fastmmu.cache.hierarchy cimport CacheHierarchy
 from fastmmu.cpu.apic cimport APIC_BASE, apic_reset
 from fastmmu.cpu.interrupts cimport (
     HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP, Interrupts,
@@ -108,6 +109,9 @@ cdef class Board:
             placed, more = placed_slots(slots, host_bytes(config))
             self.memory = PhysicalMemory(more)
         else:
+            if config.caches is not None:
+                raise ConfigError(f"caches={config.caches!r}: data caches are simulated of a machine alone, with one "
+                                  "CPU, not of a Host or of a trace of several CPUs; leave them out")
             self.memory, self.origin, self.tlb, self.vpids, self.asids = checked_place(place)
             placed, more = placed_slots(slots, self.origin + host_bytes(config))
             if more > self.memory.mem.nbytes:
@@ -146,6 +150,10 @@ cdef class Board:
             self._init_apic(self.loop)
         if config.exit_log:
             self.exits = ring_of(self.vcpu, config.exit_log)
+        if config.caches is not None:
+            self.caches = CacheHierarchy(config.cache_description)
+            self.v.caches = self.caches.c
+            self.v.vmm_caches = &self.kvm.mmu.caches if self.v.guest else NULL
         self.initial = state
 
     cdef _offered(self, GuestState state):

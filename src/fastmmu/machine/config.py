@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from fastmmu._arguments import shown
+from fastmmu.cache import CacheDescription, caches
 from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.kvm_versions import KvmRules, kvm_rules
 from fastmmu.machine.config_fields import Fields, refused_of
@@ -94,6 +95,10 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param gpm: guest-physical mappings: ``"64/fa"``, ``"shared"`` (in the second level), ``"off"``. None of these
         three: the geometry's. What each level found: ``Result.tlb``, by these names.
     :param walk_caches: paging-structure caches and, under EPT, cached guest-physical mappings shorten the walks.
+    :param caches: data caches and memory under every reference (docs/caches-in-runs.md): the name of a preset, such as
+        ``"skylake"``, a text that changes one, or a :class:`fastmmu.cache.CacheDescription`. Cycles of accesses and walks
+        then come from where references are found, ``Result.caches`` says where that was. None: fixed shares of costs.toml.
+        Of one CPU; not with a :class:`Host`.
     :param topology: packages, cores of each, hyperthreads of each core, as in ``"1x2x2"``: the CPUs of a host, or of a
         system trace; hyperthreads of a core follow each other. None: each CPU is a core. A machine alone has one CPU.
     :param shared: what the hyperthreads of a core share, of ``l1``, ``l2``, ``psc``, ``gpm``, as in ``"l2,psc"``, or
@@ -168,9 +173,15 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if self.topology is not None:
                 msgspec.structs.force_setattr(self, "topology", str(topology(self.topology)))
             arrays, plan = self.geometry, frame_plan(self.frames)
+            caches(self.caches)
         except ConfigError as error:
             raise ConfigError(f"Config: {error}") from error
         memory = self._bytes("memory")
+        if self.caches is not None and self.tlb_extension is not None:
+            raise ConfigError(
+                f"Config: caches={shown(self.caches)} with tlb_extension={shown(self.tlb_extension)}: no data cache sees "
+                "what that refers to; give one of them"
+            )
         if self.find_missing_flushes and not arrays.unbounded:
             raise ConfigError(
                 f"Config: find_missing_flushes with tlb={arrays.name!r}, which forgets more than it must and hides "
@@ -254,6 +265,11 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
                         shared=self.shared, extension=self.tlb_extension)  # fmt: skip
 
     @property
+    def cache_description(self) -> CacheDescription | None:
+        """The data caches under every reference; None: none are simulated."""
+        return caches(self.caches)
+
+    @property
     def tlb_name(self) -> str:
         """Name of the TLB's geometry."""
         return self.tlb if isinstance(self.tlb, str) else self.tlb.name
@@ -267,7 +283,7 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def fields(self) -> dict[str, Any]:
         """Its fields in types that a file takes; a class by its name."""
         found: dict[str, Any] = msgspec.to_builtins(self, enc_hook=lambda value: value.__qualname__)
-        return found
+        return found | {"caches": None if self.caches is None else str(self.caches)}
 
     @property
     def vmm_class(self) -> type[Kvm]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from fastmmu.cache import caches
 from fastmmu.errors import ConfigError
 from fastmmu.machine.frame_plan import frame_plan
 from fastmmu.machine.topology import topology
@@ -54,6 +55,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     epsc: str | None = None
     gpm: str | None = None
     walk_caches: bool = True
+    caches: Any = None
     topology: str | None = None
     shared: str | None = None
     tlb_extension: str | None = None
@@ -94,6 +96,8 @@ def refused_alone(name: str, value: Any) -> str | None:
             frame_plan(value)
         elif name == "topology" and value is not None:
             topology(value)
+        elif name == "caches":
+            caches(value)
         elif name in ("memory", "host_memory") and value is not None:
             parse_bytes(value)
     except msgspec.ValidationError as error:

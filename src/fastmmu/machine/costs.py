@@ -18,6 +18,7 @@ from fastmmu._checked import checked
 from fastmmu.counters import COUNTERS
 from fastmmu.errors import ConfigError
 from fastmmu.exits import ExitReason
+from fastmmu.machine.cache_result import CacheResult
 from fastmmu.machine.config import Config
 from fastmmu.machine.wholly import read_whole
 
@@ -280,17 +281,30 @@ def exits_by_class(counters: Mapping[str, Any]) -> dict[str, int]:
 
 
 @checked
-def cycles(counters: Mapping[str, Any], config: Config, costs: CostModel) -> dict[str, float]:
+def cycles(
+    counters: Mapping[str, Any], config: Config, costs: CostModel, caches: CacheResult | None = None
+) -> dict[str, float]:
     """Modelled cycles of a run by cause; their sum is its cycles. Causes that cost nothing are left out.
 
     Causes: ``accesses``, ``kernel``, ``stlb``, ``guest_walk``, ``ept_walk``, ``ad_writes``, ``guest_faults``,
     ``context_switches``, ``invlpgs``, ``interrupts``, ``shootdowns``, ``exit_instructions``, ``flushes``,
-    ``remote_flushes``, of a host short of memory ``swap_ins``, ``swap_outs``, ``ageing``, and ``exit:KIND`` for each
-    kind of :func:`exits_by_class`.
+    ``remote_flushes``, with data caches ``data`` and ``vmm_memory``, of a host short of memory ``swap_ins``,
+    ``swap_outs``, ``ageing``, and ``exit:KIND`` for each kind of :func:`exits_by_class`.
+
+    With data caches ``guest_walk`` and ``ept_walk`` are the latencies of their references, flags that are set among
+    them; ``kernel`` has in addition what its references took beyond the first level; the same is ``data`` of the trace
+    and ``vmm_memory`` of the VMM. All other prices stay (docs/caches-in-runs.md).
 
     :param counters: those of :class:`~fastmmu.machine.result.Result`; a missing one counts as 0.
+    :param caches: what data caches came to, of the same part of the run; None: there are none.
     """
     found = _priced(counters, costs, "")
+    if caches is not None:
+        found["guest_walk"] = caches.cycles_of("guest")
+        found["ept_walk"] = caches.cycles_of("ept")
+        found["kernel"] = found.get("kernel", 0.0) + caches.beyond_l1("kernel")
+        found["data"] = caches.beyond_l1("read", "write", "fetch")
+        found["vmm_memory"] = caches.beyond_l1("vmm")
     if config.mmu == "native":
         found |= _priced(counters, costs, "native")
     else:

@@ -28,6 +28,7 @@ from fastmmu.cpu.vcpu cimport (
     vcpu_interrupt, vcpu_slow,
 )
 from fastmmu.kvm.faults cimport kvm_premap
+from fastmmu.machine.events_cached cimport access_cached, run_held_cached
 from fastmmu.machine.guest_kernel cimport (
     kernel_collapse, kernel_fork, kernel_page_fault, kernel_place, kernel_switch, kernel_unmap,
 )
@@ -60,9 +61,10 @@ cdef int demand_page(Run *m, uint64_t la, int acc, int outcome, uint64_t *hpa) n
     return outcome
 
 
-cdef int second_page(Run *m, uint64_t first, uint64_t second, int acc) noexcept nogil:
+cdef int second_page(Run *m, uint64_t first, uint64_t second, int acc, uint64_t *at) noexcept nogil:
     # Of an access to two pages, the first of which is there. A fault or VM exit on one of them begins the instruction
     # anew (SDM vol. 3, "Faults"; cpu/access.pyx): the other is looked up again, as what was cached of it may have gone.
+    # at: host-physical address of the second
     cdef Vcpu *v = &m.vcpu.cpu
     cdef uint64_t la = second, hpa = 0, faults
     cdef int outcome, _
@@ -71,6 +73,8 @@ cdef int second_page(Run *m, uint64_t first, uint64_t second, int acc) noexcept 
         outcome = vcpu_access(v, la, acc, True, &hpa)
         if outcome > DONE_EMULATED:
             outcome = demand_page(m, la, acc, outcome, &hpa)
+        if la == second:
+            at[0] = hpa
         if outcome != DONE_OK or v.c.vm_exits + v.c.guest_faults == faults:
             return outcome                      # what the VMM completes it does on both pages
         la = first if la == second else second
@@ -215,7 +219,11 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     while i < n:
         if v.detector == NULL and op[i] <= LAST_ACCESS:     # the detector looks at each access
             first = i
-            i = run_held(v, op, size, addr, i, min(n, i + until - 1) if until else n, out, m.guest_base, &found)
+            if v.caches == NULL:
+                i = run_held(v, op, size, addr, i, min(n, i + until - 1) if until else n, out, m.guest_base, &found)
+            else:
+                i = run_held_cached(v, op, size, addr, i, min(n, i + until - 1) if until else n, out, m.guest_base,
+                                    &found)
             if until:
                 until -= i - first
             if i == n:
@@ -253,10 +261,15 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                     break
             if out != NULL:
                 out[i] = hpa - m.guest_base if outcome == DONE_OK else NO_ADDRESS
+            if v.caches != NULL and outcome == DONE_OK:
+                access_cached(v, hpa, la, size[i], o)
             if m.vcpu.irq != NULL and irq_waits(m.vcpu.irq):
                 until = 1                       # it is due after this access
-        elif out != NULL:
-            out[i] = tlb_pa(value, la) - m.guest_base
+        else:
+            if out != NULL:
+                out[i] = tlb_pa(value, la) - m.guest_base
+            if v.caches != NULL:
+                access_cached(v, tlb_pa(value, la), la, size[i], o)
         if (la & 0xFFF) + size[i] > 0x1000:
             la = (la | 0xFFF) + 1
             if la >> 47:
@@ -265,9 +278,12 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                 break
             v.c.page_crossings += 1
             v.now = m.first + i
-            if second_page(m, addr[i], la, o) > DONE_EMULATED:
+            outcome = second_page(m, addr[i], la, o, &hpa)
+            if outcome > DONE_EMULATED:
                 begun = 1
                 break
+            if v.caches != NULL and outcome == DONE_OK:
+                access_cached(v, hpa, la, <uint32_t> (addr[i] + size[i] - la), o)
         if until:
             until -= 1
             if not until:

@@ -5,7 +5,7 @@ from libc.stdlib cimport realloc
 from libc.string cimport memset
 
 from fastmmu.arch.types cimport ACC_R, ACC_W
-from fastmmu.cpu.vcpu cimport ABORT_GUEST_MEMORY, DONE_OK, vcpu_abort, vcpu_access
+from fastmmu.cpu.vcpu cimport ABORT_GUEST_MEMORY, DONE_OK, vcpu_abort, vcpu_access, vcpu_touches
 from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, frames_give, frames_large, frames_small, frames_table
 from fastmmu.machine.kernel_state cimport BLOCK, DIRECT_MAP, NO_FRAME, FrameList, GuestKernel
 from fastmmu.paging.huge_pages cimport BEGUN, huge_ahead, huge_begun
@@ -97,8 +97,11 @@ cdef int kernel_clear(GuestKernel *k, uint64_t gpa, bint table) noexcept nogil:
     if not k.silent:
         k.v.c.kernel_accesses += 1
         k.v.store_bytes = 4096
-        outcome = settled(vcpu_access(k.v, DIRECT_MAP + gpa, ACC_W, False, &hpa))
+        outcome = vcpu_access(k.v, DIRECT_MAP + gpa, ACC_W, False, &hpa)
         k.v.store_bytes = 0
+        if outcome == DONE_OK:
+            vcpu_touches(k.v, hpa, 4096, ACC_W)
+        outcome = settled(outcome)
     if table and outcome == DONE_OK:
         memset(k.guest.base + gpa, 0, 4096)
     return outcome
@@ -120,5 +123,9 @@ cdef int new_table(GuestKernel *k, uint64_t *table) noexcept nogil:
 
 cdef int kernel_copied(GuestKernel *k, uint64_t gpa) noexcept nogil:
     cdef uint64_t hpa = 0
+    cdef int outcome
     k.v.c.kernel_accesses += 1
-    return settled(vcpu_access(k.v, DIRECT_MAP + gpa, ACC_R, False, &hpa))
+    outcome = vcpu_access(k.v, DIRECT_MAP + gpa, ACC_R, False, &hpa)
+    if outcome == DONE_OK:
+        vcpu_touches(k.v, hpa, 4096, ACC_R)
+    return settled(outcome)

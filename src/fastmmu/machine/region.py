@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmu.errors import ConfigError
+from fastmmu.machine.cache_result import caches_between
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.cuts import accesses_in, difference, last_exits
@@ -81,6 +82,9 @@ def running_in(
     """A run that begins, of which a region is counted; `exits` is given those of the region."""
     if region.whole:
         return running(trace, config, policy=policy, costs=costs, exits=exits)
+    if region.interval is not None and config is not None and config.caches is not None:
+        raise ConfigError(f"caches={config.caches!r} with interval=: what data caches do is counted of a whole run, or "
+                          "behind its warm-up; leave out interval= (and sample_every=), or caches=")  # fmt: skip
     costs = costs or CostModel.load()
     if region.sample is not None:
         return _sampling(trace, config, region.sample, policy, costs, exits)
@@ -225,7 +229,8 @@ class _InParts:
         counters = difference(whole.counters, self.before.counters)
         if self.series is not None:
             self.series.end(whole.counters)
-        by_cause = cycles(counters, whole.config, self.costs)
+        caches = caches_between(self.run.counted().caches, self.before.caches)
+        by_cause = cycles(counters, whole.config, self.costs, caches)
         return replace(
             whole,
             counters=counters,
@@ -236,4 +241,5 @@ class _InParts:
             first=self.before.counters["accesses"],
             exit_log=last_exits(whole.exit_log, counters["vm_exits"]),
             series=self.series,
+            caches=caches,
         )

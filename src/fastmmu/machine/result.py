@@ -10,6 +10,7 @@ from typing import Any
 from fastmmu._checked import checked
 from fastmmu.counters import APIC, COUNTERS, described
 from fastmmu.errors import ConfigError
+from fastmmu.machine.cache_result import CacheResult
 from fastmmu.machine.config import Config
 from fastmmu.machine.exit_log import ExitLog
 from fastmmu.machine.identity import Origin
@@ -40,6 +41,8 @@ class Result:
     else None. ``.overlap``: the part of a walk that other work hides, by the cost model, and ``.fetch_cycles``:
     of a fetch, both for :attr:`walk_share`. ``.sample``: of a sampled run (``sample_every=``) what was counted, a
     :class:`~fastmmu.machine.sampled.Sampled`, else None; counters and cycles are sums of the intervals counted then.
+    ``.caches``: where references were found, a :class:`~fastmmu.machine.cache_result.CacheResult`, with
+    ``Config.caches``; else None.
 
     Threads: a result, which nothing changes; share it.
     """
@@ -64,6 +67,7 @@ class Result:
     sample: Sampled | None = field(default=None, compare=False)
     overlap: float = 0.0
     fetch_cycles: float = 0.0
+    caches: CacheResult | None = None
 
     @property
     def origin(self) -> Origin:
@@ -144,6 +148,7 @@ class Result:
             "first": self.first,
             "counters": self.counters,
             "tlb": self.tlb,
+            "caches": None if self.caches is None else self.caches.to_dict(),
             "cycles": self.cycles,
             "cycles_by": self.cycles_by,
             "cycles_per_access": self.cycles_per_access,

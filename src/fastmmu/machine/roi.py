@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastmmu.errors import ConfigError
+from fastmmu.machine.cache_result import caches_between
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.cuts import difference, last_exits
 from fastmmu.machine.result import Result
@@ -106,7 +107,8 @@ class BetweenMarks:
         after = self.after or self.run.counted()
         before = self.before or after
         counters = difference(after.counters, before.counters)
-        by_cause = cycles(counters, whole.config, self.costs)
+        caches = caches_between(after.caches, before.caches)
+        by_cause = cycles(counters, whole.config, self.costs, caches)
         behind = whole.counters["vm_exits"] - after.counters["vm_exits"]
         return replace(
             whole,
@@ -117,4 +119,5 @@ class BetweenMarks:
             seconds=after.seconds - before.seconds,
             first=before.counters["accesses"],
             exit_log=last_exits(whole.exit_log, counters["vm_exits"], behind),
+            caches=caches,
         )

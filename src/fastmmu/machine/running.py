@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from fastmmu.errors import TraceError
+from fastmmu.machine.cache_counts import cache_counts
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.identity import Content, Origin
@@ -27,11 +28,12 @@ _DATA_FLAG = 1  # of a record with a value in `data`
 
 
 class Counted(NamedTuple):
-    """What a run has counted until some access: counters, those of the TLB, wall time."""
+    """What a run has counted until some access: counters, those of the TLB, wall time, those of data caches."""
 
     counters: dict[str, Any]
     tlb: dict[str, Any]
     seconds: float
+    caches: dict[str, int] | None = None
 
 
 class Kept(NamedTuple):
@@ -160,7 +162,8 @@ class _Running:
         return found
 
     def counted(self) -> Counted:
-        return Counted(self.counters(), self.simulation.machine.tlb.counters(), self.simulation.seconds)
+        machine = self.simulation.machine
+        return Counted(self.counters(), machine.tlb.counters(), self.simulation.seconds, cache_counts(machine))
 
     def kept(self) -> Kept:
         run = self.simulation
@@ -222,7 +225,8 @@ class Replaying:
         return self.replay.counters()
 
     def counted(self) -> Counted:
-        return Counted(self.counters(), self.replay.machine.tlb.counters(), self.replay.seconds)
+        machine = self.replay.machine
+        return Counted(self.counters(), machine.tlb.counters(), self.replay.seconds, cache_counts(machine))
 
     def kept(self) -> Kept:
         more, arrays = self.replay.kept()

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from fastmmu._checked import checked, checked_but
 from fastmmu.errors import CheckpointError
+from fastmmu.machine.cache_counts import cache_counts
+from fastmmu.machine.cache_result import caches_between
 from fastmmu.machine.checkpoint.machines import OWN, machine_of, own, read, stored, write
 from fastmmu.machine.config import Config, as_config
 from fastmmu.machine.costs import CostModel, cycles
@@ -219,7 +221,8 @@ def result_of(
 ) -> Result:
     """A machine's counters with the cycles that the model makes of them; `origin`: trace, path, content."""
     counters = counters or machine.counters()
-    by_cause = cycles(counters, machine.config, costs)
+    caches = caches_between(cache_counts(machine), None)
+    by_cause = cycles(counters, machine.config, costs, caches)
     return Result(
         config=machine.config,
         counters=counters,
@@ -238,4 +241,5 @@ def result_of(
         exit_log=machine.exit_log(costs) if machine.config.exit_log else None,
         overlap=costs.walk.overlap,
         fetch_cycles=costs.access.trace,
+        caches=caches,
     )

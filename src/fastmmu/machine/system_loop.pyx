@@ -21,6 +21,7 @@ from fastmmu.cpu.vcpu cimport (
     DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Vcpu, vcpu_access, vcpu_interrupt, vcpu_set_pkru, vcpu_slow,
 )
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
+from fastmmu.machine.events_cached cimport access_cached
 from fastmmu.machine.records cimport (
     REC_CPU, REC_CR0, REC_CR3, REC_CR4, REC_DATA, REC_EFER, REC_EXCEPTION, REC_INITIAL, REC_INTERRUPT, REC_INVLPG,
     REC_INVPCID, REC_IPI, REC_PKRU, REC_TABLE, REC_WALK, REC_X, record_fault,
@@ -64,6 +65,8 @@ cdef int access(Replay *p, uint64_t record, const Record *r, const uint64_t *dat
         outcome = vcpu_slow(v, r.lin, acc, user, value, &got)
         v.access_bytes = 0
         got = v.emulated if outcome == DONE_EMULATED else got - p.guest_base
+    if v.caches != NULL and outcome == DONE_OK:
+        access_cached(v, got + p.guest_base, r.lin, r.size, acc)
     v.store_bytes = 0
     if outcome == DONE_ABORT:
         return STOP_ABORT

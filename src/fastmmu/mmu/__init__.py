@@ -17,8 +17,8 @@
                its slots, a walk of its tables; entries_port: entries by page, NumPy arrays in and out
     ageing, reclaim, notifier   what the host asks of pages, takes away, changes
 
-Imports `arch`, `tlb`, `paging`. No exit and no policy of KVM's vCPUs is known here: a fault comes in, a result goes
-out.
+Imports `arch`, `cache`, `tlb`, `paging`. No exit and no policy of KVM's vCPUs is known here: a fault comes in, a result
+goes out.
 
 To add a kind of entry: its bits in `spte` (they may not overlap: static assertions), its making there, its change
 through `rmap` alone; `reference/kvm/tables.py`; a property in tests/mmu.

@@ -5,10 +5,11 @@ from libc.stdlib cimport calloc
 
 from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport PS
-from fastmmu.arch.types cimport gfn_t, gpa_t, hpa_t
+from fastmmu.arch.types cimport ACC_R, gfn_t, gpa_t, hpa_t
 from fastmmu.mmu.memslots cimport Memslot, Ring, gfn_to_memslot, mark_dirty, slot_hpa, slot_huge
 from fastmmu.mmu.mmu cimport (
-    NO_SP, Mmu, MmuContext, id_index, id_owner, mmu_frame, mmu_owe_flush, mmu_quadrant, rmap_next, rmap_spte, spte_at,
+    NO_SP, Mmu, MmuContext, id_index, id_owner, mmu_frame, mmu_owe_flush, mmu_quadrant, mmu_touches, rmap_next,
+    rmap_spte, spte_at,
 )
 from fastmmu.mmu.pages cimport mmu_link, mmu_sp, mmu_zap
 from fastmmu.mmu.rmap cimport mmu_write_protect, spte_set, spte_update
@@ -269,6 +270,7 @@ cdef void dirty_drain(Mmu *mmu, hpa_t log, uint64_t index) noexcept nogil:
         if not mem_holds(mmu.mem, log + 8 * i, 8):
             return
         gpa = mem_read64(mmu.mem, log + 8 * i)
+        mmu_touches(mmu, log + 8 * i, 8, ACC_R)
         slot = gfn_to_memslot(&mmu.slots, gpa >> 12)
         if slot != NULL:
             mark_dirty(slot, gpa >> 12)

@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.memtype cimport MtrrState
 from fastmmu.arch.types cimport Mem, gfn_t, gva_t, hpa_t
+from fastmmu.cache.hierarchy cimport CAUSE_VMM, Caches, caches_access
 from fastmmu.mmu.memslots cimport Memslots, Ring
 from fastmmu.mmu.spte cimport SpteFormat, spte_leaf, spte_present
 from fastmmu.paging.memory cimport mem_read64
@@ -165,6 +166,7 @@ cdef struct Mmu:
     bint flush                  # an entry lost rights since this was last cleared: cached translations may be stale
     bint out_of_tables
     bint anywhere               # of a VMM's own: its entries lead where it says, not to slots alone
+    Caches *caches              # while an exit is handled: its accesses to tables go through them; else NULL
     MmuCounters counters
 
 
@@ -198,6 +200,17 @@ cdef inline void mmu_owe_flush(Mmu *mmu) noexcept nogil:
 cdef inline uint64_t mmu_dirty_flag(const Mmu *mmu) noexcept nogil:
     # what says of a leaf entry that its page may have been written
     return mmu.format.dirty if mmu.ad else mmu.format.write
+
+
+cdef inline void mmu_touches(const Mmu *mmu, hpa_t hpa, uint32_t nbytes, int acc) noexcept nogil:
+    # an access of the VMM's to its tables, or to the guest's, goes through the caches
+    if mmu.caches != NULL:
+        caches_access(mmu.caches, hpa, nbytes, acc, CAUSE_VMM)
+
+
+cdef inline void mmu_touches_guest(const Mmu *mmu, uint64_t gpa, uint32_t nbytes, int acc) noexcept nogil:
+    if mmu.caches != NULL:
+        caches_access(mmu.caches, <uint64_t> (mmu.guest.base - mmu.mem.base) + gpa, nbytes, acc, CAUSE_VMM)
 
 
 # ---- entries and the lists in which they are linked --------------------------------------------------------------

@@ -9,12 +9,12 @@ from libc.string cimport memset
 
 from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.arch.bits cimport ONES
-from fastmmu.arch.types cimport Mem, gfn_t, gpa_t, hpa_t
+from fastmmu.arch.types cimport ACC_W, Mem, gfn_t, gpa_t, hpa_t
 from fastmmu.mmu.invariant cimport invariant
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, slot_hpa, slots_free
 from fastmmu.mmu.mmu cimport (
-    NO_SP, Mmu, MmuContext, Sp, child_at, id_index, id_owner, mmu_frame, mmu_owe_flush, next_unsync, rmap_next, spte_at,
-    spte_id,
+    NO_SP, Mmu, MmuContext, Sp, child_at, id_index, id_owner, mmu_frame, mmu_owe_flush, mmu_touches, next_unsync,
+    rmap_next, spte_at, spte_id,
 )
 from fastmmu.mmu.rmap cimport mmu_write_protect, rmap_zap, spte_set
 from fastmmu.mmu.spte cimport spte_format, spte_table
@@ -100,6 +100,7 @@ cdef hpa_t new_page(Mmu *mmu) noexcept nogil:
     else:
         return ONES
     memset(mmu.mem.base + hpa, 0, 4096)
+    mmu_touches(mmu, hpa, 4096, ACC_W)
     return hpa
 
 

@@ -3,12 +3,12 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport FRAME, PS, level_shift
-from fastmmu.arch.types cimport gfn_t
+from fastmmu.arch.types cimport ACC_W, gfn_t
 from fastmmu.mmu.invariant cimport CHECKS, invariant
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, slot_hpa
 from fastmmu.mmu.mmu cimport (
-    Mmu, Sp, id_index, id_owner, leaf_target, mmu_dirty_flag, mmu_frame, mmu_owe_flush, mmu_written, rmap_next,
-    rmap_spte, spte_at, spte_id, table_target,
+    Mmu, Sp, id_index, id_owner, leaf_target, mmu_dirty_flag, mmu_frame, mmu_owe_flush, mmu_touches, mmu_written,
+    rmap_next, rmap_spte, spte_at, spte_id, table_target,
 )
 from fastmmu.mmu.spte cimport (
     SPTE_MMU_PRESENT, SpteFormat, spte_is_mmio, spte_leaf, spte_loses, spte_present, spte_tracked,
@@ -145,6 +145,7 @@ cdef bint spte_changed(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uin
     if CHECKS:
         check_spte(mmu, sp, index, old, new)
     mem_write64(mmu.mem, sp.hpa + 8 * index, new)
+    mmu_touches(mmu, sp.hpa + 8 * index, 8, ACC_W)
     if not spte_present(old) or not loses(mmu, old, new):
         return False
     if sp.level == 1 and old & dirty and (not new & dirty or (old ^ new) & FRAME):

@@ -5,14 +5,15 @@ from libc.string cimport memset
 
 from fastmmu.arch.bits cimport FRAME, pt_index
 from fastmmu.arch.types cimport (
-    ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk, gfn_t, gpa_t, gva_t,
+    ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk, gfn_t, gpa_t,
+    gva_t,
 )
 from fastmmu.mmu.direct cimport (
     RET_PF_BUS, RET_PF_EMULATE, RET_PF_INJECT, RET_PF_NO_TABLES, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED,
     Fault, direct_map, direct_page_fault, faultin_pfn, get_child_sp,
 )
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty
-from fastmmu.mmu.mmu cimport ROLE_KEYS, Mmu, mmu_top
+from fastmmu.mmu.mmu cimport ROLE_KEYS, Mmu, mmu_top, mmu_touches_guest
 from fastmmu.mmu.pages cimport mmu_make_room, mmu_tracked
 from fastmmu.mmu.reclaim cimport host_wrote
 from fastmmu.mmu.spte cimport MAY_ALL, MAY_KEY, MAY_U, MAY_W, MAY_X
@@ -23,11 +24,13 @@ from fastmmu.paging.walk cimport walk_path
 
 
 cdef void log_flags(Mmu *mmu, const GuestPath *path) noexcept nogil:
-    # A and D flags that the walk set are writes to the guest's memory
+    # A and D flags that the walk set are writes to the guest's memory; what it read goes through the caches
     cdef Memslot *slot
     cdef int level
     for level in range(path.top, path.level - 1, -1):
+        mmu_touches_guest(mmu, path.hpa[level], 8, ACC_R)
         if path.updated >> level & 1:
+            mmu_touches_guest(mmu, path.hpa[level], 8, ACC_W)
             slot = gfn_to_memslot(&mmu.slots, path.gpa[level] >> 12)
             if slot != NULL:
                 host_wrote(mmu, slot, path.gpa[level] >> 12)

@@ -3,11 +3,12 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport FRAME, RW, US, XD, A, D, P
-from fastmmu.arch.types cimport Paging, gfn_t, gpa_t, gva_t
+from fastmmu.arch.types cimport ACC_R, Paging, gfn_t, gpa_t, gva_t
 from fastmmu.mmu.direct cimport mmu_set_spte, page_for_prefetch
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty, slot_hpa
 from fastmmu.mmu.mmu cimport (
-    NO_SP, PAE_LEVELS, PREFETCH, ROLE_4_BYTE, ROLE_KEYS, Mmu, Sp, child_at, mmu_top, next_unsync, spte_at,
+    NO_SP, PAE_LEVELS, PREFETCH, ROLE_4_BYTE, ROLE_KEYS, Mmu, Sp, child_at, mmu_top, mmu_touches_guest, next_unsync,
+    spte_at,
 )
 from fastmmu.mmu.pages cimport mmu_may_write, mmu_zap
 from fastmmu.mmu.rmap cimport mmu_write_protect, spte_set
@@ -33,9 +34,11 @@ cdef bint guest_entry(const Mmu *mmu, const Sp *sp, uint64_t index, uint64_t *gp
     cdef gpa_t at = sp.gfn << 12
     if sp.role & ROLE_4_BYTE:
         at += 4 * ((<uint64_t> sp.quadrant << 9) + index)
+        mmu_touches_guest(mmu, at, 4, ACC_R)
         gpte[0] = mem_read32(&mmu.guest, at) if mem_holds(&mmu.guest, at, 4) else 0
         return mem_holds(&mmu.guest, at, 4)
     at += 8 * index
+    mmu_touches_guest(mmu, at, 8, ACC_R)
     gpte[0] = mem_read64(&mmu.guest, at) if mem_holds(&mmu.guest, at, 8) else 0
     return mem_holds(&mmu.guest, at, 8)
 

@@ -10,8 +10,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport pt_index
-from fastmmu.arch.types cimport gva_t
-from fastmmu.mmu.mmu cimport NO_SP, Mmu, mmu_top, sp_child, spte_at
+from fastmmu.arch.types cimport ACC_R, gva_t
+from fastmmu.mmu.mmu cimport NO_SP, Mmu, mmu_top, mmu_touches, sp_child, spte_at
 from fastmmu.mmu.spte cimport spte_leaf, spte_present
 
 cdef struct TableIter:
@@ -34,6 +34,7 @@ cdef inline void iter_at(const Mmu *mmu, TableIter *it, uint32_t owner) noexcept
         it.level = mmu.sp[owner].level
         it.index = pt_index(it.la, it.level)
         it.entry = spte_at(mmu, owner, it.index)
+        mmu_touches(mmu, mmu.sp[owner].hpa + 8 * it.index, 8, ACC_R)
 
 
 cdef inline void iter_start(const Mmu *mmu, TableIter *it, uint32_t top, gva_t la) noexcept nogil:

@@ -170,7 +170,8 @@ def rows(results: Sequence[Result]) -> list[dict[str, Any]]:
     ``cycles_CAUSE``, ``cycles_per_access``, ``mpki`` (TLB misses per thousand instructions, None where they are not
     counted), by structure ``mpki_l1d``, ..., ``mpki_gpm``, per thousand instructions ``walks_pki``,
     ``walk_refs_pki``, ``walk_cycles_pki``, ``vm_exits_pki``, and ``walk_share``, with ``overlap`` and ``fetch_cycles``,
-    which it is made with (:class:`~fastmmu.machine.result.Result`), ``slowdown`` (None without a native run),
+    which it is made with (:class:`~fastmmu.machine.result.Result`), with data caches ``cache_CAUSE_LEVEL`` and more
+    (:meth:`~fastmmu.machine.cache_result.CacheResult.counts`), ``slowdown`` (None without a native run),
     ``notes``, and ``seconds``, the wall time: the one value that two runs do not share. A counter, reason or cause that
     only other runs have is 0.
     """
@@ -212,6 +213,7 @@ def _sections(result: Result, slowdown: float | None) -> list[dict[str, Any]]:
         {f"exits_{name}": number for name, number in result.counters.get("exits_by_reason", {}).items()},
         {"cycles": result.cycles},
         {f"cycles_{cause.replace(':', '_')}": value for cause, value in result.cycles_by.items()},
+        {} if result.caches is None else {f"cache_{name}": n for name, n in result.caches.counts().items()},
         {
             "cycles_per_access": result.cycles_per_access,
             "mpki": result.mpki,

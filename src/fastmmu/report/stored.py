@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from fastmmu._checked import checked
 from fastmmu.counters import APIC, COUNTERS
 from fastmmu.errors import ConfigError
+from fastmmu.machine.cache_result import CacheResult
 from fastmmu.machine.config import Config
 from fastmmu.machine.result import Result
 from fastmmu.machine.wholly import read_whole
@@ -142,6 +143,7 @@ def _of_json(row: Mapping[str, Any]) -> Result:
         notes=tuple(row["notes"]),
         tlb=dict(row.get("tlb", {})),
         **_rates(row),
+        caches=CacheResult.of_dict(row["caches"]) if row.get("caches") else None,
         **texts,
     )
 
@@ -169,6 +171,7 @@ def _of_row(row: Mapping[str, Any]) -> Result:
         first=int(row.get("first") or 0),
         notes=tuple(part for part in str(row.get("notes") or "").split("; ") if part),
         **_rates(row),
+        caches=_caches(row),
         **texts,
     )
 
@@ -176,6 +179,16 @@ def _of_row(row: Mapping[str, Any]) -> Result:
 def _rates(row: Mapping[str, Any]) -> dict[str, float]:
     """What the estimated share of walks is made with; files of older versions have none."""
     return {name: float(row.get(name) or 0) for name in ("overlap", "fetch_cycles")}
+
+
+def _caches(row: Mapping[str, Any]) -> CacheResult | None:
+    """What the data caches came to, of the columns of a row; of a sweep, of a text."""
+    if not row.get("caches"):
+        return None
+    found = json.loads(row["cache_counts"]) if row.get("cache_counts") else None
+    if found is None:
+        found = {name.removeprefix("cache_"): n for name, n in row.items() if name.startswith("cache_")}
+    return CacheResult.of_counts({name: int(n or 0) for name, n in found.items()})
 
 
 def _value(value: Any, kind: str) -> Any:
@@ -200,4 +213,4 @@ def _config(fields: Mapping[str, Any]) -> Config:
         return Config(**{name: value for name, value in known.items() if name not in _ARRAYS})
 
 
-_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc", "gpm")
+_ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc", "gpm", "caches")

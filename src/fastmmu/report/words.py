@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastmmu.counters import CAUSES
 from fastmmu.exits import REASON_NAMES
+from fastmmu.machine.cache_result import CAUSES as CACHE_CAUSES
 from fastmmu.machine.costs import CLASSES
 from fastmmu.machine.result import Result
 from fastmmu.tlb.arrays import replacement_name
@@ -38,6 +39,7 @@ _SVM = {
 }  # exit codes of AMD, where they are others
 _CAUSES = {
     **CAUSES,
+    **CACHE_CAUSES,
     "exit:pf_fast": "rights given back",
     "exit:pf_retry": "faults begun anew",
     "exit:pf_fixed": "shadow fills",
@@ -65,7 +67,7 @@ _CAUSES = {
 def known_causes() -> tuple[str, ...]:
     """Every key that ``Result.cycles_by`` may have."""
     kinds = [name for names in CLASSES.values() for name in names]
-    return (*CAUSES, *(f"exit:{kind}" for kind in dict.fromkeys([*kinds, *REASON_NAMES])))
+    return (*CAUSES, *CACHE_CAUSES, *(f"exit:{kind}" for kind in dict.fromkeys([*kinds, *REASON_NAMES])))
 
 
 def reason_title(reason: str, vendor: str = "intel") -> str:

@@ -149,6 +149,9 @@ def vmm_object(Machine machine not None):
 
 cdef int refuse_others(Board b) except -1:
     b.made()
+    if b.caches is not None:
+        raise CheckpointError(f"caches={b.config.caches!r}: what data caches hold is not saved; leave out checkpoints, "
+                              "or caches")
     if b.first != NULL or b.kvm.n_vcpus != 1:
         raise CheckpointError("a machine of a Host shares memory, CPUs and VPIDs with others, and is not saved alone; "
                               "save a Machine made by itself")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import interruption, terminal
 from fastmmu.cli import options as shared
+from fastmmu.cli.caches import add_caches
 from fastmmu.cli.checkpoint import add_checkpoint, check_checkpoint, checkpoint_of
 from fastmmu.cli.progress import UntilInterrupted, progress
 from fastmmu.cli.report import add_report, check_report, write_report
@@ -77,6 +78,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     shared.add_watch(scheme)
     shared.add_topology(scheme)
     shared.add_tlb(parser)
+    add_caches(parser)
     add_report(parser)
     add_checkpoint(parser, "records")
     shared.add_jobs(parser)

@@ -26,11 +26,13 @@ class OverTime:
         self.last = 0  # accesses that have a row
         if told is not None:
             self.costs = CostModel.load()
-            self.series = Series(INTERVAL, {"accesses": 0}, replay.machine.config, self.costs)
+            # what data caches do is known of the whole alone
+            config = replay.machine.config
+            self.series = None if config.caches else Series(INTERVAL, {"accesses": 0}, config, self.costs)
 
     def note(self) -> None:
         """A block was carried out."""
-        if self.told is None:
+        if self.told is None or self.series is None:
             return
         counters = self.replay.counters()
         if counters["accesses"] - self.last >= INTERVAL:
@@ -42,7 +44,8 @@ class OverTime:
         if self.told is None:
             return
         counters = self.replay.counters()
-        self.series.end(counters)
+        if self.series is not None:
+            self.series.end(counters)
         source, machine, notes = self.replay.source, self.replay.machine, (found.line(),)
         origin = Origin(source.name, str(getattr(source, "path", None) or ""), "")
         result = result_of(machine, self.costs, found.seconds, origin, complete, notes, counters=counters)

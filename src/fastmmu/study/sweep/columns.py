@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from fastmmu.counters import APIC, CAUSES, COUNTERS
 from fastmmu.exits import ExitReason
+from fastmmu.machine.cache_result import CAUSES as CACHE_CAUSES
 from fastmmu.machine.costs import CLASSES
 from fastmmu.machine.rates import PKI, structures
 from fastmmu.machine.result import Result
@@ -30,8 +32,8 @@ _RATES = (
     "fetch_cycles",
 )  # fmt: skip
 _AFTER = {
-    "cycles_per_access": "double", "mpki": "double", **dict.fromkeys(_RATES, "double"), "notes": "string",
-    "seconds": "double", "seed": "int64", "fastmmu": "string", "host": "string",
+    "cache_counts": "string", "cycles_per_access": "double", "mpki": "double", **dict.fromkeys(_RATES, "double"),
+    "notes": "string", "seconds": "double", "seed": "int64", "fastmmu": "string", "host": "string",
 }  # fmt: skip
 
 
@@ -48,7 +50,7 @@ def columns() -> dict[str, str]:
         **dict.fromkeys(_OPTIONAL, "int64"),
         **{f"exits_{name}": "int64" for name in (*_REASONS, "other")},
         "cycles": "double",
-        **{f"cycles_{cause}": "double" for cause in CAUSES},
+        **{f"cycles_{cause}": "double" for cause in (*CAUSES, *CACHE_CAUSES)},
         **{f"cycles_exit_{kind}": "double" for kind in (*_KINDS, "other")},
         **_AFTER,
     }
@@ -79,9 +81,10 @@ def row_of(result: Result, made: Mapping[str, Any]) -> dict[str, Any]:
         **{f"exits_{name}": exits.pop(name, 0) for name in _REASONS},
         "exits_other": sum(exits.values()),
         "cycles": result.cycles,
-        **{f"cycles_{cause}": cycles.pop(cause, 0.0) for cause in CAUSES},
+        **{f"cycles_{cause}": cycles.pop(cause, 0.0) for cause in (*CAUSES, *CACHE_CAUSES)},
         **{f"cycles_exit_{kind}": cycles.pop(f"exit:{kind}", 0.0) for kind in _KINDS},
         "cycles_exit_other": sum(cycles.values()),
+        "cache_counts": None if result.caches is None else json.dumps(result.caches.counts()),
         "cycles_per_access": result.cycles_per_access,
         "mpki": result.mpki,
         **rates(result),

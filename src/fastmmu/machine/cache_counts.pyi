@@ -1,0 +1,3 @@
+from fastmmu.machine.machine import Machine
+
+def cache_counts(machine: Machine) -> dict[str, int] | None: ...
