@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from fastmmu import Config, Machine
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
+from fastmmu.machine.frame_plan import recorded_runs
 from fastmmu.machine.frames_py import buddyinfo, unusable_index
 from fastmmu.ops import Op
 from fastmmu.reference.machine import Buddy, permutation
@@ -163,3 +165,44 @@ def test_what_shuffled_frames_do_to_the_ept_and_a_reservation_undoes() -> None:
     assert lines["buddy:0"] == 2 * least
     assert lines["buddy:1"] > 3 * least
     assert lines["shuffled"] > 6 * least
+
+
+def as_csv(path: Path, runs: list[tuple[int, int]]) -> str:
+    """A file of pages as `fastmmu maps --csv` writes them; the policy that reads it."""
+    rows, va = ["va,pa,gpa,size"], 0x1000
+    for pages, frame in runs:
+        rows += [f"{va + (i << 12):#x},0x0,{frame + i << 12:#x},4096" for i in range(pages)]
+        va += (pages << 12) + (1 << 21)
+    path.write_text("\n".join(rows) + "\n")
+    return f"of:{path}"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_as_the_pages_of_a_recorded_guest_lay(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = rng.choice([1, 1, 2, 5, 40, 700], 30).tolist()
+    runs = [(int(n), int(rng.integers(0, 1 << 16))) for n in lengths]
+    frames = as_csv(tmp_path / "pages.csv", runs)
+    assert recorded_runs(frames[3:]) == runs
+    config = Config(memory="256M", frames=frames, pages=("4k", "thp")[seed % 2], thp_threshold=30)
+    vcpus, _, turns = random_turns(seed)
+    came, counters, _ = run_turns(config, vcpus, vcpus, turns)
+    assert (came, counters) == on_specification(config, vcpus, turns)
+
+
+def test_the_runs_of_a_guest_come_back(tmp_path: Path) -> None:
+    """A program that touches as many pages has runs as long as the recorded ones."""
+    frames = as_csv(tmp_path / "pages.csv", [(3, 100), (1, 50), (9, 2000), (700, 4096)])
+    first = 713 * 1000
+    came, _ = touched(Config(memory="256M", frames=frames), [(first + i) << 12 for i in range(713)])
+    base = came[0] - (100 << 12)
+    assert [(gpa - base) >> 12 for gpa in came] == [*range(100, 103), 50, *range(2000, 2009), *range(4096, 4796)]
+
+
+@pytest.mark.parametrize("text", [None, "", "va,pa\n", "va,gpa,size\nx,y,z\n", "va,gpa,size\n0x0,0x0,12\n", "\xff"])
+def test_files_that_are_none(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "pages.csv"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="frames="):
+        Machine(Config(memory="64M", frames=f"of:{path}"))

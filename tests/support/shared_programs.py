@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmmu import Config, Host
 from fastmmu.ops import LAST_ACCESS, Op
-from fastmmu.machine.frame_plan import frame_plan
+from fastmmu.machine.frame_plan import frame_plan, recorded_runs
 from fastmmu.reference.machine import Cpus, Frames, Guest, PolicyFrames
 
 __all__ = ["COUNTED", "Turn", "frames_of", "on_specification", "random_turns", "run_turns"]
@@ -89,7 +89,8 @@ def frames_of(config: Config) -> Frames | None:
     if plan.policy == "first-touch":
         return None
     return PolicyFrames(config.memory_bytes, plan.policy, unusable=None if plan.unusable < 0 else plan.unusable,
-                        seed=plan.seed, group=1 << plan.group)  # fmt: skip
+                        seed=plan.seed, group=1 << plan.group,
+                        runs=tuple(recorded_runs(plan.path)) if plan.path else ())  # fmt: skip
 
 
 def on_specification(config: Config, vcpus: int, turns: list[Turn]) -> tuple[list[int], list[dict[str, int]]]:

@@ -13,5 +13,12 @@ def add_frames(group: Any) -> None:
         "--frames",
         metavar="POLICY",
         help="which frames programs get: first-touch (the default), shuffled[:SEED], buddy:F[:SEED] (memory fragmented "
-        "to FMFI F), reserve:SIZE, contiguous; the last two also with +buddy:F, as in reserve:64k+buddy:0.5",
+        "to FMFI F), reserve:SIZE, contiguous; the last two also with +buddy:F, as in reserve:64k+buddy:0.5; of:FILE",
+    )
+    group.add_argument(
+        "--frames-of",
+        metavar="FILE",
+        dest="frames",
+        type=lambda path: f"of:{path}",
+        help="as the pages of a recorded guest lay: a file of fastmmu maps GUEST --csv FILE",
     )

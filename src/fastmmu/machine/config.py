@@ -115,7 +115,8 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param frames: which frames the guest kernel gives to programs (docs/frames.md): ``"first-touch"``, in order;
         ``"shuffled"``, ``"shuffled:SEED"``; ``"buddy:F"``, ``"buddy:F:SEED"``, a buddy allocator of memory of which the
         free part is fragmented to FMFI F at first; ``"reserve:64k"``, groups of 32k to 2m (PTEMagnet); ``"contiguous"``
-        (CA paging); the last two also ``"reserve:64k+buddy:F"``. Not with ``kernel_memory="high"``.
+        (CA paging); the last two also ``"reserve:64k+buddy:F"``; ``"of:FILE"``, as the
+        pages of a recorded guest lay, of ``fastmmu maps GUEST --csv FILE``. Not with ``kernel_memory="high"``.
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
     :param exit_pages: pages of its own that the host reads at each VM exit, under VPID 0.
     :param exit_log: so many VM exits are kept, the last, a record each (64 bytes): :meth:`Machine.exit_log`; 0: none.

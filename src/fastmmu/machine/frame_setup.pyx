@@ -1,12 +1,13 @@
 """The frames of a guest kernel, set up before it boots; header: frame_setup.pxd."""
 
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport malloc
 
-from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, frames_init
+from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, FRAMES_OF, LayoutRun, frames_init
 from fastmmu.machine.kernel_state cimport BLOCK, GuestKernel
 
 from fastmmu.errors import OutOfMemoryError
-from fastmmu.machine.frame_plan import frame_plan
+from fastmmu.machine.frame_plan import frame_plan, recorded_runs
 
 
 cdef int frames_choose(GuestKernel *k, config) except -1:
@@ -19,4 +20,19 @@ cdef int frames_choose(GuestKernel *k, config) except -1:
     if frames_init(&k.frames, policy, (1 + max(<uint64_t> 2, blocks // 64)) * BLOCK, k.guest.nbytes, plan.unusable,
                    plan.seed, plan.group):
         raise OutOfMemoryError(f"no memory for the guest's frames; make memory={config.memory!r} smaller")
+    if policy == FRAMES_OF:
+        record(k, recorded_runs(plan.path))
+    return 0
+
+
+cdef int record(GuestKernel *k, list runs) except -1:
+    cdef uint64_t i = 0, pages, frame
+    k.frames.run = <LayoutRun *> malloc(len(runs) * sizeof(LayoutRun))
+    if k.frames.run == NULL:
+        raise OutOfMemoryError("no memory for the pages of a recorded guest")
+    for pages, frame in runs:
+        k.frames.run[i].page, k.frames.run[i].frame = k.frames.pages, frame
+        k.frames.pages += pages
+        i += 1
+    k.frames.runs = i
     return 0

@@ -15,7 +15,7 @@ from fastmmu.errors import OutOfMemoryError
 
 
 cdef int keep_policy(_Archive a, Frames *f) except -1:
-    # Frames of machine/frames.pxd. Of the new machine: policy first order group run runs pages. Derived: born
+    # Frames of machine/frames.pxd. Of the new machine: policy first order group run. Derived: born
     # ages age_room age_next age groups holds
     if f.policy == FRAMES_FIRST_TOUCH:
         return 0
@@ -26,6 +26,8 @@ cdef int keep_policy(_Archive a, Frames *f) except -1:
             a.refuse("no block of guest memory is the next")
         keep_targets(a, f)
     elif f.holds != NULL:
+        a.same("frames.runs", f.runs)
+        a.same("frames.pages", f.pages)
         keep_reserved(a, f)
     return 0
 
