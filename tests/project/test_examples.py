@@ -71,6 +71,16 @@ def test_caches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
     )
 
 
+def test_walk_latency(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first rows of the table of docs/experiments.md are those of the example; others take minutes."""
+    page = (EXAMPLES.parent / "docs" / "experiments.md").read_text()
+    rows = output("walk_latency.py", capsys, monkeypatch, "16").splitlines()
+    assert len(rows) == 2
+    assert [row for row in rows if row not in page.splitlines()] == [], (
+        "put what the example prints into docs/experiments.md"
+    )
+
+
 def test_sweep(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Code and figures of docs/studies.md are those of the example; the second time nothing is run."""
     pytest.importorskip("pyarrow", reason="results of studies are Parquet: fastmmu[arrow]")
