@@ -15,7 +15,7 @@ __all__ = [
     "WALK_FIGURES", "caches_of", "cdf", "draw_latency", "latency_chart", "levels_table", "walk_figures", "with_latency",
 ]  # fmt: skip
 
-_LEVELS = {"l1": "L1", "l2": "L2", "l3": "L3", "row": "open row", "dram": "DRAM"}
+_LEVELS = {"l1": "L1", "l2": "L2", "l3": "L3", "row": "row", "dram": "DRAM"}
 _OF = {"read": "reads", "write": "writes", "fetch": "fetches", "kernel": "guest kernel", "vmm": "VMM"}
 
 _LATENCY = {"walk_p50": 0.5, "walk_p90": 0.9, "walk_p99": 0.99}
