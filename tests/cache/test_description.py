@@ -25,7 +25,8 @@ def parsed(text: str) -> CacheDescription:
 @pytest.mark.parametrize("name", CACHE_PRESETS)
 def test_a_preset_is_a_hierarchy(name: str) -> None:
     d = parsed(name)
-    assert d is CACHE_PRESETS[name] and d.name == name
+    assert d is CACHE_PRESETS[name]
+    assert d.name == name
     assert sum(CacheHierarchy(d).access(np.arange(1000, dtype=np.uint64) * 64)) == 1000
     latencies = [part.latency for part in (d.l1d, d.l2, d.l3) if part]
     assert [*latencies, d.memory.row, d.memory.dram] == sorted([*latencies, d.memory.row, d.memory.dram])
@@ -33,7 +34,8 @@ def test_a_preset_is_a_hierarchy(name: str) -> None:
 
 def test_skylake_has_the_latencies_of_the_cost_model() -> None:
     d, memory = CACHE_PRESETS["skylake"], tomllib.loads(COSTS.read_text())["memory"]
-    assert d.l2 and d.l3
+    assert d.l2
+    assert d.l3
     found = {"l1d": d.l1d.latency, "l2": d.l2.latency, "l3": d.l3.latency, "dram": d.memory.dram}
     assert found == memory
 
@@ -50,14 +52,17 @@ def test_the_text_of_a_description_makes_it_again(name: str, words: str) -> None
 
 def test_words_replace_parts_of_a_preset() -> None:
     d = parsed("zen2 l1d=48k/12/5 l3=8m/16 inclusion=neither l2_inclusion=neither bypass=l1 walker=l1 tables=none")
-    assert d.l1d == Cache(48 << 10, 12, 5) and d.l3 == Cache(8 << 20, 16, 39) and d.l2 == CACHE_PRESETS["zen2"].l2
+    assert d.l1d == Cache(48 << 10, 12, 5)
+    assert d.l3 == Cache(8 << 20, 16, 39)
+    assert d.l2 == CACHE_PRESETS["zen2"].l2
     assert (d.inclusion, d.l2_inclusive, d.bypass, d.tables) == ("neither", False, ("l1",), ())
     assert d.name == "zen2 l1d=48k/12/5 l3=8m/16 inclusion=neither l2_inclusion=neither bypass=l1 walker=l1 tables=none"
     assert parsed("l2=512k/8").l2 == Cache(512 << 10, 8, 14)
     assert parsed("SKYLAKE l3=none").l3 is None
     assert parsed("core2 l3=4m/16").l3 == Cache(4 << 20, 16, 44)
     assert parsed("skylake l3=11264k/11").l3 == Cache(11 << 20, 11, 44)
-    assert caches(None) is None and caches(d) is d
+    assert caches(None) is None
+    assert caches(d) is d
 
 
 @pytest.mark.parametrize(
@@ -122,4 +127,5 @@ def test_what_is_refused_of_references() -> None:
         caches.walk([("guest1", 0)] * 97)
     with pytest.raises(WrongTypeError):
         caches.walk([3])  # type: ignore[list-item]
-    assert caches.lines() == [] and caches.counters()["references"] == {}
+    assert caches.lines() == []
+    assert caches.counters()["references"] == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -84,7 +85,8 @@ def check(description: CacheDescription, seed: int, n: int) -> None:
     assert counted["cycles"] == {c: spec.cycles[c] for c in causes}
     assert set(counted["references"]) == causes
     assert counted["written"] == {level: spec.written[level] for level in ("l1", "l2", "l3", "memory")}
-    assert counted["walks"] == len(spec.walks) and counted["walk_cycles"] == sum(spec.walks)
+    assert counted["walks"] == len(spec.walks)
+    assert counted["walk_cycles"] == sum(spec.walks)
     bins = [walk_bin_edges(i) for i in range(128)]
     expected = [(*edges, sum(edges[0] <= w <= edges[1] for w in spec.walks)) for edges in bins]
     assert list(counted["walk_latency"]) == [row for row in expected if row[2]]
@@ -118,5 +120,6 @@ def test_every_mode(policy: str, inclusion: str, switches: dict[str, Any]) -> No
 
 def test_edges_of_bins_meet() -> None:
     edges = [walk_bin_edges(i) for i in range(128)]
-    assert edges[0] == (0, 0) and all(a[1] + 1 == b[0] for a, b in zip(edges, edges[1:], strict=False))
+    assert edges[0] == (0, 0)
+    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(edges))
     assert edges[-1][1] >= 1 << 32

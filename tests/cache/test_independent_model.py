@@ -100,7 +100,9 @@ def lru(
 @pytest.mark.parametrize("name", STREAMS)
 def test_counts_by_level_equal_an_independent_lru(name: str, text: str) -> None:
     d = caches(text)
-    assert d is not None and d.l2 is not None and d.l3 is not None
+    assert d is not None
+    assert d.l2 is not None
+    assert d.l3 is not None
     hpa, op = stream(name, N)
     parts = {"l1d": d.l1d, "l1i": d.l1i, "l2": d.l2, "l3": d.l3}
     sizes = {level: (part.size, part.ways) for level, part in parts.items()}

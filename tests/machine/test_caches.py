@@ -74,7 +74,7 @@ def test_counts_are_those_of_a_model_in_plain_python(scheme: str) -> None:
         for la, nbytes in parts:  # two pages: as two accesses, which is what is counted
             before = twin.counters()["walks"]
             twin.run(op[i : i + 1], np.array([nbytes], np.uint8), np.array([la], np.uint64), out)
-            access: Any = "r w rw x".split()[op[i]]
+            access: Any = ["r", "w", "rw", "x"][op[i]]
             walk = fastmmu.walk(twin.memory, state, la, access=access, eptp=eptp)
             assert walk.pa is not None
             if twin.counters()["walks"] > before:
@@ -105,7 +105,8 @@ def agrees(counters: dict[str, Any], found: CacheResult) -> None:
     """Every reference that is counted was somewhere."""
     guest, ept = sum(found.at("guest")), sum(found.at("ept"))
     assert guest + ept == counters["guest_walk_refs"] + counters["ept_walk_refs"] + counters["ad_writes"]
-    assert ept >= counters["ept_walk_refs"] and guest >= counters["guest_walk_refs"]
+    assert ept >= counters["ept_walk_refs"]
+    assert guest >= counters["guest_walk_refs"]
     assert found.walks == counters["walks"]
     assert found.walk_cycles == found.cycles_of("guest", "ept")
 
@@ -119,7 +120,8 @@ def test_a_program_is_the_same_with_caches(config: Config, seed: int) -> None:
     plain.run(batch.op, batch.size, batch.addr, out)
     cached.run(batch.op, batch.size, batch.addr, other)
     counters, found = cached.counters(), found_of(cached)
-    assert counters == plain.counters() and cached.tlb.counters() == plain.tlb.counters()
+    assert counters == plain.counters()
+    assert cached.tlb.counters() == plain.tlb.counters()
     assert (out == other).all()
     agrees(counters, found)
     assert sum(found.at("kernel")) >= counters["kernel_accesses"] - counters["vm_exits"]
@@ -133,8 +135,10 @@ def test_a_real_program_is_the_same_with_caches(scheme: str, name: str) -> None:
     trace = read_trace(bundled()[name]).head(400_000)
     plain = simulate(trace, SCHEMES[scheme])
     cached = simulate(trace, SCHEMES[scheme].replace(caches="skylake"))
-    assert cached.counters == plain.counters and cached.tlb == plain.tlb
-    assert cached.caches is not None and plain.caches is None
+    assert cached.counters == plain.counters
+    assert cached.tlb == plain.tlb
+    assert cached.caches is not None
+    assert plain.caches is None
     agrees(cached.counters, cached.caches)
     data = sum(cached.caches.at("read", "write", "fetch"))
     assert cached.counters["accesses"] <= data < 1.2 * cached.counters["accesses"]
@@ -190,7 +194,9 @@ def test_behind_a_warm_up() -> None:
     config = Config(mmu="ept", caches="skylake")
     whole, late = simulate(trace, config), simulate(trace, config, warm_up=100_000)
     early = simulate(trace.head(100_000), config)
-    assert whole.caches is not None and late.caches is not None and early.caches is not None
+    assert whole.caches is not None
+    assert late.caches is not None
+    assert early.caches is not None
     now, before = whole.caches.counts(), early.caches.counts()
     assert late.caches == caches_between(now, before)
     agrees(late.counters, late.caches)
@@ -201,7 +207,8 @@ def test_result_in_plain_types() -> None:
     found = simulate(read_trace(bundled()["sqlite"]).head(50_000), Config(mmu="ept", caches="zen2")).caches
     assert found is not None
     assert CacheResult.of_dict(found.to_dict()) == found == CacheResult.of_counts(found.counts())
-    assert found.levels == ("l1", "l2", "l3", "row", "dram") and found.latency == (4, 12, 39, 150, 200)
+    assert found.levels == ("l1", "l2", "l3", "row", "dram")
+    assert found.latency == (4, 12, 39, 150, 200)
 
 
 # ---- what there is not ------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ def test_they_go_on(name: str, text: str) -> None:
     whole_walk.access(hpa[:12_345], op[:12_345])
     whole_walk.walk([("guest4", 0x5000), ("ept0.1", 0x7000, True)])
     restore_caches(second, *caches_state(first))
-    assert second.lines() == first.lines() and second.open_rows() == first.open_rows()
+    assert second.lines() == first.lines()
+    assert second.open_rows() == first.open_rows()
     for one in (first, second, whole_walk):
         one.access(hpa[12_345:], op[12_345:])
     assert second.counters() == first.counters() == whole_walk.counters()

@@ -172,7 +172,9 @@ def test_they_are_those_of_the_emulator(path: Path) -> None:
 
 def test_each_structure_that_there_is(whole: Result) -> None:
     n, counters = whole.instructions, whole.counters
-    assert n and whole.mpki_by is not None and whole.pki is not None
+    assert n
+    assert whole.mpki_by is not None
+    assert whole.pki is not None
     assert set(whole.mpki_by) == {
         "l1i", "l1d", "stlb", "pde", "pdpte", "pml4e", "ept_pde", "ept_pdpte", "ept_pml4e", "gpm",
     }  # fmt: skip
@@ -245,7 +247,7 @@ def test_the_factor_can_be_replaced(whole: Result, tmp_path: Path) -> None:
     assert other.walk_share == pytest.approx(0.5 * w / (c - 0.5 * w))
     for value in ("-0.1", "1.5", "nan"):
         file.write_text(f"[walk]\noverlap = {value}\n")
-        with pytest.raises(ConfigError, match="walk.overlap"):
+        with pytest.raises(ConfigError, match=r"walk\.overlap"):
             CostModel.load(file)
 
 

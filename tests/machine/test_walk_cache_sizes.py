@@ -55,11 +55,14 @@ def test_each_level_counts_what_it_found() -> None:
     """A reference to the guest's tables saved is a level that need not be read, of a walk that began below it."""
     result = ran("native", psc="1/4/64")
     hits = result.tlb["psc"]["hits"]
-    assert hits["pde"] > 0 and hits["pdpte"] > 0 and hits["pml5e"] == 0
+    assert hits["pde"] > 0
+    assert hits["pdpte"] > 0
+    assert hits["pml5e"] == 0
     walks = result.counters["walks"]
     assert result.counters["guest_walk_refs"] == 4 * walks - 3 * hits["pde"] - 2 * hits["pdpte"] - hits["pml4e"]
     only = ran("native", psc="0/4/0").tlb["psc"]["hits"]
-    assert only["pdpte"] > 0 and only["pde"] == only["pml4e"] == 0
+    assert only["pdpte"] > 0
+    assert only["pde"] == only["pml4e"] == 0
 
 
 def test_a_level_alone_leaves_the_others_of_the_preset() -> None:

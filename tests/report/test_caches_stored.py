@@ -31,14 +31,17 @@ def test_loads_back(tmp_path: Path, kind: str) -> None:
     assert [result.cycles_by for result in again] == [pytest.approx(result.cycles_by) for result in results]
     assert [result.config.cache_description is None for result in again] == [True, False, False, False]
     assert [str(result.config.cache_description) for result in again] == [str(c.cache_description) for c in configs]
-    assert again[0].caches is None and again[1].caches is not None
+    assert again[0].caches is None
+    assert again[1].caches is not None
 
 
 def test_columns() -> None:
     trace = read_trace(bundled()["sqlite"]).head(20_000)
     plain, cached = rows([simulate(trace, Config(mmu="ept")), simulate(trace, Config(mmu="ept", caches="skylake"))])
-    assert cached["cache_read_l1"] > 1000 and plain["cache_read_l1"] == 0
-    assert cached["caches"] == "skylake" and plain["caches"] is None
+    assert cached["cache_read_l1"] > 1000
+    assert plain["cache_read_l1"] == 0
+    assert cached["caches"] == "skylake"
+    assert plain["caches"] is None
     assert plain.keys() == cached.keys()
 
 

@@ -63,7 +63,8 @@ class Caches:
     """What a stream of references comes to: counts by cause and level."""
 
     def __init__(self, description: CacheDescription) -> None:
-        assert description.l2 is not None and description.l3 is not None
+        assert description.l2 is not None
+        assert description.l3 is not None
         self.rows = Rows(description)
         self.l3 = Level(description.l3, self.rows)
         self.l2 = Level(description.l2, self.l3)

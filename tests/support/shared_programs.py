@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from fastmmu import Config, Host
-from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.machine.frame_plan import frame_plan, recorded_runs
+from fastmmu.ops import LAST_ACCESS, Op
 from fastmmu.reference.machine import Cpus, Frames, Guest, PolicyFrames
 
 __all__ = ["COUNTED", "Turn", "frames_of", "on_specification", "random_turns", "run_turns"]

@@ -14,7 +14,6 @@ from fastmmu.tlb.geometry import PAGES, TABLES, Array, Geometry, geometry
 from fastmmu.tlb.tlb import TLB
 from tests.support.tlb_programs import SMALL, Program, canonical, run, sorted_entries
 
-
 POLICIES = [
     ("lru", "lru"), ("plru", "plru"), ("lru", "plru"), ("random:5", "random"), ("srrip", "srrip"), ("lru", "chirp"),
     ("chirp", "srrip"), ("random", "chirp"), ("plru", "chirp"),

@@ -22,7 +22,10 @@ def small(policy: str, l2: Array) -> Geometry:
     return Geometry(name="small", l1i=(Array(1, 1),), l1d=(Array(1, 1),), l2=(l2,), replacement=("lru", policy))
 
 
-def misses(policy: str, pages: Iterable[int], l2: Array = Array(64, 64)) -> int:
+FULLY = Array(64, 64)
+
+
+def misses(policy: str, pages: Iterable[int], l2: Array = FULLY) -> int:
     tlb = TLB(small(policy, l2))
     return int(tlb.simulate(np.array(list(pages), np.uint64) << np.uint64(12))["misses"])
 

@@ -182,9 +182,9 @@ class CacheDescription(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError("walker='l2': there is no L2; give walker='l1', or an l2")
         if self.l2_inclusive and self.l2 is not None and "l2" in self.bypass and first:
             raise ConfigError("bypass='l2': an inclusive L2 holds what L1 holds; give bypass='l1,l2'")
-        if self.inclusion == "inclusive" and self.l3 is not None and "l3" in self.bypass:
-            if first or (self.l2 is not None and "l2" not in self.bypass):
-                raise ConfigError("bypass='l3': an inclusive L3 holds what L1 and L2 hold; give bypass='l1,l2,l3'")
+        filled = first or (self.l2 is not None and "l2" not in self.bypass)
+        if self.inclusion == "inclusive" and self.l3 is not None and "l3" in self.bypass and filled:
+            raise ConfigError("bypass='l3': an inclusive L3 holds what L1 and L2 hold; give bypass='l1,l2,l3'")
         if self.inclusion == "exclusive" and self.l3 is not None and self.l2 is None:
             raise ConfigError("inclusion='exclusive': it takes what leaves L2, and there is none; give an l2")
 

@@ -19,9 +19,9 @@ zen4           32K/8 4; 32K/8; 1M/8 14; 32M/16 50 exclusive (of 8 cores)
 
 Sources: sizes, ways and inclusion as Intel's and AMD's optimization manuals give them, quoted in public (WikiChip);
 AMD: L2 is inclusive of L1, L3 takes what leaves L2. Latencies: the same, those of L3 as they were measured in public,
-without contention. "skylake" has those of [memory] in machine/costs.toml (Intel's least of its L2 is 12). Estimates: all
+without contention. "skylake" has those of [memory] in machine/costs.toml (Intel's least of L2 is 12). Estimates: all
 of memory, 200 cycles for another row (50..60 ns) and 150 for the open one, 32 banks (two channels of 16) of rows of
-8 KB. Unverified: that zen3 and zen4 keep L1 in L2. Choices: true LRU everywhere, where processors have variants of PLRU
+8 KB. Unverified: that zen3, zen4 keep L1 in L2. Choices: true LRU everywhere, where processors have variants of PLRU
 and RRIP that nobody documents; no prefetcher; one CPU uses all of an L3 (caches.md §1).
 """
 

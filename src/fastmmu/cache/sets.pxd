@@ -197,7 +197,7 @@ cdef inline uint32_t victim_of(const CacheArray *a, uint64_t s, uint64_t allowed
     # of a set without an empty way, among the allowed ones
     cdef uint8_t *rank = rank_of(a, s)
     cdef uint64_t found
-    cdef uint32_t r, i
+    cdef uint32_t r
     if a.policy == CACHE_PLRU:
         return plru_victim(a, (<uint64_t *> rank)[0], allowed)
     if a.policy == CACHE_SRRIP:

@@ -13,6 +13,6 @@ def add_caches(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--caches",
         metavar="PRESET",
-        help="caches and memory under every reference: skylake, zen2, ..., also 'skylake l3=16m/16'; default: none, and "
+        help="caches and memory under every reference: skylake, zen2, ..., also 'skylake l3=16m/16'; default: none and "
         "shares of the cost model",
     )

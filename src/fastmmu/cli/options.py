@@ -211,6 +211,7 @@ def _tell_apart(found: Sequence[Trace]) -> None:
 
 # ---- configuration ------------------------------------------------------------------------------------------------
 
+
 def add_config(parser: argparse.ArgumentParser, *, apic: bool = True, kvm: bool = True) -> None:
     """The fields of Config that are no part of the scheme, and the cost model; `apic`: also --tpr and --traffic; `kvm`:
     also --kvm."""

@@ -12,7 +12,7 @@ from fastmmu.cache.names import CAUSE_NAMES, LEVELS, walk_bin_edges
 __all__ = ["CAUSES", "CacheResult", "caches_between"]
 
 CAUSES = {"data": "data beyond the first cache", "vmm_memory": "the VMM's memory beyond the first cache"}
-"""Causes of cost that there are with data caches alone: no counter has their price, but latencies (machine/costs.py)."""
+"""Causes of cost that there are with data caches alone: no counter has their price, but latencies (costs.py)."""
 
 _LATENCY = "latency_"
 _BINS = 124  # the last begins below 2**32

@@ -88,16 +88,16 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         with 2M and 1G arrays, walk caches and guest-physical mappings of any size; ``"strict"`` keeps all that the
         architecture lets a processor keep, and forgets what it must. :param l1d, l1i, stlb: "entries/ways" of the 4 KB
         arrays, or arrays by page size, in place of its own, as in :func:`fastmmu.geometry`. :param replacement:
-        of both levels, or of each as in ``"lru,srrip"``: lru, plru, random, random:SEED, srrip, chirp (docs/replacement.md),
-        or one that a package has registered; None: the geometry's, which is lru with a preset.
+        of both levels, or of each as in ``"lru,srrip"``: lru, plru, random, random:SEED, srrip, chirp
+        (docs/replacement.md), or one that a package has registered; None: the geometry's, which is lru with a preset.
     :param psc, epsc: paging-structure caches of the guest's (or native) tables and of the EPT's, entries of
         PML4E/PDPTE/PDE as in ``"2/4/32"``, one array as in ``"64/fa"``, some levels as in ``"pde 64/4"``, ``"none"``.
     :param gpm: guest-physical mappings: ``"64/fa"``, ``"shared"`` (in the second level), ``"off"``. None of these
         three: the geometry's. What each level found: ``Result.tlb``, by these names.
     :param walk_caches: paging-structure caches and, under EPT, cached guest-physical mappings shorten the walks.
     :param caches: data caches and memory under every reference (docs/caches-in-runs.md): the name of a preset, such as
-        ``"skylake"``, a text that changes one, or a :class:`fastmmu.cache.CacheDescription`. Cycles of accesses and walks
-        then come from where references are found, ``Result.caches`` says where that was. None: fixed shares of costs.toml.
+        ``"skylake"``, a text that changes one, or a :class:`fastmmu.cache.CacheDescription`. Cycles of accesses and
+        walks then come from where references are found, ``Result.caches`` says where. None: fixed shares of costs.toml.
         Of one CPU; not with a :class:`Host`.
     :param topology: packages, cores of each, hyperthreads of each core, as in ``"1x2x2"``: the CPUs of a host, or of a
         system trace; hyperthreads of a core follow each other. None: each CPU is a core. A machine alone has one CPU.
@@ -180,8 +180,8 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         memory = self._bytes("memory")
         if self.caches is not None and self.tlb_extension is not None:
             raise ConfigError(
-                f"Config: caches={shown(self.caches)} with tlb_extension={shown(self.tlb_extension)}: no data cache sees "
-                "what that refers to; give one of them"
+                f"Config: caches={shown(self.caches)} with tlb_extension={shown(self.tlb_extension)}: no data cache "
+                "sees what that refers to; give one of them"
             )
         if self.find_missing_flushes and not arrays.unbounded:
             raise ConfigError(

@@ -205,12 +205,12 @@ cdef uint64_t targeted(Frames *f, uint64_t process, uint64_t page, int order) no
 # ---- what the guest kernel asks for -----------------------------------------------------------------------
 
 cdef uint64_t small(Frames *f, uint64_t process, uint64_t page) noexcept nogil:
-    cdef uint64_t frame, i
+    cdef uint64_t frame, _i
     if f.policy == FRAMES_RESERVE or f.policy == FRAMES_OF:
         return reserved(f, process, page)
     if f.policy == FRAMES_CONTIGUOUS:
         return targeted(f, process, page, 0)
-    for i in range(TRIES if f.policy == FRAMES_SHUFFLED and f.buddy.spare else 0):
+    for _i in range(TRIES if f.policy == FRAMES_SHUFFLED and f.buddy.spare else 0):
         frame = permuted(&f.order, f.cursor)
         f.cursor = f.cursor + 1 if f.cursor + 1 < f.buddy.n else 0
         if buddy_take_at(&f.buddy, frame, 0):

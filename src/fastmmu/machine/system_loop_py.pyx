@@ -74,7 +74,7 @@ cdef class SystemReplay:
     cdef _Cpu now
     cdef uint64_t credit                # records since others had their turn
     cdef readonly uint64_t records      # carried out
-    cdef readonly uint64_t instructions # begun by them: X records count those until the next
+    cdef readonly uint64_t instructions     # begun by them: X records count those until the next
     cdef readonly list tables           # address of each page table, in the order of the TABLE records
     cdef readonly object written        # bytes, one a page of guest memory that was stored to; None: not asked for
 

@@ -172,7 +172,7 @@ def _table(
         counters = {**result.counters, "mpki": result.mpki, "walk_cycles_pki": (result.pki or {}).get("walk_cycles")}
         counters["l1_misses"] = counters["l1d_misses"] + counters["l1i_misses"]
         cells = [(name, name)]
-        for title, key in _COLUMNS:
+        for _, key in _COLUMNS:
             value = counters[key]
             shown = "" if value is None else f"{value:.2f}" if isinstance(value, float) else f"{value:,}"
             cells.append((shown, "" if value is None else repr(value)))

@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport strncpy
 
 from fastmmu.tlb.entries cimport (
-    CLASSES, CTX_LIVE, EXTENDED, F_G, K_GLOBAL, K_LOCAL, NO_WAY, TLB_LA, TlbArray, TlbContext, TlbPort, TlbSet,
+    CLASSES, CTX_LIVE, EXTENDED, K_GLOBAL, K_LOCAL, NO_WAY, TlbArray, TlbContext, TlbPort, TlbSet,
     TlbUnit, page_of, set_of, way_of,
 )
 from fastmmu.tlb.lookup cimport tlb_fill, tlb_found, tlb_refill
@@ -204,8 +204,8 @@ cdef bint extension_cached(const Tlb *t, int acc, uint64_t la) noexcept nogil:
     cdef const TlbArray *a
     cdef const TlbSet *x
     cdef uint64_t page
-    cdef int size, level
-    for level in range(2):
+    cdef int size, _
+    for _ in range(2):
         if u != NULL:
             for size in range(CLASSES):
                 if u.live[size]:

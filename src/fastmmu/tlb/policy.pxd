@@ -54,8 +54,8 @@ cdef struct Replacer:             # key: of all ways of the set; 0: it is empty
     bint fetches                # it looks at which code runs: the pages of the last fetches, `PolicySets.fetches`
 
 
-# Of fetches, which the first level for instructions notes where a policy looks at them, in the first 16 of the own_bytes
-# of the last such array (before `start`: NO_PAGE and 0):
+# Of fetches, which the first level for instructions notes where a policy looks at them, in the first 16 of the
+# own_bytes of the last such array (before `start`: NO_PAGE and 0):
 #   fetches[0]  the page of the last one, as policy_page() of its key; NO_PAGE: there was none
 #   fetches[1]  the path: for each fetch of another page than the one before it, 4 bits of a hash of the page that was
 #               left come in at the bottom
