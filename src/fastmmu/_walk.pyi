@@ -57,6 +57,17 @@ def walk(
     set_ad: bool = False,
     tlb: TLB | None = None,
 ) -> WalkResult: ...
+def walk_switched(
+    mem: PhysicalMemory,
+    state: GuestState,
+    va: int,
+    *,
+    shadow: GuestState | int,
+    eptp: int | SecondLevel,
+    access: AccessName = "r",
+    set_ad: bool = False,
+    tlb: TLB | None = None,
+) -> tuple[WalkResult, int]: ...
 def _walk_unrecorded(
     mem: PhysicalMemory, state: GuestState, va: int, access: AccessName, eptp: int | SecondLevel | None, tlb: TLB
 ) -> tuple[int, int, int, int | None, int | None, int, int]: ...

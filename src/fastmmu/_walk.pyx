@@ -12,6 +12,7 @@ from fastmmu.arch.types cimport (
     FAULT_APIC, FAULT_EPT_MISCONFIG, FAULT_EPT_VIOLATION, FAULT_NONE, FAULT_NPF, FAULT_PF, FAULT_PML_FULL, FAULT_SPP,
     MODE_4, MODE_PAE, STEP_DATA, Ept, Paging, PmlQuery, Step, Steps, Walk,
 )
+from fastmmu.paging.agile cimport ROOT_SHADOW, ROOT_SWITCHED, Agile, walk_agile
 from fastmmu.paging.ept cimport (
     NEED_R, NEED_W, QUAL_GLA, QUAL_TRANSLATED, EptLeaf, ept_facts, ept_walk, need_of, step,
 )
@@ -204,6 +205,58 @@ def walk(PhysicalMemory mem not None, GuestState state not None, va, *, access="
     if not result.walk.fault:
         result.mt = effective_type(&paging, &state.mtrrs.state, &result.walk, e)
     return finish(result, la, access, &steps)
+
+
+def walk_switched(PhysicalMemory mem not None, GuestState state not None, va, *, shadow, eptp, access="r", set_ad=False,
+                  TLB tlb=None):
+    """Translate one linear address as a processor with agile paging does (J. Gandhi, M. D. Hill, M. M. Swift: Agile
+    paging, ISCA 2016; agile.md §1-§3): by shadow tables, and from an entry that switches on by the guest's own, each
+    reference of which goes over the EPT.
+
+    :param mem: host physical memory. :param state: the guest's registers, of 4- or 5-level paging.
+    :param shadow: :class:`GuestState` with the registers that the shadow tables are walked by, CR3 their root, as many
+        levels as the guest's; privilege counts as there. Or an integer: the host-physical address of the guest's own
+        root table, which the processor has in the place of a shadow root.
+    :param eptp: EPT pointer (int or :class:`Eptp`). The others: as of :func:`walk`.
+    :returns: (:class:`WalkResult`, levels of the guest's own tables that were walked). Where the walk switches the
+        guest-physical address of a step is that in host memory.
+    :raises StateError: an address, access or EPTP that is none, other paging modes. :raises BusError: a root outside
+        memory.
+    """
+    cdef WalkResult result = WalkResult.__new__(WalkResult)
+    cdef GuestState above = shadow if isinstance(shadow, GuestState) else state
+    cdef Paging hw
+    cdef Agile a
+    cdef PmlQuery log
+    cdef Steps steps
+    cdef int acc = access_code(access), nested = 0
+    cdef uint64_t la = linear_address(va)
+    cdef Tlb *caches = NULL
+    cdef Turn _tlb_turn, _turn = log_turn(eptp, set_ad)
+    if eptp is None or isinstance(eptp, Npt):
+        raise StateError(f"agile paging switches to an EPT, not to {shown(eptp)}; give eptp=")
+    if state.paging.mode < MODE_4 or above.paging.mode != state.paging.mode:
+        raise StateError(f"agile paging of {state.mode.name} below {above.mode.name}; both must have 4 "
+                         "levels, or 5")
+    prepare(mem, state, eptp, set_ad, &log, &a.guest, &a.ept, &result.walk)
+    a.root, a.root_hpa = ROOT_SHADOW, 0
+    hw = state.paging
+    if isinstance(shadow, GuestState):
+        prepare(mem, shadow, None, set_ad, NULL, &hw, NULL, &result.walk)
+    else:
+        a.root, a.root_hpa = ROOT_SWITCHED, guest_physical_address("host-physical root of the guest's tables", shadow)
+    if tlb is not None:
+        if not a.guest.write_ad:
+            raise StateError("a walk that fills caches is an access: pass set_ad=True with tlb=")
+        caches = tlb.t
+        _tlb_turn = tlb.turns.apart()
+    steps.n = 0
+    with nogil:
+        walk_agile(&mem.mem, &hw, &a, caches, la, acc, &result.walk, &steps, &nested)
+    mem.settle()
+    if not result.walk.fault:
+        result.mt = effective_type(&a.guest, &state.mtrrs.state, &result.walk, &a.ept if nested else NULL)
+    return finish(result, la, access, &steps), nested
 
 
 def _walk_unrecorded(PhysicalMemory mem not None, GuestState state not None, va, access, eptp, TLB tlb not None):

@@ -150,7 +150,7 @@ cdef inline int guest_walk(Mem *m, const Paging *g, const Ept *e, Cached *c, uin
     if c != NULL:
         c.top = c.n = 0
         c.lowest = 6
-    w.fault = guest_walk_(m, g, e, c, la, acc, w, path, steps)
+    w.fault = guest_walk_(m, g, e, c, la, acc, w, path, steps, 0, 0)
     if c != NULL and not c.look and w.fault == FAULT_NONE:
         if c.top:
             tlb_psc_drop(c.tlb, c.la)
@@ -172,7 +172,9 @@ cdef inline EptLeaf *ept_leaf_for(Cached *c, uint64_t gpa, EptLeaf *own) noexcep
 
 
 cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, uint64_t la, int acc, Walk *w,
-                            GuestPath *path, Steps *steps) noexcept nogil:
+                            GuestPath *path, Steps *steps, uint64_t start, int start_level) noexcept nogil:
+    # start: the way to a table of start_level at which the walk begins, as paging-structure caches have it; 0: at the
+    # root, or with what is cached (a constant 0 in the walks of paging/walk.pyx)
     cdef EptLeaf own
     cdef EptLeaf *found
     cdef uint64_t ept_leaf[6]   # the last of the EPT entries behind path.ept
@@ -200,12 +202,15 @@ cdef inline int guest_walk_(Mem *m, const Paging *g, const Ept *e, Cached *c, ui
         if not table & P:
             return page_fault(g, w, acc, 0)
         table &= g.frame
-    if caches:
+    if start:
+        cached = start
+        level = start_level
+    elif caches:
         cached = find_table(c, la, g.levels, &level)
-        if cached:
-            table = cached & FRAME
-            every = cached | ~(US | RW)
-            any_ = cached & XD
+    if cached:
+        table = cached & FRAME
+        every = cached | ~(US | RW)
+        any_ = cached & XD
     top = path.top = level
     path.level = top + 1
     if caches:

@@ -6,6 +6,7 @@
 # of the same addresses would find.
 #
 #   paging-structure cache   63 XD | 51:12 host-physical address of the next table | 6 EPT lets the table be written |
+#                            5 it is the guest's own, below shadow tables (agile.md §3) |
 #                            2 U/S | 1 R/W | 0 P: ANDed over the entries until here, XD ORed
 #   the same of EPT          63 set | 51:12 next table | 10 XU | 2:0 X W R, ANDed
 #   guest-physical mapping   as any TLB value: R, EW, X, XU in the place of U, D; ignore-PAT in bit 52
@@ -19,6 +20,7 @@ from fastmmu.tlb.lookup cimport (
 
 cdef enum:
     TABLE_WRITABLE = 1 << 6
+    TABLE_NESTED = 1 << 5
     GPM_IPAT_BIT = 52
 
 cdef extern from *:

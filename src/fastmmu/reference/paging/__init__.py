@@ -8,6 +8,7 @@ Memory ┘        │        ├─ ept ── spp   one guest-physical translat
 
 state, memory, run, outcome   what walks are written in
 guest, ept, spp, npt, walk    the walks
+agile                         the walk of agile paging: shadow tables above, the guest's own below
 walk_caches                   what a walk finds in the caches and leaves there
 memtype                       the effective memory type
 mappings, place               every mapping of an address space; one address, rights left aside

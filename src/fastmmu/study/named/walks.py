@@ -3,9 +3,8 @@
 Guest tables map random linear addresses to guest-physical pages; an EPT maps those; shadow tables map the same linear
 addresses to host-physical pages. Each walk must arrive where the tables were made to lead.
 
-A switched walk is that of agile paging: shadow entries above, from a level on the guest's own, each of them translated
-by the EPT. fastmmu has no processor that switches: it is put together of the references of both whole walks, those of
-the shadow tables above the level, those of the two-dimensional walk from the guest's entry of that level on.
+A switched walk is that of agile paging (agile.md §2): shadow entries above, the last of which leads to the guest's own
+table of a level, and from there on the guest's, each of them translated by the EPT.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import numpy as np
 
-from fastmmu._walk import WalkResult, walk
+from fastmmu._walk import WalkResult, walk, walk_switched
 from fastmmu.dtypes import StepKind
 from fastmmu.errors import StudyError
 from fastmmu.paging.memory import PhysicalMemory
@@ -29,6 +28,7 @@ FIGURES = ("walks", "refs", "least", "most", "guest", "ept")
 
 _BYTES = 1 << 34
 _PRESENT, _LEAF_EPT, _LARGE = 0x67, 0x30, 0x80  # P, W, U, A, D; write-back; PS
+_SWITCH = 1 << 52  # of a shadow entry: it leads to a table of the guest's
 _LA57 = 1 << 12
 _BITS = {4: 47, 5: 56}
 _SHIFT = {"4k": 12, "2m": 21}
@@ -79,6 +79,13 @@ class _Tables:
             table = entry & ~0xFFF
         self.memory.write64(self.at(table) + 8 * (address >> (3 + 9 * level) & 511), leaf)
 
+    def table(self, address: int, level: int) -> int:
+        """Host-physical address of the table of a level through which the address goes."""
+        table = self.root
+        for above in range(self.levels, level, -1):
+            table = self.memory.read64(self.at(table) + 8 * (address >> (3 + 9 * above) & 511)) & ~0xFFF
+        return self.at(table)
+
 
 class _World:
     """Host memory with a guest's tables in it, the EPT, the shadow tables."""
@@ -124,8 +131,11 @@ class _World:
         gpa = self._guest_page(_SHIFT[pages])
         self.tables.map(address, gpa | _PRESENT | (_LARGE if pages == "2m" else 0), _LEAF[pages])
         leads = self.behind(gpa | address & (1 << _SHIFT[pages]) - 1)
-        if self.said.switch is not None:
+        switch = self.said.switch
+        if switch == 0:
             self.shadow.map(address, leads & ~0xFFF | _PRESENT)
+        elif switch is not None and switch < self.said.levels:
+            self.shadow.map(address, self.tables.table(address, switch) | _PRESENT | _SWITCH, switch + 1)
         return leads
 
 
@@ -156,17 +166,15 @@ def _references(world: _World, address: int, leads: int) -> tuple[int, int]:
 def _kinds(world: _World, address: int, leads: int) -> Iterator[bool]:
     """Of each reference whether it is to the EPT."""
     said = world.said
-    nested = _arriving(walk(world.memory, world.state, address, eptp=world.eptp), leads)
     if said.switch is None:
-        yield from (step["kind"] == StepKind.EPT for step in _entries(nested))
-        return
-    above = _arriving(walk(world.memory, world.native, address), leads)
-    yield from (False for step in _entries(above) if step["level"] > said.switch)
-    below = False
-    for step in _entries(nested):
-        below = below or (step["kind"] == StepKind.GUEST and step["level"] == said.switch)
-        if below:
-            yield step["kind"] == StepKind.EPT
+        found = walk(world.memory, world.state, address, eptp=world.eptp)
+    else:
+        assert world.eptp is not None  # Walks.refused
+        root = world.native if said.switch < said.levels else world.tables.table(address, said.levels)
+        found, nested = walk_switched(world.memory, world.state, address, shadow=root, eptp=world.eptp)
+        if nested != said.switch:
+            raise StudyError(f"a walk of {found.la:#x} switches to {nested} levels of the guest's, not {said.switch}")
+    yield from (step["kind"] == StepKind.EPT for step in _entries(_arriving(found, leads)))
 
 
 def _entries(found: WalkResult) -> list[Any]:
