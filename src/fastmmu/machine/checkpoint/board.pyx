@@ -9,6 +9,7 @@ from fastmmu.kvm.kvm cimport Kvm
 from fastmmu.kvm.vpid cimport VpidMap
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.checkpoint.archive cimport _Archive
+from fastmmu.machine.checkpoint.caches cimport keep_caches
 from fastmmu.machine.checkpoint.cpu cimport keep_vcpu
 from fastmmu.machine.checkpoint.guest cimport keep_detector, keep_kernel, keep_log, keep_run
 from fastmmu.machine.checkpoint.interrupts cimport keep_interrupts
@@ -54,6 +55,8 @@ cdef int keep_board(_Archive a, Board b) except -1:
         keep_detector(a, b.missing_flushes.w)
     if b.exits is not None and b.config.exit_log:
         keep_log(a, &b.exits.log)
+    if b.caches is not None:
+        keep_caches(a, b.caches.c)
     if a.loading:
         vcpu_derive(b.v)
         if b.v.log != NULL:
@@ -149,9 +152,6 @@ def vmm_object(Machine machine not None):
 
 cdef int refuse_others(Board b) except -1:
     b.made()
-    if b.caches is not None:
-        raise CheckpointError(f"caches={b.config.caches!r}: what data caches hold is not saved; leave out checkpoints, "
-                              "or caches")
     if b.first != NULL or b.kvm.n_vcpus != 1:
         raise CheckpointError("a machine of a Host shares memory, CPUs and VPIDs with others, and is not saved alone; "
                               "save a Machine made by itself")
