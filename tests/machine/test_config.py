@@ -46,6 +46,7 @@ def values_of(name: str, hint: Any) -> list[Any]:
         "tlb_extension": [None, "none", "range:8+prefetch:distance"],
         "handler_length": [0, 5], "apic_id": [0, 15], "vmm": ["python", "kernel"], "thp_threshold": [1, 512],
         "flush_ceiling": [0, 4096], "frames": ["shuffled", "buddy:0.5:3", "reserve:64k"],
+        "host_frames": ["linear"],
         "caches": [None, "skylake", "zen2 l3=8m/16"],
     }  # fmt: skip
     if name in more:

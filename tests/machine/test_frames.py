@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmu import Config, Machine
+from fastmmu import Config, Machine, simulate
 from fastmmu.errors import ConfigError, OutOfMemoryError, StateError
 from fastmmu.machine.frame_plan import recorded_runs
 from fastmmu.machine.frames_py import buddyinfo, unusable_index
 from fastmmu.ops import Op
 from fastmmu.reference.machine import Buddy, permutation
+from tests.support.event_lists import program
 from tests.support.shared_programs import frames_of, on_specification, random_turns, run_turns
 from tests.support.shared_spaces import SCHEMES
 
@@ -206,3 +207,23 @@ def test_files_that_are_none(text: str | None, tmp_path: Path) -> None:
         path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match="frames="):
         Machine(Config(memory="64M", frames=f"of:{path}"))
+
+
+def test_the_hosts_frames_are_seen_by_caches_alone() -> None:
+    """Counters are the same; as many references are found in other places, and walks are not shorter."""
+    results = {}
+    for host_frames in ("linear", "shuffled:1", "buddy:0.5"):
+        config = Config(mmu="ept", kvm="6.1", memory="1G", caches="skylake", host_pages="4k", host_frames=host_frames)
+        results[host_frames] = simulate(program(20_000), config)
+    linear = results["linear"]
+    assert linear.caches is not None
+    for other in results.values():
+        assert other.caches is not None
+        assert other.counters == linear.counters
+        assert {name: sum(n) for name, n in other.caches.references.items()} == {
+            name: sum(n) for name, n in linear.caches.references.items()
+        }
+    with pytest.raises(ConfigError, match="caches"):
+        Config(mmu="ept", host_frames="shuffled")
+    with pytest.raises(ConfigError, match="host_frames"):
+        Config(mmu="ept", caches="skylake", host_frames="buddy:3")

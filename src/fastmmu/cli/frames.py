@@ -8,12 +8,17 @@ __all__ = ["add_frames"]
 
 
 def add_frames(group: Any) -> None:
-    """--frames."""
+    """--frames, --host-frames, --frames-of."""
     group.add_argument(
         "--frames",
         metavar="POLICY",
         help="which frames programs get: first-touch (the default), shuffled[:SEED], buddy:F[:SEED] (memory fragmented "
         "to FMFI F), reserve:SIZE, contiguous; the last two also with +buddy:F, as in reserve:64k+buddy:0.5; of:FILE",
+    )
+    group.add_argument(
+        "--host-frames",
+        metavar="POLICY",
+        help="where the host's pages lie, which data caches see: linear (the default), shuffled[:SEED], buddy:F[:SEED]",
     )
     group.add_argument(
         "--frames-of",

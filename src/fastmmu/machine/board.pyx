@@ -152,6 +152,7 @@ cdef class Board:
             self.exits = ring_of(self.vcpu, config.exit_log)
         if config.caches is not None:
             self.caches = CacheHierarchy(config.cache_description)
+            self.caches.use_frames(config.host_frames, self.memory.mem.nbytes, config.backing_bytes)
             self.v.caches = self.caches.c
             self.v.vmm_caches = &self.kvm.mmu.caches if self.v.guest else NULL
         self.initial = state

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from fastmmu.cache import caches
+from fastmmu.cache.frame_map import host_frame_plan
 from fastmmu.errors import ConfigError
 from fastmmu.machine.frame_plan import frame_plan
 from fastmmu.machine.topology import topology
@@ -64,6 +65,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory: int | str = "64G"
     kernel_memory: Literal["low", "high"] = "low"
     frames: str = "first-touch"
+    host_frames: str = "linear"
     exit_every: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     exit_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
     exit_log: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
@@ -94,6 +96,8 @@ def refused_alone(name: str, value: Any) -> str | None:
             geometry(found.tlb, **{} if name == "tlb" else {name.removeprefix("tlb_"): value})
         elif name == "frames":
             frame_plan(value)
+        elif name == "host_frames":
+            host_frame_plan(value)
         elif name == "topology" and value is not None:
             topology(value)
         elif name == "caches":
