@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 __all__ = ["add_frames"]
+
+
+class _FramesOf(argparse.Action):
+    """It stands for --frames of:FILE, and has no value of its own."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.frames = f"of:{values}"
 
 
 def add_frames(group: Any) -> None:
@@ -23,7 +31,6 @@ def add_frames(group: Any) -> None:
     group.add_argument(
         "--frames-of",
         metavar="FILE",
-        dest="frames",
-        type=lambda path: f"of:{path}",
+        action=_FramesOf,
         help="as the pages of a recorded guest lay: a file of fastmmu maps GUEST --csv FILE",
     )

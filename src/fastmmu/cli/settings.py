@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["add_settings", "apply", "save"]
 
 LEFT_OUT = {
-    "checkpoint", "checkpoint_every", "config", "csv", "exits", "help", "jobs", "json", "no_walk_caches", "parquet",
-    "plot", "quiet", "report", "save_config", "size",
+    "checkpoint", "checkpoint_every", "config", "csv", "exits", "frames_of", "help", "jobs", "json", "no_walk_caches",
+    "parquet", "plot", "quiet", "report", "save_config", "size",
 }  # fmt: skip
 """What is of one run alone: its files, and how it is made. --no-walk-caches is a field."""
 
