@@ -177,6 +177,7 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if self.topology is not None:
                 msgspec.structs.force_setattr(self, "topology", str(topology(self.topology)))
             arrays, plan = self.geometry, frame_plan(self.frames)
+            host_plan = host_frame_plan(self.host_frames)
             caches(self.caches)
         except ConfigError as error:
             raise ConfigError(f"Config: {error}") from error
@@ -193,7 +194,7 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if not 1 << 26 <= memory <= 1 << 45:
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
-        if host_frame_plan(self.host_frames)[0] is not None and self.caches is None and self.mmu != "native":
+        if host_plan[0] is not None and self.caches is None and self.mmu != "native":
             raise ConfigError(f"Config: host_frames={self.host_frames!r} is seen by data caches alone; give caches=")
         if plan.policy != "first-touch" and (memory > MOST_MEMORY or self.kernel_memory == "high"):
             raise ConfigError(
