@@ -76,6 +76,16 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "latency": lambda w: 4,
     "references": lambda w: [("guest4", PAGE), ("ept4.1", PAGE, True)],
     "CacheHierarchy.use.cause": lambda w: "vmm",
+    # frames
+    "host_frame_plan.text": lambda w: "shuffled",
+    "map_frames.text": lambda w: "shuffled",
+    "map_frames.page": lambda w: 4096,
+    "buddyinfo.machine": lambda w: fastmmu.Machine(fastmmu.Config(memory="64M", frames="buddy:0.5")),
+    "use_frames.text": lambda w: "shuffled",
+    "frame_plan.text": lambda w: "buddy:0.5",
+    "chunks": lambda w: [1] * 10,
+    "least": lambda w: 8,
+    "contiguity.mappings": lambda w: w.rows,
     # machine
     "fault_class": lambda w: 1,
     "records": lambda w: np.zeros(2, EXIT_DTYPE),

@@ -1,5 +1,6 @@
 """What of a guest's memory is free, for Python."""
 
+from fastmmu._arguments cimport many, within
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.buddy cimport ORDERS
 from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH
@@ -31,7 +32,8 @@ def unusable_index(chunks, order=9):
     """Share of free memory that no chunk of 2**order frames has: the unusable free space index, or FMFI (Gorman and
     Whitcroft, 2005; docs/frames.md); 0 where nothing is free.
 
-    :param chunks: free chunks by order, as of :func:`buddyinfo`.
+    :param chunks: free chunks by order, as of :func:`buddyinfo`; up to 10.
     """
-    sizes = [int(n) << i for i, n in enumerate(chunks)]
-    return sum(sizes[:order]) / sum(sizes) if sum(sizes) else 0.0
+    found = many("chunks", chunks)
+    sizes = [within("chunks", n, 0, 1 << 48) << i for i, n in enumerate(found[:ORDERS])]
+    return sum(sizes[:within("order", order, 0, ORDERS)]) / sum(sizes) if sum(sizes) else 0.0

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu._arguments import shown
+from fastmmu._arguments import choice, shown, whole
 from fastmmu.errors import ConfigError, WrongTypeError
 
 __all__ = ["Contiguity", "contiguity"]
@@ -39,7 +39,7 @@ class Contiguity:
 
     def share(self, least: int) -> float:
         """Share of the pages that stand in runs of at least so many; 0.0 of no pages."""
-        long = self.lengths >= least
+        long = self.lengths >= whole("least", least)
         return int(self.lengths[long] @ self.runs[long]) / self.pages if self.pages else 0.0
 
     def bins(self) -> list[tuple[int, int, int, int]]:
@@ -61,10 +61,9 @@ def contiguity(mappings: Any, by: Literal["pa", "gpa"] = "pa") -> Contiguity:
         ``"pa"``, over EPT the host's; ``"gpa"``, the guest's.
     :raises WrongTypeError: something else. :raises ConfigError: `by` is neither.
     """
-    if by not in ("pa", "gpa"):
-        raise ConfigError(f"by={shown(by)}: choose 'pa' or 'gpa'")
+    by = choice("by", by, ("pa", "gpa"), ConfigError)
     chunks: Iterable[Any] = (mappings,) if isinstance(mappings, np.ndarray) else mappings
-    if not hasattr(chunks, "__iter__") or isinstance(chunks, (str, bytes, dict)):
+    if not hasattr(chunks, "__iter__") or isinstance(chunks, (str, bytes, bytearray, memoryview, dict)):
         raise WrongTypeError(f"mappings={shown(mappings)}: give what fastmmu.mappings or fastmmu.iter_mappings returns")
     found, last = [np.zeros(0, np.int64)], np.zeros(3, np.uint64)  # the run that goes on: next va, next pa, pages
     for rows in chunks:
