@@ -213,7 +213,8 @@ def test_checkpoint(tmp_path: Path) -> None:
     assert found_of(again) == found_of(machine)
     for each in (machine, again):
         each.run(op[2000:], size[2000:], addr[2000:])
-    assert found_of(again) == found_of(machine) and again.counters() == machine.counters()
+    assert found_of(again) == found_of(machine)
+    assert again.counters() == machine.counters()
 
 
 def test_result_in_plain_types() -> None:

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu.arch.bits cimport FRAME, ONES, A, D, G, P, PS, RW, US, XD
+from fastmmu.arch.bits cimport FRAME, ONES, A, D, G, P, RW, US, XD
 from fastmmu.arch.pferr cimport PF_P, PF_RSVD
 from fastmmu.arch.types cimport (
     ACC_RW, ACC_W, FAULT_BUS, FAULT_GP, FAULT_NONE, STEP_GUEST, GuestPath,

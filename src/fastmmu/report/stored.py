@@ -176,7 +176,7 @@ def _of_row(row: Mapping[str, Any]) -> Result:
     )
 
 
-def _rates(row: Mapping[str, Any]) -> dict[str, float]:
+def _rates(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the estimated share of walks is made with; files of older versions have none."""
     return {name: float(row.get(name) or 0) for name in ("overlap", "fetch_cycles")}
 

@@ -48,8 +48,8 @@ class _Agile(_Walk):
         level = self.state.levels
         switched = self.root is not None
         while not switched:
-            hpa = table + 8 * guest.index_of(self.state, self.la, level)
-            value = self.read(hpa, hpa, level, None)
+            at = table + 8 * guest.index_of(self.state, self.la, level)
+            value = self.read(at, at, level, None)
             if guest.is_leaf(self.state, value, level):
                 return
             self.set_flags(self.used[-1], guest.ACCESSED)
