@@ -56,6 +56,7 @@ REFUSE = {
     "machine.costs.CostModel()": "Missing required argument",
     "machine.apic_port.GuestApic.enable_vapic": "nothing is replaced here",  # with the TPR shadow
     "tlb.geometry.Geometry()": "Missing required argument",
+    "tlb.tlb.TLB.query_pages": "has no extension",
     "cache.description.CacheDescription()": "Missing required argument",
     "trace.base.Trace()": "abstract class",
     "trace.events.Batch.accesses=": "super",

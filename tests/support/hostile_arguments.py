@@ -10,10 +10,12 @@ import numpy as np
 
 import fastmmu
 from fastmmu import Config, GuestState, Machine
+from fastmmu.cache import CacheHierarchy
 from fastmmu.counters import COUNTERS
 from fastmmu.dtypes import EXIT_DTYPE
 from fastmmu.machine.board import Board
 from fastmmu.machine.checkpoint.board import state_of
+from fastmmu.machine.checkpoint.caches import caches_state
 from fastmmu.report import ExitStat
 from fastmmu.study.replay.ipis import ipis_of
 from fastmmu.trace import bundled, read_kvm_log, read_trace
@@ -76,9 +78,17 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "latency": lambda w: 4,
     "references": lambda w: [("guest4", PAGE), ("ept4.1", PAGE, True)],
     "CacheHierarchy.use.cause": lambda w: "vmm",
+    "caches_state.caches": lambda w: CacheHierarchy("skylake l3=none"),
+    "restore_caches.caches": lambda w: CacheHierarchy("skylake l3=none"),
+    "restore_caches.names": lambda w: caches_state(CacheHierarchy("skylake l3=none"))[0],
+    "restore_caches.arrays": lambda w: caches_state(CacheHierarchy("skylake l3=none"))[1],
+    "TLB.query_pages.la": lambda w: np.array([VA], np.uint64),
+    "TLB.query_pages.value": lambda w: np.array([0x1000], np.uint64),
+    "TLB.query_pages.gpa": lambda w: np.array([0x1000], np.uint64),
     # frames
     "host_frame_plan.text": lambda w: "shuffled",
     "map_frames.text": lambda w: "shuffled",
+    "walk_switched.shadow": lambda w: PAGE,
     "map_frames.page": lambda w: 4096,
     "buddyinfo.machine": lambda w: fastmmu.Machine(fastmmu.Config(memory="64M", frames="buddy:0.5")),
     "use_frames.text": lambda w: "shuffled",

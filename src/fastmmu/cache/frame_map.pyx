@@ -63,6 +63,7 @@ def map_frames(text, nbytes, page, hpa):
     cdef FrameMap m
     cdef uint64_t i
     cdef const uint64_t[::1] of = words_in("hpa", hpa, ConfigError)
+    page = whole("page", page)
     if page not in (1 << 12, 1 << 21):
         raise ConfigError(f"page={shown(page)}: pages of a host are of 4096 or 2097152 bytes")
     nbytes = whole("nbytes", nbytes)

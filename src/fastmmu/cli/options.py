@@ -213,8 +213,7 @@ def _tell_apart(found: Sequence[Trace]) -> None:
 
 
 def add_config(parser: argparse.ArgumentParser, *, apic: bool = True, kvm: bool = True) -> None:
-    """The fields of Config that are no part of the scheme, and the cost model; `apic`: also --tpr and --traffic; `kvm`:
-    also --kvm."""
+    """Fields of Config that are no part of the scheme, cost model; `apic`: also --tpr, --traffic; `kvm`: also --kvm."""
     guest = parser.add_argument_group("the guest and its memory")
     guest.add_argument("--premapped", action="store_true", help="all tables stand beforehand: no faults, no kernel")
     guest.add_argument("--pcid", action="store_true", help="the guest kernel uses PCIDs: CR3 loads flush nothing")

@@ -55,7 +55,6 @@ class _Agile(_Walk):
             self.set_flags(self.used[-1], guest.ACCESSED)
             table, switched, level = guest.table_of(self.state, value), bool(value & SWITCH), level - 1
         self.state, self.ept, self.nested = self.below, self.over, level
-        hpa: int | None = table + 8 * guest.index_of(self.state, self.la, level)
         while True:
             gpa = table + 8 * guest.index_of(self.state, self.la, level)
             leaf = GpaLeaf(gpa, 1, READ | WRITE, 0, 1)  # the VMM has the guest's table writable there
