@@ -27,7 +27,11 @@ def versions(text: str) -> list[tuple[str, str]]:
 
 def complaints(text: str) -> list[str]:
     """What of a list of changes is not as it should be."""
-    found = [f"no version: {line}" for line in re.findall(r"^## .*", text, re.MULTILINE) if not versions(line)]
+    found = [
+        f"no version: {line}"
+        for line in re.findall(r"^## .*", text, re.MULTILINE)
+        if not versions(line) and line != "## Unreleased"
+    ]
     for part in re.split(r"^## .*\n", text, flags=re.MULTILINE)[1:]:
         headings = re.findall(r"^### (.*)$", part, re.MULTILINE)
         if headings != [name for name in HEADINGS if name in headings]:

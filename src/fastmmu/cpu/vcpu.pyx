@@ -177,9 +177,9 @@ cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
 cdef void exit_touches(Vcpu *v) noexcept nogil:
     # what any exit and entry reads and writes of the VMM's own structures (docs/caches-in-runs.md)
     cdef uint32_t i
-    for i in range(EXIT_VMCS_LINES):
+    for i in range(VMCS_LINES):
         caches_use(v.caches, VMM_MEMORY + 64 * i, ACC_W, CAUSE_VMM)
-    for i in range(EXIT_VCPU_LINES):
+    for i in range(VCPU_LINES):
         caches_use(v.caches, VMM_MEMORY + 0x1000 + 64 * i, ACC_W, CAUSE_VMM)
     for i in range(v.host_pages):
         caches_use(v.caches, VMM_MEMORY + 0x2000 + (<uint64_t> i << 12), ACC_R, CAUSE_VMM)
