@@ -253,7 +253,7 @@ def test_rows_have_the_source(tmp_path: Path) -> None:
 
 BAD = {
     "title =": ("titel =", "unknown field `titel`"),
-    '"uniform"': ('"uniformly"', r"traces.few.generator = 'uniformly': choose from uniform, churn"),
+    '"uniform"': ('"uniformly"', r"traces.few.generator = 'uniformly': choose from uniform, sequential, churn"),
     "pages = 40,": ("pages = 0,", r"traces.few: pages: Expected `int` >= 1"),
     "seed = 3": ("sed = 3", r"traces.few: Object contains unknown field `sed`"),
     "native = {}": ('native = { mmu = "none" }', r"configs.native.mmu = 'none': choose from 'native'"),
