@@ -51,8 +51,8 @@
 # An extension of one's own, asked between a miss of both levels and the walk (docs/tlb-extensions.md).
 #
 #     from fastmmu.tlb.extension cimport (
-#         Extension, Extensions, Queried, Query, extension_add, extension_cached, extension_tag, extensions_free,
-#         extensions_new, extensions_ready, query, tag_live, tag_selected,
+#         Extension, Extensions, PageQuery, Queried, extension_add, extension_cached, extension_tag,
+#         extensions_free, extensions_new, extensions_ready, query, tag_live, tag_selected,
 #     )
 #     from fastmmu.tlb.which cimport Which, selects
 #     from fastmmu.tlb.entries cimport F_G, TLB_FRAME, TLB_LA, is_fractured

@@ -38,7 +38,7 @@ cdef struct Queried:
     uint64_t gpa                # guest-physical address; natively that of the page
     uint32_t guest_refs, ept_refs
 
-ctypedef void (*Query)(void *walker, Tlb *t, uint64_t la, Queried *out) noexcept nogil
+ctypedef void (*PageQuery)(void *walker, Tlb *t, uint64_t la, Queried *out) noexcept nogil
 
 cdef struct Extensions
 
@@ -75,7 +75,7 @@ cdef struct Pages:              # what queries of a TLB without a processor find
 cdef struct Extensions:
     Tlb *tlb
     Extension *first
-    Query query                 # of the access under way; NULL: nothing is found
+    PageQuery query               # of the access under way; NULL: nothing is found
     void *walker
     uint64_t local, everywhere  # tags in force; 0: no entries
     bint known                  # they are those of:
@@ -132,7 +132,7 @@ cdef inline uint64_t fill_walked(Tlb *t, int acc, uint64_t la, uint64_t value, b
     return tlb_refill(t, acc, la, value) if again else tlb_fill(t, acc, la, value)
 
 
-cdef inline void aim_queries(Tlb *t, Query how, void *walker) noexcept nogil:
+cdef inline void aim_queries(Tlb *t, PageQuery how, void *walker) noexcept nogil:
     if t.extension != NULL:
         extensions_of(t).query = how
         extensions_of(t).walker = walker
