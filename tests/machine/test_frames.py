@@ -209,6 +209,13 @@ def test_files_that_are_none(text: str | None, tmp_path: Path) -> None:
         Machine(Config(memory="64M", frames=f"of:{path}"))
 
 
+def test_a_file_without_the_columns_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "notes.csv"
+    path.write_text("# notes\nva,pa\n")
+    with pytest.raises(ConfigError, match="no columns va, gpa and size; give a file of fastmmu maps GUEST --csv FILE"):
+        Machine(Config(memory="64M", frames=f"of:{path}"))
+
+
 def test_the_hosts_frames_are_seen_by_caches_alone() -> None:
     """Counters are the same; as many references are found in other places, and walks are not shorter."""
     results = {}

@@ -147,8 +147,8 @@ cdef enum:
     MAX_RETRIES = 64
 
 cdef enum:                      # lines that a VM exit touches: an estimate (docs/caches-in-runs.md)
-    VMCS_LINES = 16        # of the VMCS, read and written by exit, VMREAD, VMWRITE and entry
-    VCPU_LINES = 16        # of the VMM's structures of the vCPU: registers saved and loaded, requests
+    VMCS_LINES = 16             # of the VMCS, read and written by exit, VMREAD, VMWRITE and entry
+    VCPU_LINES = 16             # of the VMM's structures of the vCPU: registers saved and loaded, requests
 
 
 cdef inline int cause_of(int acc) noexcept nogil:

@@ -190,6 +190,7 @@ cdef void host_runs(Vcpu *v) noexcept nogil:
     # filled, not walked.
     cdef uint64_t la, value
     cdef uint32_t i
+    aim_queries(v.tlb, unasked, v)          # it finds nothing here; the one before may be of a vCPU that is gone
     tlb_switch(v.tlb, 0, 0, NO_EPT)
     v.c.host_accesses += v.host_pages
     for i in range(v.host_pages):

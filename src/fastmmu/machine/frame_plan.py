@@ -97,11 +97,11 @@ def recorded_runs(path: str) -> list[tuple[int, int]]:
     """
     try:
         table = csv.DictReader(read_whole(path).decode().splitlines())
+        if not {"va", "gpa", "size"} <= set(table.fieldnames or ()):
+            raise ValueError("it has no columns va, gpa and size")
         rows = sorted((int(row["va"], 0), int(row["gpa"], 0), int(row["size"])) for row in table)
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ConfigError(
-            f"frames={'of:' + path!r}: {type(error).__name__}: {error}; give a file of fastmmu maps GUEST --csv FILE"
-        ) from error
+        raise ConfigError(f"frames={'of:' + path!r}: {error}; give a file of fastmmu maps GUEST --csv FILE") from error
     found, end = list[tuple[int, int]](), (-1, -1)
     for va, gpa, size in rows:
         if (va | gpa | size) & 0xFFF or not 0 < size <= 1 << 30 or not 0 <= gpa < 1 << 52:

@@ -5,7 +5,7 @@
 #                             level L - 1 in host memory; rights are those of all of the guest's entries down to L
 #
 # References by the levels that are the guest's, with four of each: 4 (none), 8, 12, 16, 20 (all, from a root known in
-# host memory), 24 (the root translated, too: nested paging).
+# host memory). With the root translated, too, it is the walk of nested paging, 24: paging/walk.pxd.
 
 from libc.stdint cimport uint64_t
 
@@ -21,7 +21,6 @@ cdef extern from *:
 cdef enum AgileRoot:            # what the processor's root register holds
     ROOT_SHADOW = 0             # the root of the shadow tables
     ROOT_SWITCHED = 1           # the guest's own root table, by its address in host memory
-    ROOT_NESTED = 2             # nothing: the walk begins at the guest's CR3, each of its levels over EPT
 
 cdef struct Agile:
     Paging guest                # the guest's registers: what its tables mean; privilege and keys as of the access

@@ -133,11 +133,10 @@ cdef int walk_from(Mem *m, const Paging *hw, Agile *a, Cached *c, uint64_t la, i
     else:
         fault = FAULT_NONE
         d.level = a.guest.levels
-        if a.root == ROOT_SWITCHED:
-            d.way = next_table(a.root_hpa, ONES, 0, True)
+        d.way = next_table(a.root_hpa, ONES, 0, True)
         if c != NULL:
             d.way = find_table(c, la, a.guest.levels, &d.level) or d.way
-    if fault == FAULT_NONE and (d.way or a.root == ROOT_NESTED):
+    if fault == FAULT_NONE and d.way:
         nested[0] = d.level
         fault = nested_levels(m, a, c, la, acc, w, &path, steps, &d)
         if c != NULL:

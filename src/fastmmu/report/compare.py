@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from fastmmu._checked import checked
 from fastmmu.counters import COUNTERS
 from fastmmu.machine.result import Result
-from fastmmu.report.latency import caches_of
 from fastmmu.report.rows import several_versions, slowdowns
 from fastmmu.report.table import Cell, Column, number, paint, render, width_of
 from fastmmu.report.why import why
@@ -123,7 +122,7 @@ def _count_columns(results: Sequence[Result]) -> _Columns:
         (Column(*column), [_count(sum(int(result.counters[name]) for name in names)) for result in results])
         for column, names in columns.items()
     ]
-    found = [caches_of(result) for result in results]
+    found = [result.caches for result in results]
     if any(one is not None for one in found):
         each = [None if one is None or not one.walks else one.walk_cycles / one.walks for one in found]
         counts.insert(-2, (Column("each", "walk"), [_rate(value) for value in each]))

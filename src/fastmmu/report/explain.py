@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fastmmu._checked import checked
 from fastmmu.machine.result import Result
-from fastmmu.report.latency import caches_of, levels_table
+from fastmmu.report.latency import levels_table
 from fastmmu.report.rows import several_versions
 from fastmmu.report.table import Cell, Column, number, paint, render
 
@@ -58,7 +58,7 @@ def explain(results: Sequence[Result], *, width: int = 120, colour: bool = False
             exits = 2 * result.counters["vm_exits"]
             each = f", {result.tlb['survivals'] / exits:.0f} each" if exits else ""
             lines.append(f"Entries that lived through VM entries and exits: {number(result.tlb['survivals'])}{each}")
-        if caches_of(result) is not None:
+        if result.caches is not None:
             lines += ["", *levels_table(result, width=width, colour=colour)]
     return "\n".join([*lines, "", _NOTE]) if lines else ""
 

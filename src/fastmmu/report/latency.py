@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fastmmu.machine.cache_result import CacheResult
 from fastmmu.machine.rates import latency_at
 from fastmmu.machine.result import Result
 from fastmmu.report.figure import PALETTE, look, plain
@@ -12,7 +13,7 @@ from fastmmu.report.svg import GRID, INK, Chart, axes_of, legend_of, svg_of
 from fastmmu.report.table import Cell, Column, number, paint, prose, render
 
 __all__ = [
-    "WALK_FIGURES", "caches_of", "cdf", "draw_latency", "latency_chart", "levels_table", "walk_figures", "with_latency",
+    "WALK_FIGURES", "cdf", "draw_latency", "latency_chart", "levels_table", "walk_figures", "with_latency",
 ]  # fmt: skip
 
 _LEVELS = {"l1": "L1", "l2": "L2", "l3": "L3", "row": "row", "dram": "DRAM"}
@@ -24,15 +25,10 @@ WALK_FIGURES = ("walk_cycles", *_LATENCY, *(f"found_{of}_{level}" for of in _TAB
 """Names of :func:`walk_figures`."""
 
 
-def caches_of(result: Result) -> Any:
-    """``Result.caches``: what the data caches under a run came to; None: there were none."""
-    return getattr(result, "caches", None)
-
-
 def walk_figures(result: Result) -> dict[str, int | None]:
     """Cycles of all walks, what a half, 90 % and 99 % of them do not exceed; references to the guest's (or shadow)
     tables, to the EPT, and of the VMM, by where they were found. None without data caches."""
-    found = caches_of(result)
+    found = result.caches
     if found is None:
         return dict.fromkeys(WALK_FIGURES)
     shares = [latency_at(found.walk_latency, share) if found.walks else None for share in _LATENCY.values()]
@@ -40,10 +36,10 @@ def walk_figures(result: Result) -> dict[str, int | None]:
     return dict(zip(WALK_FIGURES, (found.walk_cycles, *shares, *counts), strict=True))
 
 
-def with_latency(results: Sequence[Result], names: Sequence[str]) -> list[tuple[Result, str]]:
-    """Those runs whose walks have a latency."""
+def with_latency(results: Sequence[Result], names: Sequence[str]) -> list[tuple[CacheResult, str]]:
+    """Of those runs whose walks have a latency, what their caches came to."""
     both = zip(results, names, strict=True)
-    return [(run, name) for run, name in both if caches_of(run) is not None and caches_of(run).walks]
+    return [(run.caches, name) for run, name in both if run.caches is not None and run.caches.walks]
 
 
 def cdf(bins: Sequence[tuple[int, int, int]]) -> tuple[list[float], list[float]]:
@@ -59,9 +55,9 @@ def cdf(bins: Sequence[tuple[int, int, int]]) -> tuple[list[float], list[float]]
     return at, share
 
 
-def draw_latency(axes: Any, told: Sequence[tuple[Result, str]], *, key: str = "") -> list[Any]:
+def draw_latency(axes: Any, told: Sequence[tuple[CacheResult, str]], *, key: str = "") -> list[Any]:
     """Lines, a run each: the share of its walks that take no more cycles than x, on a logarithmic axis."""
-    curves = [cdf(caches_of(run).walk_latency) for run, _ in told]
+    curves = [cdf(found.walk_latency) for found, _ in told]
     last = max(at[-1] for at, _ in curves)
     lines = []
     for j, ((_, name), (at, share)) in enumerate(zip(told, curves, strict=True)):
@@ -89,10 +85,9 @@ def latency_chart(key: str, results: Sequence[Result], names: Sequence[str]) -> 
     plain(axes.yaxis, percent=True)
     look(axes, ink=INK, grid=GRID)
     legend_of(figure, [(name, PALETTE[j]) for j, (_, name) in enumerate(first)])
-    known = [(caches_of(run), name) for run, name in first]
-    rows = [(name, *each) for found, name in known for each in found.walk_latency]
+    rows = [(name, *each) for found, name in first for each in found.walk_latency]
     many = "" if len(first) == len(told) else f", of the first {len(first)} of {len(told)} runs"
-    means = [(found.walk_cycles / found.walks, name) for found, name in known]
+    means = [(found.walk_cycles / found.walks, name) for found, name in first]
     said = f"Latency of walks{many}: longest in {max(means)[1]}, {max(means)[0]:.1f} cycles on average."
     head = ("run", "from cycles", "to cycles", "walks")
     return Chart(key, f"Latency of walks{many}", said, head, tuple(rows), svg_of(figure, key), marks)
@@ -100,7 +95,7 @@ def latency_chart(key: str, results: Sequence[Result], names: Sequence[str]) -> 
 
 def levels_table(result: Result, *, width: int, colour: bool) -> list[str]:
     """Where the references of a run were found, by what they were for; what its walks took. Empty without caches."""
-    found = caches_of(result)
+    found = result.caches
     if found is None:
         return []
     columns = [Column("references of", align="<"), Column("references")]

@@ -75,26 +75,27 @@ def _parts(found: Sequence[dict[str, float]], order: Sequence[str]) -> list[tupl
 
 def _side_by_side(groups: Sequence[Sequence[Result]], path: str | os.PathLike[str]) -> None:
     rows = [max(2, len(group)) for group in groups]
-    told = [with_latency(group, _names(group)) for group in groups]
+    both = [(group[0].trace, with_latency(group, _names(group))) for group in groups]
+    told = [(trace, walks) for trace, walks in both if walks]
     totals: dict[str, float] = {}  # one order, so that a cause has one colour
     for causes in (causes for group in groups for causes in _causes(group)):
         for name, value in causes.items():
             totals[name] = totals.get(name, 0.0) + value
     order = sorted(totals, key=lambda name: -totals[name])
-    below = [_LATENCY] * sum(map(bool, told))
+    below = [_LATENCY] * len(told)
     with picture(path, (7.2, 0.36 * (sum(rows) + sum(below)) + 1.5 * len(groups) + 0.6 * len(below))) as figure:
         places = figure.subplots(len(groups) + len(below), 1, squeeze=False, height_ratios=rows + below)
         for (axes,), group in zip(places, groups, strict=False):
             bars(axes, _names(group), _parts(_causes(group), order), unit="cycles an access", shown="{:.2f}".format)
             axes.set_title(group[0].trace or None, loc="left")
             axes.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        for (axes,), runs in zip(places[len(groups) :], filter(None, told), strict=True):
-            draw_latency(axes, runs)
+        for (axes,), (trace, walks) in zip(places[len(groups) :], told, strict=True):
+            draw_latency(axes, walks)
             plain(axes.xaxis)
             plain(axes.yaxis, percent=True)
             look(axes)
             axes.legend(fontsize="small", framealpha=0.8, edgecolor="none", loc="lower right")
-            axes.set_title(runs[0][0].trace or None, loc="left")
+            axes.set_title(trace or None, loc="left")
 
 
 # ---- over time ---------------------------------------------------------------------------------------------------
