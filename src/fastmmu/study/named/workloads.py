@@ -74,9 +74,8 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return trace if self.repeat == 1 else _Repeated(trace, self.repeat)
 
 
-class Uniform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Accesses to pages that are drawn alike, each for itself; `touched`: behind one to each page, which are not
-    counted."""
+class _OverPages(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Accesses to pages; `touched`: behind one to each page, which are not counted."""
 
     pages: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
     accesses: Annotated[int, msgspec.Meta(ge=1, le=1 << 26)]
@@ -89,47 +88,38 @@ class Uniform(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def warm_up(self) -> int:
         """Accesses that are not counted."""
         return self.pages if self.touched else 0
+
+    def _traced(
+        self, chance: np.random.Generator, page: npt.NDArray[np.uint64], name: str, *, lines: bool = False
+    ) -> Trace:
+        """Accesses to these pages, of `lines` each to a line of its page that is drawn."""
+        op = np.where(chance.random(self.accesses) < self.writes, Op.WRITE, Op.READ).astype(np.uint8)
+        if self.touched:
+            page = np.concatenate([np.arange(self.pages, dtype=np.uint64), page])
+            op = np.concatenate([np.full(self.pages, Op.WRITE, np.uint8), op])
+        addr = BASE + (page << PAGE)
+        if lines:
+            addr += chance.integers(0, 64, len(addr), np.uint64) << np.uint64(6)
+        return Trace.from_arrays(addr, op, name=name)
+
+
+class Uniform(_OverPages, frozen=True, forbid_unknown_fields=True):
+    """Accesses to pages that are drawn alike, each for itself."""
 
     def made(self) -> Trace:
         chance = np.random.default_rng(self.seed)
         page = chance.integers(0, self.pages, self.accesses, np.uint64)
-        return _over_pages(chance, page, self, f"uniform, {self.pages} pages", lines=False)
+        return self._traced(chance, page, f"uniform, {self.pages} pages")
 
 
-def _over_pages(
-    chance: np.random.Generator, page: npt.NDArray[np.uint64], said: Uniform | Sequential, name: str, *, lines: bool
-) -> Trace:
-    """Accesses to these pages, of `lines` each to a line of its page that is drawn, behind one to each where asked."""
-    op = np.where(chance.random(said.accesses) < said.writes, Op.WRITE, Op.READ).astype(np.uint8)
-    if said.touched:
-        page = np.concatenate([np.arange(said.pages, dtype=np.uint64), page])
-        op = np.concatenate([np.full(said.pages, Op.WRITE, np.uint8), op])
-    addr = BASE + (page << PAGE)
-    if lines:
-        addr += chance.integers(0, 64, len(addr), np.uint64) << np.uint64(6)
-    return Trace.from_arrays(addr, op, name=name)
-
-
-class Sequential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Accesses to pages in their order, one a page, that begin again behind the last; `touched`: behind one to each
-    page, which are not counted. The line of a page is drawn, so that data does not meet in one set of a cache."""
-
-    pages: Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
-    accesses: Annotated[int, msgspec.Meta(ge=1, le=1 << 26)]
-    writes: _Share = 0.0
-    touched: bool = False
-    seed: int = 1
-    tpr: Tpr | None = None
-
-    @property
-    def warm_up(self) -> int:
-        """Accesses that are not counted."""
-        return self.pages if self.touched else 0
+class Sequential(_OverPages, frozen=True, forbid_unknown_fields=True):
+    """Accesses to pages in their order, one a page, that begin again behind the last. The line of a page is drawn, so
+    that data does not meet in one set of a cache."""
 
     def made(self) -> Trace:
         chance = np.random.default_rng(self.seed)
         page = np.arange(self.accesses, dtype=np.uint64) % np.uint64(self.pages)
-        return _over_pages(chance, page, self, f"in order, {self.pages} pages", lines=True)
+        return self._traced(chance, page, f"in order, {self.pages} pages", lines=True)
 
 
 class Churn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
