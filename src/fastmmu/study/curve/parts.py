@@ -297,8 +297,7 @@ class _Work:
                         at, tries = at + 1, 0
                         yield found
                 except BaseException:
-                    for future in flying:
-                        future.cancel()
+                    self.pool.give_up(flying)
                     raise
             except BrokenExecutor as error:
                 tries += 1

@@ -65,8 +65,7 @@ class Drive:
                     tries = 0 if self.made > made else tries
         except BaseException:
             given_up.set()
-            for future in self.flying:
-                future.cancel()
+            self.pool.give_up(self.flying)
             raise
         if self.failed:
             raise StudyError(

@@ -20,7 +20,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
@@ -35,11 +35,14 @@ _LOOK = 0.1  # seconds between two looks at futures that tell nobody when they a
 class Pool:
     """An executor, however it is made: submits, and makes itself anew when it broke.
 
-    `share`: gives an object to all workers once, and returns what stands for it in the arguments of `submit`.
+    `share`: gives an object to all workers once, and returns what stands for it in the arguments of `submit`. `ours`:
+    :meth:`close` is called at the end; one of a caller's goes on.
     """
 
-    def __init__(self, make: Callable[[], Any], at_once: int, share: Callable[[Any, Any], Any] | None = None) -> None:
-        self._make, self.at_once, self._share = make, at_once, share
+    def __init__(
+        self, make: Callable[[], Any], at_once: int, share: Callable[[Any, Any], Any] | None = None, ours: bool = True
+    ) -> None:
+        self._make, self.at_once, self._share, self._ours = make, at_once, share, ours
         self.executor = make()
 
     def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -47,6 +50,16 @@ class Pool:
 
     def share(self, thing: Any) -> Any:
         return thing if self._share is None else self._share(self.executor, thing)
+
+    def give_up(self, futures: Iterable[Future[Any]]) -> None:
+        """What has not begun of these is not wanted any more.
+
+        Of processes that :meth:`close` ends it is left to that: the thread that attends to them dies of a future that
+        another has cancelled when a worker is gone, as by Ctrl-C (CPython's process.py, terminate_broken).
+        """
+        if not (self._ours and isinstance(self.executor, ProcessPoolExecutor)):
+            for future in futures:
+                future.cancel()
 
     def again(self) -> None:
         """A worker died, and took an executor of this machine with it: another one."""
@@ -240,7 +253,7 @@ def opened(executor: str | Executor | Any, jobs: int | None = None) -> Iterator[
             raise ConfigError(
                 f"executor={executor!r} has no submit(); give one, or a word out of {', '.join(EXECUTORS)}"
             )
-        yield Pool(lambda: executor, 64)
+        yield Pool(lambda: executor, 64, ours=False)
         return
     word, _, rest = executor.partition(":")
     if jobs is not None and word in ("processes", "threads") and not rest:
