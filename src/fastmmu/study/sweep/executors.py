@@ -55,7 +55,7 @@ class Pool:
         """What has not begun of these is not wanted any more.
 
         Of processes that :meth:`close` ends it is left to that: the thread that attends to them dies of a future that
-        another has cancelled when a worker is gone, as by Ctrl-C (CPython's process.py, terminate_broken).
+        another has cancelled when a worker is gone, as by Ctrl-C (terminate_broken() of CPython's concurrent.futures).
         """
         if not (self._ours and isinstance(self.executor, ProcessPoolExecutor)):
             for future in futures:
