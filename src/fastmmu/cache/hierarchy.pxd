@@ -15,6 +15,8 @@ cdef enum CacheCause:
     CAUSE_FETCH = 2
     CAUSE_KERNEL = 3            # the guest's kernel
     CAUSE_VMM = 4
+    CAUSE_EXTENSION = 5         # what the TLB keeps in memory, where the access waits for it (tlb/extension.pxd)
+    CAUSE_BACKGROUND = 6        # the same, and walks of prefetchers, where none waits
     CAUSE_GUEST = 8             # + level 1..5: entry of the guest's tables, or the VMM's shadow tables, read by a walk
     CAUSE_EPT = 16              # + 8 * guest level 0..5 (0: of the data) + EPT level 1..5
     CAUSES = 64

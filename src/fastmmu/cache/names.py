@@ -15,6 +15,8 @@ CAUSE_NAMES: dict[int, str] = {
     2: "fetch",
     3: "kernel",
     4: "vmm",
+    5: "extension",
+    6: "background",
     **{8 + level: f"guest{level}" for level in range(1, 6)},
     **{16 + 8 * guest + level: f"ept{guest}.{level}" for guest in range(6) for level in range(1, 6)},
 }

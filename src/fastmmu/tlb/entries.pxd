@@ -173,8 +173,10 @@ cdef struct TlbUnit:
 cdef struct TlbPort:            # what one kind of access goes through; base, mask, log: of l1.by[0]
     uint8_t *base
     uint32_t mask, log
+    uint32_t ways               # of l1.by[0] to compare; 0: it is not LRU
     TlbUnit *l1
     TlbUnit *l2                 # NULL: none
+    TlbArray *second            # of its 4K pages, where misses of both levels are plain; NULL: not (tlb/held.pxd)
 
 cdef struct TlbContext:
     uint64_t eptrta
@@ -352,6 +354,21 @@ cdef inline bint insert_long(Tlb *t, TlbArray *a, TlbSet *x, int unit, uint64_t 
     t.c.evictions[unit] += 1
     t.c.fills[unit] += 1
     return True
+
+
+cdef inline void insert_page(Tlb *t, TlbArray *a, uint64_t key, uint64_t la, uint64_t value) noexcept nogil:
+    # insert() of a 4K page that is neither global nor a piece; key: its page and context, which has a number
+    cdef TlbSet *x = set_at(a, la >> 12 & a.mask)
+    cdef uint32_t way = x.order >> a.last & 15
+    if (a.plain and a.dead == 0 and ((x.way[way] ^ key) & CONTEXT) == 0
+            and (a.fractured == 0 or not is_fractured(x.way[a.pad + way]))):
+        x.order = x.order & ~a.nibbles | (x.order << 4 & a.nibbles) | way
+        x.key = x.way[way] = key
+        x.value = x.way[a.pad + way] = value
+        t.c.evictions[a.unit] += 1
+        t.c.fills[a.unit] += 1
+    else:
+        insert_elsewhere(t, a, K_LOCAL, 0, la, value)
 
 
 cdef inline uint32_t way_of(const TlbArray *a, const TlbSet *x, uint64_t key) noexcept nogil:

@@ -9,6 +9,7 @@ from fastmmu.tlb.entries cimport (
     TlbUnit, page_of, set_of, way_of,
 )
 from fastmmu.tlb.lookup cimport tlb_fill, tlb_found, tlb_refill
+from fastmmu.tlb.making cimport tlb_aim
 from fastmmu.tlb.which cimport GLOBAL, LOCAL, THIS_PCID, THIS_ROOT, THIS_VPID
 
 
@@ -271,6 +272,7 @@ cdef int extensions_ready(Extensions *x) noexcept nogil:
     if x.was == NULL:
         return -1
     t.extension = x
+    tlb_aim(t)                  # misses of both levels come to it
     t.beyond = lookup
     t.omit |= EXTENDED
     t.quick_on = False          # walks come to extension_fill()

@@ -14,9 +14,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from fastmmu.arch.bits cimport ctz
 from fastmmu.tlb.entries cimport (
     CLASSES, F_G, K_GLOBAL, K_LOCAL, NO_CONTEXT, NO_WAY, TLB_LA, Tlb, TlbArray, TlbPort, TlbSet, TlbUnit, equal, insert,
-    page_of, set_of, way_of,
+    insert_page, is_fractured, page_of, set_of, way_of,
 )
-from fastmmu.tlb.replacement cimport LRU, order_first
+from fastmmu.tlb.replacement cimport order_first
 
 cdef extern from *:
     """
@@ -54,22 +54,16 @@ cdef struct Held:               # of one kind of access
 
 cdef inline void held_begin(Held *h, Tlb *t, int acc, bint half) noexcept nogil:
     cdef TlbPort *p = &t.port[acc]
-    cdef TlbArray *first = p.l1.by[0]
     h.port = p
     h.base = p.base
     h.mask = p.mask
     h.log = p.log
-    h.ways = first.pad if first.replacement == LRU else 0
+    h.ways = p.ways
     h.k = t.key[K_LOCAL]
     h.g = t.key[K_GLOBAL]
     h.both = h.g != NO_CONTEXT << 2 and (t.lower or not half)
-    h.second = NULL
-    h.large = False
-    if p.l2 != NULL and first.plain and t.extension == NULL:
-        h.second = p.l2.by[0]
-        if h.second != NULL and h.second.replacement != LRU:
-            h.second = NULL
-        h.large = (p.l1.large or p.l2.large) and (t.lower or not half)
+    h.second = p.second
+    h.large = h.second != NULL and (p.l1.large or p.l2.large) and (t.lower or not half)
 
 
 cdef inline bint hit(TlbSet *x, uint32_t pad, uint32_t ways, uint64_t k, uint64_t g, bint both) noexcept nogil:
@@ -148,10 +142,11 @@ cdef inline uint64_t held_second(Tlb *t, const Held *h, uint64_t la) noexcept no
 
 cdef inline bint held_fill(Tlb *t, const Held *h, uint64_t la, uint64_t value) noexcept nogil:
     # after MISSED what tlb_fill() does with a 4K page that is not global; False: it has to be that, and held_begin()
-    if h.second.dead or h.k == NO_CONTEXT << 2:
+    cdef uint64_t key = (la & TLB_LA) << 6 | h.k
+    if h.second.dead or h.k == NO_CONTEXT << 2 or is_fractured(value):
         return False
-    insert(t, h.second, K_LOCAL, 0, la, value)
-    insert(t, h.port.l1.by[0], K_LOCAL, 0, la, value)
+    insert_page(t, h.second, key, la, value)
+    insert_page(t, h.port.l1.by[0], key, la, value)
     return True
 
 

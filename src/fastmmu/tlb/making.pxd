@@ -13,6 +13,8 @@ cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, Re
                  const Replacer *policy, uint64_t parameter, bint grows) noexcept nogil
 # After the last tlb_add. l2_fetches: fetches use L2 where there is no L2I; gpm_in_l2: it holds guest-physical mappings.
 cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil
+# Where each kind of access looks first; again after arrays became shared, or an extension came.
+cdef void tlb_aim(Tlb *t) noexcept nogil
 # Where the fetches are noted that policies look at; again after arrays became shared.
 cdef void tlb_note_fetches(Tlb *t) noexcept nogil
 # Afterwards, of one whose contents come from elsewhere.

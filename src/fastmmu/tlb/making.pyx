@@ -157,10 +157,24 @@ cdef int tlb_add(Tlb *t, int unit, int classes, uint32_t sets, uint32_t ways, Re
     return t.arrays - 1
 
 
-cdef inline void aim(TlbPort *p) noexcept nogil:
-    p.base = p.l1.by[0].base
-    p.mask = p.l1.by[0].mask
-    p.log = p.l1.by[0].log
+cdef void tlb_aim(Tlb *t) noexcept nogil:
+    cdef TlbPort *p
+    cdef TlbArray *a
+    cdef int acc
+    for acc in range(4):
+        p = &t.port[acc]
+        if p.l1 == NULL:
+            continue
+        a = p.l1.by[0]
+        p.base = a.base
+        p.mask = a.mask
+        p.log = a.log
+        p.ways = a.pad if a.replacement == LRU else 0
+        p.second = NULL
+        if p.l2 != NULL and a.plain and t.extension == NULL:
+            a = p.l2.by[0]
+            if a != NULL and a.replacement == LRU:
+                p.second = a
 
 
 cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
@@ -171,7 +185,6 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
     cdef TlbSet *to
     cdef uint64_t used = 0
     cdef uint32_t s, way, place, w = 0, sets = a.sets, ways = a.ways
-    cdef int i
     for s in range(a.sets):
         for w in range(a.ways):
             used += set_at(a, s).way[w] != 0
@@ -207,16 +220,13 @@ cdef void tlb_grow(Tlb *t, TlbArray *a) noexcept nogil:
         for w in range(a.ways):
             if set_at(a, s).way[w] and fractured_in(a, set_at(a, s).way[a.pad + w]):
                 tlb_fracture(t, a, set_at(a, s), w)
-    for i in range(4):
-        if t.port[i].l1 != NULL and t.port[i].l1.by[0] == a:
-            aim(&t.port[i])
+    tlb_aim(t)
 
 
 cdef int tlb_reshape(Tlb *t, uint32_t i, uint32_t sets, uint32_t ways) noexcept nogil:
     # An array that grows, empty, as it was in another TLB; -1: it does not, no memory, or it is never of this shape.
     cdef TlbArray *a = &t.array[i]
     cdef TlbArray new
-    cdef int acc
     if sets == a.sets and ways == a.ways:
         return 0
     if not a.grows or not sets or sets & (sets - 1) or sets > MOST_SETS or not ways or ways > MOST_WAYS:
@@ -228,9 +238,7 @@ cdef int tlb_reshape(Tlb *t, uint32_t i, uint32_t sets, uint32_t ways) noexcept 
     new.plain = new.plain_long = False
     zeroed_free(a.memory)
     a[0] = new
-    for acc in range(4):
-        if t.port[acc].l1 != NULL and t.port[acc].l1.by[0] == a:
-            aim(&t.port[acc])
+    tlb_aim(t)
     return 0
 
 
@@ -246,7 +254,6 @@ cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil:
         p = &t.port[acc]
         p.l1 = &t.unit[L1I] if acc == ACC_X else &t.unit[L1D] if acc == ACC_R else store
         p.l2 = l2i if acc == ACC_X else l2
-        aim(p)
     if gpm_in_l2:
         for size in range(CLASSES):
             t.unit[GPM].by[size] = t.unit[L2].by[size]
@@ -254,6 +261,7 @@ cdef void tlb_ready(Tlb *t, bint l2_fetches, bint gpm_in_l2) noexcept nogil:
         for size in range(CLASSES):
             if t.array[i].quota[size] < t.array[i].ways:
                 t.array[i].plain = t.array[i].plain_long = False
+    tlb_aim(t)
     t.quick_on = not gpm_in_l2
     for i in range(t.arrays):
         if t.array[i].unit >= GPM:

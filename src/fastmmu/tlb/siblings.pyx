@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t
 
 from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.tlb.entries cimport CLASSES, EPSC, GPM, L1D, L1I, L1S, L2, L2I, PSC, TlbArray, TlbContext, UNITS, lost_new
-from fastmmu.tlb.making cimport tlb_free, tlb_note_fetches
+from fastmmu.tlb.making cimport tlb_aim, tlb_free, tlb_note_fetches
 from fastmmu.errors import OutOfMemoryError
 from fastmmu.tlb.arrays import SHARES
 
@@ -27,20 +27,12 @@ cdef void point(Tlb *t, TlbArray *own, TlbArray *shared) noexcept nogil:
     own.memory = NULL
 
 
-cdef void aim_at(Tlb *t, int acc) noexcept nogil:
-    cdef TlbArray *a = t.port[acc].l1.by[0]
-    t.port[acc].base = a.base
-    t.port[acc].mask = a.mask
-    t.port[acc].log = a.log
-
-
 cdef int tlb_join(Tlb **t, uint32_t n, uint32_t units) noexcept nogil:
     # Makes of new TLBs of one geometry, none of which grows, those of a core: `units`, as bits, are those of the first.
     # -1: no memory.
     cdef uint32_t i, j, k, most = min(t[0].max_id, LAST_ID // n), room = 0
     cdef TlbArray *a
     cdef TlbContext *ctx = <TlbContext *> zeroed(n * most + 1, sizeof(TlbContext))
-    cdef int acc
     if ctx == NULL:
         return -1
     for i in range(t[0].arrays):
@@ -64,8 +56,7 @@ cdef int tlb_join(Tlb **t, uint32_t n, uint32_t units) noexcept nogil:
         for k in range(t[0].arrays):
             if i and t[0].array[k].shared:
                 point(t[i], &t[i].array[k], &t[0].array[k])
-        for acc in range(4):
-            aim_at(t[i], acc)
+        tlb_aim(t[i])
         tlb_note_fetches(t[i])
         if room:
             t[i].lost = lost_new(room)
