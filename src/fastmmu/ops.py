@@ -49,6 +49,8 @@ class Op(Code):
     UNPROTECT = 50  # they can be written again
     FORK = 51  # addr = process number of a child, a new one, which shares all pages until either writes them
     COLLAPSE = 52  # the small pages of the 2 MB that hold addr become one page
+    MADVISE_HUGE = 53  # a range, as above: its pages may be huge with Config(thp="madvise"); and may not, ever
+    MADVISE_NOHUGE = 54
 
 
 LAST_ACCESS = Op.FETCH

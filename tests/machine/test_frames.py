@@ -47,6 +47,24 @@ def test_programs_of_several_vcpus(scheme: str, frames: str) -> None:
         assert host.counters(0)["stale_uses"] == 0, seed
 
 
+THP = (
+    "always", "madvise", "never", "always+khugepaged:600/50", "madvise+khugepaged:100000/120:509",
+    "always+khugepaged:1/7:510", "madvise+khugepaged:1024/20",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("thp", THP)
+def test_huge_pages_of_programs_of_several_vcpus(scheme: str, thp: str) -> None:
+    for seed in range(PROGRAMS):
+        frames = ("first-touch", *POLICIES)[(seed * 5 + len(scheme) + len(thp)) % (len(POLICIES) + 1)]
+        config = SCHEMES[scheme].replace(pages="thp", thp=thp, frames=frames, memory="256M")
+        vcpus, cpus, turns = random_turns(seed + len(thp), advice=True)
+        came, counters, host = run_turns(config, vcpus, cpus, turns)
+        assert (came, counters) == on_specification(config, vcpus, turns), (seed, frames)
+        assert host.counters(0)["stale_uses"] == 0, seed
+
+
 def touched(config: Config, addr: list[int], op: list[int] | None = None) -> tuple[list[int], Machine]:
     """Guest-physical addresses of accesses on a machine of its own."""
     machine, out = Machine(config), np.zeros(len(addr), np.uint64)

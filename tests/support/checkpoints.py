@@ -35,6 +35,8 @@ CONFIGS = {
     "ept-2m": Config(mmu="ept", vpid=True, kvm="6.1", pages="2m"),
     "ept-thp": Config(mmu="ept", vpid=True, kvm="6.1", pages="thp", thp_threshold=8, host_pages="4k"),
     "ept-shuffled": Config(mmu="ept", vpid=True, kvm="6.1", frames="shuffled:2", pages="thp", thp_threshold=8),
+    "ept-khugepaged": Config(mmu="ept", vpid=True, kvm="6.1", pages="thp", thp="madvise+khugepaged:900/70"),
+    "native-huge": Config(pages="thp", thp="always", frames="buddy:0.8:3"),
     "native-buddy": Config(frames="buddy:0.8:3", pages="2m"),
     "shadow-reserve": Config(mmu="shadow", kvm="6.1", frames="reserve:64k+buddy:0.4"),
     "ept-contiguous": Config(mmu="ept", kvm="6.1", frames="contiguous+buddy:0.4", host_pages="4k"),

@@ -10,8 +10,9 @@ import numpy as np
 
 from fastmmu import Config, Host
 from fastmmu.machine.frame_plan import frame_plan, recorded_runs
+from fastmmu.machine.thp_plan import thp_plan
 from fastmmu.ops import LAST_ACCESS, Op
-from fastmmu.reference.machine import Cpus, Frames, Guest, PolicyFrames
+from fastmmu.reference.machine import Cpus, Frames, Guest, PolicyFrames, Thp
 
 __all__ = ["COUNTED", "Turn", "frames_of", "on_specification", "random_turns", "run_turns"]
 
@@ -21,14 +22,15 @@ Turn = tuple[int, int, list[tuple[int, int]] | None]
 COUNTED = (
     "shootdowns", "shootdown_ipis", "shootdown_preempted", "shootdown_marked", "shootdown_lazy", "shootdown_interrupts",
     "late_flushes", "cr3_flushes", "invlpgs", "invlpgbs", "tlbsyncs", "munmaps", "protects", "forks", "cow_copies",
-    "write_rights", "collapses", "pages_touched", "thp_fault_fallback", "thp_collapse_alloc_failed",
+    "write_rights", "collapses", "pages_touched", "thp_fault_alloc", "thp_fault_fallback", "thp_collapse_alloc_failed",
+    "thp_split_pmd", "khugepaged_pages_scanned", "khugepaged_full_scans",
 )  # fmt: skip
 BASES = (0x4000_0000, 0x4020_0000, 0x7F00_0000_0000, 0x1F_FFE0_0000)
 
 
-def random_turns(seed: int, n: int = 100) -> tuple[int, int, list[Turn]]:
+def random_turns(seed: int, n: int = 100, *, advice: bool = False) -> tuple[int, int, list[Turn]]:
     """vCPUs, CPUs, turns: accesses to few pages, munmap, mprotect, fork, collapse, changes of process, idling, vCPUs
-    that move."""
+    that move; `advice`: madvise, too."""
     random = Random(seed)
     vcpus = random.randint(2, 8)
     cpus = random.randint(1, vcpus)
@@ -57,6 +59,9 @@ def random_turns(seed: int, n: int = 100) -> tuple[int, int, list[Turn]]:
                 events.append((op, page | random.choice([0, 0, 1, 4, 31, 32, 33, 34, 600])))
             elif roll < 0.98:
                 events.append((Op.COLLAPSE, page))
+                if advice:
+                    op = random.choice([Op.MADVISE_HUGE, Op.MADVISE_HUGE, Op.MADVISE_NOHUGE])
+                    events.append((op, (page & -(1 << 21)) | random.choice([511, 511, 1023, 30])))
             elif len(processes) < 5:
                 events.append((Op.FORK, free))
                 processes.append(free)
@@ -93,13 +98,21 @@ def frames_of(config: Config) -> Frames | None:
                         runs=tuple(recorded_runs(plan.path)) if plan.path else ())  # fmt: skip
 
 
+def thp_of(config: Config) -> Thp | None:
+    """The specification's policy of huge pages."""
+    if config.thp is None:
+        return None
+    plan = thp_plan(config.thp)
+    return Thp(plan.mode, pages=plan.pages, every=plan.every, none=plan.none)
+
+
 def on_specification(config: Config, vcpus: int, turns: list[Turn]) -> tuple[list[int], list[dict[str, int]]]:
     """The same by fastmmu.reference.machine."""
     native = config.mmu == "native"
     cpus = Cpus(vcpus, method=config.shootdown, lazy_tlb=config.lazy_tlb, ceiling=config.flush_ceiling,
                 pcid=config.pcid, native=native)  # fmt: skip
     guest = Guest(cpus, nbytes=config.memory_bytes, pages=config.pages, thp_threshold=config.thp_threshold,
-                  apic=config.tpr is not None, frames=frames_of(config))  # fmt: skip
+                  apic=config.tpr is not None, frames=frames_of(config), thp=thp_of(config))  # fmt: skip
     came: list[Any] = []
     for vcpu, cpu, events in turns:
         if events is None:

@@ -26,6 +26,8 @@ cdef enum EventOp:
     OP_UNPROTECT = 50
     OP_FORK = 51
     OP_COLLAPSE = 52
+    OP_MADVISE_HUGE = 53
+    OP_MADVISE_NOHUGE = 54
 
 cdef enum GuestOp:              # fastmmu.ops.GuestOp: of guests that fastmmu.vmx runs
     GUEST_MOV_TO_CR0 = 32

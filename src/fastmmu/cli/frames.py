@@ -1,4 +1,4 @@
-"""`--frames`: which frames of guest memory the guest kernel gives to programs."""
+"""`--frames`: which frames of guest memory the guest kernel gives to programs; `--thp`: which are huge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _FramesOf(argparse.Action):
 
 
 def add_frames(group: Any) -> None:
-    """--frames, --host-frames, --frames-of."""
+    """--frames, --host-frames, --frames-of, --thp."""
     group.add_argument(
         "--frames",
         metavar="POLICY",
@@ -33,4 +33,10 @@ def add_frames(group: Any) -> None:
         metavar="FILE",
         action=_FramesOf,
         help="as the pages of a recorded guest lay: a file of fastmmu maps GUEST --csv FILE",
+    )
+    group.add_argument(
+        "--thp",
+        metavar="POLICY",
+        help="with --pages thp: always, madvise, never, always+khugepaged:PAGES/ACCESSES[:NONE], which looks at PAGES "
+        "after each so many accesses, and makes one of 512 of which NONE (511) need not be there",
     )

@@ -11,6 +11,7 @@
     kernel_memory, guest_ranges      its frames; ranges that it unmaps and protects, fork, copy on write
     frames, frame_plan, frame_setup  which frames programs get, by policy; as text; before the boot
     buddy, frames_py                 the buddy allocator; what is free, for Python
+    thp, thp_plan                    huge pages by policy, khugepaged; as text
     shootdown, events                how it makes other vCPUs flush; the loop over events
     events_cached                    of that, accesses with data caches under them
     placed                           pages whose physical addresses a trace says

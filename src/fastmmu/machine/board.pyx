@@ -37,10 +37,9 @@ from fastmmu.machine.events cimport Run, run_events, to_run
 from fastmmu.machine.exit_ring cimport log_runs, ring_of
 from fastmmu.machine.frame_setup cimport frames_choose
 from fastmmu.machine.guest_kernel cimport (
-    GUEST_APIC, GUEST_CODE, GUEST_ROM, PAGES_2M, PAGES_4K, PAGES_THP, kernel_boot, kernel_free, kernel_init,
-    kernel_load, kernel_resume,
+    GUEST_APIC, GUEST_CODE, GUEST_ROM, kernel_boot, kernel_free, kernel_init, kernel_load, kernel_resume,
 )
-from fastmmu.machine.kernel_state cimport SHOOT_INVLPGB, SHOOT_IPI, SHOOT_PV
+from fastmmu.machine.kernel_state cimport PAGES_2M, PAGES_4K, PAGES_THP, SHOOT_INVLPGB, SHOOT_IPI, SHOOT_PV
 from fastmmu.machine.layout cimport (
     PAE_ROOT, PML_LOG, VCPU_BYTES, VIRTUAL_APIC, VMM_TABLES, all_slots, checked_place, has_identity, host_bytes,
     overlaps, placed_slots,

@@ -16,6 +16,7 @@ from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.kvm_versions import KvmRules, kvm_rules
 from fastmmu.machine.config_fields import Fields, refused_of
 from fastmmu.machine.frame_plan import MOST_MEMORY, frame_plan
+from fastmmu.machine.thp_plan import thp_plan
 from fastmmu.machine.topology import topology
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, geometry
@@ -43,7 +44,11 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param mmu: ``"native"`` (no VMM), ``"shadow"`` (shadow paging) or ``"ept"``.
     :param vpid: the guest's translations are tagged with a VPID, so that VM entry and exit flush nothing.
     :param pages: ``"4k"``; ``"2m"``: every user page is 2 MB; ``"thp"``: 4 KB pages that the guest kernel collapses
-        into a 2 MB page once `thp_threshold` of its 512 pages have been touched.
+        into a 2 MB page once `thp_threshold` of its 512 pages have been touched, or does as `thp` says.
+    :param thp: with ``pages="thp"`` what the guest kernel makes huge (docs/frames.md): ``"always"``, ``"madvise"``
+        (where the trace has Op.MADVISE_HUGE), ``"never"``; ``"always+khugepaged:4096/1000000"``: khugepaged looks at
+        4096 pages after each million accesses, with ``:255`` behind it max_ptes_none, which is 511 else. None: as
+        `thp_threshold` says.
     :param host_pages: the VMM's backing of guest memory, ``"4k"``, ``"2m"`` or ``"untouched"`` (4k, each page given by
         the host at its first touch); None: 4k for 4k, else 2m. These and `pages` in any case of letters.
     :param kvm: what KVM does of its own choice (kvm_policy.md): ``"slides"``, shadow tables always in sync and nothing
@@ -178,6 +183,8 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 msgspec.structs.force_setattr(self, "topology", str(topology(self.topology)))
             arrays, plan = self.geometry, frame_plan(self.frames)
             host_plan = host_frame_plan(self.host_frames)
+            if self.thp is not None:
+                thp_plan(self.thp)
             caches(self.caches)
         except ConfigError as error:
             raise ConfigError(f"Config: {error}") from error
@@ -200,6 +207,11 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(
                 f"Config: frames={self.frames!r} needs memory of at most 1T, and a trace that does not place its pages "
                 '(kernel_memory="low")'
+            )
+        if self.thp is not None and (self.pages != "thp" or self.premapped or self.kernel_memory == "high"):
+            raise ConfigError(
+                f'Config: thp={self.thp!r} needs pages="thp", tables that are not premapped, and a trace that does not '
+                'place its pages (kernel_memory="low")'
             )
         if self.host_memory is not None and not 1 <= self._bytes("host_memory") <= 1 << 46:
             raise ConfigError(f"Config: host_memory={self.host_memory!r} is outside 1..64T; a host has 64k at least")

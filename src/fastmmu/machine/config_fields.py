@@ -11,6 +11,7 @@ from fastmmu.cache import caches
 from fastmmu.cache.frame_map import host_frame_plan
 from fastmmu.errors import ConfigError
 from fastmmu.machine.frame_plan import frame_plan
+from fastmmu.machine.thp_plan import thp_plan
 from fastmmu.machine.topology import topology
 from fastmmu.sizes import page_size, parse_bytes
 from fastmmu.tlb.geometry import Geometry, geometry
@@ -77,6 +78,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     guest_handler: Literal["eoi", "irql"] = "eoi"
     handler_length: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
     apic_id: Annotated[int, msgspec.Meta(ge=0, le=15)] = 0
+    thp: str | None = None
     thp_threshold: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
     shootdown: Literal["ipi", "pv", "invlpgb"] = "ipi"
     lazy_tlb: bool = True
@@ -98,6 +100,8 @@ def refused_alone(name: str, value: Any) -> str | None:
             frame_plan(value)
         elif name == "host_frames":
             host_frame_plan(value)
+        elif name == "thp" and value is not None:
+            thp_plan(value)
         elif name == "topology" and value is not None:
             topology(value)
         elif name == "caches":

@@ -10,7 +10,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.ops cimport (
     FIRST_OF_APIC, LAST_ACCESS, LAST_OF_APIC, OP_COLLAPSE, OP_DEVICE_INTERRUPT, OP_EXIT, OP_FORK, OP_INTERRUPT,
-    OP_INTERRUPT_FLAG, OP_INVLPG, OP_MUNMAP, OP_PLACE, OP_PROTECT, OP_SWITCH, OP_UNMAP,
+    OP_INTERRUPT_FLAG, OP_INVLPG, OP_MADVISE_HUGE, OP_MADVISE_NOHUGE, OP_MUNMAP, OP_PLACE, OP_PROTECT, OP_SWITCH,
+    OP_UNMAP,
 )
 from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.registers cimport RULE_INJECTED, RULE_NONE
@@ -34,6 +35,7 @@ from fastmmu.machine.guest_kernel cimport (
 )
 from fastmmu.machine.guest_ranges cimport RANGE_READ_ONLY, RANGE_UNMAP, RANGE_WRITABLE, ranges_change
 from fastmmu.machine.kernel_state cimport GuestKernel
+from fastmmu.machine.thp cimport thp_advise, thp_scan
 from fastmmu.mmu.direct cimport RET_PF_EMULATE, RET_PF_INJECT
 from fastmmu.paging.quick_walk cimport Quick, quick_begin
 from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_first, held_second
@@ -94,6 +96,8 @@ cdef int memory_event(GuestKernel *k, int op, uint64_t addr) noexcept nogil:
         return kernel_fork(k, addr)
     if op == OP_COLLAPSE:
         return kernel_collapse(k, addr)
+    if op > OP_COLLAPSE:
+        return thp_advise(k, op == OP_MADVISE_HUGE, addr)
     return ranges_change(k, RANGE_UNMAP if op == OP_MUNMAP else RANGE_READ_ONLY if op == OP_PROTECT else RANGE_WRITABLE,
                          addr)
 
@@ -122,7 +126,7 @@ cdef int system_event(Run *m, int op, int size, uint64_t addr) noexcept nogil:
         if outcome == DONE_GP:
             return vcpu_abort(&m.vcpu.cpu, ABORT_APIC_GP, m.vcpu.cpu.store_value)
         return vcpu_abort(&m.vcpu.cpu, ABORT_APIC_PF, m.vcpu.cpu.cr2) if outcome == DONE_PF else outcome
-    if OP_MUNMAP <= op <= OP_COLLAPSE:
+    if OP_MUNMAP <= op <= OP_MADVISE_NOHUGE:
         return DONE_OK if m.vcpu.cpu.premap != NULL else answered(&m.vcpu.cpu, memory_event(m.kernel, op, addr))
     return vcpu_abort(&m.vcpu.cpu, ABORT_APIC if FIRST_OF_APIC <= op <= LAST_OF_APIC else ABORT_OP, op)
 
@@ -149,13 +153,17 @@ cdef inline void elapse(Run *m, uint64_t accesses) noexcept nogil:
     # so many were made since the last time; not more than next_stop said
     if m.until_exit:
         m.until_exit -= accesses
+    if m.kernel.thp.scan_every:
+        m.kernel.thp.scan_left -= accesses
     if m.vcpu.irq != NULL:
         irq_pass(m.vcpu.irq, accesses)
 
 
 cdef inline uint64_t next_stop(const Run *m) noexcept nogil:
-    # accesses until something is due: a periodic exit, the timer, the end of a handler; 0: nothing is
+    # accesses until something is due: a periodic exit, khugepaged, the timer, the end of a handler; 0: nothing is
     cdef uint64_t stop = m.until_exit, left
+    if m.kernel.thp.scan_every and (not stop or m.kernel.thp.scan_left < stop):
+        stop = m.kernel.thp.scan_left
     if m.vcpu.irq != NULL:
         left = irq_left(m.vcpu.irq)
         if left and (not stop or left < stop):
@@ -164,6 +172,10 @@ cdef inline uint64_t next_stop(const Run *m) noexcept nogil:
 
 
 cdef int due(Run *m) noexcept nogil:
+    if m.kernel.thp.scan_every and not m.kernel.thp.scan_left:
+        m.vcpu.cpu.rule = RULE_NONE
+        if answered(&m.vcpu.cpu, thp_scan(m.kernel)):
+            return DONE_ABORT
     if m.exit_every and not m.until_exit:
         m.until_exit = m.exit_every
         if exit_instruction(m, EXIT_CPUID):

@@ -1,18 +1,21 @@
-"""The frames of a guest kernel, set up before it boots; header: frame_setup.pxd."""
+"""The frames of a guest kernel and its huge pages, set up before it boots; header: frame_setup.pxd."""
 
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport malloc
 
 from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, FRAMES_OF, LayoutRun, frames_init
-from fastmmu.machine.kernel_state cimport BLOCK, GuestKernel
+from fastmmu.machine.kernel_state cimport BLOCK, PAGES_POLICY, GuestKernel
 
 from fastmmu.errors import OutOfMemoryError
 from fastmmu.machine.frame_plan import frame_plan, recorded_runs
+from fastmmu.machine.thp_plan import thp_plan
 
 
 cdef int frames_choose(GuestKernel *k, config) except -1:
     # The tables' blocks take the 64th part of memory, two at least; behind the unused block.
     cdef uint64_t blocks = k.guest.nbytes // BLOCK
+    if config.thp is not None:
+        choose_thp(k, thp_plan(config.thp))
     plan = frame_plan(config.frames)
     cdef int policy = plan.number
     if policy == FRAMES_FIRST_TOUCH:
@@ -22,6 +25,14 @@ cdef int frames_choose(GuestKernel *k, config) except -1:
         raise OutOfMemoryError(f"no memory for the guest's frames; make memory={config.memory!r} smaller")
     if policy == FRAMES_OF:
         record(k, recorded_runs(plan.path))
+    return 0
+
+
+cdef int choose_thp(GuestKernel *k, plan) except -1:
+    k.pages = PAGES_POLICY
+    k.thp.mode = plan.number
+    k.thp.scan_pages, k.thp.scan_every, k.thp.max_ptes_none = plan.pages, plan.every, plan.none
+    k.thp.scan_left = k.thp.scan_every
     return 0
 
 

@@ -6,11 +6,6 @@ from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.machine.kernel_state cimport GuestCounters, GuestKernel
 
-cdef enum PageSizes:
-    PAGES_4K = 0
-    PAGES_2M = 1
-    PAGES_THP = 2
-
 cdef enum KernelAborts:          # beside those of cpu/vcpu.pxd
     ABORT_PLACE = 100           # an event that is none
     ABORT_PLACE_OUTSIDE = 101   # a physical page outside memory, or among those of the kernel

@@ -25,16 +25,17 @@ from fastmmu.kvm.kvm cimport to_kvm_vcpu
 from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, frames_free
 from fastmmu.machine.guest_ranges cimport ranges_copy, ranges_write
 from fastmmu.machine.kernel_memory cimport (
-    give, give_page, kernel_clear, kernel_copied, kernel_read, kernel_write, new_data, new_large, new_table,
-    own,
+    give_page, kernel_clear, kernel_read, kernel_write, new_data, new_large, new_table, own,
 )
 from fastmmu.machine.kernel_state cimport (
-    BLOCK, DIRECT_MAP, LARGE_FRAME, NO_FRAME, NO_PROCESS, GuestCounters, GuestCpu, GuestKernel,
+    BLOCK, DIRECT_MAP, LARGE_FRAME, NO_FRAME, NO_PROCESS, PAGES_2M, PAGES_POLICY, PAGES_THP, Advice, GuestCounters,
+    GuestCpu, GuestKernel,
 )
 from fastmmu.machine.placed cimport placed_frame, placed_free, placed_put
 from fastmmu.machine.shootdown cimport (
     shoot_down, shoot_flush, shoot_free, shoot_leave, shoot_loaded, shoot_new_cpu, shoot_serve,
 )
+from fastmmu.machine.thp cimport thp_collapse, thp_free, thp_inherit, thp_suits
 from fastmmu.paging.memory cimport mem_read64
 
 cdef uint64_t USER_TABLE = P | RW | US | A | D
@@ -51,6 +52,8 @@ cdef int kernel_init(GuestKernel *k, Mem *guest, int pages, uint32_t thp_thresho
     k.next_block = guest.nbytes if high else BLOCK      # the first 2 MB stay unused, as on a PC
     k.placed.pending = NO_FRAME
     k.frames.first = guest.nbytes
+    k.thp.advice.size = sizeof(Advice)
+    k.thp.scan_process = NO_PROCESS
     k.count = <uint16_t *> zeroed((guest.nbytes >> 12) + 1, sizeof(uint16_t))
     return -1 if k.count == NULL or shoot_new_cpu(k, 0) else 0
 
@@ -69,6 +72,7 @@ cdef void kernel_free(GuestKernel *k) noexcept nogil:
     placed_free(&k.placed)
     shoot_free(k)
     frames_free(&k.frames)
+    thp_free(k)
     free(k.root)
     free(k.generation)
     free(k.free_4k.frame)
@@ -165,7 +169,9 @@ cdef int kernel_fork(GuestKernel *k, uint64_t child) noexcept nogil:
     if new_root(k, child) or ranges_copy(k, k.root[k.current[0]], k.root[child], 4):
         return DONE_ABORT
     k.c.forks += 1
-    return shoot_down(k, 0, 0, 0, False)
+    if thp_inherit(k, k.current[0], <uint32_t> child):
+        return DONE_ABORT
+    return shoot_down(k, k.current[0], 0, 0, 0, False)
 
 
 cdef int kernel_switch(GuestKernel *k, uint64_t process) noexcept nogil:
@@ -245,6 +251,7 @@ cdef int next_table(GuestKernel *k, uint64_t at, uint64_t *table) noexcept nogil
 cdef int kernel_collapse(GuestKernel *k, uint64_t la) noexcept nogil:
     # the pages of a table become one of 2 MB now (khugepaged); nothing happens where that cannot be
     cdef uint64_t table = k.root[k.current[0]], at = 0, entry = 0
+    cdef bint none
     cdef int level
     if la >> 47:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
@@ -259,14 +266,14 @@ cdef int kernel_collapse(GuestKernel *k, uint64_t la) noexcept nogil:
         table = entry & FRAME
         if not own(k, table, 4096):
             return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
-    return collapse(k, la, at, table) if k.count[table >> 12] else <int> DONE_OK
+    return thp_collapse(k, k.current[0], la, at, table, &none) if k.count[table >> 12] else <int> DONE_OK
 
 
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil:
     # error_code: of the #PF; only "not present" has an answer, every page of a program allows all it does
     cdef uint64_t pdpt = 0, pd = 0, pt = 0, frame, entry = 0
     cdef uint64_t dirty = D if error_code & PF_W or k.silent else 0
-    cdef bint large = k.pages == PAGES_2M
+    cdef bint large = k.pages == PAGES_2M, none
     cdef int i
     if la >> 47:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
@@ -280,7 +287,10 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
         return DONE_ABORT
     k.c.pages_touched += 1
     frame = placed_frame(&k.placed, k.current[0], la, &large)
-    if large and (k.placed.n or k.frames.policy != FRAMES_FIRST_TOUCH):     # pages of 4 KB may stand there
+    if k.pages == PAGES_POLICY:
+        large = thp_suits(k, k.current[0], la)
+    if large and (k.placed.n or k.frames.policy != FRAMES_FIRST_TOUCH or k.pages == PAGES_POLICY):
+        # pages of 4 KB may stand there
         if kernel_read(k, pd + ((la >> 21 & 511) << 3), &entry):
             return DONE_ABORT
         if entry & P:
@@ -288,9 +298,10 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
             if frame != NO_FRAME:
                 frame |= la & 0x1FF000
     if large and frame == NO_FRAME:
-        frame = new_large(k, la)
+        frame = new_large(k, k.current[0], la)
+        k.c.thp_fault_alloc += frame != NO_FRAME
         if frame == NO_FRAME:
-            if k.frames.policy == FRAMES_FIRST_TOUCH:
+            if k.frames.policy == FRAMES_FIRST_TOUCH and k.pages == PAGES_2M:
                 return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
             k.c.thp_fault_fallback += 1
             large = False
@@ -312,46 +323,8 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
         return DONE_ABORT
     k.count[pt >> 12] += 1
     if k.pages == PAGES_THP and k.count[pt >> 12] == k.thp_threshold and not k.placed.n:
-        return collapse(k, la, pd + ((la >> 21 & 511) << 3), pt)
+        return thp_collapse(k, k.current[0], la, pd + ((la >> 21 & 511) << 3), pt, &none)
     return DONE_OK
-
-
-cdef bint all_writable(GuestKernel *k, uint64_t pt) noexcept nogil:
-    # as a look that takes no access of its own: entries are read again where it is so
-    cdef uint64_t entry
-    cdef int i
-    for i in range(512):
-        entry = mem_read64(&k.guest, pt + 8 * i)
-        if entry & P and not entry & RW:
-            return False
-    return True
-
-
-cdef int collapse(GuestKernel *k, uint64_t la, uint64_t at, uint64_t pt) noexcept nogil:
-    # the pages of one page table become one 2 MB page: copied, or cleared where nothing was mapped
-    cdef uint64_t frame, entry = 0, dirty = 0
-    cdef int i
-    if k.shared and not all_writable(k, pt):
-        return DONE_OK                          # page_count, pte_write: khugepaged leaves them alone
-    frame = new_large(k, la)
-    if frame == NO_FRAME:
-        k.c.thp_collapse_alloc_failed += 1
-        return DONE_OK                          # no 2 MB block is free: it stays as it is
-    for i in range(512):
-        if kernel_read(k, pt + 8 * i, &entry):
-            return DONE_ABORT
-        if entry & P:
-            if kernel_copied(k, entry & FRAME):
-                return DONE_ABORT
-            dirty |= entry & D
-            give_page(k, entry & FRAME, False)
-        if kernel_clear(k, frame + 4096 * i, False):
-            return DONE_ABORT
-    if kernel_write(k, at, frame | P | RW | US | A | PS | dirty):
-        return DONE_ABORT
-    give(&k.free_tables, pt)
-    k.c.collapses += 1
-    return shoot_down(k, 0, 0, 0, True)
 
 
 # ---- pages that a trace places ----------------------------------------------------------------------------
@@ -421,4 +394,4 @@ cdef int kernel_unmap(GuestKernel *k, uint64_t la) noexcept nogil:
     if level == 1:
         k.count[table >> 12] -= 1
     give_page(k, entry & (LARGE_FRAME if level == 2 else FRAME), level == 2)
-    return shoot_down(k, la, 1, 12, False)
+    return shoot_down(k, k.current[0], la, 1, 12, False)

@@ -3,21 +3,24 @@
     munmap, mprotect ──► entries of the range ──► freed pages, freed tables ──► one shootdown (mmu_gather of Linux)
 
 There are no regions (VMAs): a page that went comes back empty at its next touch, one that was protected can be written
-again after a #PF, as by the handler of a program. A 2 MB page of which a part is in the range changes as a whole.
+again after a #PF, as by the handler of a program. A 2 MB page of which a part is in the range is split, or
+changes as a whole with pages="2m".
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 
-from fastmmu.arch.bits cimport FRAME, PS, RW, US, A, D, P
+from fastmmu.arch.bits cimport FRAME, PS, RW, A, D, P
 from fastmmu.cpu.vcpu cimport (
     ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_GUEST_MEMORY, ABORT_HOST_MEMORY, DONE_ABORT, DONE_OK, vcpu_abort,
 )
 from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH
 from fastmmu.machine.kernel_memory cimport (
     give, give_page, kernel_clear, kernel_copied, kernel_read, kernel_write, new_data, new_large, new_table, own,
+    page_shared,
 )
-from fastmmu.machine.kernel_state cimport BLOCK, LARGE_FRAME, NO_FRAME, GuestKernel
+from fastmmu.machine.kernel_state cimport BLOCK, LARGE_FRAME, NO_FRAME, PAGES_2M, GuestKernel
 from fastmmu.machine.shootdown cimport shoot_down
+from fastmmu.machine.thp cimport thp_forget, thp_split
 
 cdef enum:
     MOST_SHARED = 0xFFFF        # further processes that share a page
@@ -42,7 +45,7 @@ cdef int change_entry(GuestKernel *k, Gather *g, int change, uint64_t at, uint64
     if not own(k, frame, 4096):
         return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
     if change == RANGE_WRITABLE:                # no flush: a walk finds the right (pte_needs_flush)
-        if entry & RW or k.count[frame >> 12]:
+        if entry & RW or page_shared(k, frame, large):
             return DONE_OK
         return kernel_write(k, at, entry | RW)
     if change == RANGE_READ_ONLY and not entry & RW:
@@ -86,6 +89,8 @@ cdef int ranges_change(GuestKernel *k, int change, uint64_t pages) noexcept nogi
     g.small = g.freed = False
     k.c.munmaps += change == RANGE_UNMAP
     k.c.protects += change == RANGE_READ_ONLY
+    if change == RANGE_UNMAP:
+        thp_forget(k, la, end)
     if change == RANGE_READ_ONLY:
         k.shared = True
     while la < end:
@@ -101,6 +106,10 @@ cdef int ranges_change(GuestKernel *k, int change, uint64_t pages) noexcept nogi
             if not own(k, table, 4096):
                 return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
         after = (la | (1ULL << (9 * level + 3)) - 1) + 1 if not entry & P else (la | BLOCK - 1) + 1
+        if entry & P and level == 2 and entry & PS and k.pages != PAGES_2M and (la & (BLOCK - 1) or end < after):
+            if thp_split(k, la, at, entry) or kernel_read(k, at, &entry):
+                return DONE_ABORT
+            table = entry & FRAME
         if entry & P and level == 2 and entry & PS:
             if change_entry(k, &g, change, at, entry, la & ~<uint64_t> (BLOCK - 1), True):
                 return DONE_ABORT
@@ -110,13 +119,13 @@ cdef int ranges_change(GuestKernel *k, int change, uint64_t pages) noexcept nogi
     if not g.end:
         return DONE_OK
     shift = 12 if g.small else 21
-    return shoot_down(k, g.begin, (g.end - g.begin) >> shift, shift, g.freed)
+    return shoot_down(k, k.current[0], g.begin, (g.end - g.begin) >> shift, shift, g.freed)
 
 
 # ---- pages that are shared --------------------------------------------------------------------------------
 
 cdef int ranges_copy(GuestKernel *k, uint64_t source, uint64_t to, int level) noexcept nogil:
-    cdef uint64_t entry = 0, table = 0, frame
+    cdef uint64_t entry = 0, table = 0, frame, gfn
     cdef uint32_t i
     k.shared = True
     for i in range(256 if level == 4 else 512):
@@ -135,36 +144,15 @@ cdef int ranges_copy(GuestKernel *k, uint64_t source, uint64_t to, int level) no
                 return DONE_ABORT
             continue
         frame = entry & (LARGE_FRAME if level == 2 else FRAME)
-        if k.count[frame >> 12] == MOST_SHARED:
-            return vcpu_abort(k.v, ABORT_HOST_MEMORY, frame)
-        k.count[frame >> 12] += 1
+        for gfn in range(frame >> 12, (frame >> 12) + (512 if level == 2 else 1)):
+            if k.count[gfn] == MOST_SHARED:
+                return vcpu_abort(k.v, ABORT_HOST_MEMORY, frame)
+            k.count[gfn] += 1
         if entry & RW and kernel_write(k, source + 8 * i, entry & ~<uint64_t> RW):
             return DONE_ABORT
         if kernel_write(k, to + 8 * i, entry & ~<uint64_t> RW):
             return DONE_ABORT
     return DONE_OK
-
-
-cdef int copy_small(GuestKernel *k, uint64_t la, uint64_t at, uint64_t entry) noexcept nogil:
-    # no block is free for the copy of a 2 MB page: pages of 4 KB, all of them now
-    cdef uint64_t pt = 0, copy, i, base = la & ~<uint64_t> (BLOCK - 1)
-    k.c.thp_fault_fallback += 1
-    if new_table(k, &pt):
-        return DONE_ABORT
-    for i in range(512):
-        copy = new_data(k, base + 4096 * i)
-        if copy == NO_FRAME:
-            return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
-        if kernel_copied(k, (entry & LARGE_FRAME) + 4096 * i) or kernel_clear(k, copy, False):
-            return DONE_ABORT
-        if kernel_write(k, pt + 8 * i, copy | P | RW | US | A | (D if i == (la >> 12 & 511) else entry & D)):
-            return DONE_ABORT
-    k.count[pt >> 12] = 512
-    k.c.cow_copies += 1
-    give_page(k, entry & LARGE_FRAME, True)
-    if kernel_write(k, at, pt | P | RW | US | A | D):
-        return DONE_ABORT
-    return shoot_down(k, la & ~<uint64_t> 0xFFF, 1, 21, False)
 
 
 cdef int ranges_write(GuestKernel *k, uint64_t la) noexcept nogil:
@@ -187,14 +175,21 @@ cdef int ranges_write(GuestKernel *k, uint64_t la) noexcept nogil:
     frame = entry & (LARGE_FRAME if large else FRAME)
     if entry & RW:
         return DONE_OK
-    if not k.count[frame >> 12]:
+    if not page_shared(k, frame, large):
         k.c.write_rights += 1
         return kernel_write(k, at, entry | RW | D)
-    copy = new_large(k, la) if large else new_data(k, la)
-    if copy == NO_FRAME and large and k.frames.policy != FRAMES_FIRST_TOUCH:
-        return copy_small(k, la, at, entry)
-    if copy == NO_FRAME:
-        return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
+    copy = new_large(k, k.current[0], la) if large and k.pages == PAGES_2M else NO_FRAME
+    if large and copy == NO_FRAME:
+        if k.pages == PAGES_2M:                 # no block is free for the copy
+            if k.frames.policy == FRAMES_FIRST_TOUCH:
+                return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
+            k.c.thp_fault_fallback += 1
+        # do_huge_pmd_wp_page of Linux 5.8 and later: it is split, and the page of 4 KB is copied
+        return thp_split(k, la, at, entry) or ranges_write(k, la)
+    if not large:
+        copy = new_data(k, la)
+        if copy == NO_FRAME:
+            return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
     for i in range(512 if large else 1):
         if kernel_copied(k, frame + 4096 * i) or kernel_clear(k, copy + 4096 * i, False):
             return DONE_ABORT
@@ -202,4 +197,4 @@ cdef int ranges_write(GuestKernel *k, uint64_t la) noexcept nogil:
     give_page(k, frame, large)
     if kernel_write(k, at, copy | entry & ~<uint64_t> FRAME | RW | A | D):
         return DONE_ABORT
-    return shoot_down(k, la & ~<uint64_t> 0xFFF, 1, 21 if large else 12, False)
+    return shoot_down(k, k.current[0], la & ~<uint64_t> 0xFFF, 1, 21 if large else 12, False)

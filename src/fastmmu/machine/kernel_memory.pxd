@@ -1,6 +1,6 @@
 # Frames of guest memory, and memory as the guest kernel sees it: through its direct map, as accesses of the vCPU.
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.cpu.vcpu cimport DONE_EMULATED, DONE_OK, vcpu_load, vcpu_store
 from fastmmu.machine.kernel_state cimport DIRECT_MAP, FrameList, GuestKernel
@@ -9,7 +9,7 @@ from fastmmu.paging.memory cimport mem_read64, mem_write64
 cdef void give(FrameList *list, uint64_t frame) noexcept nogil
 cdef void give_page(GuestKernel *k, uint64_t frame, bint large) noexcept nogil      # a program's, that one unmaps
 cdef uint64_t new_data(GuestKernel *k, uint64_t la) noexcept nogil          # for a page; NO_FRAME: none is left
-cdef uint64_t new_large(GuestKernel *k, uint64_t la) noexcept nogil
+cdef uint64_t new_large(GuestKernel *k, uint32_t process, uint64_t la) noexcept nogil
 cdef int new_table(GuestKernel *k, uint64_t *table) noexcept nogil
 cdef int kernel_clear(GuestKernel *k, uint64_t gpa, bint table) noexcept nogil
 cdef int kernel_copied(GuestKernel *k, uint64_t gpa) noexcept nogil     # a page is read, to be copied
@@ -18,6 +18,17 @@ cdef int kernel_copied(GuestKernel *k, uint64_t gpa) noexcept nogil     # a page
 cdef inline bint own(const GuestKernel *k, uint64_t frame, uint64_t nbytes) noexcept nogil:
     # a page of guest memory, as an entry says, which others may have written
     return frame <= k.guest.nbytes - nbytes
+
+
+cdef inline bint page_shared(const GuestKernel *k, uint64_t frame, bint large) noexcept nogil:
+    # by other processes; of a 2 MB page: some of it
+    cdef uint64_t i
+    if not k.shared:
+        return False
+    for i in range(512 if large else 1):
+        if k.count[(frame >> 12) + i]:
+            return True
+    return False
 
 
 cdef inline int settled(int outcome) noexcept nogil:

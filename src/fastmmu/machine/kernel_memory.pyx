@@ -36,7 +36,12 @@ cdef void give(FrameList *list, uint64_t frame) noexcept nogil:
 
 cdef void give_page(GuestKernel *k, uint64_t frame, bint large) noexcept nogil:
     # it is free when no other process shares it; where a trace placed it, it is no page of the kernel's own
+    cdef uint64_t i
     if (k.high and frame < k.next_block) or not own(k, frame, BLOCK if large else 4096):
+        return
+    if large and page_shared(k, frame, True):   # by others whole, or in part
+        for i in range(512):
+            give_page(k, frame + 4096 * i, False)
         return
     if k.count[frame >> 12]:
         k.count[frame >> 12] -= 1
@@ -80,10 +85,10 @@ cdef uint64_t new_data(GuestKernel *k, uint64_t la) noexcept nogil:
     return new_frame(k, &k.free_4k, &k.data_next, &k.data_end)
 
 
-cdef uint64_t new_large(GuestKernel *k, uint64_t la) noexcept nogil:
+cdef uint64_t new_large(GuestKernel *k, uint32_t process, uint64_t la) noexcept nogil:
     cdef uint64_t frame
     if k.frames.policy != FRAMES_FIRST_TOUCH:
-        return frames_large(&k.frames, k.current[0], la)
+        return frames_large(&k.frames, process, la)
     frame = take(&k.free_2m)
     return frame if frame != NO_FRAME else new_block(k)
 

@@ -6,6 +6,7 @@ from fastmmu.arch.types cimport Mem
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.machine.frames cimport Frames
 from fastmmu.machine.placed cimport PlacedPages
+from fastmmu.paging.hash_table cimport HashTable
 
 cdef extern from *:
     """
@@ -22,6 +23,32 @@ cdef enum:
     BLOCK = 1 << 21
     PCIDS = 4096
 
+cdef enum PageSizes:
+    PAGES_4K = 0
+    PAGES_2M = 1                # whole, whatever becomes of a part of one
+    PAGES_THP = 2               # collapsed when some number of small ones have been touched
+    PAGES_POLICY = 3            # by Thp
+
+cdef enum ThpMode:              # transparent_hugepage/enabled of Linux
+    THP_NEVER = 0
+    THP_MADVISE = 1
+    THP_ALWAYS = 2
+
+cdef struct Advice:             # of an aligned area of 2 MB of a process: pages that are advised, by madvise
+    uint64_t key                # 1 << 63 | process << 26 | number of the area
+    uint64_t[8] huge            # a bit a page
+    uint64_t[8] nohuge
+
+cdef struct Thp:                # huge pages by policy: thp.pyx
+    int mode                    # ThpMode
+    HashTable advice
+    uint64_t scan_pages         # khugepaged looks at so many pages
+    uint64_t scan_every         # after each so many accesses of the trace; 0: there is none
+    uint64_t scan_left          # accesses until then
+    uint32_t max_ptes_none      # of 512 pages that it makes one so many need not be there
+    uint32_t scan_process       # where it goes on; NO_PROCESS: with the first process
+    uint64_t scan_la
+
 cdef struct FrameList:          # frames given back, as a stack
     uint64_t *frame
     uint32_t n, room
@@ -29,8 +56,12 @@ cdef struct FrameList:          # frames given back, as a stack
 cdef struct GuestCounters:      # of a vCPU, what the guest did with it; names and meaning: fastmmu.counters
     uint64_t pages_touched
     uint64_t collapses
+    uint64_t thp_fault_alloc            # 2 MB pages given at a first touch
     uint64_t thp_fault_fallback         # no 2 MB block was free: for a page, for a collapse
     uint64_t thp_collapse_alloc_failed
+    uint64_t thp_split_pmd              # 2 MB pages that a page table maps now
+    uint64_t khugepaged_pages_scanned   # in areas of 512 that it looked at; times that it has seen all processes
+    uint64_t khugepaged_full_scans
     uint64_t unmaps
     uint64_t exit_instructions
     uint64_t munmaps            # ranges of pages that went, or became read-only
@@ -78,6 +109,7 @@ cdef struct GuestKernel:
     bint silent                 # write memory directly: what it does is set-up, not part of the run
     int pages                   # PageSizes
     uint32_t thp_threshold
+    Thp thp
     bint pcid
     bint high                   # its own pages come from the end of memory, out of the way of those that are placed
     PlacedPages placed
@@ -101,4 +133,4 @@ cdef struct GuestKernel:
     bint lazy_tlb               # a vCPU that idles keeps the tables of the process that ran last
     uint32_t flush_ceiling      # more pages are flushed with all others (tlb_single_page_flush_ceiling)
     bint omit_shootdown         # to see what it is for
-    uint16_t *count             # [gfn] of a page table: pages that it maps; of a program's page: who shares it, but one
+    uint16_t *count             # [gfn] of a page table: pages that it maps; of a program's 4 KB: who shares it, but one

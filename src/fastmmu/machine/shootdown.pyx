@@ -157,28 +157,29 @@ cdef int shoot_serve(GuestKernel *k) noexcept nogil:
 
 # ---- the one that shoots ----------------------------------------------------------------------------------
 
-cdef int shoot_down(GuestKernel *k, uint64_t la, uint64_t pages, uint32_t shift, bint freed_tables) noexcept nogil:
-    # flush_tlb_mm_range
+cdef int shoot_down(GuestKernel *k, uint32_t process, uint64_t la, uint64_t pages, uint32_t shift,
+                    bint freed_tables) noexcept nogil:
+    # flush_tlb_mm_range; here where the process runs here, else its generation says so when it does
     cdef Kvm *kvm = to_kvm_vcpu(k.v).kvm
-    cdef uint32_t process = k.current[0]
     if pages > k.flush_ceiling:
         pages = 0
-    if flush_range(k, la, pages, shift):
+    if process == k.current[0] and flush_range(k, la, pages, shift):
         return DONE_ABORT
     k.generation[process] += 1
-    k.here.generation = k.generation[process]
+    if process == k.current[0]:
+        k.here.generation = k.generation[process]
     if kvm.n_vcpus == 1 or k.omit_shootdown:
         return DONE_OK
     if k.shootdown == SHOOT_INVLPGB:
-        broadcast(k, kvm, la, pages, shift)
+        broadcast(k, kvm, process, la, pages, shift)
         return DONE_OK
-    return interrupt_others(k, kvm, choose(k, kvm, la, pages, shift, freed_tables))
+    return interrupt_others(k, kvm, choose(k, kvm, process, la, pages, shift, freed_tables))
 
 
-cdef uint32_t choose(GuestKernel *k, Kvm *kvm, uint64_t la, uint64_t pages, uint32_t shift,
+cdef uint32_t choose(GuestKernel *k, Kvm *kvm, uint32_t process, uint64_t la, uint64_t pages, uint32_t shift,
                      bint freed_tables) noexcept nogil:
     # number of vCPUs to interrupt (flush_tlb_multi; kvm_flush_tlb_multi)
-    cdef uint32_t process = k.current[0], i, n = 0
+    cdef uint32_t i, n = 0
     cdef uint64_t generation = k.generation[process]
     cdef KvmVcpu *vcpu
     cdef GuestCpu *to
@@ -236,10 +237,11 @@ cdef int interrupt_others(GuestKernel *k, Kvm *kvm, uint32_t n) noexcept nogil:
     return DONE_OK
 
 
-cdef void broadcast(GuestKernel *k, Kvm *kvm, uint64_t la, uint64_t pages, uint32_t shift) noexcept nogil:
+cdef void broadcast(GuestKernel *k, Kvm *kvm, uint32_t process, uint64_t la, uint64_t pages,
+                    uint32_t shift) noexcept nogil:
     # INVLPGB and TLBSYNC (APM vol. 3): on every processor, lazy or preempted, for the PCID; of a guest as if KVM gave
     # all vCPUs of a VM one ASID
-    cdef uint32_t process = k.current[0], pcid = pcid_of(k, process), asid, i
+    cdef uint32_t pcid = pcid_of(k, process), asid, i
     cdef uint64_t generation = k.generation[process], page
     cdef GuestCpu *to
     cdef Vcpu *v

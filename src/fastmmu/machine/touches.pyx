@@ -7,7 +7,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from fastmmu._arguments cimport bytes_in, words_in
-from fastmmu.arch.ops cimport LAST_ACCESS, OP_FETCH, OP_INVLPG, OP_MUNMAP, OP_READ, OP_SWITCH, OP_UNMAP
+from fastmmu.arch.ops cimport LAST_ACCESS, OP_COLLAPSE, OP_FETCH, OP_INVLPG, OP_MUNMAP, OP_READ, OP_SWITCH, OP_UNMAP
 
 from fastmmu.threads.turns cimport Turn, Turns
 
@@ -130,7 +130,7 @@ cdef int64_t select(Touches t, const uint8_t *op, const uint8_t *size, const uin
     cdef bint new
     for i in range(n):
         if op[i] > LAST_ACCESS:
-            if op[i] == OP_SWITCH or op[i] == OP_INVLPG or op[i] == OP_UNMAP or op[i] >= OP_MUNMAP:
+            if op[i] == OP_SWITCH or op[i] == OP_INVLPG or op[i] == OP_UNMAP or OP_MUNMAP <= op[i] <= OP_COLLAPSE:
                 forget(t)
                 last = ~(<uint64_t> 0)
         elif not addr[i] >> 57:

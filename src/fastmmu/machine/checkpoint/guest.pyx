@@ -13,6 +13,7 @@ from fastmmu.cpu.stale cimport STALE_EXAMPLES, STALE_KINDS, Detector, Stale
 from fastmmu.kvm.kvm cimport CLASS_GUEST
 from fastmmu.machine.checkpoint.archive cimport _Archive
 from fastmmu.machine.checkpoint.frames cimport keep_policy
+from fastmmu.machine.checkpoint.thp cimport keep_thp
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.kernel_state cimport BLOCK, NO_FRAME, NO_PROCESS, PCIDS, FrameList, GuestCpu, GuestKernel
 from fastmmu.machine.placed cimport PlacedPages, placed_free, placed_put
@@ -44,7 +45,7 @@ cdef int keep_run(_Archive a, Run *run) except -1:
 cdef int keep_kernel(_Archive a, GuestKernel *k) except -1:
     # GuestKernel of machine/kernel_state.pxd. Of the new machine: v c guest pages thp_threshold pcid high apic current
     # cpu shootdown lazy_tlb flush_ceiling. Of a host: omit_shootdown. Between two events: silent. Elsewhere: root
-    # generation n_roots placed here
+    # generation n_roots placed here thp
     a.under("kernel")
     a.same("pages", k.pages)
     a.same("thp_threshold", k.thp_threshold)
@@ -62,6 +63,7 @@ cdef int keep_kernel(_Archive a, GuestKernel *k) except -1:
     keep_frames(a, k, "free_2m", &k.free_2m)
     keep_frames(a, k, "free_tables", &k.free_tables)
     keep_policy(a, &k.frames)
+    keep_thp(a, k)
     keep_roots(a, k)
     a.same("n_cpus", k.n_cpus)
     keep_cpu(a, k, k.here)

@@ -2,6 +2,7 @@
 
     frames          which frames programs get, by policy; the buddy allocator
     guest_kernel    frames, page tables, what each event makes of an address space
+    thp             which areas may have huge pages; where khugepaged looks
     shootdown       which vCPUs flush, when, and by whom they are told
 
 A :class:`Guest` of both says what every access reaches and every counter has, whatever the scheme. It has no TLB: that
@@ -13,5 +14,6 @@ from __future__ import annotations
 from .frames import Buddy, PolicyFrames, permutation
 from .guest_kernel import Flush, Frames, Guest, Pages
 from .shootdown import Cpus
+from .thp import Thp
 
-__all__ = ["Buddy", "Cpus", "Flush", "Frames", "Guest", "Pages", "PolicyFrames", "permutation"]
+__all__ = ["Buddy", "Cpus", "Flush", "Frames", "Guest", "Pages", "PolicyFrames", "Thp", "permutation"]

@@ -161,12 +161,9 @@ class PolicyFrames(Frames):
             frame = self.buddy.take(0)
         return None if frame is None else self.base + SMALL * frame
 
-    def give(self, frame: int, kind: str) -> None:
-        """Back to the buddy allocator."""
-        if self.sharers[frame]:
-            self.sharers[frame] -= 1
-        else:
-            self.buddy.give((frame - self.base) // SMALL, 9 if kind == "large" else 0)
+    def back(self, frame: int, kind: str) -> None:
+        """To the buddy allocator."""
+        self.buddy.give((frame - self.base) // SMALL, 9 if kind == "large" else 0)
 
     def shuffled(self) -> int | None:
         """The next of all frames in their order that is free."""

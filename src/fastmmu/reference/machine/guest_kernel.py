@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from fastmmu.ops import Op
 from fastmmu.reference.machine.shootdown import Cpus
+from fastmmu.reference.machine.thp import Thp
 
 __all__ = ["Flush", "Frames", "Guest", "Page", "Pages"]
 
@@ -29,7 +30,7 @@ class Frames:
         self.nbytes, self.next = nbytes, LARGE
         self.free: dict[str, list[int]] = {"table": [], "small": [], "large": []}
         self.open: dict[str, deque[int]] = {"table": deque(), "small": deque()}
-        self.sharers: Counter[int] = Counter()  # of a page, beside the first
+        self.sharers: Counter[int] = Counter()  # of 4 KB, beside the first
 
     def block(self) -> int | None:
         """A new one, if there is one."""
@@ -52,11 +53,22 @@ class Frames:
         return self.open[kind].popleft()
 
     def give(self, frame: int, kind: str) -> None:
-        """Back from one of those that have it."""
-        if self.sharers[frame]:
+        """Back from one of those that have it; 2 MB that others have, whole or in part, by its pages of 4 KB."""
+        if kind == "large" and self.shared(frame, kind):
+            for part in range(frame, frame + LARGE, SMALL):
+                self.give(part, "small")
+        elif self.sharers[frame]:
             self.sharers[frame] -= 1
         else:
-            self.free[kind].append(frame)
+            self.back(frame, kind)
+
+    def back(self, frame: int, kind: str) -> None:
+        """Nobody has it."""
+        self.free[kind].append(frame)
+
+    def shared(self, frame: int, kind: str) -> bool:
+        """Whether others have some of it, too."""
+        return any(self.sharers[part] for part in range(frame, frame + (LARGE if kind == "large" else SMALL), SMALL))
 
 
 @dataclass
@@ -88,14 +100,15 @@ class Guest:
     """The guest kernel of a machine.
 
     :param nbytes: of guest memory. :param pages: "4k", "2m", "thp". :param apic: the guest has one, which takes tables.
-    :param frames: which it gives; None: in the order of first touch.
+    :param frames: which it gives; None: in the order of first touch. :param thp: the policy of huge pages, with "thp";
+        None: by the threshold.
     """
 
     def __init__(
         self, cpus: Cpus, *, nbytes: int, pages: str = "4k", thp_threshold: int = 64, apic: bool = False,
-        frames: Frames | None = None,
+        frames: Frames | None = None, thp: Thp | None = None,
     ) -> None:  # fmt: skip
-        self.cpus, self.pages, self.threshold = cpus, pages, thp_threshold
+        self.cpus, self.pages, self.threshold, self.thp = cpus, pages, thp_threshold, thp
         self.frames = frames or Frames(nbytes)
         self.spaces: dict[int, Pages] = {}
         blocks, half, giga = nbytes // LARGE, 1 << 18, 1 << 9  # of 512 GB, of 1 GB
@@ -129,7 +142,10 @@ class Guest:
         process = self.cpus.current[vcpu]
         flush = None
         if op <= Op.FETCH:
-            return self.access(vcpu, process, addr, op in (Op.WRITE, Op.MODIFY))
+            found = self.access(vcpu, process, addr, op in (Op.WRITE, Op.MODIFY))
+            if self.thp is not None and self.thp.due():
+                self.scan(vcpu, self.thp)
+            return found
         if op == Op.SWITCH:
             if addr not in self.spaces:
                 self.make(addr)
@@ -138,10 +154,15 @@ class Guest:
             flush = self.unmap(self.spaces[process], addr)
         elif op in (Op.MUNMAP, Op.PROTECT, Op.UNPROTECT):
             self.cpus.count(vcpu, {Op.MUNMAP: "munmaps", Op.PROTECT: "protects"}.get(Op(op)))
-            flush = self.change(self.spaces[process], Op(op), addr & -SMALL, (addr & 0xFFF) + 1)
+            flush = self.change(vcpu, process, Op(op), addr & -SMALL, (addr & 0xFFF) + 1)
         elif op == Op.FORK:
             self.cpus.count(vcpu, "forks")
             flush = self.fork(self.spaces[process], addr)
+            if self.thp is not None:
+                self.thp.inherit(process, addr)
+        elif op in (Op.MADVISE_HUGE, Op.MADVISE_NOHUGE):
+            if self.thp is not None:
+                self.thp.advise(process, addr >> 12, (addr & 0xFFF) + 1, huge=op == Op.MADVISE_HUGE)
         elif op == Op.COLLAPSE and self.spaces[process].below(addr):
             flush = self.collapse(vcpu, process, addr & -LARGE)
         if flush is not None:
@@ -172,9 +193,10 @@ class Guest:
         space = self.spaces[process]
         for level in (4, 3):
             self.table_at(space, level, la)
-        if self.pages == "2m" and (2, la & -LARGE) not in space.tables:
+        if self.wants_large(process, la) and (2, la & -LARGE) not in space.tables:
             frame = self.frames.take("large", process, la)
             if frame is not None:
+                self.cpus.count(vcpu, "thp_fault_alloc")
                 space.large[la & -LARGE] = Page(frame)
                 return None
             self.cpus.count(vcpu, "thp_fault_fallback")
@@ -182,9 +204,13 @@ class Guest:
         frame = self.frames.take("small", process, la)
         assert frame is not None
         space.small[la & -SMALL] = Page(frame)
-        if self.pages == "thp" and len(space.below(la)) == self.threshold:
+        if self.pages == "thp" and self.thp is None and len(space.below(la)) == self.threshold:
             return self.collapse(vcpu, process, la & -LARGE)
         return None
+
+    def wants_large(self, process: int, la: int) -> bool:
+        """Whether a first touch asks for 2 MB."""
+        return self.pages == "2m" if self.thp is None else self.thp.suits(process, la)
 
     def table_at(self, space: Pages, level: int, la: int) -> None:
         """The table of this level for la, made where there is none."""
@@ -193,34 +219,24 @@ class Guest:
             space.tables[key] = self.table()
 
     def write_right(self, vcpu: int, process: int, la: int, page: Page) -> Flush | None:
-        """Copy on write: the last that has the page keeps it, with its right back."""
-        if not self.frames.sharers[page.frame]:
+        """Copy on write: the last that has the page keeps it, with its right back. A large page is split, and 4 KB are
+        copied; with "2m" where no block is free."""
+        kind = "small" if la & -SMALL in self.spaces[process].small else "large"
+        if not self.frames.shared(page.frame, kind):
             self.cpus.count(vcpu, "write_rights")
             page.writable = True
             return None
-        kind = "small" if la & -SMALL in self.spaces[process].small else "large"
-        copy = self.frames.take(kind, process, la)
+        copy = self.frames.take(kind, process, la) if kind == "small" or self.pages == "2m" else None
         if copy is None:
             assert kind == "large"
-            return self.copy_small(vcpu, process, la & -LARGE, page)
+            if self.pages == "2m":
+                self.cpus.count(vcpu, "thp_fault_fallback")
+            self.split(vcpu, process, la & -LARGE)
+            return self.write_right(vcpu, process, la, self.spaces[process].small[la & -SMALL])
         self.cpus.count(vcpu, "cow_copies")
         self.frames.give(page.frame, kind)
         page.frame, page.writable = copy, True
         return Flush(1, kind == "large")
-
-    def copy_small(self, vcpu: int, process: int, first: int, page: Page) -> Flush:
-        """No 2 MB are free for the copy of a large page: it becomes pages of 4 KB."""
-        space = self.spaces[process]
-        self.table_at(space, 2, first)
-        for la in range(first, first + LARGE, SMALL):
-            frame = self.frames.take("small", process, la)
-            assert frame is not None
-            space.small[la] = Page(frame)
-        for counter in ("thp_fault_fallback", "cow_copies"):
-            self.cpus.count(vcpu, counter)
-        del space.large[first]
-        self.frames.give(page.frame, "large")
-        return Flush(1, True)
 
     def collapse(self, vcpu: int, process: int, first: int) -> Flush | None:
         """The small pages of 2 MB become one, unless one is read-only; their table goes."""
@@ -239,6 +255,38 @@ class Guest:
         self.cpus.count(vcpu, "collapses")
         return Flush(None, freed_tables=True)
 
+    def scan(self, vcpu: int, thp: Thp) -> None:
+        """khugepaged's turn, on this vCPU: see Thp.areas."""
+        left = thp.pages
+        for process, base in thp.areas(self.spaces):
+            if base is None:
+                left -= 1
+            else:
+                left -= 512
+                self.cpus.count(vcpu, "khugepaged_pages_scanned", 512)
+                below = len(self.spaces[process].below(base))
+                if (2, base) in self.spaces[process].tables and 512 - below <= thp.none:
+                    failed = self.cpus.counters[vcpu]["thp_collapse_alloc_failed"]
+                    flush = self.collapse(vcpu, process, base)
+                    if flush is not None:
+                        self.cpus.shoot(vcpu, process, flush.pages, flush.freed_tables)
+                    if self.cpus.counters[vcpu]["thp_collapse_alloc_failed"] != failed:
+                        left = 0
+            if thp.process is None:
+                self.cpus.count(vcpu, "khugepaged_full_scans")
+            if left <= 0:
+                return
+
+    def split(self, vcpu: int, process: int, first: int) -> None:
+        """A page table maps the 512 pages of 2 MB, which stay where they are."""
+        space = self.spaces[process]
+        page = space.large.pop(first)
+        self.cpus.count(vcpu, "thp_split_pmd")
+        self.table_at(space, 2, first)
+        for i in range(0, LARGE, SMALL):
+            space.small[first + i] = Page(page.frame + i, page.writable)
+        self.cpus.shoot(vcpu, process, 1, False)
+
     def unmap(self, space: Pages, la: int) -> Flush | None:
         """One page goes."""
         page = space.page(la)
@@ -254,20 +302,25 @@ class Guest:
 
     # ---- ranges ---------------------------------------------------------------------------------------------------
 
-    def change(self, space: Pages, op: Op, first: int, n: int) -> Flush | None:
-        """Pages of a range go, become read-only, or writable where nobody shares them. A large page does as a whole;
-        tables that map nothing any more go with the pages."""
+    def change(self, vcpu: int, process: int, op: Op, first: int, n: int) -> Flush | None:
+        """Pages of a range go, become read-only, or writable where nobody shares them. A large page of which a part
+        does is split, and with "2m" does as a whole; tables that map nothing any more go with the pages."""
         end, changed, freed = first + n * SMALL, list[tuple[int, int]](), False
+        space = self.spaces[process]
+        if op == Op.MUNMAP and self.thp is not None:
+            self.thp.forget(process, first >> 12, n)
         for base in range(first & -LARGE, end, LARGE):
+            if self.pages != "2m" and base in space.large and not first <= base <= end - LARGE:
+                self.split(vcpu, process, base)
             if base in space.large:
-                if self.changes(space.large[base], op):
+                if self.changes(space.large[base], op, "large"):
                     changed.append((base, LARGE))
                     if op == Op.MUNMAP:
                         self.frames.give(space.large.pop(base).frame, "large")
                 continue
             inside = [page for page in space.below(base) if first <= page < end]
             for page in inside:
-                if self.changes(space.small[page], op):
+                if self.changes(space.small[page], op, "small"):
                     changed.append((page, SMALL))
                     if op == Op.MUNMAP:
                         self.frames.give(space.small.pop(page).frame, "small")
@@ -282,10 +335,10 @@ class Guest:
         nbytes = changed[-1][0] + changed[-1][1] - changed[0][0]
         return Flush(nbytes // (LARGE if large else SMALL), large, freed)
 
-    def changes(self, page: Page, op: Op) -> bool:
+    def changes(self, page: Page, op: Op, kind: str) -> bool:
         """Whether a flush is for it."""
         if op == Op.UNPROTECT:
-            page.writable |= not self.frames.sharers[page.frame]
+            page.writable |= not self.frames.shared(page.frame, kind)
             return False
         if op == Op.PROTECT:
             was, page.writable = page.writable, False
@@ -298,9 +351,10 @@ class Guest:
         space = self.spaces[child]
         for level, la in sorted((key for key in parent.tables if key[0] < 5), key=lambda key: (key[1], -key[0])):
             space.tables[level, la] = self.table()
-        for size in ("small", "large"):
+        for size, nbytes in (("small", SMALL), ("large", LARGE)):
             for la, page in getattr(parent, size).items():
                 page.writable = False
                 getattr(space, size)[la] = Page(page.frame, False)
-                self.frames.sharers[page.frame] += 1
+                for part in range(page.frame, page.frame + nbytes, SMALL):
+                    self.frames.sharers[part] += 1
         return Flush(None)

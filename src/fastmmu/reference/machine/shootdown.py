@@ -116,12 +116,14 @@ class Cpus:
         self.count(vcpu, "cr3_flushes" if pages is None else "invlpgs", pages or 1)
 
     def shoot(self, vcpu: int, process: int, pages: int | None, freed_tables: bool) -> None:
-        """Rights are gone: here, and on all that have the tables (flush_tlb_mm_range)."""
+        """Rights are gone: here, where the process runs here, and on all that have the tables (flush_tlb_mm_range)."""
         if pages is not None and pages > self.ceiling:
             pages = None
-        self.flush(vcpu, pages)
+        if process == self.current[vcpu]:
+            self.flush(vcpu, pages)
         self.generation[process] += 1
-        self.seen[vcpu][process] = self.generation[process]
+        if process == self.current[vcpu]:
+            self.seen[vcpu][process] = self.generation[process]
         if self.method == "invlpgb":
             self.broadcast(vcpu, process, pages)
             return
