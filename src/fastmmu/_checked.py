@@ -43,23 +43,28 @@ def checked_but(*judged: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _checked(function: Callable[P, R], judged: Collection[str]) -> Callable[P, R]:
-    signature = inspect.signature(function)
+    parameters = inspect.signature(function).parameters.values()
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = [each.name for each in parameters if each.kind in by_place]
+    any_name = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
+    names = {each.name for each in parameters if each.kind not in any_name}
     hints: dict[str, Any] = {}
+    plain: Callable[..., R] = function
 
     @functools.wraps(function)
     def call(*args: P.args, **named: P.kwargs) -> R:
         if not hints:
             hints.update(_hints(function))
-        bound = signature.bind(*args, **named)
-        for name, value in bound.arguments.items():
-            kind = signature.parameters[name].kind
-            if (
-                name in hints
-                and name not in judged
-                and kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-            ):
-                bound.arguments[name] = _taken(name, value, hints[name])
-        return function(*bound.args, **bound.kwargs)
+            for name in judged:
+                hints[name] = Any
+        taken: list[Any] = [
+            _taken(name, value, hints.get(name, Any)) for name, value in zip(places, args, strict=False)
+        ]
+        by_name: dict[str, Any] = {
+            name: _taken(name, value, hints.get(name, Any)) if name in names else value for name, value in named.items()
+        }
+        taken += args[len(taken) :]
+        return plain(*taken, **by_name)  # what is missing or too much it says itself
 
     return call
 

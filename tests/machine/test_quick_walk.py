@@ -71,8 +71,9 @@ def run(config: Config, of: tuple[np.ndarray, np.ndarray, np.ndarray], quick: bo
         machine.tlb._walk_at_length()
     machine.run(*of, out)
     assert quick or machine.tlb._quick_walks() == 0
-    entries, memory = machine.tlb.entries(), np.flatnonzero(machine.memory.u64)
-    return machine.counters(), machine.tlb.counters(), entries, out.tolist(), memory, machine.memory.u64[memory]
+    frames = machine.memory.u64.reshape(-1, 512)
+    used = np.flatnonzero(frames.any(axis=1))
+    return machine.counters(), machine.tlb.counters(), machine.tlb.entries(), out.tolist(), used, frames[used]
 
 
 def same(config: Config, of: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:

@@ -182,6 +182,9 @@ class CostModel(_Part, frozen=True, kw_only=True):
     @checked
     def price(self, key: str) -> float:
         """Cycles by SECTION.KEY; of "walk.guest" and "walk.ept": of one reference, the mean over its places."""
+        return self._price(key)
+
+    def _price(self, key: str) -> float:
         section, _, name = key.partition(".")
         value = getattr(getattr(self, section, None), name, None)
         if not isinstance(value, (Shares, int, float)):
@@ -314,14 +317,23 @@ def cycles(
     return {cause: float(value) for cause, value in found.items() if value}
 
 
-def _priced(counters: Mapping[str, Any], costs: CostModel, only: str) -> dict[str, float]:
-    """Cycles by cause of the counters with a price (:data:`fastmmu.counters.COUNTERS`), of one kind of run."""
-    numbers: dict[tuple[str, str], int] = {}
+def _prices(only: str) -> list[tuple[str, str, list[str]]]:
+    """Cause, price, and the counters (:data:`fastmmu.counters.COUNTERS`) that have it, of one kind of run."""
+    found: dict[tuple[str, str], list[str]] = {}
     for row in COUNTERS:
         if row.cost is not None and row.cost.only == only:
-            key = row.cost.cause, row.cost.price
-            numbers[key] = numbers.get(key, 0) + int(counters.get(row.name, 0))
+            found.setdefault((row.cost.cause, row.cost.price), []).append(row.name)
+    return [(cause, price, names) for (cause, price), names in found.items()]
+
+
+_PRICES = {only: _prices(only) for only in ("", "native", "vmm")}
+
+
+def _priced(counters: Mapping[str, Any], costs: CostModel, only: str) -> dict[str, float]:
+    """Cycles by cause of the counters with a price, of one kind of run."""
     found: dict[str, float] = {}
-    for (cause, price), number in numbers.items():
-        found[cause] = found.get(cause, 0.0) + number * costs.price(price)
+    for cause, price, names in _PRICES[only]:
+        number = sum([int(counters.get(name, 0)) for name in names])
+        if number:
+            found[cause] = found.get(cause, 0.0) + number * costs._price(price)
     return found
