@@ -96,9 +96,7 @@ COUNTERS = (
         Cost("ept_walk", "walk.ept"),
         ("EPT", "walk refs"),
     ),
-    Counter(
-        "ad_writes", "cpu.ad_writes", "accessed and dirty flags written by walks", Cost("ad_writes", "walk.ad_write")
-    ),
+    Counter("ad_writes", "cpu.ad_writes", "A and D flags written by walks", Cost("ad_writes", "walk.ad_write")),
     Counter(
         "guest_faults",
         "cpu.guest_faults",
@@ -112,10 +110,12 @@ COUNTERS = (
     Counter("thp_fault_fallback", "guest.thp_fault_fallback", "2 MB pages not given, as none was free; collapses"),
     Counter("thp_collapse_alloc_failed", "guest.thp_collapse_alloc_failed"),
     Counter("thp_split_pmd", "guest.thp_split_pmd", "2 MB pages that a page table maps since a part of one changed"),
-    Counter(
-        "khugepaged_pages_scanned", "guest.khugepaged_pages_scanned", "pages that khugepaged looked at; its rounds"
-    ),
+    Counter("khugepaged_pages_scanned", "guest.khugepaged_pages_scanned", "pages khugepaged looked at; its rounds"),
     Counter("khugepaged_full_scans", "guest.khugepaged_full_scans"),
+    Counter("compact_stall", "guest.compact_stall", "compactions waited for; that made 2 MB, or not; pages moved"),
+    Counter("compact_success", "guest.compact_success"),
+    Counter("compact_fail", "guest.compact_fail"),
+    Counter("pgmigrate_success", "guest.pgmigrate_success"),
     Counter("vm_exits", "cpu.vm_exits", "VM exits; exits_by_reason: dict of name -> number", column=("exits", "VM")),
     Counter("exits_by_reason", "cpu.exits_by_reason"),
     Counter("pf_fixed", "kvm.pf_fixed", "#PF under shadow paging: filled, the guest's, of a store to a page table"),

@@ -46,7 +46,7 @@ def values_of(name: str, hint: Any) -> list[Any]:
         "tlb_extension": [None, "none", "range:8+prefetch:distance"],
         "handler_length": [0, 5], "apic_id": [0, 15], "vmm": ["python", "kernel"], "thp_threshold": [1, 512],
         "thp": [None, "always", "madvise+khugepaged:4096/1000:255"],
-        "flush_ceiling": [0, 4096], "frames": ["shuffled", "buddy:0.5:3", "reserve:64k"],
+        "unmovable": [0.0, 0.5], "flush_ceiling": [0, 4096], "frames": ["shuffled", "buddy:0.5:3", "reserve:64k"],
         "host_frames": ["linear"],
         "caches": [None, "skylake", "zen2 l3=8m/16"],
     }  # fmt: skip
@@ -65,6 +65,8 @@ def test_every_field_takes_what_numpy_makes_of_its_values() -> None:
         for value in values_of(name, hint):
             more = {"mmu": "ept"} if name == "pml" else {"tlb": "strict"} if name == "find_missing_flushes" else {}
             more |= {"memory": "2G"} if name == "tpr" and value else {"pages": "thp"} if name == "thp" else {}
+            if name == "defrag":
+                more = {"pages": "thp", "thp": "always", "frames": "buddy:0"}
             own: Any = value
             if isinstance(value, bool):
                 own = np.bool_(value)

@@ -65,6 +65,23 @@ def test_huge_pages_of_programs_of_several_vcpus(scheme: str, thp: str) -> None:
         assert host.counters(0)["stale_uses"] == 0, seed
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("defrag", ["always", "madvise", "defer"])
+def test_compaction_of_programs_of_several_vcpus(scheme: str, defrag: str) -> None:
+    moved = 0
+    for seed in range(2 * PROGRAMS):
+        thp = ("always+khugepaged:2000/40", "madvise+khugepaged:3000/60", "always")[seed % 3]
+        frames = ("buddy:1:3", "reserve:32k+buddy:1:4", "contiguous+buddy:1", "buddy:0.97:5")[(seed + len(scheme)) % 4]
+        config = SCHEMES[scheme].replace(pages="thp", thp=thp, frames=frames, memory="64M", defrag=defrag,
+                                         unmovable=(0.3, 0.0, 0.9)[seed % 3])  # fmt: skip
+        vcpus, cpus, turns = random_turns(seed + len(defrag), advice=True)
+        came, counters, host = run_turns(config, vcpus, cpus, turns)
+        assert (came, counters) == on_specification(config, vcpus, turns), (seed, frames, thp)
+        assert host.counters(0)["stale_uses"] == 0, seed
+        moved += sum(counted["pgmigrate_success"] for counted in counters)
+    assert moved
+
+
 def touched(config: Config, addr: list[int], op: list[int] | None = None) -> tuple[list[int], Machine]:
     """Guest-physical addresses of accesses on a machine of its own."""
     machine, out = Machine(config), np.zeros(len(addr), np.uint64)

@@ -37,6 +37,10 @@ CONFIGS = {
     "ept-shuffled": Config(mmu="ept", vpid=True, kvm="6.1", frames="shuffled:2", pages="thp", thp_threshold=8),
     "ept-khugepaged": Config(mmu="ept", vpid=True, kvm="6.1", pages="thp", thp="madvise+khugepaged:900/70"),
     "native-huge": Config(pages="thp", thp="always", frames="buddy:0.8:3"),
+    "shadow-compacted": Config(
+        mmu="shadow", kvm="6.1", pages="thp", thp="always+khugepaged:512/90", frames="buddy:1:3", defrag="always",
+        unmovable=0.4,
+    ),
     "native-buddy": Config(frames="buddy:0.8:3", pages="2m"),
     "shadow-reserve": Config(mmu="shadow", kvm="6.1", frames="reserve:64k+buddy:0.4"),
     "ept-contiguous": Config(mmu="ept", kvm="6.1", frames="contiguous+buddy:0.4", host_pages="4k"),

@@ -90,6 +90,7 @@ BY_PARAMETER: dict[str, Callable[[World], Any]] = {
     "map_frames.text": lambda w: "shuffled",
     "walk_switched.shadow": lambda w: PAGE,
     "map_frames.page": lambda w: 4096,
+    "program_runs.machine": lambda w: fastmmu.Machine(fastmmu.Config(memory="64M")),
     "buddyinfo.machine": lambda w: fastmmu.Machine(fastmmu.Config(memory="64M", frames="buddy:0.5")),
     "use_frames.text": lambda w: "shuffled",
     "frame_plan.text": lambda w: "buddy:0.5",

@@ -12,7 +12,7 @@ from fastmmu import Config, Host
 from fastmmu.machine.frame_plan import frame_plan, recorded_runs
 from fastmmu.machine.thp_plan import thp_plan
 from fastmmu.ops import LAST_ACCESS, Op
-from fastmmu.reference.machine import Cpus, Frames, Guest, PolicyFrames, Thp
+from fastmmu.reference.machine import Compaction, Cpus, Frames, Guest, PolicyFrames, Thp
 
 __all__ = ["COUNTED", "Turn", "frames_of", "on_specification", "random_turns", "run_turns"]
 
@@ -23,7 +23,8 @@ COUNTED = (
     "shootdowns", "shootdown_ipis", "shootdown_preempted", "shootdown_marked", "shootdown_lazy", "shootdown_interrupts",
     "late_flushes", "cr3_flushes", "invlpgs", "invlpgbs", "tlbsyncs", "munmaps", "protects", "forks", "cow_copies",
     "write_rights", "collapses", "pages_touched", "thp_fault_alloc", "thp_fault_fallback", "thp_collapse_alloc_failed",
-    "thp_split_pmd", "khugepaged_pages_scanned", "khugepaged_full_scans",
+    "thp_split_pmd", "khugepaged_pages_scanned", "khugepaged_full_scans", "compact_stall", "compact_success",
+    "compact_fail", "pgmigrate_success",
 )  # fmt: skip
 BASES = (0x4000_0000, 0x4020_0000, 0x7F00_0000_0000, 0x1F_FFE0_0000)
 
@@ -111,8 +112,14 @@ def on_specification(config: Config, vcpus: int, turns: list[Turn]) -> tuple[lis
     native = config.mmu == "native"
     cpus = Cpus(vcpus, method=config.shootdown, lazy_tlb=config.lazy_tlb, ceiling=config.flush_ceiling,
                 pcid=config.pcid, native=native)  # fmt: skip
+    frames = frames_of(config)
+    compaction = None
+    if config.defrag != "never":
+        assert isinstance(frames, PolicyFrames)
+        seed = frame_plan(config.frames).seed
+        compaction = Compaction(frames, config.defrag, unmovable=config.unmovable, seed=seed)
     guest = Guest(cpus, nbytes=config.memory_bytes, pages=config.pages, thp_threshold=config.thp_threshold,
-                  apic=config.tpr is not None, frames=frames_of(config), thp=thp_of(config))  # fmt: skip
+                  apic=config.tpr is not None, frames=frames, thp=thp_of(config), compaction=compaction)  # fmt: skip
     came: list[Any] = []
     for vcpu, cpu, events in turns:
         if events is None:

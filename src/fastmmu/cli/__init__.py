@@ -5,6 +5,7 @@
     commands                which commands there are; each is loaded when it is used
     vmm                     --vmm, --kvm: who handles VM exits, and by which KVM
     frames                  --frames: which frames of guest memory programs get
+    contiguity              run --contiguity: runs of programs' pages
     options, caches, space  what commands share: traces, configuration, files; data caches; memory and registers
     settings                --config, --save-config: the options of a run in a file
     checkpoint              --checkpoint: where runs keep how far they came

@@ -16,7 +16,7 @@ class _FramesOf(argparse.Action):
 
 
 def add_frames(group: Any) -> None:
-    """--frames, --host-frames, --frames-of, --thp."""
+    """--frames, --host-frames, --frames-of, --thp, --defrag, --unmovable."""
     group.add_argument(
         "--frames",
         metavar="POLICY",
@@ -39,4 +39,15 @@ def add_frames(group: Any) -> None:
         metavar="POLICY",
         help="with --pages thp: always, madvise, never, always+khugepaged:PAGES/ACCESSES[:NONE], which looks at PAGES "
         "after each so many accesses, and makes one of 512 of which NONE (511) need not be there",
+    )
+    group.add_argument(
+        "--defrag",
+        choices=("never", "madvise", "defer", "always"),
+        help="who waits for a compaction where no 2 MB are free (never); with --thp, --frames buddy:F and the like",
+    )
+    group.add_argument(
+        "--unmovable",
+        type=float,
+        metavar="SHARE",
+        help="share of the fragmented blocks whose pages in use cannot move (1)",
     )

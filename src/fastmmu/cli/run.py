@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastmmu.cli import exit_log, terminal
 from fastmmu.cli import options as shared
 from fastmmu.cli.checkpoint import add_checkpoint
+from fastmmu.cli.contiguity import add_contiguity, show_contiguity
 from fastmmu.cli.region import add_region
 from fastmmu.cli.settings import add_settings, save
 from fastmmu.errors import ConfigError
@@ -46,6 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_pages(scheme, "4k", "2m", "thp")
     shared.add_watch(scheme)
+    add_contiguity(scheme)
     shared.add_traces(parser, shared.RUNS)
     shared.add_config(parser)
     add_region(parser)
@@ -77,6 +79,8 @@ def handle(options: argparse.Namespace) -> int:
 
     configs = [config_of(options)]
     save(options, configs[0])
+    if options.contiguity:
+        return show_contiguity(options, configs[0])
     timed = options.plot is not None and options.interval is not None
     exits = options.exits is not None or options.exit_stat or (options.plot is not None and not timed)
     exit_log.check_exits(options)

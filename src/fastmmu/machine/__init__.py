@@ -12,6 +12,7 @@
     frames, frame_plan, frame_setup  which frames programs get, by policy; as text; before the boot
     buddy, frames_py                 the buddy allocator; what is free, for Python
     thp, thp_plan                    huge pages by policy, khugepaged; as text
+    compaction                       pages move so that 2 MB are free
     shootdown, events                how it makes other vCPUs flush; the loop over events
     events_cached                    of that, accesses with data caches under them
     placed                           pages whose physical addresses a trace says

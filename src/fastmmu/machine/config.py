@@ -49,6 +49,9 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         (where the trace has Op.MADVISE_HUGE), ``"never"``; ``"always+khugepaged:4096/1000000"``: khugepaged looks at
         4096 pages after each million accesses, with ``:255`` behind it max_ptes_none, which is 511 else. None: as
         `thp_threshold` says.
+    :param defrag: who waits for memory to be compacted where no 2 MB are free: nobody, ``"never"``; ``"madvise"``,
+        ``"always"``; ``"defer"``: it is done behind a first touch. Needs `thp`, and `frames` of a buddy allocator.
+    :param unmovable: share of the fragmented blocks of `frames` in which what is in use cannot move.
     :param host_pages: the VMM's backing of guest memory, ``"4k"``, ``"2m"`` or ``"untouched"`` (4k, each page given by
         the host at its first touch); None: 4k for 4k, else 2m. These and `pages` in any case of letters.
     :param kvm: what KVM does of its own choice (kvm_policy.md): ``"slides"``, shadow tables always in sync and nothing
@@ -213,6 +216,8 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f'Config: thp={self.thp!r} needs pages="thp", tables that are not premapped, and a trace that does not '
                 'place its pages (kernel_memory="low")'
             )
+        if self.defrag != "never" and (self.thp is None or plan.policy == "first-touch"):
+            raise ConfigError(f'Config: defrag={self.defrag!r} needs thp=, and frames= other than "first-touch"')
         if self.host_memory is not None and not 1 <= self._bytes("host_memory") <= 1 << 46:
             raise ConfigError(f"Config: host_memory={self.host_memory!r} is outside 1..64T; a host has 64k at least")
         if self.premapped and self.host_memory is not None:

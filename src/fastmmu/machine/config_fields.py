@@ -79,6 +79,8 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     handler_length: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] = 0
     apic_id: Annotated[int, msgspec.Meta(ge=0, le=15)] = 0
     thp: str | None = None
+    defrag: Literal["never", "madvise", "defer", "always"] = "never"
+    unmovable: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
     thp_threshold: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
     shootdown: Literal["ipi", "pv", "invlpgb"] = "ipi"
     lazy_tlb: bool = True

@@ -3,8 +3,10 @@
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport malloc
 
-from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, FRAMES_OF, LayoutRun, frames_init
-from fastmmu.machine.kernel_state cimport BLOCK, PAGES_POLICY, GuestKernel
+from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, FRAMES_OF, LayoutRun, frames_init, frames_watch
+from fastmmu.machine.kernel_state cimport (
+    BLOCK, DEFRAG_ALWAYS, DEFRAG_DEFER, DEFRAG_MADVISE, PAGES_POLICY, GuestKernel,
+)
 
 from fastmmu.errors import OutOfMemoryError
 from fastmmu.machine.frame_plan import frame_plan, recorded_runs
@@ -23,6 +25,10 @@ cdef int frames_choose(GuestKernel *k, config) except -1:
     if frames_init(&k.frames, policy, (1 + max(<uint64_t> 2, blocks // 64)) * BLOCK, k.guest.nbytes, plan.unusable,
                    plan.seed, plan.group):
         raise OutOfMemoryError(f"no memory for the guest's frames; make memory={config.memory!r} smaller")
+    if config.defrag != "never":
+        k.thp.defrag = {"madvise": DEFRAG_MADVISE, "defer": DEFRAG_DEFER, "always": DEFRAG_ALWAYS}[config.defrag]
+        if frames_watch(&k.frames, config.unmovable, plan.seed):
+            raise OutOfMemoryError(f"no memory for who has each frame; make memory={config.memory!r} smaller")
     if policy == FRAMES_OF:
         record(k, recorded_runs(plan.path))
     return 0

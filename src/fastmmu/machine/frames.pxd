@@ -21,6 +21,12 @@ cdef enum:
     MOST_RESERVED = 512         # pages of a reservation
     REGION_SHIFT = 18           # pages of a region of CA paging, 1 GB
 
+cdef enum:                      # who has a frame in use, for compaction
+    OWNER_FIXED = 0             # it cannot move: a page table, or of nobody that is known
+    OWNER_NOBODY = 1            # nobody that is known, and it can
+    OWNER_LARGE = 2             # a page of 2 MB, of its first frame
+    OWNER_SMALL = 3             # a page; its linear page number << 2 stands beside it
+
 cdef struct Reserved:           # a group's frames, or the target of a region
     uint64_t key                # 1 << 63 | process << 36 | number of its first page
     uint64_t first              # frame of that page; of a region modulo 2**64
@@ -48,10 +54,17 @@ cdef struct Frames:
     uint64_t ages, age_room, age_next, born
     LayoutRun *run              # of a recorded guest, in the order of linear addresses
     uint64_t runs, pages
+    uint64_t *owner             # [n] of frames in use; NULL: nothing is compacted
+    uint64_t migrate_next       # scanners of compaction: block; frame, behind the next one
+    uint64_t free_next
+    uint32_t deferred           # times that it was put off, of the next 1 << defer_shift
+    uint32_t defer_shift
 
 cdef int frames_init(Frames *f, int policy, uint64_t first, uint64_t nbytes, double unusable, uint64_t seed,
                      uint32_t group) noexcept nogil     # -1: no memory
 cdef void frames_free(Frames *f) noexcept nogil
+cdef int frames_watch(Frames *f, double unmovable, uint64_t seed) noexcept nogil     # for compaction; -1: no memory
+cdef void frames_split(Frames *f, uint64_t gpa, uint64_t la) noexcept nogil         # a page of 2 MB is 512 pages now
 cdef uint64_t frames_small(Frames *f, uint64_t process, uint64_t la) noexcept nogil     # its address; NO_FRAME
 cdef uint64_t frames_large(Frames *f, uint64_t process, uint64_t la) noexcept nogil
 cdef uint64_t frames_table(Frames *f) noexcept nogil

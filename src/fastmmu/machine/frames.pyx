@@ -17,7 +17,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from fastmmu._zeroed cimport zeroed, zeroed_free
-from fastmmu.arch.permutation cimport permutation_init, permuted
+from fastmmu.arch.permutation cimport permutation_init, permuted, seeded
 from fastmmu.machine.buddy cimport (
     BLOCK_FRAMES, NO_CHUNK, TOP_ORDER, buddy_fragment, buddy_free, buddy_give, buddy_init, buddy_take,
     buddy_take_at, chunk_free, order_free,
@@ -49,6 +49,7 @@ cdef void frames_free(Frames *f) noexcept nogil:
     buddy_free(&f.buddy)
     hash_free(&f.groups)
     zeroed_free(f.holds)
+    zeroed_free(f.owner)
     free(f.age)
     free(f.run)
     memset(f, 0, sizeof(Frames))
@@ -202,6 +203,30 @@ cdef uint64_t targeted(Frames *f, uint64_t process, uint64_t page, int order) no
     return frame
 
 
+# ---- compaction: who has a frame --------------------------------------------------------------------------
+
+cdef int frames_watch(Frames *f, double unmovable, uint64_t seed) noexcept nogil:
+    # of the blocks that are fragmented at first the share `unmovable` has pages that cannot move: all in use there
+    cdef uint64_t i
+    f.owner = <uint64_t *> zeroed(f.buddy.n, sizeof(uint64_t))
+    if f.owner == NULL:
+        return -1
+    for i in range(f.buddy.n):
+        if <double> (seeded(seed, i >> TOP_ORDER << 10 | 1023) >> 11) / 9007199254740992.0 >= unmovable:
+            if order_free(&f.buddy, i) < 0:
+                f.owner[i] = OWNER_NOBODY
+    f.free_next = f.buddy.n
+    return 0
+
+
+cdef void frames_split(Frames *f, uint64_t gpa, uint64_t la) noexcept nogil:
+    cdef uint64_t i, frame = (gpa - f.first) >> 12
+    if f.owner == NULL or gpa < f.first or frame + BLOCK_FRAMES > f.buddy.n:
+        return
+    for i in range(BLOCK_FRAMES):
+        f.owner[frame + i] = ((la >> 21 << 9) + i) << 2 | OWNER_SMALL
+
+
 # ---- what the guest kernel asks for -----------------------------------------------------------------------
 
 cdef uint64_t small(Frames *f, uint64_t process, uint64_t page) noexcept nogil:
@@ -220,6 +245,8 @@ cdef uint64_t small(Frames *f, uint64_t process, uint64_t page) noexcept nogil:
 
 cdef uint64_t frames_small(Frames *f, uint64_t process, uint64_t la) noexcept nogil:
     cdef uint64_t frame = small(f, process, la >> 12)
+    if f.owner != NULL and frame != NO_CHUNK:
+        f.owner[frame] = la >> 12 << 2 | OWNER_SMALL
     return NO_CHUNK if frame == NO_CHUNK else f.first + (frame << 12)
 
 
@@ -229,12 +256,16 @@ cdef uint64_t frames_large(Frames *f, uint64_t process, uint64_t la) noexcept no
         frame = targeted(f, process, la >> 21 << TOP_ORDER, TOP_ORDER)
     else:
         frame = buddy_take(&f.buddy, TOP_ORDER)
+    if f.owner != NULL and frame != NO_CHUNK:
+        f.owner[frame] = OWNER_LARGE
     return NO_CHUNK if frame == NO_CHUNK else f.first + (frame << 12)
 
 
 cdef uint64_t frames_table(Frames *f) noexcept nogil:
     # one that stands among the programs' pages: the tables' own blocks are full
     cdef uint64_t frame = single(f)
+    if f.owner != NULL and frame != NO_CHUNK:
+        f.owner[frame] = OWNER_FIXED
     return NO_CHUNK if frame == NO_CHUNK else f.first + (frame << 12)
 
 

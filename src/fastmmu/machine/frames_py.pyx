@@ -1,4 +1,8 @@
-"""What of a guest's memory is free, for Python."""
+"""What of a guest's memory is free, and how contiguous its programs' pages are, for Python."""
+
+import numpy as np
+
+from libc.stdint cimport uint32_t
 
 from fastmmu._arguments cimport many, within
 from fastmmu.machine.board cimport Board
@@ -8,8 +12,10 @@ from fastmmu.machine.machine cimport Machine
 from fastmmu.threads.turns cimport Turn
 
 from fastmmu.errors import StateError
+from fastmmu.paging.contiguity import Contiguity, contiguity
+from fastmmu.paging.mappings import iter_mappings
 
-__all__ = ["buddyinfo", "unusable_index"]
+__all__ = ["buddyinfo", "program_runs", "unusable_index"]
 
 
 def buddyinfo(Machine machine not None):
@@ -26,6 +32,26 @@ def buddyinfo(Machine machine not None):
     if board.kernel.frames.policy == FRAMES_FIRST_TOUCH:
         return None
     return tuple([board.kernel.frames.buddy.chunks[order] for order in range(ORDERS)])
+
+
+def program_runs(Machine machine not None):
+    """How contiguous the pages of all processes are, in guest-physical memory, as the guest's tables stand now.
+
+    :returns: a :class:`fastmmu.Contiguity`; a page that processes share counts for each.
+    :raises StateError: the machine has no guest kernel of fastmmu.
+    """
+    cdef Board board = machine.board
+    cdef uint32_t i
+    cdef Turn _turn = board.take()
+    if board.loop.kernel == NULL:
+        raise StateError("a machine without the guest kernel runs no programs; make it with Machine(config)")
+    roots = [int(board.kernel.root[i]) for i in range(board.kernel.n_roots) if board.kernel.root[i]]
+    memory, state = machine.guest_memory, machine.state
+    found = [contiguity(iter_mappings(memory, state.replace(cr3=root), stop=1 << 47)) for root in roots]
+    lengths, at = np.unique(np.concatenate([each.lengths for each in found]), return_inverse=True)
+    runs = np.zeros(len(lengths), np.int64)
+    np.add.at(runs, at.reshape(-1), np.concatenate([each.runs for each in found]))
+    return Contiguity(lengths, runs)
 
 
 def unusable_index(chunks, order=9):

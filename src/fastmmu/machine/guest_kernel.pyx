@@ -22,20 +22,21 @@ from fastmmu.cpu.vcpu cimport (
     vcpu_abort,
 )
 from fastmmu.kvm.kvm cimport to_kvm_vcpu
+from fastmmu.machine.compaction cimport compact_behind
 from fastmmu.machine.frames cimport FRAMES_FIRST_TOUCH, frames_free
 from fastmmu.machine.guest_ranges cimport ranges_copy, ranges_write
 from fastmmu.machine.kernel_memory cimport (
-    give_page, kernel_clear, kernel_read, kernel_write, new_data, new_large, new_table, own,
+    give_page, kernel_clear, kernel_read, kernel_write, new_data, new_table, own,
 )
 from fastmmu.machine.kernel_state cimport (
-    BLOCK, DIRECT_MAP, LARGE_FRAME, NO_FRAME, NO_PROCESS, PAGES_2M, PAGES_POLICY, PAGES_THP, Advice, GuestCounters,
-    GuestCpu, GuestKernel,
+    BLOCK, DEFRAG_DEFER, DIRECT_MAP, LARGE_FRAME, NO_FRAME, NO_PROCESS, PAGES_2M, PAGES_POLICY, PAGES_THP, Advice,
+    GuestCounters, GuestCpu, GuestKernel,
 )
 from fastmmu.machine.placed cimport placed_frame, placed_free, placed_put
 from fastmmu.machine.shootdown cimport (
     shoot_down, shoot_flush, shoot_free, shoot_leave, shoot_loaded, shoot_new_cpu, shoot_serve,
 )
-from fastmmu.machine.thp cimport thp_collapse, thp_free, thp_inherit, thp_suits
+from fastmmu.machine.thp cimport thp_block, thp_collapse, thp_free, thp_inherit, thp_suits
 from fastmmu.paging.memory cimport mem_read64
 
 cdef uint64_t USER_TABLE = P | RW | US | A | D
@@ -273,7 +274,7 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
     # error_code: of the #PF; only "not present" has an answer, every page of a program allows all it does
     cdef uint64_t pdpt = 0, pd = 0, pt = 0, frame, entry = 0
     cdef uint64_t dirty = D if error_code & PF_W or k.silent else 0
-    cdef bint large = k.pages == PAGES_2M, none
+    cdef bint large = k.pages == PAGES_2M, none, behind = False
     cdef int i
     if la >> 47:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
@@ -298,13 +299,15 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
             if frame != NO_FRAME:
                 frame |= la & 0x1FF000
     if large and frame == NO_FRAME:
-        frame = new_large(k, k.current[0], la)
+        if thp_block(k, k.current[0], la, True, &frame):
+            return DONE_ABORT
         k.c.thp_fault_alloc += frame != NO_FRAME
         if frame == NO_FRAME:
             if k.frames.policy == FRAMES_FIRST_TOUCH and k.pages == PAGES_2M:
                 return vcpu_abort(k.v, ABORT_GUEST_MEMORY, k.guest.nbytes)
             k.c.thp_fault_fallback += 1
             large = False
+            behind = k.thp.defrag == DEFRAG_DEFER
     if large:
         if not k.silent:
             for i in range(512):
@@ -322,6 +325,8 @@ cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noe
     if kernel_write(k, pt + ((la >> 12 & 511) << 3), frame | P | RW | US | A | dirty):
         return DONE_ABORT
     k.count[pt >> 12] += 1
+    if behind:
+        return compact_behind(k)
     if k.pages == PAGES_THP and k.count[pt >> 12] == k.thp_threshold and not k.placed.n:
         return thp_collapse(k, k.current[0], la, pd + ((la >> 21 & 511) << 3), pt, &none)
     return DONE_OK

@@ -34,6 +34,12 @@ cdef enum ThpMode:              # transparent_hugepage/enabled of Linux
     THP_MADVISE = 1
     THP_ALWAYS = 2
 
+cdef enum Defrag:               # transparent_hugepage/defrag: who waits for a compaction
+    DEFRAG_NEVER = 0
+    DEFRAG_MADVISE = 1          # a first touch of an area that is advised, khugepaged
+    DEFRAG_DEFER = 2            # khugepaged; behind a first touch that got no block it is done, too
+    DEFRAG_ALWAYS = 3
+
 cdef struct Advice:             # of an aligned area of 2 MB of a process: pages that are advised, by madvise
     uint64_t key                # 1 << 63 | process << 26 | number of the area
     uint64_t[8] huge            # a bit a page
@@ -41,6 +47,7 @@ cdef struct Advice:             # of an aligned area of 2 MB of a process: pages
 
 cdef struct Thp:                # huge pages by policy: thp.pyx
     int mode                    # ThpMode
+    int defrag                  # Defrag
     HashTable advice
     uint64_t scan_pages         # khugepaged looks at so many pages
     uint64_t scan_every         # after each so many accesses of the trace; 0: there is none
@@ -62,6 +69,9 @@ cdef struct GuestCounters:      # of a vCPU, what the guest did with it; names a
     uint64_t thp_split_pmd              # 2 MB pages that a page table maps now
     uint64_t khugepaged_pages_scanned   # in areas of 512 that it looked at; times that it has seen all processes
     uint64_t khugepaged_full_scans
+    uint64_t compact_stall      # compactions that were waited for, with and without a block made
+    uint64_t compact_success, compact_fail
+    uint64_t pgmigrate_success  # pages moved
     uint64_t unmaps
     uint64_t exit_instructions
     uint64_t munmaps            # ranges of pages that went, or became read-only

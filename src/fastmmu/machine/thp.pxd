@@ -10,6 +10,8 @@ cdef int thp_advise(GuestKernel *k, bint huge, uint64_t pages) noexcept nogil
 cdef void thp_forget(GuestKernel *k, uint64_t la, uint64_t end) noexcept nogil     # they are unmapped
 cdef int thp_inherit(GuestKernel *k, uint32_t process, uint32_t child) noexcept nogil
 cdef bint thp_suits(GuestKernel *k, uint32_t process, uint64_t la) noexcept nogil  # by the policy, whoever asks
+# A block for the page at la, made by compaction where that is waited for; NO_FRAME. touch: at a first one
+cdef int thp_block(GuestKernel *k, uint32_t process, uint64_t la, bint touch, uint64_t *frame) noexcept nogil
 cdef int thp_split(GuestKernel *k, uint64_t la, uint64_t at, uint64_t entry) noexcept nogil
 # The pages of the page table pt, to which the entry `at` points, become one of 2 MB, if they all can be written and a
 # block is free. none: a block was free, or was not needed

@@ -1,7 +1,8 @@
 """Huge pages by policy, as mm/huge_memory.c and mm/khugepaged.c of Linux 6.1; header: thp.pxd. The specification is
 fastmmu.reference.machine.thp.
 
-    first touch ──► thp_suits ──► a block of 2 MB, or 4 KB
+    first touch ──► thp_suits ──► thp_block ──► a block of 2 MB, or 4 KB
+                                      └──► compaction.pyx
     every so many accesses ──► thp_scan ──► areas, round robin over processes ──► thp_collapse
 
 There are no regions (VMAs). An area of 2 MB suits if its pages are all advised alike: where the advice changes within
@@ -12,11 +13,14 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.arch.bits cimport FRAME, PS, RW, US, A, D, P
 from fastmmu.cpu.vcpu cimport ABORT_ADDRESS, ABORT_GUEST_FAULT, ABORT_HOST_MEMORY, DONE_ABORT, DONE_OK, vcpu_abort
+from fastmmu.machine.compaction cimport compact_directly
+from fastmmu.machine.frames cimport frames_split
 from fastmmu.machine.kernel_memory cimport (
     give, give_page, kernel_clear, kernel_copied, kernel_read, kernel_write, new_large, new_table, own,
 )
 from fastmmu.machine.kernel_state cimport (
-    BLOCK, LARGE_FRAME, NO_FRAME, NO_PROCESS, PAGES_POLICY, THP_ALWAYS, THP_NEVER, Advice, GuestKernel, Thp,
+    BLOCK, DEFRAG_ALWAYS, DEFRAG_MADVISE, DEFRAG_NEVER, LARGE_FRAME, NO_FRAME, NO_PROCESS, PAGES_POLICY, THP_ALWAYS,
+    THP_NEVER, Advice, GuestKernel, Thp,
 )
 from fastmmu.machine.shootdown cimport shoot_down
 from fastmmu.paging.hash_table cimport hash_find, hash_free, hash_put
@@ -94,22 +98,44 @@ cdef int thp_inherit(GuestKernel *k, uint32_t process, uint32_t child) noexcept 
     return DONE_OK
 
 
-cdef bint thp_suits(GuestKernel *k, uint32_t process, uint64_t la) noexcept nogil:
-    # hugepage_vma_check, transhuge_vma_suitable
+cdef enum:                      # what is said of all pages of an area
+    ADVISED_NOTHING, ADVISED_HUGE, ADVISED_OTHERWISE
+
+
+cdef int advised(const GuestKernel *k, uint32_t process, uint64_t la) noexcept nogil:
     cdef const Advice *x
     cdef uint64_t any = 0, all = ALL
     cdef int i
-    if k.thp.mode == THP_NEVER:
-        return False
     x = <const Advice *> hash_find(&k.thp.advice, area_key(process, la)) if k.thp.advice.used else NULL
     if x == NULL:
-        return k.thp.mode == THP_ALWAYS
+        return ADVISED_NOTHING
     for i in range(8):
         if x.nohuge[i]:
-            return False
+            return ADVISED_OTHERWISE
         any |= x.huge[i]
         all &= x.huge[i]
-    return all == ALL or (not any and k.thp.mode == THP_ALWAYS)
+    return ADVISED_HUGE if all == ALL else ADVISED_OTHERWISE if any else ADVISED_NOTHING
+
+
+cdef bint thp_suits(GuestKernel *k, uint32_t process, uint64_t la) noexcept nogil:
+    # hugepage_vma_check, transhuge_vma_suitable
+    cdef int said
+    if k.thp.mode == THP_NEVER:
+        return False
+    said = advised(k, process, la)
+    return said == ADVISED_HUGE or (said == ADVISED_NOTHING and k.thp.mode == THP_ALWAYS)
+
+
+cdef int thp_block(GuestKernel *k, uint32_t process, uint64_t la, bint touch, uint64_t *frame) noexcept nogil:
+    # vma_thp_gfp_mask, alloc_hugepage_khugepaged_gfpmask
+    cdef int defrag = k.thp.defrag
+    frame[0] = new_large(k, process, la)
+    if frame[0] != NO_FRAME or defrag == DEFRAG_NEVER:
+        return DONE_OK
+    if touch and defrag != DEFRAG_ALWAYS and not (
+            defrag == DEFRAG_MADVISE and advised(k, process, la) == ADVISED_HUGE):
+        return DONE_OK
+    return compact_directly(k, process, la, frame)
 
 
 # ---- one becomes many, many become one --------------------------------------------------------------------
@@ -126,6 +152,7 @@ cdef int thp_split(GuestKernel *k, uint64_t la, uint64_t at, uint64_t entry) noe
         if kernel_write(k, pt + 8 * i, (entry & LARGE_FRAME) + 4096 * i | rights):
             return DONE_ABORT
     k.count[pt >> 12] = 512
+    frames_split(&k.frames, entry & LARGE_FRAME, la)
     return kernel_write(k, at, pt | P | RW | US | A | D)
 
 
@@ -143,12 +170,13 @@ cdef bint all_writable(GuestKernel *k, uint64_t pt) noexcept nogil:
 cdef int thp_collapse(GuestKernel *k, uint32_t process, uint64_t la, uint64_t at, uint64_t pt,
                       bint *none) noexcept nogil:
     # copied, or cleared where nothing was mapped
-    cdef uint64_t frame, entry = 0, dirty = 0
+    cdef uint64_t frame = 0, entry = 0, dirty = 0
     cdef int i
     none[0] = False
     if k.shared and not all_writable(k, pt):
         return DONE_OK                          # page_count, pte_write: khugepaged leaves them alone
-    frame = new_large(k, process, la)
+    if thp_block(k, process, la, False, &frame):
+        return DONE_ABORT
     if frame == NO_FRAME:
         k.c.thp_collapse_alloc_failed += 1
         none[0] = True

@@ -44,7 +44,7 @@ def _type(name: str, hint: Any) -> str:
     kinds = {type(get_args(part)[0]) if get_origin(part) is Literal else part for part in parts} - {type(None)}
     if name in ("tlb", "vmm") or str in kinds:
         return "string"
-    return "bool" if bool in kinds else "int64" if int in kinds else "string"
+    return "bool" if bool in kinds else "int64" if int in kinds else "double" if float in kinds else "string"
 
 
 @checked
@@ -199,7 +199,7 @@ def _value(value: Any, kind: str) -> Any:
         return None
     if kind == "bool":
         return value == "True"
-    return int(value) if kind == "int64" else value
+    return int(value) if kind == "int64" else float(value) if kind == "double" else value
 
 
 def _config(fields: Mapping[str, Any]) -> Config:

@@ -16,7 +16,7 @@ from fastmmu.errors import OutOfMemoryError
 
 cdef int keep_policy(_Archive a, Frames *f) except -1:
     # Frames of machine/frames.pxd. Of the new machine: policy first order group run. Derived: born
-    # ages age_room age_next age groups holds
+    # ages age_room age_next age groups holds. Elsewhere: owner migrate_next free_next deferred defer_shift
     if f.policy == FRAMES_FIRST_TOUCH:
         return 0
     a.u64("frames.cursor", &f.cursor, f.buddy.n - 1)
@@ -29,6 +29,20 @@ cdef int keep_policy(_Archive a, Frames *f) except -1:
         a.same("frames.runs", f.runs)
         a.same("frames.pages", f.pages)
         keep_reserved(a, f)
+    return keep_owners(a, f) if f.owner != NULL else 0
+
+
+cdef int keep_owners(_Archive a, Frames *f) except -1:
+    # who has each frame, and how far compaction has come
+    cdef uint64_t i
+    a.u64("frames.migrate_next", &f.migrate_next, f.buddy.n >> TOP_ORDER)
+    a.u64("frames.free_next", &f.free_next, f.buddy.n)
+    a.u32("frames.defer_shift", &f.defer_shift, 6)
+    a.u32("frames.deferred", &f.deferred, 1 << f.defer_shift)
+    a.sparse("frames.owner", f.owner, f.buddy.n * 8)
+    for i in range(f.buddy.n if a.loading else 0):
+        if f.owner[i] >> 37:
+            a.refuse("a frame is of a page at no address of a program")
     return 0
 
 

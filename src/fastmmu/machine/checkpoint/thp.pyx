@@ -16,7 +16,8 @@ cdef enum:
 
 
 cdef int keep_thp(_Archive a, GuestKernel *k) except -1:
-    # Thp of machine/kernel_state.pxd. Of the new machine: mode scan_pages scan_every max_ptes_none. Elsewhere: advice
+    # Thp of machine/kernel_state.pxd. Of the new machine: mode defrag scan_pages scan_every max_ptes_none. Elsewhere:
+    # advice
     cdef Thp *t = &k.thp
     if k.pages != PAGES_POLICY:
         return 0

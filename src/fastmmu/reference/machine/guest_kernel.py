@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fastmmu.ops import Op
 from fastmmu.reference.machine.shootdown import Cpus
 from fastmmu.reference.machine.thp import Thp
+
+if TYPE_CHECKING:
+    from fastmmu.reference.machine.compaction import Compaction
 
 __all__ = ["Flush", "Frames", "Guest", "Page", "Pages"]
 
@@ -101,13 +104,14 @@ class Guest:
 
     :param nbytes: of guest memory. :param pages: "4k", "2m", "thp". :param apic: the guest has one, which takes tables.
     :param frames: which it gives; None: in the order of first touch. :param thp: the policy of huge pages, with "thp";
-        None: by the threshold.
+        None: by the threshold. :param compaction: of these frames; None: there is none.
     """
 
     def __init__(
         self, cpus: Cpus, *, nbytes: int, pages: str = "4k", thp_threshold: int = 64, apic: bool = False,
-        frames: Frames | None = None, thp: Thp | None = None,
+        frames: Frames | None = None, thp: Thp | None = None, compaction: Compaction | None = None,
     ) -> None:  # fmt: skip
+        self.compaction = compaction
         self.cpus, self.pages, self.threshold, self.thp = cpus, pages, thp_threshold, thp
         self.frames = frames or Frames(nbytes)
         self.spaces: dict[int, Pages] = {}
@@ -190,23 +194,39 @@ class Guest:
 
     def touch(self, vcpu: int, process: int, la: int) -> Flush | None:
         """Demand paging; pages of 4 KB where none of 2 MB can be given, or such stand already."""
-        space = self.spaces[process]
+        space, behind = self.spaces[process], False
         for level in (4, 3):
             self.table_at(space, level, la)
         if self.wants_large(process, la) and (2, la & -LARGE) not in space.tables:
-            frame = self.frames.take("large", process, la)
+            frame = self.block(vcpu, process, la, touch=True)
             if frame is not None:
                 self.cpus.count(vcpu, "thp_fault_alloc")
                 space.large[la & -LARGE] = Page(frame)
                 return None
             self.cpus.count(vcpu, "thp_fault_fallback")
+            behind = self.compaction is not None and self.compaction.mode == "defer"
         self.table_at(space, 2, la)
         frame = self.frames.take("small", process, la)
         assert frame is not None
         space.small[la & -SMALL] = Page(frame)
+        if behind and self.compaction is not None and not self.compaction.put_off():
+            self.compaction.compact(self, vcpu)
         if self.pages == "thp" and self.thp is None and len(space.below(la)) == self.threshold:
             return self.collapse(vcpu, process, la & -LARGE)
         return None
+
+    def block(self, vcpu: int, process: int, la: int, *, touch: bool) -> int | None:
+        """2 MB for a page, made by compaction where who asks waits for it."""
+        frame, made = self.frames.take("large", process, la), self.compaction
+        advised = self.thp is not None and self.thp.advice(process, la) == {True}
+        if frame is not None or made is None or not made.waits(touch=touch, advised=advised) or made.put_off():
+            return frame
+        self.cpus.count(vcpu, "compact_stall")
+        if not made.compact(self, vcpu):
+            self.cpus.count(vcpu, "compact_fail")
+            return None
+        self.cpus.count(vcpu, "compact_success")
+        return self.frames.take("large", process, la)
 
     def wants_large(self, process: int, la: int) -> bool:
         """Whether a first touch asks for 2 MB."""
@@ -244,7 +264,7 @@ class Guest:
         below = space.below(first)
         if not all(space.small[page].writable for page in below):
             return None
-        frame = self.frames.take("large", process, first)
+        frame = self.block(vcpu, process, first, touch=False)
         if frame is None:
             self.cpus.count(vcpu, "thp_collapse_alloc_failed")
             return None

@@ -40,10 +40,14 @@ class Thp:
         """A fork."""
         self.advised.update({(child, page): huge for (of, page), huge in self.advised.items() if of == process})
 
+    def advice(self, process: int, la: int) -> set[bool | None]:
+        """What is said of the pages of the area."""
+        first = la // LARGE * AREA
+        return {self.advised.get((process, page)) for page in range(first, first + AREA)}
+
     def suits(self, process: int, la: int) -> bool:
         """All pages of the area are advised alike, and the mode takes that."""
-        first = la // LARGE * AREA
-        advice = {self.advised.get((process, page)) for page in range(first, first + AREA)}
+        advice = self.advice(process, la)
         return advice == {True} if self.mode == "madvise" else self.mode == "always" and advice in ({None}, {True})
 
     def due(self) -> bool:
