@@ -143,9 +143,9 @@ cdef class Host:
             vm.machine, vm.board, vm.vcpus = m, m.board, {}
             if count > 1:
                 vcpus_with_pdptes(m.board, count)
-            m.board.kernel.omit_shootdown = "shootdown" in self.omit
+            m.board.kernel.omit_shootdown = any(isinstance(name, str) and name == "shootdown" for name in self.omit)
             if m.vmm is not None:
-                m.vmm.omit = [name for name in self.omit if name != "shootdown"]
+                m.vmm.omit = [name for name in self.omit if not isinstance(name, str) or name != "shootdown"]
             m.board.cpus = self.cpus
             m.board.tlb = self.cpus[0]
             m.board.v.tlb = (<TLB> self.cpus[0]).t
