@@ -26,6 +26,7 @@ SEED = int(os.environ.get("FASTMMU_HOSTILE_SEED", "1"))
 
 REFUSE = {
     "machine.machine.Machine.save": "of which a checkpoint knows nothing",
+    "kvm.vmm.Vmm.make_huge": "changes with Config(host_thp=)",
     "report.exits.ExitFile.write": "not open",
     "tlb.policy.register_policy": "lacks one of on_hit",
     "_walk.WalkResult()": "not made by hand",

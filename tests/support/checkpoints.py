@@ -41,6 +41,7 @@ CONFIGS = {
         mmu="shadow", kvm="6.1", pages="thp", thp="always+khugepaged:512/90", frames="buddy:1:3", defrag="always",
         unmovable=0.4,
     ),
+    "ept-host-thp": Config(mmu="ept", vpid=True, kvm="6.1", pages="2m", host_thp="always", host_frames="buddy:0.5:3"),
     "native-buddy": Config(frames="buddy:0.8:3", pages="2m"),
     "shadow-reserve": Config(mmu="shadow", kvm="6.1", frames="reserve:64k+buddy:0.4"),
     "ept-contiguous": Config(mmu="ept", kvm="6.1", frames="contiguous+buddy:0.4", host_pages="4k"),

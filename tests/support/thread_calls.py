@@ -89,6 +89,7 @@ VMM: dict[str, Callable[[Machine], object]] = {
     "stats": lambda m: (m.vmm.stats(), m.vmm.counters(), m.vmm.omit),
     "young": each_page(lambda m, page: m.vmm.young(0, page, clear=bool(page & 1), flush=bool(page & 1))),
     "swap_out": each_page(lambda m, page: m.vmm.swap_out(0, page)),
+    "make_huge": each_page(lambda m, page: m.vmm.make_huge(0, page) if m.config.host_thp else None),
     "slots": with_slot,
     "invalidate_range": held_back,
     "table_pages": lambda m: m.vmm.table_pages(),

@@ -16,7 +16,7 @@ class _FramesOf(argparse.Action):
 
 
 def add_frames(group: Any) -> None:
-    """--frames, --host-frames, --frames-of, --thp, --defrag, --unmovable."""
+    """--frames, --host-frames, --host-thp, --frames-of, --thp, --defrag, --unmovable."""
     group.add_argument(
         "--frames",
         metavar="POLICY",
@@ -27,6 +27,11 @@ def add_frames(group: Any) -> None:
         "--host-frames",
         metavar="POLICY",
         help="where the host's pages lie, which data caches see: linear (the default), shuffled[:SEED], buddy:F[:SEED]",
+    )
+    group.add_argument(
+        "--host-thp",
+        choices=("always", "never"),
+        help="huge pages of the host: the 2 MB that --host-frames leaves whole, which the VMM maps as one page; none",
     )
     group.add_argument(
         "--frames-of",

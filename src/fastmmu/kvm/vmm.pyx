@@ -17,7 +17,7 @@ from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host
 from fastmmu.mmu.dirty_log cimport (
     dirty_clear, dirty_get, dirty_open, dirty_protect, dirty_ring, dirty_stop, dirty_take, nx_recover,
 )
-from fastmmu.mmu.memslots cimport HOST_SHARED, Memslot, host_holds, slot_hpa, slots_delete
+from fastmmu.mmu.memslots cimport HOST_SHARED, Memslot, host_holds, slot_hpa, slot_whole, slots_delete
 from fastmmu.mmu.mmu cimport Mmu, MmuCounters, Sp, id_index, id_owner, rmap_next
 from fastmmu.mmu.notifier cimport host_merge, notify_end, notify_start
 from fastmmu.mmu.pages cimport mmu_shadowed
@@ -265,6 +265,28 @@ cdef class Vmm:
         cdef bint done = host_take(&self.kvm.mmu, slot, slot.base_gfn + <uint64_t> page)
         call_flush(self.vm, self.kvm.running)
         return done
+
+    def make_huge(self, number, page, *, huge=True):
+        """The host makes one page of the 2 MB around a page of a slot, as khugepaged does, or 512 of a huge one. The
+        VMM is told of it as of any change, and maps them anew at the next access, with one entry if they are huge.
+
+        :returns: False where they are so already, or are not all in the slot.
+        :raises StateError: no such page; the machine was made without ``Config(host_thp=)``, or has data caches, which
+            see the host's pages where they were.
+        """
+        cdef Turn _turn = self.take()
+        cdef Memslot *slot = self.pages(number, page, 1)
+        cdef bint one = flag("huge", huge)
+        cdef uint64_t base = slot.base_gfn + <uint64_t> page & ~<uint64_t> 511, area = base - slot.base_gfn >> 9
+        if slot.whole == NULL or self.board.config.caches is not None:
+            raise StateError("which pages of the host are huge changes with Config(host_thp=), and without caches=")
+        if base < slot.base_gfn or base + 512 > slot.base_gfn + slot.npages or slot_whole(slot, base) == one:
+            return False
+        notify_start(&self.kvm.mmu, slot, base, 512)
+        slot.whole[area >> 6] ^= <uint64_t> 1 << (area & 63)
+        notify_end(&self.kvm.mmu, slot)
+        call_flush(self.vm, self.kvm.running)
+        return True
 
     def invalidate_range_start(self, number, first, count):
         """The host begins to change what is behind `count` pages from page `first` of a slot: no translation leads to

@@ -9,6 +9,7 @@
     hosted, vcpus, ranges            what a host's machine may be; its vCPUs, ranges of memory, that come and go
     guest_kernel, kernel_state       the kernel under a trace of user addresses, what it keeps
     kernel_memory, guest_ranges      its frames; ranges that it unmaps and protects, fork, copy on write
+    host_blocks                      which 2 MB the host has as one page
     frames, frame_plan, frame_setup  which frames programs get, by policy; as text; before the boot
     buddy, frames_py                 the buddy allocator; what is free, for Python
     thp, thp_plan                    huge pages by policy, khugepaged; as text

@@ -39,6 +39,7 @@ from fastmmu.machine.frame_setup cimport frames_choose
 from fastmmu.machine.guest_kernel cimport (
     GUEST_APIC, GUEST_CODE, GUEST_ROM, kernel_boot, kernel_free, kernel_init, kernel_load, kernel_resume,
 )
+from fastmmu.machine.host_blocks cimport host_blocks
 from fastmmu.machine.kernel_state cimport PAGES_2M, PAGES_4K, PAGES_THP, SHOOT_INVLPGB, SHOOT_IPI, SHOOT_PV
 from fastmmu.machine.layout cimport (
     PAE_ROOT, PML_LOG, VCPU_BYTES, VIRTUAL_APIC, VMM_TABLES, all_slots, checked_place, has_identity, host_bytes,
@@ -322,6 +323,7 @@ cdef class Board:
         self._add_slot(0, self.guest_mem.nbytes, self.loop.guest_base,
                        "untouched" if self.config.host_pages == "untouched" or self.config.host_memory is not None
                        else self.config.backing, False, False, False, False)
+        host_blocks(&self.kvm.mmu.slots.slot[0], self.config, self.memory.mem.nbytes)
         for slot, hpa in placed:
             self._add_slot(slot.gpa, slot.size, hpa, slot.host, slot.readonly, slot.private, slot.device,
                            slot.emulated)

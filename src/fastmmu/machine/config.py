@@ -127,7 +127,9 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         (CA paging); the last two also ``"reserve:64k+buddy:F"``; ``"of:FILE"``, as the
         pages of a recorded guest lay, of ``fastmmu maps GUEST --csv FILE``. Not with ``kernel_memory="high"``.
     :param host_frames: where in memory the host's pages lie, which data caches see: ``"linear"``, ``"shuffled"``,
-        ``"shuffled:SEED"``, ``"buddy:F"``, ``"buddy:F:SEED"`` (docs/frames.md); needs `caches`.
+        ``"shuffled:SEED"``, ``"buddy:F"``, ``"buddy:F:SEED"`` (docs/frames.md); needs `caches`, or `host_thp`.
+    :param host_thp: the host's huge pages: ``"always"``, the 2 MB that `host_frames` leaves whole are one page, which
+        the VMM maps as one; ``"never"``, none, until :meth:`fastmmu.Vmm.make_huge`. None: as `host_pages` says.
     :param exit_every: an unconditional exit (CPUID) after each so many accesses; 0 = none.
     :param exit_pages: pages of its own that the host reads at each VM exit, under VPID 0.
     :param exit_log: so many VM exits are kept, the last, a record each (64 bytes): :meth:`Machine.exit_log`; 0: none.
@@ -204,8 +206,15 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
         if not 1 << 26 <= memory <= 1 << 45:
             raise ConfigError(f"Config: memory={self.memory!r} is outside 64M..32T")
-        if host_plan[0] is not None and self.caches is None and self.mmu != "native":
-            raise ConfigError(f"Config: host_frames={self.host_frames!r} is seen by data caches alone; give caches=")
+        if host_plan[0] is not None and self.caches is None and self.host_thp is None and self.mmu != "native":
+            raise ConfigError(
+                f"Config: host_frames={self.host_frames!r} is seen by data caches and by host_thp=; give one"
+            )
+        if self.host_thp is not None and (self.host_pages is not None or self.host_memory is not None):
+            raise ConfigError(
+                f"Config: host_thp={self.host_thp!r} says which pages of the host are huge; leave out host_pages= and "
+                "host_memory="
+            )
         if plan.policy != "first-touch" and (memory > MOST_MEMORY or self.kernel_memory == "high"):
             raise ConfigError(
                 f"Config: frames={self.frames!r} needs memory of at most 1T, and a trace that does not place its pages "
@@ -350,6 +359,8 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def backing(self) -> str:
         """Page size with which the VMM maps guest memory: "4k" or "2m"."""
+        if self.host_thp is not None:
+            return "2m"
         if self.host_pages:
             return "2m" if self.host_pages == "2m" else "4k"
         return "4k" if self.pages == "4k" else "2m"
@@ -357,12 +368,12 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def backing_bytes(self) -> int:
         """Bytes of such a page."""
-        return 1 << (21 if self.backing == "2m" else 12)
+        return 1 << (21 if self.backing == "2m" and self.host_thp is None else 12)
 
 
 VMM_FIELDS = (
-    "mmu", "vpid", "host_pages", "host_frames", "kvm", "vendor", "asids", "sev_asids", "flush_by_asid", "unsync",
-    "ept_ad", "pml",
+    "mmu", "vpid", "host_pages", "host_frames", "host_thp", "kvm", "vendor", "asids", "sev_asids", "flush_by_asid",
+    "unsync", "ept_ad", "pml",
     "tdp_mmu", "eager_page_split", "nx_huge_pages", "mmio_caching", "shadow_keys", "guest_ad_checked",
     "unrestricted_guest", "identity_map",
     "host_memory", "host_reclaim", "ageing", "noncoherent_dma", "cd_quirk", "table_pages", "exit_pages", "exit_log",

@@ -67,6 +67,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     kernel_memory: Literal["low", "high"] = "low"
     frames: str = "first-touch"
     host_frames: str = "linear"
+    host_thp: Literal["always", "never"] | None = None
     exit_every: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     exit_pages: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
     exit_log: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0

@@ -33,6 +33,7 @@ cdef struct Memslot:
     int number
     bint readonly
     bint huge                   # the host backs it with 2 MB pages
+    uint64_t *whole             # [page / 512 / 64] bitmap: 2 MB that are one page; NULL: all are, where `huge` says so
     bint private                # made by the VMM itself, such as the APIC-access page
     bint emulated               # private, and never mapped: the APIC-access page while APICv is off
     bint device                 # the pages are a device's, given to the guest
@@ -84,11 +85,17 @@ cdef inline hpa_t slot_hpa(const Memslot *slot, gfn_t gfn) noexcept nogil:
     return slot.hpa + (gfn - slot.base_gfn << 12)
 
 
+cdef inline bint slot_whole(const Memslot *slot, gfn_t base) noexcept nogil:
+    # of the first page of 2 MB that are all in the slot
+    cdef uint64_t area = base - slot.base_gfn >> 9
+    return slot.whole[area >> 6] >> (area & 63) & 1
+
+
 cdef inline bint slot_huge(const Memslot *slot, gfn_t gfn) noexcept nogil:
     # the host backs the whole 2 MB around this page with one page, and all of it is in the slot (kvm_policy.md §4.3)
     cdef uint64_t base = gfn & ~(<uint64_t> 511)
     return (slot.huge and base >= slot.base_gfn and base + 512 <= slot.base_gfn + slot.npages
-            and slot_hpa(slot, base) & 0x1FFFFF == 0)
+            and slot_hpa(slot, base) & 0x1FFFFF == 0 and (slot.whole == NULL or slot_whole(slot, base)))
 
 
 cdef inline int host_page(const Memslot *slot, gfn_t gfn) noexcept nogil:

@@ -40,6 +40,7 @@ cdef void slots_delete(Memslots *s, int number) noexcept nogil:
     zeroed_free(slot.host)
     zeroed_free(slot.dirty)
     zeroed_free(slot.group)
+    zeroed_free(slot.whole)
     memset(slot, 0, sizeof(Memslot))
     s.generation += 1
 
@@ -97,6 +98,7 @@ cdef void slots_free(Memslots *s) noexcept nogil:
         zeroed_free(s.slot[i].host)
         zeroed_free(s.slot[i].dirty)
         zeroed_free(s.slot[i].group)
+        zeroed_free(s.slot[i].whole)
     zeroed_free(s.recency.older)
     zeroed_free(s.recency.newer)
     zeroed_free(s.recency.seen)

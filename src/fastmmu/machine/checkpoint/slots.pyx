@@ -106,6 +106,7 @@ cdef int keep_slot(_Archive a, Memslots *s, int i) except -1:
     a.u64("away", &x.away)
     a.u64("away_end", &x.away_end)
     a.same("host", x.host != NULL)
+    a.same("whole", x.whole != NULL)
     a.flag("group", &merged)
     if a.loading:
         if rings and (not logged or not s.ring.size):
@@ -119,6 +120,8 @@ cdef int keep_slot(_Archive a, Memslots *s, int i) except -1:
             raise OutOfMemoryError(f"no memory for the log of slot {i}")
     if logged:
         a.sparse("dirty", x.dirty, ((x.npages >> 6) + 1) * sizeof(uint64_t))
+    if x.whole != NULL:
+        a.sparse("whole", x.whole, ((x.npages >> 15) + 1) * sizeof(uint64_t))
     if host:
         a.sparse("host", x.host, x.npages)
     if merged:

@@ -7,7 +7,13 @@ from collections.abc import Callable
 
 from fastmmu.reference.machine.frames import permutation
 
-__all__ = ["frame_map"]
+__all__ = ["frame_map", "whole_blocks"]
+
+
+def whole_blocks(share: float | None, seed: int, nbytes: int) -> Callable[[int], bool]:
+    """Whether the 2 MB at a host-physical address are one page: `frame_map` has moved none of its pages apart."""
+    mapped = frame_map(share, seed, nbytes, 4096)
+    return lambda hpa: all(mapped(hpa + (i << 12)) == mapped(hpa) + (i << 12) for i in range(512))
 
 
 def frame_map(share: float | None, seed: int, nbytes: int, page: int) -> Callable[[int], int]:
