@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fastmmu import Config, Machine, Simulation
+from fastmmu import Config, Machine, Simulation, read_trace, simulate
 from fastmmu.errors import ConfigError, TraceError
 from fastmmu.machine.thp_plan import ThpPlan, thp_plan
 from fastmmu.ops import LAST_ACCESS, Op
+from fastmmu.study.compare import configurations
 from fastmmu.trace import Batch
 from tests.support.event_lists import real_trace
 
@@ -200,3 +202,26 @@ def test_no_result_depends_on_how_events_come(mmu: str) -> None:
         found.append(run_.result().counters)
     assert found[0]["collapses"] > 0
     assert all(other == found[0] for other in found)
+
+
+@pytest.mark.parametrize("form", ["npy", "npz"])
+def test_traces_carry_what_programs_advise(form: str, tmp_path: Path) -> None:
+    op, addr = np.array([Op.MADVISE_HUGE, Op.WRITE], np.uint8), np.array([PAGE | 511, PAGE], np.uint64)
+    path, size = tmp_path / f"t.{form}", np.full(2, 8, np.uint8)
+    if form == "npz":
+        np.savez(path, op=op, size=size, addr=addr)
+    else:
+        rows = np.zeros(2, [("addr", "u8"), ("size", "u1"), ("op", "u1")])
+        rows["addr"], rows["size"], rows["op"] = addr, size, op
+        np.save(path, rows)
+    counters = simulate(read_trace(path), Config(pages="thp", thp="madvise")).counters
+    assert counters["thp_fault_alloc"] == 1
+
+
+def test_comparisons_have_policies_with_their_pages_alone() -> None:
+    found = configurations(["native", "ept"], ["4k", "thp"], thp="always", frames="buddy:0.5", defrag="always")
+    assert [(config.pages, config.thp, config.defrag) for config in found] == [
+        *[("4k", None, "never")] * 2, *[("thp", "always", "always")] * 2,
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match='needs pages="thp"'):
+        configurations(["native"], ["4k"], thp="always")

@@ -27,7 +27,7 @@ def configurations(
     **config: Any,
 ) -> list[Config]:
     """The configurations of a comparison: each scheme with each page size and each version of KVM, native runs with
-    the first, in the order of the table.
+    the first, in the order of the table. What the guest kernel makes huge (`thp`, `defrag`) is of pages "thp" alone.
 
     :raises ConfigError: an unknown scheme, or a field of `config` with a bad value.
     """
@@ -35,13 +35,17 @@ def configurations(
     for field in ("mmu", "vpid"):
         if field in config:
             raise ConfigError(f"{field} is what a comparison varies; choose schemes= from {', '.join(SCHEMES)}")
+    pages = list(pages)
+    more: dict[str, dict[str, Any]] = {page: {} for page in pages}
+    if "thp" in more:
+        more["thp"] = {name: config.pop(name) for name in ("thp", "defrag") if name in config}
     try:
         base = Config(**config)
     except TypeError as error:  # an unknown field
         raise ConfigError(f"Config: {error}; see help(fastmmu.Config)") from error
     versions = [kvm] if isinstance(kvm, str) else list(kvm)
     return [
-        base.replace(**{"pages": page, "kvm": version, **scheme})
+        base.replace(**{"pages": page, "kvm": version, **more[page], **scheme})
         for page in pages
         for scheme in chosen
         for version in (versions[:1] if scheme["mmu"] == "native" else versions)
