@@ -52,7 +52,8 @@
 #
 #     from fastmmu.tlb.extension cimport (
 #         Extension, Extensions, PageQuery, Queried, extension_add, extension_cached, extension_tag,
-#         extensions_free, extensions_new, extensions_ready, query, tag_live, tag_selected,
+#         extensions_free, extensions_new, extensions_ready, prefetch_walk, query, read_arrays, refer, tag_live,
+#         tag_selected,
 #     )
 #     from fastmmu.tlb.which cimport Which, selects
 #     from fastmmu.tlb.entries cimport F_G, TLB_FRAME, TLB_LA, is_fractured

@@ -97,6 +97,9 @@ COUNTERS = (
         ("EPT", "walk refs"),
     ),
     Counter("ad_writes", "cpu.ad_writes", "A and D flags written by walks", Cost("ad_writes", "walk.ad_write")),
+    Counter("extension_reads", "tlb.extension_reads", "arrays extensions read", Cost("extensions", "extension.read")),
+    Counter("extension_refs", "tlb.extension_refs", cost=Cost("extensions", "extension.reference")),
+    Counter("background_refs", "tlb.background_refs", "of extensions, for which no access waits"),
     Counter(
         "guest_faults",
         "cpu.guest_faults",
@@ -232,9 +235,7 @@ COUNTERS = (
     Counter("vmm_entries_zapped", "mmu.entries_zapped"),
     Counter("vmm_write_protected", "mmu.write_protected"),
     Counter("vmm_table_bytes", "4096 * (mmu.tables_made - mmu.tables_zapped)", "bytes of the tables at the end"),
-    Counter(
-        "pf_fast", "kvm.pf_fast", "faults that gave back rights alone; faults begun anew as the host changed its pages"
-    ),
+    Counter("pf_fast", "kvm.pf_fast", "faults that gave back rights alone; begun anew as the host changed its pages"),
     Counter("pf_retry", "kvm.pf_retry"),
     Counter(
         "swap_ins",
@@ -322,6 +323,7 @@ CAUSES = {
     "guest_walk": "references to guest tables",
     "ept_walk": "references to the EPT",
     "ad_writes": "accessed and dirty flags",
+    "extensions": "extensions of the TLB",
     "guest_faults": "guest page faults",
     "context_switches": "context switches",
     "exit_instructions": "instructions that exit under VMX",

@@ -11,7 +11,7 @@ SRC = Path(__file__).parents[2] / "src" / "fastmmu"
 DESCRIPTIONS = sorted((SRC / "machine" / "checkpoint").glob("*.pyx"))
 WHOLE = {
     "Counters", "KvmCounters", "KvmStats", "MmuCounters", "TlbCounters", "GuestCounters", "ApicCounters", "Stale",
-    "Seen", "Stored", "ExitRecord", "CacheCounters",
+    "Seen", "Stored", "ExtensionCounters", "ExitRecord", "CacheCounters",
 }  # fmt: skip
 """Written as they lie in memory: numbers, none of which is an index."""
 DERIVED = {
@@ -20,6 +20,7 @@ DERIVED = {
     "TlbPort": "pointers into the first level",
     "TlbSet": "written as it lies in memory, and checked (tlb.pyx)",
     "PolicySets": "what a policy remembers is written whole, the rest is the configuration's (tlb.pyx)",
+    "Pages": "of calls from Python, without a machine",
     "Lost": "of hyperthreads, which are not written",
     "Policy": "what the configuration says",
     "Modes": "what the configuration says",
@@ -30,6 +31,7 @@ DERIVED = {
     "LayoutRun": "of the configuration",
 }
 """Structs that others have, and that are not described by themselves."""
+FUNCTIONS = {"ExitHandler", "Premap", "Surface", "PageQuery", "ReferenceTold"}
 OUTSIDE = {"Lost", "Walk", "Steps", "Segments", "Registers"}
 
 
@@ -77,16 +79,28 @@ def test_every_struct_within_is_described(struct: str) -> None:
     text = re.search(rf"^cdef struct {struct}:.*\n((?:(?:    .*)?\n)+)", (SRC / header).read_text(), re.MULTILINE)
     assert text is not None
     types = {line.split()[0] for line in text[1].splitlines() if line.strip() and line.strip()[0] != "#"}
-    types = {name for name in types if re.fullmatch(r"[A-Z]\w+", name)} - {"ExitHandler", "Premap", "Surface"}
+    types = {name for name in types if re.fullmatch(r"[A-Z]\w+", name)} - FUNCTIONS
     assert types <= ALL.keys() | DERIVED.keys() | WHOLE | OUTSIDE
 
 
 STRUCTS = """
-Apic Born Buddy CacheArray Caches CachesShared Delivery Detector Ept ExitLog Frame FrameList Frames GuestCpu
-GuestKernel HashTable Interrupts Kvm KvmVcpu Memslot Memslots Mmu MmuContext MtrrState Paging Patch PlacedPages
-Recency Registers Reserved Ring Run Sp SvmCpu Tlb TlbArray TlbContext Vapic Vcpu Vmcs VpidMap
+Apic Born Buddy CacheArray Caches CachesShared Delivery Detector Ept ExitLog Extension Extensions Frame FrameList Frames
+GuestCpu GuestKernel HashTable Interrupts Kvm KvmVcpu Memslot Memslots Mmu MmuContext MtrrState Paging Patch PlacedPages
+Recency Registers Reserved Ring Run Sp Space SvmCpu Tlb TlbArray TlbContext Vapic Vcpu Vmcs VpidMap
 """
 
 
 def test_those_that_a_machine_is_made_of() -> None:
     assert set(STRUCTS.split()) <= ALL.keys()
+
+
+EXTENSIONS = {"clustered": "Clusters", "ranges": "Ranges", "pom": "Pom", "prefetch": "Prefetches", "mixed": "Mixed"}
+
+
+@pytest.mark.parametrize("module", EXTENSIONS)
+def test_no_member_of_an_extension_is_forgotten(module: str) -> None:
+    """Each describes its state itself, by blocks."""
+    path = SRC / "tlb" / f"{module}.pyx"
+    (text,) = re.findall(r"^cdef void \*block\(.*\n(?:    .*\n|\n(?=    ))+", path.read_text(), re.MULTILINE)
+    lacking = {name for name in members(EXTENSIONS[module], path) if not re.search(rf"\b{name}\b", text)}
+    assert lacking == set()

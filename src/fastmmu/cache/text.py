@@ -27,6 +27,7 @@ from typing import Any
 
 import msgspec
 
+from fastmmu._arguments import shown
 from fastmmu._checked import checked_but
 from fastmmu.cache.description import MAX_WAYS, POLICIES, Cache, CacheDescription, choose, near_sizes
 from fastmmu.cache.presets import CACHE_PRESETS
@@ -110,7 +111,7 @@ def caches(description: str | CacheDescription | None = "skylake") -> CacheDescr
     if description is None or isinstance(description, CacheDescription):
         return description
     if not isinstance(description, str):
-        raise WrongTypeError(f"caches={description!r}: give a preset's name, a text or a CacheDescription")
+        raise WrongTypeError(f"caches={shown(description)}: give a preset's name, a text or a CacheDescription")
     listed = description.lower().split()
     name = listed.pop(0) if listed and "=" not in listed[0] else "skylake"
     if name not in CACHE_PRESETS:

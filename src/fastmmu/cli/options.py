@@ -278,7 +278,7 @@ def add_tlb(parser: argparse.ArgumentParser) -> None:
     tlb.add_argument("--psc", metavar="SIZES", help="caches of paging structures: PML4E/PDPTE/PDE 2/4/32, 64/fa, none")
     tlb.add_argument("--epsc", metavar="SIZES", help="the same of EPT structures")
     tlb.add_argument("--gpm", metavar="E/W", help="guest-physical mappings: 64/fa, shared (second level), off")
-    tlb.add_argument("--tlb-extension", metavar="WORDS", help="before a walk: clustered:8, range:32, pom:16m, ...")
+    tlb.add_argument("--tlb-extension", metavar="WORDS", help="before a walk: clustered:8, pom:16m, mix:1536/12, ...")
 
 
 def add_topology(group: Any) -> None:

@@ -15,7 +15,9 @@ from fastmmu.arch.vmx cimport (
     EXIT_TPR_BELOW_THRESHOLD, INTERRUPTION_PF, PIN_EXTERNAL_INTERRUPT, SECONDARY_EPT, SECONDARY_VPID,
     clear_exit_information, page_fault_exits, secondary_control,
 )
-from fastmmu.cache.hierarchy cimport CAUSE_KERNEL, CAUSE_VMM, caches_access, caches_use, caches_walk
+from fastmmu.cache.hierarchy cimport (
+    CAUSE_BACKGROUND, CAUSE_EXTENSION, CAUSE_KERNEL, CAUSE_VMM, caches_access, caches_use, caches_walk,
+)
 from fastmmu.cpu.apic cimport APIC_TPR
 from fastmmu.cpu.exit_log cimport exit_log_add
 from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
@@ -24,7 +26,7 @@ from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, inval
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
 from fastmmu.paging.unasked cimport walk_unasked
 from fastmmu.paging.walk cimport walk_cached, walk_silent
-from fastmmu.tlb.extension cimport Queried, aim_queries, fill_walked
+from fastmmu.tlb.extension cimport Queried, aim_queries, extensions_of, fill_walked
 from fastmmu.tlb.held cimport MISSED
 from fastmmu.tlb.invalidate cimport inv_ept_violation, inv_page_fault, inv_tlb_control, inv_transition
 from fastmmu.tlb.lookup cimport (
@@ -190,7 +192,8 @@ cdef void host_runs(Vcpu *v) noexcept nogil:
     # filled, not walked.
     cdef uint64_t la, value
     cdef uint32_t i
-    aim_queries(v.tlb, unasked, v)          # it finds nothing here; the one before may be of a vCPU that is gone
+    # it finds nothing here; the one before may be of a vCPU that is gone
+    aim_queries(v.tlb, unasked, referred, v, v.now)
     tlb_switch(v.tlb, 0, 0, NO_EPT)
     v.c.host_accesses += v.host_pages
     for i in range(v.host_pages):
@@ -294,7 +297,15 @@ cdef void unasked(void *walker, Tlb *t, uint64_t la, Queried *out) noexcept nogi
     # a query of the TLB's extensions; nothing is found where the context in force is not this one's
     cdef Vcpu *v = <Vcpu *> walker
     if not (v.outside or v.tlb != t or t.vpid != vcpu_vpid(v) or t.pcid != v.hw.pcid or t.eptrta != vcpu_eptrta(v)):
-        walk_unasked(v.mem, &v.hw, &v.ept if v.ept_on else NULL, v.ept.mbec, la, out)
+        walk_unasked(v.mem, &v.hw, &v.ept if v.ept_on else NULL, v.ept.mbec, la, out,
+                     v.caches if extensions_of(t).prefetching else NULL)
+
+
+cdef void referred(void *walker, uint64_t hpa, bint store, bint waited) noexcept nogil:
+    # to what an extension keeps in memory
+    cdef Vcpu *v = <Vcpu *> walker
+    if v.caches != NULL:
+        caches_use(v.caches, hpa, ACC_W if store else ACC_R, CAUSE_EXTENSION if waited else CAUSE_BACKGROUND)
 
 
 cdef void walked(Vcpu *v, Steps *steps, const Walk *w) noexcept nogil:
@@ -321,7 +332,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
     cdef Steps steps
     cdef Steps *into = &steps if v.detector != NULL or v.caches != NULL else NULL
     cdef int fault, action, tries = 0
-    aim_queries(v.tlb, unasked, v)
+    aim_queries(v.tlb, unasked, referred, v, v.now)
     while True:
         if value == MISSED:
             value = 0

@@ -55,6 +55,7 @@ from fastmmu.paging.guest cimport root_address
 from fastmmu.paging.memory cimport PhysicalMemory
 from fastmmu.paging.state cimport Eptp, GuestState, Npt, SecondLevel
 from fastmmu.paging.walk cimport load_pdptes
+from fastmmu.tlb.extension cimport events_begin, events_end
 from fastmmu.tlb.lookup cimport TlbCounters
 from fastmmu.tlb.tlb cimport TLB
 from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
@@ -445,12 +446,11 @@ cdef class Board:
         with nogil:
             pace_begin(&pace)
             while True:
-                chunk = min(n - done, pace.chunk)
-                self.loop.first = number + done
-                did = run_events(self.loop, &ops[done], &sizes[done], &addrs[done], chunk,
-                                 NULL if to == NULL else to + done)
-                done += did
-                self.events += did
+                chunk, self.loop.first = min(n - done, pace.chunk), number + done
+                events_begin(self.v.tlb, &ops[done], &addrs[done], number + done, chunk)
+                did = run_events(self.loop, &ops[done], &sizes[done], &addrs[done], chunk, to + done if to else NULL)
+                events_end(self.v.tlb, number + done, did)
+                done, self.events = done + did, self.events + did
                 if did < chunk or done == n or self.turns.between(&pace):
                     break
         if self.v.abort:

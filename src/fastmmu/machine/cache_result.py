@@ -24,7 +24,9 @@ class CacheResult:
 
     ``references``: cause -> how many were found at each of ``levels``, ``("l1", "l2", "l3", "row", "dram")``; only
     causes that there were. Causes: ``read``, ``write``, ``fetch`` of the trace; ``kernel``, the guest kernel;
-    ``vmm``, the VMM at exits; ``guest1`` to ``guest5``, entries of the guest's tables, or of shadow tables, by level;
+    ``vmm``, the VMM at exits; ``extension``, what the TLB keeps in memory, where accesses wait for it, and
+    ``background``, where none waits, walks of prefetchers among that (docs/tlb-extensions.md); ``guest1`` to
+    ``guest5``, entries of the guest's tables, or of shadow tables, by level;
     ``ept1.2``, of the EPT: the entry of level 2 on the way to the guest's table of level 1, of ``ept0.2`` to the data.
     A and D flags that a walk sets are references of the entry's cause. A reference is a cache line.
     ``cycles``: cause -> latency in all. ``walk_latency``: (low, high, walks) of a histogram, low <= cycles <= high.

@@ -113,8 +113,10 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     :param shared: what the hyperthreads of a core share, of ``l1``, ``l2``, ``psc``, ``gpm``, as in ``"l2,psc"``, or
         ``"none"``; None: the geometry's, which is l2,psc with a preset.
     :param tlb_extension: what is asked between a miss of both levels and the walk: ``"clustered:8"``,
-        ``"coalesced:8"``, ``"range:32"``, ``"pom:16m"``, ``"prefetch:sequential"`` (``distance``, ``recency``), several
-        joined by ``+``, or ``"none"``; None: the geometry's, which is none with a preset (docs/tlb-extensions.md).
+        ``"coalesced:8"``, ``"range:32"``, ``"pom:16m"``, ``"prefetch:sequential"`` (``distance``, ``recency``,
+        ``stride``, ``markov``), or, with ``stlb="none"`` in the place of the second level, an array for all page sizes,
+        ``"skewed:1536/12"``, ``"rehash:1536/12"``, ``"mix:1536/12"``; several joined by ``+``, or ``"none"``. None: the
+        geometry's, which is none with a preset (docs/tlb-extensions.md).
     :param find_missing_flushes: compare every use of a cached translation with memory; needs ``tlb="strict"``. What is
         found: ``Machine.missing_flushes``, and the counters ``stale_uses`` and ``uses_compared``.
     :param pcid: the guest kernel gives each process a PCID and loads CR3 without flushing.
@@ -194,11 +196,6 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
         except ConfigError as error:
             raise ConfigError(f"Config: {error}") from error
         memory = self._bytes("memory")
-        if self.caches is not None and self.tlb_extension is not None:
-            raise ConfigError(
-                f"Config: caches={shown(self.caches)} with tlb_extension={shown(self.tlb_extension)}: no data cache "
-                "sees what that refers to; give one of them"
-            )
         if self.find_missing_flushes and not arrays.unbounded:
             raise ConfigError(
                 f"Config: find_missing_flushes with tlb={arrays.name!r}, which forgets more than it must and hides "

@@ -27,6 +27,7 @@ __all__ = ["DEFAULT_COSTS", "CostModel", "cycles", "exits_by_class"]
 Cycles = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 DEFAULT_COSTS = "costs.toml"
+SHARES = ("walk.guest.", "walk.ept.", "extension.reference.")
 
 CLASSES = {
     "exception_nmi": ("pf_fixed", "pf_guest", "pf_emulate", "dirty", "mmio", "pf_spurious", "pf_retry"),
@@ -89,6 +90,11 @@ class Guest(_Part, frozen=True, kw_only=True):
     tlbsync: Cycles
 
 
+class Extension(_Part, frozen=True, kw_only=True):
+    read: Cycles
+    reference: Shares
+
+
 class Exit(_Part, frozen=True, kw_only=True):
     generation: str
     vmreads: Cycles
@@ -130,6 +136,7 @@ class CostModel(_Part, frozen=True, kw_only=True):
     tlb: Tlb
     memory: Memory
     walk: WalkCosts
+    extension: Extension
     guest: Guest
     exit: Exit
     dispatch: dict[str, Cycles]
@@ -181,7 +188,8 @@ class CostModel(_Part, frozen=True, kw_only=True):
 
     @checked
     def price(self, key: str) -> float:
-        """Cycles by SECTION.KEY; of "walk.guest" and "walk.ept": of one reference, the mean over its places."""
+        """Cycles by SECTION.KEY; of "walk.guest", "walk.ept", "extension.reference": of one reference, the mean over
+        its places."""
         return self._price(key)
 
     def _price(self, key: str) -> float:
@@ -212,7 +220,7 @@ def _check_numbers(values: Mapping[str, Any], name: str, at: str = "") -> None:
         if isinstance(value, dict):
             _check_numbers(value, name, f"{where}.")
         elif where != "exit.generation":
-            top = 1 if at in ("walk.guest.", "walk.ept.") or where == "walk.overlap" else math.inf
+            top = 1 if at in SHARES or where == "walk.overlap" else math.inf
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 <= value <= top or not math.isfinite(value):
                 what = "a share, 0..1" if top == 1 else "a number >= 0"
@@ -253,11 +261,11 @@ def _checked(model: CostModel, name: str) -> CostModel:
         raise ConfigError(
             f"{name}: exit.generation: no processor {model.exit.generation!r}; there are {', '.join(model.generation)}"
         )
-    for side in ("guest", "ept"):
-        shares: Shares = getattr(model.walk, side)
+    walk, reference = model.walk, model.extension.reference
+    for side, shares in (("walk.guest", walk.guest), ("walk.ept", walk.ept), ("extension.reference", reference)):
         total = shares.l1d + shares.l2 + shares.l3 + shares.dram
         if abs(total - 1) > 1e-6:
-            raise ConfigError(f"{name}: walk.{side}: the shares l1d, l2, l3, dram sum to {total:g}; make them sum to 1")
+            raise ConfigError(f"{name}: {side}: the shares l1d, l2, l3, dram sum to {total:g}; make them sum to 1")
     return model
 
 
@@ -289,14 +297,15 @@ def cycles(
 ) -> dict[str, float]:
     """Modelled cycles of a run by cause; their sum is its cycles. Causes that cost nothing are left out.
 
-    Causes: ``accesses``, ``kernel``, ``stlb``, ``guest_walk``, ``ept_walk``, ``ad_writes``, ``guest_faults``,
-    ``context_switches``, ``invlpgs``, ``interrupts``, ``shootdowns``, ``exit_instructions``, ``flushes``,
-    ``remote_flushes``, with data caches ``data`` and ``vmm_memory``, of a host short of memory ``swap_ins``,
-    ``swap_outs``, ``ageing``, and ``exit:KIND`` for each kind of :func:`exits_by_class`.
+    Causes: ``accesses``, ``kernel``, ``stlb``, ``guest_walk``, ``ept_walk``, ``ad_writes``, ``extensions``,
+    ``guest_faults``, ``context_switches``, ``invlpgs``, ``interrupts``, ``shootdowns``, ``exit_instructions``,
+    ``flushes``, ``remote_flushes``, with data caches ``data`` and ``vmm_memory``, of a host short of memory
+    ``swap_ins``, ``swap_outs``, ``ageing``, and ``exit:KIND`` for each kind of :func:`exits_by_class`.
 
     With data caches ``guest_walk`` and ``ept_walk`` are the latencies of their references, flags that are set among
     them; ``kernel`` has in addition what its references took beyond the first level; the same is ``data`` of the trace
-    and ``vmm_memory`` of the VMM. All other prices stay (docs/caches-in-runs.md).
+    and ``vmm_memory`` of the VMM; of ``extensions`` the references that accesses wait for are latencies. All other
+    prices stay (docs/caches-in-runs.md).
 
     :param counters: those of :class:`~fastmmu.machine.result.Result`; a missing one counts as 0.
     :param caches: what data caches came to, of the same part of the run; None: there are none.
@@ -305,6 +314,8 @@ def cycles(
     if caches is not None:
         found["guest_walk"] = caches.cycles_of("guest")
         found["ept_walk"] = caches.cycles_of("ept")
+        modelled = int(counters.get("extension_refs", 0)) * costs.price("extension.reference")
+        found["extensions"] = found.get("extensions", 0.0) - modelled + caches.cycles_of("extension")
         found["kernel"] = found.get("kernel", 0.0) + caches.beyond_l1("kernel")
         found["data"] = caches.beyond_l1("read", "write", "fetch")
         found["vmm_memory"] = caches.beyond_l1("vmm")

@@ -66,6 +66,7 @@ cdef dict structs():
         "l1i_hits": lookups[L1I] - misses[L1I], "l1i_misses": misses[L1I],
         "l1d_hits": lookups[L1D] + lookups[L1S] - misses[L1D] - misses[L1S],
         "l1d_misses": misses[L1D] + misses[L1S], "stlb_hits": sum(hits[L2]) + sum(hits[L2I]),
+        **{name: found["tlb"][name] for name in ("extension_reads", "extension_refs", "background_refs")},
         "sibling_evictions": sum(found["tlb"]["displaced"]), "sibling_misses": found["tlb"]["sibling_misses"],
     }
     found["kvm"] |= sums({"remote_flushes": 0, "flush_requests": 1, "ipis": 2}, VM * WORDS)

@@ -13,6 +13,7 @@ from fastmmu.arch.bits cimport A, PS
 from fastmmu.arch.types cimport (
     ACC_R, FAULT_NONE, MODE_NONE, MODE_PAE, STEP_EPT, STEP_GUEST, Ept, Mem, Paging, Step, Steps, Walk,
 )
+from fastmmu.cache.hierarchy cimport CAUSE_BACKGROUND, caches_use
 from fastmmu.paging.walk cimport walk_steps
 from fastmmu.tlb.extension cimport Queried
 from fastmmu.tlb.lookup cimport tlb_value_of_walk
@@ -29,7 +30,8 @@ cdef inline bint wrote(const Paging *g, const Ept *e, const Step *s) noexcept no
     return s.guest_level and (s.level == 1 or s.entry & PS) and not s.entry & e.dirty
 
 
-cdef void walk_unasked(Mem *m, const Paging *g, const Ept *e, bint mbec, uint64_t la, Queried *out) noexcept nogil:
+cdef void walk_unasked(Mem *m, const Paging *g, const Ept *e, bint mbec, uint64_t la, Queried *out,
+                       Caches *caches) noexcept nogil:
     cdef Paging hw
     cdef Ept ept
     cdef Steps steps
@@ -54,3 +56,7 @@ cdef void walk_unasked(Mem *m, const Paging *g, const Ept *e, bint mbec, uint64_
             out.gpa = w.gpa
     out.guest_refs = w.guest_refs
     out.ept_refs = w.ept_refs
+    if caches != NULL:
+        for i in range(steps.n):
+            if steps.step[i].kind == STEP_GUEST or steps.step[i].kind == STEP_EPT:
+                caches_use(caches, steps.step[i].hpa, ACC_R, CAUSE_BACKGROUND)

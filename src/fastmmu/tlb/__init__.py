@@ -18,6 +18,7 @@
     ranges       base, limit and offset
     pom          a TLB in memory
     prefetch     prefetchers and their buffer
+    mixed        arrays for pages of all sizes: skewed, hash-rehash, MIX
     extensions   all of them as text, as `clustered:8`
     attach       a geometry's, made for a TLB
     siblings     the hyperthreads of a core, and what they share

@@ -10,12 +10,14 @@ from fastmmu.tlb.extension cimport (
     Extension, ExtensionCounters, Extensions, Pages, extensions_free, extensions_new,
     extensions_of, extensions_ready,
 )
+from fastmmu.tlb.mixed cimport MIX, REHASH, REHASH_ASCENDING, SKEWED, mixed_add
 from fastmmu.tlb.pom cimport pom_add
 from fastmmu.tlb.prefetch cimport prefetch_add
 from fastmmu.tlb.ranges cimport ranges_add
 from fastmmu.errors import OutOfMemoryError, StateError
 from fastmmu.tlb.extensions import PREFETCHERS
 
+MIXED = {"skewed": SKEWED, "rehash": REHASH, "mix": MIX}
 
 cdef int attach(Tlb *t, object extensions) except -1:
     cdef Extensions *x
@@ -32,6 +34,9 @@ cdef int attach(Tlb *t, object extensions) except -1:
             failed |= ranges_add(x, one.entries)
         elif one.name == "pom":
             failed |= pom_add(x, one.size)
+        elif one.name in MIXED:
+            failed |= mixed_add(x, REHASH_ASCENDING if one.kind == "ascending" else MIXED[one.name],
+                                one.entries // one.ways, one.ways)
         else:
             failed |= prefetch_add(x, PREFETCHERS.index(one.kind), one.entries)
     if failed or extensions_ready(x):
@@ -54,7 +59,9 @@ cdef dict counters_of_extensions(Tlb *t):
             "lookups": e.c.lookups, "hits": e.c.hits, "fills": e.c.fills, "evictions": e.c.evictions,
             "invalidated": e.c.invalidated, "prefetch_walks": e.c.prefetch_walks,
             "prefetch_guest_refs": e.c.prefetch_guest_refs, "prefetch_ept_refs": e.c.prefetch_ept_refs,
-            "memory_refs": e.c.memory_refs, "queries": e.c.queries,
+            "memory_refs": e.c.memory_refs, "waited_refs": e.c.waited_refs, "queries": e.c.queries,
+            "reads": e.c.reads, "mirrors": e.c.mirrors, "hits_4k": e.c.hits_by[0], "hits_2m": e.c.hits_by[1],
+            "hits_1g": e.c.hits_by[2],
         }
         e = e.next
     return out

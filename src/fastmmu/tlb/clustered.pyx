@@ -17,7 +17,8 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu.tlb.entries cimport F_G, NO_EPT, TLB_FRAME, TLB_LA
 from fastmmu.tlb.extension cimport (
-    Extension, Extensions, Queried, extension_add, extension_tag, query, tag_live, tag_selected,
+    Extension, Extensions, Queried, extension_add, extension_tag, query, read_arrays,
+    sound_value, tag_live, tag_selected,
 )
 from fastmmu.tlb.which cimport Which
 
@@ -48,6 +49,7 @@ cdef uint64_t find(Extension *e, Extensions *x, int acc, uint64_t la) noexcept n
     cdef Cluster *row = row_of(c, first)
     cdef uint32_t w
     cdef int _
+    read_arrays(e, x, 1)
     for _ in range(2):
         if tag:
             for w in range(c.ways):
@@ -158,6 +160,26 @@ cdef void dropped(Extension *e, Extensions *x, uint64_t la, const Which *q) noex
                 row[w].tag = 0
 
 
+cdef void *block(Extension *e, uint32_t i, uint64_t *nbytes) noexcept nogil:
+    # Clusters. Of the new one: pages log sets ways contiguous
+    cdef Clusters *c = <Clusters *> e.self
+    if i == 0:
+        nbytes[0] = sizeof(c.clock)
+        return &c.clock
+    nbytes[0] = <uint64_t> c.sets * c.ways * sizeof(Cluster)
+    return c.entry if i == 1 else NULL
+
+
+cdef bint sound(const Extension *e, const Extensions *x) noexcept nogil:
+    cdef const Clusters *c = <const Clusters *> e.self
+    cdef uint64_t i, j
+    for i in range(<uint64_t> c.sets * c.ways):
+        for j in range(8):
+            if not sound_value(c.entry[i].value[j]):
+                return False
+    return True
+
+
 cdef void end(Extension *e) noexcept nogil:
     free((<Clusters *> e.self).entry)
     free(e.self)
@@ -185,4 +207,6 @@ cdef int clustered_add(Extensions *x, uint32_t pages, uint32_t sets, uint32_t wa
     e.filled = filled
     e.dropped = dropped
     e.end = end
+    e.block = block
+    e.sound = sound
     return 0

@@ -215,6 +215,9 @@ cdef struct TlbCounters:
     uint64_t displaced[8]       # [unit]: evictions of another hyperthread's entries, in arrays that they share
     uint64_t sibling_misses     # walks for what another hyperthread had displaced in the second level
     uint64_t survivals          # entries of the first and second level that lived through a VM entry or exit
+    uint64_t extension_reads    # of extensions (tlb/extension.pxd): arrays that their lookups read
+    uint64_t extension_refs     # references to what they keep in memory, for which accesses wait
+    uint64_t background_refs    # the same, and of walks of prefetchers, for which none waits
 
 cdef struct Tlb:
     uint64_t key[5]             # [kind]: context in force << 2; NO_CONTEXT << 2 where it has no entries

@@ -1,9 +1,10 @@
 """Kernel of what is asked between a miss of both levels and the walk. Header: tlb/extension.pxd."""
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport strncpy
 
+from fastmmu.arch.types cimport ACC_X
 from fastmmu.tlb.entries cimport (
     CLASSES, CTX_LIVE, EXTENDED, K_GLOBAL, K_LOCAL, NO_WAY, TlbArray, TlbContext, TlbPort, TlbSet,
     TlbUnit, page_of, set_of, way_of,
@@ -97,8 +98,9 @@ cdef void extension_flush(Tlb *t, const Which *q) noexcept nogil:
             retire(x, x.live[i])
 
 
-cdef void extension_drop(Tlb *t, uint64_t la, const Which *q) noexcept nogil:
+cdef void extension_drop(Tlb *t, uint64_t la, const Which *q, bint whole) noexcept nogil:
     cdef Extension *e = extensions_of(t).first
+    extensions_of(t).whole = whole
     while e != NULL:
         e.dropped(e, extensions_of(t), la, q)
         e = e.next
@@ -112,7 +114,7 @@ cdef void drop_here(Tlb *t, uint64_t la) noexcept nogil:
     q.vpid = t.vpid
     q.pcid = t.pcid
     q.eptrta = t.eptrta
-    extension_drop(t, la, &q)
+    extension_drop(t, la, &q, False)
 
 
 # ---- lookups and fills ------------------------------------------------------------------------------------
@@ -175,6 +177,7 @@ cdef uint64_t lookup(Tlb *t, int acc, uint64_t la) noexcept nogil:
         value = e.find(e, x, acc, la)
         if value:
             e.c.hits += 1
+            e.c.hits_by[value >> 8 & 3] += 1
             x.hits += 1
             return watched(x, acc, la, value, True) if x.watched else tlb_found(t, acc, la, value)
         e = e.next
@@ -231,6 +234,51 @@ cdef void pages_query(void *walker, Tlb *t, uint64_t la, Queried *out) noexcept 
     if low < p.n and p.la[low] == page:
         out.value = p.value[low]
         out.gpa = p.gpa[low]
+
+
+# ---- which instruction it is ------------------------------------------------------------------------------
+
+cdef void look_back(Extensions *x, uint64_t end) noexcept nogil:
+    # for the last fetch before this event, no further than where that was known
+    cdef uint64_t i = min(end, x.end_event)
+    end = max(i, x.known_to)
+    while i > x.known_to:
+        i -= 1
+        if x.op[i - x.first_event] == ACC_X:
+            x.pc = x.addr[i - x.first_event]
+            break
+    x.known_to = end
+
+
+cdef void extension_events(Tlb *t, const uint8_t *op, const uint64_t *addr, uint64_t first, uint64_t n) noexcept nogil:
+    cdef Extensions *x = extensions_of(t)
+    if not x.by_code:
+        return
+    if op == NULL:
+        if x.op != NULL:
+            look_back(x, first + n)
+        x.op = NULL
+        return
+    x.op = op
+    x.addr = addr
+    x.first_event = x.known_to = x.event = first
+    x.end_event = first + n
+
+
+cdef uint64_t last_fetch(Extensions *x) noexcept nogil:
+    if x.op != NULL:
+        look_back(x, x.event + 1)
+    return x.pc
+
+
+cdef void prefetch_walk(Extension *e, Extensions *x, uint64_t la, Queried *out) noexcept nogil:
+    x.prefetching = True
+    query(x, la, out)
+    x.prefetching = False
+    e.c.prefetch_walks += 1
+    e.c.prefetch_guest_refs += out.guest_refs
+    e.c.prefetch_ept_refs += out.ept_refs
+    x.tlb.c.background_refs += out.guest_refs + out.ept_refs
 
 
 # ---- making -----------------------------------------------------------------------------------------------

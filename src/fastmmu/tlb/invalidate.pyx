@@ -143,7 +143,7 @@ cdef bint drop_aside(Tlb *t, uint32_t units, uint64_t la, const Which *q, int ca
                     and selects(q, &e.tags)):
                 lost_remove(t, i)
     if t.omit & EXTENDED and units & 1 << L2 and q.kinds & (LOCAL | GLOBAL):
-        extension_drop(t, la, q)
+        extension_drop(t, la, q, whole)
     return False
 
 

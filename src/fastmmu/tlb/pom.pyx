@@ -7,6 +7,7 @@ other one follows where that misses. The set is that of the page's number XOR th
 0x9E3B; LRU in the set. A walk leaves its translation there by one more reference.
 
 Its lines have host-physical addresses of their own, from 2^46 on: `Extensions.reference` holds that of the last one.
+A lookup waits for its references; a fill is a store, for which nothing waits.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -15,7 +16,8 @@ from libc.stdlib cimport calloc, free
 from fastmmu._zeroed cimport zeroed, zeroed_free
 from fastmmu.tlb.entries cimport F_G, TLB_LA, is_fractured
 from fastmmu.tlb.extension cimport (
-    Extension, Extensions, extension_add, extension_tag, tag_live, tag_selected,
+    POM_BASE, Extension, Extensions, extension_add, extension_tag, refer, sound_value, tag_live,
+    tag_selected,
 )
 from fastmmu.tlb.which cimport Which, selects
 
@@ -23,8 +25,6 @@ cdef enum:
     WAYS = 4
     LINE = 64
     PREDICTIONS = 512
-
-cdef uint64_t BASE = <uint64_t> 1 << 46
 
 cdef struct PomEntry:
     uint64_t tag                # 0: empty
@@ -44,11 +44,10 @@ cdef inline uint64_t set_of(const Pom *p, int size, uint64_t page, uint32_t vpid
 
 
 cdef inline PomEntry *asked(Extension *e, Extensions *x, const Pom *p, int size, uint64_t page,
-                            uint32_t vpid) noexcept nogil:
+                            uint32_t vpid, bint store) noexcept nogil:
     # the set, by one reference to memory
     cdef uint64_t s = set_of(p, size, page, vpid)
-    e.c.memory_refs += 1
-    x.reference = BASE + (size * p.sets + s) * LINE
+    refer(e, x, POM_BASE + (size * p.sets + s) * LINE, store, not store)
     return p.half[size] + s * WAYS
 
 
@@ -62,7 +61,7 @@ cdef uint64_t find(Extension *e, Extensions *x, int acc, uint64_t la) noexcept n
     for i in range(2):
         size = guess[0] ^ i
         page = (la & TLB_LA) >> (12 + 9 * size)
-        row = asked(e, x, p, size, page, x.tlb.vpid)
+        row = asked(e, x, p, size, page, x.tlb.vpid, False)
         tag = x.local
         for _ in range(2):
             if tag:
@@ -85,7 +84,7 @@ cdef void filled(Extension *e, Extensions *x, int acc, uint64_t la, uint64_t val
     if size > 1 or is_fractured(value):
         return
     tag = extension_tag(x, value & F_G != 0)
-    row = asked(e, x, p, size, page, x.tlb.vpid)
+    row = asked(e, x, p, size, page, x.tlb.vpid, True)
     p.large[la >> 21 & (PREDICTIONS - 1)] = size
     for w in range(WAYS):
         if row[w].tag == tag and row[w].page == page:
@@ -130,6 +129,30 @@ cdef void dropped(Extension *e, Extensions *x, uint64_t la, const Which *q) noex
             drop_in(e, x, <Pom *> e.self, x.space[x.live[i]].tags.vpid, la, q)
 
 
+cdef void *block(Extension *e, uint32_t i, uint64_t *nbytes) noexcept nogil:
+    # Pom. Of the new one: sets
+    cdef Pom *p = <Pom *> e.self
+    nbytes[0] = sizeof(p.clock) if i == 0 else sizeof(p.large) if i == 1 else p.sets * WAYS * sizeof(PomEntry)
+    if i == 0:
+        return &p.clock
+    return <void *> p.large if i == 1 else <void *> p.half[i - 2] if i < 4 else NULL
+
+
+cdef bint sound(const Extension *e, const Extensions *x) noexcept nogil:
+    cdef const Pom *p = <const Pom *> e.self
+    cdef uint64_t i
+    cdef int size
+    for i in range(PREDICTIONS):
+        if p.large[i] > 1:
+            return False
+    for size in range(2):
+        for i in range(p.sets * WAYS):
+            if p.half[size][i].tag and (not sound_value(p.half[size][i].value)
+                                        or <int> (p.half[size][i].value >> 8 & 3) != size):
+                return False
+    return True
+
+
 cdef void end(Extension *e) noexcept nogil:
     zeroed_free((<Pom *> e.self).half[0])
     zeroed_free((<Pom *> e.self).half[1])
@@ -157,4 +180,6 @@ cdef int pom_add(Extensions *x, uint64_t nbytes) noexcept nogil:
     e.filled = filled
     e.dropped = dropped
     e.end = end
+    e.block = block
+    e.sound = sound
     return 0

@@ -9,19 +9,27 @@ A miss of both levels asks the buffer; what it has moves into the TLB. Then, hit
     recency      Saulsbury, Dahlgren, Stenström, "Recency-based TLB Preloading", ISCA 2000. Pages that the second level
                  gave up lie on a stack; a miss takes its page out, and its two neighbours there, given up just before
                  and after it, are prefetched. The stack's links lie beside the entries of the tables: taking out and
-                 pushing are 2 references each. Of 65536 pages at most: the oldest leaves
+                 pushing are 2 references each, for which nothing waits. Of 65536 pages at most: the oldest leaves
+    stride       ASP, "arbitrary stride", of Kandiraju and Sivasubramaniam; after Chen, Baer, "Effective Hardware-Based
+                 Data Prefetching for High-Performance Processors", IEEE TC 1995. A table of 256 rows by instruction:
+                 the page that it missed last, and the distance to it. The page at that distance, where an instruction
+                 has it for the second time in a row. Which instruction it is the last fetch of the trace says; without
+                 fetches, and in system traces, all accesses are of one
+    markov       MP, of the same; after Joseph, Grunwald, "Prefetching using Markov Predictors", ISCA 1997. A table of
+                 256 rows by page: the last 2 pages that were missed next after it, which are prefetched
 
 What is in the TLB or the buffer is not prefetched. A prefetch walks, from the root and without the paging-structure
 caches: its references, an upper bound, are counted apart from those of walks that accesses wait for. It sets no flag
 and never faults; only pages whose accessed flags are set come into the buffer (tlb.md R2): the oldest makes room.
 """
 
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastmmu.tlb.entries cimport F_G, TLB_LA, is_fractured
 from fastmmu.tlb.extension cimport (
-    Extension, Extensions, Queried, extension_add, extension_cached, extension_tag, query, tag_live, tag_selected,
+    LINK_BASE, SPACES, Extension, Extensions, Queried, extension_add, extension_cached, extension_tag, last_fetch,
+    prefetch_walk, read_arrays, refer, sound_value, tag_live, tag_selected,
 )
 from fastmmu.tlb.which cimport Which
 
@@ -29,7 +37,6 @@ cdef enum:
     MOST = 64                   # entries of a buffer
     DISTANCES = 256             # rows of the table
     NODES = 65536
-    LINK_REFS = 2
 
 cdef struct Buffered:
     uint64_t tag                # 0: empty
@@ -41,6 +48,12 @@ cdef struct Row:
     int64_t distance
     int64_t next[2]             # the later one first
     uint32_t n                  # of them; 0 and of no distance: an empty row
+
+cdef struct Code:               # of an instruction
+    uint64_t pc, page
+    int64_t distance
+    bint known                  # else: an empty row
+    bint twice                  # it had this distance before, too
 
 cdef struct Node:               # of the stack
     uint64_t tag, page          # in pages of 4K
@@ -61,7 +74,8 @@ cdef struct Prefetches:
     bint second                 # and one before that
     uint64_t last
     int64_t distance
-    Row row[256]
+    Row row[256]                # markov: by page, in the place of a distance
+    Code code[256]
     Stack *stack
 
 
@@ -92,10 +106,7 @@ cdef void prefetch(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t
     cdef uint32_t i, victim = 0
     if held(p, x, la) != NULL or extension_cached(x.tlb, acc, la):
         return
-    query(x, la, &found)
-    e.c.prefetch_walks += 1
-    e.c.prefetch_guest_refs += found.guest_refs
-    e.c.prefetch_ept_refs += found.ept_refs
+    prefetch_walk(e, x, la, &found)
     if found.value == 0 or is_fractured(found.value):
         return
     tag = extension_tag(x, found.value & F_G != 0)
@@ -147,6 +158,21 @@ cdef void take_out(Stack *s, uint32_t i) noexcept nogil:
     s.n -= 1
 
 
+cdef void refer_link(Extension *e, Extensions *x, uint64_t tag, uint64_t page) noexcept nogil:
+    # 16 bytes a page, beside the entry of a table that follows the pages; a context's tables lie apart from another's
+    refer(e, x, LINK_BASE + ((page + ((tag & (SPACES - 1)) << 24) & 0xFFFFFFFFFULL) << 4), True, False)
+
+
+cdef void refer_links(Extension *e, Extensions *x, uint32_t i) noexcept nogil:
+    # of the neighbours of one that is taken out; its own where there are none
+    cdef Stack *s = (<Prefetches *> e.self).stack
+    cdef Node *node = &s.node[i]
+    cdef Node *above = &s.node[node.above] if node.above else node
+    cdef Node *below = &s.node[node.below] if node.below else node
+    refer_link(e, x, above.tag, above.page)
+    refer_link(e, x, below.tag, below.page)
+
+
 cdef void evicted(Extension *e, Extensions *x, uint64_t tag, uint64_t la, int size) noexcept nogil:
     # onto the top
     cdef Stack *s = (<Prefetches *> e.self).stack
@@ -159,7 +185,11 @@ cdef void evicted(Extension *e, Extensions *x, uint64_t tag, uint64_t la, int si
         take_out(s, s.bottom)
     i = s.free
     s.free = s.node[i].chain
-    e.c.memory_refs += LINK_REFS
+    refer_link(e, x, tag, page)
+    if s.top:
+        refer_link(e, x, s.node[s.top].tag, s.node[s.top].page)
+    else:
+        refer_link(e, x, tag, page)
     head = bucket(s, tag, page)
     s.node[i].tag = tag
     s.node[i].page = page
@@ -193,8 +223,8 @@ cdef void recent(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t l
         if other and (s.node[other].tag == x.local or s.node[other].tag == x.everywhere):
             near[n] = signed(s.node[other].page)
             n += 1
+    refer_links(e, x, i)
     take_out(s, i)
-    e.c.memory_refs += LINK_REFS
     for j in range(n):
         prefetch(p, e, x, acc, near[j])
 
@@ -205,20 +235,24 @@ cdef inline Row *row_of(Prefetches *p, int64_t distance) noexcept nogil:
     return &p.row[<uint64_t> distance & (DISTANCES - 1)]
 
 
+cdef void follow(Row *row, int64_t of, int64_t what) noexcept nogil:
+    # `what` followed `of`; the last 2 are kept
+    if row.distance != of:
+        row.distance = of
+        row.n = 0
+    if not (row.n and row.next[0] == what):
+        row.next[1] = row.next[0]
+        row.next[0] = what
+        row.n = min(row.n + 1, 2)
+
+
 cdef void distant(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t la) noexcept nogil:
     cdef uint64_t page = (la & TLB_LA) >> 12
     cdef int64_t distance = <int64_t> page - <int64_t> p.last, after[2]
     cdef Row *row
     cdef uint32_t i, n = 0
     if p.second:                # what followed the distance before
-        row = row_of(p, p.distance)
-        if row.distance != p.distance:
-            row.distance = p.distance
-            row.n = 0
-        if not (row.n and row.next[0] == distance):
-            row.next[1] = row.next[0]
-            row.next[0] = distance
-            row.n = min(row.n + 1, 2)
+        follow(row_of(p, p.distance), p.distance, distance)
     if p.any:
         row = row_of(p, distance)
         if row.distance == distance:
@@ -233,6 +267,42 @@ cdef void distant(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t 
         prefetch(p, e, x, acc, (la >> 12 << 12) + (<uint64_t> after[i] << 12))
 
 
+# ---- strides of an instruction, pages that follow pages -------------------------------------------------------
+
+cdef void strides(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t la) noexcept nogil:
+    cdef uint64_t page = (la & TLB_LA) >> 12, pc = last_fetch(x)
+    cdef Code *code = &p.code[pc & (DISTANCES - 1)]
+    cdef int64_t distance = <int64_t> page - <int64_t> code.page
+    if not code.known or code.pc != pc:
+        code.known = True
+        code.pc = pc
+        code.twice = False
+        code.distance = 0
+    else:
+        code.twice = distance == code.distance
+        code.distance = distance
+    code.page = page
+    if code.distance and code.twice:
+        prefetch(p, e, x, acc, (la >> 12 << 12) + (<uint64_t> distance << 12))
+
+
+cdef void markov(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t la) noexcept nogil:
+    cdef int64_t page = <int64_t> ((la & TLB_LA) >> 12), after[2]
+    cdef Row *row
+    cdef uint32_t i, n = 0
+    if p.any:
+        follow(row_of(p, <int64_t> p.last), <int64_t> p.last, page)
+    row = row_of(p, page)
+    if row.distance == page:
+        n = row.n
+        for i in range(n):
+            after[i] = row.next[i]
+    p.any = True
+    p.last = <uint64_t> page
+    for i in range(n):
+        prefetch(p, e, x, acc, signed(<uint64_t> after[i]))
+
+
 # ---- misses -----------------------------------------------------------------------------------------------
 
 cdef void missed(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t la, uint64_t value) noexcept nogil:
@@ -241,6 +311,10 @@ cdef void missed(Prefetches *p, Extension *e, Extensions *x, int acc, uint64_t l
         prefetch(p, e, x, acc, (la & ~(size - 1)) + size)
     elif p.kind == DISTANCE:
         distant(p, e, x, acc, la)
+    elif p.kind == STRIDE:
+        strides(p, e, x, acc, la)
+    elif p.kind == MARKOV:
+        markov(p, e, x, acc, la)
     else:
         recent(p, e, x, acc, la, value)
 
@@ -249,6 +323,7 @@ cdef uint64_t find(Extension *e, Extensions *x, int acc, uint64_t la) noexcept n
     cdef Prefetches *p = <Prefetches *> e.self
     cdef Buffered *b = held(p, x, la)
     cdef uint64_t value
+    read_arrays(e, x, 1)
     if b == NULL:
         return 0
     value = b.value
@@ -276,6 +351,88 @@ cdef void dropped(Extension *e, Extensions *x, uint64_t la, const Which *q) noex
             e.c.invalidated += 1
 
 
+cdef void *block(Extension *e, uint32_t i, uint64_t *nbytes) noexcept nogil:
+    # Prefetches. Of the new one: kind entries
+    cdef Prefetches *p = <Prefetches *> e.self
+    if i == 0:
+        nbytes[0] = sizeof(p.clock)
+        return &p.clock
+    if i == 1:
+        nbytes[0] = sizeof(p.buffer)
+        return <void *> p.buffer
+    if i == 2:
+        nbytes[0] = sizeof(p.any)
+        return &p.any
+    if i == 3:
+        nbytes[0] = sizeof(p.second)
+        return &p.second
+    if i == 4:
+        nbytes[0] = sizeof(p.last)
+        return &p.last
+    if i == 5:
+        nbytes[0] = sizeof(p.distance)
+        return &p.distance
+    if i == 6:
+        nbytes[0] = sizeof(p.row)
+        return <void *> p.row
+    if i == 7:
+        nbytes[0] = sizeof(p.code)
+        return <void *> p.code
+    nbytes[0] = sizeof(Stack)
+    return p.stack if i == 8 else NULL
+
+
+cdef bint sound(const Extension *e, const Extensions *x) noexcept nogil:
+    cdef const Prefetches *p = <const Prefetches *> e.self
+    cdef uint32_t i
+    for i in range(MOST):
+        if not sound_value(p.buffer[i].value):
+            return False
+    for i in range(DISTANCES):
+        if p.row[i].n > 2:
+            return False
+    return p.stack == NULL or sound_stack(p.stack)
+
+
+cdef bint sound_stack(const Stack *s) noexcept nogil:
+    cdef uint8_t *seen = <uint8_t *> calloc(NODES + 1, 1)
+    cdef bint good = seen != NULL and lists_are_sound(s, seen)
+    free(seen)
+    return good
+
+
+cdef bint lists_are_sound(const Stack *s, uint8_t *seen) noexcept nogil:
+    # each node once: on the stack and in the chain of its page, or on the list of those that are free
+    cdef uint32_t i, at = s.top, last = 0, n = 0, vacant = 0
+    if s.n > NODES:
+        return False
+    while at:
+        if at > NODES or seen[at] or s.node[at].above != last:
+            return False
+        seen[at] = 1
+        n += 1
+        last = at
+        at = s.node[at].below
+    if n != s.n or s.bottom != last:
+        return False
+    for i in range(65536):
+        at = s.head[i]
+        while at:
+            if at > NODES or seen[at] != 1 or bucket(<Stack *> s, s.node[at].tag, s.node[at].page) != &s.head[i]:
+                return False
+            seen[at] = 2
+            n -= 1
+            at = s.node[at].chain
+    at = s.free
+    while at:
+        if at > NODES or seen[at]:
+            return False
+        seen[at] = 3
+        vacant += 1
+        at = s.node[at].chain
+    return n == 0 and vacant == NODES - s.n
+
+
 cdef void end(Extension *e) noexcept nogil:
     free((<Prefetches *> e.self).stack)
     free(e.self)
@@ -289,6 +446,7 @@ cdef int prefetch_add(Extensions *x, int kind, uint32_t entries) noexcept nogil:
         return -1
     p.kind = kind
     p.entries = min(entries, MOST)
+    x.by_code = x.by_code or kind == STRIDE
     if kind == RECENCY:
         p.stack = <Stack *> calloc(1, sizeof(Stack))
     if kind != RECENCY or p.stack != NULL:
@@ -308,4 +466,6 @@ cdef int prefetch_add(Extensions *x, int kind, uint32_t entries) noexcept nogil:
         e.evicted = evicted
     e.dropped = dropped
     e.end = end
+    e.block = block
+    e.sound = sound
     return 0

@@ -9,7 +9,8 @@ every accessed flag is set. A range of one page is none. A range that the new on
 its offset and all else are the same, and makes room for it where they are not.
 
 A walk of the range table is charged 2 references: a B-tree whose nodes of 4 KB hold 124 ranges has two levels for 15
-000. An invalidation of an address ends the whole range that covers it.
+000. It goes on beside the walk of the page tables, which serves the access: nothing waits for it. An invalidation of an
+address ends the whole range that covers it.
 """
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -17,13 +18,13 @@ from libc.stdlib cimport calloc, free
 
 from fastmmu.tlb.entries cimport F_G, TLB_FRAME, TLB_LA, is_fractured
 from fastmmu.tlb.extension cimport (
-    Extension, Extensions, Queried, extension_add, extension_tag, query, tag_live, tag_selected,
+    Extension, Extensions, Queried, RANGE_BASE, SPACES, extension_add, extension_tag, query, read_arrays,
+    refer, sound_value, tag_live, tag_selected,
 )
 from fastmmu.tlb.which cimport Which
 
 cdef enum:
     BOUND = 512                 # pages, each way
-    TABLE_REFS = 2
 
 cdef struct Range:
     uint64_t tag                # 0: empty
@@ -43,6 +44,7 @@ cdef uint64_t find(Extension *e, Extensions *x, int acc, uint64_t la) noexcept n
     cdef Range *a
     cdef uint32_t i
     cdef int _, log
+    read_arrays(e, x, 1)
     for _ in range(2):
         if tag:
             for i in range(r.entries):
@@ -75,6 +77,13 @@ cdef uint64_t reach(Extension *e, Extensions *x, uint64_t la, uint64_t value, in
     return n
 
 
+cdef void walk_table(Extension *e, Extensions *x, uint64_t la) noexcept nogil:
+    # of the context in force, 2**28 bytes each: a line of the root by bits 47:42 of the address, of a leaf by 41:21
+    cdef uint64_t table = RANGE_BASE + ((extension_tag(x, False) & (SPACES - 1)) << 28)
+    refer(e, x, table + (la >> 42 & 63) * 64, False, False)
+    refer(e, x, table + (1 << 27) + (la >> 21 & 0x1FFFFF) * 64, False, False)
+
+
 cdef void filled(Extension *e, Extensions *x, int acc, uint64_t la, uint64_t value) noexcept nogil:
     cdef Ranges *r = <Ranges *> e.self
     cdef Range *a
@@ -84,7 +93,7 @@ cdef void filled(Extension *e, Extensions *x, int acc, uint64_t la, uint64_t val
     cdef int log = 9 * (value >> 8 & 3)
     if is_fractured(value):
         return
-    e.c.memory_refs += TABLE_REFS
+    walk_table(e, x, la)
     la = la >> (12 + log) << (12 + log)
     query(x, la, &own)
     e.c.queries += 1
@@ -136,6 +145,29 @@ cdef void dropped(Extension *e, Extensions *x, uint64_t la, const Which *q) noex
             e.c.invalidated += 1
 
 
+cdef void *block(Extension *e, uint32_t i, uint64_t *nbytes) noexcept nogil:
+    # Ranges. Of the new one: entries
+    cdef Ranges *r = <Ranges *> e.self
+    if i == 0:
+        nbytes[0] = sizeof(r.clock)
+        return &r.clock
+    nbytes[0] = r.entries * sizeof(Range)
+    return r.entry if i == 1 else NULL
+
+
+cdef bint sound(const Extension *e, const Extensions *x) noexcept nogil:
+    # a value of which all pages have one
+    cdef const Ranges *r = <const Ranges *> e.self
+    cdef const Range *a
+    cdef uint64_t i
+    for i in range(r.entries):
+        a = &r.entry[i]
+        if a.tag and (a.first > a.last or a.last > TLB_LA >> 12 or not sound_value(a.value)
+                      or (a.value & TLB_FRAME) + (a.last - a.first << 12) > TLB_FRAME):
+            return False
+    return True
+
+
 cdef void end(Extension *e) noexcept nogil:
     free((<Ranges *> e.self).entry)
     free(e.self)
@@ -158,4 +190,6 @@ cdef int ranges_add(Extensions *x, uint32_t entries) noexcept nogil:
     e.filled = filled
     e.dropped = dropped
     e.end = end
+    e.block = block
+    e.sound = sound
     return 0

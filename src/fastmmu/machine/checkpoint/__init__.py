@@ -3,6 +3,7 @@
     archive                 what is written and read: words by name, arrays, large memory of which little is used
     board                   a whole machine, by its parts:
     caches                  the data caches of a CPU
+    extensions              those of the TLB
     tlb, mmu, slots         the TLB; the VMM's tables; memory slots and what the host has behind them
     cpu, interrupts, guest  a vCPU; its local APIC; the guest kernel, the detector, the log of exits
     frames                  which frames of guest memory are free

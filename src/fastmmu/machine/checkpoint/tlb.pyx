@@ -10,10 +10,11 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastmmu.machine.checkpoint.archive cimport _Archive
+from fastmmu.machine.checkpoint.extensions cimport keep_extensions
 from fastmmu.tlb.entries cimport (
-    BUCKETS, CAUSES, CTX_DEAD, CTX_FREE, CTX_LIVE, GPM, KINDS, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L2, SLOT_BITS,
-    SLOTS, TlbArray, TlbContext, TlbSet, UNITS, bucket_of, fractured_in, fractured_of, id_links, set_at, tlb_switch,
-    unit_of,
+    BUCKETS, CAUSES, CTX_DEAD, CTX_FREE, CTX_LIVE, EXTENDED, GPM, KINDS, K_EPSC, K_GLOBAL, K_GPM, K_LOCAL, K_PSC, L2,
+    SLOT_BITS, SLOTS, TlbArray, TlbContext, TlbSet, UNITS, bucket_of, fractured_in, fractured_of, id_links, set_at,
+    tlb_switch, unit_of,
 )
 from fastmmu.tlb.lookup cimport EPSC, PSC, Tlb
 from fastmmu.tlb.making cimport policy_bytes, tlb_reshape
@@ -24,17 +25,17 @@ from fastmmu.errors import CheckpointError
 
 cdef int keep_tlb(_Archive a, Tlb *t) except -1:
     # Tlb of tlb/entries.pxd. Derived: key port unit fractured bucket. Of the new TLB: grow l2_fractures quick_on
-    # max_id at. Elsewhere: array ctx state free_ids live_ids. Of hyperthreads, which are not written: peers peer lost.
-    # Of extensions, likewise: extension beyond
+    # max_id at beyond. Elsewhere: array ctx state free_ids live_ids extension. Of hyperthreads, which are not written:
+    # peers peer lost
+    cdef uint32_t omit = t.omit & ~<uint32_t> EXTENDED
     if t.peers:
         raise CheckpointError("its TLB is a hyperthread's, which is not written apart from the others of its core")
-    if t.extension != NULL:
-        raise CheckpointError("its TLB has an extension (tlb_extension), whose contents are not written; leave it out")
     a.under("tlb")
     a.same("l2_fractures", t.l2_fractures)
     a.same("max_id", t.max_id)
     a.same("arrays", t.arrays)
-    a.u32("omit", &t.omit, (1 << CAUSES) - 1)
+    a.u32("omit", &omit, (1 << CAUSES) - 1)
+    t.omit = omit | t.omit & EXTENDED
     a.u64("probes", &t.probes)
     a.flag("lower", &t.lower)
     a.u64("quick_done", &t.quick_done)
@@ -52,6 +53,8 @@ cdef int keep_tlb(_Archive a, Tlb *t) except -1:
         keep_array(a, t, i)
     if a.loading:
         take_in(a, t)
+    if t.extension != NULL:
+        keep_extensions(a, t)
     return 0
 
 

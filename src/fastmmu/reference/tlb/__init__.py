@@ -10,6 +10,7 @@ stack_distance  the order of last use, of a trace in one piece and in parts
 invalidations   `Tlb`: what each event invalidates
 extensions      what is asked between a miss of both levels and the walk: clusters, ranges, a TLB in memory
 prefetchers     the same: buffers that prefetchers fill
+mixed           the same: arrays that hold pages of all sizes
 extended        the TLB with those
 """
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .entries import LINEAR, Entry
+from .entries import CODES, LINEAR, Entry
 from .extensions import COUNTED, Beyond, Clustered, Pom, Ranges
 from .invalidations import Tlb
+from .mixed import Mixed
 from .prefetchers import Prefetch
 
 __all__ = ["ExtendedTlb"]
@@ -22,6 +23,7 @@ class ExtendedTlb(Tlb):
     def __init__(self, geometry: Any) -> None:
         super().__init__(geometry)
         self.pages: dict[int, tuple[int, int]] = {}
+        self.code = 0  # address of the instruction under way; 0: not known
         self.asked = self.found = 0
         self.gone: list[Entry] = []
         self.beyond: list[Any] = []
@@ -30,6 +32,8 @@ class ExtendedTlb(Tlb):
                 new: Beyond = Clustered(self, one.size, one.entries, one.ways, coalesced=one.name == "coalesced")
             elif one.name == "range":
                 new = Ranges(self, one.entries)
+            elif one.name in ("skewed", "rehash", "mix"):
+                new = Mixed(self, one.name, one.kind, one.entries, one.ways)
             else:
                 new = Pom(self, one.size) if one.name == "pom" else Prefetch(self, one.kind, one.entries)
             self.beyond.append(new)
@@ -73,6 +77,7 @@ class ExtendedTlb(Tlb):
             one.count["lookups"] += 1
             if value := one.find(la, access):
                 one.count["hits"] += 1
+                one.count[f"hits_{CODES[value >> 8 & 3]}"] += 1
                 self.found += 1
                 first, second = self._path(access)
                 if second:

@@ -1,8 +1,8 @@
 """Executable specification of what is asked between a miss of both levels and the walk (docs/tlb-extensions.md).
 
-extended.py is the TLB with extensions, prefetchers.py those of them that prefetch. Each holds entries as the TLB's
-own are, with their tags, so that what an invalidation says of an entry is asked of these as well: an extension has no
-rule of its own about them.
+extended.py is the TLB with extensions, prefetchers.py those of them that prefetch, mixed.py arrays for all page
+sizes. Each holds entries as the TLB's own are, with their tags, so that what an invalidation says of an entry is asked
+of these as well: an extension has no rule of its own about them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = ["COUNTED", "Beyond", "Clustered", "Places", "Pom", "Ranges", "in_piec
 
 G = 1 << 7
 COUNTED = ("lookups", "hits", "fills", "evictions", "invalidated", "prefetch_walks", "prefetch_guest_refs",
-           "prefetch_ept_refs", "memory_refs", "queries")  # fmt: skip
+           "prefetch_ept_refs", "memory_refs", "waited_refs", "queries", "reads", "mirrors", "hits_4k", "hits_2m",
+           "hits_1g")  # fmt: skip
 
 
 def shift_of(value: int) -> int:
@@ -116,6 +117,7 @@ class Clustered(Beyond):
 
     def find(self, la: int, access: str) -> int:
         row = self.row(la)
+        self.count["reads"] += 1
         for kind in ("local", "global"):
             for way, group in enumerate(self.places.rows[row]):
                 for entry in group or ():
@@ -189,6 +191,7 @@ class Ranges(Beyond):
         self.places = Places(1, entries)
 
     def find(self, la: int, access: str) -> int:
+        self.count["reads"] += 1
         for kind in ("local", "global"):
             for way, entry in enumerate(self.places.rows[0]):
                 if self.hits(entry, la, kind):
@@ -265,6 +268,7 @@ class Pom(Beyond):
         guess = self.large.get(la >> 21 & 511, 0)
         for size in (guess, 1 - guess):
             places, row = self.halves[size], self.row(size, la)
+            self.count["waited_refs"] += 1
             for kind in ("local", "global"):
                 for way, entry in enumerate(places.rows[row]):
                     if self.hits(entry, la, kind):

@@ -15,7 +15,7 @@ __all__ = ["Prefetch"]
 
 
 class Prefetch(Beyond):
-    """A buffer, and what fills it: sequential, distance or recency."""
+    """A buffer, and what fills it: sequential, distance, recency, stride or markov."""
 
     name = "prefetch"
 
@@ -25,6 +25,7 @@ class Prefetch(Beyond):
         self.places = Places(1, entries)
         self.misses: list[int] = []  # pages
         self.rows: dict[int, tuple[int, list[int]]] = {}  # row -> distance, what followed it
+        self.codes: dict[int, tuple[int | None, int, int]] = {}  # row -> instruction, its page, its distance
         self.stack: list[tuple[str, int, int, int | None, int]] = []  # the top is first
 
     def held(self, la: int) -> int:
@@ -37,6 +38,7 @@ class Prefetch(Beyond):
 
     def find(self, la: int, access: str) -> int:
         way = self.held(la)
+        self.count["reads"] += 1
         if way < 0:
             return 0
         value: int = self.places.rows[0][way].value
@@ -68,6 +70,11 @@ class Prefetch(Beyond):
         elif self.kind == "distance":
             for distance in self.distances((la & LINEAR) >> 12):
                 self.prefetch((la >> 12) + distance << 12, access)
+        elif self.kind == "stride":
+            self.stride(la, access)
+        elif self.kind == "markov":
+            for page in self.next_to((la & LINEAR) >> 12):
+                self.prefetch(page << 12 | (0x7F << 57 if page >> 44 else 0), access)
         else:
             self.recent(la, value, access)
 
@@ -86,6 +93,28 @@ class Prefetch(Beyond):
         distance = self.misses[-1] - self.misses[-2]
         known, followed = self.rows.get(distance % 256, (distance, []))
         return list(followed) if known == distance else []
+
+    def stride(self, la: int, access: str) -> None:
+        """What the instruction has had as its distance twice in a row."""
+        page, code = (la & LINEAR) >> 12, self.tlb.code
+        known, last, distance = self.codes.get(code % 256, (None, 0, 0))
+        now = page - last if known == code else 0
+        self.codes[code % 256] = code, page, now
+        if known == code and now and now == distance:
+            self.prefetch((la >> 12) + now << 12, access)
+
+    def next_to(self, page: int) -> list[int]:
+        """Pages that were missed next after this one, the last two times."""
+        if self.misses:
+            before = self.misses[-1]
+            known, followed = self.rows.get(before % 256, (before, []))
+            followed = followed if known == before else []
+            if not followed or followed[0] != page:
+                followed = [page, *followed[:1]]
+            self.rows[before % 256] = before, followed
+        self.misses = [page]
+        known, followed = self.rows.get(page % 256, (page, []))
+        return list(followed) if known == page else []
 
     def evicted(self, entry: Entry) -> None:
         if self.kind != "recency":
