@@ -9,10 +9,11 @@ To add a counter: a member of the struct of its room, and a row here; tests/proj
 from __future__ import annotations
 
 import itertools
-import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from fastmmu.counter_sums import Sum, reader, sums
 
 __all__ = ["APIC", "CAUSES", "COUNTERS", "STATS", "Cost", "Counter", "Sum", "described", "reader", "sums"]
 
@@ -96,6 +97,20 @@ COUNTERS = (
         Cost("ept_walk", "walk.ept"),
         ("EPT", "walk refs"),
     ),
+    Counter(
+        "walks_nested_0",
+        "cpu.walks_nested[0]",
+        "of agile paging: walks without a fault, by levels of the guest's own tables",
+    ),
+    *(Counter(f"walks_nested_{levels}", f"cpu.walks_nested[{levels}]") for levels in range(1, 6)),
+    Counter(
+        "agile_to_nested",
+        "mmu.to_nested",
+        "guest tables moved to nested mode, and back to shadow mode; entries set as these came back",
+        column=("nested", "tables to"),
+    ),
+    Counter("agile_to_shadow", "mmu.to_shadow", column=("shadow", "tables to")),
+    Counter("agile_refilled", "mmu.refilled", cost=Cost("refills", "host.refill", "vmm")),
     Counter("ad_writes", "cpu.ad_writes", "A and D flags written by walks", Cost("ad_writes", "walk.ad_write")),
     Counter("extension_reads", "tlb.extension_reads", "arrays extensions read", Cost("extensions", "extension.read")),
     Counter("extension_refs", "tlb.extension_refs", cost=Cost("extensions", "extension.reference")),
@@ -334,54 +349,10 @@ CAUSES = {
     "remote_flushes": "the VMM's remote flushes",
     "swap_ins": "pages read from disk",
     "swap_outs": "pages put to disk",
+    "refills": "shadow tables that come back",
     "ageing": "questions whether pages are in use",
 }
 """Causes of cost, for people."""
-
-
-_MEMBER, _OF_DICT = re.compile(r"([a-z]+)[.]([a-z_0-9]+)"), r'\1["\2"]'
-
-
-def reader(rows: Iterable[Counter]) -> Callable[[Mapping[str, Mapping[str, Any]]], dict[str, Any]]:
-    """What makes a dict by the names of the rows out of the structs, room -> member -> value."""
-    items = [f"{row.name!r}: {_MEMBER.sub(_OF_DICT, row.at)}" for row in rows]
-    code = compile(f"{{{', '.join(items)}}}", "fastmmu.counters", "eval")
-
-    def read(structs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = eval(code, {"__builtins__": {}}, structs)
-        return found
-
-    return read
-
-
-class Sum:
-    """Words of structs added up: word -> factor. What a row of the table is before there are any numbers."""
-
-    def __init__(self, words: Mapping[int, int]) -> None:
-        self.words = dict(words)
-
-    def __add__(self, other: Sum | int) -> Sum:
-        added = other.words if isinstance(other, Sum) else {}  # sum() begins with 0
-        return Sum({word: self.words.get(word, 0) + added.get(word, 0) for word in {**self.words, **added}})
-
-    __radd__ = __add__
-
-    def __mul__(self, factor: int) -> Sum:
-        return Sum({word: factor * number for word, number in self.words.items()})
-
-    __rmul__ = __mul__
-
-    def __sub__(self, other: Sum) -> Sum:
-        return self + -1 * other
-
-
-def sums(numbered: Any, first: int = 0) -> Any:
-    """The members of a struct, whose values are the numbers of its words, as sums: of words from number `first` on."""
-    if isinstance(numbered, dict):
-        return {name: sums(member, first) for name, member in numbered.items()}
-    if isinstance(numbered, list):
-        return [sums(member, first) for member in numbered]
-    return Sum({first + numbered: 1})
 
 
 def described(rows: Iterable[Counter], indent: int) -> str:

@@ -23,6 +23,8 @@ DERIVED = {
     "Pages": "of calls from Python, without a machine",
     "Lost": "of hyperthreads, which are not written",
     "Policy": "what the configuration says",
+    "Agile": "agile paging has no checkpoints",
+    "AgileMmu": "agile paging has no checkpoints",
     "Modes": "what the configuration says",
     "SpteFormat": "constant",
     "PmlQuery": "of a query",

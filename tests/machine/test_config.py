@@ -49,6 +49,7 @@ def values_of(name: str, hint: Any) -> list[Any]:
         "unmovable": [0.0, 0.5], "flush_ceiling": [0, 4096], "frames": ["shuffled", "buddy:0.5:3", "reserve:64k"],
         "host_frames": ["linear"],
         "caches": [None, "skylake", "zen2 l3=8m/16"],
+        "agile": [None, "writes=3 interval=100 back=all"],
     }  # fmt: skip
     if name in more:
         return more[name]

@@ -109,6 +109,7 @@ class Spoiler:
             (m.vmm.guest_caching,),
             (m.vmm.counters,),
             (m.vmm.reverse_maps,),
+            (m.vmm.nested_tables,),
             (self.range, slot, page),
             *([(m.vmm.delete_slot, 1)] if chance.random() < 0.1 else []),
         ]

@@ -93,6 +93,7 @@ VMM: dict[str, Callable[[Machine], object]] = {
     "slots": with_slot,
     "invalidate_range": held_back,
     "table_pages": lambda m: m.vmm.table_pages(),
+    "nested_tables": lambda m: m.vmm.nested_tables(),
     "reverse_maps": lambda m: m.vmm.reverse_maps(),
     "recover_nx": lambda m: m.vmm.recover_nx(1),
     "guest_caching": lambda m: m.vmm.guest_caching(uncached=False),

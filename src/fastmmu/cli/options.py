@@ -30,8 +30,8 @@ __all__ = [
 
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _CONFIG = ("host_pages", "exit_pages", "frames", "host_frames", "host_thp", "premapped", "tlb", "l1d", "l1i", "stlb",
-           "replacement", "psc", "epsc", "gpm", "caches", "topology", "shared", "pcid", "memory", "exit_every",
-           "thp", "defrag", "unmovable", "thp_threshold", "tpr", "vendor", "shootdown", "tlb_extension")  # fmt: skip
+           "replacement", "psc", "epsc", "gpm", "caches", "topology", "shared", "pcid", "memory", "exit_every", "thp",
+           "defrag", "unmovable", "thp_threshold", "tpr", "vendor", "shootdown", "tlb_extension", "agile")  # fmt: skip
 HOST_PAGES = ("4k", "2m", "untouched")  # named here, so that --help loads no more: tests/cli/test_commands.py
 WAYS, WORKLOADS = ("trap", "patch", "flexpriority", "apicv"), ("winxp", "win2003", "linux")
 

@@ -11,6 +11,7 @@ from fastmmu.cli.checkpoint import add_checkpoint
 from fastmmu.cli.contiguity import add_contiguity, show_contiguity
 from fastmmu.cli.region import add_region
 from fastmmu.cli.settings import add_settings, save
+from fastmmu.cli.vmm import MMUS, add_agile
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ examples:
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     scheme = parser.add_argument_group("the scheme")
-    scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), default="native", help="default: native")
+    scheme.add_argument("--mmu", choices=MMUS, default="native", help="default: native")
+    add_agile(scheme)
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_pages(scheme, "4k", "2m", "thp")
     shared.add_watch(scheme)

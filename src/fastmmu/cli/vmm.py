@@ -1,4 +1,5 @@
-"""`--kvm`, `--vendor`, `--vmm`: which version of KVM, on whose processor; and who is KVM: kernels, Python, a class."""
+"""`--kvm`, `--vendor`, `--vmm`: which version of KVM, on whose processor; who is KVM: kernels, Python, a class.
+`--agile`: the policy of agile paging."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from typing import Any
 
 from fastmmu.errors import ConfigError
 
-__all__ = ["KVM_VERSIONS", "add_kvm", "add_vendor", "add_vmm", "vmm_of"]
+__all__ = ["KVM_VERSIONS", "MMUS", "add_agile", "add_kvm", "add_vendor", "add_vmm", "vmm_of"]
 
+MMUS = ("native", "shadow", "ept", "agile")
 KVM_VERSIONS = ("slides", "5.10", "6.1", "6.12")
 """Named here so that --help need not load what has them; tests/cli/test_kvm_option.py holds both together."""
 
@@ -31,6 +33,15 @@ def add_vmm(group: Any) -> None:
         metavar="kernel|python|MODULE:CLASS",
         help="who handles the VM exits: the kernels (the default), the same rules in Python, or a class of your own "
         "that derives from fastmmu.Kvm; MODULE is also looked for in the current directory",
+    )
+
+
+def add_agile(group: Any) -> None:
+    """--agile."""
+    group.add_argument(
+        "--agile",
+        metavar="POLICY",
+        help='of --mmu agile: "writes=2 interval=4096 back=written begin=shadow", or a part',
     )
 
 

@@ -6,6 +6,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Ept, Mem, Paging, Steps
+from fastmmu.paging.agile cimport Agile
 from fastmmu.paging.hash_table cimport HashTable
 from fastmmu.tlb.lookup cimport Tlb
 
@@ -54,6 +55,7 @@ cdef struct Detector:
     HashTable stored            # of Stored
     bint shadow                 # the tables walked are the VMM's
     bint svm                    # of AMD
+    Agile *agile                # of agile paging; else NULL
     uint64_t uses               # checked
     uint64_t found
     uint64_t by_kind[4]

@@ -7,9 +7,10 @@ from libc.string cimport memset
 from fastmmu.arch.bits cimport ONES, PS, A, D, level_shift
 from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.types cimport (
-    ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, MODE_PAE, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, GuestPath, Step,
-    Walk,
+    ACC_R, ACC_RW, ACC_W, FAULT_NONE, FAULT_PF, MODE_PAE, STEP_EPT, STEP_EPT_AD, STEP_GUEST, STEP_GUEST_AD, GuestPath,
+    Step, Walk,
 )
+from fastmmu.paging.agile cimport Agile, walk_agile
 from fastmmu.paging.guest cimport leaf_address, guest_level_shift, read_entry
 from fastmmu.paging.hash_table cimport hash_find, hash_free, hash_put
 from fastmmu.paging.memory cimport mem_holds, mem_read64
@@ -177,6 +178,19 @@ cdef bint clean(const GuestPath *path, const Walk *w, const Ept *e) noexcept nog
             or (e != NULL and e.ad and not w.ept_entry & e.dirty))
 
 
+cdef bint walk_either(Detector *d, Mem *m, const Paging *g, uint64_t la, int acc, Walk *w) noexcept nogil:
+    # of agile paging; whether a write by this walk has a dirty flag to set
+    cdef Agile a = d.agile[0]
+    cdef bint write = acc == ACC_W or acc == ACC_RW, unset = False
+    a.guest.write_ad = 0
+    a.ept.write_ad = 0
+    a.ept.pml_index = NULL
+    if write and walk_agile(m, g, &a, NULL, la, ACC_R, w, NULL, &a.nested) == FAULT_NONE:
+        unset = not w.leaf & D or (a.nested and a.ept.ad and not w.ept_entry & a.ept.dirty)
+    walk_agile(m, g, &a, NULL, la, acc, w, NULL, &a.nested)
+    return unset
+
+
 cdef void stale_use(Detector *d, Mem *m, const Tlb *t, const Paging *g, const Ept *e, uint64_t la, int acc,
                     bint is_global, uint64_t pa, uint64_t event) noexcept nogil:
     cdef Paging paging = g[0]
@@ -192,8 +206,11 @@ cdef void stale_use(Detector *d, Mem *m, const Tlb *t, const Paging *g, const Ep
         ept = e[0]
         ept.write_ad = 0
         ept.pml_index = NULL
-    walk_path(m, &paging, &ept if e != NULL else NULL, la, acc, &walk, &path)
-    dirty = (acc == ACC_W or acc == ACC_RW) and clean(&path, &walk, e)
+    if d.agile != NULL and g.levels >= 4:
+        dirty = walk_either(d, m, &paging, la, acc, &walk)
+    else:
+        walk_path(m, &paging, &ept if e != NULL and d.agile == NULL else NULL, la, acc, &walk, &path)
+        dirty = (acc == ACC_W or acc == ACC_RW) and clean(&path, &walk, e if d.agile == NULL else NULL)
     if walk.fault == FAULT_NONE and walk.pa == pa and not dirty:
         return
     memset(&x, 0, sizeof(x))

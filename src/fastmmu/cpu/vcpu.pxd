@@ -11,6 +11,7 @@ from fastmmu.cache.hierarchy cimport CAUSE_FETCH, CAUSE_READ, CAUSE_WRITE, Cache
 from fastmmu.cpu.exit_log cimport ExitLog
 from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vapic cimport Vapic
+from fastmmu.paging.agile cimport Agile
 from fastmmu.tlb.entries cimport asid_root
 from fastmmu.tlb.lookup cimport NO_EPT, Tlb
 
@@ -90,6 +91,7 @@ cdef struct Counters:           # of the processor; names and meaning: fastmmu.c
     uint64_t interrupts
     uint64_t host_accesses      # of the host's own pages, at VM exits
     uint64_t host_misses        # of both levels
+    uint64_t walks_nested[6]    # of agile paging, without a fault: by levels of the guest's own tables
     uint64_t exits[N_REASONS]
 
 ctypedef int (*ExitHandler)(Vcpu *v) noexcept nogil
@@ -103,6 +105,7 @@ cdef struct Vcpu:
     bint fresh                  # the VMM wrote guest state into the VMCS: the next VM entry loads it
     bint vm86                   # RFLAGS.VM: instructions of CPL 0 are #GP
     Ept ept
+    Agile *agile                # of agile paging; NULL: walks are of one mode
     bint guest                  # in VMX non-root operation: exits exist
     bint outside                # a VM exit, and no VM entry since
     bint ept_on                 # EPT is in use: entered, and the control is 1

@@ -23,6 +23,7 @@ from fastmmu.cpu.exit_log cimport exit_log_add
 from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
 from fastmmu.cpu.vapic cimport vapic_controls, vapic_entered
 from fastmmu.cpu.vmentry cimport ENTRY_FAILURE, MACHINE, invalid_controls, invalid_registers
+from fastmmu.paging.agile_walks cimport agile_cached, agile_silent
 from fastmmu.paging.memory cimport mem_holds, mem_read64, mem_write32, mem_write64
 from fastmmu.paging.unasked cimport walk_unasked
 from fastmmu.paging.walk cimport walk_cached, walk_silent
@@ -281,7 +282,8 @@ cdef int put_in_place(Vcpu *v, uint64_t la, int acc) noexcept nogil:
     cdef int fault, action, _tries
     hw.write_ad = ept.write_ad = False
     for _tries in range(MAX_RETRIES + 1):
-        fault = walk_silent(v.mem, &hw, &ept if v.ept_on else NULL, la, acc, &w)
+        fault = (walk_silent(v.mem, &hw, &ept if v.ept_on else NULL, la, acc, &w) if v.agile == NULL
+                 else agile_silent(v.mem, &v.hw, v.agile, la, acc, &w))
         if not fault:
             return 0
         action = v.premap(v, la, fault, &w)
@@ -325,6 +327,12 @@ cdef void walked(Vcpu *v, Steps *steps, const Walk *w) noexcept nogil:
     caches_walk(v.caches, steps)
 
 
+cdef bint interval_ends(Vcpu *v) noexcept nogil:
+    # of agile paging: the host's timer (agile.md §4); True: the run ends
+    clear_exit_information(&v.vmcs)
+    return vcpu_exit(v, EXIT_EXTERNAL_INTERRUPT) == ACT_ABORT
+
+
 cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint64_t *hpa) noexcept nogil:
     # after the first level missed (value 0; MISSED: the second as well) or denied; lookups so far have been counted
     cdef Walk w
@@ -347,13 +355,16 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
                 look(v, la, acc, user, value, hpa[0])
             return DONE_OK
         # cached rights deny: memory decides (tlb.md §1.1)
+        if v.agile != NULL and v.c.walks >= v.agile.due and interval_ends(v):
+            return vcpu_abort(v, ABORT_NO_PROGRESS, la)
         e = &v.ept if v.ept_on else NULL
         v.hw.user = user == BY_USER or v.vm86
         v.hw.implicit = user == BY_SYSTEM
         steps.n = 0
         if v.premap != NULL and put_in_place(v, la, acc):
             return DONE_ABORT
-        fault = walk_cached(v.mem, &v.hw, e, v.tlb, la, acc, &w, into)
+        fault = (walk_cached(v.mem, &v.hw, e, v.tlb, la, acc, &w, into) if v.agile == NULL
+                 else agile_cached(v.mem, &v.hw, v.agile, v.tlb, la, acc, &w, into, v.c.walks_nested))
         v.c.walks += 1
         v.c.guest_walk_refs += w.guest_refs
         v.c.ept_walk_refs += w.ept_refs
@@ -372,7 +383,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
         if fault == FAULT_PF:
             inv_page_fault(v.tlb, vcpu_vpid(v), v.hw.pcid, la)
             v.error_code = w.error_code
-            if not (v.guest and page_fault_exits(&v.vmcs, w.error_code)):
+            if not (v.guest and page_fault_exits(&v.vmcs, w.error_code)) or (v.agile != NULL and v.agile.nested):
                 v.cr2 = la
                 v.c.guest_faults += 1
                 return DONE_PF

@@ -6,6 +6,7 @@
     faults      #PF, EPT violation, EPT misconfiguration
     roots       the root that a vCPU runs on
     registers   control registers and EFER in KVM's hands
+    agile       agile paging: ends of intervals; agile_roots: the guest's own root in the place of a shadow's
     modes       a guest in each paging mode: from its registers to those of the hardware
     requests    what is asked of a vCPU before its next VM entry, and the flushes that serve it
     lapic       the exits of the APIC, injection, TPR threshold

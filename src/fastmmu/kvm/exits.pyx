@@ -11,7 +11,8 @@ from fastmmu.arch.vmx cimport (
     EXIT_CR_ACCESS, EXIT_EPT_MISCONFIG, EXIT_EPT_VIOLATION, EXIT_EXCEPTION_NMI, EXIT_INVLPG, EXIT_INVPCID,
     EXIT_NPF, EXIT_PML_FULL, EXIT_RDMSR, EXIT_WRMSR, INTERRUPTION_GP, N_REASONS, SECONDARY_PML,
 )
-from fastmmu.cpu.vcpu cimport ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
+from fastmmu.cpu.vcpu cimport ACT_ABORT, ACT_EMULATED, ACT_RETRY, INS_RDMSR, INS_WRMSR, Vcpu
+from fastmmu.kvm.agile cimport kvm_agile_exit
 from fastmmu.kvm.exit_log cimport kvm_log_begin, kvm_log_end
 from fastmmu.kvm.faults cimport kvm_ept_misconfig, kvm_ept_violation, kvm_npf, kvm_page_fault
 from fastmmu.kvm.kvm cimport OMIT_INVLPG, REQ_TLB_FLUSH_CURRENT, REQ_TLB_FLUSH_GUEST, Kvm, KvmVcpu, to_kvm_vcpu
@@ -48,6 +49,8 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     else:
         action = kvm_default(vcpu)
     kvm_log_end(vcpu)
+    if kvm.agile != NULL and kvm_agile_exit(vcpu):
+        action = ACT_ABORT
     kvm_serve_requests(vcpu)
     read_full_ring(vcpu)
     if vcpu.irq != NULL:

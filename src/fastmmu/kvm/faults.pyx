@@ -17,15 +17,18 @@ from fastmmu.cpu.vcpu cimport (
 )
 from fastmmu.kvm.kvm cimport (
     CLASS_BUILD, CLASS_DIRTY, CLASS_GUEST, CLASS_MMIO, CLASS_PROTECTED, CLASS_SPURIOUS, CLASS_SWAPPED_IN, Kvm, KvmVcpu,
+    kvm_second, to_kvm_vcpu,
 )
 from fastmmu.kvm.modes cimport modes_own_cr3
 from fastmmu.kvm.roots cimport kvm_out_of_tables
+from fastmmu.mmu.agile cimport agile_move, agile_wrote
 from fastmmu.mmu.direct cimport (
     RET_PF_BUS, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_INJECT, RET_PF_INVALID, RET_PF_NO_TABLES, RET_PF_RETRY,
     RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, Fault, direct_page_fault,
 )
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty, slot_away
 from fastmmu.mmu.mmu cimport Mmu, mmu_touches_guest
+from fastmmu.mmu.pages cimport mmu_tracked
 from fastmmu.mmu.reclaim cimport host_wrote
 from fastmmu.mmu.shadow cimport shadow_fault
 from fastmmu.mmu.spte cimport spte_is_mmio, spte_mmio_current, spte_mmio_gfn
@@ -41,11 +44,11 @@ cdef inline int access_of(uint64_t error_code) noexcept nogil:
     return ACC_W if error_code & PF_W else ACC_X if error_code & PF_ID else ACC_R
 
 
-cdef gfn_t mmio_gfn(Kvm *kvm, gva_t address) noexcept nogil:
+cdef gfn_t mmio_gfn(Mmu *mmu, gva_t address) noexcept nogil:
     # the gfn of the MMIO SPTE at an address; all ones: there is none, or one of an older layout
     cdef TableIter it
-    iter_find(&kvm.mmu, &it, address)
-    if not spte_is_mmio(kvm.mmu.format, it.entry) or not spte_mmio_current(it.entry, kvm.mmu.slots.generation):
+    iter_find(mmu, &it, address)
+    if not spte_is_mmio(mmu.format, it.entry) or not spte_mmio_current(it.entry, mmu.slots.generation):
         return ONES
     return spte_mmio_gfn(it.entry)
 
@@ -134,6 +137,8 @@ cdef void emulate_store(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
         if v.store_bytes == 4096:
             memset(kvm.mmu.guest.base + (gpa & ~(<uint64_t> 0xFFF)), 0, 4096)
         guest_wrote(&kvm.mmu, gpa & ~(<uint64_t> 0xFFF), 4096)
+    if kvm.agile != NULL and vcpu.guest.levels >= 4:
+        agile_wrote(kvm.agile, &kvm.mmu, gpa >> 12)
 
 
 cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
@@ -148,7 +153,7 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
     vcpu.guest.implicit = v.hw.implicit
     vcpu.guest.pkr_user = v.hw.pkr_user
     if code & PF_RSVD:                          # an MMIO SPTE (kvm_policy.md §4.4)
-        known = mmio_gfn(kvm, la)
+        known = mmio_gfn(&kvm.mmu, la)
     kvm.stats.pf_taken += known == ONES
     before = before_fault(&kvm.mmu)
     result = shadow_fault(&kvm.mmu, &vcpu.guest, la, access_of(code), code & PF_P, known, &w)
@@ -188,6 +193,17 @@ cdef int kvm_page_fault(KvmVcpu *vcpu) noexcept nogil:
 
 # ---- EPT ------------------------------------------------------------------------------------------------
 
+cdef Paging guest_of(KvmVcpu *vcpu) noexcept nogil:
+    # what the guest's tables mean to the access under way; of agile paging the processor has the shadows' registers
+    cdef Vcpu *v = &vcpu.cpu
+    cdef Paging guest = v.hw
+    if vcpu.kvm.agile != NULL:
+        guest = vcpu.guest
+        guest.user, guest.implicit, guest.ac = v.hw.user, v.hw.implicit, v.hw.ac
+        guest.pkr_user, guest.pkr_super = v.hw.pkr_user, v.hw.pkr_super
+    return guest
+
+
 cdef int no_table(KvmVcpu *vcpu) noexcept nogil:
     # A table of the guest's lies where no memory is. KVM emulates the instruction.
     decoded(vcpu, 0, False)
@@ -197,10 +213,11 @@ cdef int no_table(KvmVcpu *vcpu) noexcept nogil:
 cdef int inject_no_table(Vcpu *v) noexcept nogil:
     # to the emulator's own walk the entry there is not present, and PDPTEs that it cannot read are refused
     cdef Walk w
+    cdef Paging guest = guest_of(to_kvm_vcpu(v))
     if v.access == ACC_PDPTES:
         v.rule = RULE_PDPTE
         return ACT_INJECT_GP
-    page_fault(&v.hw, &w, v.access, 0)
+    page_fault(&guest, &w, v.access, 0)
     v.cr2 = v.access_la
     v.error_code = w.error_code
     return ACT_INJECT_PF
@@ -210,12 +227,12 @@ cdef bint of_table(KvmVcpu *vcpu, gpa_t gpa) noexcept nogil:
     # an MMIO SPTE that the processor met does not tell: where the walk of the access ends for want of memory
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
-    cdef Paging guest = v.hw
+    cdef Paging guest = guest_of(vcpu)
     cdef Walk w
     guest.write_ad = 0
     if v.access == ACC_PDPTES:
         return True
-    if not modes_own_cr3(vcpu):        # the identity table has its slot
+    if kvm.agile == NULL and not modes_own_cr3(vcpu):        # the identity table has its slot
         return False
     return (walk_silent(&kvm.mmu.guest, &guest, NULL, v.access_la, v.access, &w) == FAULT_BUS
             and w.gpa >> 12 == gpa >> 12)
@@ -236,16 +253,19 @@ cdef int tdp_fault(KvmVcpu *vcpu, bint write, bint fetch, bint present, bint fin
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef Fault f
-    cdef Before before = before_fault(&kvm.mmu)
+    cdef Mmu *mmu = kvm_second(kvm)
+    cdef Before before = before_fault(mmu)
     cdef int result
     f.la = f.gpa = v.vmcs.guest_physical_address
     f.write = write
     f.fetch = fetch
     f.present = present
     kvm.stats.pf_taken += 1
-    result = direct_page_fault(&kvm.mmu, &f)
+    if kvm.agile != NULL and not final and mmu_tracked(mmu, f.gpa >> 12):
+        agile_move(kvm.agile, &kvm.mmu, f.gpa >> 12, 1)         # no instruction writes there that could be emulated
+    result = direct_page_fault(mmu, &f)
     vcpu.c.pf_fast += f.fast
-    vcpu.fault_class = class_of(&kvm.mmu, result, f.gpa, f.fast or (f.write and f.present), before)
+    vcpu.fault_class = class_of(mmu, result, f.gpa, f.fast or (f.write and f.present), before)
     vcpu.c.violations[vcpu.fault_class] += 1
     if result == RET_PF_NO_TABLES:
         return kvm_out_of_tables(vcpu)
@@ -263,9 +283,16 @@ cdef int tdp_fault(KvmVcpu *vcpu, bint write, bint fetch, bint present, bint fin
         vcpu.c.mmio += 1
         decoded(vcpu, f.gpa, True)
         return ACT_EMULATED
+    if result == RET_PF_WRITE_PROTECTED and kvm.agile != NULL:
+        kvm.stats.pf_emulate += 1
+        v.emulated = f.gpa
+        vcpu.c.pf_emulate += 1
+        decoded(vcpu, f.gpa, False)
+        emulate_store(vcpu, f.gpa)
+        return ACT_EMULATED
     if result == RET_PF_FIXED:
         kvm.stats.pf_fixed += 1
-        vcpu.c.ept_build += not f.fast and kvm.mmu.counters.dirty_faults == before.dirty
+        vcpu.c.ept_build += not f.fast and mmu.counters.dirty_faults == before.dirty
     elif result != RET_PF_RETRY:
         vcpu.c.ept_spurious += 1
     return retry(vcpu, f.gpa) if result == RET_PF_RETRY else ACT_RETRY
@@ -275,7 +302,8 @@ cdef int tdp_mmio(KvmVcpu *vcpu, bint write, bint fetch) noexcept nogil:
     # a malformed entry was met, as an MMIO SPTE is
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
-    cdef Before before = before_fault(&kvm.mmu)
+    cdef Mmu *mmu = kvm_second(kvm)
+    cdef Before before = before_fault(mmu)
     cdef Fault f
     cdef int result
     f.la = f.gpa = v.vmcs.guest_physical_address
@@ -283,11 +311,11 @@ cdef int tdp_mmio(KvmVcpu *vcpu, bint write, bint fetch) noexcept nogil:
     f.fetch = fetch
     f.present = False
     vcpu.fault_class = CLASS_MMIO
-    if mmio_gfn(kvm, f.gpa) != ONES:
+    if mmio_gfn(kvm_second(kvm), f.gpa) != ONES:
         return mmio(vcpu, f.gpa)
     kvm.stats.pf_taken += 1
-    result = direct_page_fault(&kvm.mmu, &f) if kvm.mmu.policy.mmio_caching else RET_PF_INVALID
-    vcpu.fault_class = class_of(&kvm.mmu, result, f.gpa, False, before)
+    result = direct_page_fault(mmu, &f) if mmu.policy.mmio_caching else RET_PF_INVALID
+    vcpu.fault_class = class_of(mmu, result, f.gpa, False, before)
     kvm.stats.pf_fixed += result == RET_PF_FIXED and not f.fast
     if result == RET_PF_EMULATE:                # an MMIO SPTE anew
         kvm.stats.pf_emulate += 1
@@ -333,8 +361,8 @@ cdef int kvm_premap(KvmVcpu *vcpu, gva_t la, const Walk *w) noexcept nogil:
     if w.fault == FAULT_EPT_VIOLATION or (w.fault == FAULT_NPF and not w.qual & PF_RSVD):
         f.la = f.gpa = w.gpa
         f.write = f.fetch = f.present = False
-        result = direct_page_fault(&kvm.mmu, &f)
-        kvm.mmu.flush = False
+        result = direct_page_fault(kvm_second(kvm), &f)
+        kvm_second(kvm).flush = False
         if result == RET_PF_NO_TABLES:
             return out_of_tables(vcpu)
         final = w.qual & (NPF_FINAL if w.fault == FAULT_NPF else <uint64_t> QUAL_TRANSLATED) != 0
@@ -347,7 +375,7 @@ cdef int kvm_premap(KvmVcpu *vcpu, gva_t la, const Walk *w) noexcept nogil:
     if w.fault != FAULT_PF:
         vcpu_abort(v, ABORT_BUS, w.gpa)
         return RET_PF_BUS
-    if not kvm.shadow:
+    if not kvm.shadow or (kvm.agile != NULL and v.agile.nested):
         return RET_PF_INJECT
     if w.error_code & PF_RSVD:
         return RET_PF_EMULATE

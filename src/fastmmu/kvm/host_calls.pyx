@@ -9,6 +9,7 @@ from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.apic_access cimport irq_boundary
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport ABORT_NONE, vcpu_derive, vcpu_enter_again
+from fastmmu.kvm.agile cimport kvm_agile_exit
 from fastmmu.kvm.exits cimport kvm_arm, kvm_drain
 from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE, KvmVcpu
 from fastmmu.kvm.lapic cimport kvm_apic_init
@@ -78,6 +79,8 @@ cdef int call_reset(VirtualMachine vm, KvmVcpu *vcpu) except? -2:
     if vm is not None:
         return did(vm, vcpu, "vcpu_reset")
     if kvm_registers(vcpu):
+        return -1
+    if vcpu.kvm.agile != NULL and kvm_agile_exit(vcpu):
         return -1
     if vcpu.kvm.shadow:
         kvm_serve_requests(vcpu)

@@ -14,6 +14,7 @@ from fastmmu.arch.vmx cimport N_REASONS
 from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.asid cimport SvmCpu
+from fastmmu.mmu.agile cimport AgileMmu
 from fastmmu.mmu.mmu cimport Mmu, MmuContext
 
 ctypedef int (*Surface)(void *machine, Vcpu *v) noexcept nogil
@@ -115,6 +116,7 @@ cdef struct KvmVcpu:
 cdef struct Kvm:
     Mmu mmu
     bint shadow                 # shadow paging; else EPT
+    AgileMmu *agile             # of agile paging, whose shadow tables are `mmu`: the EPT beside them; else NULL
     Modes modes
     SvmCpu *svm_cpu             # of AMD: [physical CPU], its host's
     bint flush_by_asid          # by TLB_CONTROL; else by a new ASID
@@ -132,6 +134,11 @@ cdef struct Kvm:
     uint64_t flush_requests     # to another vCPU
     uint64_t ipis
     KvmStats stats
+
+
+cdef inline Mmu *kvm_second(Kvm *kvm) noexcept nogil:
+    # the tables of guest-physical addresses, where there are any
+    return &kvm.mmu if kvm.agile == NULL else &kvm.agile.ept
 
 
 cdef inline KvmVcpu *to_kvm_vcpu(Vcpu *v) noexcept nogil:

@@ -29,6 +29,10 @@ cdef void kvm_flush(KvmVcpu *vcpu) noexcept nogil:
     elif not kvm.shadow:
         vcpu.c.invept += 1
         inv_invept(v.tlb, 1 + every, v.vmcs.eptp & FRAME)
+    elif kvm.agile != NULL and kvm.agile.ept.flush:     # all that is cached is of its root
+        kvm.agile.ept.flush = False
+        vcpu.c.invept += 1
+        inv_invept(v.tlb, 1 + every, v.vmcs.eptp & FRAME)
     elif secondary_control(&v.vmcs, SECONDARY_VPID):
         vcpu.c.invvpid += 1
         inv_invvpid(v.tlb, 1 + every, v.vmcs.vpid, 0)

@@ -7,6 +7,7 @@ from fastmmu.arch.types cimport MODE_32, MODE_NONE, MODE_PAE, Paging
 from fastmmu.arch.vmx cimport ENTRY_LONG_MODE
 from fastmmu.cpu.vcpu cimport ABORT_ROOT, ABORT_TABLES, ACT_ABORT, ACT_RETRY, Vcpu, vcpu_abort
 from fastmmu.kvm.kvm cimport REQ_TLB_FLUSH_CURRENT, Kvm, KvmVcpu
+from fastmmu.kvm.agile_roots cimport agile_nested_root, kvm_agile_zap
 from fastmmu.kvm.requests cimport kvm_flush_remote_tlbs, kvm_make_request
 from fastmmu.mmu.mmu cimport (
     PAE_LEVELS, ROLE_4_BYTE, ROLE_KEYS, ROLE_NXE, ROLE_PAE, ROLE_PSE, ROLE_SMAP, ROLE_SMEP, ROLE_WP,
@@ -61,6 +62,8 @@ cdef int kvm_set_root(KvmVcpu *vcpu, uint64_t cr3) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     cdef int i
+    if kvm.agile != NULL and agile_nested_root(vcpu, cr3, role_of(&vcpu.guest, kvm.modes.keys)):
+        return 0
     if shadow_root(vcpu, cr3):
         if not kvm.mmu.out_of_tables:
             return vcpu_abort(v, ABORT_ROOT, cr3)
@@ -143,6 +146,8 @@ cdef int kvm_reload(KvmVcpu *vcpu) noexcept nogil:
     cdef Kvm *kvm = vcpu.kvm
     cdef Vcpu *v = &vcpu.cpu
     mmu_zap_all(&kvm.mmu)
+    if kvm.agile != NULL and kvm_agile_zap(vcpu):
+        return -1
     kvm_flush_remote_tlbs(vcpu)                 # while the old root is still in force
     if kvm.shadow:
         return kvm_load_root(vcpu, vcpu.guest.cr3)

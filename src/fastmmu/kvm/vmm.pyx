@@ -8,11 +8,13 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu._arguments cimport choice, counted, flag, many, shown, whole, within
 from fastmmu.arch.memtype_py cimport Mtrrs
+from fastmmu.kvm.agile cimport kvm_mmu_counters
 from fastmmu.kvm.host_calls cimport call_arm, call_drain, call_flush, call_zap_all
 from fastmmu.kvm.kvm cimport (
     OMIT_ASIDS, OMIT_INVLPG, OMIT_MOVED, OMIT_PV, OMIT_REGISTERS, OMIT_REMOTE, OMIT_TABLES, Kvm,
 )
 from fastmmu.kvm.port cimport VirtualMachine
+from fastmmu.mmu.agile cimport AgileMmu
 from fastmmu.mmu.ageing cimport CLEAR_FLUSH_YOUNG, CLEAR_YOUNG, TEST_YOUNG, host_young
 from fastmmu.mmu.dirty_log cimport (
     dirty_clear, dirty_get, dirty_open, dirty_protect, dirty_ring, dirty_stop, dirty_take, nx_recover,
@@ -84,6 +86,9 @@ cdef class Vmm:
         return turn
 
     cdef int slot(self, number) except -1:
+        if self.kvm.agile != NULL:
+            raise StateError('mmu="agile": its slots stay as they are, without logs, and nothing takes pages away; use '
+                             'mmu="ept" or "shadow" for that')
         chosen = whole("slot", number)
         if not 0 <= chosen < self.kvm.mmu.slots.n or not self.kvm.mmu.slots.slot[<int> chosen].npages:
             raise StateError(f"there is no slot {counted(chosen)}; slots are numbered from 0, those deleted are gone")
@@ -416,7 +421,7 @@ cdef class Vmm:
         """What the MMU did: dict of int. pages: leaf entries there are, by size 4K, 2M, 1G; resident: pages that the
         host holds for untouched slots."""
         cdef Turn _turn = self.take()
-        cdef MmuCounters c = self.kvm.mmu.counters
+        cdef MmuCounters c = kvm_mmu_counters(self.kvm)
         return {**dict(c), "resident": self.kvm.mmu.slots.resident}
 
     def stats(self):
@@ -429,7 +434,7 @@ cdef class Vmm:
         hash is not KVM's.
         """
         cdef Turn _turn = self.take()
-        cdef dict mmu = self.kvm.mmu.counters
+        cdef dict mmu = kvm_mmu_counters(self.kvm)
         mmu["shadow"] = not self.kvm.mmu.policy.tdp
         run = self.board.counters()
         return _stats({"mmu": mmu, "stats": dict(self.kvm.stats), "run": run,
@@ -453,6 +458,14 @@ cdef class Vmm:
                 found.append((int(sp.gfn), int(sp.level), bool(sp.direct), int(sp.access), int(sp.role),
                               bool(sp.unsync)))
         return found
+
+    def nested_tables(self):
+        """Of agile paging: the guest's tables at which walks switch to nested mode, list of (gfn, level), by gfn
+        (agile.md §4; KVM has none); else empty."""
+        cdef Turn _turn = self.take()
+        cdef AgileMmu *a = self.kvm.agile
+        cdef uint32_t i
+        return sorted((int(a.table[i].gfn), int(a.table[i].level)) for i in range(0 if a == NULL else a.n))
 
     def reverse_maps(self):
         """Which entries lead where, as the MMU has it noted: (pages, tables), two dicts of lists of entries, each as

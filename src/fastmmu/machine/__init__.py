@@ -2,6 +2,8 @@
 
     config, slots, devices, policy   what users say: the scheme, memory slots, MMIO devices, exits taken over
     config_fields                    what each field of a `Config` may be
+    agile_policy, agile_setup        agile paging: its policy as a text; put together
+    vmm_policy                       what KVM does of its own choice, by version and parameters
     topology                         packages, cores, hyperthreads
     board                            what one machine is made of, put together; layout: where it lies in host memory
     instructions, apic_port          its parts `machine.guest` and `machine.apic`: what a bare guest does

@@ -63,7 +63,6 @@ cdef class Board:
     cdef int _init_apic(self, Run *run) except -1
     cdef _add_slot(self, uint64_t gpa, uint64_t size, uint64_t hpa, host, bint readonly, bint private,
                    bint device, bint emulated)
-    cdef _set_policy(self, int maxphyaddr)
     cdef void _take(self, Run *run)
     cdef _build_vmm(self, state, placed, uint64_t end)
     cdef Turn take(self)

@@ -32,6 +32,7 @@ from fastmmu.kvm.kvm cimport IN_GUEST_MODE, NOWHERE, OUTSIDE_GUEST_MODE
 from fastmmu.kvm.vcpu cimport kvm_vcpu_create, kvm_vcpu_vpid
 from fastmmu.kvm.vmm cimport has_ended
 from fastmmu.kvm.vpid_py cimport VpidAllocator
+from fastmmu.machine.agile_setup cimport agile_build, agile_gone, shadow_end
 from fastmmu.machine.counters cimport counters_of
 from fastmmu.machine.events cimport Run, run_events, to_run
 from fastmmu.machine.exit_ring cimport log_runs, ring_of
@@ -46,8 +47,8 @@ from fastmmu.machine.layout cimport (
     overlaps, placed_slots,
 )
 from fastmmu.machine.stops cimport stop
-from fastmmu.mmu.memslots cimport Memslot, slots_add, slots_order, slots_untouched
-from fastmmu.mmu.mmu cimport AGE_OLD, AGE_TRACK, AGE_ZAP, Policy
+from fastmmu.machine.vmm_policy cimport policy_choose
+from fastmmu.mmu.memslots cimport Memslot, slots_add, slots_untouched
 from fastmmu.mmu.pages cimport mmu_free, mmu_init
 from fastmmu.mmu.roots cimport mmu_set_root, mmu_vcpu_create
 from fastmmu.mmu.spte cimport FORMAT_EPT, FORMAT_NPT, FORMAT_PAGING
@@ -62,7 +63,6 @@ from fastmmu.threads.turns cimport Pace, Turn, Turns, pace_begin
 
 from fastmmu.arch.registers import RULES
 from fastmmu.errors import BusError, ConfigError, OutOfMemoryError, StateError, TraceError
-from fastmmu.sizes import parse_bytes
 
 
 cdef TLB tlb_of(config):
@@ -99,8 +99,8 @@ cdef class Board:
         self.kvm.modes.amd = config.vendor == "amd"
         self.kvm.modes.unrestricted = config.unrestricted
         self.v.svm = config.vendor == "amd" and config.mmu != "native"
-        self.kvm.modes.keys = config.mmu == "shadow" and config.shadow_keys
-        self.kvm.modes.pcid = config.mmu == "shadow" and config.rules.shadow_pcid
+        self.kvm.modes.keys = config.shadows and config.shadow_keys
+        self.kvm.modes.pcid = config.shadows and config.rules.shadow_pcid
         if has_identity(config, guest_kernel):
             self.kvm.modes.identity = config.identity_map
         if place is None:
@@ -110,6 +110,9 @@ cdef class Board:
             placed, more = placed_slots(slots, host_bytes(config))
             self.memory = PhysicalMemory(more)
         else:
+            if config.mmu == "agile":
+                raise ConfigError('mmu="agile" is of a machine alone, with one CPU, not of a Host or of a trace of '
+                                  'several CPUs; use mmu="ept" or "shadow"')
             if config.caches is not None:
                 raise ConfigError(f"caches={config.caches!r}: data caches are simulated of a machine alone, with one "
                                   "CPU, not of a Host or of a trace of several CPUs; leave them out")
@@ -127,7 +130,7 @@ cdef class Board:
         self.v.mem = &self.memory.mem
         self.v.tlb = self.tlb.t
         if config.find_missing_flushes:
-            self.missing_flushes = MissingFlushes(shadow=config.mmu == "shadow", amd=config.vendor == "amd")
+            self.missing_flushes = MissingFlushes(shadow=config.shadows, amd=config.vendor == "amd")
             self.missing_flushes.turns = self.turns
             self.v.detector = self.missing_flushes.w
         self.v.handler = kvm_handle
@@ -270,39 +273,8 @@ cdef class Board:
         if host == "untouched" and slots_untouched(&self.kvm.mmu.slots, n):
             raise OutOfMemoryError(f"no memory for the state of {size >> 12} host pages; make the slot smaller")
 
-    cdef _set_policy(self, int maxphyaddr):
-        cdef Policy *p = &self.kvm.mmu.policy
-        config = self.config
-        rules = config.rules
-        p.unsync = rules.unsync if config.unsync is None else config.unsync
-        p.flooding, p.previous_roots, p.invpcid_page = rules.flooding, rules.previous_roots, rules.invpcid_page
-        p.tracked_if_present, p.large_protected = rules.tracked_if_present, rules.large_protected
-        p.invlpg_syncs_entry = rules.invlpg_syncs_entry
-        p.prefetch, p.prefetch_last_run = rules.prefetch, rules.prefetch_last_run
-        p.fast = rules.fast_faults and config.mmu == "ept"
-        # an address bit must be reserved in shadow entries (kvm_mmu_reset_all_pte_masks)
-        p.mmio_caching = rules.mmio_caching and config.mmio_caching and (config.mmu == "ept" or maxphyaddr < 52)
-        p.rewrite_stays_clean, p.ksm_zaps = rules.rewrite_stays_clean, rules.ksm_zaps
-        p.loss_of_dirty_flushes, p.nx_own_tables = rules.loss_of_dirty_flushes, rules.nx_own_tables
-        p.apic_load_retried = rules.apic_load_retried
-        p.manual_log_for_good, p.collapse_by_size = rules.manual_log_for_good, rules.collapse_by_size
-        p.flush_all_contexts = rules.flush_all_contexts
-        self.kvm.flush_by_asid = rules.flush_by_asid and config.flush_by_asid
-        self.kvm.flush_by_address = rules.flush_by_address
-        p.eager_split = rules.eager_page_split and config.eager_page_split
-        p.tdp = config.mmu == "ept" and config.tdp_mmu
-        p.nx_huge = config.nx_huge_pages
-        p.pml = config.pml
-        p.limit = config.table_pages
-        p.ageing = {"track": AGE_TRACK, "zap": AGE_ZAP, "old": AGE_OLD,
-                    None: AGE_TRACK if rules.access_tracking else AGE_ZAP}[config.ageing]
-        if config.host_memory is not None:
-            if config.host_reclaim == "lru" and slots_order(&self.kvm.mmu.slots):
-                raise OutOfMemoryError("no memory for the order of use of the host's pages; make the memory smaller")
-            self.kvm.mmu.slots.limit = max(16, parse_bytes(config.host_memory) >> 12)
-
     cdef _build_vmm(self, state, placed, uint64_t end):
-        cdef bint shadow = self.config.mmu == "shadow", npt = self.config.vendor == "amd" and not shadow
+        cdef bint shadow = self.config.shadows, npt = self.config.vendor == "amd" and not shadow
         cdef SecondLevel tables
         cdef uint64_t root, pointer
         if shadow and self.v.hw.mode < MODE_4 and self.origin + PAE_ROOT >> 32:
@@ -311,12 +283,13 @@ cdef class Board:
         self.v.vmcs.pml_address = self.origin + PML_LOG
         if mmu_init(&self.kvm.mmu, &self.memory.mem, self.loop.guest_base, end - self.loop.guest_base,
                     FORMAT_PAGING if shadow else FORMAT_NPT if npt else FORMAT_EPT,
-                    shadow or npt or self.config.ept_ad, self.origin + VMM_TABLES, self.loop.guest_base):
+                    shadow or npt or self.config.ept_ad, self.origin + VMM_TABLES,
+                    shadow_end(self.config, self.origin, self.loop.guest_base)):
             raise OutOfMemoryError(f"no memory for the VMM; make memory={self.config.memory!r} smaller")
         mmu_vcpu_create(&self.kvm.mmu, &self.vcpu.mmu)
         self.kvm.mmu.guest = self.guest_mem
         self.kvm.mmu.pdpt = self.origin + PAE_ROOT
-        self._set_policy(state.maxphyaddr)
+        policy_choose(&self.kvm, self.config, state.maxphyaddr)
         self.kvm.mmu.noncoherent = self.config.noncoherent_dma
         self.kvm.mmu.ignore_cd = self.config.cd_quirk
         self.kvm.mmu.mtrrs = (<GuestState> state).mtrrs.state
@@ -358,12 +331,15 @@ cdef class Board:
             self.v.ept.write_ad = 1
             self.v.vmcs.secondary |= SECONDARY_EPT
             self.v.vmcs.eptp = pointer
+        if self.config.mmu == "agile":
+            self.v.ept = agile_build(&self.kvm, self.v, self.config, self.origin, self.loop.guest_base)
         if call_reset(self.vm, self.vcpu):
             self._raise(0)
 
     def __dealloc__(self):
         cdef uint32_t i
         kernel_free(&self.kernel)
+        agile_gone(&self.kvm)
         mmu_free(&self.kvm.mmu)
         for i in range(self.kvm.n_vcpus):
             if self.kvm.vcpu[i].irq != NULL:

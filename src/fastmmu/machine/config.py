@@ -14,6 +14,7 @@ from fastmmu.cache import CacheDescription, caches
 from fastmmu.cache.frame_map import host_frame_plan
 from fastmmu.errors import ConfigError, WrongTypeError
 from fastmmu.kvm_versions import KvmRules, kvm_rules
+from fastmmu.machine.agile_policy import refuse_agile
 from fastmmu.machine.config_fields import Fields, refused_of
 from fastmmu.machine.frame_plan import MOST_MEMORY, frame_plan
 from fastmmu.machine.thp_plan import thp_plan
@@ -41,7 +42,9 @@ def _takes_fields_of(maker: Callable[P, object]) -> Callable[[Callable[..., R]],
 class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One configuration of the simulator; immutable, ``config.replace(vpid=True)`` gives a changed copy.
 
-    :param mmu: ``"native"`` (no VMM), ``"shadow"`` (shadow paging) or ``"ept"``.
+    :param mmu: ``"native"`` (no VMM), ``"shadow"`` (shadow paging), ``"ept"`` or ``"agile"`` (agile paging, ISCA
+        2016: shadow tables, and nested paging of what the guest writes often). :param agile: its policy
+        (docs/agile.md), ``"writes=2 interval=4096 back=written begin=shadow"`` or a part of that.
     :param vpid: the guest's translations are tagged with a VPID, so that VM entry and exit flush nothing.
     :param pages: ``"4k"``; ``"2m"``: every user page is 2 MB; ``"thp"``: 4 KB pages that the guest kernel collapses
         into a 2 MB page once `thp_threshold` of its 512 pages have been touched, or does as `thp` says.
@@ -193,6 +196,7 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
             if self.thp is not None:
                 thp_plan(self.thp)
             caches(self.caches)
+            refuse_agile(self)
         except ConfigError as error:
             raise ConfigError(f"Config: {error}") from error
         memory = self._bytes("memory")
@@ -369,8 +373,8 @@ class Config(Fields, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 VMM_FIELDS = (
-    "mmu", "vpid", "host_pages", "host_frames", "host_thp", "kvm", "vendor", "asids", "sev_asids", "flush_by_asid",
-    "unsync", "ept_ad", "pml",
+    "mmu", "agile", "vpid", "host_pages", "host_frames", "host_thp", "kvm", "vendor", "asids", "sev_asids",
+    "flush_by_asid", "unsync", "ept_ad", "pml",
     "tdp_mmu", "eager_page_split", "nx_huge_pages", "mmio_caching", "shadow_keys", "guest_ad_checked",
     "unrestricted_guest", "identity_map",
     "host_memory", "host_reclaim", "ageing", "noncoherent_dma", "cd_quirk", "table_pages", "exit_pages", "exit_log",

@@ -10,6 +10,7 @@ import msgspec
 from fastmmu.cache import caches
 from fastmmu.cache.frame_map import host_frame_plan
 from fastmmu.errors import ConfigError
+from fastmmu.machine.agile_policy import AgilePolicy, agile_policy
 from fastmmu.machine.frame_plan import frame_plan
 from fastmmu.machine.thp_plan import thp_plan
 from fastmmu.machine.topology import topology
@@ -20,7 +21,8 @@ __all__ = ["Fields", "refused_alone", "refused_of"]
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    mmu: Literal["native", "shadow", "ept"] = "native"
+    mmu: Literal["native", "shadow", "ept", "agile"] = "native"
+    agile: str | None = None
     vpid: bool = False
     pages: Literal["4k", "2m", "thp"] = "4k"
     host_pages: Literal["4k", "2m", "untouched"] | None = None
@@ -87,6 +89,16 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     lazy_tlb: bool = True
     flush_ceiling: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 33
 
+    @property
+    def agile_policy(self) -> AgilePolicy:
+        """When agile paging moves a table of the guest's to nested mode, and back."""
+        return agile_policy(self.agile)
+
+    @property
+    def shadows(self) -> bool:
+        """Whether the VMM has shadow tables: shadow paging, agile paging."""
+        return self.mmu in ("shadow", "agile")
+
 
 _ARRAYS = ("tlb", "l1d", "l1i", "stlb", "replacement", "psc", "epsc", "gpm", "walk_caches", "shared", "tlb_extension")
 
@@ -109,6 +121,8 @@ def refused_alone(name: str, value: Any) -> str | None:
             topology(value)
         elif name == "caches":
             caches(value)
+        elif name == "agile":
+            agile_policy(value)
         elif name in ("memory", "host_memory") and value is not None:
             parse_bytes(value)
     except msgspec.ValidationError as error:

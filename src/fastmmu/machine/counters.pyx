@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc
 from fastmmu.arch.vmx cimport N_REASONS
 from fastmmu.cpu.interrupts cimport ApicCounters
 from fastmmu.cpu.vcpu cimport Counters
+from fastmmu.kvm.agile cimport kvm_mmu_counters
 from fastmmu.kvm.kvm cimport Kvm, KvmCounters
 from fastmmu.machine.events cimport Run
 from fastmmu.machine.kernel_state cimport GuestCounters
@@ -119,10 +120,11 @@ cdef dict counters_of(Run *run, TlbCounters *t):
     cdef uint64_t *exits = run.vcpu.cpu.c.exits
     cdef uint64_t *room[ROOMS]
     cdef dict found = _none.copy(), more
+    cdef MmuCounters mmu = kvm_mmu_counters(kvm)
     cdef int i
     room[<int> CPU] = <uint64_t *> &run.vcpu.cpu.c
     room[<int> TLB] = <uint64_t *> t
-    room[<int> MMU] = <uint64_t *> &kvm.mmu.counters
+    room[<int> MMU] = <uint64_t *> &mmu
     room[<int> GUEST] = <uint64_t *> &run.c
     room[<int> KVM] = <uint64_t *> &run.vcpu.c
     room[<int> VM] = vm

@@ -39,7 +39,7 @@ def mpki_by(counters: Mapping[str, Any], tlb: Mapping[str, Any], config: Config,
         "stlb": counters["tlb_misses"],
     }
     geometry = config.geometry
-    nested = config.mmu == "ept"
+    nested = config.mmu in ("ept", "agile")
     for unit, arrays in (("psc", geometry.psc), ("epsc", geometry.epsc if nested else ())):
         held = {size for array in arrays for size in array.sizes}
         if unit in tlb:

@@ -11,6 +11,7 @@
     direct     the leaf for a page; direct mappings and their faults, fast faults, MMIO SPTEs
     shadow     what a #PF was, and the shadow entry that answers it
     sync       shadow pages out of sync, emulated writes to guest tables, INVLPG, prefetch
+    agile      which of the guest's tables are walked nested, the EPT beside the shadow tables (agile.md §4)
     dirty_log  write protection or the processor's log; splitting and joining large pages
     entries    entries by page, many at a time: made, looked up, cleared, rights and flags taken away
     port       `Mmu`: all that in the hands of a VMM in Python, and an EPT of its own for one on `vmx.Cpu`; tables_port:

@@ -6,7 +6,7 @@ from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.memtype cimport MtrrState
 from fastmmu.arch.types cimport Mem, gfn_t, gva_t, hpa_t
 from fastmmu.cache.hierarchy cimport CAUSE_VMM, Caches, caches_access
-from fastmmu.mmu.memslots cimport Memslots, Ring
+from fastmmu.mmu.memslots cimport Memslot, Memslots, Ring, gfn_to_memslot, slot_hpa
 from fastmmu.mmu.spte cimport SpteFormat, spte_leaf, spte_present
 from fastmmu.paging.memory cimport mem_read64
 
@@ -117,6 +117,9 @@ cdef struct MmuCounters:
     uint64_t pde_zapped         # entries above page tables zapped by emulated writes of other than 0
     uint64_t nx_lpage_splits    # table pages there are in place of large ones that must not be executable
     uint64_t nx_recovered       # of them, those given up so that a large page may come back
+    uint64_t to_nested          # of agile paging: times that a guest's table was moved to nested mode
+    uint64_t to_shadow          # and back to shadow mode
+    uint64_t refilled           # entries set as tables came back
     uint64_t max_mmu_rmap_size  # most leaf entries of one page at any time; of the TDP MMU 0, which has no reverse maps
 
 cdef struct MmuContext:         # what a vCPU has of its own; of EPT all have the same root
@@ -166,6 +169,8 @@ cdef struct Mmu:
     bint flush                  # an entry lost rights since this was last cleared: cached translations may be stale
     bint out_of_tables
     bint anywhere               # of a VMM's own: its entries lead where it says, not to slots alone
+    Mmu *beside                 # of agile paging: the EPT beside shadow tables, and they beside it; else NULL
+    uint32_t *nested            # of its shadow tables: [host frame] what mmu_nested() says of a table there; else NULL
     Caches *caches              # while an exit is handled: its accesses to tables go through them; else NULL
     MmuCounters counters
 
@@ -183,6 +188,15 @@ cdef inline int mmu_quadrant(const Mmu *mmu, uint64_t index) noexcept nogil:
 cdef inline uint64_t mmu_frame(const Mmu *mmu, hpa_t hpa) noexcept nogil:
     # number of a page that a slot maps, among all of them
     return hpa - mmu.slots.base >> 12
+
+
+cdef inline uint32_t mmu_nested(Mmu *mmu, gfn_t gfn) noexcept nogil:
+    # of a guest's table: 1 + its number among those of nested mode (agile.md §4); 0: it is none of them
+    cdef Memslot *slot
+    if mmu.nested == NULL:
+        return 0
+    slot = gfn_to_memslot(&mmu.slots, gfn)
+    return 0 if slot == NULL else mmu.nested[mmu_frame(mmu, slot_hpa(slot, gfn))]
 
 
 cdef inline void mmu_written(Mmu *mmu, hpa_t hpa) noexcept nogil:

@@ -197,6 +197,8 @@ cdef uint32_t mmu_sp(Mmu *mmu, gfn_t gfn, int level, bint direct, int access, in
         if not mmu_shadowed(mmu, gfn):
             mmu.tables_in[mmu_frame(mmu, mmu_hpa(mmu, gfn << 12)) >> 9] += 1
         mmu.counters.flush_requests += mmu_write_protect(mmu, gfn, True)
+        if mmu.beside != NULL:
+            mmu_write_protect(mmu.beside, gfn, True)
         mmu.indirect += 1
     sp.chain = mmu.bucket[gfn & mmu.bucket_mask]
     mmu.bucket[gfn & mmu.bucket_mask] = i + 1
@@ -234,7 +236,7 @@ cdef bint mmu_tracked(const Mmu *mmu, gfn_t gfn) noexcept nogil:
     # writes to the page are emulated, always: shadowed above level 1, or at any level without unsync
     cdef uint32_t i
     if mmu.indirect == 0:
-        return False
+        return mmu.nested == NULL and mmu.beside != NULL and mmu_tracked(mmu.beside, gfn)
     i = mmu.bucket[gfn & mmu.bucket_mask]
     while i:
         if (mmu.sp[i - 1].gfn == gfn and not mmu.sp[i - 1].direct
@@ -249,7 +251,7 @@ cdef bint mmu_may_write(Mmu *mmu, gfn_t gfn, bint can_unsync, bint prefetch) noe
     cdef uint32_t i
     cdef Sp *sp
     if mmu.indirect == 0:
-        return True
+        return not mmu_tracked(mmu, gfn)
     if mmu_tracked(mmu, gfn):
         return False
     i = mmu.bucket[gfn & mmu.bucket_mask]

@@ -7,12 +7,13 @@ from fastmmu.arch.types cimport ACC_W, gfn_t
 from fastmmu.mmu.invariant cimport CHECKS, invariant
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, slot_hpa
 from fastmmu.mmu.mmu cimport (
-    Mmu, Sp, id_index, id_owner, leaf_target, mmu_dirty_flag, mmu_frame, mmu_owe_flush, mmu_touches, mmu_written,
-    rmap_next, rmap_spte, spte_at, spte_id, table_target,
+    Mmu, Sp, id_index, id_owner, leaf_target, mmu_dirty_flag, mmu_frame, mmu_of_tables, mmu_owe_flush, mmu_touches,
+    mmu_written, rmap_next, rmap_spte, spte_at, spte_id, table_target,
 )
 from fastmmu.mmu.spte cimport (
     SPTE_MMU_PRESENT, SpteFormat, spte_is_mmio, spte_leaf, spte_loses, spte_present, spte_tracked,
 )
+from fastmmu.paging.agile cimport AGILE_SWITCH
 from fastmmu.paging.memory cimport mem_write64
 
 
@@ -117,6 +118,10 @@ cdef void check_spte(Mmu *mmu, const Sp *sp, uint64_t index, uint64_t old, uint6
               old, new, level)
     if not spte_present(new):
         invariant(new == 0 or (level == 1 and spte_is_mmio(f, new)), b"not present: empty, or an MMIO SPTE",
+                  old, new, level)
+        return
+    if not spte_leaf(new, level) and new & AGILE_SWITCH:
+        invariant(mmu.nested != NULL and not mmu_of_tables(mmu, new & FRAME), b"an entry switches to a guest's table",
                   old, new, level)
         return
     if not spte_leaf(new, level):

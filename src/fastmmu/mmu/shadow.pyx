@@ -8,14 +8,16 @@ from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk, gfn_t, gpa_t,
     gva_t,
 )
+from fastmmu.mmu.agile cimport agile_entry
 from fastmmu.mmu.direct cimport (
-    RET_PF_BUS, RET_PF_EMULATE, RET_PF_INJECT, RET_PF_NO_TABLES, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED,
-    Fault, direct_map, direct_page_fault, faultin_pfn, get_child_sp,
+    RET_PF_BUS, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_INJECT, RET_PF_NO_TABLES, RET_PF_RETRY, RET_PF_SPURIOUS,
+    RET_PF_WRITE_PROTECTED, Fault, direct_map, direct_page_fault, faultin_pfn, get_child_sp,
 )
 from fastmmu.mmu.memslots cimport Memslot, gfn_to_memslot, mark_dirty
-from fastmmu.mmu.mmu cimport ROLE_KEYS, Mmu, mmu_top, mmu_touches_guest
+from fastmmu.mmu.mmu cimport ROLE_KEYS, Mmu, mmu_nested, mmu_top, mmu_touches_guest
 from fastmmu.mmu.pages cimport mmu_make_room, mmu_tracked
 from fastmmu.mmu.reclaim cimport host_wrote
+from fastmmu.mmu.rmap cimport spte_set
 from fastmmu.mmu.spte cimport MAY_ALL, MAY_KEY, MAY_U, MAY_W, MAY_X
 from fastmmu.mmu.sync cimport clear_writes, prefetch_guest, rights_of, sync_from, sync_page
 from fastmmu.mmu.table_iter cimport TableIter, iter_at, iter_start
@@ -92,6 +94,9 @@ cdef int shadow_fault(Mmu *mmu, const Paging *guest, gva_t la, int acc, bint pre
         mmu.sp[it.owner].writes = 0
         if level == path.level:
             break
+        if mmu_nested(mmu, (entry & FRAME) >> 12):
+            spte_set(mmu, it.owner, it.index, agile_entry(mmu, (entry & FRAME) >> 12, access))
+            return RET_PF_FIXED
         if not get_child_sp(mmu, &it, (entry & FRAME) >> 12, False, access):
             return RET_PF_NO_TABLES
         if it.linked:           # present from now on: a guest need not flush for that

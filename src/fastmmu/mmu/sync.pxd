@@ -7,6 +7,8 @@ from fastmmu.mmu.mmu cimport Mmu, Sp
 
 cdef int rights_of(uint64_t entry) noexcept nogil
 cdef void prefetch_guest(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index) noexcept nogil
+cdef bint prefetch_entry(Mmu *mmu, const Paging *guest, uint32_t owner, uint64_t index,
+                         bint unlogged) noexcept nogil
 cdef bint sync_page(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil
 cdef void sync_from(Mmu *mmu, const Paging *guest, uint32_t owner) noexcept nogil
 cdef void sync_roots(Mmu *mmu, const Paging *guest) noexcept nogil

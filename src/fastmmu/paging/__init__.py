@@ -10,7 +10,8 @@
     denied       a header: most walks from memory that are denied like the one with caches before, at once
     unasked      what may be cached of an address that nobody asked for
     walk         one address: a query, an access, with or without caches, its path; the PDPTE registers
-    agile        the walk of agile paging: shadow tables, and from an entry that switches on the guest's own
+    agile        the walk of agile paging: shadow tables, and from an entry that switches on the guest's own;
+                 agile_walks: those of a processor
     batch        many addresses of one space; `translate` is that for arrays and threads
     leaves       every mapping of a space; `leaf_rows` is its state and its rows, `leaf_pages` the hot loops;
                  `mappings` is that as record arrays, `mapping_parts` in several threads

@@ -27,6 +27,8 @@ cdef struct Agile:
     Ept ept
     int root                    # AgileRoot
     uint64_t root_hpa           # of ROOT_SWITCHED
+    int nested                  # of a processor's: levels of the guest's own tables in its last walk
+    uint64_t due                # from so many walks on an exit comes first: an interval of the VMM's ends (agile.md §4)
 
 # hw: the registers that the shadow tables are walked by, of 4 or 5 levels. t: caches that are used and filled, NULL:
 # none; steps: NULL where they are not recorded. nested: how many levels of the guest's own tables were walked, at a

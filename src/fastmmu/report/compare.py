@@ -115,8 +115,9 @@ def _labels(results: Sequence[Result]) -> _Columns:
 
 def _count_columns(results: Sequence[Result]) -> _Columns:
     columns: dict[tuple[str, str], list[str]] = {}
+    agile = any(result.config.mmu == "agile" for result in results)
     for row in COUNTERS:
-        if row.column is not None:
+        if row.column is not None and (row.column[1] != "tables to" or agile):
             columns.setdefault(row.column, []).append(row.name)
     counts = [
         (Column(*column), [_count(sum(int(result.counters[name]) for name in names)) for result in results])

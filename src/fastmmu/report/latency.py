@@ -118,7 +118,7 @@ def levels_table(result: Result, *, width: int, colour: bool) -> list[str]:
 def _said(cause: str, result: Result) -> str:
     """A cause in words: "guest2", "ept1.2", ..."""
     if cause.startswith("guest"):
-        tables = "shadow" if result.config.mmu == "shadow" else "guest"
+        tables = {"shadow": "shadow", "agile": "shadow or guest"}.get(result.config.mmu, "guest")
         return f"{tables} tables, level {cause.removeprefix('guest')}"
     if cause.startswith("ept"):
         guest, _, level = cause.removeprefix("ept").partition(".")

@@ -113,7 +113,7 @@ def _natural(text: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.findall(r"\d+|\D+", text)]
 
 
-_MMUS = {"native": 0, "shadow": 1, "ept": 2}
+_MMUS = {"native": 0, "shadow": 1, "ept": 2, "agile": 3}
 
 
 def _parquet(path: Path) -> list[Mapping[str, Any]]:

@@ -84,6 +84,10 @@ def _observations(results: Sequence[Result], names: Sequence[str]) -> list[str]:
             native = baseline(result, results)
             there = f", natively {_per_walk(native):.1f}" if native is not None and native.counters["walks"] else ""
             lines.append(f"{name}: a walk takes {refs / n['walks']:.1f} references{there}")
+        if config.mmu == "agile" and n["walks"]:
+            found = [n[f"walks_nested_{levels}"] for levels in range(6)]
+            each = [f"{levels}: {many / n['walks']:.1%}" for levels, many in enumerate(found) if many]
+            lines.append(f"{name}: walks by levels of the guest's own tables: {', '.join(each)}")
         if config.vpid and config.mmu != "native":
             untagged, of = config.replace(vpid=False), result.origin.run_of
             without = [r for r in results if r.config == untagged and r.origin.run_of == of]

@@ -79,8 +79,8 @@ def reason_title(reason: str, vendor: str = "intel") -> str:
 
 def cause_name(cause: str, *, mmu: str) -> str:
     """What a key of ``Result.cycles_by`` stands for."""
-    if cause == "guest_walk" and mmu == "shadow":
-        return "references to shadow tables"
+    if cause == "guest_walk" and mmu in ("shadow", "agile"):
+        return "references to shadow tables" if mmu == "shadow" else "references to shadow and guest tables"
     return _CAUSES.get(cause) or f"{cause.removeprefix('exit:').replace('_', ' ')} exits"
 
 

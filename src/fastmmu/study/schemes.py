@@ -9,7 +9,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.kvm_versions import TODAY
 
 __all__ = [
-    "BOOT", "COMPARE", "KVM_LOG", "MIGRATE", "OVERCOMMIT", "RECLAIM", "REPLAY", "SHOOTDOWN", "TPR", "Schemes",
+    "BOOT", "COMPARE", "KVM_LOG", "MIGRATE", "OVERCOMMIT", "RECLAIM", "REPLAY", "SHOOTDOWN", "TPR", "USUAL", "Schemes",
     "fields_of",
 ]  # fmt: skip
 
@@ -18,11 +18,13 @@ Schemes = Mapping[str, Mapping[str, Any]]
 NATIVE = {"mmu": "native"}
 SHADOW = {"mmu": "shadow"}
 EPT = {"mmu": "ept"}
+AGILE = {"mmu": "agile"}
 VPID = {"vpid": True}
 LINUX = {"kvm": TODAY}
 SLIDES = {"kvm": "slides"}
 SHADOW_NOW = {**SHADOW, **VPID, **LINUX}
 EPT_NOW = {**EPT, **VPID, **LINUX}
+AGILE_NOW = {**AGILE, **VPID, **LINUX}
 NO_AD = {"ept_ad": False}
 
 COMPARE: Schemes = {
@@ -31,7 +33,11 @@ COMPARE: Schemes = {
     "shadow+vpid": {**SHADOW, **VPID},
     "ept": EPT,
     "ept+vpid": {**EPT, **VPID},
+    "agile": AGILE,
+    "agile+vpid": {**AGILE, **VPID},
 }
+USUAL = ("native", "shadow", "shadow+vpid", "ept", "ept+vpid")
+"""What `fastmmu compare` runs unless it is told."""
 
 REPLAY: Schemes = {
     "native": NATIVE,
@@ -40,6 +46,8 @@ REPLAY: Schemes = {
     "EPT, older MMU": {**EPT_NOW, "tdp_mmu": False},
     "EPT": EPT_NOW,
     "EPT, no A/D flags": {**EPT_NOW, **NO_AD},
+    "agile": {**AGILE_NOW, "shadow_keys": True},
+    "agile, begun nested": {**AGILE_NOW, "shadow_keys": True, "agile": "interval=512 begin=nested"},
     "EPT, no VPID": {**EPT, **LINUX},
     "EPT, 2 MB pages": {**EPT_NOW, "host_pages": "2m"},
     "EPT, logged": EPT_NOW,

@@ -66,7 +66,7 @@ cdef int keep_board(_Archive a, Board b) except -1:
 
 cdef int keep_kvm(_Archive a, Kvm *k) except -1:
     # Kvm of kvm/kvm.pxd. Of the new machine: modes svm_cpu flush_by_asid flush_by_address vcpu n_vcpus running surfaced
-    # surface machine. Of a host alone: ended. mmu: mmu.pyx
+    # surface machine. Of a host alone: ended. Refused: agile. mmu: mmu.pyx
     a.under("kvm")
     a.same("shadow", k.shadow)
     a.u64("accesses_ended", &k.accesses_ended)

@@ -199,7 +199,7 @@ cdef int keep_placed(_Archive a, GuestKernel *k) except -1:
 # ---- the detector -----------------------------------------------------------------------------------------
 
 cdef int keep_detector(_Archive a, Detector *d) except -1:
-    # Detector of cpu/stale.pxd. Of the new machine: shadow svm
+    # Detector of cpu/stale.pxd. Of the new machine: shadow svm. Refused: agile
     cdef uint64_t i
     a.under("detector")
     a.u64("uses", &d.uses)

@@ -67,6 +67,8 @@ def stored(machine: Machine, more: dict[str, Any] | None = None, arrays: dict[st
     :raises CheckpointError: it cannot be saved: one of a Host, or with a policy or VMM in Python that keeps state and
         does not say how to save it.
     """
+    if machine.config.mmu == "agile":
+        raise CheckpointError('mmu="agile" has no checkpoints yet; run it in one go, or use mmu="ept" or "shadow"')
     vmm, vmm_state = _of_python(vmm_object(machine), {"vm", "mmu", "_handlers"}, "VMM")
     policy, policy_state = _of_python(machine.policy, set(), "policy")
     kernel, slots = given_to(machine)

@@ -32,7 +32,8 @@ cdef enum:
 cdef int keep_mmu(_Archive a, KvmVcpu *vcpu) except -1:
     # Mmu of mmu/mmu.pxd. Derived: owner bucket rmap rmap_large rmap_n rmap_large_n tables_in indirect freed_room
     # sp_room. Of the new machine: mem guest policy format noncoherent ignore_cd ad pool_end pool_start bucket_mask vcpu
-    # contexts pdpt caches. Elsewhere: mtrrs slots freed n_freed sp n_sp free_sp
+    # contexts pdpt caches. Elsewhere: mtrrs slots freed n_freed sp n_sp free_sp. Of agile
+    # paging, refused: beside nested
     cdef Mmu *m = &vcpu.kvm.mmu
     cdef int last
     a.under("mmu")

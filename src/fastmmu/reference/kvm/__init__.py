@@ -10,6 +10,7 @@ log       dirty logs, pages swapped out and aged
 memory    the tables as they lie in host memory
 stats     flushes owed, and KVM's statistics
 view      the tables, to look at
+agile     which tables of a guest agile paging walks nested; agile_kvm: `AgileKvm`, a guest under it (agile.md §4)
 modes     a guest that changes its paging mode
 vpid      the allocator of VPIDs
 asid      ASIDs of AMD, and what is cached under them
@@ -17,6 +18,8 @@ asid      ASIDs of AMD, and what is cached under them
 
 from __future__ import annotations
 
+from .agile import Rules
+from .agile_kvm import AgileKvm
 from .kvm import Came, Kvm, Log, Mapping, Policy, Slot, Tables
 
-__all__ = ["Came", "Kvm", "Log", "Mapping", "Policy", "Slot", "Tables"]
+__all__ = ["AgileKvm", "Came", "Kvm", "Log", "Mapping", "Policy", "Rules", "Slot", "Tables"]

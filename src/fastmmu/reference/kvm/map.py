@@ -196,6 +196,8 @@ def table(vm: Vm, gfn: int, role: Role) -> tuple[TablePage, bool]:
             for other in unsync:
                 vm.zap(other)
         vm.stats.request(vm.write_protect(gfn, 1, 2, for_good=True))
+        if vm.beside:
+            vm.beside.write_protect(gfn, 1, 2, for_good=True)
     return vm.tables.make(gfn, role), True
 
 

@@ -8,7 +8,7 @@ from ..paging.state import State
 from ..paging.walk import walk
 from .map import Done, Fault, fault_in, map_below, prefetch_direct, table
 from .sync import invalidate, prefetch_guest, rights_of, sync_below, sync_page
-from .tables import ALL, Leaf, Link, Mark, Role, TablePage, U, W, X, index_of
+from .tables import ALL, Leaf, Link, Mark, Role, Switch, TablePage, U, W, X, index_of
 from .vm import Vm
 
 __all__ = ["shadow_fault"]
@@ -56,7 +56,11 @@ def map_linear(vm: Vm, outcome: Mapped, fault: Fault, state: State) -> Done:
     for level in range(4, leaf_level, -1):
         page.writes = 0
         access &= rights_of(path[level][1])
-        page = step_down(vm, page, index_of(fault.address, level), path[level - 1][0] >> 12, access)
+        gfn = path[level - 1][0] >> 12
+        if gfn in vm.tables.nested:  # agile.md §4
+            vm.tables.put(page, index_of(fault.address, level), Switch(gfn, access))
+            return Done.FIXED
+        page = step_down(vm, page, index_of(fault.address, level), gfn, access)
     page.writes = 0
     access &= rights_of(path[leaf_level][1])
     if fault.slot and fault.write and not outcome.rw:

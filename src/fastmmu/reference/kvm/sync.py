@@ -13,9 +13,11 @@ from .tables import ALL, Leaf, Link, Mark, Role, TablePage, U, W, X
 from .vm import Vm
 
 __all__ = [
+    "gpte_of",
     "invalidate",
     "load_root",
     "new_registers",
+    "prefetch_entry",
     "prefetch_guest",
     "rights_of",
     "root_kept",

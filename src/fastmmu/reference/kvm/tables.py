@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-__all__ = ["ALL", "Entry", "Leaf", "Link", "Mark", "Role", "TablePage", "Tables", "U", "W", "X", "index_of"]
+__all__ = ["ALL", "Entry", "Leaf", "Link", "Mark", "Role", "Switch", "TablePage", "Tables", "U", "W", "X", "index_of"]
 
 X, W, U = 1, 2, 4  # of role.access, and of the rights of a leaf; reading is always allowed
 ALL = X | W | U
@@ -72,7 +72,15 @@ class Mark:
     generation: int
 
 
-Entry = Leaf | Link | Mark
+@dataclass(frozen=True)
+class Switch:
+    """Of agile paging: it leads to the guest's own table. access: of all of the guest's entries down to it."""
+
+    gfn: int
+    access: int
+
+
+Entry = Leaf | Link | Mark | Switch
 Place = tuple["TablePage", int]
 
 
@@ -99,6 +107,8 @@ class Tables:
         self.mapped_by: defaultdict[tuple[int, int], set[Place]] = defaultdict(set)  # (level, first gfn)
         self.shadows: defaultdict[int, set[TablePage]] = defaultdict(set)  # gfn -> pages that shadow this guest table
         self.made = 0
+        self.nested: dict[int, tuple[int, int]] = {}  # of agile paging (agile.md §4): gfn -> level, interval
+        self.beside: Tables | None = None  # of an EPT of agile paging: the shadow tables
         self.lost = False  # an entry lost something since this was cleared: cached translations may be stale
 
     def put(self, page: TablePage, index: int, new: Entry | None) -> None:
@@ -148,7 +158,9 @@ class Tables:
 
     def tables_near(self, gfn: int) -> bool:
         """Does the 2 MB region hold a guest table that is shadowed? (disallow_lpage of kvm_policy.md §2.2)"""
-        return any(pages and shadowed >> 9 == gfn >> 9 for shadowed, pages in self.shadows.items())
+        of = self.beside or self
+        shadowed = [gfn for gfn, pages in of.shadows.items() if pages]
+        return any(table >> 9 == gfn >> 9 for table in (*shadowed, *of.nested))
 
     def path(self, root: TablePage, address: int) -> Iterator[tuple[TablePage, int, Entry | None]]:
         """The entries that a walk of `address` meets, down to the one at which it ends."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .tables import Leaf, Link, Mark, TablePage, U
+from .tables import Leaf, Link, Mark, Switch, TablePage, U
 from .vm import Vm
 
 
@@ -34,6 +34,8 @@ def _below(vm: Vm, page: TablePage, base: int) -> Iterator[Mapping]:
             at |= 0xFFFF << 48
         if isinstance(entry, Link):
             yield from _below(vm, entry.page, at)
+        elif isinstance(entry, Switch):
+            continue
         elif isinstance(entry, Mark):
             yield Mapping(at, 0, entry.gfn << 12, 0)
         else:

@@ -102,6 +102,7 @@ class Vm:
         self.generation = 0
         self.last_retry = 0  # guest-physical address of a load that runs once more before it is emulated
         self.tables = Tables()
+        self.beside: Vm | None = None  # of agile paging: what is for the EPT
         self.roots: list[TablePage | None] = [None] * (4 if policy.rules.previous_roots and policy.shadow else 1)
         self.count: Counter[str] = Counter()
         self.exits: Counter[ExitReason] = Counter()

@@ -12,7 +12,7 @@ from fastmmu.cli.region import add_region
 from fastmmu.cli.report import INTERVAL, add_report
 from fastmmu.cli.settings import add_settings, save
 from fastmmu.errors import ConfigError
-from fastmmu.study.schemes import COMPARE
+from fastmmu.study.schemes import COMPARE, USUAL
 
 __all__ = ["DESCRIPTION", "EPILOG", "USAGE", "add", "handle"]
 
@@ -61,9 +61,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schemes",
         type=shared.words(tuple(COMPARE)),
-        default=list(COMPARE),
+        default=list(USUAL),
         metavar="LIST",
-        help=f"rows, out of {','.join(COMPARE)}; default: all",
+        help=f"rows, out of {','.join(COMPARE)}; default: all without agile paging",
     )
     parser.add_argument(
         "--pages",

@@ -13,7 +13,7 @@ from fastmmu.machine.result import Result
 from fastmmu.machine.side_by_side import each
 from fastmmu.machine.simulate import Progress
 from fastmmu.study.schemes import COMPARE as SCHEMES
-from fastmmu.study.schemes import fields_of
+from fastmmu.study.schemes import USUAL, fields_of
 from fastmmu.trace.identity import AnyTrace, identified, opened
 
 __all__ = ["SCHEMES", "compare", "configurations", "each"]
@@ -21,7 +21,7 @@ __all__ = ["SCHEMES", "compare", "configurations", "each"]
 
 @checked
 def configurations(
-    schemes: Iterable[str] = tuple(SCHEMES),
+    schemes: Iterable[str] = USUAL,
     pages: Iterable[str] = ("4k",),
     kvm: str | Iterable[str] = ("slides",),
     **config: Any,
@@ -55,7 +55,7 @@ def configurations(
 @checked
 def compare(
     trace: AnyTrace,
-    schemes: Iterable[str] = tuple(SCHEMES),
+    schemes: Iterable[str] = USUAL,
     pages: Iterable[str] = ("4k",),
     kvm: str | Iterable[str] = ("slides",),
     *,
@@ -70,7 +70,7 @@ def compare(
     >>> print(fastmmu.report.comparison(results))  # after import fastmmu.report
 
     :param trace: a trace, the path of one, or a 1-D array of linear addresses.
-    :param schemes: names out of ``study.schemes.COMPARE``; default all.
+    :param schemes: names out of ``study.schemes.COMPARE``; default all without agile paging.
     :param pages: "4k", "2m", "thp"; each is run under each scheme. :param kvm: versions of KVM (``Config.kvm``), each
         is run with each scheme but native. :param config: other fields of :class:`Config`.
     :param jobs: threads, None: one a processor. No result depends on it.

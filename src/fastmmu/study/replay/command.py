@@ -12,6 +12,7 @@ from fastmmu.cli.caches import add_caches
 from fastmmu.cli.checkpoint import add_checkpoint, check_checkpoint, checkpoint_of
 from fastmmu.cli.progress import UntilInterrupted, progress
 from fastmmu.cli.report import add_report, check_report, write_report
+from fastmmu.cli.vmm import MMUS, add_agile
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ipis", action="store_true", help="what the IPIs of the trace cost, by way of the TPR")
     parser.add_argument("--schemes", action="store_true", help="in every scheme, with the VM exits side by side")
     scheme = parser.add_argument_group("the scheme")
-    scheme.add_argument("--mmu", choices=("native", "shadow", "ept"), help="default: native")
+    scheme.add_argument("--mmu", choices=MMUS, help="default: native")
+    add_agile(scheme)
     scheme.add_argument("--vpid", action="store_true", help="TLB entries are tagged: VM entry and exit flush nothing")
     shared.add_memory(scheme)
     shared.add_kvm(scheme, "slides; with --schemes 6.1")
