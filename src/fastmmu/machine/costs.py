@@ -301,7 +301,8 @@ def cycles(
     Causes: ``accesses``, ``kernel``, ``stlb``, ``guest_walk``, ``ept_walk``, ``ad_writes``, ``extensions``,
     ``guest_faults``, ``context_switches``, ``invlpgs``, ``interrupts``, ``shootdowns``, ``exit_instructions``,
     ``flushes``, ``remote_flushes``, with data caches ``data`` and ``vmm_memory``, of a host short of memory
-    ``swap_ins``, ``swap_outs``, ``ageing``, of agile paging ``refills``, and ``exit:KIND`` for each kind of :func:`exits_by_class`.
+    ``swap_ins``, ``swap_outs``, ``ageing``, of agile paging ``refills``, and ``exit:KIND`` for each kind of
+    :func:`exits_by_class`.
 
     With data caches ``guest_walk`` and ``ept_walk`` are the latencies of their references, flags that are set among
     them; ``kernel`` has in addition what its references took beyond the first level; the same is ``data`` of the trace
