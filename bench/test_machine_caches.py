@@ -8,7 +8,11 @@ import pytest
 import fastmmu
 from bench.race import Race, Rival, Scale, timed
 
-SCHEMES = {"native": fastmmu.Config(), "EPT+VPID": fastmmu.Config(mmu="ept", vpid=True)}
+SCHEMES = {
+    "native": fastmmu.Config(),
+    "EPT+VPID": fastmmu.Config(mmu="ept", vpid=True),
+    "shadow+VPID": fastmmu.Config(mmu="shadow", vpid=True),
+}
 TARGET = 3.0
 """Times the run without caches."""
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastmmu.cache import CacheHierarchy
 from fastmmu.cache.description import Cache, CacheDescription, Memory
-from fastmmu.cache.hierarchy import CacheHierarchy
 from fastmmu.cache.names import CAUSE_NAMES, LEVELS, walk_bin_edges
 from fastmmu.errors import ConfigError
 from fastmmu.reference.cache.hierarchy import Hierarchy

@@ -1,7 +1,8 @@
 """Data caches and memory under every reference, by host-physical address (caches.md).
 
     sets         one cache: sets of ways, which way makes room (LRU, tree-PLRU, SRRIP)
-    hierarchy    L1D, L1I, L2, L3 and DRAM put together: one reference, an access, a walk; `CacheHierarchy`
+    hierarchy    L1D, L1I, L2, L3 and DRAM put together: one reference, an access, a walk
+    hierarchy_py   `CacheHierarchy`
     description  what a hierarchy is made of
     presets      processors
     text         a preset with parts replaced, as text
@@ -23,7 +24,7 @@ from fastmmu._lazy import lazy
 TYPE_CHECKING = False  # `typing` takes longer to import than all else here
 if TYPE_CHECKING:
     from fastmmu.cache.description import CacheDescription
-    from fastmmu.cache.hierarchy import CacheHierarchy
+    from fastmmu.cache.hierarchy_py import CacheHierarchy
     from fastmmu.cache.presets import CACHE_PRESETS
     from fastmmu.cache.text import caches
 
@@ -31,7 +32,7 @@ __all__ = ["CACHE_PRESETS", "CacheDescription", "CacheHierarchy", "caches"]
 
 _HOMES = {
     "fastmmu.cache.description": ("CacheDescription",),
-    "fastmmu.cache.hierarchy": ("CacheHierarchy",),
+    "fastmmu.cache.hierarchy_py": ("CacheHierarchy",),
     "fastmmu.cache.presets": ("CACHE_PRESETS",),
     "fastmmu.cache.text": ("caches",),
 }

@@ -2,12 +2,11 @@
 # may be those of several. A reference costs the latency of the place where it was found, no more: one at a time, as a
 # walk makes them.
 
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from fastmmu.arch.types cimport ACC_R, ACC_X, Steps
+from fastmmu.arch.types cimport ACC_RW, ACC_W, ACC_X, Steps
 from fastmmu.cache.frame_map cimport FrameMap, frame_map_apply
-from fastmmu.cache.sets cimport K_DIRTY, K_FLAGS, KEY_SHIFT, CacheArray, key_of
-from fastmmu.threads.turns cimport Turns
+from fastmmu.cache.sets cimport K_DIRTY, K_MARK, KEY_SHIFT, CacheArray, key_of, set_ahead
 
 cdef enum CacheCause:
     CAUSE_READ = 0              # of the trace
@@ -32,13 +31,15 @@ cdef enum CacheLevel:           # where a reference was found
 cdef enum:
     WALK_BINS = 128
     MOST_CPUS = 64              # that share an L3
+    MOST_OF_WALK = 32           # references of a quick walk
 
-cdef struct CacheCounters:
+cdef struct CacheCounters:      # cycles of a cause: what was found at each level, times its latency
     uint64_t found[64][5]       # [cause][level]
-    uint64_t cycles[64]         # [cause]
     uint64_t walks[128]         # [walk_bin(latency)]
     uint64_t walk_cycles
     uint64_t written[4]         # written lines that made room in L1D, L2, L3; [3] lines written to memory
+    uint64_t invalidated        # lines that other CPUs lost to writes of this one
+    uint64_t supplied           # lines that another CPU had written, and this one asked for
 
 cdef struct Caches
 
@@ -63,26 +64,72 @@ cdef struct Caches:
     bint bypass_l1, bypass_l2, bypass_l3    # what walks do not fill
 
 
-cdef Caches *caches_new() noexcept nogil
+cdef struct WalkRefs:           # references of a quick walk, in turn, and the caches that they will go through
+    const Caches *caches
+    int n
+    uint64_t hpa[32]
+    uint8_t cause[32]
+
+
+cdef inline void caches_ahead(const Caches *c, uint64_t hpa) noexcept nogil:
+    # of a reference that will come: sets of large caches are far away on the host
+    cdef uint64_t key = key_of(frame_map_apply(&c.map, hpa) if c.map.nbytes else hpa)
+    if c.l2.base != NULL:
+        set_ahead(&c.l2, key)
+    if c.shared.l3.base != NULL:
+        set_ahead(&c.shared.l3, key)
+
+
+cdef inline void walk_ref(WalkRefs *refs, uint64_t hpa, int cause) noexcept nogil:
+    caches_ahead(refs.caches, hpa)
+    refs.hpa[refs.n] = hpa
+    refs.cause[refs.n] = cause
+    refs.n += 1
+
+
+# A CPU with caches on an L3 and memory of its own, or on that of others (NULL: its own); NULL: no memory. Without a
+# cache yet. Those of one L3 are freed together, or one after the other.
+cdef Caches *caches_new(CachesShared *shared) noexcept nogil
 cdef void caches_free(Caches *c) noexcept nogil
 
 # One reference, of 8 bytes or less that a line holds. Its cycles.
 cdef uint32_t caches_use(Caches *c, uint64_t hpa, int acc, int cause) noexcept nogil
+cdef int caches_find(Caches *c, uint64_t hpa, int acc, int cause) noexcept nogil       # where it was found
+# Every line of an access. For those that have caches seldom, caches_touch: caches_access() as a call.
 cdef void caches_lines(Caches *c, uint64_t hpa, uint32_t nbytes, int acc, int cause) noexcept nogil
+cdef void caches_touch(Caches *c, uint64_t hpa, uint32_t nbytes, int acc, int cause) noexcept nogil
 
 # Each reference that a walk has recorded, in turn, but not the data's. Its cycles, which go into the histogram, too.
 cdef uint32_t caches_walk(Caches *c, const Steps *steps) noexcept nogil
+cdef uint32_t caches_walk_refs(Caches *c, const WalkRefs *refs) noexcept nogil
+
+
+cdef struct Hot:                # of one kind of access: L1's line that each set used last, whose use changes nothing
+    const uint64_t *key
+    uint64_t mask
+    uint64_t want               # flags that it has to have
+    uint64_t count              # bits that count
+
+cdef inline void hot_begin(Hot *h, const Caches *c, int acc) noexcept nogil:
+    cdef const CacheArray *l1 = &c.l1i if acc == ACC_X else &c.l1d
+    cdef bint writes = acc == ACC_W or acc == ACC_RW
+    h.key = l1.hot
+    h.mask = l1.mask
+    h.want = K_DIRTY if writes else 0
+    h.count = ~<uint64_t> (K_MARK if writes else K_MARK | K_DIRTY)
+
+
+cdef inline bint hot_holds(const Hot *h, uint64_t hpa) noexcept nogil:
+    cdef uint64_t key = key_of(hpa)
+    return not (h.key[key >> KEY_SHIFT & h.mask] ^ (key | h.want)) & h.count
 
 
 cdef inline void caches_access(Caches *c, uint64_t hpa, uint32_t nbytes, int acc, int cause) noexcept nogil:
-    # Every line that it touches. The one used last in its set of L1 is found here: its use changes nothing.
-    cdef const CacheArray *l1 = &c.l1i if acc == ACC_X else &c.l1d
-    cdef uint64_t key = key_of(frame_map_apply(&c.map, hpa) if c.map.nbytes else hpa)
-    cdef uint64_t hot = l1.hot[key >> KEY_SHIFT & l1.mask]
-    if (not (hot ^ key) & ~<uint64_t> K_FLAGS and (hpa & 63) + nbytes <= 64
-            and (hot & K_DIRTY or acc == ACC_R or acc == ACC_X)):
+    # Every line that it touches. The one used last in its set of L1 is found here.
+    cdef Hot h
+    hot_begin(&h, c, acc)
+    if (hpa & 63) + nbytes <= 64 and hot_holds(&h, frame_map_apply(&c.map, hpa) if c.map.nbytes else hpa):
         c.c.found[cause][0] += 1
-        c.c.cycles[cause] += c.latency[0]
         return
     caches_lines(c, hpa, nbytes, acc, cause)
 
@@ -96,8 +143,3 @@ cdef inline uint32_t walk_bin(uint32_t latency) noexcept nogil:
         e += 1
     return 4 * (e - 1) + (latency >> (e - 2) & 3)
 
-
-cdef class CacheHierarchy:
-    cdef Caches *c
-    cdef readonly object description
-    cdef Turns turns

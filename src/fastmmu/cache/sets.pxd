@@ -51,7 +51,24 @@ cdef extern from *:
         for (i = 0; i < n; i++) rank[i] += rank[i] < r;
     #endif
     }
+    /* The way of rank r is used: it becomes 0, one more in each that was below it. Of ranks that differ. */
+    static inline void fm_cache_front(uint8_t *rank, uint32_t n, uint8_t r) {
+        uint32_t i;
+    #if defined(__SSE2__)
+        const __m128i rr = _mm_set1_epi8((char)r), one = _mm_set1_epi8(1);
+        for (i = 0; i < n; i += 16) {
+            __m128i *const at = (__m128i *)(void *)(rank + i);
+            const __m128i a = _mm_loadu_si128(at);
+            const __m128i not_below = _mm_cmpeq_epi8(_mm_max_epu8(a, rr), a);
+            const __m128i aged = _mm_add_epi8(_mm_add_epi8(a, one), not_below);
+            _mm_storeu_si128(at, _mm_andnot_si128(_mm_cmpeq_epi8(a, rr), aged));
+        }
+    #else
+        for (i = 0; i < n; i++) rank[i] = rank[i] == r ? 0 : rank[i] + (rank[i] < r);
+    #endif
+    }
     #define fm_cache_ahead(at) __builtin_prefetch(at)
+    #define fm_cache_seldom(x) __builtin_expect(!!(x), 0)
     /* Bit per byte that equals r; n: a multiple of 16, at most 64. */
     static inline uint64_t fm_cache_at(const uint8_t *rank, uint32_t n, uint8_t r) {
         uint64_t hits = 0;
@@ -69,7 +86,9 @@ cdef extern from *:
     """
     void ahead "fm_cache_ahead"(const void *at) noexcept nogil     # of a look at it
     uint64_t ways_with "fm_cache_ways"(const uint64_t *key, uint32_t n, uint64_t k) noexcept nogil
+    bint seldom "fm_cache_seldom"(bint) noexcept nogil
     void age_below "fm_cache_age"(uint8_t *rank, uint32_t n, uint8_t r) noexcept nogil
+    void to_front "fm_cache_front"(uint8_t *rank, uint32_t n, uint8_t r) noexcept nogil
     uint64_t ways_at "fm_cache_at"(const uint8_t *rank, uint32_t n, uint8_t r) noexcept nogil
 
 cdef enum CachePolicy:
@@ -163,8 +182,7 @@ cdef inline uint32_t plru_victim(const CacheArray *a, uint64_t tree, uint64_t al
 cdef inline void on_use(const CacheArray *a, uint64_t s, uint32_t way) noexcept nogil:
     cdef uint8_t *rank = rank_of(a, s)
     if a.policy == CACHE_LRU:
-        age_below(rank, a.ranks, rank[way])
-        rank[way] = 0
+        to_front(rank, a.ranks, rank[way])
     elif a.policy == CACHE_SRRIP:
         rank[way] = 0
     else:
@@ -173,8 +191,10 @@ cdef inline void on_use(const CacheArray *a, uint64_t s, uint32_t way) noexcept 
 
 cdef inline void on_fill(const CacheArray *a, uint64_t s, uint32_t way, bint replaces) noexcept nogil:
     cdef uint8_t *rank = rank_of(a, s)
-    if a.policy == CACHE_LRU:
-        age_below(rank, a.ranks, rank[way] if replaces else 0xFF)
+    if a.policy == CACHE_LRU and replaces:
+        to_front(rank, a.ranks, rank[way])
+    elif a.policy == CACHE_LRU:
+        age_below(rank, a.ranks, 0xFF)
         rank[way] = 0
     elif a.policy == CACHE_SRRIP:
         rank[way] = RRPV_LONG

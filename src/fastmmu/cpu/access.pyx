@@ -18,7 +18,8 @@ from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.registers cimport RULE_INJECTED
 from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X
 from fastmmu.arch.vmx cimport clear_exit_information
-from fastmmu.cache.hierarchy cimport caches_access
+from fastmmu.cache.hierarchy cimport caches_touch
+from fastmmu.cache.sets cimport seldom
 from fastmmu.cpu.apic cimport APIC_ICR_LOW
 from fastmmu.cpu.stale cimport stale_stored
 from fastmmu.cpu.vapic cimport (
@@ -128,8 +129,8 @@ cdef inline bint virtual_page(const Vcpu *v, uint64_t hpa) noexcept nogil:
 cdef void move(Vcpu *v, Data *d, Part *p) noexcept nogil:
     # between the access and memory
     cdef uint64_t at
-    if v.caches != NULL and p.there and not virtual_page(v, p.hpa):
-        caches_access(v.caches, p.hpa, p.n, d.acc, cause_of(d.acc))
+    if seldom(v.caches != NULL) and p.there and not virtual_page(v, p.hpa):
+        caches_touch(v.caches, p.hpa, p.n, d.acc, cause_of(d.acc))
     if not d.moves or not p.there or virtual_page(v, p.hpa) or not mem_holds(v.mem, p.hpa, p.n):
         return
     if d.acc == ACC_R:

@@ -2,19 +2,19 @@
 
 from libc.stdint cimport uint64_t
 
-from fastmmu.arch.types cimport Steps
-from fastmmu.cache.hierarchy cimport caches_walk
+from fastmmu.cache.hierarchy cimport WalkRefs, caches_ahead, caches_walk_refs
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.paging.quick_walk cimport Quick, quick_walk
 from fastmmu.tlb.held cimport MISSED
+from fastmmu.tlb.lookup cimport tlb_pa
 
 
 cdef uint64_t vcpu_quick_cached(Vcpu *v, const Quick *q, uint64_t la, int acc) noexcept nogil:
     cdef int refs = 0, ept_refs = 0
-    cdef Steps steps
+    cdef WalkRefs into
     cdef uint64_t value
-    steps.n = 0
-    value = quick_walk(q, la, acc, &refs, &ept_refs, &steps)
+    into.n, into.caches = 0, v.caches
+    value = quick_walk(q, la, acc, &refs, &ept_refs, &into)
     if not value:
         return MISSED
     v.hw.user = 1
@@ -23,5 +23,6 @@ cdef uint64_t vcpu_quick_cached(Vcpu *v, const Quick *q, uint64_t la, int acc) n
     v.c.walks += 1
     v.c.guest_walk_refs += refs
     v.c.ept_walk_refs += ept_refs
-    caches_walk(v.caches, &steps)
+    caches_ahead(v.caches, tlb_pa(value, la))       # the access itself
+    caches_walk_refs(v.caches, &into)
     return value

@@ -7,7 +7,8 @@ from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.registers cimport Registers
 from fastmmu.arch.types cimport ACC_R, ACC_X, Ept, Mem, Paging, Walk
 from fastmmu.arch.vmx cimport N_REASONS, Vmcs
-from fastmmu.cache.hierarchy cimport CAUSE_FETCH, CAUSE_READ, CAUSE_WRITE, Caches
+from fastmmu.cache.hierarchy cimport CAUSE_FETCH, CAUSE_KERNEL, CAUSE_READ, CAUSE_WRITE, Caches, caches_touch
+from fastmmu.cache.sets cimport seldom
 from fastmmu.cpu.exit_log cimport ExitLog
 from fastmmu.cpu.stale cimport Detector
 from fastmmu.cpu.vapic cimport Vapic
@@ -143,6 +144,9 @@ cdef struct Vcpu:
     ExitLog *log                # of the VM; NULL: none is kept
     Caches *caches              # under every reference; NULL: none are simulated
     Caches **vmm_caches         # where the VMM looks for them, while it handles an exit; NULL: there is none
+    ExitHandler handled         # with caches: the handler, which `handler` calls; else NULL
+    bint records                # there is a detector, or caches: walks are recorded
+    bint exit_touches           # at an exit memory of the host's own is touched: host_pages, caches
     uint64_t now                # number of the event under way, where it is on
     Counters c
 
@@ -157,6 +161,19 @@ cdef enum:                      # lines that a VM exit touches: an estimate (doc
 cdef inline int cause_of(int acc) noexcept nogil:
     # of an access of the trace; one that reads and writes is one reference, a write
     return CAUSE_READ if acc == ACC_R else CAUSE_FETCH if acc == ACC_X else CAUSE_WRITE
+
+
+cdef inline void vcpu_touches(Vcpu *v, uint64_t hpa, uint32_t nbytes, int acc) noexcept nogil:
+    # an access of the guest kernel's, translated, goes through the caches
+    if seldom(v.caches != NULL):
+        caches_touch(v.caches, hpa, nbytes, acc, CAUSE_KERNEL)
+
+
+cdef inline void vcpu_set_handler(Vcpu *v, ExitHandler handler) noexcept nogil:
+    if v.handled != NULL:
+        v.handled = handler
+    else:
+        v.handler = handler
 
 
 cdef inline uint32_t vcpu_vpid(const Vcpu *v) noexcept nogil:
@@ -181,8 +198,7 @@ cdef void vcpu_registers(Vcpu *v) noexcept nogil        # paging from Vcpu.r
 cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil   # VM exit alone: no handler, no entry
 cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil
 cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint64_t *hpa) noexcept nogil
-# An access of the guest kernel's, translated, goes through the caches.
-cdef void vcpu_touches(Vcpu *v, uint64_t hpa, uint32_t nbytes, int acc) noexcept nogil
+cdef void vcpu_use_caches(Vcpu *v, Caches *c, Caches **vmm) noexcept nogil      # once its handler is known
 cdef int vcpu_interrupt(Vcpu *v) noexcept nogil
 cdef void vcpu_set_ac(Vcpu *v, bint ac) noexcept nogil
 cdef void vcpu_set_pkru(Vcpu *v, uint32_t pkru) noexcept nogil

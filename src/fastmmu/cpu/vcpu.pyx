@@ -16,8 +16,9 @@ from fastmmu.arch.vmx cimport (
     clear_exit_information, page_fault_exits, secondary_control,
 )
 from fastmmu.cache.hierarchy cimport (
-    CAUSE_BACKGROUND, CAUSE_EXTENSION, CAUSE_KERNEL, CAUSE_VMM, caches_access, caches_use, caches_walk,
+    CAUSE_BACKGROUND, CAUSE_EXTENSION, CAUSE_VMM, Caches, caches_access, caches_use, caches_walk,
 )
+from fastmmu.cache.sets cimport seldom
 from fastmmu.cpu.apic cimport APIC_TPR
 from fastmmu.cpu.exit_log cimport exit_log_add
 from fastmmu.cpu.stale cimport stale_stored, stale_use, stale_walked
@@ -171,15 +172,17 @@ cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
     v.emulated = ONES
     if v.apic != NULL and v.apic.delivery:
         v.vmcs.guest_interrupt_status = v.apic.rvi | <uint16_t> v.apic.svi << 8
-    if v.host_pages:
-        host_runs(v)
-    if v.caches != NULL:
+    if v.exit_touches:
         exit_touches(v)
 
 
 cdef void exit_touches(Vcpu *v) noexcept nogil:
     # what any exit and entry reads and writes of the VMM's own structures (docs/caches-in-runs.md)
     cdef uint32_t i
+    if v.host_pages:
+        host_runs(v)
+    if v.caches == NULL:
+        return
     for i in range(VMCS_LINES):
         caches_use(v.caches, VMM_MEMORY + 64 * i, ACC_W, CAUSE_VMM)
     for i in range(VCPU_LINES):
@@ -239,15 +242,29 @@ cdef int vcpu_enter_again(Vcpu *v) noexcept nogil:
 cdef int leave_and_enter(Vcpu *v, uint32_t reason) noexcept nogil:
     cdef int action
     vcpu_leave(v, reason)
-    if v.vmm_caches != NULL:
-        v.vmm_caches[0] = v.caches
     action = v.handler(v)
-    if v.vmm_caches != NULL:
-        v.vmm_caches[0] = NULL
     if v.abort == ABORT_ROOT_OPERATION:
         return ACT_ABORT
     # also where the run ends here: it may go on after the error, and nothing runs with the state of an exit
     return ACT_ABORT if vcpu_enter(v) else action
+
+
+cdef int handle_cached(Vcpu *v) noexcept nogil:
+    # the VMM's accesses go through the caches while it handles the exit
+    cdef int action
+    v.vmm_caches[0] = v.caches
+    action = v.handled(v)
+    v.vmm_caches[0] = NULL
+    return action
+
+
+cdef void vcpu_use_caches(Vcpu *v, Caches *c, Caches **vmm) noexcept nogil:
+    v.caches = c
+    v.records = True
+    if v.guest:
+        v.vmm_caches = vmm
+        v.exit_touches = True
+        v.handled, v.handler = v.handler, handle_cached
 
 
 cdef int vcpu_abort(Vcpu *v, int why, uint64_t address) noexcept nogil:
@@ -338,7 +355,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
     cdef Walk w
     cdef const Ept *e
     cdef Steps steps
-    cdef Steps *into = &steps if v.detector != NULL or v.caches != NULL else NULL
+    cdef Steps *into = &steps if v.records else NULL
     cdef int fault, action, tries = 0
     aim_queries(v.tlb, unasked, referred, v, v.now)
     while True:
@@ -369,7 +386,7 @@ cdef int vcpu_slow(Vcpu *v, uint64_t la, int acc, int user, uint64_t value, uint
         v.c.guest_walk_refs += w.guest_refs
         v.c.ept_walk_refs += w.ept_refs
         v.c.ad_writes += w.ad_writes
-        if v.caches != NULL:
+        if seldom(into != NULL) and v.caches != NULL:
             walked(v, &steps, &w)
         if fault == FAULT_NONE:
             fill_walked(v.tlb, acc, la, tlb_value_of_walk(&w, v.ept.mbec), value != 0)
@@ -448,8 +465,8 @@ cdef int vcpu_load(Vcpu *v, uint64_t la, uint64_t *value) noexcept nogil:
     outcome = vcpu_access(v, la, ACC_R, False, &hpa)
     if outcome == DONE_OK:
         vcpu_touches(v, hpa, 8, ACC_R)
-    if outcome == DONE_OK and mem_holds(v.mem, hpa, 8):
-        value[0] = mem_read64(v.mem, hpa)
+        if mem_holds(v.mem, hpa, 8):
+            value[0] = mem_read64(v.mem, hpa)
     return outcome
 
 
@@ -471,11 +488,6 @@ cdef int vcpu_store(Vcpu *v, uint64_t la, uint64_t value, uint32_t nbytes, uint6
         if v.detector != NULL:
             stale_stored(v.detector, hpa[0], v.now)
     return outcome
-
-
-cdef void vcpu_touches(Vcpu *v, uint64_t hpa, uint32_t nbytes, int acc) noexcept nogil:
-    if v.caches != NULL:
-        caches_access(v.caches, hpa, nbytes, acc, CAUSE_KERNEL)
 
 
 cdef int vcpu_interrupt(Vcpu *v) noexcept nogil:

@@ -18,6 +18,7 @@
     compaction                       pages move so that 2 MB are free
     shootdown, events                how it makes other vCPUs flush; the loop over events
     events_cached                    of that, accesses with data caches under them
+    op_counts                        how many accesses of each kind a stretch has
     placed                           pages whose physical addresses a trace says
     records, system_loop, replay     a system trace: its records, the loop (for Python: system_loop_py), `Replay`
     system_cpus, system_judged       its CPUs: machines on one memory, or the vCPUs of a host's machine; their loop

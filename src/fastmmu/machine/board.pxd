@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from fastmmu.arch.types cimport Mem
-from fastmmu.cache.hierarchy cimport CacheHierarchy
+from fastmmu.cache.hierarchy_py cimport CacheHierarchy
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.vcpu cimport Vcpu
 from fastmmu.kvm.asid_py cimport AsidAllocator

@@ -11,7 +11,7 @@ from fastmmu.arch.vmx cimport (
     EXIT_EXTERNAL_INTERRUPT, EXIT_PREEMPTION_TIMER, PIN_EXTERNAL_INTERRUPT, PRIMARY_CR3_LOAD, PRIMARY_CR3_STORE,
     PRIMARY_INVLPG, PRIMARY_SECONDARY, SECONDARY_EPT,
 )
-from fastmmu.cache.hierarchy cimport CacheHierarchy
+from fastmmu.cache.hierarchy_py cimport CacheHierarchy
 from fastmmu.cpu.apic cimport APIC_BASE, apic_reset
 from fastmmu.cpu.interrupts cimport (
     HANDLER_EOI, HANDLER_IRQL, RULE_KVM, RULE_SLIDES, WAY_APICV, WAY_FLEXPRIORITY, WAY_PATCH, WAY_TRAP, Interrupts,
@@ -19,7 +19,7 @@ from fastmmu.cpu.interrupts cimport (
 )
 from fastmmu.cpu.missing_flushes cimport MissingFlushes
 from fastmmu.cpu.tpr_patch cimport patch_use_rom
-from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu
+from fastmmu.cpu.vcpu cimport ABORT_NONE, ABORT_PYTHON, Vcpu, vcpu_use_caches
 from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.exits cimport kvm_handle
 from fastmmu.kvm.host_calls cimport (
@@ -132,7 +132,7 @@ cdef class Board:
         if config.find_missing_flushes:
             self.missing_flushes = MissingFlushes(shadow=config.shadows, amd=config.vendor == "amd")
             self.missing_flushes.turns = self.turns
-            self.v.detector = self.missing_flushes.w
+            self.v.detector, self.v.records = self.missing_flushes.w, True
         self.v.handler = kvm_handle
         if state is None:
             state = GuestState(cr4=0xA0 | (1 << 17 if config.pcid else 0), cr3=0, maxphyaddr=46)
@@ -157,8 +157,7 @@ cdef class Board:
         if config.caches is not None:
             self.caches = CacheHierarchy(config.cache_description)
             self.caches.use_frames(config.host_frames, self.memory.mem.nbytes, config.backing_bytes)
-            self.v.caches = self.caches.c
-            self.v.vmm_caches = &self.kvm.mmu.caches if self.v.guest else NULL
+            vcpu_use_caches(self.v, self.caches.c, &self.kvm.mmu.caches)
         self.initial = state
 
     cdef _offered(self, GuestState state):
@@ -308,6 +307,7 @@ cdef class Board:
         self.v.vmcs.pin_based = PIN_EXTERNAL_INTERRUPT
         self.v.vmcs.primary = PRIMARY_SECONDARY
         self.v.host_pages = self.config.exit_pages
+        self.v.exit_touches = self.v.host_pages != 0
         self.vcpu.arch = self.v.r
         if self.kvm.modes.identity:
             modes_tables(&self.memory.mem, placed[len(placed) - 2][1], placed[len(placed) - 1][1])

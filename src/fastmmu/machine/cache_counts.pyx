@@ -5,6 +5,7 @@ in the bin that begins with N; walk_cycles; latency_LEVEL. Those that are 0 are 
 """
 
 from fastmmu.cache.hierarchy cimport FOUND, WALK_BINS, CacheCounters, Caches
+from fastmmu.cache.hierarchy_py cimport cycles_of
 from fastmmu.machine.board cimport Board
 from fastmmu.machine.machine cimport Machine
 from fastmmu.threads.turns cimport Turn
@@ -28,8 +29,8 @@ cdef dict counts_of(const Caches *caches):
         for level in range(FOUND):
             if c.found[cause][level]:
                 found[f"{name}_{LEVELS[level]}"] = c.found[cause][level]
-        if c.cycles[cause]:
-            found[f"{name}_cycles"] = c.cycles[cause]
+        if cycles_of(caches, cause):
+            found[f"{name}_cycles"] = cycles_of(caches, cause)
     for i in range(WALK_BINS):
         if c.walks[i]:
             found[f"walks_{walk_bin_edges(i)[0]}"] = c.walks[i]

@@ -17,6 +17,7 @@ from fastmmu.arch.pferr cimport PF_P
 from fastmmu.arch.registers cimport RULE_INJECTED, RULE_NONE
 from fastmmu.arch.types cimport FAULT_PF, Walk
 from fastmmu.arch.vmx cimport EXIT_CPUID, VMX_REASONS, clear_exit_information
+from fastmmu.cache.sets cimport seldom
 from fastmmu.cpu.apic_access cimport irq_boundary, irq_due, irq_event
 from fastmmu.cpu.control cimport vcpu_invlpg
 from fastmmu.cpu.exit_log cimport exit_log_done, exit_log_events
@@ -35,6 +36,7 @@ from fastmmu.machine.guest_kernel cimport (
 )
 from fastmmu.machine.guest_ranges cimport RANGE_READ_ONLY, RANGE_UNMAP, RANGE_WRITABLE, ranges_change
 from fastmmu.machine.kernel_state cimport GuestKernel
+from fastmmu.machine.op_counts cimport count_ops
 from fastmmu.machine.thp cimport thp_advise, thp_scan
 from fastmmu.mmu.direct cimport RET_PF_EMULATE, RET_PF_INJECT
 from fastmmu.paging.quick_walk cimport Quick, quick_begin
@@ -231,7 +233,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
     while i < n:
         if v.detector == NULL and op[i] <= LAST_ACCESS:     # the detector looks at each access
             first = i
-            if v.caches == NULL:
+            if not seldom(v.caches != NULL):
                 i = run_held(v, op, size, addr, i, min(n, i + until - 1) if until else n, out, m.guest_base, &found)
             else:
                 i = run_held_cached(v, op, size, addr, i, min(n, i + until - 1) if until else n, out, m.guest_base,
@@ -273,14 +275,14 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
                     break
             if out != NULL:
                 out[i] = hpa - m.guest_base if outcome == DONE_OK else NO_ADDRESS
-            if v.caches != NULL and outcome == DONE_OK:
+            if seldom(v.caches != NULL) and outcome == DONE_OK:
                 access_cached(v, hpa, la, size[i], o)
             if m.vcpu.irq != NULL and irq_waits(m.vcpu.irq):
                 until = 1                       # it is due after this access
         else:
             if out != NULL:
                 out[i] = tlb_pa(value, la) - m.guest_base
-            if v.caches != NULL:
+            if seldom(v.caches != NULL):
                 access_cached(v, tlb_pa(value, la), la, size[i], o)
         if (la & 0xFFF) + size[i] > 0x1000:
             la = (la | 0xFFF) + 1
@@ -294,7 +296,7 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
             if outcome > DONE_EMULATED:
                 begun = 1
                 break
-            if v.caches != NULL and outcome == DONE_OK:
+            if seldom(v.caches != NULL) and outcome == DONE_OK:
                 access_cached(v, hpa, la, <uint32_t> (addr[i] + size[i] - la), o)
         if until:
             until -= 1
@@ -316,17 +318,12 @@ cdef uint64_t run_events(Run *m, const uint8_t *op, const uint8_t *size, const u
 
 
 cdef void count_accesses(Run *m, const uint8_t *op, uint64_t n) noexcept nogil:
-    cdef uint64_t i, k, found, begin
-    cdef uint8_t few                # of a block so short that they fit: 16 operations at a time are compared
-    for k in range(4):
-        found = 0
-        for begin in range(0, n, 240):
-            few = 0
-            for i in range(begin, min(begin + 240, n)):
-                few += op[i] == <uint8_t> k
-            found += few
-        m.vcpu.cpu.c.ops[k] += found
-        m.vcpu.cpu.tlb.c.lookups[m.vcpu.cpu.tlb.port[k].l1.id] += found
+    cdef uint64_t found[LAST_ACCESS + 1]
+    cdef int k
+    count_ops(op, n, found)
+    for k in range(LAST_ACCESS + 1):
+        m.vcpu.cpu.c.ops[k] += found[k]
+        m.vcpu.cpu.tlb.c.lookups[m.vcpu.cpu.tlb.port[k].l1.id] += found[k]
 
 
 cdef int premap(Vcpu *v, uint64_t la, int fault, const Walk *w) noexcept nogil:

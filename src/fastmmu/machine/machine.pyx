@@ -12,7 +12,7 @@ from fastmmu.arch.bits cimport ONES
 from fastmmu.cpu.apic cimport APIC_BASE
 from fastmmu.cpu.vcpu cimport (
     ABORT_PYTHON, ACT_ABORT, ACT_EMULATED, ACT_INJECT_GP, ACT_INJECT_PF, ACT_RETRY, Vcpu, vcpu_abort, vcpu_derive,
-    vcpu_enter,
+    vcpu_enter, vcpu_set_handler,
 )
 from fastmmu.kvm.exit_log cimport kvm_log_begin, kvm_log_end
 from fastmmu.kvm.exits cimport kvm_default
@@ -181,7 +181,7 @@ cdef class Machine:
         board.kvm.machine = <void *> board
         board.kvm.surface = surface
         if board.python is not None:
-            board.v.handler = in_python
+            vcpu_set_handler(board.v, in_python)
         for reason, name in overridden(policy).items():
             board.handlers[reason] = getattr(policy, name)
             board.kvm.surfaced[<int> reason] = 1

@@ -5,7 +5,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from fastmmu.arch.bits cimport FRAME
 from fastmmu.arch.memtype cimport MtrrState
 from fastmmu.arch.types cimport Mem, gfn_t, gva_t, hpa_t
-from fastmmu.cache.hierarchy cimport CAUSE_VMM, Caches, caches_access
+from fastmmu.cache.hierarchy cimport CAUSE_VMM, Caches, caches_touch
+from fastmmu.cache.sets cimport seldom
 from fastmmu.mmu.memslots cimport Memslot, Memslots, Ring, gfn_to_memslot, slot_hpa
 from fastmmu.mmu.spte cimport SpteFormat, spte_leaf, spte_present
 from fastmmu.paging.memory cimport mem_read64
@@ -218,13 +219,13 @@ cdef inline uint64_t mmu_dirty_flag(const Mmu *mmu) noexcept nogil:
 
 cdef inline void mmu_touches(const Mmu *mmu, hpa_t hpa, uint32_t nbytes, int acc) noexcept nogil:
     # an access of the VMM's to its tables, or to the guest's, goes through the caches
-    if mmu.caches != NULL:
-        caches_access(mmu.caches, hpa, nbytes, acc, CAUSE_VMM)
+    if seldom(mmu.caches != NULL):
+        caches_touch(mmu.caches, hpa, nbytes, acc, CAUSE_VMM)
 
 
 cdef inline void mmu_touches_guest(const Mmu *mmu, uint64_t gpa, uint32_t nbytes, int acc) noexcept nogil:
-    if mmu.caches != NULL:
-        caches_access(mmu.caches, <uint64_t> (mmu.guest.base - mmu.mem.base) + gpa, nbytes, acc, CAUSE_VMM)
+    if seldom(mmu.caches != NULL):
+        caches_touch(mmu.caches, <uint64_t> (mmu.guest.base - mmu.mem.base) + gpa, nbytes, acc, CAUSE_VMM)
 
 
 # ---- entries and the lists in which they are linked --------------------------------------------------------------

@@ -8,6 +8,7 @@ from fastmmu.arch.types cimport (
     ACC_R, ACC_RW, ACC_W, ACC_X, FAULT_BUS, FAULT_NONE, FAULT_PF, MODE_NONE, GuestPath, Paging, Walk, gfn_t, gpa_t,
     gva_t,
 )
+from fastmmu.cache.sets cimport seldom
 from fastmmu.mmu.agile cimport agile_entry
 from fastmmu.mmu.direct cimport (
     RET_PF_BUS, RET_PF_EMULATE, RET_PF_FIXED, RET_PF_INJECT, RET_PF_NO_TABLES, RET_PF_RETRY, RET_PF_SPURIOUS,
@@ -25,14 +26,22 @@ from fastmmu.paging.guest cimport page_fault
 from fastmmu.paging.walk cimport walk_path
 
 
-cdef void log_flags(Mmu *mmu, const GuestPath *path) noexcept nogil:
-    # A and D flags that the walk set are writes to the guest's memory; what it read goes through the caches
-    cdef Memslot *slot
+cdef void path_touches(Mmu *mmu, const GuestPath *path) noexcept nogil:
     cdef int level
     for level in range(path.top, path.level - 1, -1):
         mmu_touches_guest(mmu, path.hpa[level], 8, ACC_R)
         if path.updated >> level & 1:
             mmu_touches_guest(mmu, path.hpa[level], 8, ACC_W)
+
+
+cdef void log_flags(Mmu *mmu, const GuestPath *path) noexcept nogil:
+    # A and D flags that the walk set are writes to the guest's memory; what it read goes through the caches
+    cdef Memslot *slot
+    cdef int level
+    if seldom(mmu.caches != NULL):
+        path_touches(mmu, path)
+    for level in range(path.top, path.level - 1, -1):
+        if path.updated >> level & 1:
             slot = gfn_to_memslot(&mmu.slots, path.gpa[level] >> 12)
             if slot != NULL:
                 host_wrote(mmu, slot, path.gpa[level] >> 12)

@@ -5,15 +5,15 @@
 #   quick_begin(&q, m, g, e, t)                     after whatever is no access: what none of them changes
 #   value = quick_walk(&q, la, acc, &n, &n_ept)     of an access by the user that both levels of the TLB lack: the
 #                                                   value that both hold now, and references; 0: nothing is done
-#   ... &steps)                                     with a record of the entries read, as walk_cached() gives it; NULL,
-#                                                   a constant: none
+#   ... &into)                                      with a record of the entries read; NULL, a constant: none
 
 from libc.stdint cimport uint64_t
 
 from fastmmu.arch.bits cimport EPT_XU, FRAME, G, ONES, P, PS, RW, US, XD, A, D, level_shift
-from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, STEP_EPT, STEP_GUEST, Ept, Mem, Paging, Steps
+from fastmmu.arch.types cimport ACC_R, ACC_RW, ACC_W, ACC_X, MODE_4, Ept, Mem, Paging
+from fastmmu.cache.hierarchy cimport CAUSE_EPT, CAUSE_GUEST, WalkRefs, walk_ref
 from fastmmu.paging.ept cimport (
-    NEED_R, NEED_W, ept_denied, ept_entry_address, ept_kept, ept_misconfigured, ept_rights, need_of, on_apic_page, step,
+    NEED_R, NEED_W, ept_denied, ept_entry_address, ept_kept, ept_misconfigured, ept_rights, need_of, on_apic_page,
 )
 from fastmmu.paging.memory cimport mem_holds, mem_read64
 from fastmmu.paging.npt cimport npt_entries, npt_type
@@ -53,7 +53,7 @@ cdef inline void quick_begin(Quick *q, Mem *m, const Paging *g, const Ept *e, Tl
 
 
 cdef inline bint look_through(const Quick *q, uint64_t gpa, uint64_t need, Through *s, int guest_level,
-                              Steps *steps) noexcept nogil:
+                              WalkRefs *into) noexcept nogil:
     # False: it is a matter for ept_walk()
     cdef const Ept *e = q.e
     cdef uint64_t value = 0, table, entry, entries, allowed, ptr, want
@@ -90,10 +90,10 @@ cdef inline bint look_through(const Quick *q, uint64_t gpa, uint64_t need, Throu
         ptr = ept_entry_address(table, gpa, level)
         if not mem_holds(q.m, ptr, 8):
             return False
+        if into != NULL:
+            walk_ref(into, ptr, CAUSE_EPT + 8 * guest_level + level)
         entry = mem_read64(q.m, ptr)
         s.refs += 1
-        if steps != NULL:
-            step(steps, STEP_EPT, level, guest_level, ptr, gpa, entry)
         entries &= entry ^ e.flip
         if not entry & e.present or ept_misconfigured(e, entry, level, level == 1 or entry & PS):
             return False
@@ -149,7 +149,7 @@ cdef inline uint64_t value_of(const Quick *q, uint64_t leaf, uint64_t every, uin
 
 
 cdef inline uint64_t quick_walk(const Quick *q, uint64_t la, int acc, int *refs, int *ept_refs,
-                                Steps *steps) noexcept nogil:
+                                WalkRefs *into) noexcept nogil:
     cdef Tlb *t = q.t
     cdef const Paging *g = q.g
     cdef const Ept *e = q.e
@@ -184,7 +184,7 @@ cdef inline uint64_t quick_walk(const Quick *q, uint64_t la, int acc, int *refs,
             # what it fills may not change what the data's way finds: one table alone, which takes no table of the EPT
             # from the cache
             if through or not look_through(q, at, NEED_R | NEED_W if e.ad else NEED_R, &of_table, level,
-                                           steps):
+                                           into):
                 return 0
             if of_table.top > of_table.level:
                 return 0
@@ -196,9 +196,9 @@ cdef inline uint64_t quick_walk(const Quick *q, uint64_t la, int acc, int *refs,
             return 0
         if level < top:
             link[level + 1] = next_table(at, every, some, writable)
+        if into != NULL:
+            walk_ref(into, at, CAUSE_GUEST + level)
         entry = mem_read64(q.m, at)
-        if steps != NULL:
-            step(steps, STEP_GUEST, level, level, at, table_gpa, entry)
         if not entry & P or not entry & A or entry & g.rsvd[level][entry >> 7 & 1]:
             return 0
         every &= entry
@@ -213,7 +213,7 @@ cdef inline uint64_t quick_walk(const Quick *q, uint64_t la, int acc, int *refs,
     if e == NULL:
         value = value_of(q, entry, every, some, gpa, F_R | F_EW | F_X | F_D)
     else:
-        if not look_through(q, gpa, need_of(acc), &of_data, 0, steps):
+        if not look_through(q, gpa, need_of(acc), &of_data, 0, into):
             return 0
         if through and of_table.size < 0 and ((gpa ^ table_gpa) >> level_shift(of_table.level) == 0
                                               or (of_data.size == 0 and makes_room(&of_data.mapping))

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastmmu.cache.hierarchy import CacheHierarchy
+from fastmmu.cache.hierarchy_py import CacheHierarchy
 
 _Arrays = dict[str, npt.NDArray[np.generic]]
 

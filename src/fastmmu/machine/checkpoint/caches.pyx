@@ -6,7 +6,8 @@ What is read is taken only where it is a cache: each line in its set and there o
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from fastmmu.cache.hierarchy cimport CacheHierarchy, Caches, CachesShared
+from fastmmu.cache.hierarchy cimport Caches, CachesShared
+from fastmmu.cache.hierarchy_py cimport CacheHierarchy
 from fastmmu.cache.sets cimport (
     CACHE_LRU, CACHE_SRRIP, K_VALID, RRPV_DISTANT, CacheArray, keys_of, rank_of, set_number, ways_with,
 )

@@ -38,8 +38,8 @@ cdef int keep_vcpu(_Archive a, KvmVcpu *vcpu) except -1:
 
 cdef int keep_processor(_Archive a, Vcpu *v) except -1:
     # Vcpu of cpu/vcpu.pxd. Of the new machine: mem tlb guest svm apic vmcs handler host_pages premap detector log
-    # caches vmm_caches. Derived: need. None is under way: abort abort_address. Elsewhere: ept. Refused:
-    # agile
+    # caches vmm_caches handled records exit_touches. Derived: need. None is under way: abort abort_address.
+    # Elsewhere: ept. Refused: agile
     a.under("cpu")
     a.same("guest", v.guest)
     a.same("svm", v.svm)
