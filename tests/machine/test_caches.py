@@ -232,11 +232,6 @@ def test_refused() -> None:
     config = Config(mmu="ept", caches="skylake")
     with pytest.raises(ConfigError, match=r"caches='skylake'.*Host"):
         Host([config])
-    trace = read_trace(bundled()["sqlite"]).head(1000)
-    with pytest.raises(ConfigError, match=r"interval="):
-        simulate(trace, config, interval=100)
-    with pytest.raises(ConfigError, match=r"sample_every="):
-        simulate(trace, config, interval=100, sample_every=2)
     with pytest.raises(ConfigError, match="skylark"):
         Config(caches="skylark")
     with pytest.raises(ConfigError, match="caches=3"):

@@ -142,4 +142,3 @@ cdef inline uint32_t walk_bin(uint32_t latency) noexcept nogil:
     while latency >> e > 1:
         e += 1
     return 4 * (e - 1) + (latency >> (e - 2) & 3)
-

@@ -146,7 +146,7 @@ cdef struct Vcpu:
     Caches **vmm_caches         # where the VMM looks for them, while it handles an exit; NULL: there is none
     ExitHandler handled         # with caches: the handler, which `handler` calls; else NULL
     bint records                # there is a detector, or caches: walks are recorded
-    bint exit_touches           # at an exit memory of the host's own is touched: host_pages, caches
+    uint32_t exit_touches       # at an exit memory of the host's own is touched: 1 + number of this vCPU; 0: none is
     uint64_t now                # number of the event under way, where it is on
     Counters c
 

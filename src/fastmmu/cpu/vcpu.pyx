@@ -16,7 +16,7 @@ from fastmmu.arch.vmx cimport (
     clear_exit_information, page_fault_exits, secondary_control,
 )
 from fastmmu.cache.hierarchy cimport (
-    CAUSE_BACKGROUND, CAUSE_EXTENSION, CAUSE_VMM, Caches, caches_access, caches_use, caches_walk,
+    CAUSE_BACKGROUND, CAUSE_EXTENSION, CAUSE_VMM, Caches, caches_use, caches_walk,
 )
 from fastmmu.cache.sets cimport seldom
 from fastmmu.cpu.apic cimport APIC_TPR
@@ -37,7 +37,9 @@ from fastmmu.tlb.lookup cimport (
 )
 
 cdef uint64_t HOST_PAGES = 0xFFFF888000000000ULL
-cdef uint64_t VMM_MEMORY = 0x3F0000000000ULL    # host-physical: VMCS, vCPU and pages of the VMM, above all machines
+# Host-physical, above all machines: VMCS and structures of the first vCPU, pages of the VMM; and of further vCPUs.
+cdef uint64_t VMM_MEMORY = 0x3F0000000000ULL
+cdef uint64_t VMM_FURTHER = 0x3F8000000000ULL
 
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil:
@@ -178,15 +180,16 @@ cdef void vcpu_leave(Vcpu *v, uint32_t reason) noexcept nogil:
 
 cdef void exit_touches(Vcpu *v) noexcept nogil:
     # what any exit and entry reads and writes of the VMM's own structures (docs/caches-in-runs.md)
+    cdef uint64_t number = v.exit_touches - 1, own = VMM_FURTHER + 0x2000 * number if number else VMM_MEMORY
     cdef uint32_t i
     if v.host_pages:
         host_runs(v)
     if v.caches == NULL:
         return
     for i in range(VMCS_LINES):
-        caches_use(v.caches, VMM_MEMORY + 64 * i, ACC_W, CAUSE_VMM)
+        caches_use(v.caches, own + 64 * i, ACC_W, CAUSE_VMM)
     for i in range(VCPU_LINES):
-        caches_use(v.caches, VMM_MEMORY + 0x1000 + 64 * i, ACC_W, CAUSE_VMM)
+        caches_use(v.caches, own + 0x1000 + 64 * i, ACC_W, CAUSE_VMM)
     for i in range(v.host_pages):
         caches_use(v.caches, VMM_MEMORY + 0x2000 + (<uint64_t> i << 12), ACC_R, CAUSE_VMM)
 
@@ -263,7 +266,7 @@ cdef void vcpu_use_caches(Vcpu *v, Caches *c, Caches **vmm) noexcept nogil:
     v.records = True
     if v.guest:
         v.vmm_caches = vmm
-        v.exit_touches = True
+        v.exit_touches = max(v.exit_touches, 1)
         v.handled, v.handler = v.handler, handle_cached
 
 

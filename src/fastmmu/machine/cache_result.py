@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastmmu._checked import checked
 from fastmmu.cache.names import CAUSE_NAMES, LEVELS, walk_bin_edges
 
-__all__ = ["CAUSES", "CacheResult", "caches_between"]
+__all__ = ["CAUSES", "CacheResult", "caches_between", "caches_sum"]
 
 CAUSES = {"data": "data beyond the first cache", "vmm_memory": "the VMM's memory beyond the first cache"}
 """Causes of cost that there are with data caches alone: no counter has their price, but latencies (costs.py)."""
@@ -120,6 +120,17 @@ class CacheResult:
                 walks.append((low, high, n))
         latency = tuple(found.get(f"{_LATENCY}{level}", 0) for level in LEVELS)
         return cls(references, cycles, tuple(walks), found.get("walk_cycles", 0), latency)
+
+
+def caches_sum(parts: Sequence[CacheResult | None]) -> CacheResult | None:
+    """Of parts of a run what they came to together; None: one of them has no caches, or there is none."""
+    total: dict[str, int] = {}
+    for part in parts:
+        if part is None:
+            return None
+        for name, n in part.counts().items():
+            total[name] = n if name.startswith(_LATENCY) else total.get(name, 0) + n
+    return CacheResult.of_counts(total) if total else None
 
 
 def caches_between(now: Mapping[str, int] | None, before: Mapping[str, int] | None) -> CacheResult | None:

@@ -28,13 +28,13 @@ cdef uint64_t run_held_cached(Vcpu *v, const uint8_t *op, const uint8_t *size, c
                               uint64_t end, uint64_t *out, uint64_t guest_base, uint64_t *found) noexcept nogil:
     # as run_held()
     #
-    # same: line << 2 | kind of the last access of a port of the TLB. Nothing has come between that took it from the front
-    # of its sets, in the TLB and in L1: once more it changes nothing.
+    # same: line << 2 | kind of the last access of a port of the TLB. Nothing has come between that took it from the
+    # front of its sets, in the TLB and in L1: once more it changes nothing.
     cdef Held h[LAST_ACCESS + 1]
     cdef Hot hot[LAST_ACCESS + 1]
     cdef Quick q
     cdef uint64_t need[LAST_ACCESS + 1]
-    cdef uint64_t n[LAST_ACCESS + 1]        # accesses: all count as found in L1, those that are not are taken off before
+    cdef uint64_t n[LAST_ACCESS + 1]        # accesses: all count as found in L1, others are taken off before
     cdef uint64_t same[2]
     cdef uint64_t page[2]                   # its page, as `out` has it
     cdef uint64_t la, value, hpa, line, first = i

@@ -82,9 +82,6 @@ def running_in(
     """A run that begins, of which a region is counted; `exits` is given those of the region."""
     if region.whole:
         return running(trace, config, policy=policy, costs=costs, exits=exits)
-    if region.interval is not None and config is not None and config.caches is not None:
-        raise ConfigError(f"caches={config.caches!r} with interval=: what data caches do is counted of a whole run, or "
-                          "behind its warm-up; leave out interval= (and sample_every=), or caches=")  # fmt: skip
     costs = costs or CostModel.load()
     if region.sample is not None:
         return _sampling(trace, config, region.sample, policy, costs, exits)
@@ -177,7 +174,11 @@ class _InParts:
             self._begin(self.run.counted())
             return
         assert self.series is not None
-        self.series.add(self.run.counters())
+        if self.config.caches is None:
+            self.series.add(self.run.counters())
+        else:
+            now = self.run.counted()
+            self.series.add(now.counters, now.caches)
         self.left = self.series.interval
 
     def _begin(self, before: Counted) -> None:
@@ -186,7 +187,9 @@ class _InParts:
         self.before = before
         if self.region.interval is not None:
             self.left = self.region.interval
-            self.series = Series(self.region.interval, self.before.counters, self.config, self.costs)
+            self.series = Series(
+                self.region.interval, self.before.counters, self.config, self.costs, self.before.caches
+            )
 
     def counters(self) -> dict[str, Any]:
         return self.run.counters()
@@ -227,9 +230,10 @@ class _InParts:
             self._begin(self.run.counted())
         assert self.before is not None
         counters = difference(whole.counters, self.before.counters)
+        sums = self.run.counted().caches
         if self.series is not None:
-            self.series.end(whole.counters)
-        caches = caches_between(self.run.counted().caches, self.before.caches)
+            self.series.end(whole.counters, sums)
+        caches = caches_between(sums, self.before.caches)
         by_cause = cycles(counters, whole.config, self.costs, caches)
         return replace(
             whole,

@@ -5,7 +5,8 @@
 
 In each group of `every` intervals one is drawn. What lies between two of them is run in full for the last `warm_up`
 accesses; before that, accesses that touch no page in a new way are left out (machine/touches.pyx), so that page tables,
-dirty flags and everything that the VMM keeps are those of the whole run, and what the TLB holds is old. Without
+dirty flags and everything that the VMM keeps are those of the whole run, and what TLB and data caches hold is old: the
+latter see what is run, no more. Without
 `warm_up` nothing is left out: machine and counters are those of the whole run, and the error is that of the sample.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastmmu.errors import ConfigError
+from fastmmu.machine.cache_result import CacheResult, caches_between, caches_sum
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.cuts import accesses_in, difference
 from fastmmu.machine.identity import Content
@@ -42,6 +44,7 @@ class Sampling:
         self.table = Table()
         self.sum: dict[str, Any] = {}
         self.tlb: dict[str, Any] = {}
+        self.caches: list[CacheResult | None] = []  # of each interval
         self.counting = self.touching = False
         self.left = 0
         self.ahead: list[tuple[str, int]] = []
@@ -112,6 +115,7 @@ class Sampling:
         self.table.add({name: n for name, n in counters.items() if name not in AT_END})
         self.sum = _added(self.sum, counters) | {name: counters[name] for name in AT_END if name in counters}
         self.tlb = _added(self.tlb, difference(now.tlb, self.begun.tlb))
+        self.caches.append(caches_between(now.caches, self.begun.caches))
         self.begun = None
 
     def give(self) -> None:
@@ -139,8 +143,9 @@ class Sampling:
             )
         counters = self.sum or difference(whole.counters, whole.counters)
         columns = self.table.columns()
-        each = [sum(cycles(row, whole.config, self.costs).values()) for row in rows_of(columns)]
-        by_cause = cycles(counters, whole.config, self.costs)
+        rows, caches = zip(rows_of(columns), self.caches, strict=True), caches_sum(self.caches)
+        each = [sum(cycles(row, whole.config, self.costs, found).values()) for row, found in rows]
+        by_cause = cycles(counters, whole.config, self.costs, caches)
         return replace(
             whole,
             counters=counters,
@@ -149,6 +154,7 @@ class Sampling:
             cycles_by=by_cause,
             content=whole.content if self.content is None else self.content.digest(),
             exit_log=None,
+            caches=caches,
             sample=Sampled(self.sample, columns, each, self.accesses, self.fed),
         )
 

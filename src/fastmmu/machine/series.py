@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu.machine.cache_result import CacheResult, caches_between
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 
-__all__ = ["AT_END", "EXITS", "Series", "Table", "rows_of"]
+__all__ = ["AT_END", "EXITS", "Series", "Table", "rows_of", "with_caches"]
 
 AT_END = ("vmm_tables", "vmm_table_bytes", "apic_latency_max")
 """Counters that say what is, or was at most, at the end: no differences are made of them."""
 EXITS = "exits_"
 """Begins the names of exits by reason."""
+_CACHES = "cache_"
+"""Begins the names of what data caches counted, among the columns of a table of sums."""
+
+
+def with_caches(counters: Mapping[str, Any], caches: Mapping[str, int] | None) -> dict[str, Any]:
+    """Counters as a machine has them, and those of its data caches, if it has any, in the same row."""
+    return {**counters, **{f"{_CACHES}{name}": n for name, n in (caches or {}).items()}}
 
 
 class Table:
@@ -66,21 +75,28 @@ class Series:
     Threads: while its run goes on, of the thread that does that; later nothing changes it.
     """
 
-    def __init__(self, interval: int, counters: Mapping[str, Any], config: Config, costs: CostModel) -> None:
+    def __init__(
+        self,
+        interval: int,
+        counters: Mapping[str, Any],
+        config: Config,
+        costs: CostModel,
+        caches: Mapping[str, int] | None = None,
+    ) -> None:
         self.interval, self._config, self._costs = interval, config, costs
         self.first: int = counters["accesses"]
         self._sums = Table()
-        self._sums.add(counters)
+        self.add(counters, caches)
         self._ended: Mapping[str, Any] | None = None
 
-    def add(self, counters: Mapping[str, Any]) -> None:
-        """The counters where a row ends."""
-        self._sums.add(counters)
+    def add(self, counters: Mapping[str, Any], caches: Mapping[str, int] | None = None) -> None:
+        """The counters where a row ends, and what data caches have counted until there."""
+        self._sums.add(with_caches(counters, caches))
 
-    def end(self, counters: Mapping[str, Any]) -> None:
+    def end(self, counters: Mapping[str, Any], caches: Mapping[str, int] | None = None) -> None:
         """The counters at the end, behind the last access; a row ends there, if there was one."""
         if self._ended is None and counters["accesses"] > self.first:
-            self._sums.add(counters)
+            self.add(counters, caches)
             self._ended = counters
 
     def kept(self) -> tuple[list[str], npt.NDArray[np.uint64]]:
@@ -107,7 +123,13 @@ class Series:
 
     def sums(self) -> dict[str, npt.NDArray[np.int64]]:
         """Counters where rows end, as of the begin of the run: name -> int64 (rows + 1,), the first before any."""
-        return self._sums.columns()
+        return {name: sums for name, sums in self._sums.columns().items() if not name.startswith(_CACHES)}
+
+    def caches(self) -> list[CacheResult | None]:
+        """What the data caches of a run with ``Config(caches=)`` came to in each row; else None for each."""
+        sums = {name: column.tolist() for name, column in self._sums.columns().items() if name.startswith(_CACHES)}
+        rows = [{name.removeprefix(_CACHES): n[i] for name, n in sums.items()} for i in range(len(self._sums))]
+        return [caches_between(now or None, before) for before, now in pairwise(rows)]
 
     def counters(self) -> dict[str, npt.NDArray[np.int64]]:
         """Counters of each row: name -> int64 (rows,); exits by reason as ``exits_REASON``. Those that say what is at
@@ -121,4 +143,5 @@ class Series:
 
     def cycles(self) -> list[dict[str, float]]:
         """Modelled cycles of each row by cause, as ``Result.cycles_by`` has them."""
-        return [cycles(row, self._config, self._costs) for row in self.rows()]
+        rows = zip(self.rows(), self.caches(), strict=True)
+        return [cycles(row, self._config, self._costs, caches) for row, caches in rows]

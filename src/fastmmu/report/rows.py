@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from fastmmu._checked import checked
+from fastmmu.machine.cache_result import caches_sum
 from fastmmu.machine.identity import Origin
 from fastmmu.machine.rates import PKI, structures
 from fastmmu.machine.result import Result
@@ -50,8 +51,9 @@ def over_time(results: Sequence[Result]) -> list[Result]:
 def _parts(result: Result) -> Iterator[Result]:
     assert result.series is not None
     first = result.series.first
-    for counters, by_cause in zip(result.series.rows(), result.series.cycles(), strict=True):
-        sums: dict[str, Any] = {"cycles": float(sum(by_cause.values())), "cycles_by": by_cause}
+    each = zip(result.series.rows(), result.series.cycles(), result.series.caches(), strict=True)
+    for counters, by_cause, caches in each:
+        sums: dict[str, Any] = {"cycles": float(sum(by_cause.values())), "cycles_by": by_cause, "caches": caches}
         more: dict[str, Any] = {"seconds": 0.0, "tlb": {}, "exit_log": None, "series": None}
         yield replace(result, counters=counters, first=first, **sums, **more)
         first += counters["accesses"]
@@ -101,6 +103,7 @@ def _gathered(run: list[Result]) -> tuple[Result, list[Result]]:
         "counters": counters,
         "cycles_by": cycles_by,
         "cycles": float(sum(part.cycles for part in run)),
+        "caches": caches_sum([part.caches for part in run]),
     }
     seconds, complete = sum(part.seconds for part in run), all(part.complete for part in run)
     return replace(run[0], seconds=seconds, complete=complete, **whole), run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from fastmmu.machine.cache_counts import cache_counts
 from fastmmu.machine.costs import CostModel
 from fastmmu.machine.identity import Origin
 from fastmmu.machine.replay import Replay, Replayed
@@ -26,17 +27,15 @@ class OverTime:
         self.last = 0  # accesses that have a row
         if told is not None:
             self.costs = CostModel.load()
-            # what data caches do is known of the whole alone
-            config = replay.machine.config
-            self.series = None if config.caches else Series(INTERVAL, {"accesses": 0}, config, self.costs)
+            self.series = Series(INTERVAL, {"accesses": 0}, replay.machine.config, self.costs)
 
     def note(self) -> None:
         """A block was carried out."""
-        if self.told is None or self.series is None:
+        if self.told is None:
             return
         counters = self.replay.counters()
         if counters["accesses"] - self.last >= INTERVAL:
-            self.series.add(counters)
+            self.series.add(counters, cache_counts(self.replay.machine))
             self.last = counters["accesses"]
 
     def tell(self, name: str, found: Replayed, complete: bool) -> None:
@@ -44,8 +43,7 @@ class OverTime:
         if self.told is None:
             return
         counters = self.replay.counters()
-        if self.series is not None:
-            self.series.end(counters)
+        self.series.end(counters, cache_counts(self.replay.machine))
         source, machine, notes = self.replay.source, self.replay.machine, (found.line(),)
         origin = Origin(source.name, str(getattr(source, "path", None) or ""), "")
         result = result_of(machine, self.costs, found.seconds, origin, complete, notes, counters=counters)
