@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import fastmmu
-from fastmmu import Config, ConfigError, Host, Machine, StepKind, simulate
+from fastmmu import Config, ConfigError, Machine, StepKind, simulate
 from fastmmu.cache import caches
 from fastmmu.machine.cache_counts import cache_counts
 from fastmmu.machine.cache_result import CacheResult, caches_between
 from fastmmu.machine.replay import Replay
+from fastmmu.study.consolidate import consolidate, run_threads
 from fastmmu.tlb.geometry import geometry
 from fastmmu.trace import bundled, read_trace
 from tests.support.cache_models import Caches
@@ -230,8 +231,10 @@ def test_result_in_plain_types() -> None:
 
 def test_refused() -> None:
     config = Config(mmu="ept", caches="skylake")
-    with pytest.raises(ConfigError, match=r"caches='skylake'.*Host"):
-        Host([config])
+    trace = read_trace(bundled()["sqlite"]).head(1000)
+    for study in (consolidate, run_threads):
+        with pytest.raises(ConfigError, match=r"caches='skylake'.*each vCPU"):
+            study([trace], config)
     with pytest.raises(ConfigError, match="skylark"):
         Config(caches="skylark")
     with pytest.raises(ConfigError, match="caches=3"):

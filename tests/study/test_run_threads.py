@@ -64,6 +64,18 @@ def test_a_thread_alone_is_a_program() -> None:
     assert (found.threads[0].events, found.threads[0].turns, found.threads[0].moves) == (3000, 30, 0)
 
 
+def test_instructions_are_those_of_the_vcpu_that_ran_them() -> None:
+    traces = [thread(seed) for seed in range(3)]
+    assert "instructions" not in run_threads(traces, SMALL, vcpus=2).results[0].counters
+    for trace in traces:
+        trace.instructions = "fetches"
+    found = run_threads(traces, SMALL, vcpus=2, quantum=500, seed=1)
+    fetches = sum(int((batch.op == Op.FETCH).sum()) for trace in traces for batch in trace.batches())
+    assert total(found, "instructions") == fetches
+    assert all(result.instructions == result.counters["instructions"] > 0 for result in found.results)
+    assert all(result.mpki is not None for result in found.results)
+
+
 def test_threads_stay_or_move_as_they_are_told() -> None:
     traces = [thread(seed, 2000 + 500 * seed) for seed in range(6)]
     affinity = [[0], [1], [0, 1], [2], [0, 2], [0, 1, 2]]

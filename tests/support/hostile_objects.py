@@ -23,6 +23,7 @@ from fastmmu.cpu.vapic_py import VirtualApic
 from fastmmu.image import read_guest
 from fastmmu.kvm.lapic_port import RegisterAccess
 from fastmmu.machine.board import Board
+from fastmmu.machine.cache_result import CacheResult
 from fastmmu.machine.exit_ring import ExitRing
 from fastmmu.machine.system_cpus import SystemCpus
 from fastmmu.machine.system_loop_py import SystemReplay
@@ -312,6 +313,7 @@ BY_CLASS: dict[str, Callable[[World], Any]] = {
     "SpaceDiff": lambda w: w.space.diff(fastmmu.AddressSpace(w.memory, w.state)),
     "TLB": lambda w: w.tlb,
     "ReplacementPolicy": lambda w: ReplacementPolicy(),
+    "CacheResult": lambda w: CacheResult.of_counts({"read_l1": 3, "latency_l1": 4}),
     "CacheHierarchy": lambda w: CacheHierarchy("skylake l3=none"),
     "Cache": lambda w: Cache(32768, 8, 4),
     "Memory": lambda w: Memory(),

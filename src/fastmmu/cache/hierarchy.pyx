@@ -8,7 +8,8 @@ from fastmmu.arch.types cimport (
 )
 from fastmmu.cache.frame_map cimport frame_map_apply
 from fastmmu.cache.sets cimport (
-    K_DIRTY, K_FLAGS, KEY_SHIFT, LINE_SHIFT, CacheArray, cache_fill, cache_take, cache_use, key_of, set_ahead,
+    K_DIRTY, K_FLAGS, KEY_SHIFT, LINE_SHIFT, CacheArray, cache_fill, cache_find, cache_take, cache_use, key_of,
+    set_ahead,
 )
 
 # ---- lines that leave (caches.md §4) --------------------------------------------------------------------------------
@@ -94,6 +95,71 @@ cdef void fill_l1(Caches *c, CacheArray *l1, uint64_t key) noexcept nogil:
         out_of_l1(c, gone)
 
 
+# ---- several CPUs (caches.md §8) ------------------------------------------------------------------------------------
+
+cdef uint64_t lost_by(Caches *c, uint64_t key) noexcept nogil:
+    # the line leaves all that is this CPU's own; its key with all flags, or 0
+    cdef uint64_t gone = cache_take(&c.l1d, key) | cache_take(&c.l1i, key)
+    return gone | cache_take(&c.l2, key) if c.l2.base != NULL else gone
+
+
+cdef uint64_t cleaned(CacheArray *a, uint64_t key) noexcept nogil:
+    # the line is dirty here no more; its key as it was, or 0
+    cdef uint64_t s = 0, was
+    cdef uint32_t way = 0
+    cdef uint64_t *at = cache_find(a, key, &s, &way)
+    if at == NULL:
+        return 0
+    was = at[0]
+    at[0] &= ~<uint64_t> K_DIRTY
+    if a.hot != NULL and not (a.hot[s] ^ was) & ~<uint64_t> K_FLAGS:
+        a.hot[s] = 0
+    return was
+
+
+cdef void supplied(Caches *c, uint64_t gone) noexcept nogil:
+    c.c.supplied += 1
+    c.c.written[1] += 1
+    below_l2(c, gone)
+
+
+cdef bint claimed(Caches *c, uint64_t key) noexcept nogil:
+    # before a write: all others lose the line; one of them had it
+    cdef CachesShared *m = c.shared
+    cdef uint64_t s = 0, gone
+    cdef uint64_t *at
+    cdef uint32_t i, way = 0
+    cdef bint any_ = False
+    at = cache_find(&c.l1d, key, &s, &way)
+    if at != NULL and at[0] & K_DIRTY:
+        return False
+    for i in range(m.cpus):
+        if m.cpu[i] == c:
+            continue
+        gone = lost_by(m.cpu[i], key)
+        if gone:
+            any_ = True
+            c.c.invalidated += 1
+            if gone & K_DIRTY:
+                supplied(c, gone)
+    return any_
+
+
+cdef void asked(Caches *c, uint64_t key) noexcept nogil:
+    # before a read that goes to L3: who has the line dirty writes it back
+    cdef CachesShared *m = c.shared
+    cdef uint64_t was
+    cdef uint32_t i
+    for i in range(m.cpus):
+        if m.cpu[i] == c:
+            continue
+        was = cleaned(&m.cpu[i].l1d, key)
+        if m.cpu[i].l2.base != NULL:
+            was |= cleaned(&m.cpu[i].l2, key)
+        if was & K_DIRTY:
+            supplied(c, was)
+
+
 # ---- one reference (caches.md §3) -----------------------------------------------------------------------------------
 
 cdef uint32_t caches_use(Caches *c, uint64_t hpa, int acc, int cause) noexcept nogil:
@@ -106,8 +172,11 @@ cdef int caches_find(Caches *c, uint64_t hpa, int acc, int cause) noexcept nogil
     cdef uint64_t key = key_of(frame_map_apply(&c.map, hpa) if c.map.nbytes else hpa) | (c.mark if walk else 0)
     cdef uint64_t dirty = K_DIRTY if acc == ACC_W or acc == ACC_RW else 0
     cdef int found = FOUND_L1
+    cdef bint taken = c.shared.cpus > 1 and dirty and claimed(c, key)
     if walk and c.walks_l2 or not cache_use(l1, key | dirty):
         found = behind_l1(c, l1, key, dirty, walk)
+    if taken and found < FOUND_L3 and c.shared.l3.base != NULL:
+        found = FOUND_L3
     c.c.found[cause][found] += 1
     return found
 
@@ -115,6 +184,7 @@ cdef int caches_find(Caches *c, uint64_t hpa, int acc, int cause) noexcept nogil
 cdef int behind_l1(Caches *c, CacheArray *l1, uint64_t key, uint64_t dirty, bint walk) noexcept nogil:
     # A write is in the innermost cache that has the line afterwards: `dirty` goes no further out than to that.
     cdef CachesShared *m = c.shared
+    cdef bint reads = not dirty
     cdef bint fills_l1 = not walk or not (c.walks_l2 or c.bypass_l1)
     cdef bint fills_l2 = c.l2.base != NULL and not (walk and c.bypass_l2)
     cdef bint fills_l3 = m.l3.base != NULL and not m.exclusive and not (walk and c.bypass_l3)
@@ -125,6 +195,8 @@ cdef int behind_l1(Caches *c, CacheArray *l1, uint64_t key, uint64_t dirty, bint
     if c.l2.base != NULL and cache_use(&c.l2, in_l2):
         found = FOUND_L2
     else:
+        if m.cpus > 1 and reads:
+            asked(c, key)
         if m.l3.base != NULL and m.exclusive and fills_l2:
             in_l3 = cache_take(&m.l3, key)
             in_l2 |= in_l3 & K_FLAGS

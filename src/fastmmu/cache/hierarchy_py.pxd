@@ -10,5 +10,6 @@ cdef class CacheHierarchy:
     cdef Caches *c
     cdef readonly object description
     cdef Turns turns
+    cdef list family            # all that share its L3 and memory: each keeps the others
 
 cdef uint64_t cycles_of(const Caches *c, int cause) noexcept nogil

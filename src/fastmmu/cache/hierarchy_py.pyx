@@ -11,8 +11,8 @@ from fastmmu.arch.types cimport (
 )
 from fastmmu.cache.frame_map cimport frame_map_init
 from fastmmu.cache.hierarchy cimport (
-    CAUSE_EPT, CAUSE_FETCH, CAUSE_GUEST, CAUSE_READ, CAUSE_WRITE, CAUSES, FOUND, CacheCounters, Caches, CachesShared,
-    caches_access, caches_free, caches_new, caches_use, caches_walk,
+    CAUSE_EPT, CAUSE_FETCH, CAUSE_GUEST, CAUSE_READ, CAUSE_WRITE, CAUSES, FOUND, MOST_CPUS, CacheCounters, Caches,
+    CachesShared, caches_access, caches_free, caches_new, caches_use, caches_walk,
 )
 from fastmmu.cache.sets cimport (
     CACHE_LRU, CACHE_PLRU, CACHE_SRRIP, K_DIRTY, K_MARK, KEY_SHIFT, LINE_SHIFT, CacheArray, keys_of,
@@ -34,21 +34,28 @@ cdef class CacheHierarchy:
     """L1D, L1I, L2, L3 and memory of one CPU, empty at first, by host-physical address (docs/spec/caches.md).
 
     :param description: what :func:`fastmmu.cache.text.caches` takes: a preset's name, one with parts replaced as
-        "skylake l3=16m/16", or a :class:`~fastmmu.cache.description.CacheDescription`.
-    :raises ConfigError: an unknown preset, an impossible cache. :raises OutOfMemoryError: no memory for its sets.
+        "skylake l3=16m/16", or a :class:`~fastmmu.cache.description.CacheDescription`; a :class:`CacheHierarchy`: one
+        more CPU of its kind, on the same L3 and memory, coherent with all that are (caches.md §8), up to 64.
+    :raises ConfigError: an unknown preset, an impossible cache, a CPU too many. :raises OutOfMemoryError: no memory for
+        its sets.
 
     Threads: calls take turns. While :meth:`access` runs in another thread, those that change it are refused
     (PolicyError); counters can be read.
     """
 
     def __cinit__(self, description="skylake"):
-        d = self.description = described(description)
+        cdef CacheHierarchy other = description if isinstance(description, CacheHierarchy) else None
+        d = self.description = described(description) if other is None else other.description
         if d is None:
             raise ConfigError("CacheHierarchy(None): there is nothing to make; give a preset, as 'skylake'")
-        self.turns = Turns()
-        self.c = caches_new(NULL)
+        if other is not None and other.c.shared.cpus == MOST_CPUS:
+            raise ConfigError(f"CacheHierarchy(): {MOST_CPUS} CPUs share this L3 already; make another one")
+        self.turns = Turns() if other is None else other.turns
+        self.c = caches_new(NULL if other is None else other.c.shared)
         if self.c == NULL:
             raise OutOfMemoryError("no memory for the caches")
+        self.family = [] if other is None else other.family
+        self.family.append(self)
         cdef Caches *c = self.c
         for i, part in enumerate((d.l1d, d.l2, d.l3)):
             c.latency[i] = part.latency if part is not None else 0
@@ -56,16 +63,14 @@ cdef class CacheHierarchy:
         make_array(&c.l1d, d.l1d, False)
         make_array(&c.l1i, d.l1i, False)
         make_array(&c.l2, d.l2, "l2" in d.tables)
-        make_array(&c.shared.l3, d.l3, "l3" in d.tables)
         c.l1d.hot = <uint64_t *> zeroed(c.l1d.sets, 8)
         c.l1i.hot = <uint64_t *> zeroed(c.l1i.sets, 8)
-        c.shared.banks = d.memory.banks
-        c.shared.row_shift = (<int> d.memory.row_bytes.bit_length()) - 1
-        c.shared.open = <uint64_t *> zeroed(c.shared.banks, 8)
-        if c.l1d.hot == NULL or c.l1i.hot == NULL or c.shared.open == NULL:
+        if c.l1d.hot == NULL or c.l1i.hot == NULL:
             raise OutOfMemoryError("no memory for the caches")
-        c.shared.inclusive = d.l3 is not None and d.inclusion == "inclusive"
-        c.shared.exclusive = d.l3 is not None and d.inclusion == "exclusive"
+        if other is None:
+            make_shared(c.shared, d)
+        else:
+            c.map = other.c.map
         c.mark = K_MARK if d.tables else 0
         c.l2_inclusive = d.l2 is not None and d.l2_inclusive
         c.walks_l2 = d.walker == "l2"
@@ -75,17 +80,21 @@ cdef class CacheHierarchy:
         caches_free(self.c)
 
     def use_frames(self, text, nbytes, page=4096):
-        """From now on host-physical addresses lie in memory as ``Config(host_frames=text)`` says (docs/frames.md).
+        """From now on host-physical addresses lie in memory as ``Config(host_frames=text)`` says (docs/frames.md), for
+        all CPUs that share it.
 
         :param nbytes: of the host's memory. :param page: bytes of its pages, 4096 or 2097152, which stay whole.
         :raises ConfigError: a text that is none, another size of pages.
         """
         cdef Turn _turn = self.turns.alone()
+        cdef uint32_t i
         page, nbytes = whole("page", page), whole("nbytes", nbytes)
         if page not in (1 << 12, 1 << 21) or not 0 <= nbytes <= 1 << 52:
             raise ConfigError(f"page={shown(page)}, nbytes={shown(nbytes)}: pages are of 4096 or 2097152 bytes, memory "
                               "has at most 2**52")
         frame_map_init(&self.c.map, text, nbytes, 12 if page == 1 << 12 else 21)
+        for i in range(self.c.shared.cpus):
+            self.c.shared.cpu[i].map = self.c.map
 
     def access(self, hpa, op=None):
         """References, of 8 bytes or less each, one after the other.
@@ -206,7 +215,8 @@ cdef class CacheHierarchy:
 
         dict: "references" {cause: how many were found at each of `LEVELS`}, "cycles" {cause: cycles}, of causes that
         occurred; "walk_latency", tuples (low, high, walks) of latencies low..high; "walks", "walk_cycles"; "written"
-        {"l1", "l2", "l3": lines written back to the next level, "memory": to memory in all}.
+        {"l1", "l2", "l3": lines written back to the next level, "memory": to memory in all}; "invalidated", other CPUs
+        that lost a line to a write of this one, "supplied", lines that another CPU wrote back for this one.
         """
         cdef Turn _turn = self.turns.take()
         cdef CacheCounters *k = &self.c.c
@@ -219,6 +229,8 @@ cdef class CacheHierarchy:
             "walk_latency": walk_bins([k.walks[i] for i in range(128)]),
             "walks": sum([k.walks[i] for i in range(128)]),
             "walk_cycles": k.walk_cycles,
+            "invalidated": k.invalidated,
+            "supplied": k.supplied,
             "written": {name: k.written[i] for i, name in enumerate(("l1", "l2", "l3", "memory"))},
         }
 
@@ -264,6 +276,18 @@ cdef bint array_new(CacheArray *a, uint64_t sets, uint32_t ways, uint8_t policy,
         a.leaves *= 2
     a.base = <uint8_t *> zeroed(sets, a.stride)
     return a.base != NULL
+
+
+cdef int make_shared(CachesShared *m, object d) except -1:
+    make_array(&m.l3, d.l3, "l3" in d.tables)
+    m.banks = d.memory.banks
+    m.row_shift = (<int> d.memory.row_bytes.bit_length()) - 1
+    m.open = <uint64_t *> zeroed(m.banks, 8)
+    if m.open == NULL:
+        raise OutOfMemoryError("no memory for the open rows")
+    m.inclusive = d.l3 is not None and d.inclusion == "inclusive"
+    m.exclusive = d.l3 is not None and d.inclusion == "exclusive"
+    return 0
 
 
 cdef int make_array(CacheArray *a, object part, bint tables) except -1:

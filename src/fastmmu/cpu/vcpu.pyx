@@ -37,9 +37,8 @@ from fastmmu.tlb.lookup cimport (
 )
 
 cdef uint64_t HOST_PAGES = 0xFFFF888000000000ULL
-# Host-physical, above all machines: VMCS and structures of the first vCPU, pages of the VMM; and of further vCPUs.
-cdef uint64_t VMM_MEMORY = 0x3F0000000000ULL
-cdef uint64_t VMM_FURTHER = 0x3F8000000000ULL
+cdef uint64_t VMM_MEMORY = 0x3F0000000000ULL    # above all machines: VMCS, structures of a vCPU, pages of the VMM
+cdef uint64_t VMM_FURTHER = 0x3F8000000000ULL   # and of further vCPUs
 
 
 cdef void vcpu_derive(Vcpu *v) noexcept nogil:
@@ -253,20 +252,19 @@ cdef int leave_and_enter(Vcpu *v, uint32_t reason) noexcept nogil:
 
 
 cdef int handle_cached(Vcpu *v) noexcept nogil:
-    # the VMM's accesses go through the caches while it handles the exit
+    # the VMM's accesses go through the caches while it handles the exit, which may be within that of another vCPU
     cdef int action
+    cdef Caches *before = v.vmm_caches[0]
     v.vmm_caches[0] = v.caches
     action = v.handled(v)
-    v.vmm_caches[0] = NULL
+    v.vmm_caches[0] = before
     return action
 
 
 cdef void vcpu_use_caches(Vcpu *v, Caches *c, Caches **vmm) noexcept nogil:
-    v.caches = c
-    v.records = True
+    v.caches, v.records = c, True
     if v.guest:
-        v.vmm_caches = vmm
-        v.exit_touches = max(v.exit_touches, 1)
+        v.vmm_caches, v.exit_touches = vmm, max(v.exit_touches, 1)
         v.handled, v.handler = v.handler, handle_cached
 
 

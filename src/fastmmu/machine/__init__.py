@@ -9,6 +9,7 @@
     instructions, apic_port          its parts `machine.guest` and `machine.apic`: what a bare guest does
     machine, host                    `Machine`, which has the parts, and `Host`: several CPUs, several machines
     hosted, vcpus, ranges            what a host's machine may be; its vCPUs, ranges of memory, that come and go
+    shared_caches                    data caches of its CPUs, or of a system trace's
     guest_kernel, kernel_state       the kernel under a trace of user addresses, what it keeps
     kernel_memory, guest_ranges      its frames; ranges that it unmaps and protects, fork, copy on write
     host_blocks                      which 2 MB the host has as one page

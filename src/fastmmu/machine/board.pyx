@@ -113,9 +113,6 @@ cdef class Board:
             if config.mmu == "agile":
                 raise ConfigError('mmu="agile" is of a machine alone, with one CPU, not of a Host or of a trace of '
                                   'several CPUs; use mmu="ept" or "shadow"')
-            if config.caches is not None:
-                raise ConfigError(f"caches={config.caches!r}: data caches are simulated of a machine alone, with one "
-                                  "CPU, not of a Host or of a trace of several CPUs; leave them out")
             self.memory, self.origin, self.tlb, self.vpids, self.asids = checked_place(place)
             placed, more = placed_slots(slots, self.origin + host_bytes(config))
             if more > self.memory.mem.nbytes:
@@ -154,7 +151,7 @@ cdef class Board:
             self._init_apic(self.loop)
         if config.exit_log:
             self.exits = ring_of(self.vcpu, config.exit_log)
-        if config.caches is not None:
+        if config.caches is not None and place is None:     # those of a Host are its own
             self.caches = CacheHierarchy(config.cache_description)
             self.caches.use_frames(config.host_frames, self.memory.mem.nbytes, config.backing_bytes)
             vcpu_use_caches(self.v, self.caches.c, &self.kvm.mmu.caches)

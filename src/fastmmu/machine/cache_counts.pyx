@@ -1,8 +1,11 @@
 """What the data caches of a machine have counted, as numbers by name.
 
 Names: CAUSE_LEVEL, references of a cause that were found at a level; CAUSE_cycles; walks_N, walks of a latency
-in the bin that begins with N; walk_cycles; latency_LEVEL. Those that are 0 are left out, but for latencies.
+in the bin that begins with N; walk_cycles; latency_LEVEL; invalidated, supplied. Those that are 0 are left out, but for
+latencies. CPUs that share an L3 are counted together.
 """
+
+from libc.stdint cimport uint32_t, uint64_t
 
 from fastmmu.cache.hierarchy cimport FOUND, WALK_BINS, CacheCounters, Caches
 from fastmmu.cache.hierarchy_py cimport cycles_of
@@ -22,20 +25,34 @@ def cache_counts(Machine machine not None):
 
 
 cdef dict counts_of(const Caches *caches):
-    cdef const CacheCounters *c = &caches.c
-    cdef int cause, level, i
+    # of all CPUs that share its memory
+    cdef uint32_t cpu
+    cdef int level
     found = {}
-    for cause, name in CAUSE_NAMES.items():
-        for level in range(FOUND):
-            if c.found[cause][level]:
-                found[f"{name}_{LEVELS[level]}"] = c.found[cause][level]
-        if cycles_of(caches, cause):
-            found[f"{name}_cycles"] = cycles_of(caches, cause)
-    for i in range(WALK_BINS):
-        if c.walks[i]:
-            found[f"walks_{walk_bin_edges(i)[0]}"] = c.walks[i]
-    if c.walk_cycles:
-        found["walk_cycles"] = c.walk_cycles
+    for cpu in range(caches.shared.cpus):
+        add_counts(found, caches.shared.cpu[cpu])
     for level in range(FOUND):
         found[f"latency_{LEVELS[level]}"] = caches.latency[level]
     return found
+
+
+cdef int add_counts(dict found, const Caches *caches) except -1:
+    cdef const CacheCounters *c = &caches.c
+    cdef int cause, level, i
+    for cause, name in CAUSE_NAMES.items():
+        for level in range(FOUND):
+            add(found, f"{name}_{LEVELS[level]}", c.found[cause][level])
+        add(found, f"{name}_cycles", cycles_of(caches, cause))
+    for i in range(WALK_BINS):
+        if c.walks[i]:
+            add(found, f"walks_{walk_bin_edges(i)[0]}", c.walks[i])
+    add(found, "walk_cycles", c.walk_cycles)
+    add(found, "invalidated", c.invalidated)
+    add(found, "supplied", c.supplied)
+    return 0
+
+
+cdef int add(dict found, str name, uint64_t n) except -1:
+    if n:
+        found[name] = found.get(name, 0) + n
+    return 0

@@ -15,6 +15,7 @@ CAUSES = {"data": "data beyond the first cache", "vmm_memory": "the VMM's memory
 """Causes of cost that there are with data caches alone: no counter has their price, but latencies (costs.py)."""
 
 _LATENCY = "latency_"
+_SHARING = ("invalidated", "supplied")
 _BINS = 124  # the last begins below 2**32
 
 
@@ -30,7 +31,9 @@ class CacheResult:
     ``ept1.2``, of the EPT: the entry of level 2 on the way to the guest's table of level 1, of ``ept0.2`` to the data.
     A and D flags that a walk sets are references of the entry's cause. A reference is a cache line.
     ``cycles``: cause -> latency in all. ``walk_latency``: (low, high, walks) of a histogram, low <= cycles <= high.
-    ``walks``: walks; ``walk_cycles``: what they took in all. ``latency``: cycles of each level.
+    ``walks``: walks; ``walk_cycles``: what they took in all. ``latency``: cycles of each level. Of several CPUs all are
+    counted together; ``invalidated``: times that a CPU lost a line to a write of another one, ``supplied``: lines that
+    a CPU wrote back for another one.
 
     Threads: a result, which nothing changes; share it.
     """
@@ -40,6 +43,8 @@ class CacheResult:
     walk_latency: tuple[tuple[int, int, int], ...]
     walk_cycles: int
     latency: tuple[int, ...]
+    invalidated: int = 0
+    supplied: int = 0
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -77,6 +82,8 @@ class CacheResult:
             "walk_cycles": self.walk_cycles,
             "walk_latency": [list(row) for row in self.walk_latency],
             "latency": list(self.latency),
+            "invalidated": self.invalidated,
+            "supplied": self.supplied,
         }
 
     @classmethod
@@ -88,6 +95,8 @@ class CacheResult:
             walk_latency=tuple((int(low), int(high), int(n)) for low, high, n in found["walk_latency"]),
             walk_cycles=int(found["walk_cycles"]),
             latency=tuple(int(n) for n in found["latency"]),
+            invalidated=int(found.get("invalidated", 0)),
+            supplied=int(found.get("supplied", 0)),
         )
 
     def counts(self) -> dict[str, int]:
@@ -101,6 +110,7 @@ class CacheResult:
         found |= {f"{cause}_cycles": n for cause, n in self.cycles.items()}
         found |= {f"walks_{low}": n for low, _, n in self.walk_latency}
         found["walk_cycles"] = self.walk_cycles
+        found |= {name: n for name in _SHARING if (n := getattr(self, name))}
         return found | {f"{_LATENCY}{level}": n for level, n in zip(LEVELS, self.latency, strict=True)}
 
     @classmethod
@@ -119,7 +129,8 @@ class CacheResult:
             if n := found.get(f"walks_{low}", 0):
                 walks.append((low, high, n))
         latency = tuple(found.get(f"{_LATENCY}{level}", 0) for level in LEVELS)
-        return cls(references, cycles, tuple(walks), found.get("walk_cycles", 0), latency)
+        sharing = {name: found.get(name, 0) for name in _SHARING}
+        return cls(references, cycles, tuple(walks), found.get("walk_cycles", 0), latency, **sharing)
 
 
 def caches_sum(parts: Sequence[CacheResult | None]) -> CacheResult | None:

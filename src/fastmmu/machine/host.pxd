@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from fastmmu.cpu.interrupts cimport Interrupts
 from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.vpid_py cimport VpidAllocator
 from fastmmu.machine.board cimport Board
@@ -41,9 +42,24 @@ cdef struct Past:               # of machines and vCPUs that have ended
     uint64_t remote_flushes, flush_requests, ipis
     uint64_t interprocessor, kicks, notifications
 
+cdef inline void add_interrupts(Past *p, const Interrupts *irq) noexcept nogil:
+    if irq != NULL:
+        p.interprocessor += irq.c.ipis
+        p.kicks += irq.c.kicks
+        p.notifications += irq.c.notifications
+
+
+cdef inline void add_flushes(Past *p, Board b):
+    p.remote_flushes += b.kvm.remote_flushes
+    p.flush_requests += b.kvm.flush_requests
+    p.ipis += b.kvm.ipis
+
+
 cdef class Host:
     cdef readonly PhysicalMemory memory
     cdef readonly tuple cpus
+    cdef readonly tuple caches  # CacheHierarchy of each physical CPU, or ()
+    cdef object first           # Config whose TLB and caches these are
     cdef Turns turns            # of all of them: one physical CPU runs at a time
     cdef object ranges          # of memory
     cdef list omit              # flushes that every VMM leaves out

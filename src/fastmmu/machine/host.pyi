@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmmu.cache import CacheHierarchy
 from fastmmu.kvm.asid_py import AsidAllocator
 from fastmmu.machine.apic_port import Delivered
 from fastmmu.machine.config import Config
@@ -19,6 +20,7 @@ from fastmmu.tlb.tlb import TLB
 class Host:
     memory: PhysicalMemory
     cpus: tuple[TLB, ...]
+    caches: tuple[CacheHierarchy, ...]
     asids: AsidAllocator
     def __init__(
         self,

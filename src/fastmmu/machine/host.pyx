@@ -14,6 +14,7 @@ from fastmmu.machine.events cimport Run
 from fastmmu.machine.guest_kernel cimport kernel_idle, kernel_switch
 from fastmmu.machine.layout cimport all_slots, machine_bytes
 from fastmmu.machine.machine cimport Machine
+from fastmmu.machine.shared_caches cimport caches_here, caches_of_cpus, caches_under, check_same
 from fastmmu.machine.vcpus cimport vcpu_add, vcpu_remove, vcpus_begin, vcpus_end, vcpus_with_pdptes
 from fastmmu.paging.state cimport GuestState
 from fastmmu.tlb.lookup cimport Tlb, TlbCounters
@@ -56,6 +57,9 @@ cdef class Host:
     notification vector without an exit (APICv); one that waits for a CPU at its next VM entry. Timers go by the
     accesses of all vCPUs of the machine.
 
+    With ``Config(caches=)``, the same of all machines, each physical CPU has L1 and L2 of its own, all share L3 and
+    memory (caches.md §8): ``caches``, a :class:`~fastmmu.cache.CacheHierarchy` of each.
+
     :param vms: a :class:`Config` for each machine at the start, or (Config, number of vCPUs). The TLB is the first's.
         A native one has the host for itself: its CPUs are the host's, by number, and none stands still.
     :param cpus: number of physical CPUs; None: those of the first's ``topology``, or 1.
@@ -76,7 +80,7 @@ cdef class Host:
 
     def __cinit__(self):
         self.vpids = VpidAllocator()
-        self.cpus = ()
+        self.cpus = self.caches = ()
         self.hosted, self.vcpu, self.last, self.occupant, self.omit = {}, {}, {}, [], []
         self.turns = Turns()
 
@@ -99,6 +103,8 @@ cdef class Host:
             chosen[0][0].vendor
         for tlb in (*self.cpus, self.spare):
             (<TLB> tlb).turns = self.turns
+        self.first = chosen[0][0]
+        self.caches = caches_of_cpus(self.first, len(tlbs), self.memory.mem.nbytes, self.turns)
         self.occupant = [None] * len(tlbs)
         for config, count in chosen:
             self._add(config, count, policy, kernel, state, [])
@@ -129,6 +135,7 @@ cdef class Host:
         cdef _Hosted vm = _Hosted()
         cdef Machine m
         check_vendor(config, self.vendor)
+        check_same(config, self.first)
         vm.nbytes = machine_bytes(config, all_slots(config, kernel, slots))
         origin = self.ranges.take(vm.nbytes)
         if origin is None:
@@ -149,6 +156,8 @@ cdef class Host:
             m.board.cpus = self.cpus
             m.board.tlb = self.cpus[0]
             m.board.v.tlb = (<TLB> self.cpus[0]).t
+            if self.caches:
+                caches_under(m.board, self.caches[0])
             vcpus_begin(m.board)
             self._new_vcpu(vm, m.board.loop)
             for _ in range(1, count):
@@ -221,11 +230,7 @@ cdef class Host:
                 vcpu_remove(vm.board, s.run)
 
     cdef int _ended(self, _HostVcpu s) except -1:
-        cdef Interrupts *irq = s.run.vcpu.irq
-        if irq != NULL:
-            self.past.interprocessor += irq.c.ipis
-            self.past.kicks += irq.c.kicks
-            self.past.notifications += irq.c.notifications
+        add_interrupts(&self.past, s.run.vcpu.irq)
         self.last[s.number] = s.vm.board._counters(s.run, &s.counted)
         if len(self.last) > _LAST:
             del self.last[next(iter(self.last))]
@@ -245,9 +250,7 @@ cdef class Host:
                         self._leave_cpu(s) if ends else self._ended(s)
                     except BaseException as error:
                         raised = error
-            self.past.remote_flushes += vm.board.kvm.remote_flushes
-            self.past.flush_requests += vm.board.kvm.flush_requests
-            self.past.ipis += vm.board.kvm.ipis
+            add_flushes(&self.past, vm.board)
             vcpus_end(vm.board)
         self.memory.forget(vm.origin, vm.nbytes)
         self.ranges.give(vm.origin, vm.nbytes)
@@ -291,6 +294,8 @@ cdef class Host:
         b._load(s.run)
         b.tlb = tlb
         b.v.tlb = tlb.t
+        if self.caches:
+            caches_here(b, self.caches[cpu], s.number)
         if not b.v.guest:
             b.vcpu.mode, b.vcpu.pcpu = IN_GUEST_MODE, cpu
             vcpu_derive(b.v)
@@ -462,19 +467,12 @@ cdef class Host:
         cdef Turn _turn = self.turns.take()
         cdef _HostVcpu s
         cdef _Hosted vm
-        cdef Interrupts *irq
-        found = {"migrations": self.migrations, "switches": self.switches, "vpids": self.vpids.map.used, **self.past}
+        cdef Past found = self.past
         for s in self.vcpu.values():
-            irq = s.run.vcpu.irq
-            if irq != NULL:
-                found["interprocessor"] += irq.c.ipis
-                found["kicks"] += irq.c.kicks
-                found["notifications"] += irq.c.notifications
+            add_interrupts(&found, s.run.vcpu.irq)
         for vm in self.hosted.values():
-            found["remote_flushes"] += vm.board.kvm.remote_flushes
-            found["flush_requests"] += vm.board.kvm.flush_requests
-            found["ipis"] += vm.board.kvm.ipis
-        return found
+            add_flushes(&found, vm.board)
+        return {"migrations": self.migrations, "switches": self.switches, "vpids": self.vpids.map.used, **found}
 
     @property
     def machines(self):

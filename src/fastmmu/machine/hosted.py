@@ -82,6 +82,15 @@ def check_fits(config: Config, count: int, alone: bool = False) -> None:
         )
 
 
+def check_priced(config: Config, what: str) -> None:
+    """May vCPUs of this configuration be priced one by one? Data caches count by physical CPU."""
+    if config.caches is not None:
+        raise ConfigError(
+            f"caches={config.caches!r}: {what} prices each vCPU, and data caches count by physical CPU "
+            "(Host.caches); leave them out, or run a Host"
+        )
+
+
 def check_vendor(config: Config, vendor: str) -> None:
     """May a machine be of a host whose processors are of this vendor?"""
     if config.vendor != vendor:

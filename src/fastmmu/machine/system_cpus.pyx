@@ -7,6 +7,7 @@ from fastmmu.machine.board cimport Board
 from fastmmu.machine.host cimport Host, _HostVcpu
 from fastmmu.machine.layout cimport host_bytes
 from fastmmu.machine.machine cimport Machine
+from fastmmu.machine.shared_caches cimport caches_of_cpus, caches_under
 from fastmmu.machine.vcpus cimport vcpu_set_registers
 from fastmmu.kvm.asid_py cimport AsidAllocator
 from fastmmu.kvm.vpid_py cimport VpidAllocator
@@ -48,16 +49,21 @@ cdef class SystemCpus:
     def _native(self, config, policy):
         cdef uint64_t nbytes = host_bytes(config)
         cdef TLB tlb
-        cdef Turns turns = None
-        memory = PhysicalMemory(nbytes + 0x1FFFFF & ~<uint64_t> 0x1FFFFF)
+        cdef Turns turns
+        cdef PhysicalMemory memory = PhysicalMemory(nbytes + 0x1FFFFF & ~<uint64_t> 0x1FFFFF)
         vpids, asids = VpidAllocator(), AsidAllocator()     # natively nobody asks for any
+        cdef Machine machine
         machines = []
-        for state, tlb in zip(self.states, tlbs_of(config, len(self.states)), strict=True):
-            if turns is None:
-                turns = tlb.turns
+        tlbs = tlbs_of(config, len(self.states))
+        turns = (<TLB> tlbs[0]).turns
+        caches = caches_of_cpus(config, len(tlbs), memory.mem.nbytes, turns) or (None,) * len(tlbs)
+        for state, tlb, own in zip(self.states, tlbs, caches, strict=True):
             tlb.turns = turns
-            machines.append(Machine(config, policy=policy, guest_kernel=False, state=state,
-                                    place=(memory, 0, tlb, vpids, asids)))
+            machine = Machine(config, policy=policy, guest_kernel=False, state=state,
+                              place=(memory, 0, tlb, vpids, asids))
+            if own is not None:
+                caches_under(machine.board, own)
+            machines.append(machine)
         self.machines = tuple(machines)
 
     def _hosted(self, config, policy):

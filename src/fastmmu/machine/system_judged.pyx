@@ -13,6 +13,7 @@ from fastmmu.cpu.may_hold cimport (
 )
 from fastmmu.cpu.stale cimport Detector, stale_forgive
 from fastmmu.cpu.vcpu cimport DONE_ABORT, DONE_EMULATED, DONE_OK, DONE_PF, Vcpu, vcpu_access, vcpu_slow
+from fastmmu.machine.events_cached cimport access_cached
 from fastmmu.machine.records cimport (
     REC_AC, REC_CR3, REC_DATA, REC_EXCEPTION, REC_INITIAL, REC_INVLPG, REC_INVPCID, REC_PKRU, REC_WALK, REC_WALKED,
     REC_X, access_fault, record_fault,
@@ -102,6 +103,8 @@ cdef int judged_access(Replay *p, uint64_t record, const Record *r, int acc, con
     else:
         v.c.ops[acc] += 1
     outcome = carry_out(p, r, acc, user, &got)
+    if v.caches != NULL and outcome == DONE_OK and r.op != REC_WALK:
+        access_cached(v, got + p.guest_base, r.lin, r.size, acc)
     if outcome == DONE_ABORT:
         return STOP_ABORT
     if outcome > DONE_PF:

@@ -14,15 +14,19 @@ LEVELS = ("l1", "l2", "l3", "row", "dram")
 
 
 class Hierarchy:
-    """:param description: what :class:`fastmmu.cache.description.CacheDescription` says."""
+    """:param description: what :class:`fastmmu.cache.description.CacheDescription` says. :param beside: another CPU,
+    whose L3 and memory this one shares."""
 
-    def __init__(self, description: Any) -> None:
+    def __init__(self, description: Any, beside: Hierarchy | None = None) -> None:
         d = self.description = description
         self.l1d, self.l1i = Cache(d.l1d), Cache(d.l1i)
         self.l2 = Cache(d.l2, tables="l2" in d.tables) if d.l2 else None
-        self.l3 = Cache(d.l3, tables="l3" in d.tables) if d.l3 else None
         self.inclusion = d.inclusion if d.l3 else "neither"
-        self.open: dict[int, int] = {}
+        self.l3: Cache | None = beside.l3 if beside else Cache(d.l3, tables="l3" in d.tables) if d.l3 else None
+        self.open: dict[int, int] = beside.open if beside else {}
+        self.cpus: list[Hierarchy] = beside.cpus if beside else []
+        self.cpus.append(self)
+        self.invalidated = self.supplied = 0
         self.found: Counter[tuple[str, str]] = Counter()
         self.cycles: Counter[str] = Counter()
         self.walks: list[int] = []
@@ -49,8 +53,8 @@ class Hierarchy:
         if gone is None:
             return
         if self.inclusion == "inclusive":
-            for cache in (self.l2, self.l1d, self.l1i):
-                above = cache.take(gone.number) if cache else None
+            for cpu in self.cpus:
+                above = cpu._lose(gone.number)
                 gone.dirty |= above is not None and above.dirty
         if gone.dirty:
             self.written["l3"] += 1
@@ -87,11 +91,57 @@ class Hierarchy:
             below = self.l3.take(gone.number) if self.l3 and self.inclusion == "exclusive" else None
             self._fill_l2(Line(gone.number, True, gone.mark or (below is not None and below.mark)))
 
+    # ---- several CPUs (§8) ------------------------------------------------------------------------------------------
+
+    def _lose(self, number: int) -> Line | None:
+        """The line leaves all that is this CPU's own; what it was, None: it was nowhere."""
+        found = [line for cache in (self.l1d, self.l1i, self.l2) if cache and (line := cache.take(number))]
+        if not found:
+            return None
+        return Line(number, any(line.dirty for line in found), any(line.mark for line in found))
+
+    def _clean(self, number: int) -> Line | None:
+        """The line is dirty here no more; what it was, None: it was not dirty."""
+        found = [line for cache in (self.l1d, self.l2) if cache and (line := cache.peek(number))]
+        if not any(line.dirty for line in found):
+            return None
+        for line in found:
+            line.dirty = False
+        return Line(number, True, any(line.mark for line in found))
+
+    def _supply(self, line: Line) -> None:
+        self.supplied += 1
+        self.written["l2"] += 1
+        self._below_l2(line)
+
+    def _claim(self, number: int) -> bool:
+        """Before a write: all others lose the line. One of them had it."""
+        own = self.l1d.peek(number)
+        if own and own.dirty:
+            return False
+        before = self.invalidated
+        for cpu in self.cpus:
+            if cpu is not self and (line := cpu._lose(number)):
+                self.invalidated += 1
+                if line.dirty:
+                    self._supply(line)
+        return self.invalidated > before
+
+    def _ask(self, number: int) -> None:
+        """Before a read that goes to L3: who has the line dirty writes it back."""
+        for cpu in self.cpus:
+            if cpu is not self and (line := cpu._clean(number)):
+                self._supply(line)
+
     # ---- one reference (§3) ------------------------------------------------------------------------------------
 
     def use(self, hpa: int, access: str = "r", cause: str = "read") -> str:
         """The level where it is found. `access`: "r", "w", "rw" or "x"."""
-        level = self._use(hpa // 64, access, cause.startswith(("guest", "ept")))
+        number, writes = hpa // 64, access in ("w", "rw")
+        claimed = writes and self._claim(number)
+        level = self._use(number, access, cause.startswith(("guest", "ept")))
+        if claimed and self.l3 is not None and level in ("l1", "l2"):
+            level = "l3"
         self.found[cause, level] += 1
         self.cycles[cause] += self.latency(level)
         return level
@@ -117,6 +167,8 @@ class Hierarchy:
         if self.l2 is not None and self.l2.use(number, dirty=written("l2"), mark=mark):
             found = "l2"
         else:
+            if not writes:
+                self._ask(number)
             line = Line(number, written("l2"), mark)
             found = self._behind_l2(line, takes, Line(number, written("l3"), mark))
             if takes["l2"]:

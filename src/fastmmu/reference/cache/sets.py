@@ -136,6 +136,10 @@ class Cache:
         self.policy[where].fill(way)
         return gone
 
+    def peek(self, number: int) -> Line | None:
+        """The line, if it is held; no use of it."""
+        return next((line for _, _, line in self.lines() if line.number == number), None)
+
     def take(self, number: int) -> Line | None:
         """The line leaves."""
         where, way = self._at(number)

@@ -15,6 +15,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.host import Host
+from fastmmu.machine.hosted import check_priced
 from fastmmu.machine.result import Result
 from fastmmu.ops import Op
 from fastmmu.trace import Trace
@@ -134,6 +135,8 @@ def consolidate(
     if not traces or len(configs) != len(traces) or quantum < 1:
         raise ConfigError(f"{len(traces)} traces, {len(configs)} configurations, turns of {quantum} events; give a "
                           "configuration for each trace and at least one event a turn")  # fmt: skip
+    for each in configs:
+        check_priced(each, "consolidation")
     identities = [identified(trace) for trace in traces]
     host = Host([(configs[0], len(traces))] if one_machine else configs, cpus=cpus)
     cpus = len(host.cpus)

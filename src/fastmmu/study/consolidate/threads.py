@@ -15,7 +15,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.host import Host
-from fastmmu.machine.hosted import count_of
+from fastmmu.machine.hosted import check_priced, count_of
 from fastmmu.machine.result import Result
 from fastmmu.ops import Op
 from fastmmu.study.consolidate.run import Consolidation, _Program
@@ -179,16 +179,20 @@ def run_threads(
             f"quantum={quantum}, migrate={migrate}, seed={seed}: give at least one event a turn, a chance of 0..1, and "
             "a seed where threads move by chance"
         )
+    check_priced(config, "a run of threads")
     host = Host([(config, n_vcpus)], cpus=n_vcpus if own_cpus else cpus, omit=list(omit))
     random = None if seed is None else Random(seed)
     schedule = _Schedule(threads, n_vcpus, len(host.cpus), quantum, random, migrate, native)
     there: dict[int, int] = {}  # process that runs on a vCPU
     ran: list[dict[str, None]] = [{} for _ in range(n_vcpus)]
-    seconds, done, interrupted = [0.0] * n_vcpus, 0, False
+    seconds, begun, done, interrupted = [0.0] * n_vcpus, [0] * n_vcpus, 0, False
+    counts = all(thread.program.counts for thread in threads)  # instructions, of all that runs on a vCPU
     try:
         for cpu, vcpu, thread, events in schedule.turns():
             begin = time.perf_counter()
+            before = thread.program.instructions
             done += _turn(host, cpu, vcpu, thread, events, there)
+            begun[vcpu] += thread.program.instructions - before
             ran[vcpu][thread.trace.name] = None
             if thread.program.ended and len(schedule.queue[vcpu]) == 1:
                 host.idle(vcpu)
@@ -202,7 +206,16 @@ def run_threads(
     model = costs or CostModel.load()
     return Threaded(
         results=tuple(
-            _result(host, vcpu, " + ".join(ran[vcpu]), config, model, seconds[vcpu], not interrupted)
+            _result(
+                host,
+                vcpu,
+                " + ".join(ran[vcpu]),
+                config,
+                model,
+                seconds[vcpu],
+                not interrupted,
+                begun[vcpu] if counts else None,
+            )
             for vcpu in range(n_vcpus)
         ),
         totals=host.totals(),
@@ -265,9 +278,18 @@ def _turn(host: Host, cpu: int, vcpu: int, thread: _Thread, events: int, there: 
 
 
 def _result(
-    host: Host, vcpu: int, name: str, config: Config, costs: CostModel, seconds: float, complete: bool
+    host: Host,
+    vcpu: int,
+    name: str,
+    config: Config,
+    costs: CostModel,
+    seconds: float,
+    complete: bool,
+    instructions: int | None,
 ) -> Result:
     counters = host.counters(vcpu)
+    if instructions is not None:
+        counters["instructions"] = instructions
     by_cause = cycles(counters, config, costs)
     return Result(
         config=config,

@@ -22,6 +22,7 @@ from fastmmu.errors import ConfigError
 from fastmmu.machine.config import Config
 from fastmmu.machine.costs import CostModel, cycles
 from fastmmu.machine.host import Host
+from fastmmu.machine.hosted import check_priced
 from fastmmu.machine.identity import UNKNOWN, Origin
 from fastmmu.machine.side_by_side import block_bytes
 from fastmmu.ops import LAST_ACCESS, Op
@@ -231,6 +232,7 @@ def _point(
     trace: Identified, method: str, config: Config, n: int, deal: _Deal, costs: CostModel
 ) -> Lane[ShootdownPoint]:
     cpus = n if config.mmu == "native" else -(-n // deal.overcommit)
+    check_priced(config, "a study of shootdowns")
     host = Host([(config, n)], cpus=cpus)
     threads = _Threads(host, n, deal)
     while (block := (yield False)) is not None:
