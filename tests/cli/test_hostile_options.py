@@ -39,7 +39,7 @@ LINES = {
     "kvm-log": f"kvm-log {DATA / 'kvm_logs/perf.txt'} --policies 4k,2m-log",
     "diff": "diff {out}/a.csv {out}/a.csv",
     "sweep": "sweep {out}/study.toml --executor threads:1",
-    "study": "study agile-paging",
+    "study": "study two-dimensional-walk",
     "report": "report {out}/a.json -o {out}/r.html",
 }
 VALUES = ["", " ", "0", "1", "-1", "2", "3", "64", "4095", "65536", "1e9", "nan", "inf", "-inf", "1e-300", "1e308",

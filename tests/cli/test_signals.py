@@ -73,7 +73,7 @@ COMMANDS = {
     "diff": Command("diff {first} {second}"),
     "sweep": Command("sweep {study} --executor threads:2 --results {out}/r.results"),
     "sweep --executor": Command("sweep {study} --executor processes:2 --results {out}/r.results"),
-    "study": Command(f"study agile-paging two-dimensional-walk {FILES}", distinct("study"), 2),
+    "study": Command(f"study tpr two-dimensional-walk {FILES}", distinct("study"), 2),
     "report": Command("report {results} -o {out}/r.html"),
     "walk": Command("walk --json {out}/r.json"),
     "maps": Command("maps {image} --cr3 1000"),

@@ -42,7 +42,7 @@ LINES = {
     "diff": "diff {csv} {csv}",
     "report": "report {results} -o {results}.html",
     "sweep": "sweep {study} --executor threads:1",
-    "study": "study agile-paging",
+    "study": "study two-dimensional-walk",
     "trace": f"trace info {TRUE}",
     "--help": "--help",
     "--version": "--version",

@@ -9,8 +9,8 @@ table of a level, and from there on the guest's, each of them translated by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -159,12 +159,6 @@ def walked(said: Walks) -> dict[str, float]:
 
 def _references(world: _World, address: int, leads: int) -> tuple[int, int]:
     """References of a walk: to the guest's (or the shadow) tables, to the EPT."""
-    kinds = list(_kinds(world, address, leads))
-    return kinds.count(False), kinds.count(True)
-
-
-def _kinds(world: _World, address: int, leads: int) -> Iterator[bool]:
-    """Of each reference whether it is to the EPT."""
     said = world.said
     if said.switch is None:
         found = walk(world.memory, world.state, address, eptp=world.eptp)
@@ -174,11 +168,8 @@ def _kinds(world: _World, address: int, leads: int) -> Iterator[bool]:
         found, nested = walk_switched(world.memory, world.state, address, shadow=root, eptp=world.eptp)
         if nested != said.switch:
             raise StudyError(f"a walk of {found.la:#x} switches to {nested} levels of the guest's, not {said.switch}")
-    yield from (step["kind"] == StepKind.EPT for step in _entries(_arriving(found, leads)))
-
-
-def _entries(found: WalkResult) -> list[Any]:
-    return [step for step in found.steps if step["kind"] in (StepKind.GUEST, StepKind.EPT)]
+    kinds = np.asarray(_arriving(found, leads).steps["kind"]).tolist()
+    return kinds.count(int(StepKind.GUEST)), kinds.count(int(StepKind.EPT))
 
 
 def _arriving(found: WalkResult, leads: int) -> WalkResult:
