@@ -169,6 +169,17 @@ def test_exits_touch_the_memory_of_the_vmm() -> None:
     assert sum(found_of(machine).at("vmm")) - before == 32
 
 
+def test_the_vmm_of_agile_paging_touches_what_that_of_nested_paging_does() -> None:
+    """Where all of the guest's tables are walked nested from the beginning."""
+    trace = np.arange(0, 1 << 22, 64, dtype=np.uint64)
+    configs = Config(mmu="ept", memory="64M"), Config(mmu="agile", agile="begin=nested back=never", memory="64M")
+    nested, agile = (simulate(trace, config.replace(caches="skylake")) for config in configs)
+    assert nested.caches is not None
+    assert agile.caches is not None
+    assert agile.counters["vm_exits"] == nested.counters["vm_exits"] > 1000
+    assert agile.caches.at("vmm") == nested.caches.at("vmm")
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_system_traces(scheme: str) -> None:
     trace: Any = read_trace(Path(__file__).parents[1] / "data/systems/mm.rec.xz")

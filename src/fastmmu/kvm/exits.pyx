@@ -41,6 +41,8 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     if v.ept.pml_index != NULL:
         kvm_drain(vcpu)
     kvm_entered(kvm)
+    if kvm.agile != NULL:
+        kvm.agile.ept.caches = kvm.mmu.caches
     modes_save(vcpu)
     if vcpu.irq != NULL:
         kvm_apic_begin(vcpu.irq)
@@ -49,8 +51,10 @@ cdef int kvm_handle(Vcpu *v) noexcept nogil:
     else:
         action = kvm_default(vcpu)
     kvm_log_end(vcpu)
-    if kvm.agile != NULL and kvm_agile_exit(vcpu):
-        action = ACT_ABORT
+    if kvm.agile != NULL:
+        if kvm_agile_exit(vcpu):
+            action = ACT_ABORT
+        kvm.agile.ept.caches = NULL
     kvm_serve_requests(vcpu)
     read_full_ring(vcpu)
     if vcpu.irq != NULL:
