@@ -273,9 +273,11 @@ def test_a_table_that_is_written_stays() -> None:
     assert machine.counters()["agile_to_shadow"] == 0
 
 
-def test_no_translation_outlives_a_switch() -> None:
-    """Every use of the TLB, compared with memory."""
+@pytest.mark.parametrize("omitted", [[], ["tables"]], ids=["all", "none"])
+def test_no_translation_outlives_a_switch(omitted: list[str]) -> None:
+    """Every use of the TLB, compared with memory; where the VMM leaves its flushes out, some are stale."""
     machine = machine_of("writes=2 interval=40", find_missing_flushes=True)
+    machine.vmm.omit = omitted
     for index in range(200):
         for la in (0, 0x20_0000, window(OTHER), window(PT)):
             machine.access(la, "rw" if index % 3 else "r")
@@ -283,7 +285,8 @@ def test_no_translation_outlives_a_switch() -> None:
         if index % 7 == 0:
             machine.mov_cr3(ROOT)
     counters = machine.counters()
-    assert counters["stale_uses"] == 0 < counters["uses_compared"]
+    assert (counters["stale_uses"] > 0) == bool(omitted)
+    assert counters["uses_compared"] > 0
     assert counters["agile_to_nested"] > 0
 
 
