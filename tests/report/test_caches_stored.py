@@ -58,4 +58,4 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["run", trace, "--caches", "skylark"]) == 2
     assert "did you mean skylake" in capsys.readouterr().err
     assert main(["host", trace, "--memory", "128M", "--caches", "skylake"]) == 2
-    assert "data caches are simulated of a machine alone" in capsys.readouterr().err
+    assert "data caches count by physical CPU" in capsys.readouterr().err

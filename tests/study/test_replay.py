@@ -43,6 +43,9 @@ def test_a_linux_on_amd(path: Path) -> None:
         if r.scheme == "EPT, logged by PML":
             assert r.found is None
             continue
+        if r.scheme.startswith("agile"):
+            assert "does not go with vendor='amd'" in r.why
+            continue
         assert r.found is not None
         assert r.found.wrong == 0, (r.scheme, r.found.line(), r.found.examples)
         exits = r.counters.get("exits_by_reason", {})

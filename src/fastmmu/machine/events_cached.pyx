@@ -3,6 +3,7 @@ so that a run without caches does nothing for them."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from fastmmu.arch.bits cimport ONES
 from fastmmu.arch.ops cimport LAST_ACCESS
 from fastmmu.arch.types cimport ACC_R, ACC_X
 from fastmmu.cache.frame_map cimport FrameMap, frame_map_apply
@@ -15,8 +16,6 @@ from fastmmu.machine.op_counts cimport count_ops
 from fastmmu.paging.quick_walk cimport Quick, quick_begin
 from fastmmu.tlb.held cimport MISSED, Held, held_begin, held_first, held_second
 from fastmmu.tlb.lookup cimport tlb_pa
-
-cdef uint64_t NONE = ~(<uint64_t> 0)
 
 
 cdef void access_cached(Vcpu *v, uint64_t hpa, uint64_t la, uint32_t nbytes, int acc) noexcept nogil:
@@ -43,7 +42,7 @@ cdef uint64_t run_held_cached(Vcpu *v, const uint8_t *op, const uint8_t *size, c
     cdef uint8_t fetches = v.tlb.port[<int> ACC_X].l1 != v.tlb.port[<int> ACC_R].l1
     cdef int o, port
     found[0] = 0
-    same[0] = same[1] = NONE
+    same[0] = same[1] = ONES
     for o in range(LAST_ACCESS + 1):
         held_begin(&h[o], v.tlb, o, True)
         hot_begin(&hot[o], c, o)
@@ -63,7 +62,7 @@ cdef uint64_t run_held_cached(Vcpu *v, const uint8_t *op, const uint8_t *size, c
             break
         value = held_first(&h[o], la)
         if not value:
-            same[0] = same[1] = NONE
+            same[0] = same[1] = ONES
             value = held_second(v.tlb, &h[o], la)
         if need[o] & ~value:            # some of it where the value is 0 or MISSED
             if value == MISSED and q.on:
@@ -77,11 +76,11 @@ cdef uint64_t run_held_cached(Vcpu *v, const uint8_t *op, const uint8_t *size, c
         if (la & 63) + size[i] > 64:
             c.c.found[cause_of(o)][0] -= 1
             caches_lines(c, hpa, size[i], o, cause_of(o))
-            same[0] = same[1] = NONE
+            same[0] = same[1] = ONES
         elif not hot_holds(&hot[o], frame_map_apply(map, hpa) if map != NULL else hpa):
             c.c.found[cause_of(o)][0] -= 1
             if caches_find(c, hpa, o, cause_of(o)) != FOUND_L1:
-                same[0] = same[1] = NONE
+                same[0] = same[1] = ONES
         if out != NULL:
             out[i] = hpa - guest_base
         i += 1
