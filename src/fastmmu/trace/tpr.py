@@ -143,6 +143,12 @@ def _random(profile: TprProfile, vcpu: int, kind: int) -> np.random.Generator:
     return np.random.default_rng([profile.seed, kind, vcpu] if vcpu else [profile.seed, kind])
 
 
+def _times(start: float, gaps: np.ndarray) -> np.ndarray:
+    """When events come that lie so far apart; of rates near 0 beyond all numbers, which is never."""
+    with np.errstate(over="ignore"):
+        return start + np.cumsum(gaps)
+
+
 def _tpr_events(profile: TprProfile, vcpu: int) -> Iterator[Events]:
     """Raises and lowers, in order: (accesses before the event, operation, addr)."""
     chance = _random(profile, vcpu, 0)
@@ -153,7 +159,7 @@ def _tpr_events(profile: TprProfile, vcpu: int) -> Iterator[Events]:
     whole, share = divmod(profile.reads, 1)
     while True:
         steps = np.stack([chance.exponential(gap, BLOCK), chance.exponential(max(profile.held, 1), BLOCK)], axis=1)
-        at = start + np.cumsum(steps.ravel())
+        at = _times(start, steps.ravel())
         start = float(at[-1])
         raised, lowered = at[0::2], at[1::2]
         sites = chance.integers(0, profile.sites, BLOCK).astype(np.uint64) << site
@@ -172,7 +178,7 @@ def _interrupts(profile: TprProfile, vcpu: int) -> Iterator[Events]:
     chance = _random(profile, vcpu, 1)
     start = 0.0
     while True:
-        at = start + np.cumsum(chance.exponential(MILLION / profile.interrupts, BLOCK))
+        at = _times(start, chance.exponential(MILLION / profile.interrupts, BLOCK))
         start = float(at[-1])
         yield at, np.full(BLOCK, Op.DEVICE_INTERRUPT, np.uint8), _weighted(chance, profile.vectors, BLOCK)
 
@@ -180,7 +186,7 @@ def _interrupts(profile: TprProfile, vcpu: int) -> Iterator[Events]:
 def _ipis(profile: TprProfile, vcpu: int, vcpus: int) -> Iterator[Events]:
     chance, start = _random(profile, vcpu, 2), 0.0
     while True:
-        at = start + np.cumsum(chance.exponential(MILLION / profile.ipis, BLOCK))
+        at = _times(start, chance.exponential(MILLION / profile.ipis, BLOCK))
         start = float(at[-1])
         icr = _weighted(chance, profile.ipi_vectors, BLOCK)
         if vcpus == 1:
