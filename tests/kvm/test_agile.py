@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from fastmmu.machine.agile_policy import AgilePolicy, agile_policy
 from fastmmu.reference import SparseMemory, State
 from fastmmu.reference.kvm import AgileKvm, Rules, Slot
 from tests.agreement.specified import policy_of
-from tests.support.guest_layouts import Regime, start
+from tests.support.guest_layouts import Mode, Regime, start
 from tests.support.host_programs import SLOTS, Runner, Step, regimes, steps
 
 AGILE = Config(memory="64M", mmu="agile", kvm="6.1", vpid=True, exit_log=10_000, walk_caches=False)
@@ -271,6 +272,29 @@ def test_a_table_that_is_written_stays() -> None:
         machine.store(window(OTHER + 8 * (index % 50 + 1)), DATA | ALL)
     assert machine.vmm.nested_tables() == [(OTHER >> 12, 1)]
     assert machine.counters()["agile_to_shadow"] == 0
+
+
+def test_tables_that_lead_to_one_another_512_times_are_looked_at_once() -> None:
+    """Of five levels, 512 entries each: there are 69 billion ways down, and five tables."""
+    machine = Machine(
+        AGILE.replace(agile="writes=1 interval=10", tlb="strict", walk_caches=True),
+        guest_kernel=False,
+        state=GuestState(**Regime(mode=Mode.LEVEL5).registers(0)),
+    )
+    words = machine.guest_memory.u64
+    for level in range(5):  # 0 to 4: each table leads to the next, the last to its own page
+        words[512 * level : 512 * (level + 1)] = min(level + 1, 4) << 12 | ALL
+    for level, frame in enumerate((8, 9, 10, 11)):  # and a way that is walked: linear 1 << 48, page n is frame n
+        words[1 if not level else 512 * (7 + level)] = frame << 12 | ALL
+    words[512 * 11 : 512 * 12] = np.arange(512, dtype=np.uint64) << np.uint64(12) | np.uint64(ALL)
+    machine.access(1 << 48)
+    machine.store((1 << 48) + 8 * 511, 1 << 12 | ALL)
+    assert machine.vmm.nested_tables() == [(0, 5)]
+    for _ in range(60):
+        machine.tlb.reset()
+        machine.access(1 << 48)
+    assert (0, 5) not in machine.vmm.nested_tables()
+    assert machine.counters()["agile_to_shadow"] >= 1
 
 
 @pytest.mark.parametrize("omitted", [[], ["tables"]], ids=["all", "none"])

@@ -28,6 +28,7 @@ cdef struct AgileMmu:
     uint64_t now                # number of the interval, from 1 on
     uint64_t *wrote             # [host frame] of an emulated write to the table there: interval << 8 | how many in it
     uint8_t *known              # [host frame] it was the guest's root before
+    uint64_t *looked            # [host frame] tables below it, as one of level L, were looked at: interval << 8 | bit L
     NestedTable *table
     uint32_t n, room
 

@@ -37,7 +37,8 @@ cdef int agile_init(AgileMmu *a, Mmu *shadow, bint ad, hpa_t pool, hpa_t pool_en
     a.wrote = <uint64_t *> zeroed(shadow.slots.frames + 1, sizeof(uint64_t))
     a.known = <uint8_t *> zeroed(shadow.slots.frames + 1, 1)
     shadow.nested = <uint32_t *> zeroed(shadow.slots.frames + 1, sizeof(uint32_t))
-    if a.wrote == NULL or a.known == NULL or shadow.nested == NULL:
+    a.looked = <uint64_t *> zeroed(shadow.slots.frames + 1, sizeof(uint64_t))
+    if a.wrote == NULL or a.known == NULL or a.looked == NULL or shadow.nested == NULL:
         return -1
     a.now = 1
     ept.beside = shadow
@@ -51,6 +52,7 @@ cdef void agile_free(AgileMmu *a, Mmu *shadow) noexcept nogil:
     mmu_free(&a.ept)
     zeroed_free(a.wrote)
     zeroed_free(a.known)
+    zeroed_free(a.looked)
     zeroed_free(shadow.nested)
     shadow.nested = NULL
     free(a.table)
@@ -236,14 +238,19 @@ cdef inline bint leads_down(const Paging *guest, uint64_t gpte, int level) noexc
 
 
 cdef void keep_below(AgileMmu *a, Mmu *mmu, const Paging *guest, gfn_t gfn, int level, uint64_t since) noexcept nogil:
-    # of a table that goes back: those below it that were written stay in nested mode, each for itself
+    # of a table that goes back: those below it that were written stay in nested mode, each for itself. A second look in
+    # an interval finds none; a guest's tables may lead to one another 512 times at each level
     cdef Sp table
     cdef uint64_t index, gpte = 0
+    cdef uint64_t *looked = &a.looked[frame_of(mmu, gfn)]
     cdef gfn_t child
+    if looked[0] >> 8 != a.now:
+        looked[0] = a.now << 8
+    if level < 2 or looked[0] >> level & 1:
+        return
+    looked[0] |= <uint64_t> 1 << level
     memset(&table, 0, sizeof(Sp))
     table.gfn = gfn
-    if level < 2:
-        return
     for index in range(512):
         if not guest_entry(mmu, &table, index, &gpte):
             return

@@ -49,6 +49,7 @@ class Switching:
         self.nested = vm.tables.nested
         self.now = 1
         self.wrote_in: dict[int, tuple[int, int]] = {}  # gfn -> interval, writes in it
+        self.looked: set[tuple[int, int]] = set()  # gfn, level: tables below were looked at as this interval began
         self.known: set[int] = set()
 
     # ---- to nested mode -----------------------------------------------------------------------------------------
@@ -130,7 +131,10 @@ class Switching:
         return not guest.is_leaf(self.vm.state, gpte, level) and self.vm.slot_of(gpte >> 12 & (1 << 40) - 1) is not None
 
     def keep_below(self, gfn: int, level: int) -> None:
-        """Of a table that goes back: those below it that were written stay."""
+        """Of a table that goes back: those below it that were written stay. A second look finds none."""
+        if (gfn, level) in self.looked:
+            return
+        self.looked.add((gfn, level))
         for child in self.children(gfn, level):
             if child in self.nested:
                 continue
@@ -142,7 +146,7 @@ class Switching:
 
     def ends(self, now: int, root: int) -> None:
         """An interval has ended; root: of the guest."""
-        self.now = now
+        self.now, self.looked = now, set()
         if self.rules.back == "never" or not self.nested:
             return
         pages = self.vm.tables.pages.values()
