@@ -54,9 +54,7 @@ def _checked(function: Callable[P, R], judged: Collection[str]) -> Callable[P, R
     @functools.wraps(function)
     def call(*args: P.args, **named: P.kwargs) -> R:
         if not hints:
-            hints.update(_hints(function))
-            for name in judged:
-                hints[name] = Any
+            hints.update({**_hints(function), **dict.fromkeys(judged, Any)})  # at once: another thread may look
         taken: list[Any] = [
             _taken(name, value, hints.get(name, Any)) for name, value in zip(places, args, strict=False)
         ]
