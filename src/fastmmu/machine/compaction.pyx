@@ -30,26 +30,44 @@ cdef struct Targets:            # free frames for the pages of a block
 
 # ---- who has a page ---------------------------------------------------------------------------------------
 
+cdef bint last_entry(const GuestKernel *k, uint32_t process, uint64_t la, uint64_t *at, uint64_t *entry,
+                     int *level) noexcept nogil:
+    # where a process's way to la ends: the first entry that is absent, or maps a page. The kernel has a reverse map,
+    # and reads nothing to find it
+    cdef uint64_t table = k.root[process]
+    level[0] = 4
+    while table:
+        at[0] = table + ((la >> (9 * level[0] + 3) & 511) << 3)
+        entry[0] = mem_read64(&k.guest, at[0])
+        if level[0] == 1 or not entry[0] & P or (level[0] == 2 and entry[0] & PS):
+            return True
+        table = entry[0] & FRAME
+        level[0] -= 1
+        if not own(k, table, 4096):
+            return False
+    return False
+
+
 cdef bint entry_of(const GuestKernel *k, uint32_t process, uint64_t la, uint64_t frame, uint64_t *at,
                    bint *large) noexcept nogil:
-    # The entry by which a process has the 4 KB at this address of guest memory, if it does (rmap_walk: all that share a
-    # page have it at one linear address). The kernel has a reverse map, and reads nothing to find them
-    cdef uint64_t table = k.root[process], entry = 0
-    cdef int level
-    if not table:
+    # the entry by which a process has the 4 KB at this address of guest memory, if it does (rmap_walk: all that share a
+    # page have it at one linear address)
+    cdef uint64_t entry = 0
+    cdef int level = 0
+    if not last_entry(k, process, la, at, &entry, &level) or not entry & P:
         return False
-    for level in range(4, 0, -1):
-        at[0] = table + ((la >> (9 * level + 3) & 511) << 3)
-        entry = mem_read64(&k.guest, at[0])
-        if not entry & P:
-            return False
-        large[0] = level == 2 and entry & PS
-        if large[0]:
-            return (entry & FRAME & ~<uint64_t> 0x1FFFFF) + (la & 0x1FF000) == frame
-        table = entry & FRAME
-        if level > 1 and not own(k, table, 4096):
-            return False
-    return table == frame
+    large[0] = level == 2
+    if large[0]:
+        return (entry & FRAME & ~<uint64_t> 0x1FFFFF) + (la & 0x1FF000) == frame
+    return entry & FRAME == frame
+
+
+cdef bint waits(const GuestKernel *k, uint32_t process, uint64_t la, uint64_t frame, uint64_t *at) noexcept nogil:
+    # whether the process has a migration entry for the page
+    cdef uint64_t entry = 0
+    cdef int level = 0
+    return (last_entry(k, process, la, at, &entry, &level) and level == 1 and not entry & P
+            and entry & FRAME == frame)
 
 
 cdef bint movable(const GuestKernel *k, uint64_t frame) noexcept nogil:
@@ -128,25 +146,6 @@ cdef int migrate(GuestKernel *k, uint64_t frame, uint64_t to) noexcept nogil:
     buddy_give(&f.buddy, frame, 0)
     k.c.pgmigrate_success += 1
     return DONE_OK
-
-
-cdef bint waits(const GuestKernel *k, uint32_t process, uint64_t la, uint64_t frame, uint64_t *at) noexcept nogil:
-    # whether the process has a migration entry for the page
-    cdef uint64_t table = k.root[process], entry = 0
-    cdef int level
-    if not table:
-        return False
-    for level in range(4, 0, -1):
-        at[0] = table + ((la >> (9 * level + 3) & 511) << 3)
-        entry = mem_read64(&k.guest, at[0])
-        if level == 1:
-            return not entry & P and entry & FRAME == frame
-        if not entry & P or (level == 2 and entry & PS):
-            return False
-        table = entry & FRAME
-        if not own(k, table, 4096):
-            return False
-    return False
 
 
 cdef int compact_zone(GuestKernel *k, bint *made) noexcept nogil:

@@ -36,7 +36,7 @@ from fastmmu.machine.placed cimport placed_frame, placed_free, placed_put
 from fastmmu.machine.shootdown cimport (
     shoot_down, shoot_flush, shoot_free, shoot_leave, shoot_loaded, shoot_new_cpu, shoot_serve,
 )
-from fastmmu.machine.thp cimport thp_block, thp_collapse, thp_free, thp_inherit, thp_suits
+from fastmmu.machine.thp cimport thp_block, thp_collapse, thp_free, thp_inherit, thp_suits, thp_table
 from fastmmu.paging.memory cimport mem_read64
 
 cdef uint64_t USER_TABLE = P | RW | US | A | D
@@ -251,23 +251,15 @@ cdef int next_table(GuestKernel *k, uint64_t at, uint64_t *table) noexcept nogil
 
 cdef int kernel_collapse(GuestKernel *k, uint64_t la) noexcept nogil:
     # the pages of a table become one of 2 MB now (khugepaged); nothing happens where that cannot be
-    cdef uint64_t table = k.root[k.current[0]], at = 0, entry = 0
+    cdef uint64_t table = 0, at = 0
     cdef bint none
-    cdef int level
     if la >> 47:
         return vcpu_abort(k.v, ABORT_ADDRESS, la)
     if k.placed.n:
         return DONE_OK
-    for level in range(4, 1, -1):
-        at = table + ((la >> (9 * level + 3) & 511) << 3)
-        if kernel_read(k, at, &entry):
-            return DONE_ABORT
-        if not entry & P or (level == 2 and entry & PS):
-            return DONE_OK
-        table = entry & FRAME
-        if not own(k, table, 4096):
-            return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
-    return thp_collapse(k, k.current[0], la, at, table, &none) if k.count[table >> 12] else <int> DONE_OK
+    if thp_table(k, k.current[0], la, &at, &table):
+        return DONE_ABORT
+    return thp_collapse(k, k.current[0], la, at, table, &none) if table and k.count[table >> 12] else <int> DONE_OK
 
 
 cdef int kernel_page_fault(GuestKernel *k, uint64_t la, uint32_t error_code) noexcept nogil:

@@ -12,9 +12,11 @@ cdef int thp_inherit(GuestKernel *k, uint32_t process, uint32_t child) noexcept 
 cdef bint thp_suits(GuestKernel *k, uint32_t process, uint64_t la) noexcept nogil  # by the policy, whoever asks
 # A block for the page at la, made by compaction where that is waited for; NO_FRAME. touch: at a first one
 cdef int thp_block(GuestKernel *k, uint32_t process, uint64_t la, bint touch, uint64_t *frame) noexcept nogil
+# The page table of the 2 MB at la, as the kernel reads its way to it, and the entry that leads there; 0: there is none
+cdef int thp_table(GuestKernel *k, uint32_t process, uint64_t la, uint64_t *at, uint64_t *table) noexcept nogil
 cdef int thp_split(GuestKernel *k, uint64_t la, uint64_t at, uint64_t entry) noexcept nogil
 # The pages of the page table pt, to which the entry `at` points, become one of 2 MB, if they all can be written and a
-# block is free. none: a block was free, or was not needed
+# block is free. none: none was
 cdef int thp_collapse(GuestKernel *k, uint32_t process, uint64_t la, uint64_t at, uint64_t pt,
                       bint *none) noexcept nogil
 cdef int thp_scan(GuestKernel *k) noexcept nogil       # khugepaged, when it is its time

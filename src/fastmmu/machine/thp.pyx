@@ -156,6 +156,23 @@ cdef int thp_split(GuestKernel *k, uint64_t la, uint64_t at, uint64_t entry) noe
     return kernel_write(k, at, pt | P | RW | US | A | D)
 
 
+cdef int thp_table(GuestKernel *k, uint32_t process, uint64_t la, uint64_t *at, uint64_t *table) noexcept nogil:
+    cdef uint64_t way = k.root[process], entry = 0
+    cdef int level
+    table[0] = 0
+    for level in range(4, 1, -1):
+        at[0] = way + ((la >> (9 * level + 3) & 511) << 3)
+        if kernel_read(k, at[0], &entry):
+            return DONE_ABORT
+        if not entry & P or (level == 2 and entry & PS):
+            return DONE_OK
+        way = entry & FRAME
+        if not own(k, way, 4096):
+            return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
+    table[0] = way
+    return DONE_OK
+
+
 cdef bint all_writable(GuestKernel *k, uint64_t pt) noexcept nogil:
     # as a look that takes no access of its own: entries are read again where it is so
     cdef uint64_t entry
@@ -226,18 +243,12 @@ cdef uint32_t next_process(const GuestKernel *k, uint32_t process) noexcept nogi
 
 cdef int scan_area(GuestKernel *k, uint32_t process, uint64_t la, bint *none) noexcept nogil:
     # khugepaged_scan_pmd. It asks for a page that was referenced, too: each has been, as nobody here takes A flags away
-    cdef uint64_t table = k.root[process], at = 0, entry = 0
+    cdef uint64_t table = 0, at = 0, entry = 0
     cdef uint32_t missing = 0, i
-    cdef int level
-    for level in range(4, 1, -1):
-        at = table + ((la >> (9 * level + 3) & 511) << 3)
-        if kernel_read(k, at, &entry):
-            return DONE_ABORT
-        if not entry & P or (level == 2 and entry & PS):
-            return DONE_OK
-        table = entry & FRAME
-        if not own(k, table, 4096):
-            return vcpu_abort(k.v, ABORT_GUEST_FAULT, la)
+    if thp_table(k, process, la, &at, &table):
+        return DONE_ABORT
+    if not table:
+        return DONE_OK
     for i in range(512):
         if kernel_read(k, table + 8 * i, &entry):
             return DONE_ABORT

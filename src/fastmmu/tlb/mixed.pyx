@@ -292,20 +292,17 @@ cdef void dropped(Extension *e, Extensions *x, uint64_t la, const Which *q) noex
 cdef void *block(Extension *e, uint32_t i, uint64_t *nbytes) noexcept nogil:
     # Mixed. Of the new one: kind sets ways log
     cdef Mixed *m = <Mixed *> e.self
-    if i == 0:
-        nbytes[0] = sizeof(m.clock)
-        return &m.clock
-    if i == 1:
-        nbytes[0] = sizeof(m.filled)
-        return <void *> m.filled
-    if i == 2:
-        nbytes[0] = sizeof(m.pieces)
-        return &m.pieces
-    if i == 3:
-        nbytes[0] = sizeof(m.guess)
-        return <void *> m.guess
-    nbytes[0] = <uint64_t> m.sets * m.ways * sizeof(MixedEntry)
-    return m.entry if i == 4 else NULL
+    cdef void *part[5]
+    cdef uint64_t size[5]
+    part[0], size[0] = &m.clock, sizeof(m.clock)
+    part[1], size[1] = <void *> m.filled, sizeof(m.filled)
+    part[2], size[2] = &m.pieces, sizeof(m.pieces)
+    part[3], size[3] = <void *> m.guess, sizeof(m.guess)
+    part[4], size[4] = m.entry, <uint64_t> m.sets * m.ways * sizeof(MixedEntry)
+    if i > 4:
+        return NULL
+    nbytes[0] = size[i]
+    return part[i]
 
 
 cdef bint sound(const Extension *e, const Extensions *x) noexcept nogil:

@@ -354,32 +354,21 @@ cdef void dropped(Extension *e, Extensions *x, uint64_t la, const Which *q) noex
 cdef void *block(Extension *e, uint32_t i, uint64_t *nbytes) noexcept nogil:
     # Prefetches. Of the new one: kind entries
     cdef Prefetches *p = <Prefetches *> e.self
-    if i == 0:
-        nbytes[0] = sizeof(p.clock)
-        return &p.clock
-    if i == 1:
-        nbytes[0] = sizeof(p.buffer)
-        return <void *> p.buffer
-    if i == 2:
-        nbytes[0] = sizeof(p.any)
-        return &p.any
-    if i == 3:
-        nbytes[0] = sizeof(p.second)
-        return &p.second
-    if i == 4:
-        nbytes[0] = sizeof(p.last)
-        return &p.last
-    if i == 5:
-        nbytes[0] = sizeof(p.distance)
-        return &p.distance
-    if i == 6:
-        nbytes[0] = sizeof(p.row)
-        return <void *> p.row
-    if i == 7:
-        nbytes[0] = sizeof(p.code)
-        return <void *> p.code
-    nbytes[0] = sizeof(Stack)
-    return p.stack if i == 8 else NULL
+    cdef void *part[9]
+    cdef uint64_t size[9]
+    part[0], size[0] = &p.clock, sizeof(p.clock)
+    part[1], size[1] = <void *> p.buffer, sizeof(p.buffer)
+    part[2], size[2] = &p.any, sizeof(p.any)
+    part[3], size[3] = &p.second, sizeof(p.second)
+    part[4], size[4] = &p.last, sizeof(p.last)
+    part[5], size[5] = &p.distance, sizeof(p.distance)
+    part[6], size[6] = <void *> p.row, sizeof(p.row)
+    part[7], size[7] = <void *> p.code, sizeof(p.code)
+    part[8], size[8] = p.stack, sizeof(Stack)
+    if i > 8:
+        return NULL
+    nbytes[0] = size[i]
+    return part[i]
 
 
 cdef bint sound(const Extension *e, const Extensions *x) noexcept nogil:
