@@ -55,6 +55,7 @@ def distinct(*names: str) -> Callable[[list[dict[str, str]]], int]:
 COMMANDS = {
     "compare": Command(f"compare {{a}} {{b}} {FILES}", each, 3),
     "run": Command(f"run {{a}} {{b}} --mmu shadow {FILES}", each),
+    "run --contiguity": Command("run {a} {b} --contiguity --csv {out}/r.csv"),
     "run --exits": Command(
         f"run {{a}} {{b}} --mmu shadow {FILES} --exits {{out}}/r.exits.csv --plot {{out}}/r.svg", each
     ),

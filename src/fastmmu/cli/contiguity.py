@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmu.cli import options as shared
 from fastmmu.cli import terminal
+from fastmmu.cli.progress import progress
 from fastmmu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,8 +45,12 @@ def show_contiguity(options: argparse.Namespace, config: Config) -> int:
     found = {}
     for trace in shared.traces(options):
         simulation = Simulation(config, costs=shared.cost_model(options))
-        for batch in trace.batches():
-            simulation.feed(batch)
+        events = 0
+        with progress(quiet=options.quiet) as report:
+            for batch in trace.batches():
+                simulation.feed(batch)
+                events += len(batch)
+                report(trace.name, events / trace.total if trace.total else trace.progress(), events)
         found[trace.name] = program_runs(simulation.machine)
         if not shared.to_stdout(options):
             result = simulation.result(trace=trace.name, path=trace.path or "")
