@@ -5,9 +5,9 @@
 
 In each group of `every` intervals one is drawn. What lies between two of them is run in full for the last `warm_up`
 accesses; before that, accesses that touch no page in a new way are left out (machine/touches.pyx), so that page tables,
-dirty flags and everything that the VMM keeps are those of the whole run, and what TLB and data caches hold is old: the
-latter see what is run, no more. Without
-`warm_up` nothing is left out: machine and counters are those of the whole run, and the error is that of the sample.
+dirty flags and everything that the VMM keeps are those of the whole run, and what TLB and data caches hold is old:
+caches see what is run, no more. Without `warm_up` nothing is left out: machine and counters are those of the whole run,
+and the error is that of the sample.
 """
 
 from __future__ import annotations
